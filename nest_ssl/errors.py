@@ -1,0 +1,73 @@
+"""A user's mistake, told in one line: what went wrong, where, and what to do.
+
+Every command ends through `run_command`, so bad input never shows a traceback. Exit codes are the project's contract:
+0 done (or identical/equivalent), 1 diverged, 2 inconclusive, 3 bad usage or damaged input, 4 the contract differs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_OK = 0
+EXIT_DIVERGED = 1
+EXIT_INCONCLUSIVE = 2
+EXIT_BAD_INPUT = 3
+EXIT_CONTRACT_DIFFERS = 4
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Something the user can mend.
+
+    Args:
+        what: what is wrong, e.g. ``"no such manifest"``.
+        where: the file, line, key or option it is wrong in.
+        fix: what to do about it.
+    """
+
+    def __init__(self, what: str, where: str, fix: str) -> None:
+        super().__init__(what, where, fix)
+        self.what, self.where, self.fix = what, where, fix
+
+    def __str__(self) -> str:
+        line = f"{self.what}: {self.where}. {self.fix}"
+        return " ".join(line.split())
+
+
+def from_os_error(error: OSError, where: str) -> UserError:
+    """The one-line form of what an operating system refuses when we write or read."""
+    fixes = {
+        errno.ENOSPC: ("no space left on the disk", "Free some space or choose another output_dir."),
+        errno.EDQUOT: ("disk quota exceeded", "Free some space or choose another output_dir."),
+        errno.EACCES: ("permission denied", "Choose a folder you may write to, or change its permissions."),
+        errno.EPERM: ("permission denied", "Choose a folder you may write to, or change its permissions."),
+        errno.EROFS: ("read-only file system", "Choose an output_dir on a writable disk."),
+        errno.ENOENT: ("no such file or folder", "Check the path."),
+    }
+    what, fix = fixes.get(error.errno or 0, (error.strerror or str(error), "Check the path and the disk."))
+    return UserError(what, where, fix)
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and end the process with its exit code; mistakes become one line on stderr."""
+    try:
+        code = main() or EXIT_OK
+    except UserError as error:
+        code = _tell(error)
+    except OSError as error:
+        code = _tell(from_os_error(error, str(error.filename or "input or output")))
+    except KeyboardInterrupt:
+        print("interrupted; nothing already written was lost", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _tell(error: UserError) -> int:
+    if os.environ.get("NEST_SSL_TRACEBACK"):  # for us, when an error message itself has to be hunted
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return EXIT_BAD_INPUT

@@ -1,0 +1,25 @@
+"""The names of a recording's files, in one place: people's scripts read them, so they are a contract."""
+
+from __future__ import annotations
+
+SCHEMA = "nest-ssl-recording/1"
+
+INDEX = "recording.json"
+CONFIG = "config.yaml"
+STRUCTURE = "model_structure.pkl"
+INITIAL_WEIGHTS = "initial_weights/parameter_weights.pt"
+
+BATCH = "batch.pt"
+FORWARD_OUTPUT = "forward_output.pt"
+LOSS = "loss.pt"
+GRADIENTS = "parameter_gradients.pt"
+WEIGHTS = "parameter_weights.pt"
+CALLS = "layer_outputs.pkl"
+OPTIMIZER = "optimizer_state.pt"
+RNG = "rng.json"
+
+
+def step_folder(step: int, rank: int = 0, world_size: int = 1) -> str:
+    """`step_0`, or `rank_1/step_0` where several processes train."""
+    folder = f"step_{step}"
+    return folder if world_size == 1 else f"rank_{rank}/{folder}"
