@@ -1,0 +1,246 @@
+"""Noise and other speakers mixed into a batch, at a drawn loudness, place and length.
+
+Every number comes from Python's global `random`, by the calls that NeMo makes in the order in which it makes them.
+Energies and gains are float32 tensors, computed by NeMo's expressions: a Python float in their place would change the
+last bit.
+
+Source of the behaviour: NeMo 3.0.0 `nemo.collections.asr.modules.ssl_modules.augmentation`; the recipe is the NEST
+paper's (arXiv:2408.13106).
+
+Legend: B utterances, T samples, S samples of a segment.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nest_ssl.data.batch import AudioNoiseBatch, fit
+from nest_ssl.errors import UserError
+
+
+@dataclass
+class SpeakerNoiseAugmentation:
+    """Mixes one stretch of noise or of one other utterance into each utterance chosen.
+
+    Args:
+        prob: of augmenting an utterance.
+        noise_ratio: of noise; otherwise another utterance of the batch (always noise in a batch of one).
+        min_r_speech, max_r_speech: energy of the utterance over that of another speaker, dB.
+        min_r_noise, max_r_noise: the same over noise, dB.
+        min_mix_rate, max_mix_rate: length of the stretch, a part of the utterance's.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    prob: float = 0.0
+    noise_ratio: float = 0.0
+    min_r_speech: float = -5.0
+    max_r_speech: float = 5.0
+    min_r_noise: float = -5.0
+    max_r_noise: float = 20.0
+    min_mix_rate: float = 0.0
+    max_mix_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("prob", "noise_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise _bad(name, f"{getattr(self, name)} is not between 0 and 1")
+        for low, high in (("min_r_speech", "max_r_speech"), ("min_r_noise", "max_r_noise")):
+            if not getattr(self, low) <= getattr(self, high):
+                raise _bad(low, f"{getattr(self, low)} is above {high} {getattr(self, high)}")
+        if not 0 <= self.min_mix_rate <= self.max_mix_rate <= 1:
+            raise _bad("min_mix_rate", "0 <= min_mix_rate <= max_mix_rate <= 1 does not hold")
+
+    def __call__(self, batch: AudioNoiseBatch) -> AudioNoiseBatch:
+        """Augments in place: `noise` and `noise_len` change, the noisy fields are set."""
+        assert batch.audio is not None
+        assert batch.noise is not None
+        for i in range(batch.audio.size(0)):
+            if not random.random() > self.prob:
+                self.augment(batch, i)
+        batch.noisy_audio = batch.audio + batch.noise
+        batch.noisy_audio_len = batch.noise_len
+        return batch
+
+    def augment(self, batch: AudioNoiseBatch, i: int) -> None:
+        """Put into `noise[i]` what is to be added to utterance `i`."""
+        audio_BT, noise_BT, audio_len_B, noise_len_B = batch.audio, batch.noise, batch.audio_len, batch.noise_len
+        mix_len = self._draw_mix_len(audio_len_B[i])
+        room = int(audio_len_B[i]) - mix_len - 1
+        if room < 0:
+            raise _bad("max_mix_rate", "a stretch as long as the utterance leaves no place to draw")
+        mix_start = random.randint(0, room)
+        mode, ratio_db = self.draw_mode(audio_BT.size(0))
+        if mode == "speech":
+            other = random.choice([x for x in range(audio_BT.size(0)) if x != i])
+            noise_BT[i] = audio_BT[other]
+            noise_len_B[i] = audio_len_B[other]
+        start = 0
+        if noise_len_B[i] <= mix_len:
+            noise_BT[i] = fit(repeat(noise_BT[i], int(noise_len_B[i]), mix_len), noise_BT.size(1))
+            noise_len_B[i] = mix_len
+        else:
+            start = random.randint(0, int(noise_len_B[i]) - mix_len - 1)
+        energy = _mean_energy(noise_BT[i], noise_len_B[i]) if noise_len_B[i] > 0 else 0
+        scale = _gain(_mean_energy(audio_BT[i], audio_len_B[i]), energy, ratio_db)
+        mixed_T = torch.zeros_like(audio_BT[i])
+        mixed_T[mix_start : mix_start + mix_len] = scale * noise_BT[i, start : start + mix_len]
+        noise_BT[i] = mixed_T
+        noise_len_B[i] = audio_len_B[i]
+
+    def draw_mode(self, batch_size: int) -> tuple[str, float]:
+        """Noise or speech, and the energy ratio in dB."""
+        if random.random() < self.noise_ratio or batch_size == 1:
+            return "noise", random.uniform(self.min_r_noise, self.max_r_noise)
+        return "speech", random.uniform(self.min_r_speech, self.max_r_speech)
+
+    def _draw_mix_len(self, audio_len: Tensor) -> int:
+        shortest = int(audio_len * self.min_mix_rate)
+        if self.min_mix_rate == self.max_mix_rate:
+            return max(1, shortest)
+        longest = int(audio_len * self.max_mix_rate) - 1
+        if longest < shortest:
+            raise _bad("max_mix_rate", f"too near to min_mix_rate for {int(audio_len)} samples")
+        return random.randint(shortest, longest)
+
+
+@dataclass
+class MultiSpeakerNoiseAugmentation(SpeakerNoiseAugmentation):
+    """Mixes several segments, of noise or of other speakers, at drawn places (the NEST recipe's, with one segment).
+
+    Args:
+        min_num_segments, max_num_segments: how many pieces the stretch is cut into.
+        min_num_speakers, max_num_speakers: how many other utterances they come from.
+    """
+
+    min_num_segments: int = 1
+    max_num_segments: int = 5
+    min_num_speakers: int = 1
+    max_num_speakers: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prob > 0 and not 1 <= self.min_num_segments <= self.max_num_segments:
+            raise _bad("min_num_segments", "1 <= min_num_segments <= max_num_segments does not hold")
+        if self.prob > 0 and not 0 <= self.min_num_speakers <= self.max_num_speakers:
+            raise _bad("min_num_speakers", "0 <= min_num_speakers <= max_num_speakers does not hold")
+
+    def augment(self, batch: AudioNoiseBatch, i: int) -> None:
+        """Put into `noise[i]` what is to be added to utterance `i`."""
+        audio_BT, noise_BT, audio_len_B, noise_len_B = batch.audio, batch.noise, batch.audio_len, batch.noise_len
+        mix_rate = self.min_mix_rate
+        if self.min_mix_rate < self.max_mix_rate:
+            mix_rate = random.uniform(self.min_mix_rate, self.max_mix_rate)
+        mix_len = max(1, int(audio_len_B[i] * mix_rate))
+        num_segments = random.randint(self.min_num_segments, self.max_num_segments)
+        num_speakers = min(random.randint(self.min_num_speakers, self.max_num_speakers), audio_BT.size(0))
+        # Each sample of the stretch votes for a segment: one draw a sample, also when there is one segment only.
+        lengths = list(Counter(random.choices(range(num_segments), k=mix_len)).values())
+        mode, ratio_db = self.draw_mode(audio_BT.size(0))
+        if mode == "noise":
+            segments = _noise_segments(noise_BT[i], int(noise_len_B[i]), lengths)
+        else:
+            segments = _speech_segments(batch, i, lengths, num_speakers)
+        mixed_T = _place(segments, torch.zeros_like(audio_BT[i]), int(audio_len_B[i]) - mix_len)
+        audio_energy = _mean_energy(audio_BT[i], audio_len_B[i])
+        noise_energy = _mean_energy(mixed_T, audio_len_B[i])
+        noise_BT[i] = _gain(audio_energy, noise_energy, ratio_db) * mixed_T
+        noise_len_B[i] = audio_len_B[i]
+
+
+def repeat(signal_T: Tensor, length: int, wanted: int) -> Tensor:
+    """The first `length` samples over and over, `wanted` in all at most."""
+    if length == 0 < wanted:
+        raise UserError("a noise clip without samples", "noise_manifest", "Correct its offset or duration, or drop it.")
+    signal_T = signal_T[:length]
+    return (signal_T.repeat(wanted // length + 1) if length < wanted else signal_T)[:wanted]
+
+
+def _noise_segments(noise_T: Tensor, length: int, lengths: list[int]) -> list[Tensor]:
+    """Consecutive pieces of the noise clip, repeated as often as it takes."""
+    filled_T = repeat(noise_T, length, noise_T.size(0))
+    return list(filled_T[: sum(lengths)].split(lengths))
+
+
+def _speech_segments(batch: AudioNoiseBatch, i: int, lengths: list[int], num_speakers: int) -> list[Tensor]:
+    """Pieces of other utterances, the speakers in turn; once all have spoken, each next one is drawn."""
+    audio_BT, audio_len_B = batch.audio, batch.audio_len
+    others = [x for x in range(audio_BT.size(0)) if x != i]
+    speakers = random.sample(others, k=min(num_speakers, len(others)))
+    if not speakers:
+        raise _bad("min_num_speakers", "another speaker is to be mixed in and none may be drawn")
+    turn, segments = 0, []
+    for length in lengths:
+        speaker = speakers[turn]
+        spoken = int(audio_len_B[speaker])
+        if length > spoken:
+            segments.append(repeat(audio_BT[speaker], spoken, length))
+        else:
+            start = random.randint(0, spoken - length - 1) if spoken > length else 0
+            segments.append(audio_BT[speaker][start : start + length])
+        turn += 1
+        if turn >= len(speakers):
+            turn = random.randint(0, len(speakers) - 1)
+    return segments
+
+
+def _place(segments: list[Tensor], into_T: Tensor, room: int) -> Tensor:
+    """Lay the segments one after another with drawn gaps, `room` samples of gaps in all at most."""
+    earliest, latest = 0, room
+    for segment_S in segments:
+        start = random.randint(earliest, latest - 1) if earliest < latest else earliest
+        into_T[start : start + len(segment_S)] = segment_S
+        earliest = start + len(segment_S)
+        latest += len(segment_S)
+    return into_T
+
+
+def _mean_energy(signal_T: Tensor, length: Tensor) -> Tensor:
+    return torch.sum(signal_T[:length] ** 2) / length
+
+
+def _gain(audio_energy: Tensor, noise_energy: Tensor | int, ratio_db: float) -> float:
+    return math.sqrt(audio_energy / (10 ** (ratio_db / 10) * noise_energy)) if noise_energy > 0 else 0
+
+
+# --- from the config --------------------------------------------------------------------------------------------------
+
+_MODULES = ("nemo.collections.asr.modules.ssl_modules", "nemo.collections.asr.modules.ssl_modules.augmentation")
+TARGETS = {
+    f"{module}.{kind.__name__}": kind
+    for kind in (SpeakerNoiseAugmentation, MultiSpeakerNoiseAugmentation)
+    for module in (*_MODULES, __name__)
+}
+
+
+def build_augmentor(config: Mapping[str, Any]) -> SpeakerNoiseAugmentation:
+    """The augmentor that a `batch_augmentor` section describes.
+
+    Raises:
+        UserError: an unknown `_target_`, argument or value.
+    """
+    target = config.get("_target_")
+    if target not in TARGETS:
+        fix = f"Use {_MODULES[0]}.MultiSpeakerNoiseAugmentation, or drop the section."
+        raise UserError("no such batch augmentor", f"batch_augmentor._target_={target}", fix)
+    arguments = {key: value for key, value in config.items() if key != "_target_"}
+    kind = TARGETS[target]
+    for key, value in arguments.items():
+        if key not in kind.__dataclass_fields__:
+            raise _bad(key, f"{kind.__name__} has no such argument")
+        if not isinstance(value, (int, float)):
+            raise _bad(key, f"{value!r} is not a number")
+    return kind(**arguments)
+
+
+def _bad(key: str, why: str) -> UserError:
+    return UserError(why, f"batch_augmentor.{key}", "Correct the value.")

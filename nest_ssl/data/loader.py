@@ -1,0 +1,100 @@
+"""A data section of the config -> a DataLoader that gives NeMo's batches.
+
+    loader = build_dataloader(cfg.model.train_ds, cfg.model.sample_rate)
+
+The same entries in the same order, the same samples, the same draws from the same generators; with worker processes
+too, for torch seeds them the same way. What torch draws itself (a base seed an epoch, a seed to shuffle) is untouched.
+
+Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel._setup_dataloader_from_config`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from nest_ssl.data.batch import AudioNoiseBatch
+from nest_ssl.data.check import check_dataset
+from nest_ssl.data.dataset import AudioNoiseDataset, LoadFailure
+from nest_ssl.data.fingerprint import fingerprint
+from nest_ssl.data.manifest import is_url, read_noise, read_speech
+from nest_ssl.data.settings import allowed_keys, plain, read_settings
+
+__all__ = ["allowed_keys", "build_dataloader", "check_dataset", "fingerprint", "validation_sections"]
+
+
+class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
+    """A DataLoader that raises a worker's `UserError` as it was."""
+
+    def __iter__(self) -> Iterator[AudioNoiseBatch]:  # type: ignore[override]
+        return _Raising(super().__iter__())  # not a generator: torch draws its base seed at `iter()`, not at `next()`
+
+
+class _Raising:
+    def __init__(self, batches: Iterator[AudioNoiseBatch | LoadFailure]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[AudioNoiseBatch]:
+        return self
+
+    def __next__(self) -> AudioNoiseBatch:
+        batch = next(self.batches)
+        if isinstance(batch, LoadFailure):
+            self.batches = iter(())  # ends the workers now; left to the garbage collector it may take them 5 s each
+            raise batch.error
+        return batch
+
+
+def build_dataloader(
+    section: Mapping[str, Any] | None, sample_rate: int, *, shuffle: bool = False
+) -> AudioNoiseLoader | None:
+    """The loader that a data section describes; None for no section.
+
+    Args:
+        section: NeMo's `train_ds` or `validation_ds`.
+        sample_rate: the model's, Hz; used where the section gives none.
+        shuffle: used where the section says nothing (NeMo: true for training, false for validation).
+
+    Raises:
+        UserError: an option that is wrong or not supported, a manifest that cannot be used or leaves nothing.
+    """
+    if section is None:
+        return None
+    settings = read_settings(section, sample_rate, shuffle)
+    entries = read_speech(settings.manifests, settings.min_duration, settings.max_duration)
+    clips = read_noise(settings.noise_manifests)
+    dataset = AudioNoiseDataset(entries, clips, settings.decoding, settings.augmentor)
+    return AudioNoiseLoader(
+        dataset,
+        batch_size=settings.batch_size,
+        collate_fn=dataset.collate,
+        drop_last=settings.drop_last,
+        shuffle=settings.shuffle,
+        num_workers=settings.num_workers,
+        pin_memory=settings.pin_memory,
+    )
+
+
+def validation_sections(section: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One section for each validation loader: NeMo makes one of every manifest of a list (a comma list stays one).
+
+    NeMo looks for the first key whose value is a path, or a list of paths, that exist, and splits there (3.0.0
+    `nemo.utils.model_utils.resolve_validation_dataloaders`). That is `manifest_filepath` in all but contrived cases.
+    """
+    given = plain(section)
+    split_at_first = given.pop("val_dl_idx", 0) >= 0
+    key = next((key for key, value in given.items() if _names_paths(value)), None)
+    if not split_at_first or key is None or not isinstance(given[key], list):
+        return [given]
+    return [value if isinstance(value, dict) else {**given, key: value} for value in given[key]]
+
+
+def _names_paths(value: Any) -> bool:
+    return all(_exists(str(part)) for part in (value if isinstance(value, list) else [value]))
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(path) or is_url(path)
