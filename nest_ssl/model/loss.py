@@ -1,0 +1,92 @@
+"""The masked-token loss: negative log-likelihood of the tokens whose frames were (almost) all masked.
+
+Source: NeMo 3.0.0 `nemo.collections.asr.losses.ssl_losses.mlm`. Lengths are taken, for NeMo's
+trainer gives them, and not used.
+
+Shapes: B batch, F features, T frames, S tokens, C codes, H codebooks.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLMLoss(nn.Module):
+    """The loss of one codebook.
+
+    Args:
+        combine_time_steps: frames in a token.
+        mask_threshold: a token counts if more than this part of its frames is masked.
+    """
+
+    def __init__(self, combine_time_steps: int = 1, mask_threshold: float = 0.8) -> None:
+        super().__init__()
+        self.nll_loss = nn.NLLLoss()
+        self.combine_time_steps, self.mask_threshold = combine_time_steps, mask_threshold
+
+    def forward(
+        self,
+        decoder_outputs: Tensor,
+        targets: Tensor,
+        decoder_lengths: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+        spec_masks: Tensor | None = None,
+    ) -> Tensor:
+        """`decoder_outputs` (B, S, C), `targets` (B, S) and `spec_masks` (B, F, T), 1 where masked, to a scalar.
+
+        NaN if no token counts.
+        """
+        assert spec_masks is not None
+        batch, _, frames = spec_masks.shape
+        by_token = spec_masks.transpose(1, 2).reshape(batch, frames // self.combine_time_steps, -1)
+        counts_BS = by_token.mean(-1) > self.mask_threshold
+        targets = F.pad(targets, (0, counts_BS.size(1) - targets.size(1)))  # clean and noisy audio may differ in length
+        # The mean of one number: it only makes a tensor of its own, so that recorded gradients arrive in NeMo's order.
+        return self.nll_loss(decoder_outputs[counts_BS], targets[counts_BS]).mean()
+
+
+class MultiMLMLoss(nn.Module):
+    """The mean loss over codebooks.
+
+    Args:
+        num_decoders: H.
+        squeeze_single: whether there is no codebook axis if there is but one codebook.
+        others: as `MLMLoss` has them.
+    """
+
+    def __init__(
+        self,
+        combine_time_steps: int = 1,
+        mask_threshold: float = 0.8,
+        num_decoders: int = 1,
+        squeeze_single: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_decoders = num_decoders
+        self.squeeze_single = squeeze_single and num_decoders == 1
+        self.mlm_loss = MLMLoss(combine_time_steps, mask_threshold)
+
+    def forward(
+        self,
+        masks: Tensor,
+        decoder_outputs: Tensor,
+        targets: Tensor,
+        decoder_lengths: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """`masks` (B, F, T), `decoder_outputs` (B, S, C, H) and `targets` (B, S, H) to a scalar."""
+
+        def loss_of_one(outputs_BSC: Tensor, targets_BS: Tensor) -> Tensor:
+            return self.mlm_loss(
+                spec_masks=masks,
+                decoder_outputs=outputs_BSC,
+                targets=targets_BS,
+                decoder_lengths=decoder_lengths,
+                target_lengths=target_lengths,
+            )
+
+        if self.squeeze_single:
+            return loss_of_one(decoder_outputs, targets)
+        books = range(self.num_decoders)
+        return sum(loss_of_one(decoder_outputs[..., h], targets[..., h]) for h in books) / self.num_decoders

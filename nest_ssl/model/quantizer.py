@@ -1,0 +1,113 @@
+"""Random-projection quantizer: eight frames stacked, projected at random, and named by the nearest of random codes.
+
+Source: BEST-RQ (arXiv 2202.01855, section 3.1); NeMo 3.0.0 `nemo.collections.asr.modules.ssl_modules.quantizers`.
+Nothing here learns.
+
+Shapes: B batch, F features, T frames, S tokens (T / combine_time_steps), H codebooks, D code dimension, C codes,
+R rows to look up, U different rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SURE = 1e-9  # a lead in score that puts the nearest code beyond doubt
+SCORES_AT_ONCE = 2**20  # 8 MB, which caches hold: twice as fast as all at once, and memory does not grow with the batch
+
+
+class RandomProjectionVectorQuantizer(nn.Module):
+    """Features to tokens.
+
+    Args:
+        feat_in: F.
+        code_dim, num_classes, num_books: D, C, H.
+        dist_fn: ``l2``.
+        time_ahead: whether the input is (B, T, F) and not (B, F, T).
+        freeze: whether projection and codebooks are left out of training.
+        squeeze_single: drop the codebook axis if there is but one.
+        combine_time_steps: frames stacked into a token.
+    """
+
+    def __init__(
+        self,
+        feat_in: int,
+        code_dim: int,
+        num_classes: int,
+        num_books: int,
+        dist_fn: str = "cosine",
+        time_ahead: bool = False,
+        freeze: bool = True,
+        squeeze_single: bool = False,
+        combine_time_steps: int = 1,
+    ) -> None:
+        super().__init__()
+        assert dist_fn == "l2", dist_fn
+        self.code_dim, self.num_classes, self.num_books = code_dim, num_classes, num_books
+        self.combine_time_steps, self.time_ahead = combine_time_steps, time_ahead
+        self.squeeze_single = squeeze_single and num_books == 1
+        self.proj = nn.Linear(feat_in * combine_time_steps, num_books * code_dim, bias=False)
+        nn.init.xavier_normal_(self.proj.weight)
+        codes_HCD = torch.randn(num_books, num_classes, code_dim).double()  # drawn only to be overwritten, as in NeMo
+        nn.init.normal_(codes_HCD)
+        self.codebooks = nn.Parameter(F.normalize(codes_HCD, dim=-1))
+        if freeze:
+            self.requires_grad_(False).eval()
+
+    def forward(self, input_signal: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, F, T) to code vectors (B, D, S, H), or (B, S, D, H) if `time_ahead`, and tokens (B, S, H)."""
+        x_BTF = input_signal if self.time_ahead else input_signal.transpose(1, 2)
+        batch, steps = x_BTF.size(0), x_BTF.size(1) // self.combine_time_steps
+        stacked = x_BTF.contiguous().reshape(batch, steps, -1) if self.combine_time_steps > 1 else x_BTF
+        x_BSHD = F.normalize(self.proj(stacked).view(batch, steps, self.num_books, self.code_dim), dim=-1)
+        tokens_BSH = torch.stack(
+            [
+                nearest_codes(x_BSHD[:, :, h].reshape(-1, self.code_dim), self.codebooks[h]).view(batch, steps)
+                for h in range(self.num_books)
+            ],
+            dim=-1,
+        )
+        vectors = self.vectors(tokens_BSH)
+        if self.squeeze_single:
+            return vectors.squeeze(-1), tokens_BSH.squeeze(-1)
+        return vectors, tokens_BSH
+
+    def vectors(self, tokens_BSH: Tensor) -> Tensor:
+        """The code vectors, as NeMo lays them out: with several codebooks it reads (B, H, S, D) as (B, S, D, H)."""
+        batch, steps, books = tokens_BSH.shape
+        all_codes_BSH = tokens_BSH + self.num_classes * torch.arange(books, device=tokens_BSH.device)
+        rows = F.embedding(all_codes_BSH.transpose(1, 2).reshape(-1), self.codebooks.view(-1, self.code_dim))
+        vectors = rows.view(batch, steps, self.code_dim, books)
+        return vectors if self.time_ahead else vectors.transpose(1, 2)
+
+
+@torch.no_grad()
+def nearest_codes(x_RD: Tensor, codes_CD: Tensor) -> Tensor:
+    """The index (R) of the code nearest to each row: NeMo's own choice, ties and rounding included, many times faster.
+
+    NeMo takes, in float64, the first least of |x - c|. As |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), the largest score
+    x.c - |c|^2 / 2 is the nearest code. Rows and codes are no longer than 1, so the float64 rounding of either way is
+    some 1e-14 at most, and a code that leads by `SURE` leads in NeMo too. The other rows are few, but for silence: it
+    projects to zero, as far from every code but for rounding. For these the distances are computed as NeMo does, once
+    for each different row.
+    """
+    bias_C = codes_CD.square().sum(-1) / -2
+    parts = x_RD.split(max(1, SCORES_AT_ONCE // len(codes_CD)))
+    leads, tokens = zip(*(_best_scores(part_RD, codes_CD, bias_C) for part_RD in parts), strict=True)
+    tokens_R, unsure_R = torch.cat(tokens), ~(torch.cat(leads) > SURE)  # so written, NaN is unsure
+    if unsure_R.any():
+        rows_UD, which = torch.unique(x_RD[unsure_R], dim=0, return_inverse=True)
+        tokens_R[unsure_R] = distances(rows_UD, codes_CD).argmin(-1)[which]
+    return tokens_R
+
+
+def distances(x_RD: Tensor, codes_CD: Tensor) -> Tensor:
+    """Euclidean distances (R, C) in NeMo's arithmetic: float64, summed over D with the codes side by side in memory."""
+    return (x_RD.unsqueeze(-1) - codes_CD.T.unsqueeze(0)).norm(dim=-2)
+
+
+def _best_scores(x_RD: Tensor, codes_CD: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much the code with the largest score leads (R), and its index (R)."""
+    scores, indices = torch.addmm(bias_C, x_RD.to(codes_CD.dtype), codes_CD.T).topk(2, dim=-1)
+    return scores[:, 0] - scores[:, 1], indices[:, 0]

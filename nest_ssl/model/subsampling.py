@@ -1,0 +1,130 @@
+"""Convolutional subsampling: features in, one vector of the model's width for every 2^n frames out.
+
+Source: FastConformer (arXiv 2305.05084, section 2.1) for `dw_striding`; NeMo 3.0.0
+`nemo.collections.asr.parts.submodules.subsampling`.
+
+Shapes: B batch, T frames (fewer after each strided convolution), F features, C channels, D model width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from nest_ssl.errors import UserError
+
+KERNEL, STRIDE, PADDING = 3, 2, 1
+MAX_ELEMENTS = 2**31  # a tensor with more cannot be indexed by some kernels
+Length = TypeVar("Length", int, Tensor)
+
+
+class ConvSubsampling(nn.Module):
+    """Strided convolutions, then a linear layer over channels and the features that are left.
+
+    Args:
+        subsampling: ``dw_striding`` (depthwise and pointwise from the second stage on) or ``striding`` (plain).
+        subsampling_factor: frames for one output vector; a power of two.
+        feat_in, feat_out, conv_channels: F, D, C.
+        subsampling_conv_chunking_factor: 1 splits the batch only if it is too large for one tensor; else into so many.
+
+    Raises:
+        UserError: a factor that is no power of two; in `forward`, a batch too large that cannot be split.
+    """
+
+    def __init__(
+        self,
+        subsampling: str,
+        subsampling_factor: int,
+        feat_in: int,
+        feat_out: int,
+        conv_channels: int,
+        subsampling_conv_chunking_factor: int = 1,
+    ) -> None:
+        super().__init__()
+        _require_power_of_two("subsampling_factor", subsampling_factor, least=2)
+        _require_power_of_two("subsampling_conv_chunking_factor", subsampling_conv_chunking_factor, least=1)
+        self.conv_channels, self.chunking_factor = conv_channels, subsampling_conv_chunking_factor
+        stages = int(math.log2(subsampling_factor))
+        layers = list(_layers(subsampling, stages, conv_channels))  # drawn before `out`, registered after it
+        features = feat_in
+        for _ in range(stages):
+            features = conv_length(features, KERNEL, STRIDE, PADDING)
+        self.out = nn.Linear(conv_channels * features, feat_out)
+        self.conv = MaskedConvSequential(*layers)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, T, F) and lengths (B) to vectors (B, T', D) and lengths."""
+        parts = self.parts(x)
+        if parts == 1:
+            x_BCTF, lengths = self.conv(x, lengths)
+        else:
+            size = self.part_size(x.size(0), parts)
+            done = [self.conv(*part) for part in zip(x.split(size), lengths.split(size), strict=True)]
+            x_BCTF, lengths = torch.cat([x for x, _ in done]), torch.cat([n for _, n in done])
+        batch, _, frames, _ = x_BCTF.shape
+        return self.out(x_BCTF.transpose(1, 2).reshape(batch, frames, -1)), lengths
+
+    def parts(self, x_BTF: Tensor) -> int:
+        """Into how many parts to split the batch, so that the first convolution's output stays below 2^31 elements."""
+        if self.chunking_factor > 1:
+            return self.chunking_factor
+        limit = MAX_ELEMENTS / self.conv_channels * STRIDE * STRIDE
+        return 2 ** math.ceil(math.log2(x_BTF.numel() / limit)) if x_BTF.numel() > limit else 1
+
+    def part_size(self, batch: int, parts: int) -> int:
+        if batch == 1 or batch < parts:
+            raise UserError(
+                f"a batch of {batch} cannot be split into {parts} parts",
+                "model.encoder.subsampling_conv_chunking_factor",
+                "Use shorter audio (max_duration), or a smaller factor.",
+            )
+        return batch // parts
+
+
+class MaskedConvSequential(nn.Sequential):
+    """Convolutions that see nothing beyond the end of an utterance: frames past it are zeroed before every layer."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, T, F) and lengths (B) to (B, C, T', F') and lengths."""
+        x_BCTF = x.unsqueeze(1)
+        mask_B1T1 = _time_mask(x_BCTF, lengths)
+        for layer in self:
+            x_BCTF = layer(x_BCTF * mask_B1T1)
+            if isinstance(layer, nn.Conv2d) and layer.stride != (1, 1):
+                lengths = conv_length(lengths, layer.kernel_size[0], layer.stride[0], PADDING)
+                mask_B1T1 = _time_mask(x_BCTF, lengths)
+        return x_BCTF * mask_B1T1, lengths
+
+
+def conv_length(length: Length, kernel: int, stride: int, padding: int) -> Length:
+    """Output frames of a convolution over so many frames."""
+    return (length + 2 * padding - kernel) // stride + 1
+
+
+def _time_mask(x_BCTF: Tensor, lengths_B: Tensor) -> Tensor:
+    valid_BT = torch.arange(x_BCTF.size(2), device=x_BCTF.device) < lengths_B.unsqueeze(1)
+    return valid_BT[:, None, :, None].to(x_BCTF.dtype)
+
+
+def _layers(subsampling: str, stages: int, channels: int) -> Iterator[nn.Module]:
+    """One strided convolution and ReLU a stage; `dw_striding` splits all but the first into depthwise and pointwise."""
+    activation = nn.ReLU(inplace=True)  # one module for all stages, as in NeMo
+    yield nn.Conv2d(1, channels, KERNEL, STRIDE, PADDING)
+    yield activation
+    for _ in range(stages - 1):
+        if subsampling == "dw_striding":
+            yield nn.Conv2d(channels, channels, KERNEL, STRIDE, PADDING, groups=channels)
+            yield nn.Conv2d(channels, channels, kernel_size=1)
+        else:
+            yield nn.Conv2d(channels, channels, KERNEL, STRIDE, PADDING)
+        yield activation
+
+
+def _require_power_of_two(key: str, value: int, least: int) -> None:
+    if value < least or value & (value - 1):
+        fix = f"Give a power of two from {least} on."
+        raise UserError(f"not a power of two: {value}", f"model.encoder.{key}", fix)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import librosa
+import numpy as np
+import pytest
+import torch
+
+from nest_ssl.errors import UserError
+from nest_ssl.model.features import AudioToMelSpectrogramPreprocessor, mel_filters
+
+
+def preprocessor(**options: Any) -> AudioToMelSpectrogramPreprocessor:
+    return AudioToMelSpectrogramPreprocessor(window_size=0.025, features=80, n_fft=512, **options)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [(16000, 512, 80, 0, 8000, "slaney"), (16000, 512, 64, 20.0, 7600.0, None), (8000, 256, 40, 1200, 4000, "slaney")],
+)
+def test_mel_filters_are_librosas(setting: tuple[Any, ...]) -> None:
+    rate, n_fft, bands, low, high, norm = setting
+    expected = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=bands, fmin=low, fmax=high, norm=norm)
+    filters = mel_filters(rate, n_fft, bands, low, high, norm)
+    if norm is None:  # librosa then scales by the largest value, which NeMo's `mel_norm: null` asks for
+        filters = librosa.util.normalize(filters, norm=None, axis=-1)
+    np.testing.assert_array_equal(filters, expected)
+
+
+def test_three_seconds_have_300_frames_padded_to_304() -> None:
+    features, lengths = preprocessor().eval()(noise(2, 48000), torch.tensor([48000, 16000]))
+    assert features.shape == (2, 80, 304)
+    assert lengths.tolist() == [300, 100]
+    assert features.dtype == torch.float32
+
+
+def test_no_padding_if_not_asked_for() -> None:
+    features, _ = preprocessor(pad_to=0).eval()(noise(1, 48000), torch.tensor([48000]))
+    assert features.size(2) == 301
+
+
+def test_features_are_normalised_within_the_utterance_and_padded_beyond() -> None:
+    features, lengths = preprocessor(pad_value=-7.0).eval()(noise(2, 48000), torch.tensor([48000, 16000]))
+    for feature_FT, length in zip(features, lengths, strict=True):
+        inside = feature_FT[:, :length]
+        torch.testing.assert_close(inside.mean(1), torch.zeros(80), atol=1e-5, rtol=0)
+        torch.testing.assert_close(inside.std(1), torch.ones(80), atol=1e-3, rtol=0)
+        assert (feature_FT[:, length:] == -7.0).all()
+
+
+def test_what_lies_beyond_an_utterance_does_not_reach_its_features() -> None:
+    audio = noise(1, 48000)
+    louder = audio.clone()
+    louder[:, 20000:] *= 100
+    module, length = preprocessor().eval(), torch.tensor([20000])
+    torch.testing.assert_close(module(audio, length)[0], module(louder, length)[0], atol=0, rtol=0)
+
+
+def test_dither_is_added_in_place_and_only_in_training() -> None:
+    audio, length, module = noise(1, 16000), torch.tensor([16000]), preprocessor(dither=0.1)
+    before = audio.clone()
+    module.eval()(audio, length)
+    assert torch.equal(audio, before)
+    torch.manual_seed(3)
+    module.train()(audio, length)
+    torch.manual_seed(3)
+    assert torch.equal(audio, before + 0.1 * torch.randn_like(before))
+
+
+def test_silence_is_finite() -> None:
+    audio, length = torch.zeros(1, 16000), torch.tensor([16000])
+    plain, _ = preprocessor(normalize=None).eval()(audio, length)
+    assert plain[0, 0, 50].item() == pytest.approx(math.log(2**-24))
+    normalised, _ = preprocessor().eval()(audio, length)
+    assert normalised.abs().max() < 1, "the mean's rounding, divided by 1e-5"
+
+
+def test_a_single_frame_is_not_divided_by_zero() -> None:
+    features, lengths = preprocessor().eval()(noise(1, 300), torch.tensor([300]))
+    assert lengths.tolist() == [1]
+    assert torch.isfinite(features).all()
+
+
+def test_half_precision_goes_in_and_out() -> None:
+    features, _ = preprocessor().eval().half()(noise(1, 16000).half(), torch.tensor([16000]))
+    assert features.dtype == torch.float16
+
+
+@pytest.mark.parametrize("sizes", [{"n_window_size": 400}, {"window_size": None}])
+def test_a_window_has_one_size(sizes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="window_size"):
+        AudioToMelSpectrogramPreprocessor(**sizes)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nest_ssl.errors import UserError
+from nest_ssl.model import subsampling
+from nest_ssl.model.subsampling import ConvSubsampling
+
+
+def make(kind: str = "dw_striding", factor: int = 8, **options: int) -> ConvSubsampling:
+    torch.manual_seed(0)
+    return ConvSubsampling(kind, factor, feat_in=80, feat_out=32, conv_channels=16, **options)
+
+
+@pytest.mark.parametrize("kind", ["dw_striding", "striding"])
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_shape_and_lengths(kind: str, factor: int) -> None:
+    x, lengths = make(kind, factor)(torch.randn(3, 304, 80), torch.tensor([300, 9, 1]))
+    assert x.shape == (3, 304 // factor, 32)
+    assert lengths.tolist() == [-(-n // factor) for n in (300, 9, 1)]
+
+
+def test_layers_are_numbered_as_in_nemo_and_share_one_activation() -> None:
+    conv = make().conv
+    stage = ["Conv2d", "Conv2d", "ReLU"]
+    assert [type(layer).__name__ for layer in conv] == ["Conv2d", "ReLU", *stage, *stage]
+    assert conv[1] is conv[4] is conv[7]
+    assert conv[1].inplace
+    assert conv[2].groups == 16
+
+
+def test_padding_changes_nothing_within_the_utterance() -> None:
+    module, x = make(), torch.randn(1, 100, 80)
+    noisy = torch.cat([x, torch.randn(1, 60, 80)], dim=1)
+    alone, length = module(x, torch.tensor([100]))
+    padded, same_length = module(noisy, torch.tensor([100]))
+    assert length == same_length == 13
+    torch.testing.assert_close(padded[:, :13], alone, atol=1e-6, rtol=0)
+
+
+def test_a_split_batch_gives_what_the_whole_does() -> None:
+    x, lengths = torch.randn(5, 64, 80), torch.tensor([64, 60, 40, 9, 1])
+    whole, split = make()(x, lengths), make(subsampling_conv_chunking_factor=2)(x, lengths)
+    torch.testing.assert_close(split, whole)
+
+
+def test_too_large_a_batch_is_split_and_too_long_an_utterance_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subsampling, "MAX_ELEMENTS", 64 * 80 * 16 // 4)  # one utterance of 64 frames
+    module, calls = make(), []
+    module.conv.register_forward_hook(lambda *_: calls.append(1))
+    module(torch.randn(4, 64, 80), torch.full((4,), 64))
+    assert len(calls) == 4
+    with pytest.raises(UserError, match="cannot be split"):
+        module(torch.randn(1, 128, 80), torch.tensor([128]))
+
+
+def test_the_linear_layer_fits_the_features_that_are_left() -> None:
+    assert make(factor=8).out.in_features == 16 * 10
+    assert isinstance(make(factor=4).out, nn.Linear)
+
+
+@pytest.mark.parametrize("options", [{"factor": 6}, {"factor": 1}, {"subsampling_conv_chunking_factor": -1}])
+def test_factors_are_powers_of_two(options: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="power of two"):
+        make(**options)
