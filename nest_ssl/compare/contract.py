@@ -1,0 +1,101 @@
+"""Rung 1: are these two recordings of the same experiment? Config, seeds, flags, versions, data, machine, steps.
+
+Who trains (package, version, sources, git) may differ: that is what is being compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nest_ssl.compare.result import SETTING, Difference, Place, Tally
+from nest_ssl.compare.settings import count_leaves, typed_diff, without
+from nest_ssl.record.store import Recording
+
+# Where a run writes and what it saves changes no number. The steps saved are compared on their own ("steps").
+IGNORED_CONFIG = frozenset({
+    "output_dir",
+    "overwrite",
+    "save_steps",
+    "exp_manager.exp_dir",
+    "trainer.default_root_dir",
+})  # fmt: skip
+
+# Another version of one of these computes other numbers. Every other package that differs is a note.
+NUMERIC_PACKAGES = ("torch",)
+# Named first among the notes, because they read the audio or make the features.
+NOTABLE_PACKAGES = ("numpy", "librosa", "soundfile", "scipy", "lightning", "nemo_toolkit")
+
+
+def compare_contract(reference: Recording, candidate: Recording, steps: list[int] | None = None) -> Tally:
+    """Settings that both sides must share; `steps` are those that the user asked for, or None for all recorded."""
+    tally = Tally("contract")
+    sides = [_contract(recording, steps) for recording in (reference, candidate)]
+    changes = typed_diff(*sides)
+    tally.compared["settings"] = max(count_leaves(side) for side in sides)
+    tally.differing = len(changes)
+    for change in sorted(changes, key=lambda change: _ORDER.index(change.path.partition(".")[0])):
+        place = Place("contract", tensor=change.path)
+        tally.differences.append(Difference(place, SETTING, change.reference, change.candidate))
+    if not any(recording.index.get("data") for recording in (reference, candidate)):
+        tally.notes.append("Neither recording has hashes of its data files.")
+    tally.notes += _package_notes(reference.index, candidate.index)
+    tally.notes += _machine_notes(reference.index, candidate.index)
+    return tally
+
+
+# What makes the experiment, most telling first: the first difference in this order is the headline.
+_ORDER = ("steps", "seed", "world_size", "config", "data", "flags", "threads", "device", "versions")
+
+
+def _contract(recording: Recording, steps: list[int] | None) -> dict[str, Any]:
+    index = recording.index
+    device = index.get("device") or {}
+    return {
+        "steps": [step for step in recording.steps if steps is None or step in steps],
+        "seed": index.get("seed"),
+        "world_size": recording.world_size,
+        "config": without(recording.config, IGNORED_CONFIG),
+        "data": index.get("data") or {},
+        "flags": index.get("flags") or {},
+        "threads": index.get("threads") or {},
+        "device": {"type": device.get("type"), "name": device.get("name")},
+        "versions": _versions(index),
+    }
+
+
+def _versions(index: dict[str, Any]) -> dict[str, Any]:
+    packages, cuda = index.get("packages") or {}, index.get("cuda") or {}
+    numeric = {name: packages.get(name) for name in NUMERIC_PACKAGES}
+    return numeric | {"cuda": cuda.get("runtime"), "cudnn": cuda.get("cudnn")}
+
+
+def _package_notes(reference: dict[str, Any], candidate: dict[str, Any]) -> list[str]:
+    ours, theirs = (_by_lower_name(index.get("packages") or {}) for index in (reference, candidate))
+    shared = (ours.keys() & theirs.keys()) - set(NUMERIC_PACKAGES)
+    differing = [name for name in shared if ours[name] != theirs[name]]
+    differing.sort(key=lambda name: (name not in NOTABLE_PACKAGES, name))
+    if not differing:
+        return []
+    shown = ", ".join(f"{name} {ours[name]} against {theirs[name]}" for name in differing[:8])
+    more = f" and {len(differing) - 8:,} more" if len(differing) > 8 else ""
+    return [f"Packages of other versions: {shown}{more}."]
+
+
+def _by_lower_name(packages: dict[str, str]) -> dict[str, str]:
+    return {name.lower().replace("-", "_"): version for name, version in packages.items()}
+
+
+def _machine_notes(reference: dict[str, Any], candidate: dict[str, Any]) -> list[str]:
+    notes = []
+    if _minor(reference) != _minor(candidate):
+        notes.append(f"Python {reference.get('python')} against {candidate.get('python')}.")
+    names = [(index.get("host") or {}).get("cpu_capability") for index in (reference, candidate)]
+    if names[0] != names[1]:
+        notes.append(f"Processor instructions {names[0]} against {names[1]}.")
+    environments = [index.get("environment") or {} for index in (reference, candidate)]
+    changes = typed_diff(*environments)
+    return notes + [f"Environment {c.path}: {c.reference} against {c.candidate}." for c in changes]
+
+
+def _minor(index: dict[str, Any]) -> list[str]:
+    return str(index.get("python", "")).split(".")[:2]

@@ -1,0 +1,182 @@
+"""What follows from the headline, and what it cannot explain.
+
+A difference is explained when something that it depends on differs already. What differs although everything recorded
+that it depends on is the same was born on its own, and mending the headline will not mend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from nest_ssl.compare.localise import StepResult, birthplace
+from nest_ssl.compare.result import BORN, Difference, Tally
+from nest_ssl.compare.tables import is_state
+
+SHOWN = 3
+_UNITS = {
+    "structure": "entry of the structure",
+    "initial_weights": "value before the first step",
+    "batch": "value of the batch or random state",
+    "forward": "call or output of the forward",
+    "gradients": "gradient",
+    "weights": "value after the step",
+}
+
+
+def what_follows(first: Difference, tallies: Sequence[Tally]) -> list[str]:
+    """Counts of what differs after `first`, a line a step; `tallies` in causal order."""
+    by_step: dict[int | None, list[str]] = {}
+    seen = False
+    for tally in tallies:
+        own = first in tally.differences
+        seen = seen or own
+        count = tally.differing + tally.missing_reference + tally.missing_candidate - own
+        if seen and count > 0:
+            by_step.setdefault(tally.step, []).append(_count(tally, count))
+    later = [step for step in by_step if step is not None and step != _step_of(first, by_step)]
+    told = {step: ", ".join(parts) for step, parts in by_step.items() if step not in later}
+    lines = [text if step is None else f"at step {step} {text}" for step, text in told.items()]
+    if later:
+        lines.append(f"differences at step{'s' if len(later) > 1 else ''} {', '.join(map(str, later))}")
+    return lines
+
+
+def _step_of(first: Difference, by_step: dict[int | None, list[str]]) -> int | None:
+    """The step to tell in full: that of the headline, or the first recorded one."""
+    steps = [step for step in by_step if step is not None]
+    return first.place.step if first.place.step is not None else min(steps, default=None)
+
+
+def _count(tally: Tally, count: int) -> str:
+    if tally.rung == "loss":
+        largest = [d.metrics.max_abs for d in tally.differences if d.metrics and d.metrics.max_abs is not None]
+        return f"the loss by {max(largest):.1e}" if largest else "the loss"
+    noun = _UNITS.get(tally.rung, "setting")
+    head, _, rest = noun.partition(" ")
+    plural = {"entry": "entries"}.get(head, f"{head}s")
+    noun = noun if count == 1 else " ".join(part for part in (plural, rest) if part)
+    return f"{count:,} {noun}"
+
+
+def not_explained(first: Difference, tallies: Sequence[Tally], results: Sequence[StepResult]) -> list[str]:
+    """What differs although nothing recorded that it depends on does, apart from `first`; `tallies` in causal order."""
+    if first.place.rung == "contract":
+        return []
+    found = [difference for tally in tallies for difference in tally.differences]
+    initial = [difference for difference in found if difference.place.rung == "initial_weights"]
+    lines = _initial_weights(first, initial)
+    lines += _batches(first, [d for d in found if d.place.rung == "batch" and not is_state(d)])
+    lines += _random_streams(first, [d for d in found if is_state(d)])
+    changed = {d.place.module for d in initial}
+    step = first.place.step if first.place.step is not None else min((r.step for r in results), default=None)
+    for result in results:
+        if result.step == step and result.rank == first.place.rank:
+            lines += _forward_births(first, result)
+            lines += _loss(first, result)
+            lines += _gradient_births(first, result, changed)
+            lines += _update_births(first, result, changed)
+    return lines
+
+
+def _initial_weights(first: Difference, found: list[Difference]) -> list[str]:
+    """Later initial values may follow from an earlier one if the random stream was left in another state."""
+    shifted = any(is_state(d) for d in found)
+    if first.place.rung not in ("structure", "initial_weights") or shifted:
+        return []
+    others = [d for d in found if d is not first and d.place.module != first.place.module]
+    return _line("initial values in other modules differ, though the random streams do not say why", others)
+
+
+def _batches(first: Difference, found: list[Difference]) -> list[str]:
+    fields = [d for d in found if d is not first]
+    if first.place.rung == "batch":
+        fields = [d for d in fields if d.place.step == first.place.step]
+        return _line("other fields of the same batch differ", fields)
+    return _line("fields of a batch differ, which the model has no part in", fields)
+
+
+def _random_streams(first: Difference, states: list[Difference]) -> list[str]:
+    """The first random state that differs, where the headline's own rung has not left it so."""
+    if not states or is_state(first) or first.place.rung in ("structure", "batch"):
+        return []
+    place = states[0].place
+    if (place.rung, place.step) == (first.place.rung, first.place.step):
+        return []
+    return _line(f"random streams part elsewhere, in the {place.rung} of step {place.step}", states[:1])
+
+
+def _forward_births(first: Difference, result: StepResult) -> list[str]:
+    blamed = {first.place.module, birthplace(first, result)} if first.place.rung == "forward" else set()
+    born = [
+        judgement.worst
+        for judgement in result.judgements
+        if judgement.relation == BORN and judgement.module not in blamed
+    ]
+    return _line("calls in other modules differ though their inputs have the same bits", born)
+
+
+def _loss(first: Difference, result: StepResult) -> list[str]:
+    outputs_differ = any(d.place.module is None for d in result.tallies["forward"].differences)
+    losses = [d for d in result.tallies["loss"].differences if d is not first]
+    return [] if outputs_differ or not losses else _line("the loss differs though the model's outputs do not", losses)
+
+
+def _gradient_births(first: Difference, result: StepResult, changed: set[str | None]) -> list[str]:
+    differing = _forward_modules(result) | changed | result.backward.differing_outputs
+    born = [
+        difference
+        for difference in result.tallies["gradients"].differences
+        if difference.place.call is None
+        and difference.place.module in result.backward.watched
+        and not _any_inside(difference.place.module or "", differing)
+        and difference.place.module != first.place.module
+    ]
+    text = "parameter gradients differ though what went into and came back to their module has the same bits"
+    return _line(text, born)
+
+
+def _update_births(first: Difference, result: StepResult, changed: set[str | None]) -> list[str]:
+    if first.place.rung == "weights":
+        return []
+    found = result.tallies["weights"].differences
+    touched = {(d.place.module, d.place.tensor) for d in result.tallies["gradients"].differences}
+    states = {(d.place.module, (d.place.tensor or "").partition(".")[0]) for d in found if _is_optimizer_state(d)}
+    forward = _forward_modules(result)
+    born = [
+        d
+        for d in found
+        if d.place.module is not None
+        and not _is_optimizer_state(d)
+        and (d.place.module, d.place.tensor) not in touched | states
+        and d.place.module not in changed | forward
+    ]
+    return _line("values after the step differ though their gradients and their modules' calls do not", born)
+
+
+def _is_optimizer_state(difference: Difference) -> bool:
+    """An optimizer's state is named by its parameter and its own name: ``weight.exp_avg``."""
+    return "." in (difference.place.tensor or "")
+
+
+def _forward_modules(result: StepResult) -> set[str | None]:
+    return {judgement.module for judgement in result.judgements}
+
+
+def _any_inside(module: str, names: Iterable[str | None]) -> bool:
+    return any(name is not None and (name == module or name.startswith(f"{module}.")) for name in names)
+
+
+def _line(text: str, differences: Sequence[Difference]) -> list[str]:
+    if not differences:
+        return []
+    names = list(dict.fromkeys(_name(difference) for difference in differences))
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return [f"{text}: {', '.join(f'`{name}`' for name in names[:SHOWN])}{more}"]
+
+
+def _name(difference: Difference) -> str:
+    place = difference.place
+    tensor = place.tensor or ""
+    own = tensor if place.call is None else ""
+    name = ".".join(part for part in (place.module or "", own) if part) or tensor
+    return name if place.call in (None, 0) else f"{name} (call {place.call})"

@@ -1,0 +1,178 @@
+"""Where a difference was born: what is known, from the order of events, of how it came about."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from nest_ssl.compare.backward import BackwardResult
+from nest_ssl.compare.calls import END, START, CallResult, ForwardResult, Key
+from nest_ssl.compare.result import (
+    BORN,
+    CAME_IN,
+    INSIDE,
+    STOPPED,
+    WEIGHTS,
+    CallJudgement,
+    Difference,
+    Tally,
+)
+
+from nest_ssl.compare.tables import is_state
+
+
+@dataclass(slots=True)
+class StepResult:
+    """Everything found at one step of one rank."""
+
+    step: int
+    rank: int
+    tallies: dict[str, Tally]
+    forward: ForwardResult | None = None
+    backward: BackwardResult = field(default_factory=BackwardResult)
+    judgements: list[CallJudgement] = field(default_factory=list)
+
+    def judgement(self, module: str, call: int | None) -> CallJudgement | None:
+        return next((j for j in self.judgements if (j.module, j.call) == (module, call)), None)
+
+
+def judge_calls(forward: ForwardResult, step: int, rank: int, changed: set[str | None]) -> list[CallJudgement]:
+    """Every call that is not the same on both sides, in execution order, with how it came to differ.
+
+    Args:
+        changed: modules whose own parameters or buffers differed before this step.
+    """
+    events = _differing_events(forward)
+    positions = [position for position, _, _ in events]
+    found = []
+    for call in forward.calls.values():
+        if not (call.inputs or call.outputs) or call.lacking:
+            continue
+        inside = bisect_right(positions, call.start)
+        first = events[inside] if inside < len(events) and positions[inside] < call.end else None
+        relation = _relation(call, first, forward)
+        relation = WEIGHTS if relation == BORN and call.module in changed else relation
+        worst = max(call.outputs or call.inputs, key=_size)
+        found.append(CallJudgement(step, call.module, call.call, relation, call.order, worst, rank))
+    return found
+
+
+def _differing_events(forward: ForwardResult) -> list[tuple[int, int, Key]]:
+    events = []
+    for call in forward.calls.values():
+        events += [(call.start, START, call.key)] if call.inputs or call.lacking else []
+        events += [(call.end, END, call.key)] if call.outputs else []
+    return sorted(events)
+
+
+def _relation(call: CallResult, first_inside: tuple[int, int, Key] | None, forward: ForwardResult) -> str:
+    if not call.outputs:
+        return STOPPED
+    if call.inputs:
+        return CAME_IN
+    if first_inside is None:
+        return BORN
+    _, event, key = first_inside
+    own_code = event == START and forward.calls[key].parent == call.key and not forward.calls[key].lacking
+    return BORN if own_code else INSIDE
+
+
+def _size(difference: Difference) -> tuple[int, float]:
+    metrics = difference.metrics
+    if metrics is None or metrics.nonfinite_disagree:
+        return 1, 0.0
+    return 0, float(metrics.max_abs or 0.0)
+
+
+# --- one sentence on the headline -------------------------------------------------------------------------------------
+
+
+def birthplace(first: Difference, result: StepResult | None) -> str | None:
+    """The module in whose own code the headline was born, as far as the order of events tells."""
+    place = first.place
+    if place.rung != "forward" or result is None or result.forward is None or place.call is None:
+        return place.module
+    call = result.forward.calls.get((place.module or "", place.call))
+    if call is not None and call.inputs and (place.tensor or "").startswith("inputs"):
+        return call.parent[0] if call.parent else None
+    return place.module
+
+
+def origin(first: Difference, result: StepResult | None) -> str:
+    """What is known of how the headline arose: one or two sentences."""
+    if is_state(first):
+        return (
+            "Every value up to there has the same bits; one side drew other random numbers, or another count of them."
+        )
+    if result is None:
+        return {
+            "structure": "The two models are not built alike.",
+            "initial_weights": "The models are built alike, but not filled alike: it differs before the first step.",
+        }.get(first.place.rung, "")
+    if first.place.rung == "forward":
+        return _origin_forward(first, result) + _random_hint(result)
+    if first.place.rung == "gradients":
+        return _origin_gradient(first, result)
+    return {
+        "batch": "The batch differs before the model has seen it.",
+        "loss": "Every call and every output of the forward has the same bits; the loss made from them does not.",
+        "weights": _origin_weights(first),
+    }.get(first.place.rung, "")
+
+
+def _origin_forward(first: Difference, result: StepResult) -> str:
+    forward, place = result.forward, first.place
+    call = forward.calls.get((place.module or "", place.call)) if forward and place.call is not None else None
+    if forward is None or call is None:
+        return "No call that was compared differs before it."
+    if first.missing and call.lacking:
+        return "The candidate never makes this call; everything compared before it has the same bits."
+    if place.tensor and not place.tensor.startswith("output"):
+        return (
+            "Everything compared before this call has the same bits, its inputs do not: "
+            f"born in {_code_of(call.parent)}, between the last call before it and this one."
+        )
+    inside = any(other.parent == call.key for other in forward.calls.values())
+    order = f"It is the first such call in execution order ({call.order + 1:,} of {len(forward.calls):,})."
+    if inside:
+        return (
+            f"Its inputs and all calls inside it have the same bits, its output does not: born in its own code. {order}"
+        )
+    return f"Its inputs have the same bits, its output does not. {order}"
+
+
+def _code_of(parent: Key | None) -> str:
+    if parent is None:
+        return "the training step's own code"
+    return f"the own code of `{parent[0]}`" if parent[0] else "the model's own forward"
+
+
+def _random_hint(result: StepResult) -> str:
+    names = [difference.place.tensor for difference in result.tallies["forward"].differences if is_state(difference)]
+    if not names:
+        return ""
+    generators = ", ".join(str(name).rpartition(".")[2] for name in names)
+    return f" This forward also left other random states ({generators}): it drew other random numbers."
+
+
+def _origin_gradient(first: Difference, result: StepResult) -> str:
+    place, backward = first.place, result.backward
+    if place.call is None:
+        if place.module in backward.watched and place.module not in backward.differing_outputs:
+            return "The gradient that arrives at this module's output has the same bits: born in its own backward."
+        return "No gradient that backward reached before it differs."
+    position = backward.order.index((place.module or "", place.call))
+    if position == 0:
+        return "It is the first gradient of all: born in the backward of the loss."
+    before = backward.order[position - 1][0]
+    return (
+        f"Gradients that backward reached before it have the same bits, the last of them at the output of `{before}`: "
+        f"born between the two, in the backward of what used this output."
+    )
+
+
+def _origin_weights(first: Difference) -> str:
+    name = first.place.tensor or ""
+    if name.startswith("param_groups"):
+        return "Loss and gradients have the same bits; the optimizer is set otherwise."
+    return "Loss and gradients have the same bits; the update that followed does not."
