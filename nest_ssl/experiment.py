@@ -1,0 +1,108 @@
+"""One recorded training run, the same for every trainer: only `build_model` differs.
+
+`scripts/train_nemo.py` and `scripts/train_nest.py` call `run` and add nothing, so whatever differs between two recordings
+comes from the two models and what they bring along.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from nest_ssl.config import parse_steps
+from nest_ssl.data.loader import fingerprint
+from nest_ssl.errors import EXIT_OK
+from nest_ssl.record.callback import Recorder
+from nest_ssl.record.writer import RecordingWriter, check_target
+from nest_ssl.seed import flags, seed_all, set_determinism
+from nest_ssl.train.command import check_data, read_command_line
+from nest_ssl.train.console import Progress, noise_to_file
+
+# What `forward` of a NEST model returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`).
+FORWARD_OUTPUTS = ("log_probs", "encoded_len", "masks", "tokens")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trainer under test.
+
+    Args:
+        name: what to call it; also its default output folder.
+        package: the distribution whose version is recorded.
+        load: imports what the model needs, before anything is seeded.
+        build_model: makes the model from the whole configuration (data paths absolute) and the Trainer.
+    """
+
+    name: str
+    package: str
+    load: Callable[[], Any]
+    build_model: Callable[[DictConfig, Trainer], LightningModule]
+
+
+def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
+    """Train and record what the command line asks for; returns the exit code.
+
+    Raises:
+        UserError: whatever the user can mend, before training starts where it can be known then.
+    """
+    started = time.perf_counter()
+    cfg = read_command_line(subject.name, argv)
+    target = Path(cfg.output_dir)
+    check_target(target, cfg.overwrite)
+    checked = check_data(cfg)
+    log = target.with_name(f"{target.name}.log")
+    writer = RecordingWriter(target, cfg.overwrite)
+    try:
+        with noise_to_file(log) as console:
+            recorder = Recorder(writer, parse_steps(cfg.save_steps), FORWARD_OUTPUTS, OmegaConf.to_yaml(cfg))
+            _train(subject, checked, [recorder, Progress(console, subject.name)])
+        recorder.finish(
+            trainer=_describe(subject, recorder),
+            seed=cfg.seed,
+            flags=flags(),
+            data=_describe_data(checked),
+            duration_s=round(time.perf_counter() - started, 1),
+        )
+    except BaseException:
+        writer.abort()
+        raise
+    steps = ", ".join(recorder.index["steps"]) or "none"
+    print(f"{subject.name}: recorded step {steps} in {target} ({time.perf_counter() - started:.1f} s; log: {log})")
+    return EXIT_OK
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[Any]) -> Trainer:
+    """Lightning's Trainer with the settings of `cfg.trainer`; the progress bar is ours."""
+    settings = OmegaConf.to_container(cfg.trainer)
+    assert isinstance(settings, dict)
+    shown = [c for c in callbacks if settings.get("enable_progress_bar", True) or not isinstance(c, Progress)]
+    return Trainer(**{**settings, "callbacks": shown, "enable_progress_bar": False, "enable_model_summary": False})
+
+
+def _train(subject: Subject, cfg: DictConfig, callbacks: list[Any]) -> None:
+    subject.load()
+    set_determinism()
+    recorder = callbacks[0]
+    trainer = build_trainer(cfg, callbacks)
+    seed_all(cfg.seed)
+    recorder.mark_rng("before_model")
+    model = subject.build_model(cfg, trainer)
+    recorder.mark_rng("after_model")
+    trainer.fit(model)
+
+
+def _describe(subject: Subject, recorder: Recorder) -> dict[str, Any]:
+    version = importlib.metadata.version(subject.package)
+    return {"name": subject.name, "package": subject.package, "version": version, "class": recorder.index["model_class"]}
+
+
+def _describe_data(cfg: DictConfig) -> dict[str, Any]:
+    sections = {"train": cfg.model.train_ds, "validation": cfg.model.get("validation_ds")}
+    return {name: fingerprint(section) for name, section in sections.items() if section is not None}

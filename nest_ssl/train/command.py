@@ -1,0 +1,90 @@
+"""What both training scripts do before they train: read the command line, check everything that a user can get wrong."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from nest_ssl.config import DEFAULT_NAME, GROUPS, adapt_to_machine, compose, data_paths
+from nest_ssl.data.loader import check_dataset
+from nest_ssl.errors import UserError
+from nest_ssl.train.keys import check_keys
+
+EXAMPLES = """overrides (key=value, +key=value and ++key=value are the same):
+  size=tiny run=full seed=7 save_steps=0-2 batches=3 output_dir=outputs/nest overwrite=true
+  model.train_ds.manifest_filepath=/data/train.json model.train_ds.batch_size=4 trainer.accelerator=gpu
+every key and its default: conf/nest_fast-conformer.yaml"""
+
+
+def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictConfig:
+    """The checked configuration of the run that the command line asks for.
+
+    Args:
+        trainer: `nemo` or `nest`; names the default output folder.
+        argv: the arguments; the process's own when None.
+
+    Raises:
+        UserError: whatever is wrong in the configuration or the data.
+    """
+    args = _parse(trainer, argv)
+    groups = [o for o in args.overrides if o.lstrip("+").partition("=")[0] in GROUPS]
+    check_keys(args.overrides, compose(groups, args.config_path, args.config_name, strict=False))
+    cfg = compose(args.overrides, args.config_path, args.config_name)
+    if args.cfg:
+        print(OmegaConf.to_yaml(cfg), end="")
+        raise SystemExit(0)
+    cfg.output_dir = cfg.output_dir or f"outputs/{trainer}"
+    _check_accelerator(cfg)
+    for change in adapt_to_machine(cfg, torch.cuda.device_count()):
+        print(f"note: {change}")
+    _tell_what_is_not_used(cfg)
+    return cfg
+
+
+def check_data(cfg: DictConfig) -> DictConfig:
+    """A copy of `cfg` with absolute data paths, once every manifest and audio file is there.
+
+    Raises:
+        UserError: the first file that is missing or cannot be read, and where it is named.
+    """
+    cfg = data_paths(cfg)
+    for section in ("train_ds", "validation_ds"):
+        if cfg.model.get(section) is not None:
+            check_dataset(cfg.model[section])
+    return cfg
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError("bad usage", message, f"See {self.prog} --help.")
+
+
+def _parse(trainer: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog=f"train_{trainer}.py",
+        description="Train a NEST model and record the steps asked for.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides, Hydra's syntax")
+    parser.add_argument("--config-path", "-cp", type=Path, help="folder of another config, e.g. NeMo's own")
+    parser.add_argument("--config-name", "-cn", default=DEFAULT_NAME, help="its file name")
+    parser.add_argument("--cfg", "-c", choices=["job"], help="print the resolved config and stop")
+    return parser.parse_intermixed_args(argv)
+
+
+def _check_accelerator(cfg: DictConfig) -> None:
+    if cfg.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError("no GPU that torch can use", f"trainer.accelerator={cfg.trainer.accelerator}",
+                        "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build.")  # fmt: skip
+
+
+def _tell_what_is_not_used(cfg: DictConfig) -> None:
+    for key in ("exp_manager", "init_from_nemo_model", "init_from_ptl_ckpt", "init_from_pretrained_model"):
+        if cfg.get(key):
+            print(f"note: {key} is not used: no logger or checkpoint is written, weights come from the seed")

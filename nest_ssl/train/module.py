@@ -1,0 +1,73 @@
+"""The NEST model as a LightningModule: what Lightning needs around `model/nest.py`, and nothing of the model itself.
+
+Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel` and `nemo.core.classes.modelPT.ModelPT`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from nest_ssl.data.batch import AudioNoiseBatch
+from nest_ssl.data.loader import build_dataloader
+from nest_ssl.model.nest import NestModel
+from nest_ssl.train.optim import build_optimizer, build_schedule
+
+
+class NestModule(NestModel, LightningModule):
+    """Trains on batches of clean and noisy audio to predict the clean audio's tokens where the noisy one is masked.
+
+    It is the model (no attribute in between), so that parameter names are NeMo's.
+
+    Args:
+        cfg: NeMo's `model` section, resolved.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        super().__init__(cfg)
+        self.settings = cfg
+        self._train_loader = build_dataloader(cfg.train_ds, cfg.sample_rate)
+        validation = cfg.get("validation_ds")
+        self._validation_loader = build_dataloader(validation, cfg.sample_rate) if validation is not None else None
+
+    def train_dataloader(self) -> DataLoader[Any] | None:
+        return self._train_loader
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        return self._validation_loader or []
+
+    def training_step(self, batch: AudioNoiseBatch, batch_idx: int) -> torch.Tensor:
+        loss = self._loss(batch)
+        self.log("train_loss", loss, on_step=True)
+        self.log("learning_rate", self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"], on_step=True)
+        return loss
+
+    def validation_step(self, batch: AudioNoiseBatch, batch_idx: int) -> None:
+        self.log("val_loss", self._loss(batch), on_epoch=True, batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self, self.settings.optim)
+        schedule = build_schedule(optimizer, self.settings.optim.get("sched"), self._total_steps())
+        if schedule is None:
+            return optimizer
+        return [optimizer], [{"scheduler": schedule, "interval": "step", "frequency": 1}]
+
+    def _loss(self, batch: AudioNoiseBatch) -> torch.Tensor:
+        log_probs_BTCH, encoded_len_B, masks_BDT, tokens_BTH = self.forward(
+            input_signal=batch.audio,
+            input_signal_length=batch.audio_len,
+            noise_signal=batch.noise,
+            noise_signal_length=batch.noise_len,
+            noisy_input_signal=batch.noisy_audio,
+            noisy_input_signal_length=batch.noisy_audio_len,
+            apply_mask=True,
+        )
+        return self.loss(masks=masks_BDT, decoder_outputs=log_probs_BTCH, targets=tokens_BTH, decoder_lengths=encoded_len_B)
+
+    def _total_steps(self) -> int | None:
+        total = self.trainer.estimated_stepping_batches
+        return int(total) if total != float("inf") else None

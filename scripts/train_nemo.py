@@ -1,0 +1,32 @@
+"""Train NVIDIA NeMo's NEST and record it. The only file of this repository that imports nemo; `train_nest.py` is its twin.
+
+    python scripts/train_nemo.py size=tiny save_steps=0,1,2 batches=3 output_dir=outputs/nemo overwrite=true
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from omegaconf import DictConfig
+
+from nest_ssl.errors import run_command
+from nest_ssl.experiment import Subject, run
+
+
+def load_model_class() -> Any:
+    """NeMo's own model class (importing it takes seconds)."""
+    from nemo.collections.asr.models import EncDecDenoiseMaskedTokenPredModel
+
+    return EncDecDenoiseMaskedTokenPredModel
+
+
+def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> LightningModule:
+    """NeMo's own model, loaders and optimizer from NeMo's own `model` section."""
+    return load_model_class()(cfg=cfg.model, trainer=trainer)
+
+
+NEMO = Subject(name="nemo", package="nemo_toolkit", load=load_model_class, build_model=build_model)
+
+if __name__ == "__main__":
+    run_command(lambda: run(NEMO))

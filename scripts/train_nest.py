@@ -1,0 +1,32 @@
+"""Train our own NEST and record it; `train_nemo.py` is its twin.
+
+    python scripts/train_nest.py size=tiny save_steps=0,1,2 batches=3 output_dir=outputs/nest overwrite=true
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from omegaconf import DictConfig
+
+from nest_ssl.errors import run_command
+from nest_ssl.experiment import Subject, run
+
+
+def load_model_class() -> Any:
+    """The port's model class."""
+    from nest_ssl.train.module import NestModule
+
+    return NestModule
+
+
+def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> LightningModule:
+    """The port's model, loaders and optimizer from NeMo's own `model` section."""
+    return load_model_class()(cfg.model)
+
+
+NEST = Subject(name="nest", package="nest-ssl", load=load_model_class, build_model=build_model)
+
+if __name__ == "__main__":
+    run_command(lambda: run(NEST))
