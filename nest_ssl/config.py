@@ -2,8 +2,8 @@
 
     cfg = compose(["size=tiny", "trainer.precision=32"])
 
-Overrides may be written `key=value`, `+key=value` or `++key=value`, whether or not the key is in the file. Misspelt keys
-are `train/keys.py`'s matter, for it takes the model and the Trainer to know what may stand where.
+Overrides may be written `key=value`, `+key=value` or `++key=value`, whether or not the key is in the file. Misspelt
+keys are `train/keys.py`'s matter, for it takes the model and the Trainer to know what may stand where.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def compose(
             OmegaConf.update(cfg, key, default, force_add=True)
     for section in ("model", "trainer"):
         if not isinstance(cfg.get(section), DictConfig):
-            raise UserError("a section is missing", section, f"Give {section} as a group of keys, as our config has it.")
+            raise UserError(
+                "a section is missing", section, f"Give {section} as a group of keys, as our config has it."
+            )
     if not strict:
         return cfg
     _apply_batches(cfg)
@@ -77,12 +79,27 @@ def parse_steps(value: Any) -> frozenset[int] | None:
         return ALL_STEPS
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none")):
         return frozenset()
-    parts = value if isinstance(value, Sequence) and not isinstance(value, str) else str(value).strip("[]() ").split(",")
+    parts = (
+        value if isinstance(value, Sequence) and not isinstance(value, str) else str(value).strip("[]() ").split(",")
+    )
     return frozenset(step for part in parts for step in _step_range(str(part).strip(), value))
 
 
+def split_override(override: str) -> tuple[str, str]:
+    """Key and value of `key=value`, `+key=value` or `++key=value`.
+
+    Raises:
+        UserError: it is neither.
+    """
+    key, equals, value = override.partition("=")
+    key = key.lstrip("+").strip()
+    if not equals or not key:
+        raise UserError("not an override", repr(override), "Write key=value, e.g. size=tiny or model.optim.lr=1.0.")
+    return key, value
+
+
 def data_paths(cfg: DictConfig) -> DictConfig:
-    """A copy of `cfg` whose manifest paths are absolute: looked up from the working folder, then from the repository."""
+    """A copy of `cfg` whose manifest paths are absolute: looked up from here, then from the repository."""
     cfg = cfg.copy()
     for section in ("train_ds", "validation_ds"):
         for key in PATH_KEYS:
@@ -95,14 +112,20 @@ def data_paths(cfg: DictConfig) -> DictConfig:
 def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
     """Turn NeMo's many-GPU trainer settings into what this machine can run; returns a line for each change.
 
-    Lightning rejects ``devices=-1``, ``ddp`` over no GPU and synchronised batch norm on a CPU (NeMo's YAML has all three).
+    Lightning rejects ``devices=-1``, ``ddp`` and synchronised batch norm without a GPU; NeMo's YAML has all three.
     """
     trainer, changes = cfg.trainer, []
-    on_cpu = trainer.get("accelerator", "auto") == "cpu" or (trainer.get("accelerator") in ("auto", None) and not cuda_devices)
+    on_cpu = trainer.get("accelerator", "auto") == "cpu" or (
+        trainer.get("accelerator") in ("auto", None) and not cuda_devices
+    )
     wanted = {}
     if on_cpu and trainer.get("devices") in (-1, "-1", "auto", None):
         wanted["devices"] = 1
-    if on_cpu and str(trainer.get("strategy", "auto")).startswith("ddp") and trainer.get("devices") in (1, -1, "-1", None):
+    if (
+        on_cpu
+        and str(trainer.get("strategy", "auto")).startswith("ddp")
+        and trainer.get("devices") in (1, -1, "-1", None)
+    ):
         wanted["strategy"] = "auto"
     if on_cpu and trainer.get("sync_batchnorm"):
         wanted["sync_batchnorm"] = False
@@ -112,7 +135,7 @@ def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
     return changes
 
 
-# --- composing ----------------------------------------------------------------------------------------------------------
+# --- composing
 
 
 def _compose_with_hydra(folder: Path, name: str, overrides: list[str]) -> DictConfig:
@@ -123,7 +146,9 @@ def _compose_with_hydra(folder: Path, name: str, overrides: list[str]) -> DictCo
             cfg = hydra_compose(config_name=name, overrides=overrides + extra)
     except (HydraException, OmegaConfBaseException) as error:
         message = str(error).split("\n")[0]
-        raise UserError("the configuration cannot be composed", message, "Check the override and the config file.") from error
+        raise UserError(
+            "the configuration cannot be composed", message, "Check the override and the config file."
+        ) from error
     except yaml.YAMLError as error:
         raise UserError("a config file is not YAML", str(error), "Mend the file.") from error
     OmegaConf.set_struct(cfg, False)
@@ -131,13 +156,10 @@ def _compose_with_hydra(folder: Path, name: str, overrides: list[str]) -> DictCo
 
 
 def _normalise(override: str, folder: Path) -> str:
-    """`key=value` with any or no plus signs -> the form in which Hydra adds or overrides, its value quoted if need be."""
+    """`key=value` with any or no plus signs, as Hydra adds or overrides; its value quoted if need be."""
     if override.startswith("~"):
         return override
-    key, equals, value = override.partition("=")
-    key = key.lstrip("+").strip()
-    if not equals or not key:
-        raise UserError("not an override", repr(override), "Write key=value, e.g. size=tiny or model.optim.lr=1.0.")
+    key, value = split_override(override)
     if key in GROUPS:
         _check_group(key, value)
         return f"{key}={value}" if _has_default(folder, key) else f"+{key}={value}"
@@ -187,16 +209,20 @@ def _resolve(cfg: DictConfig) -> DictConfig:
     try:
         return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
-        raise UserError("a value cannot be resolved", str(error).split("\n")[0], "Check its ${...} reference.") from error
+        raise UserError(
+            "a value cannot be resolved", str(error).split("\n")[0], "Check its ${...} reference."
+        ) from error
 
 
-# --- steps and paths ----------------------------------------------------------------------------------------------------
+# --- steps and paths
 
 
 def _step_range(part: str, value: Any) -> range:
     match = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", part)
     if not match or (match[2] and int(match[2]) < int(match[1])):
-        raise UserError("steps that cannot be read", f"save_steps={value}", "Write 0, 0,1,2, [0,1,2], 0-9, all or none.")
+        raise UserError(
+            "steps that cannot be read", f"save_steps={value}", "Write 0, 0,1,2, [0,1,2], 0-9, all or none."
+        )
     first, last = int(match[1]), int(match[2] or match[1])
     return range(first, last + 1)
 

@@ -1,7 +1,7 @@
 """One recorded training run, the same for every trainer: only `build_model` differs.
 
-`scripts/train_nemo.py` and `scripts/train_nest.py` call `run` and add nothing, so whatever differs between two recordings
-comes from the two models and what they bring along.
+`scripts/train_nemo.py` and `scripts/train_nest.py` call `run` and add nothing, so whatever differs between two
+recordings comes from the two models and what they bring along.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.config import parse_steps
 from nest_ssl.data.loader import fingerprint
-from nest_ssl.errors import EXIT_OK
+from nest_ssl.errors import EXIT_OK, UserError
 from nest_ssl.record.callback import Recorder
 from nest_ssl.record.writer import RecordingWriter, check_target
 from nest_ssl.seed import flags, seed_all, set_determinism
@@ -79,11 +80,18 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
 
 
 def build_trainer(cfg: DictConfig, callbacks: list[Any]) -> Trainer:
-    """Lightning's Trainer with the settings of `cfg.trainer`; the progress bar is ours."""
+    """Lightning's Trainer with the settings of `cfg.trainer`; the progress bar is ours.
+
+    Raises:
+        UserError: Lightning refuses a setting.
+    """
     settings = OmegaConf.to_container(cfg.trainer)
     assert isinstance(settings, dict)
     shown = [c for c in callbacks if settings.get("enable_progress_bar", True) or not isinstance(c, Progress)]
-    return Trainer(**{**settings, "callbacks": shown, "enable_progress_bar": False, "enable_model_summary": False})
+    try:
+        return Trainer(**{**settings, "callbacks": shown, "enable_progress_bar": False, "enable_model_summary": False})
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError("a trainer setting is wrong", f"trainer: {error}", "See lightning.pytorch.Trainer.") from error
 
 
 def _train(subject: Subject, cfg: DictConfig, callbacks: list[Any]) -> None:
@@ -100,7 +108,12 @@ def _train(subject: Subject, cfg: DictConfig, callbacks: list[Any]) -> None:
 
 def _describe(subject: Subject, recorder: Recorder) -> dict[str, Any]:
     version = importlib.metadata.version(subject.package)
-    return {"name": subject.name, "package": subject.package, "version": version, "class": recorder.index["model_class"]}
+    return {
+        "name": subject.name,
+        "package": subject.package,
+        "version": version,
+        "class": recorder.index["model_class"],
+    }
 
 
 def _describe_data(cfg: DictConfig) -> dict[str, Any]:

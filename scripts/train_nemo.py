@@ -1,6 +1,6 @@
-"""Train NVIDIA NeMo's NEST and record it. The only file of this repository that imports nemo; `train_nest.py` is its twin.
+"""Train NVIDIA NeMo's NEST and record it. Nothing else here imports nemo; `train_nest.py` is its twin.
 
-    python scripts/train_nemo.py size=tiny save_steps=0,1,2 batches=3 output_dir=outputs/nemo overwrite=true
+python scripts/train_nemo.py size=tiny save_steps=0,1,2 batches=3 output_dir=outputs/nemo overwrite=true
 """
 
 from __future__ import annotations

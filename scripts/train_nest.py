@@ -1,6 +1,6 @@
 """Train our own NEST and record it; `train_nemo.py` is its twin.
 
-    python scripts/train_nest.py size=tiny save_steps=0,1,2 batches=3 output_dir=outputs/nest overwrite=true
+python scripts/train_nest.py size=tiny save_steps=0,1,2 batches=3 output_dir=outputs/nest overwrite=true
 """
 
 from __future__ import annotations

@@ -57,7 +57,11 @@ def test_steps_that_cannot_be_read(value: object) -> None:
         ("save_steps=0,1,2", "save_steps", "0,1,2"),
         ("save_steps=[0,1]", "save_steps", [0, 1]),
         ("model.optim.betas=[0.8,0.9]", "model.optim.betas", [0.8, 0.9]),
-        ("model.train_ds.manifest_filepath=/a b/x.json,/y.json", "model.train_ds.manifest_filepath", "/a b/x.json,/y.json"),
+        (
+            "model.train_ds.manifest_filepath=/a b/x.json,/y.json",
+            "model.train_ds.manifest_filepath",
+            "/a b/x.json,/y.json",
+        ),
         ("output_dir=it's", "output_dir", "it's"),
         ("size=tiny", "model.encoder.d_model", 64),
     ],
@@ -128,7 +132,9 @@ def test_gpu_settings_stay_where_there_are_gpus() -> None:
     assert adapt_to_machine(cfg, cuda_devices=2) == []
 
 
-def test_manifests_are_found_from_here_then_from_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifests_are_found_from_here_then_from_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.json").write_text("")
     cfg = data_paths(compose(["model.train_ds.manifest_filepath=mine.json"]))

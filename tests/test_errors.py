@@ -44,6 +44,8 @@ def test_our_own_mistakes_keep_their_traceback() -> None:
         run_command(lambda: 1 // 0)
 
 
-@pytest.mark.parametrize(("number", "what"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "read-only"), (errno.EIO, "error")])
+@pytest.mark.parametrize(
+    ("number", "what"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "read-only"), (errno.EIO, "error")]
+)
 def test_what_the_system_refuses(number: int, what: str) -> None:
     assert what in str(from_os_error(OSError(number, "Input/output error"), "out/x"))

@@ -1,4 +1,4 @@
-"""The comparer is guilty until proven innocent: real bugs, planted one by one in the trainer itself, must be found and named.
+"""The comparer is guilty until proven innocent: real bugs, planted one by one in the trainer, must be found and named.
 
 Each fault is one that people really made (NeMo's own history, ports of it). The trainer runs with and without it; the
 report must give exit code 1 and name the rung and the place. Twin runs, and rewrites that keep the bits, must pass.
@@ -64,7 +64,7 @@ def patch_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     module.forward = lambda *args, **kwargs: forward(original, *args, **kwargs)  # type: ignore[method-assign]
 
 
-# --- the faults: each edits a built NestModule --------------------------------------------------------------------------
+# --- the faults: each edits a built NestModule
 
 
 def other_class(model: NestModule) -> None:
@@ -102,7 +102,10 @@ def length_off_by_one(model: NestModule) -> None:
 
 def loader_order(model: NestModule) -> None:
     model._train_loader = torch.utils.data.DataLoader(
-        model._train_loader.dataset, batch_size=3, sampler=list(range(9, -1, -1)), collate_fn=model._train_loader.collate_fn
+        model._train_loader.dataset,
+        batch_size=3,
+        sampler=list(range(9, -1, -1)),
+        collate_fn=model._train_loader.collate_fn,
     )
 
 
@@ -260,7 +263,9 @@ SMALL_FAULTS = [
 
 
 @pytest.mark.parametrize(("plant", "rung", "place"), FAULTS, ids=lambda value: getattr(value, "__name__", None))
-def test_a_planted_fault_is_found_and_named(reference: Path, tmp_path: Path, plant: Plant, rung: str, place: str) -> None:
+def test_a_planted_fault_is_found_and_named(
+    reference: Path, tmp_path: Path, plant: Plant, rung: str, place: str
+) -> None:
     record(tmp_path / "nest", plant)
     code, report = compare(reference, tmp_path / "nest")
     first = report["first_difference"]
@@ -307,7 +312,7 @@ def test_a_resampler_or_decoder_that_reads_otherwise(
     assert report["first_difference"]["tensor"] == "audio" and report["first_difference"]["index"] == [0, 100]
 
 
-# --- the innocent -------------------------------------------------------------------------------------------------------
+# --- the innocent
 
 
 def twin(model: NestModule) -> None:

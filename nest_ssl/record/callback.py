@@ -125,11 +125,13 @@ class Recorder(Callback):
         outputs = root["output"] if root else []
         outputs = outputs if isinstance(outputs, list) else [outputs]
         names = [*self.output_names, *(f"output_{i}" for i in range(len(self.output_names), len(outputs)))]
-        return dict(zip(names, outputs))
+        return dict(zip(names, outputs, strict=False))  # a forward may return less than it is asked to name
 
     def _refuse_unreachable_steps(self, trainer: Trainer) -> None:
         """A step that training cannot reach is a mistake to be told now, not after hours."""
-        batches = trainer.num_training_batches * (trainer.max_epochs if (trainer.max_epochs or -1) > 0 else float("inf"))
+        batches = trainer.num_training_batches * (
+            trainer.max_epochs if (trainer.max_epochs or -1) > 0 else float("inf")
+        )
         if trainer.max_steps > 0:
             batches = min(batches, trainer.max_steps * trainer.accumulate_grad_batches)
         late = [step for step in sorted(self.steps or ()) if step >= batches]
@@ -137,7 +139,7 @@ class Recorder(Callback):
             raise UserError(
                 "a step to record is never reached",
                 f"save_steps names {late[0]}, training ends after {batches:,.0f} batches, counted from 0",
-                "Train more batches (BATCHES, or trainer.max_epochs and trainer.limit_train_batches) or ask for fewer steps.",
+                "Train more batches (BATCHES, trainer.max_epochs, trainer.limit_train_batches) or ask for fewer steps.",
             )
 
 
@@ -167,7 +169,9 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor | None]:
     """The gradient of every trained parameter; None where backward reached none."""
-    return {n: None if p.grad is None else p.grad.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
+    return {
+        n: None if p.grad is None else p.grad.detach().cpu() for n, p in model.named_parameters() if p.requires_grad
+    }
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 What a hook sees is copied at once: an in-place ReLU overwrites the tensor that the convolution before it returned, and
 dither is added in place to the batch. Output gradients come from tensor hooks, not from module backward hooks, which
-would turn outputs into views and break on in-place edits. Modules may be shared and called many times: every call is kept.
+would turn outputs into views and break on in-place edits. Modules may be shared and called many times: every call is
+kept.
 """
 
 from __future__ import annotations
@@ -112,10 +113,10 @@ class CallCapture:
 
 
 class _CopyOnce:
-    """Copies tensors to the CPU; the same tensor, unedited since, is copied once (one module's output is the next's input).
+    """Copies tensors to the CPU; the same tensor, unedited since, once: one module's output is the next one's input.
 
-    Identity alone would not do: an address is reused after a tensor dies, and an in-place edit changes its values. So an
-    entry counts only while its tensor lives and its version is the same.
+    Identity alone would not do: an address is reused after a tensor dies, and an in-place edit changes its values.
+    So an entry counts only while its tensor lives and its version is the same.
     """
 
     def __init__(self) -> None:
@@ -142,7 +143,7 @@ _NAMES: dict[type, list[str]] = {}
 
 
 def _positional_names(kind: type, count: int) -> list[str]:
-    """The parameter names of `forward` that `count` positional arguments fill; their positions where it takes `*args`."""
+    """The names that `count` positional arguments of `forward` have; their positions where it takes `*args`."""
     if kind not in _NAMES:
         try:
             parameters = list(inspect.signature(kind.forward).parameters.values())[1:]

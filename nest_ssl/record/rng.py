@@ -1,7 +1,7 @@
 """Digests of every random generator's state, taken at the boundaries of a step.
 
-Two trainers that drew the same numbers have the same digests; the first boundary at which they differ says in which part
-of the step one of them drew something else.
+Two trainers that drew the same numbers have the same digests; the first boundary at which they differ says in which
+part of the step one of them drew something else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Opens a recording for reading: checked first, then mapped, never unpickled into code.
 
-`open_recording` refuses what is missing, half written or damaged. Tensors are mapped from disk, so a recording of any size
-can be walked in little memory.
+`open_recording` refuses what is missing, half written or damaged. Tensors are mapped from disk, so a recording of any
+size can be walked in little memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Nested values (tensors in lists and dicts) as the recorder keeps them: copied, reduced to builtins, addressed by path.
+"""Nested values (tensors in lists and dicts) as recordings keep them: copied, reduced to builtins, addressed by path.
 
 A path joins list indices and dict keys with dots; a bare tensor has the empty path. `("a", {"x": t})` holds `1.x`.
 """

@@ -1,7 +1,7 @@
 """Writes one recording: beside its target, file by file, and into its place only when complete.
 
-No `recording.json`, no recording: it is written last, and the finished folder then takes the target's place by renaming,
-so a killed run leaves either the old recording or the new one.
+No `recording.json`, no recording: it is written last, and the finished folder then takes the target's place by
+renaming, so a killed run leaves either the old recording or the new one.
 """
 
 from __future__ import annotations
@@ -208,7 +208,9 @@ def _told_as_user_error(where: str) -> Iterator[None]:
         raise from_os_error(error, where) from error
     except RuntimeError as error:  # torch.save's own writer reports a full disk as a RuntimeError
         if "PytorchStreamWriter" in str(error) or "enforce fail" in str(error):
-            raise UserError("could not write (is the disk full?)", where, "Free some space or choose another disk.") from error
+            raise UserError(
+                "could not write (is the disk full?)", where, "Free some space or choose another disk."
+            ) from error
         raise
 
 

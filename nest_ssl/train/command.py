@@ -1,4 +1,4 @@
-"""What both training scripts do before they train: read the command line, check everything that a user can get wrong."""
+"""What both training scripts do before they train: read the command line, check what a user can get wrong."""
 
 from __future__ import annotations
 
@@ -80,8 +80,9 @@ def _parse(trainer: str, argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _check_accelerator(cfg: DictConfig) -> None:
     if cfg.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError("no GPU that torch can use", f"trainer.accelerator={cfg.trainer.accelerator}",
-                        "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build.")  # fmt: skip
+        where = f"trainer.accelerator={cfg.trainer.accelerator}"
+        fix = "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build."
+        raise UserError("no GPU that torch can use", where, fix)
 
 
 def _tell_what_is_not_used(cfg: DictConfig) -> None:

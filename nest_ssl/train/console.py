@@ -1,4 +1,4 @@
-"""What a person sees while a trainer runs: one progress bar with loss and learning rate; the rest goes to a log file."""
+"""What a person sees while a trainer runs: one progress bar with loss and learning rate; the rest is in a log file."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def noise_to_file(path: Path) -> Iterator[TextIO]:
         raise from_os_error(error, str(path)) from error
     console = sys.stderr
     with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        moved = [handler for handler in _stream_handlers() if handler.stream in (sys.__stdout__, sys.__stderr__, console)]
+        moved = [
+            handler for handler in _stream_handlers() if handler.stream in (sys.__stdout__, sys.__stderr__, console)
+        ]
         for handler in moved:
             handler.setStream(log)
         try:

@@ -1,7 +1,7 @@
 """Misspelt configuration keys are errors that name the nearest key, before anything is built.
 
-A key is known if the composed file has it, or if what reads that section takes it: our modules' constructors, the loader,
-the optimizer, Lightning's Trainer.
+A key is known if the composed file has it, or if what reads that section takes it: our modules' constructors, the
+loader, the optimizer, Lightning's Trainer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from nest_ssl.config import GROUPS, OWN_DEFAULTS
+from nest_ssl.config import GROUPS, OWN_DEFAULTS, split_override
 from nest_ssl.data import loader
 from nest_ssl.errors import UserError
 from nest_ssl.model import nest
@@ -41,7 +41,7 @@ def check_keys(overrides: Sequence[str], base: DictConfig) -> None:
     in_file = set(_all_keys(OmegaConf.to_container(base, resolve=False)))
     for override in overrides:
         if not override.startswith("~"):
-            _check_key(override.lstrip("+").partition("=")[0].strip(), in_file)
+            _check_key(split_override(override)[0], in_file)
 
 
 def known_keys(section: str) -> set[str]:

@@ -66,7 +66,9 @@ class NestModule(NestModel, LightningModule):
             noisy_input_signal_length=batch.noisy_audio_len,
             apply_mask=True,
         )
-        return self.loss(masks=masks_BDT, decoder_outputs=log_probs_BTCH, targets=tokens_BTH, decoder_lengths=encoded_len_B)
+        return self.loss(
+            masks=masks_BDT, decoder_outputs=log_probs_BTCH, targets=tokens_BTH, decoder_lengths=encoded_len_B
+        )
 
     def _total_steps(self) -> int | None:
         total = self.trainer.estimated_stepping_batches

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules by NeMo's names and keys.
 
-Sources: NeMo 3.0.0 `nemo.core.optim.lr_scheduler.NoamAnnealing`, `nemo.core.classes.modelPT.ModelPT.setup_optimization`;
-the schedule is that of Vaswani et al. 2017, section 5.3, times a factor.
+Sources: NeMo 3.0.0 `nemo.core.optim.lr_scheduler.NoamAnnealing` and `ModelPT.setup_optimization` in
+`nemo.core.classes.modelPT`; the schedule is that of Vaswani et al. 2017, section 5.3, times a factor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ class NoamAnnealing(LRScheduler):
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, d_model: int, warmup_steps: int, min_lr: float = 0.0, last_epoch: int = -1
+        self,
+        optimizer: torch.optim.Optimizer,
+        d_model: int,
+        warmup_steps: int,
+        min_lr: float = 0.0,
+        last_epoch: int = -1,
     ) -> None:
         self.scale = d_model ** (-0.5)
         self.warmup_steps = warmup_steps
@@ -87,10 +92,14 @@ def build_schedule(
 def _warmup_steps(section: Mapping[str, Any], max_steps: int | None) -> int:
     steps, ratio = section.get("warmup_steps"), section.get("warmup_ratio")
     if steps is not None and ratio is not None:
-        raise UserError("two warm-ups", "model.optim.sched has warmup_steps and warmup_ratio", "Set one of them to null.")
+        raise UserError(
+            "two warm-ups", "model.optim.sched has warmup_steps and warmup_ratio", "Set one of them to null."
+        )
     if ratio is None:
         return steps or 0
     total = section.get("max_steps") or max_steps
     if not total:
-        raise UserError("a ratio of unknown length", "model.optim.sched.warmup_ratio", "Set trainer.max_steps or warmup_steps.")
+        raise UserError(
+            "a ratio of unknown length", "model.optim.sched.warmup_ratio", "Set trainer.max_steps or warmup_steps."
+        )
     return int(ratio * total)

@@ -26,7 +26,9 @@ class Net(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.body = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(8, 1)
+        )
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x += 0.01 * torch.randn_like(x)  # as dither does
@@ -52,7 +54,8 @@ def train(target: Path | None, steps: frozenset[int] | None, batches: int = 3, *
     torch.manual_seed(1)
     net = Net()
     recorder = Recorder(RecordingWriter(target, overwrite=True), steps, ("y", "x")) if target else None
-    trainer = Trainer(max_epochs=1, limit_train_batches=batches, accelerator="cpu", logger=False, enable_checkpointing=False,
+    trainer = Trainer(max_epochs=1, limit_train_batches=batches,
+                      accelerator="cpu", logger=False, enable_checkpointing=False,
                       enable_progress_bar=False, enable_model_summary=False, callbacks=[recorder] if recorder else [],
                       **settings)  # fmt: skip
     trainer.fit(net)

@@ -132,7 +132,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     writer = RecordingWriter(tmp_path / "run")
 
     def full(*_: object) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0 PytorchStreamWriter failed")
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0 PytorchStreamWriter failed"
+        )
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="disk full"):

@@ -33,7 +33,8 @@ def test_misspelt_keys(override: str, nearest: str) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "seed=1", "+seed=1", "size=tiny", "++run=full", "trainer.limit_val_batches=0", "+trainer.gradient_clip_algorithm=norm",
+        "seed=1", "+seed=1", "size=tiny", "++run=full", "trainer.limit_val_batches=0",
+        "+trainer.gradient_clip_algorithm=norm",
         "model.encoder.dropout=0.2", "model.train_ds.channel_selector=0", "model.masking.max_mask_ratio=0.5",
         "exp_manager.exp_dir=/tmp/x", "trainer={}", "~trainer.benchmark", "model.optim.eps=1e-9",
         "model.train_ds.batch_augmentor=null",
