@@ -1,0 +1,151 @@
+"""Real NeMo beside the port. These tests run in NeMo's environment, and are skipped where there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from nest_ssl.config import compose
+from nest_ssl.model.nest import NestModel
+from nest_ssl.record.capture import CallCapture
+from nest_ssl.record.tree import leaves
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "against_nemo" in item.path.parts:
+            item.add_marker(pytest.mark.filterwarnings("default"))  # NeMo's warnings are not ours to mend
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass
+class Pair:
+    """NeMo's model and ours, built from one configuration and seed."""
+
+    cfg: DictConfig
+    nemo: nn.Module
+    nest: nn.Module
+    rng_after: tuple[Tensor, Tensor]
+
+    def part(self, name: str) -> tuple[nn.Module, nn.Module]:
+        return self.nemo.get_submodule(name), self.nest.get_submodule(name)
+
+
+@pytest.fixture(scope="session")
+def pair() -> Callable[..., Pair]:
+    """`pair("size=tiny", "run=full", seed=42)`: a `Pair`."""
+    if importlib.util.find_spec("nemo") is None:
+        pytest.skip("NeMo is not installed here: run with the environment of `make setup`, .venv/nemo")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from train_nemo import build_model, load_model_class
+
+        load_model_class()
+
+    def build(*overrides: str, seed: int = 42) -> Pair:
+        cfg = compose(overrides)
+        OmegaConf.update(cfg, "model.train_ds", None)  # no data: the tests bring their own
+        OmegaConf.update(cfg, "model.validation_ds", None)
+        torch.manual_seed(seed)
+        nemo = build_model(cfg)
+        nemo_rng = torch.get_rng_state()
+        torch.manual_seed(seed)
+        nest = NestModel(cfg.model)
+        return Pair(cfg, nemo, nest, (nemo_rng, torch.get_rng_state()))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def same_bits() -> Callable[[Any, Any], None]:
+    """`same_bits(theirs, ours)` fails unless both hold the same values, to the bit, in the same nesting."""
+
+    def check(theirs: Any, ours: Any) -> None:
+        theirs, ours = list(leaves(theirs)), list(leaves(ours))
+        assert [path for path, _ in theirs] == [path for path, _ in ours]
+        for (path, a), (_, b) in zip(theirs, ours, strict=True):
+            if not isinstance(a, Tensor):
+                assert a == b, path
+                continue
+            assert (a.shape, a.dtype) == (b.shape, b.dtype), path
+            assert torch.equal(_bits(a), _bits(b)), f"{path}: {int((_bits(a) != _bits(b)).sum())} of {a.numel()} differ"
+
+    return check
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    integers = {torch.float32: torch.int32, torch.float64: torch.int64}
+    return tensor.detach().contiguous().view(integers.get(tensor.dtype, tensor.dtype))
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., dict[str, Any]]:
+    """`run(module, *args, **kwargs)`: one call and its backward pass, and everything that came of them.
+
+    Inputs are copied. Those named by `wants_grad` get gradients; outputs get random ones. All draws start from `seed`.
+    """
+
+    def call(
+        module: nn.Module, *args: Any, wants_grad: tuple[str, ...] = (), seed: int = 1, **kwargs: Any
+    ) -> dict[str, Any]:
+        copies: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        copies = {k: v.clone() if isinstance(v, Tensor) else v for k, v in copies.items()}
+        for name in wants_grad:
+            copies[name].requires_grad_()
+        module.zero_grad()
+        torch.manual_seed(seed)
+        positional = [copies[i] for i in range(len(args))]
+        output = module(*positional, **{k: copies[k] for k in kwargs})
+        rng = torch.get_rng_state()
+        results = [leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if results:
+            torch.autograd.backward(results, [torch.randn_like(r) for r in results])
+        return {
+            "output": [leaf.detach() if isinstance(leaf, Tensor) else leaf for _, leaf in leaves(output)],
+            "strides": [leaf.stride() for _, leaf in leaves(output) if isinstance(leaf, Tensor)],
+            "inputs": {str(k): v for k, v in copies.items()},
+            "input_gradients": {name: copies[name].grad for name in wants_grad},
+            "parameter_gradients": {name: p.grad for name, p in module.named_parameters()},
+            "buffers": dict(module.named_buffers()),
+            "rng": rng,
+        }
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def training_step() -> Callable[..., dict[str, Any]]:
+    """`training_step(model, batch, seed)`: a step, and every call of every module in it (by our recorder)."""
+
+    def step(model: nn.Module, batch: dict[str, Tensor], seed: int = 1) -> dict[str, Any]:
+        batch = {name: tensor.clone() for name, tensor in batch.items()}
+        model.zero_grad()
+        torch.manual_seed(seed)
+        capture = CallCapture(model).attach()
+        output = model.forward(**batch, apply_mask=True)
+        log_probs, encoded_len, masks, tokens = output
+        loss = model.loss(masks=masks, decoder_outputs=log_probs, targets=tokens, decoder_lengths=encoded_len)
+        rng = torch.get_rng_state()
+        loss.backward()
+        return {
+            "calls": capture.detach(),
+            "output": [o.detach() for o in output],
+            "loss": loss.detach(),
+            "gradients": {name: p.grad for name, p in model.named_parameters()},
+            "batch": batch,
+            "rng": rng,
+        }
+
+    return step

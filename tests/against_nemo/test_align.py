@@ -1,0 +1,135 @@
+"""The whole claim: from one seed, with nothing copied, both trainers make the same bits. Real NeMo is run here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compare_outputs import main as compare_outputs
+from lightning.pytorch import Callback, Trainer
+from train_nemo import NEMO
+from train_nest import NEST
+
+from nest_ssl.config import compose, data_paths
+from nest_ssl.experiment import Subject, build_trainer, run
+from nest_ssl.record.callback import weights
+from nest_ssl.record.store import open_recording
+from nest_ssl.seed import seed_all, set_determinism
+
+
+def record(subject: Subject, target: Path, *overrides: str) -> None:
+    assert run(subject, [*overrides, f"output_dir={target}"]) == 0
+
+
+def align(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
+    """Record both and compare; the exit code and the report."""
+    record(NEMO, folder / "nemo", *overrides)
+    record(NEST, folder / "nest", *overrides)
+    return compare(folder, "nemo", "nest")
+
+
+def compare(folder: Path, reference: str, candidate: str) -> tuple[int, dict[str, Any]]:
+    out = folder / "report"
+    code = compare_outputs(
+        ["--reference", str(folder / reference), "--candidate", str(folder / candidate), "--out", str(out)]
+    )
+    return code, json.loads((out / "report.json").read_text())
+
+
+def assert_identical(code: int, report: dict[str, Any]) -> None:
+    assert report["first_difference"] is None, (out := report["first_difference"], report["rungs"]) and out
+    assert (code, report["verdict"], report["exit_code"]) == (0, "identical", 0)
+    for rung in report["rungs"]:
+        assert rung["status"] == "identical" and rung["compared"] > 0, rung
+        assert (rung["differing"], rung["missing_reference"], rung["missing_candidate"]) == (0, 0, 0), rung
+
+
+@pytest.mark.parametrize("seed", [42, 7, 1234])
+def test_tiny_over_three_steps(tmp_path: Path, seed: int) -> None:
+    assert_identical(*align(tmp_path, "size=tiny", f"seed={seed}", "save_steps=0,1,2", "batches=3"))
+
+
+def test_large_one_step(tmp_path: Path) -> None:
+    code, report = align(tmp_path, "size=large")
+    assert_identical(code, report)
+    compared = {rung["name"]: rung["compared"] for rung in report["rungs"]}
+    parameters = open_recording(tmp_path / "nest", verify=False).initial_weights()
+    buffers = ("window", "fb", "running_mean", "running_var", "num_batches_tracked", "pe", "dtype_sentinel_tensor")
+    assert sum(t.numel() for name, t in parameters.items() if not name.endswith(buffers)) == 113_106_000
+    assert compared["gradients"] >= 643
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.train_ds.batch_size=1"],
+        ["model.train_ds.batch_size=4", "model.train_ds.shuffle=true"],
+        ["model.masking.allow_overlap=false", "model.masking.mask_prob=0.5"],
+        ["model.num_books=2"],
+        ["model.squeeze_single=true"],
+        ["trainer.gradient_clip_val=0.01", "trainer.accumulate_grad_batches=2"],
+        ["~model.optim.sched", "model.optim.lr=0.001"],
+        ["model.optim.sched.warmup_steps=2", "model.optim.sched.min_lr=0.5"],
+        ["model.encoder.untie_biases=false", "model.encoder.xscaling=false", "model.encoder.use_bias=false"],
+    ],
+    ids=lambda overrides: overrides[0].partition("=")[0].rpartition(".")[2],
+)
+def test_other_settings(tmp_path: Path, overrides: list[str]) -> None:
+    assert_identical(*align(tmp_path, "size=tiny", "save_steps=all", "batches=4", *overrides))
+
+
+def test_everything_random_on(tmp_path: Path) -> None:
+    overrides = ["size=tiny", "run=full", "model.train_ds.num_workers=0", "model.validation_ds.num_workers=0",
+                 "model.train_ds.batch_size=4", "save_steps=all", "batches=4"]  # fmt: skip
+    assert_identical(*align(tmp_path, *overrides))
+
+
+class _Weights(Callback):
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.last = {name: tensor.clone() for name, tensor in weights(pl_module).items()}
+
+
+@pytest.mark.parametrize("subject", [NEMO, NEST], ids=lambda subject: subject.name)
+def test_recording_changes_no_weight(tmp_path: Path, subject: Subject) -> None:
+    overrides = ["size=tiny", "batches=3", "model.encoder.dropout=0.1"]
+    record(subject, tmp_path / "run", *overrides, "save_steps=all")
+    recorded = open_recording(tmp_path / "run").step(2).weights()
+    bare = _Weights()
+    cfg = data_paths(compose(overrides))
+    set_determinism()
+    trainer = build_trainer(cfg, [bare])
+    seed_all(cfg.seed)
+    trainer.fit(subject.build_model(cfg, trainer))
+    assert recorded.keys() == bare.last.keys()
+    assert all(torch.equal(recorded[name], bare.last[name]) for name in recorded)
+
+
+def test_nemo_against_nemo(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        record(NEMO, tmp_path / name, "size=tiny", f"seed={seed}")
+    assert_identical(*compare(tmp_path, "a", "b"))
+    code, report = compare(tmp_path, "a", "c")
+    assert code == report["exit_code"] == 4 and report["first_difference"]["rung"] == "contract"
+
+
+def test_nemos_own_yaml_on_both(tmp_path: Path) -> None:
+    """A config in the shape that NeMo ships: many GPUs, an exp_manager, manifests left open."""
+    cfg = compose(["size=tiny", "run=full"])
+    section = {"name": "NEST", "model": cfg.model, "exp_manager": {"exp_dir": None, "resume_if_exists": True},
+               "trainer": {**cfg.trainer, "devices": -1, "strategy": "ddp_find_unused_parameters_true",
+                           "sync_batchnorm": True}}  # fmt: skip
+    from omegaconf import OmegaConf
+
+    foreign = OmegaConf.create(section)
+    for ds in (foreign.model.train_ds, foreign.model.validation_ds):
+        ds.manifest_filepath = "???"
+        ds.num_workers = 0
+    foreign.model.train_ds.batch_size = 2
+    (tmp_path / "theirs.yaml").write_text(OmegaConf.to_yaml(foreign))
+    manifests = [f"model.{ds}.manifest_filepath=data/dummy_ssl/{name}_manifest.json"
+                 for ds, name in (("train_ds", "train"), ("validation_ds", "val"))]  # fmt: skip
+    options = [f"--config-path={tmp_path}", "--config-name=theirs", *manifests, "batches=2", "save_steps=0-1"]
+    assert_identical(*align(tmp_path, *options))
