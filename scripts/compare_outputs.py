@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
+
+import yaml
 
 from nest_ssl.errors import UserError, run_command
 
@@ -38,9 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
     tolerance = FixedTolerance(options.atol, options.rtol)
-    comparison = compare_recordings(reference, candidate, tolerance, options.steps)
+    with _damage_told(options.verify):
+        comparison = compare_recordings(reference, candidate, tolerance, options.steps)
     print_summary(comparison, write_reports(comparison, options.out))
     return comparison.exit_code
+
+
+@contextmanager
+def _damage_told(verified: bool) -> Iterator[None]:
+    """Files that nobody verified may hold anything; whatever that breaks is told as damage."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, yaml.YAMLError) as error:
+        if verified:
+            raise  # our own mistake
+        what = f"{type(error).__name__}: {error}"
+        raise UserError("damaged recording", what, "Leave out --no-verify to see which file.") from error
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

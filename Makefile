@@ -1,0 +1,126 @@
+# The experiment as a graph: setup -> data -> nemo, nest -> compare. Start with `make align`; `make help` explains.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+# With -j too: two trainers at once would need twice the memory, and compare reads what both have written.
+.NOTPARALLEL:
+
+# What to run. Every one can be set on the command line: make align SIZE=tiny SEED=7 STEPS=0,1,2 BATCHES=3
+SIZE    ?= large
+RUN     ?= quick
+SEED    ?= 42
+STEPS   ?= 0
+BATCHES ?= 1
+DEVICE  ?= auto
+OUT     ?= outputs
+ARGS      ?=
+NEMO_ARGS ?=
+NEST_ARGS ?=
+COMPARE_ARGS ?=
+
+# What to run it with.
+RUNTIME      ?= local
+THREADS      ?= 1
+NEMO_VERSION ?= 3.0.0
+TORCH_INDEX  ?=
+PYTHON       ?=
+UV_VERSION   := 0.13.9
+TEST_LOGS    ?= .venv/test-logs
+
+BIN  := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+NEMO_PYTHON ?= .venv/nemo/$(BIN)/python
+NEST_PYTHON ?= .venv/nest/$(BIN)/python
+
+# One thread on both sides: the same bits need the same number of threads.
+export OMP_NUM_THREADS := $(THREADS)
+export PYTHON TORCH_INDEX NEMO_VERSION
+
+# Quoted as one word, so that STEPS=0,1,2 and an OUT with a space arrive as they were written.
+settings = 'size=$(SIZE)' 'run=$(RUN)' 'seed=$(SEED)' 'save_steps=$(STEPS)' 'batches=$(BATCHES)' \
+           'trainer.accelerator=$(DEVICE)' overwrite=true
+
+ifneq ($(RUNTIME),local)
+$(error RUNTIME=$(RUNTIME) is not there yet: only RUNTIME=local (the environments that `make setup` makes) is)
+endif
+
+##@ The experiment
+.PHONY: align data nemo nest compare
+align: data nemo nest compare ## data, both trainers, then the report; fails unless they agree
+
+data: setup ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes
+	@$(NEST_PYTHON) scripts/make_data.py
+
+nemo: setup data ## train with NVIDIA NeMo, recorded into $(OUT)/nemo
+	@$(NEMO_PYTHON) scripts/train_nemo.py $(settings) 'output_dir=$(OUT)/nemo' $(ARGS) $(NEMO_ARGS)
+
+nest: setup data ## train with the port, recorded into $(OUT)/nest
+	@$(NEST_PYTHON) scripts/train_nest.py $(settings) 'output_dir=$(OUT)/nest' $(ARGS) $(NEST_ARGS)
+
+compare: setup ## compare the two recordings, report into $(OUT)/report
+	@$(NEST_PYTHON) scripts/compare_outputs.py --reference '$(OUT)/nemo' --candidate '$(OUT)/nest' \
+	    --out '$(OUT)/report' $(COMPARE_ARGS)
+
+##@ The environments
+.PHONY: setup locks
+# On PYTHON if given, else on the first Python that fits; setup.py itself says what is wrong where none does.
+fits = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+setup: ## make .venv/nemo and .venv/nest, or say that they are up to date
+	@python="$$PYTHON"; \
+	for try in python3 python3.11 python3.12 python3.10 python; do \
+	    test -z "$$python" && "$$try" -c '$(fits)' 2>/dev/null && python="$$try"; \
+	done; \
+	python="$${python:-python3}"; \
+	command -v "$$python" > /dev/null || { echo "error: no such Python: $$python. Install 3.10 to 3.12" >&2; exit 3; }; \
+	exec "$$python" scripts/setup.py
+
+# uv resolves for every Python and system at once. It keeps what is locked; UPGRADE=1 moves to the newest.
+compile = .venv/uv/$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-python-downloads \
+    --fork-strategy requires-python --no-annotate --custom-compile-command 'make locks' $(if $(UPGRADE),--upgrade)
+locks: ## write docker/locks/*.txt anew after a change of dependencies (UPGRADE=1: newest versions)
+	"$${PYTHON:-python3}" -m venv .venv/uv
+	.venv/uv/$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'
+	$(compile) docker/locks/nemo-$(NEMO_VERSION).in pyproject.toml --extra test -o docker/locks/nemo-$(NEMO_VERSION).txt
+	$(compile) -c docker/locks/nemo-$(NEMO_VERSION).txt pyproject.toml --extra dev -o docker/locks/nest.txt
+
+##@ The checks
+.PHONY: test lint
+# Two environments, two pytest runs, side by side: the port's prints as it goes, NeMo's when it is done.
+test: setup data lint ## lint, the port's tests, and the tests against NeMo
+	@mkdir -p '$(TEST_LOGS)'; set -o pipefail; \
+	$(NEMO_PYTHON) -m pytest -p no:cacheprovider tests/against_nemo > '$(TEST_LOGS)/nemo.log' 2>&1 & nemo=$$!; \
+	trap 'kill $$nemo 2> /dev/null' INT TERM; \
+	$(NEST_PYTHON) -m pytest tests --ignore tests/against_nemo | tee '$(TEST_LOGS)/nest.log'; nest_code=$$?; \
+	echo; echo 'Against NeMo, in .venv/nemo (while it runs: $(TEST_LOGS)/nemo.log)'; \
+	wait $$nemo; nemo_code=$$?; cat '$(TEST_LOGS)/nemo.log'; \
+	printf '\nThe port     %s\nAgainst NeMo %s\n' "$$(tail -n 1 '$(TEST_LOGS)/nest.log')" "$$(tail -n 1 '$(TEST_LOGS)/nemo.log')"; \
+	test $$nest_code -eq 0 -a $$nemo_code -eq 0
+
+lint: setup ## ruff and the import contracts
+	@$(NEST_PYTHON) -m ruff check --quiet .
+	@$(dir $(NEST_PYTHON))lint-imports --no-logo
+
+##@ The rest
+.PHONY: clean help
+clean: ## remove recordings, reports, the generated data and caches; the environments stay
+	rm -rf '$(OUT)'/{nemo,nest,report,nemo.log,nest.log} '$(OUT)'/.*.partial-* data/dummy_ssl
+	rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find nest_ssl scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this text
+	@awk 'BEGIN { FS = ":.*## " } \
+	    /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	    /^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@printf '\nVariables, as they stand (make align SIZE=tiny SEED=7 STEPS=0,1,2 BATCHES=3):\n'
+	@printf '  %-30s %s\n' \
+	    'SIZE=$(SIZE)' 'tiny, small, medium, large, xlarge, xxlarge' \
+	    'RUN=$(RUN)' 'quick: nothing random but the mask; full: everything on' \
+	    'SEED=$(SEED)' 'seeds every generator on both sides' \
+	    'STEPS=$(STEPS)' 'steps to record: 0  0,1,2  0-9  all  none' \
+	    'BATCHES=$(BATCHES)' 'training steps to run' \
+	    'DEVICE=$(DEVICE)' 'auto, cpu, gpu' \
+	    'OUT=$(OUT)' 'folder for nemo/, nest/ and report/' \
+	    'THREADS=$(THREADS)' 'CPU threads of each trainer' \
+	    'ARGS=' 'overrides for both trainers: key=value +key=value' \
+	    'NEMO_ARGS= NEST_ARGS=' 'overrides for one of them' \
+	    'COMPARE_ARGS=' 'options for the comparer: --atol 1e-6' \
+	    'PYTHON= TORCH_INDEX=' 'for setup: which Python; an index to take torch from'

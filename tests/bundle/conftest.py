@@ -1,0 +1,77 @@
+"""Tests of the bundle itself: what make, the scripts and setup do, with stand-ins for the programs that they start."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """The environment without what an outer `make test` and the caller's own settings put there."""
+    settings = (
+        "SIZE RUN SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS RUNTIME THREADS NEMO_VERSION "
+        "TORCH_INDEX PYTHON NEMO_PYTHON NEST_PYTHON OMP_NUM_THREADS MAKEFLAGS MAKEOVERRIDES MAKELEVEL MFLAGS"
+    ).split()
+    return {name: value for name, value in os.environ.items() if name not in settings}
+
+
+class FakePython:
+    """A program that notes how it was called, and fails when called with a word that it was told to fail for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self._notes, self._codes = folder / "fake python", folder / "calls", folder / "codes.json"
+        self._codes.write_text("{}")
+        self.path.write_text(
+            f"#!{sys.executable}\n"
+            "import json, os, pathlib, sys\n"
+            "call = {'argv': sys.argv[1:], 'cwd': os.getcwd(), 'threads': os.environ.get('OMP_NUM_THREADS')}\n"
+            f"open({str(self._notes)!r}, 'a').write(json.dumps(call) + '\\n')\n"
+            f"codes = json.load(open({str(self._codes)!r}))\n"
+            "print('my last line:', sys.argv[1:])\n"
+            "words = {pathlib.Path(sys.argv[1]).name, *sys.argv[1:]}\n"
+            "sys.exit(max((code for word, code in codes.items() if word in words), default=0))\n"
+        )
+        self.path.chmod(0o755)
+
+    def fail(self, word: str, code: int) -> None:
+        self._codes.write_text(json.dumps({word: code}))
+
+    @property
+    def calls(self) -> list[dict]:
+        return [json.loads(line) for line in self._notes.read_text().splitlines()] if self._notes.exists() else []
+
+    @property
+    def scripts(self) -> list[str]:
+        return [Path(call["argv"][0]).name for call in self.calls]
+
+
+@pytest.fixture
+def fake_python(tmp_path: Path) -> FakePython:
+    return FakePython(tmp_path)
+
+
+@pytest.fixture
+def make(environment: dict[str, str], fake_python: FakePython) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`make("align", "SIZE=tiny")`, with `fake_python` for both environments and without the real setup."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        quoted = str(fake_python.path).replace(" ", "\\ ")
+        pythons = [f"NEMO_PYTHON={quoted}", f"NEST_PYTHON={quoted}"]
+        command = ["make", "--no-print-directory", "--assume-old=setup", *pythons, *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+    return run

@@ -1,0 +1,104 @@
+"""The shape of the repository: who may import whom, how long a piece may be, what never goes in."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(path for folder in ("nest_ssl", "scripts", "tests") for path in (ROOT / folder).rglob("*.py"))
+TEXTS = [path for path in ROOT.rglob("*") if path.suffix in {".py", ".md", ".toml", ".yaml", ".sh", ".txt", ".in"}
+         and not {".venv", ".git", "outputs", "dummy_ssl"} & set(path.relative_to(ROOT).parts)]  # fmt: skip
+
+
+def shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Top-level packages that a file imports, wherever in it."""
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.split(".")[0] for name in names}
+
+
+def test_exactly_one_file_imports_nemo() -> None:
+    importers = [shown(path) for path in SOURCES if "nemo" in imported(ast.parse(path.read_text(encoding="utf-8")))]
+    assert importers == ["scripts/train_nemo.py"]
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package and its contracts."""
+    shutil.copytree(ROOT / "nest_ssl", tmp_path / "nest_ssl", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def broken_contracts(package: Path) -> list[str]:
+    """Names of the contracts that import-linter finds broken."""
+    lint = (
+        f"import sys; sys.path.insert(0, {str(package)!r})\n"
+        "from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    )
+    wide = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-I", "-c", lint], cwd=package, env=wide, capture_output=True, text=True)
+    assert "Contracts: " in done.stdout, done.stdout + done.stderr
+    broken = re.findall(r"^(.+) BROKEN", done.stdout, re.MULTILINE)
+    assert bool(broken) == bool(done.returncode)
+    return broken
+
+
+def test_the_import_contracts_hold(package: Path) -> None:
+    assert broken_contracts(package) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "contract"),
+    [
+        ("data/audio.py", "from nest_ssl.model import nest", "Imports point back"),
+        ("errors.py", "import nest_ssl.config", "Imports point back"),
+        ("train/optim.py", "import nest_ssl.record.store", "Imports point back"),
+        ("record/store.py", "import nest_ssl.model.nest", "The recorder knows nothing"),
+        ("compare/metrics.py", "import nest_ssl.model.nest", "Comparing and reporting"),
+        ("compare/metrics.py", "import nest_ssl.record.capture", "Comparing and reporting"),
+        ("report/markdown.py", "import lightning", "Comparing and reporting"),
+        ("model/nest.py", "import nemo.collections.asr", "The port contains no NeMo"),
+    ],
+)
+def test_a_breach_breaks_a_contract(package: Path, file: str, line: str, contract: str) -> None:
+    path = package / "nest_ssl" / file
+    path.write_text(path.read_text(encoding="utf-8") + f"\n{line}\n", encoding="utf-8")
+    assert any(name.startswith(contract) for name in broken_contracts(package))
+
+
+def test_pieces_are_short() -> None:
+    long = []
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") >= 400:
+            long.append(f"{shown(path)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60:
+                long.append(f"{shown(path)}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines")
+    assert long == []
+
+
+def test_no_file_names_the_machine_it_was_written_on() -> None:
+    places = re.compile(r"/root/\.|/var/tmp/|/home/|" + "/wo" + "rk/")
+    assert [shown(path) for path in TEXTS if path != Path(__file__) and places.search(path.read_text("utf-8"))] == []
+
+
+def test_line_ends_suit_the_system_that_reads_them() -> None:
+    assert [shown(path) for path in TEXTS if b"\r" in path.read_bytes()] == []
+    batch_files = list((ROOT / "scripts").glob("*.bat"))
+    assert batch_files
+    for path in batch_files:
+        assert path.read_bytes().count(b"\n") == path.read_bytes().count(b"\r\n")

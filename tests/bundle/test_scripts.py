@@ -1,0 +1,102 @@
+"""The thin scripts: each pair (.sh, .bat) says the same, and the .sh does it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+SCRIPTS = {
+    "nemo": ("train_nemo.py", "nemo", "NEMO_PYTHON"),
+    "nest_train": ("train_nest.py", "nest", "NEST_PYTHON"),
+    "compare_outputs": ("compare_outputs.py", "nest", "NEST_PYTHON"),
+}
+AWKWARD = ["size=tiny", "save_steps=0,1,2", "+trainer.x=[1, 2]", "name=two words", "", "*", "$HOME", "a'b", 'a"b', "-v"]
+
+
+class Said(NamedTuple):
+    """What a script says, in words that do not depend on the shell."""
+
+    comment: str
+    entry: str
+    venv: str
+    variable: str
+    passes_all: bool
+    threads: str
+    exit_code: str
+
+
+def plain(comment: list[str]) -> str:
+    return re.sub(r"\.(sh|bat)\b", "", "\n".join(comment)).replace("\\", "/")
+
+
+def read_sh(text: str) -> Said:
+    comment = plain(re.findall(r"^# ?(.*)$", text, re.MULTILINE))
+    variable, venv = re.findall(r"^python=\$\{(\w+):-\$root/\.venv/(\w+)/bin/python\}$", text, re.MULTILINE)[0]
+    entry, arguments = re.findall(r'^exec "\$python" "\$root/scripts/(\w+\.py)" (.*)$', text, re.MULTILINE)[0]
+    threads = re.findall(r'^export OMP_NUM_THREADS="\$\{OMP_NUM_THREADS:-(\d+)\}"$', text, re.MULTILINE)[0]
+    exit_code = re.findall(r"^    exit (\d+)$", text, re.MULTILINE)[0]
+    return Said(comment, entry, venv, variable, arguments == '"$@"', threads, exit_code)
+
+
+def read_bat(text: str) -> Said:
+    comment = plain(re.findall(r"^rem ?(.*)$", text, re.MULTILINE))
+    venv = re.findall(r'^set "python=%root%\\\.venv\\(\w+)\\Scripts\\python\.exe"$', text, re.MULTILINE)[0]
+    variable = re.findall(r'^if defined (\w+) set "python=%\1%"$', text, re.MULTILINE)[0]
+    entry, arguments = re.findall(r'^"%python%" "%root%\\scripts\\(\w+\.py)" (.*)$', text, re.MULTILINE)[0]
+    threads = re.findall(r'^if not defined OMP_NUM_THREADS set "OMP_NUM_THREADS=(\d+)"$', text, re.MULTILINE)[0]
+    exit_code = re.findall(r"^    exit /b (\d+)$", text, re.MULTILINE)[0]
+    return Said(comment, entry, venv, variable, arguments == "%*", threads, exit_code)
+
+
+def test_every_script_comes_as_a_pair(root: Path) -> None:
+    for suffix in (".sh", ".bat"):
+        assert {path.stem for path in (root / "scripts").glob(f"*{suffix}")} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_pairs_say_the_same(root: Path, name: str) -> None:
+    sh = (root / "scripts" / f"{name}.sh").read_bytes().decode()
+    bat = (root / "scripts" / f"{name}.bat").read_bytes().decode()
+    assert "\r" not in sh
+    assert bat.count("\n") == bat.count("\r\n")
+    said = read_sh(sh.removeprefix("#!/bin/sh\n"))
+    assert said == read_bat(bat.replace("\r\n", "\n"))
+    assert (said.entry, said.venv, said.variable) == SCRIPTS[name]
+    assert (said.passes_all, said.threads, said.exit_code) == (True, "1", "3")
+    assert bat.endswith("exit /b %ERRORLEVEL%\r\n")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_arguments_arrive_as_written_from_any_folder(
+    root: Path, tmp_path: Path, environment: dict[str, str], fake_python: Any, name: str
+) -> None:
+    entry, _, variable = SCRIPTS[name]
+    fake_python.fail(entry, 4)
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    script = os.path.relpath(root / "scripts" / f"{name}.sh", elsewhere)
+    environment |= {variable: str(fake_python.path), "CDPATH": str(root)}
+    done = subprocess.run([script, *AWKWARD], cwd=elsewhere, env=environment, timeout=30)
+    assert done.returncode == 4
+    assert fake_python.calls == [
+        {"argv": [str(root / "scripts" / entry), *AWKWARD], "cwd": str(elsewhere), "threads": "1"}
+    ]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_without_an_environment_one_line_says_what_to_do(
+    root: Path, tmp_path: Path, environment: dict[str, str], name: str
+) -> None:
+    script = tmp_path / "scripts" / f"{name}.sh"
+    script.parent.mkdir()
+    script.write_bytes((root / "scripts" / f"{name}.sh").read_bytes())
+    done = subprocess.run(["sh", str(script)], env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert f".venv/{SCRIPTS[name][1]}/bin/python" in done.stderr
+    assert "make setup" in done.stderr
