@@ -223,7 +223,7 @@ def explain(log: str, label: str) -> str:
         return "this Python cannot make environments: the venv module is missing. On Debian: apt install python3-venv"
     if re.search(r"connection broken by|Could not fetch URL|ConnectionError|ReadTimeoutError|ProxyError", log):
         index = re.search(r"Looking in indexes: (.+)", log)
-        where = index[1] if index else "pypi.org"
+        where = index[1] if index else "pip's default"
         return f"no answer from the package index: {where}. Check network, proxy and pip's index-url (or TORCH_INDEX)"
     if "sha256" in log and "DO NOT MATCH" in log:
         return f"a download differs from what the index promises: {label}. Run make setup again"

@@ -184,7 +184,7 @@ DOWN = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnec
 @pytest.mark.parametrize(
     ("log", "says"),
     [
-        (DOWN + "ERROR: No matching distribution found for pluggy", "no answer from the package index: pypi.org"),
+        (DOWN + "ERROR: No matching distribution found for pluggy", "no answer from the package index: pip's default"),
         ("Looking in indexes: http://a.b/simple\n" + DOWN, "no answer from the package index: http://a.b/simple"),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "no space left"),
         ("The virtual environment was not created successfully because ensurepip is not available.", "python3-venv"),
