@@ -41,10 +41,9 @@ class CallResult:
 
 @dataclass(slots=True)
 class ForwardResult:
-    """All calls of one step by key, in the reference's order of starting, and what only the candidate called."""
+    """The reference's calls of one step by key, in the order in which they started."""
 
     calls: dict[Key, CallResult]
-    extra: list[Difference]
 
 
 def key_of(call: Call) -> Key:
@@ -66,7 +65,7 @@ def timeline(calls: list[Call]) -> Iterator[tuple[int, Call, Call | None]]:
 def compare_calls(tally: Tally, ours: list[Call], theirs: list[Call], comparer: Comparer) -> ForwardResult:
     """Compare two steps call by call; differences go to `tally` in the order in which they happened."""
     candidates = {key_of(call): call for call in theirs}
-    result = ForwardResult({}, [])
+    result = ForwardResult({})
     for position, (event, call, parent) in enumerate(timeline(ours)):
         key = key_of(call)
         other = candidates.get(key)
@@ -164,7 +163,6 @@ def _note_extra(tally: Tally, result: ForwardResult, theirs: list[Call]) -> None
         key = key_of(call)
         if key not in result.calls:
             tally.missing(_place(tally, key, None), MISSING_REFERENCE, "called")
-            result.extra.append(tally.differences[-1])
 
 
 def _note_style(tally: Tally, result: ForwardResult) -> None:

@@ -44,14 +44,14 @@ def compare_contract(reference: Recording, candidate: Recording, steps: list[int
 
 
 # What makes the experiment, most telling first: the first difference in this order is the headline.
-_ORDER = ("steps", "seed", "world_size", "config", "data", "flags", "threads", "device", "versions")
+_ORDER = ("seed", "config", "data", "steps", "world_size", "flags", "threads", "device", "versions")
 
 
 def _contract(recording: Recording, steps: list[int] | None) -> dict[str, Any]:
     index = recording.index
     device = index.get("device") or {}
     return {
-        "steps": [step for step in recording.steps if steps is None or step in steps],
+        "steps": ", ".join(str(step) for step in recording.steps if steps is None or step in steps) or "none",
         "seed": index.get("seed"),
         "world_size": recording.world_size,
         "config": without(recording.config, IGNORED_CONFIG),

@@ -13,18 +13,20 @@ from nest_ssl.compare.result import BORN, Difference, Tally
 from nest_ssl.compare.tables import is_state
 
 SHOWN = 3
-_UNITS = {
-    "structure": "entry of the structure",
-    "initial_weights": "value before the first step",
-    "batch": "value of the batch or random state",
-    "forward": "call or output of the forward",
-    "gradients": "gradient",
-    "weights": "value after the step",
+_UNITS = {  # one, several
+    "structure": ("entry of the structure", "entries of the structure"),
+    "initial_weights": ("value before the first step", "values before the first step"),
+    "batch": ("field of the batch or random state", "fields of the batch or random states"),
+    "forward": ("call or output of the forward", "calls and outputs of the forward"),
+    "gradients": ("gradient", "gradients"),
+    "weights": ("value after the step", "values after the step"),
 }
 
 
 def what_follows(first: Difference, tallies: Sequence[Tally]) -> list[str]:
     """Counts of what differs after `first`, a line a step; `tallies` in causal order."""
+    if first.place.rung == "contract":
+        return []
     by_step: dict[int | None, list[str]] = {}
     seen = False
     for tally in tallies:
@@ -35,7 +37,7 @@ def what_follows(first: Difference, tallies: Sequence[Tally]) -> list[str]:
             by_step.setdefault(tally.step, []).append(_count(tally, count))
     later = [step for step in by_step if step is not None and step != _step_of(first, by_step)]
     told = {step: ", ".join(parts) for step, parts in by_step.items() if step not in later}
-    lines = [text if step is None else f"at step {step} {text}" for step, text in told.items()]
+    lines = [text if step is None else f"at step {step}: {text}" for step, text in told.items()]
     if later:
         lines.append(f"differences at step{'s' if len(later) > 1 else ''} {', '.join(map(str, later))}")
     return lines
@@ -51,11 +53,7 @@ def _count(tally: Tally, count: int) -> str:
     if tally.rung == "loss":
         largest = [d.metrics.max_abs for d in tally.differences if d.metrics and d.metrics.max_abs is not None]
         return f"the loss by {max(largest):.1e}" if largest else "the loss"
-    noun = _UNITS.get(tally.rung, "setting")
-    head, _, rest = noun.partition(" ")
-    plural = {"entry": "entries"}.get(head, f"{head}s")
-    noun = noun if count == 1 else " ".join(part for part in (plural, rest) if part)
-    return f"{count:,} {noun}"
+    return f"{count:,} {_UNITS[tally.rung][count > 1]}"
 
 
 def not_explained(first: Difference, tallies: Sequence[Tally], results: Sequence[StepResult]) -> list[str]:
@@ -71,7 +69,7 @@ def not_explained(first: Difference, tallies: Sequence[Tally], results: Sequence
     step = first.place.step if first.place.step is not None else min((r.step for r in results), default=None)
     for result in results:
         if result.step == step and result.rank == first.place.rank:
-            lines += _forward_births(first, result)
+            lines += _forward_births(first, result, found)
             lines += _loss(first, result)
             lines += _gradient_births(first, result, changed)
             lines += _update_births(first, result, changed)
@@ -105,14 +103,22 @@ def _random_streams(first: Difference, states: list[Difference]) -> list[str]:
     return _line(f"random streams part elsewhere, in the {place.rung} of step {place.step}", states[:1])
 
 
-def _forward_births(first: Difference, result: StepResult) -> list[str]:
-    blamed = {first.place.module, birthplace(first, result)} if first.place.rung == "forward" else set()
+def _forward_births(first: Difference, result: StepResult, found: list[Difference]) -> list[str]:
+    """Births apart from the headline's; where random streams have parted, whatever draws from them is explained."""
+    if any(is_state(d) and d.place.rung in ("initial_weights", "batch", "forward") for d in _until(result, found)):
+        return []
+    rebuilt = {d.place.module for d in found if d.place.rung == "structure"}
+    blamed = {first.place.module, birthplace(first, result), *rebuilt}
     born = [
         judgement.worst
         for judgement in result.judgements
         if judgement.relation == BORN and judgement.module not in blamed
     ]
     return _line("calls in other modules differ though their inputs have the same bits", born)
+
+
+def _until(result: StepResult, found: list[Difference]) -> list[Difference]:
+    return [d for d in found if d.place.step is None or d.place.step <= result.step]
 
 
 def _loss(first: Difference, result: StepResult) -> list[str]:
@@ -139,6 +145,7 @@ def _update_births(first: Difference, result: StepResult, changed: set[str | Non
     if first.place.rung == "weights":
         return []
     found = result.tallies["weights"].differences
+    settings = [d for d in found if (d.place.tensor or "").startswith("param_groups")]
     touched = {(d.place.module, d.place.tensor) for d in result.tallies["gradients"].differences}
     states = {(d.place.module, (d.place.tensor or "").partition(".")[0]) for d in found if _is_optimizer_state(d)}
     forward = _forward_modules(result)
@@ -150,7 +157,8 @@ def _update_births(first: Difference, result: StepResult, changed: set[str | Non
         and (d.place.module, d.place.tensor) not in touched | states
         and d.place.module not in changed | forward
     ]
-    return _line("values after the step differ though their gradients and their modules' calls do not", born)
+    lines = _line("the optimizer is set otherwise", settings)
+    return lines + _line("values after the step differ though their gradients and their modules' calls do not", born)
 
 
 def _is_optimizer_state(difference: Difference) -> bool:

@@ -13,7 +13,7 @@ from nest_ssl.compare.calls import compare_calls
 from nest_ssl.compare.contract import compare_contract
 from nest_ssl.compare.declared import Entry, load_declared
 from nest_ssl.compare.explain import not_explained, what_follows
-from nest_ssl.compare.localise import StepResult, judge_calls, origin
+from nest_ssl.compare.localise import StepResult, birthplace, judge_calls, origin
 from nest_ssl.compare.result import (
     DIVERGED,
     EQUIVALENT,
@@ -51,6 +51,7 @@ from nest_ssl.record import files
 from nest_ssl.record.store import Recording, StepFiles
 
 STEP_RUNGS = ("batch", "forward", "loss", "gradients", "weights")
+FLOW_RUNGS = STEP_RUNGS[1:]  # what numbers flow through, each from the one before
 
 
 def compare_recordings(
@@ -130,7 +131,8 @@ class _Climb:
                 forward.absent.append(f"step {result.step}: no call was recorded")
             self.comparer.forget()
             result.forward = compare_calls(forward, *calls, self.comparer)
-            result.judgements = judge_calls(result.forward, result.step, result.rank, self.changed)
+            changed = None if _unrecorded(self.steps, result.step) else self.changed
+            result.judgements = judge_calls(result.forward, result.step, result.rank, changed)
         compare_forward_output(forward, ours, theirs, self.comparer)
         self.comparer.forget()
         result.backward = compare_output_gradients(gradients, *calls, self.comparer)
@@ -144,8 +146,8 @@ class _Climb:
         steps = _steps_tally(results, self.steps)
         rungs = [Rung(name, [tally for tally in [*tallies, steps] if tally.rung == name]) for name in RUNGS]
         ordered = [difference for tally in tallies for difference in tally.differences]
+        first = headline(ordered)
         first_bits = next(iter(ordered), None)
-        first = next((difference for difference in ordered if not difference.within), first_bits)
         verdict, code = _judge(rungs)
         return Comparison(
             reference=_side(self.reference),
@@ -156,7 +158,9 @@ class _Climb:
             exit_code=code,
             first=first,
             first_bits=first_bits,
-            origin=_origin(first, first_bits, results),
+            first_beyond=_first_beyond(ordered),
+            born_in=birthplace(first, _result_of(first, results)) if first else None,
+            origin=_origin(first, first_bits, results, self.steps),
             follows=what_follows(first, tallies) if first else [],
             unexplained=not_explained(first, tallies, results) if first else [],
             judgements=[judgement for result in results for judgement in result.judgements],
@@ -181,6 +185,23 @@ def _shared_steps(reference: Recording, candidate: Recording, asked: Sequence[in
             raise UserError("a step that neither recording has", f"--steps {step}", f"Recorded steps: {have}.")
     shared = set(reference.steps) & set(candidate.steps)
     return sorted(shared if asked is None else shared & set(asked))
+
+
+def headline(ordered: list[Difference]) -> Difference | None:
+    """Of all differences in causal order the one to put first.
+
+    That is the first one beyond the tolerance, traced back: a tensor that flows through the model may differ because a
+    smaller difference upstream has grown, so the first unlike bits are its origin as far as anybody can tell. A
+    setting, a shape, a missing name, a batch or an initial weight cannot have grown so, and stands for itself.
+    """
+    beyond = _first_beyond(ordered)
+    if beyond is None or (beyond.metrics and beyond.place.rung in FLOW_RUNGS):
+        return next(iter(ordered), None)
+    return beyond
+
+
+def _first_beyond(ordered: list[Difference]) -> Difference | None:
+    return next((difference for difference in ordered if not difference.within), None)
 
 
 def _modules(tally: Tally) -> set[str | None]:
@@ -214,14 +235,29 @@ def _steps_tally(results: list[StepResult], steps: list[int]) -> Tally:
     return tally
 
 
-def _origin(first: Difference | None, first_bits: Difference | None, results: list[StepResult]) -> str:
+def _origin(
+    first: Difference | None, first_bits: Difference | None, results: list[StepResult], steps: list[int]
+) -> str:
     if first is None:
         return ""
     if first is not first_bits:
-        return "The bits part earlier, within the tolerance; here is the first difference beyond it."
+        return "Bits part before it, within the tolerance, but this cannot have grown from that."
+    gap = "" if first.place.step is None else _unrecorded(steps, first.place.step)
+    return origin(first, _result_of(first, results)) + gap
+
+
+def _result_of(first: Difference, results: list[StepResult]) -> StepResult | None:
     place = first.place
-    result = next((r for r in results if (r.step, r.rank) == (place.step, place.rank)), None)
-    return origin(first, result)
+    return next((result for result in results if (result.step, result.rank) == (place.step, place.rank)), None)
+
+
+def _unrecorded(steps: list[int], step: int) -> str:
+    """A warning if steps just before `step` were not recorded; else empty."""
+    last = max((earlier for earlier in steps if earlier < step), default=-1)
+    if step == last + 1:
+        return ""
+    gap = f"Step {last + 1} was" if step == last + 2 else f"Steps {last + 1} to {step - 1} were"
+    return f" {gap} not recorded: it may have been born there."
 
 
 def _side(recording: Recording) -> Side:

@@ -12,12 +12,12 @@ from nest_ssl.compare.result import (
     CAME_IN,
     INSIDE,
     STOPPED,
+    UNKNOWN,
     WEIGHTS,
     CallJudgement,
     Difference,
     Tally,
 )
-
 from nest_ssl.compare.tables import is_state
 
 
@@ -32,15 +32,12 @@ class StepResult:
     backward: BackwardResult = field(default_factory=BackwardResult)
     judgements: list[CallJudgement] = field(default_factory=list)
 
-    def judgement(self, module: str, call: int | None) -> CallJudgement | None:
-        return next((j for j in self.judgements if (j.module, j.call) == (module, call)), None)
 
-
-def judge_calls(forward: ForwardResult, step: int, rank: int, changed: set[str | None]) -> list[CallJudgement]:
+def judge_calls(forward: ForwardResult, step: int, rank: int, changed: set[str | None] | None) -> list[CallJudgement]:
     """Every call that is not the same on both sides, in execution order, with how it came to differ.
 
     Args:
-        changed: modules whose own parameters or buffers differed before this step.
+        changed: modules whose own parameters or buffers differed before this step; None if that is not known.
     """
     events = _differing_events(forward)
     positions = [position for position, _, _ in events]
@@ -51,7 +48,8 @@ def judge_calls(forward: ForwardResult, step: int, rank: int, changed: set[str |
         inside = bisect_right(positions, call.start)
         first = events[inside] if inside < len(events) and positions[inside] < call.end else None
         relation = _relation(call, first, forward)
-        relation = WEIGHTS if relation == BORN and call.module in changed else relation
+        if relation == BORN:
+            relation = UNKNOWN if changed is None else WEIGHTS if call.module in changed else BORN
         worst = max(call.outputs or call.inputs, key=_size)
         found.append(CallJudgement(step, call.module, call.call, relation, call.order, worst, rank))
     return found
@@ -175,4 +173,4 @@ def _origin_weights(first: Difference) -> str:
     name = first.place.tensor or ""
     if name.startswith("param_groups"):
         return "Loss and gradients have the same bits; the optimizer is set otherwise."
-    return "Loss and gradients have the same bits; the update that followed does not."
+    return "Loss and gradients have the same bits; what the step left behind does not."

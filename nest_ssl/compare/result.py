@@ -146,6 +146,7 @@ class Rung:
 
 BORN = "born here"  # same inputs, other output, and nothing inside explains it
 WEIGHTS = "other weights"  # same inputs, other output, and the module's own weights differed before the step
+UNKNOWN = "here or earlier"  # same inputs, other output, and the steps before were not recorded
 INSIDE = "born inside"  # a container: one of its children is to blame
 CAME_IN = "came in"  # other inputs, other output
 STOPPED = "stopped here"  # other inputs, same output
@@ -218,8 +219,10 @@ class Comparison:
     rungs: list[Rung]
     verdict: str
     exit_code: int
-    first: Difference | None  # the headline: the first difference beyond the tolerance, else the first of any size
+    first: Difference | None  # the headline; see `ladder.headline`
     first_bits: Difference | None  # the first difference of any size
+    first_beyond: Difference | None  # the first difference that the tolerance does not cover
+    born_in: str | None  # the module in whose own code the headline arose, as far as the order of events tells
     origin: str  # one sentence: what is known of how the headline arose
     follows: list[str]
     unexplained: list[str]

@@ -13,6 +13,8 @@ from nest_ssl.compare.result import (
 )
 from nest_ssl.report.wording import labels, name, number, sizes, small, steps_text, table, where
 
+REASONS = 3  # shown for an inconclusive verdict
+
 
 def title(comparison: Comparison) -> str:
     reference, candidate = labels(comparison)
@@ -48,8 +50,14 @@ def verdict(comparison: Comparison) -> str:
     if comparison.verdict == DIVERGED:
         origin = comparison.origin[:1].lower() + comparison.origin[1:]
         return f"{word}: {origin}".rstrip(": ") + f" ({same}.)"
+    return f"{word}: nothing that was compared differs, but {_reasons(comparison)}."
+
+
+def _reasons(comparison: Comparison) -> str:
+    """Why too little was compared: the first few reasons; the notes have all."""
     reasons = list(dict.fromkeys(reason for rung in comparison.rungs for t in rung.tallies for reason in t.absent))
-    return f"{word}: nothing that was compared differs, but {'; '.join(reasons) or 'no step was recorded by both'}."
+    more = f"; and {len(reasons) - REASONS:,} more" if len(reasons) > REASONS else ""
+    return "; ".join(reasons[:REASONS]) + more if reasons else "no step was recorded by both"
 
 
 def tolerance(comparison: Comparison) -> str:
@@ -69,10 +77,13 @@ def first_difference(comparison: Comparison) -> list[str]:
         rows.append(["elements that differ", f"{first.metrics.differing:,} of {first.metrics.elements:,}", ""])
         rows += _nonfinite(first)
     lines = table(["", reference, candidate], rows)
-    bits = comparison.first_bits
-    if bits is not None and bits is not first:
-        size = small(bits.metrics.max_abs) if bits.metrics else "-"
-        lines += [f"Bits part earlier, within the tolerance, at {where(bits.place)} (by {size}).", ""]
+    for text, other in (
+        ("Bits part earlier, within the tolerance,", comparison.first_bits),
+        ("Within the tolerance there; beyond it first", comparison.first_beyond),
+    ):
+        if other is not None and other is not first:
+            size = f" (by {small(other.metrics.max_abs)})" if other.metrics else ""
+            lines += [f"{text} at {where(other.place)}{size}.", ""]
     return lines + consequences(comparison)
 
 

@@ -24,8 +24,9 @@ def as_tree(comparison: Comparison) -> dict[str, Any]:
         "schema": SCHEMA,
         "verdict": comparison.verdict,
         "exit_code": comparison.exit_code,
-        "first_difference": _difference(comparison.first),
+        "first_difference": _first(comparison),
         "first_bit_difference": _difference(comparison.first_bits),
+        "first_beyond_tolerance": _difference(comparison.first_beyond),
         "origin": comparison.origin,
         "follows": comparison.follows,
         "not_explained": comparison.unexplained,
@@ -54,6 +55,11 @@ def strict(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)
+
+
+def _first(comparison: Comparison) -> dict[str, Any] | None:
+    first = _difference(comparison.first)
+    return first and first | {"born_in": comparison.born_in}
 
 
 def _difference(difference: Difference | None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from typing import Any
 
@@ -21,6 +22,7 @@ RUNG_NAMES = {
 }
 
 
+LONGEST = 120  # characters of a value that is text
 _SINGULAR = {"losses": "loss"}
 
 
@@ -40,7 +42,10 @@ def number(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.9g}" if math.isfinite(value) else str(value)
-    return str(value)
+    text = str(value)
+    if re.fullmatch("[0-9a-f]{16,}", text):  # a digest: report.json has all of it
+        return f"{text[:7]}..."
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def small(value: float | int | None) -> str:

@@ -1,0 +1,275 @@
+"""Makes small, real recordings: a miniature of the NEST model, trained for a few steps, with faults planted on demand.
+
+record(tmp_path / "nest", Plan(name="nest", after_build=lambda model: ...))
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from nest_ssl.compare import FixedTolerance, compare_recordings
+from nest_ssl.compare.result import Comparison
+from nest_ssl.record import files
+from nest_ssl.record.callback import gradients, optimizer_state, weights
+from nest_ssl.record.capture import CallCapture, copy_to_cpu
+from nest_ssl.record.provenance import describe_run
+from nest_ssl.record.rng import rng_digests
+from nest_ssl.record.store import open_recording
+from nest_ssl.record.structure import describe_sources, describe_structure
+from nest_ssl.record.tree import to_builtins
+from nest_ssl.record.writer import RecordingWriter
+
+FEATURES, WIDTH, CODES, STRIDE = 4, 8, 5, 8
+FRAMES, RATE = 32, 16  # a "clip" of 2 s at 16 Hz
+DATA = {"train": {"manifests": [{"name": "train.json", "sha256": "aa"}], "audio": {"a.wav": "11", "b.wav": "22"}}}
+FLAGS = {"deterministic_algorithms": False, "matmul_tf32": False}
+CONFIG = {
+    "seed": 42,
+    "output_dir": "outputs/x",
+    "save_steps": 0,
+    "model": {
+        "sample_rate": RATE,
+        "encoder": {"d_model": WIDTH, "att_context_size": [-1, -1]},
+        "loss": {"combine_time_steps": STRIDE, "mask_threshold": 0.8},
+        "optim": {"name": "adamw", "lr": 0.01},
+    },
+}
+
+
+class Features(nn.Module):
+    def forward(self, audio: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        stacked = torch.stack([audio * (k + 1) for k in range(FEATURES)], 1)
+        return torch.log(stacked.square() + 1e-3), length
+
+
+class Masking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask_emb = nn.Parameter(torch.randn(FEATURES), requires_grad=False)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        masks = (torch.rand(features.shape[0], features.shape[2] // STRIDE) < 0.6).repeat_interleave(STRIDE, 1)
+        masks = masks.unsqueeze(1).expand_as(features).to(features.dtype).contiguous()
+        return torch.where(masks > 0, self.mask_emb[None, :, None].expand_as(features), features), masks
+
+
+class Tokens(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.mean(1).unflatten(1, (-1, STRIDE)).mean(-1).abs().long() % CODES
+
+
+class Block(nn.Module):
+    """Two branches and a residual, as a Conformer layer has them; `activation` is shared by all blocks."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.linear1 = nn.Linear(WIDTH, WIDTH)
+        self.activation = activation
+        self.batch_norm = nn.BatchNorm1d(WIDTH)
+        self.linear2 = nn.Linear(WIDTH, WIDTH)
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+        self.factor = 0.5
+
+    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
+        inner = self.activation(self.linear1(self.norm(x)))
+        inner = self.batch_norm(inner.transpose(1, 2)).transpose(1, 2)
+        return x + self.factor * self.linear2(self.activation(inner)) * self.scale
+
+
+class Encoder(nn.Module):
+    def __init__(self, layers: int = 2) -> None:
+        super().__init__()
+        activation = nn.SiLU()
+        self.pre_encode = nn.Linear(FEATURES * STRIDE, WIDTH)
+        self.layers = nn.ModuleList(Block(activation) for _ in range(layers))
+
+    def forward(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        x = audio_signal.transpose(1, 2).reshape(audio_signal.shape[0], -1, FEATURES * STRIDE)
+        x = self.pre_encode(x)
+        for layer in self.layers:
+            x = layer(x, pad_mask=None)
+        return x, length // STRIDE
+
+
+class Loss(nn.Module):
+    def forward(self, log_probs: Tensor, tokens: Tensor, masks: Tensor) -> Tensor:
+        counted = masks.mean(1).unflatten(1, (-1, STRIDE)).mean(-1) > 0.8
+        return nn.functional.nll_loss(log_probs[counted], tokens[counted])
+
+
+class Model(nn.Module):
+    """Features, tokens, mask, encoder, decoder, loss; `spare` is built and never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.preprocessor, self.quantizer, self.masking = Features(), Tokens(), Masking()
+        self.encoder, self.decoder, self.loss = Encoder(), nn.Linear(WIDTH, CODES), Loss()
+        self.spare = nn.Identity()
+
+    def forward(self, audio: Tensor, audio_len: Tensor) -> tuple[Tensor, ...]:
+        features, length = self.preprocessor(audio, length=audio_len)
+        tokens = self.quantizer(features)
+        masked, masks = self.masking(features)
+        encoded, encoded_len = self.encoder(audio_signal=masked, length=length)
+        return self.decoder(encoded).log_softmax(-1), encoded_len, masks, tokens
+
+
+def nothing(*args: Any) -> None:
+    """The default of every hook of a `Plan`."""
+
+
+@dataclass
+class Plan:
+    """What to record. The hooks plant faults: each gets what it may change."""
+
+    name: str = "nemo"
+    version: str = "3.0.0"
+    seed: int = 42
+    steps: tuple[int, ...] = (0, 1)
+    config: dict[str, Any] = field(default_factory=lambda: json.loads(json.dumps(CONFIG)))
+    model: Callable[[], nn.Module] = Model
+    optimizer: dict[str, Any] = field(default_factory=lambda: {"lr": 0.01, "weight_decay": 0.1})
+    after_build: Callable[[nn.Module], None] = nothing
+    on_batch: Callable[[int, dict[str, Tensor]], None] = nothing
+    on_loss: Callable[[int, Tensor], Tensor | None] = nothing
+    on_gradients: Callable[[int, nn.Module], None] = nothing
+    before_step: Callable[[int, nn.Module], None] = nothing
+    after_step: Callable[[int, nn.Module], None] = nothing
+    index: dict[str, Any] = field(default_factory=dict)
+
+
+def record(target: Path, plan: Plan | None = None) -> Path:
+    """Train as `plan` says, and record every step into `target`."""
+    plan = plan or Plan()
+    writer = RecordingWriter(target, overwrite=True)
+    writer.save_text(files.CONFIG, yaml.safe_dump(plan.config))
+    torch.manual_seed(plan.seed)
+    index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {"before_model": rng_digests()}, **_provenance()}
+    model = plan.model()
+    plan.after_build(model)
+    index["rng"]["after_model"] = rng_digests()
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **plan.optimizer)
+    index["rng"]["before_first_batch"] = rng_digests()
+    writer.save_builtins(files.STRUCTURE, describe_structure(model))
+    writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
+    for step in plan.steps:
+        _record_step(writer, plan, index, step, model, optimizer)
+    trainer = {"name": plan.name, "package": f"{plan.name}-ssl", "version": plan.version, "class": "Model"}
+    rest = {"trainer": trainer, "seed": plan.seed, "flags": FLAGS, "data": DATA, "world_size": 1}
+    writer.finish({**index, **rest, "sources": describe_sources(model), **plan.index})
+    return target
+
+
+def batch_of(step: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1000 + step)
+    audio = torch.randn(2, FRAMES, generator=generator)
+    return {"audio": audio, "audio_len": torch.tensor([FRAMES, FRAMES - STRIDE])}
+
+
+def _record_step(
+    writer: RecordingWriter, plan: Plan, index: dict[str, Any], step: int, model: nn.Module, optimizer: Any
+) -> None:
+    batch = batch_of(step)
+    plan.on_batch(step, batch)
+    rng = {"batch_ready": rng_digests()}
+    kept = to_builtins(batch, copy_to_cpu)
+    capture = CallCapture(model).attach()
+    outputs = model.forward(**batch)
+    loss = model.loss(outputs[0], outputs[3], masks=outputs[2])
+    replaced = plan.on_loss(step, loss)
+    loss = loss if replaced is None else replaced
+    rng["forward_done"] = rng_digests()
+    optimizer.zero_grad()
+    loss.backward()
+    rng["backward_done"] = rng_digests()
+    plan.on_gradients(step, model)
+    save = functools.partial(_save, writer, f"step_{step}")
+    save(files.GRADIENTS, gradients(model))
+    plan.before_step(step, model)
+    optimizer.step()
+    plan.after_step(step, model)
+    calls = capture.detach()
+    rng["step_done"] = rng_digests()
+    save(files.BATCH, kept)
+    root = next(call for call in calls if call["module"] == "")
+    save(files.FORWARD_OUTPUT, dict(zip(("log_probs", "encoded_len", "masks", "tokens"), root["output"], strict=True)))
+    save(files.LOSS, {"loss": loss.detach().clone()})
+    save(files.WEIGHTS, weights(model))
+    save(files.OPTIMIZER, optimizer_state(model, optimizer))
+    save(files.CALLS, {"calls": calls})
+    writer.save_json(f"step_{step}/{files.RNG}", rng)
+    index["steps"][str(step)] = {"epoch": 0, "batch": step, "optimizer_stepped": True, "calls": len(calls)}
+    index["calls"][str(step)] = [f"{call['module']}#{call['call']}" for call in calls]
+
+
+def _save(writer: RecordingWriter, folder: str, name: str, value: Any) -> None:
+    writer.save_tensors(f"{folder}/{name}", value)
+
+
+@functools.cache
+def _provenance() -> dict[str, Any]:
+    return {**describe_run(), "device": {"type": "cpu", "name": "a processor"}}
+
+
+# --- editing what was recorded ----------------------------------------------------------------------------------------
+
+
+def edit_tensors(recording: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Rewrite one file of tensors, index and all; `change` edits in place, and what it returns is ignored."""
+    value = torch.load(recording / name, weights_only=True)
+    change(value)
+    torch.save(value, recording / name)
+    reindex(recording, name)
+
+
+def edit_index(recording: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    index = json.loads((recording / files.INDEX).read_text())
+    change(index)
+    (recording / files.INDEX).write_text(json.dumps(index))
+
+
+def edit_config(recording: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    config = yaml.safe_load((recording / files.CONFIG).read_text())
+    change(config)
+    (recording / files.CONFIG).write_text(yaml.safe_dump(config))
+    reindex(recording, files.CONFIG)
+
+
+def remove(recording: Path, name: str) -> None:
+    (recording / name).unlink()
+    edit_index(recording, lambda index: index["files"].pop(name))
+
+
+def reindex(recording: Path, name: str) -> None:
+    data = (recording / name).read_bytes()
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_index(recording, lambda index: index["files"].update({name: entry}))
+
+
+def judge(reference: Path, candidate: Path, atol: float = 1e-5, rtol: float = 1e-5, **options: Any) -> Comparison:
+    """Compare two recordings; no structural difference is declared unless `declared` says so."""
+    options = {"declared": [], **options}
+    sides = open_recording(reference), open_recording(candidate)
+    return compare_recordings(*sides, FixedTolerance(atol, rtol), **options)
+
+
+def first(comparison: Comparison) -> tuple[Any, ...]:
+    """(rung, step, module, call, tensor) of the headline."""
+    assert comparison.first is not None
+    place = comparison.first.place
+    return place.rung, place.step, place.module, place.call, place.tensor
+
+
+def statuses(comparison: Comparison) -> dict[str, str]:
+    return {rung.name: rung.status for rung in comparison.rungs}

@@ -1,0 +1,250 @@
+"""Rung 5: the first difference in execution order, and where it was born."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nest_ssl.compare.calls import END, START, timeline
+from nest_ssl.compare.result import BORN, CAME_IN, INSIDE, STOPPED, WEIGHTS, Comparison
+from tests.compare.builder import Block, Encoder, Model, Plan, edit_tensors, first, judge, record, statuses
+
+Make = Callable[..., Path]
+CALLS = "step_0/layer_outputs.pkl"
+
+
+def relations(comparison: Comparison, step: int = 0) -> dict[tuple[str, int], str]:
+    return {(j.module, j.call): j.relation for j in comparison.judgements if j.step == step}
+
+
+def call_of(value: dict[str, Any], module: str, call: int = 0) -> dict[str, Any]:
+    return next(entry for entry in value["calls"] if (entry["module"], entry["call"]) == (module, call))
+
+
+def test_a_leaf_is_born_here(reference: Path, make: Make) -> None:
+    def plant(model: nn.Module) -> None:
+        model.encoder.layers[0].linear2.forward = lambda x: nn.functional.linear(
+            x, model.encoder.layers[0].linear2.weight
+        )
+
+    comparison = judge(reference, make(after_build=plant))
+    assert first(comparison) == ("forward", 0, "encoder.layers.0.linear2", 0, "output")
+    found = relations(comparison)
+    assert found["encoder.layers.0.linear2", 0] == BORN
+    assert (found["encoder.layers.0", 0], found["encoder", 0], found["", 0]) == (INSIDE, INSIDE, INSIDE)
+    assert found["encoder.layers.1", 0] == found["decoder", 0] == CAME_IN
+    assert ("encoder.layers.0.linear1", 0) not in found
+    assert comparison.unexplained == []
+    assert "execution order" in comparison.origin
+
+
+def test_a_containers_own_code_after_its_children(reference: Path, make: Make) -> None:
+    def plant(model: nn.Module) -> None:
+        model.encoder.layers[1].factor = 0.5001
+
+    comparison = judge(reference, make(after_build=plant))
+    assert first(comparison) == ("forward", 0, "encoder.layers.1", 0, "output")
+    assert relations(comparison)["encoder.layers.1", 0] == BORN
+    assert "its own code" in comparison.origin
+
+
+class ScaledBlock(Block):
+    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
+        inner = self.activation(self.linear1(self.norm(x) * 1.5))
+        inner = self.batch_norm(inner.transpose(1, 2)).transpose(1, 2)
+        return x + self.factor * self.linear2(self.activation(inner)) * self.scale
+
+
+def test_a_containers_own_code_between_its_children(reference: Path, make: Make) -> None:
+    def plant(model: nn.Module) -> None:
+        model.encoder.layers[1].forward = ScaledBlock.forward.__get__(model.encoder.layers[1])
+
+    comparison = judge(reference, make(after_build=plant))
+    assert first(comparison) == ("forward", 0, "encoder.layers.1.linear1", 0, "inputs.input")
+    assert "the own code of `encoder.layers.1`" in comparison.origin
+    assert comparison.born_in == "encoder.layers.1"
+    assert relations(comparison)["encoder.layers.1", 0] == BORN
+    assert comparison.unexplained == []
+
+
+class OtherFlow(Model):
+    """The model's own forward hands something else to the encoder."""
+
+    def forward(self, audio: Tensor, audio_len: Tensor) -> tuple[Tensor, ...]:
+        features, length = self.preprocessor(audio, length=audio_len)
+        tokens = self.quantizer(features)
+        masked, masks = self.masking(features)
+        encoded, encoded_len = self.encoder(audio_signal=masked * 2, length=length)
+        return self.decoder(encoded).log_softmax(-1), encoded_len, masks, tokens
+
+
+def test_the_models_own_forward(reference: Path, make: Make) -> None:
+    comparison = judge(reference, make(model=OtherFlow))
+    assert first(comparison) == ("forward", 0, "encoder", 0, "inputs.audio_signal")
+    assert comparison.born_in == ""
+    assert "the model's own forward" in comparison.origin
+
+
+def test_a_mask_drawn_otherwise_names_the_module_and_the_generator(reference: Path, make: Make) -> None:
+    def plant(model: nn.Module) -> None:
+        original = model.masking.forward
+        model.masking.forward = lambda features: (torch.rand(3), original(features))[1]
+
+    comparison = judge(reference, make(after_build=plant))
+    assert first(comparison)[:4] == ("forward", 0, "masking", 0)
+    assert "other random numbers" in comparison.origin
+    assert "torch_cpu" in comparison.origin
+    assert statuses(comparison)["batch"] == "diverged"  # at step 1, after a shifted stream
+    assert comparison.unexplained == []
+
+
+def test_a_draw_that_changes_no_value_is_still_named(reference: Path, make: Make) -> None:
+    def plant(model: nn.Module) -> None:
+        original = model.quantizer.forward
+        model.quantizer.forward = lambda features: original(features * (torch.rand(1) * 0 + 1))
+
+    comparison = judge(reference, make(after_build=plant))
+    assert first(comparison)[:4] == ("forward", 0, "masking", 0)  # at once seen in what is drawn next
+    assert first(judge(reference, make(on_loss=lambda step, loss: torch.rand(1) * 0 + loss)))[-1] == (
+        "rng.forward_done.torch_cpu"
+    )
+
+
+def test_tokens_are_whole_numbers_and_must_match(reference: Path, make: Make) -> None:
+    def plant(model: nn.Module) -> None:
+        original = model.quantizer.forward
+        model.quantizer.forward = lambda features: (original(features) + 1) % 5
+
+    comparison = judge(reference, make(after_build=plant), atol=100.0)
+    assert (comparison.exit_code, first(comparison)[2:]) == (1, ("quantizer", 0, "output"))
+
+
+def test_two_births_in_one_forward(reference: Path, make: Make) -> None:
+    def plant(model: nn.Module) -> None:
+        tokens = model.quantizer.forward
+        model.quantizer.forward = lambda features: (tokens(features) + 1) % 5
+        decoder = model.decoder.forward
+        model.decoder.forward = lambda x: decoder(x) * 1.01
+
+    comparison = judge(reference, make(after_build=plant))
+    assert first(comparison)[2] == "quantizer"
+    assert any("`decoder`" in line for line in comparison.unexplained)
+
+
+def test_weights_that_differ_before_the_step_are_told_apart(reference: Path, make: Make) -> None:
+    def nudge(model: nn.Module) -> None:
+        model.encoder.pre_encode.weight.data[0, 0] += 1
+
+    comparison = judge(reference, make(after_build=nudge))
+    assert first(comparison)[0] == "initial_weights"
+    assert relations(comparison)["encoder.pre_encode", 0] == WEIGHTS
+    assert comparison.unexplained == []
+
+
+def test_inputs_that_come_to_nothing(reference: Path, copy: Path) -> None:
+    edit_tensors(copy, CALLS, lambda value: call_of(value, "encoder.layers.0")["args"][0].add_(1))
+    comparison = judge(reference, copy)
+    assert STOPPED in relations(comparison).values()
+
+
+# --- how calls are made -----------------------------------------------------------------------------------------------
+
+
+class ByKeyword(Encoder):
+    def forward(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        x = audio_signal.transpose(1, 2).reshape(audio_signal.shape[0], -1, 32)
+        x = self.pre_encode(input=x)
+        for layer in self.layers:
+            x = layer(x=x)
+        return x, length // 8
+
+
+def test_keyword_and_position_are_the_same_call(reference: Path, make: Make) -> None:
+    def plant(model: nn.Module) -> None:
+        model.encoder.forward = ByKeyword.forward.__get__(model.encoder)
+
+    comparison = judge(reference, make(after_build=plant))
+    assert comparison.verdict == "identical"
+    assert any("by keyword" in note for note in comparison.notes)
+
+
+def test_an_input_may_have_another_name_at_the_same_position(reference: Path, copy: Path) -> None:
+    def rename(value: dict[str, Any]) -> None:
+        call_of(value, "encoder.pre_encode")["arg_names"] = ["x"]
+
+    edit_tensors(copy, CALLS, rename)
+    comparison = judge(reference, copy)
+    assert comparison.verdict == "identical"
+    assert any("`input` in the reference, `x`" in note for note in comparison.notes)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_an_input_on_one_side(reference: Path, copy: Path, swapped: bool) -> None:
+    edit_tensors(copy, CALLS, lambda value: call_of(value, "encoder")["kwargs"].pop("length"))
+    comparison = judge(*((copy, reference) if swapped else (reference, copy)))
+    assert (comparison.exit_code, first(comparison)[2:]) == (1, ("encoder", 0, "inputs.length"))
+
+
+def test_an_input_of_another_dtype(reference: Path, copy: Path) -> None:
+    def change(value: dict[str, Any]) -> None:
+        call_of(value, "encoder")["kwargs"]["length"] = call_of(value, "encoder")["kwargs"]["length"].int()
+
+    edit_tensors(copy, CALLS, change)
+    assert judge(reference, copy).exit_code == 1
+
+
+def test_a_training_flag_at_the_call(reference: Path, copy: Path) -> None:
+    edit_tensors(copy, CALLS, lambda value: call_of(value, "decoder").update(training=False))
+    assert first(judge(reference, copy))[2:] == ("decoder", 0, "inputs.training")
+
+
+def test_the_kth_call_of_a_shared_module(reference: Path, copy: Path) -> None:
+    edit_tensors(copy, CALLS, lambda value: call_of(value, "encoder.layers.0.activation", 2)["output"].add_(1))
+    comparison = judge(reference, copy)
+    assert first(comparison)[2:4] == ("encoder.layers.0.activation", 2)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_other_numbers_of_calls_are_missing_calls(reference: Path, copy: Path, swapped: bool) -> None:
+    edit_tensors(copy, CALLS, lambda v: v["calls"].remove(call_of(v, "encoder.layers.0.activation", 3)))
+    comparison = judge(*((copy, reference) if swapped else (reference, copy)))
+    rung = comparison.rung("forward")
+    assert (comparison.verdict, rung.status) == ("diverged", "missing")
+    assert (rung.missing_reference, rung.missing_candidate) == ((1, 0) if swapped else (0, 1))
+    assert first(comparison)[2:4] == ("encoder.layers.0.activation", 3)
+
+
+def test_another_order_of_the_same_calls_is_noted(tmp_path: Path, reference: Path) -> None:
+    class TokensLast(Model):
+        def forward(self, audio: Tensor, audio_len: Tensor) -> tuple[Tensor, ...]:
+            features, length = self.preprocessor(audio, length=audio_len)
+            masked, masks = self.masking(features)
+            encoded, encoded_len = self.encoder(audio_signal=masked, length=length)
+            log_probs = self.decoder(encoded).log_softmax(-1)
+            return log_probs, encoded_len, masks, self.quantizer(features)
+
+    comparison = judge(reference, record(tmp_path / "nest", Plan(name="nest", model=TokensLast)))
+    assert comparison.verdict == "identical"
+    assert any("another order" in note for note in comparison.notes)
+
+
+def test_the_models_outputs_are_compared_too(reference: Path, copy: Path) -> None:
+    edit_tensors(copy, "step_0/forward_output.pt", lambda output: output["tokens"].add_(1))
+    assert first(judge(reference, copy)) == ("forward", 0, None, None, "tokens")
+
+
+def test_timeline_from_separate_counters() -> None:
+    names = {"root": (0, 4), "a": (1, 1), "a.x": (2, 0), "b": (3, 3), "b.x": (4, 2)}
+    calls = [{"module": name, "call": 0, "index": i, "end_index": e} for name, (i, e) in names.items()]
+    events = [(event, call["module"], parent and parent["module"]) for event, call, parent in timeline(calls)]
+    assert events == [
+        (START, "root", None),
+        (START, "a", "root"), (START, "a.x", "a"), (END, "a.x", "a"), (END, "a", "root"),
+        (START, "b", "root"), (START, "b.x", "b"), (END, "b.x", "b"), (END, "b", "root"),
+        (END, "root", None),
+    ]  # fmt: skip
