@@ -140,10 +140,11 @@ class MultiSpeakerNoiseAugmentation(SpeakerNoiseAugmentation):
         mix_rate = self.min_mix_rate
         if self.min_mix_rate < self.max_mix_rate:
             mix_rate = random.uniform(self.min_mix_rate, self.max_mix_rate)
-        mix_len = max(1, int(audio_len_B[i] * mix_rate))
+        mix_len = max(1, int(audio_len_B[i] * mix_rate))  # in float32: 0.7 of 20,500 is 14,350 (in Python 14,349)
         num_segments = random.randint(self.min_num_segments, self.max_num_segments)
         num_speakers = min(random.randint(self.min_num_speakers, self.max_num_speakers), audio_BT.size(0))
-        # Each sample of the stretch votes for a segment: one draw a sample, also when there is one segment only.
+        # Each sample of the stretch votes for a segment: one draw a sample, also when there is only one segment. A
+        # segment without a vote is left out (NeMo fails then, with an IndexError; only a tiny stretch can do that).
         lengths = list(Counter(random.choices(range(num_segments), k=mix_len)).values())
         mode, ratio_db = self.draw_mode(audio_BT.size(0))
         if mode == "noise":

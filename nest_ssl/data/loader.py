@@ -89,7 +89,7 @@ def validation_sections(section: Mapping[str, Any]) -> list[dict[str, Any]]:
     key = next((key for key, value in given.items() if _names_paths(value)), None)
     if not split_at_first or key is None or not isinstance(given[key], list):
         return [given]
-    return [value if isinstance(value, dict) else {**given, key: value} for value in given[key]]
+    return [{**given, key: value} for value in given[key]]
 
 
 def _names_paths(value: Any) -> bool:

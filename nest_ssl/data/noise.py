@@ -68,7 +68,7 @@ def _read_piece(clip: NoiseClip, sample_rate: int, length: int) -> Samples:
 
 
 def running_sum(samples: Samples) -> np.float32:
-    """Python's `sum` over float32 samples, with its rounding, 50 times faster.
+    """Python's `sum` over float32 samples, with its rounding, 20 times faster.
 
     NeMo decides by the sign of that sum whether to draw again, so rounding matters: `np.sum` adds in pairs and may
     differ; `np.add.accumulate` adds one after another, as Python does.

@@ -22,7 +22,7 @@ READ = {"manifest_filepath", "noise_manifest", "sample_rate", "batch_size", "shu
         "drop_last", "min_duration", "max_duration", "trim_silence", "channel_selector", "int_values",
         "batch_augmentor"}
 # NeMo has these too: other code reads them, or they describe a kind of data set that we refuse.
-NOT_READ = {"labels", "parser", "use_start_end_token", "defer_setup", "name", "ds_item", "val_dl_idx", "seed",
+NOT_READ = {"labels", "parser", "use_start_end_token", "defer_setup", "name", "val_dl_idx", "seed",
             "is_tarred", "tarred_audio_filepaths", "tarred_shard_strategy", "shard_manifests", "shuffle_n",
             "bucketing_strategy", "bucketing_batch_size", "bucketing_weights", "is_concat",
             "concat_sampling_technique", "concat_sampling_temperature", "concat_sampling_scale",

@@ -80,6 +80,7 @@ def _speech(folder: Path) -> None:
     write(folder, "other.json", plain[3:])
     write(folder, "even.json", plain[:1] * 4)
     write(folder, "one.json", plain[1:2])
+    write(folder, "rounded.json", [{"audio_filepath": "wavs/1.wav", "duration": n / RATE} for n in (20_490, 20_500)])
     write(
         folder, "filename.json", [{"audio_filename": "wavs/1.wav", "duration": None}, {"audio_filename": "wavs/2.wav"}]
     )
@@ -105,6 +106,10 @@ def _formats(folder: Path) -> None:
     write(folder, "rates.json", [add(f"rate_{r}", "wav", sound(1.4, r, r), r) for r in rates])
     stereo = [add(f"stereo_{r}", "wav", sound(1.25, r, r, channels=2), r) for r in (RATE, 44_100)]
     write(folder, "stereo.json", stereo)
+    write(folder, "three.json", [add("three", "wav", sound(1.1, 3, channels=3), subtype="FLOAT")])
+    fade = np.random.default_rng(9).uniform(-1, 1, 4 * RATE) * 10 ** (np.linspace(-75, -45, 4 * RATE) / 20)
+    fade[-RATE // 2 :] *= 10 ** (45 / 20)  # crosses trimming's threshold so slowly that one decibel shows
+    write(folder, "fade.json", [add("fade", "wav", fade, subtype="PCM_24")])
     write(
         folder,
         "separate.json",
@@ -155,7 +160,7 @@ CASES: dict[str, dict[str, Any]] = {
     "offset and duration": {"manifest_filepath": "cuts.json", "batch_size": 3},
     "min_duration": {"min_duration": 1.2},
     "max_duration": {"max_duration": 1.5},
-    "min and max, unknown stay": {"manifest_filepath": ["filename.json", "plain.json"], "min_duration": 1, "max_duration": 2},
+    "unknown durations stay": {"manifest_filepath": "filename.json,plain.json", "min_duration": 1, "max_duration": 2},
     "short": {"manifest_filepath": "short.json", **NOISE},
     "silence": {"manifest_filepath": "silence.json", "noise_manifest": "noise_zero.json"},
     "formats": {"manifest_filepath": "formats.json", "batch_size": 5},
@@ -165,11 +170,13 @@ CASES: dict[str, dict[str, Any]] = {
     "stereo, right": {"manifest_filepath": "stereo.json", "channel_selector": 1},
     "stereo, last": {"manifest_filepath": "stereo.json", "channel_selector": -1},
     "stereo, average": {"manifest_filepath": "stereo.json", "channel_selector": "average"},
+    "three channels, average": {"manifest_filepath": "three.json", "channel_selector": "average"},
     "stereo, one-channel list": {"manifest_filepath": "stereo.json", "channel_selector": [1]},
     "mono, average": {"channel_selector": "average"},
     "files of one channel each": {"manifest_filepath": "separate.json", "channel_selector": "average"},
     "one of several files": {"manifest_filepath": "separate.json", "channel_selector": 1, "trim_silence": True},
     "trim": {"trim_silence": True},
+    "trim, fading in": {"manifest_filepath": "fade.json", "trim_silence": True},
     "trim, resampled": {"manifest_filepath": "rates.json", "trim_silence": True, "int_values": True},
     "noise added": {**NOISE},
     "noise of unknown length": {"noise_manifest": "noise_whole.json"},
@@ -187,6 +194,9 @@ CASES: dict[str, dict[str, Any]] = {
     "recipe, speech only": {**NOISE, "batch_augmentor": {**RECIPE, "noise_ratio": 0.0}},
     "recipe, batches of one": {**NOISE, "batch_augmentor": RECIPE, "batch_size": 1},
     "recipe, whole utterance": {**NOISE, "batch_augmentor": {**RECIPE, "min_mix_rate": 1, "max_mix_rate": 1}},
+    "recipe, a length that float32 rounds": {
+        "manifest_filepath": "rounded.json", **NOISE,
+        "batch_augmentor": {**RECIPE, "min_mix_rate": 0.7, "max_mix_rate": 0.7}},
     "recipe, silence": {"manifest_filepath": "silence.json", "batch_augmentor": RECIPE},
     "many segments": {**NOISE, "batch_size": 5, "batch_augmentor": {
         "_target_": MULTI, "prob": 0.9, "noise_ratio": 0.4, "min_mix_rate": 0.1, "max_mix_rate": 1.0}},

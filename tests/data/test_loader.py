@@ -1,0 +1,119 @@
+"""The loader: batches, epochs, workers, and mistakes that cross process borders whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nest_ssl.data.loader import build_dataloader, validation_sections
+from nest_ssl.errors import UserError
+
+Section = dict[str, Any]
+# Python 3.12 warns of fork in a process with threads, torch of more workers than cores.
+with_workers = pytest.mark.filterwarnings("ignore")
+
+
+def test_batches_in_order(section: Section) -> None:
+    loader = build_dataloader(section, 16_000)
+    assert len(loader) == 2
+    assert [batch.audio_len.tolist() for batch in loader] == [[24_000, 32_000], [19_200]]
+    assert len(build_dataloader({**section, "drop_last": True}, 16_000)) == 1
+
+
+def test_no_section_no_loader() -> None:
+    assert build_dataloader(None, 16_000) is None
+
+
+def test_nothing_is_drawn_until_it_is_asked(section: Section) -> None:
+    """torch draws a base seed at `iter()`, and a seed for shuffling at the first `next()`."""
+    torch.manual_seed(0)
+    states = [torch.get_rng_state()]
+    loader = build_dataloader({**section, "shuffle": True}, 16_000)
+    states.append(torch.get_rng_state())
+    batches = iter(loader)
+    states.append(torch.get_rng_state())
+    next(batches)
+    states.append(torch.get_rng_state())
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[1], states[2])
+    assert not torch.equal(states[2], states[3])
+
+
+def test_shuffling_follows_the_seed(section: Section) -> None:
+    orders = []
+    for seed in (0, 0, 1, 2, 3):
+        torch.manual_seed(seed)
+        orders.append(
+            [n for batch in build_dataloader(section, 16_000, shuffle=True) for n in batch.audio_len.tolist()]
+        )
+    assert orders[0] == [24_000, 32_000, 19_200], "the section says shuffle: false"
+    del section["shuffle"]
+    orders = []
+    for seed in (0, 0, 1, 2, 3):
+        torch.manual_seed(seed)
+        orders.append(
+            [n for batch in build_dataloader(section, 16_000, shuffle=True) for n in batch.audio_len.tolist()]
+        )
+    assert orders[0] == orders[1]
+    assert len({tuple(order) for order in orders}) > 1
+
+
+@with_workers
+def test_workers_give_the_same_from_the_same_seed(
+    section: Section, manifest: Callable[..., str], wav: Callable[..., str]
+) -> None:
+    section["noise_manifest"] = manifest({"audio_filepath": wav("n.wav", 4.0), "duration": 4.0}, name="noise.json")
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        np.random.seed(np.random.default_rng().integers(1 << 30))  # of no influence: workers have their own
+        runs.append([batch.noise for batch in build_dataloader({**section, "num_workers": 2}, 16_000)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=with_workers)])
+def test_a_bad_file_is_a_user_error_also_from_a_worker(workers: int, section: Section, tmp_path: Path) -> None:
+    (tmp_path / "b.wav").write_text("not audio")
+    loader = build_dataloader({**section, "num_workers": workers, "batch_size": 1}, 16_000)
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(UserError, match=r"not an audio file that can be read: .*b.wav \(.*manifest.json, line 2\)"):
+        next(batches)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=with_workers)])
+def test_a_mistake_met_while_mixing(workers: int, section: Section) -> None:
+    mixing = {"_target_": "nemo.collections.asr.modules.ssl_modules.SpeakerNoiseAugmentation", "prob": 1.0,
+              "min_mix_rate": 1, "max_mix_rate": 1}  # fmt: skip
+    loader = build_dataloader({**section, "num_workers": workers, "batch_augmentor": mixing}, 16_000)
+    with pytest.raises(UserError, match="leaves no place to draw"):
+        next(iter(loader))
+
+
+def test_mistakes_of_the_section(section: Section, manifest: Callable[..., str]) -> None:
+    cases = {
+        "no such manifest": {"manifest_filepath": "none.json"},
+        "an empty manifest": {"manifest_filepath": manifest(name="empty.json")},
+        "none of 3 entries": {"min_duration": 50},
+        "no such manifest: gone.json": {"noise_manifest": "gone.json"},
+        "not supported: is_tarred": {"is_tarred": True},
+    }
+    for message, change in cases.items():
+        with pytest.raises(UserError, match=message):
+            build_dataloader({**section, **change}, 16_000)
+
+
+def test_validation_sections(section: Section, manifest: Callable[..., str]) -> None:
+    second = manifest({"audio_filepath": "a.wav"}, name="second.json")
+    paths = [section["manifest_filepath"], second]
+    several = {**section, "manifest_filepath": paths}
+    assert [part["manifest_filepath"] for part in validation_sections(several)] == paths
+    assert validation_sections(section) == [section]
+    assert validation_sections({**several, "val_dl_idx": -1}) == [several]
+    joined = {**section, "manifest_filepath": ",".join(paths)}
+    assert validation_sections(joined) == [joined]
