@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from nest_ssl.data.batch import AudioNoiseBatch
-from nest_ssl.data.loader import build_dataloader
+from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.model.nest import NestModel
 from nest_ssl.train.optim import build_optimizer, build_schedule
 
@@ -30,15 +30,15 @@ class NestModule(NestModel, LightningModule):
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
         self.settings = cfg
-        self._train_loader = build_dataloader(cfg.train_ds, cfg.sample_rate)
-        validation = cfg.get("validation_ds")
-        self._validation_loader = build_dataloader(validation, cfg.sample_rate) if validation is not None else None
+        self._train_loader = build_dataloader(cfg.train_ds, cfg.sample_rate, shuffle=True)
+        sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []
+        self._validation_loaders = [build_dataloader(section, cfg.sample_rate) for section in sections]
 
     def train_dataloader(self) -> DataLoader[Any] | None:
         return self._train_loader
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return self._validation_loader or []
+    def val_dataloader(self) -> list[DataLoader[Any] | None]:
+        return self._validation_loaders
 
     def training_step(self, batch: AudioNoiseBatch, batch_idx: int) -> torch.Tensor:
         loss = self._loss(batch)
@@ -46,8 +46,8 @@ class NestModule(NestModel, LightningModule):
         self.log("learning_rate", self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"], on_step=True)
         return loss
 
-    def validation_step(self, batch: AudioNoiseBatch, batch_idx: int) -> None:
-        self.log("val_loss", self._loss(batch), on_epoch=True, batch_size=1)
+    def validation_step(self, batch: AudioNoiseBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", self._loss(batch), on_epoch=True, batch_size=1)  # a mean over batches, as NeMo's
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self, self.settings.optim)

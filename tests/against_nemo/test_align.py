@@ -67,6 +67,11 @@ def test_large_one_step(tmp_path: Path) -> None:
     [
         ["model.train_ds.batch_size=1"],
         ["model.train_ds.batch_size=4", "model.train_ds.shuffle=true"],
+        [
+            "model.validation_ds.manifest_filepath=[data/dummy_ssl/val_manifest.json,data/dummy_ssl/train_manifest.json]",
+            "trainer.val_check_interval=2",
+        ],
+        ["trainer.precision=bf16-mixed"],
         ["model.masking.allow_overlap=false", "model.masking.mask_prob=0.5"],
         ["model.num_books=2"],
         ["model.squeeze_single=true"],
