@@ -62,8 +62,16 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; nothing already written was lost", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    sys.stdout.flush()
+    _flush_stdout()
     sys.exit(code)
+
+
+def _flush_stdout() -> None:
+    """A reader that has gone (`... | head`) must not turn the exit code into Python's own 1, which means diverged."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(error: UserError) -> int:

@@ -17,9 +17,15 @@ _STYLES = {IDENTICAL: "green", EQUIVALENT: "cyan", MISSING: "red", DIVERGED: "re
 _OTHER = "yellow"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Say no more, and keep the exit code: rich's own answer is to exit with 1, which means diverged here."""
+        self.quiet = True
+
+
 def print_summary(comparison: Comparison, report: Path, stream: TextIO | None = None) -> None:
     """Verdict, first difference, the table of rungs, and where the report lies."""
-    console = Console(file=stream, highlight=False, soft_wrap=True)
+    console = _Console(file=stream, highlight=False, soft_wrap=True)
     colour = _STYLES.get(comparison.verdict, _OTHER)
     console.print(Text(_plain(title(comparison)), style="bold"))
     console.print(Text(_plain(verdict(comparison)), style=colour))

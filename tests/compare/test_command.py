@@ -52,6 +52,18 @@ def test_identical_exits_0_and_says_so(reference: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report" / "report.json").read_text())["exit_code"] == 0
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes break otherwise there")
+def test_a_reader_that_leaves_changes_no_exit_code(reference: Path, tmp_path: Path) -> None:
+    """`compare_outputs.sh ... | head -1`: Python's and rich's own answer would be 1, which means diverged."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, str(SCRIPT), *map(str, sides(reference, reference, tmp_path / "report"))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, timeout=120)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_damaged_recording_exits_3_in_one_line(reference: Path, copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     out.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def test_another_experiment(reference: Path, copy: Path, edit: Edit, setting: st
         set_at("host", "system", "Windows"),
         set_at("environment", {"OMP_WAIT_POLICY": "active"}),
         set_at("sources", {}),
+        set_at("container", {"image": "sha256:12", "base": "a base", "locks": {"torch-cpu.lock": "34"}}),
+        set_at("cuda", "driver", "580.65.06"),
     ],
 )
 def test_the_same_experiment(reference: Path, copy: Path, edit: Edit) -> None:
@@ -111,6 +114,30 @@ def test_the_other_rungs_are_still_compared(reference: Path, make: Callable[...,
 def test_other_packages_are_noted(reference: Path, copy: Path) -> None:
     edit_index(copy, set_at("packages", "numpy", "1.0"))
     assert any("numpy" in note and "against 1.0" in note for note in judge(reference, copy, steps=[0]).notes)
+
+
+NEMO_IMAGE = {"image": "1", "name": "nemo", "base": "b", "locks": {"torch-cpu.lock": "a", "nemo-cpu.lock": "b"}}
+NEST_IMAGE = {"image": "2", "name": "nest", "base": "b", "locks": {"torch-cpu.lock": "a", "nest-cpu.lock": "c"}}
+
+
+@pytest.mark.parametrize(
+    ("reference_image", "candidate_image", "notes"),
+    [
+        (NEMO_IMAGE, NEST_IMAGE, []),
+        (None, NEST_IMAGE, ["Container: none against a container."]),
+        (NEMO_IMAGE, {**NEST_IMAGE, "base": "c"}, ["Image base: b against c."]),
+        (NEMO_IMAGE, {**NEST_IMAGE, "locks": {"torch-cpu.lock": "d"}}, ["Image locks.torch-cpu.lock: a against d."]),
+    ],
+)
+def test_images_of_another_make_are_noted(
+    make: Callable[..., Path], tmp_path: Path, reference_image: Any, candidate_image: Any, notes: list[str]
+) -> None:
+    reference, candidate = make(index={"container": reference_image}), tmp_path / "candidate"
+    shutil.copytree(reference, candidate)
+    edit_index(candidate, set_at("container", candidate_image))
+    comparison = judge(reference, candidate)
+    assert comparison.verdict == "identical"
+    assert [note for note in comparison.notes if note.startswith(("Container", "Image"))] == notes
 
 
 def test_the_most_telling_setting_comes_first(reference: Path, copy: Path) -> None:
