@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ EXIT_DIVERGED = 1
 EXIT_INCONCLUSIVE = 2
 EXIT_BAD_INPUT = 3
 EXIT_CONTRACT_DIFFERS = 4
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128  # and the signal's number, as shells have it
 
 
 class UserError(Exception):
@@ -35,6 +36,14 @@ class UserError(Exception):
     def __str__(self) -> str:
         line = f"{self.what}: {self.where}. {self.fix}"
         return " ".join(line.split())
+
+
+class InterruptedRun(Exception):
+    """A signal stopped the run before it was done."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
 
 
 def from_os_error(error: OSError, where: str) -> UserError:
@@ -60,10 +69,17 @@ def run_command(main: Callable[[], int | None]) -> None:
     except OSError as error:
         code = _tell(from_os_error(error, str(error.filename or "input or output")))
     except KeyboardInterrupt:
-        print("interrupted; nothing already written was lost", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+        code = _tell_interrupt(signal.SIGINT)
+    except InterruptedRun as stop:
+        code = _tell_interrupt(stop.signal_number)
     _flush_stdout()
     sys.exit(code)
+
+
+def _tell_interrupt(signal_number: int) -> int:
+    name = signal.Signals(signal_number).name
+    print(f"interrupted ({name}); nothing already written was lost", file=sys.stderr)
+    return EXIT_SIGNAL + signal_number
 
 
 def _flush_stdout() -> None:

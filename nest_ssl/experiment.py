@@ -7,6 +7,7 @@ recordings comes from the two models and what they bring along.
 from __future__ import annotations
 
 import importlib.metadata
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.config import parse_steps
 from nest_ssl.data.loader import fingerprint
-from nest_ssl.errors import EXIT_OK, UserError
+from nest_ssl.errors import EXIT_OK, InterruptedRun, UserError
 from nest_ssl.record.callback import Recorder
 from nest_ssl.record.writer import RecordingWriter, check_target
 from nest_ssl.seed import flags, seed_all, set_determinism
@@ -103,7 +105,21 @@ def _train(subject: Subject, cfg: DictConfig, callbacks: list[Any]) -> None:
     recorder.mark_rng("before_model")
     model = subject.build_model(cfg, trainer)
     recorder.mark_rng("after_model")
-    trainer.fit(model)
+    _fit(trainer, model)
+
+
+def _fit(trainer: Trainer, model: LightningModule) -> None:
+    """Train; Lightning ends the process itself on Ctrl-C with code 1, which means diverged here, and on SIGTERM with 0.
+
+    Raises:
+        InterruptedRun: a signal stopped training.
+    """
+    try:
+        trainer.fit(model)
+    except SIGTERMException as stop:
+        raise InterruptedRun(signal.SIGTERM) from stop
+    except SystemExit as stop:
+        raise InterruptedRun(signal.SIGINT) from stop
 
 
 def _describe(subject: Subject, recorder: Recorder) -> dict[str, Any]:

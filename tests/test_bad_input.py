@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +110,26 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFix
 def test_no_permission(capfd: pytest.CaptureFixture[str]) -> None:
     code, said = attempt(capfd, "output_dir=/proc/recordings/out")
     assert code == 3 and said.startswith("error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda stop: stop.name)
+def test_a_signal_is_no_verdict_and_loses_nothing(tmp_path: Path, stop: signal.Signals) -> None:
+    target = tmp_path / "out"
+    train = [sys.executable, str(ROOT / "scripts/train_nest.py"), "size=tiny", f"output_dir={target}", "overwrite=true"]
+    subprocess.run(train, check=True, capture_output=True)
+    before = (target / "recording.json").read_bytes()
+    with subprocess.Popen([*train, "batches=100000", "save_steps=0"], stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".out.partial-*/step_0/rng.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        run.send_signal(stop)
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == (-stop if stop == signal.SIGKILL else 128 + stop)
+    assert (target / "recording.json").read_bytes() == before
+    assert open_recording(target)
+    if stop != signal.SIGKILL:
+        assert f"interrupted ({stop.name})" in said
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.log"]
 
 
 def test_a_disk_that_fills_while_recording_loses_nothing(tmp_path: Path) -> None:
