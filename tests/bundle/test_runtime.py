@@ -1,0 +1,235 @@
+"""Docker or local: who decides, what is said, and how a container is started. `docker` is a stand-in here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Make = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class FakeDocker:
+    """A `docker` that notes how it was called and answers what it was told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._notes, self._answers = folder, folder / "docker calls", folder / "answers.json"
+        self._answers.write_text("{}")
+        program = folder / "docker"
+        program.write_text(
+            f"#!{sys.executable}\n"
+            "import json, sys\n"
+            f"open({str(self._notes)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+            "words = ' '.join(sys.argv[1:])\n"
+            f"for key, (text, code) in json.load(open({str(self._answers)!r})).items():\n"
+            "    if key in words:\n"
+            "        print(text)\n"
+            "        sys.exit(code)\n"
+        )
+        program.chmod(0o755)
+
+    def answer(self, **answers: tuple[str, int]) -> None:
+        words = {"version": "{{.Server.Version}}", "runtimes": ".Runtimes", "memory": ".MemTotal", "id": "{{.Id}}",
+                 "source": "nest-ssl.source", "base": "image inspect b:1", "pull": "pull --quiet", "run": "run --name",
+                 "oom": ".State.OOMKilled", "running": ".State.Running"}  # fmt: skip
+        self._answers.write_text(json.dumps({words[name]: answer for name, answer in answers.items()}))
+
+    @property
+    def calls(self) -> list[list[str]]:
+        return [json.loads(line) for line in self._notes.read_text().splitlines()] if self._notes.exists() else []
+
+    @property
+    def run(self) -> list[str]:
+        """The one call that starts a container."""
+        (call,) = [call for call in self.calls if call[:2] == ["run", "--name"]]
+        return call
+
+
+ENGINE = {"version": ("28.5", 0), "runtimes": ("runc io.containerd.runc.v2", 0), "memory": ("1000000000", 0),
+          "id": ("sha256:12ab", 0), "source": ("34cd", 0), "oom": ("false", 0), "running": ("false", 0)}  # fmt: skip
+
+
+@pytest.fixture
+def docker(tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> FakeDocker:
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    fake = FakeDocker(folder)
+    for name in os.environ.keys() - environment.keys():
+        monkeypatch.delenv(name)
+    environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
+    environment["PIP_FIND_LINKS"] = str(tmp_path)
+    return fake
+
+
+@pytest.fixture
+def call(root: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(script: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        command, told = [f"docker/{script}", *arguments], {**environment, **settings}
+        return subprocess.run(command, cwd=root, env=told, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+# --- Who decides ----------------------------------------------------------------------------------------------------
+
+
+def test_without_an_engine_it_is_local_and_says_so(docker: FakeDocker, call: Any) -> None:
+    docker.answer(version=("Cannot connect to the Docker daemon", 1))
+    done = call("runtime.sh")
+    assert (done.stdout, done.stderr) == ("local\n", "runtime: local (no Docker engine answers)\n")
+
+
+def test_docker_asked_for_without_an_engine_is_an_error(docker: FakeDocker, call: Any) -> None:
+    docker.answer(version=("", 1))
+    done = call("runtime.sh", "docker")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "error: no Docker engine answers: RUNTIME=docker. Start one, or use RUNTIME=local\n"
+
+
+@pytest.mark.parametrize(
+    ("answers", "settings", "word", "why"),
+    [
+        ({}, {}, "docker", "no GPU: the engine has no NVIDIA runtime"),
+        ({"runtimes": ("runc nvidia", 0)}, {}, "docker", "torch with CUDA."),
+        ({"source": ("", 0), "pull": ("", 0)}, {"TORCH_INDEX": "x"}, "docker", "the images are built first"),
+        ({"source": ("", 0)}, {}, "local", "images for the CPU need TORCH_INDEX or WHEELS"),
+        ({"source": ("", 0), "base": ("", 1), "pull": ("", 1), "runtimes": ("nvidia", 0)}, {"BASE_IMAGE": "b:1"},
+         "local", "cannot get the base image b:1"),
+    ],
+)  # fmt: skip
+def test_docker_where_it_can_work(
+    docker: FakeDocker, call: Any, answers: dict, settings: dict[str, str], word: str, why: str
+) -> None:
+    docker.answer(**{**ENGINE, **answers})
+    done = call("runtime.sh", **settings)
+    assert done.stdout == f"{word}\n"
+    assert done.stderr.startswith(f"runtime: {word} (")
+    assert why in done.stderr
+
+
+def test_make_asks_no_engine_unless_it_runs_something(
+    docker: FakeDocker, environment: dict[str, str], root: Path
+) -> None:
+    docker.answer(**ENGINE)
+    for goals in (["help"], ["--dry-run", "test"], ["--dry-run", "align", "RUNTIME=local"], ["--dry-run", "clean"]):
+        subprocess.run(["make", *goals], cwd=root, env=environment, check=True, capture_output=True, timeout=60)
+    assert docker.calls == []
+
+
+@pytest.mark.parametrize("words", [["RUNTIME=docker"], []])
+def test_make_starts_everything_in_containers(
+    docker: FakeDocker, environment: dict[str, str], root: Path, words: list[str]
+) -> None:
+    docker.answer(**ENGINE)
+    command = ["make", "--dry-run", "align", "SIZE=tiny", *words]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr.startswith("runtime: docker (")
+    lines = [line.split()[:3] for line in done.stdout.replace("\\\n", "").splitlines()]
+    assert lines == [
+        ["docker/images.sh", "--if-stale"],
+        ["docker/run.sh", "nest", "scripts/make_data.py"],
+        ["docker/run.sh", "nemo", "scripts/train_nemo.py"],
+        ["docker/run.sh", "nest", "scripts/train_nest.py"],
+        ["docker/run.sh", "nest", "scripts/compare_outputs.py"],
+    ]
+
+
+def test_make_tells_what_was_asked_for(docker: FakeDocker, environment: dict[str, str], root: Path) -> None:
+    docker.answer(**ENGINE)
+    command = ["make", "--dry-run", "nest", "TORCH=cuda"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert "torch with CUDA, no GPU: the engine has no NVIDIA runtime" in done.stderr
+
+
+# --- How a container is started -------------------------------------------------------------------------------------
+
+
+def options(run: list[str], name: str) -> list[str]:
+    return [value for option, value in pairwise(run) if option == name]
+
+
+def test_a_container_can_do_little(docker: FakeDocker, call: Any, tmp_path: Path, root: Path) -> None:
+    docker.answer(**ENGINE)
+    own, out = tmp_path / "corpus", tmp_path / "o u t"
+    own.mkdir()
+    arguments = ["size=tiny", "x=[1, 2]", "name=two words"]
+    done = call("run.sh", "nest", "scripts/train_nest.py", *arguments, OUT=str(out), DATA=str(own))
+    assert (done.returncode, done.stderr) == (0, "")
+    run = docker.run
+    assert run[-5:] == ["nest-ssl/nest:cpu", "scripts/train_nest.py", *arguments]
+    asked = {"--user": f"{os.getuid()}:{os.getgid()}", "--network": "none", "--cap-drop": "ALL",
+             "--security-opt": "no-new-privileges", "--memory": "900000000", "--shm-size": "4g"}  # fmt: skip
+    assert {name: options(run, name) for name in asked} == {name: [value] for name, value in asked.items()}
+    assert "--read-only" in run
+    assert "--gpus" not in run
+    assert "NEST_SSL_IMAGE_ID=sha256:12ab" in options(run, "--env")
+    assert options(run, "--mount") == [
+        f'type=bind,"source={root}/data","target=/app/data",readonly',
+        f'type=bind,"source={own}","target={own}",readonly',
+        f'type=bind,"source={out}","target={out}"',
+    ]
+    assert ["rm", "--force", run[2]] in docker.calls
+
+
+def test_the_gpus_are_used_where_the_engine_has_them(docker: FakeDocker, call: Any, tmp_path: Path) -> None:
+    docker.answer(**{**ENGINE, "runtimes": ("nvidia runc", 0)})
+    call("run.sh", "nemo", "scripts/train_nemo.py", OUT=str(tmp_path), MEMORY="32g", SHM="8g")
+    run = docker.run
+    assert options(run, "--gpus") == ["all"]
+    assert (options(run, "--memory"), options(run, "--shm-size")) == (["32g"], ["8g"])
+    assert "nest-ssl/nemo:3.0.0-cuda" in run
+
+
+def test_the_data_are_writable_only_while_they_are_made(
+    docker: FakeDocker, call: Any, tmp_path: Path, root: Path
+) -> None:
+    docker.answer(**ENGINE)
+    call("run.sh", "nest", "scripts/make_data.py", OUT=str(tmp_path))
+    assert options(docker.run, "--mount")[0] == f'type=bind,"source={root}/data","target=/app/data"'
+
+
+@pytest.mark.parametrize(("oom", "lines"), [("true", 1), ("false", 0)])
+def test_out_of_memory_is_said_in_one_line(
+    docker: FakeDocker, call: Any, tmp_path: Path, oom: str, lines: int
+) -> None:
+    docker.answer(**{**ENGINE, "run": ("", 137), "oom": (oom, 0)})
+    done = call("run.sh", "nest", "scripts/train_nest.py", OUT=str(tmp_path), MEMORY="1g")
+    assert done.returncode == 137
+    assert done.stderr.count("\n") == lines
+    assert ("error: out of memory: nest needs more than MEMORY=1g" in done.stderr) == bool(lines)
+
+
+@pytest.mark.parametrize(
+    ("answers", "settings", "says"),
+    [
+        ({"version": ("", 1)}, {}, "error: no Docker engine answers"),
+        ({"id": ("", 1)}, {}, "error: no such image: nest-ssl/nest:cpu. Run make images"),
+        ({}, {"OUT": "/proc/nowhere"}, "error: cannot make the folder: /proc/nowhere"),
+        ({}, {"DATA": "/nowhere"}, "error: no such folder: /nowhere"),
+        ({}, {"TORCH": "rocm"}, "error: no such build of torch: TORCH=rocm"),
+    ],
+)
+def test_mistakes_are_one_line(
+    docker: FakeDocker, call: Any, tmp_path: Path, answers: dict, settings: dict[str, str], says: str
+) -> None:
+    docker.answer(**{**ENGINE, **answers})
+    done = call("run.sh", "nest", "scripts/train_nest.py", **{"OUT": str(tmp_path), **settings})
+    assert done.returncode == 3
+    assert done.stderr.startswith(says)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_release_without_a_lock_is_one_line(docker: FakeDocker, call: Any) -> None:
+    docker.answer(**ENGINE)
+    done = call("images.sh", NEMO_VERSION="9.9.9")
+    assert done.returncode == 3
+    assert done.stderr == (
+        "error: no lock for this NeMo: docker/locks/nemo-9.9.9-cpu.lock. Use one of: nemo-3.0.0-cpu.lock\n"
+    )

@@ -1,0 +1,62 @@
+"""What a recording tells about the container that it was made in, and what it does not tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nest_ssl.errors import UserError
+from nest_ssl.record.provenance import describe_run
+
+FACTS = {"name": "nest", "base": "a base", "locks": {"nest-cpu.lock": "12ab"}, "git_commit": "34cd-dirty"}
+
+
+@pytest.fixture
+def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "image.json"
+    path.write_text(json.dumps(FACTS))
+    monkeypatch.setenv("NEST_SSL_IMAGE", str(path))
+    monkeypatch.delenv("NEST_SSL_IMAGE_ID", raising=False)
+    return path
+
+
+def test_outside_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEST_SSL_IMAGE", raising=False)
+    assert describe_run()["container"] is None
+
+
+def test_the_image_tells_what_it_is_made_of(facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe_run()["container"] == {"image": "nest", **FACTS}
+    monkeypatch.setenv("NEST_SSL_IMAGE_ID", "sha256:56ef")
+    run = describe_run()
+    assert run["container"]["image"] == "sha256:56ef"
+    assert run["git"] == {"commit": "34cd", "dirty": True}
+
+
+def test_facts_that_cannot_be_read(facts: Path) -> None:
+    facts.write_text("{")
+    with pytest.raises(UserError, match="make images"):
+        describe_run()
+
+
+def test_the_address_of_an_index_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_INDEX", "https://user:password@example.org")
+    monkeypatch.setenv("TORCH_LOGS", "dynamo")
+    assert "password" not in json.dumps(describe_run())
+    assert describe_run()["environment"]["TORCH_LOGS"] == "dynamo"
+
+
+def test_the_driver_and_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27": "580.65.06",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build": "550.54.15",
+    }
+    read = Path.read_text
+    for text, version in texts.items():
+        monkeypatch.setattr(
+            Path, "read_text", lambda self, *a, t=text, **k: t if "nvidia" in str(self) else read(self, *a, **k)
+        )
+        assert describe_run()["cuda"]["driver"] == version
+    assert describe_run()["cuda"]["gpus"] == []
