@@ -1,6 +1,6 @@
 """In a build: what this image is made of, as JSON. A recording made in it repeats these facts under `container`.
 
-    python image_facts.py NAME BASE_IMAGE BASE_ID GIT_COMMIT SOURCE_SHA256
+python image_facts.py NAME BASE_IMAGE BASE_ID GIT_COMMIT SOURCE_SHA256
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """In a finished image: does it import what it is for, is it whole, has it what its lock says?
 
-    python docker/prove.py nemo|nest TORCH_VERSION
+python docker/prove.py nemo|nest TORCH_VERSION
 """
 
 from __future__ import annotations

@@ -241,8 +241,11 @@ def check(env: Environment, choice: Choice) -> str:
     inventory = json.loads(done.stdout.strip().splitlines()[-1])
     packages = {canonical(name): version for name, version in inventory["packages"].items()}
     locked = locked_versions(env.lock)
-    wrong = [f"{name} {version}" for name, version in packages.items()
-             if name in locked and version.split("+")[0] not in locked[name]]
+    wrong = [
+        f"{name} {version}"
+        for name, version in packages.items()
+        if name in locked and version.split("+")[0] not in locked[name]
+    ]
     if not choice.torch_index:  # another torch may well bring other CUDA libraries
         wrong += [name for name in packages if name not in locked and name not in ("pip", "nest-ssl")]
     if wrong:

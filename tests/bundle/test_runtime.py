@@ -196,9 +196,7 @@ def test_the_data_are_writable_only_while_they_are_made(
 
 
 @pytest.mark.parametrize(("oom", "lines"), [("true", 1), ("false", 0)])
-def test_out_of_memory_is_said_in_one_line(
-    docker: FakeDocker, call: Any, tmp_path: Path, oom: str, lines: int
-) -> None:
+def test_out_of_memory_is_said_in_one_line(docker: FakeDocker, call: Any, tmp_path: Path, oom: str, lines: int) -> None:
     docker.answer(**{**ENGINE, "run": ("", 137), "oom": (oom, 0)})
     done = call("run.sh", "nest", "scripts/train_nest.py", OUT=str(tmp_path), MEMORY="1g")
     assert done.returncode == 137

@@ -299,5 +299,3 @@ def test_no_permission_is_told_in_one_line(bundle: Path, environment: dict[str, 
     assert done.returncode == 3
     assert stderr.count("\n") == 1
     assert ".venv" in stderr
-
-
