@@ -1,12 +1,14 @@
 """Rung 1: are these two recordings of the same experiment? Config, seeds, flags, versions, data, machine, steps.
 
-Who trains (package, version, sources, git) may differ: that is what is being compared.
+Who trains (package, version, sources, git) may differ: that is what is being compared. So may the generation, between
+two releases of NeMo; but a port must have been told to follow the generation of its reference.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from nest_ssl.compare.generations import generation_of, is_same_trainer
 from nest_ssl.compare.result import SETTING, Difference, Place, Tally
 from nest_ssl.compare.settings import count_leaves, typed_diff, without
 from nest_ssl.record.store import Recording
@@ -15,6 +17,7 @@ from nest_ssl.record.store import Recording
 IGNORED_CONFIG = frozenset({
     "output_dir",
     "overwrite",
+    "nemo",  # the generation, compared on its own
     "save_steps",
     "exp_manager.exp_dir",
     "trainer.default_root_dir",
@@ -30,6 +33,10 @@ def compare_contract(reference: Recording, candidate: Recording, steps: list[int
     """Settings that both sides must share; `steps` are those that the user asked for, or None for all recorded."""
     tally = Tally("contract")
     sides = [_contract(recording, steps) for recording in (reference, candidate)]
+    generations = [generation_of(recording) for recording in (reference, candidate)]
+    if None not in generations and not is_same_trainer(reference, candidate):
+        for side, generation in zip(sides, generations, strict=True):
+            side["generation"] = generation
     changes = typed_diff(*sides)
     tally.compared["settings"] = max(count_leaves(side) for side in sides)
     tally.differing = len(changes)
@@ -44,7 +51,7 @@ def compare_contract(reference: Recording, candidate: Recording, steps: list[int
 
 
 # What makes the experiment, most telling first: the first difference in this order is the headline.
-_ORDER = ("seed", "config", "data", "steps", "world_size", "flags", "threads", "device", "versions")
+_ORDER = ("generation", "seed", "config", "data", "steps", "world_size", "flags", "threads", "device", "versions")
 
 
 def _contract(recording: Recording, steps: list[int] | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from nest_ssl.compare.calls import compare_calls
 from nest_ssl.compare.contract import compare_contract
 from nest_ssl.compare.declared import Entry, load_declared
 from nest_ssl.compare.explain import not_explained, what_follows
+from nest_ssl.compare.generations import known_differences
 from nest_ssl.compare.localise import StepResult, birthplace, judge_calls, origin
 from nest_ssl.compare.result import (
     DIVERGED,
@@ -166,6 +167,7 @@ class _Climb:
             judgements=[judgement for result in results for judgement in result.judgements],
             losses=self.losses,
             declared=declared,
+            known=known_differences(self.reference, self.candidate),
             tolerance=self.comparer.tolerance.describe(),
             facts=self._facts(),
             notes=[note for tally in [*tallies, steps] for note in [*tally.absent, *tally.notes]],

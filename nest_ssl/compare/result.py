@@ -188,6 +188,17 @@ class Declared:
     modules: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class KnownDifference:
+    """A named difference between the generations of NeMo that the two sides follow, and its value in each."""
+
+    name: str  # e.g. "stft_padding"
+    where: str  # the module that it concerns, or "batch"
+    what: str
+    reference: Any
+    candidate: Any
+
+
 @dataclass(slots=True)
 class Side:
     """One recording, as the report names it."""
@@ -229,6 +240,7 @@ class Comparison:
     judgements: list[CallJudgement]
     losses: list[LossAccount]
     declared: list[Declared]
+    known: list[KnownDifference]  # between the generations of NeMo, in the order in which they take effect
     tolerance: dict[str, Any]
     facts: Facts
     notes: list[str]

@@ -36,6 +36,7 @@ def as_tree(comparison: Comparison) -> dict[str, Any]:
         "losses": [asdict(account) for account in comparison.losses],
         "facts": asdict(comparison.facts),
         "declared": [asdict(entry) for entry in comparison.declared],
+        "known_differences": [asdict(entry) for entry in comparison.known],
         "notes": comparison.notes,
         "differences": [_difference(d) for rung in comparison.rungs if rung.name != "steps" for d in rung.differences],
         "calls": [_judgement(judgement) for judgement in comparison.judgements],

@@ -20,7 +20,7 @@ def render_markdown(comparison: Comparison) -> str:
     lines += first_difference(comparison)
     lines += rung_table(comparison)
     lines += summary_lines(comparison)
-    for section in (_over_steps, _rungs, _calls, _tolerance, _declared, _provenance, _notes):
+    for section in (_known, _over_steps, _rungs, _calls, _tolerance, _declared, _provenance, _notes):
         lines += section(comparison)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -53,6 +53,19 @@ def _missing(rung: Rung) -> str:
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def _known(comparison: Comparison) -> list[str]:
+    """What to expect between two generations of NeMo; nothing where both sides follow the same."""
+    if not comparison.known:
+        return []
+    reference, candidate = labels(comparison)
+    sides = (comparison.reference, comparison.candidate)
+    names = [str((side.index.get("generation") or {}).get("name")) for side in sides]
+    text = "Differences between these generations that are known by name, in the order in which a step meets them."
+    rows = [[k.name, code(k.where), k.what, number(k.reference), number(k.candidate)] for k in comparison.known]
+    head = ["name", "where", "what", reference, candidate]
+    return [f"## Known to have changed between NeMo {names[0]} and {names[1]}", "", text, "", *table(head, rows)]
 
 
 def _over_steps(comparison: Comparison) -> list[str]:
