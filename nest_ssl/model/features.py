@@ -1,6 +1,7 @@
 """Log-mel features: dither, pre-emphasis, STFT, mel filters, logarithm, normalisation of each feature.
 
-Source: NeMo 3.0.0, in `nemo.collections.asr`: `parts.preprocessing.features` and `modules.audio_preprocessing`.
+Source: NeMo 3.0.0, in `nemo.collections.asr`: `parts.preprocessing.features` and `modules.audio_preprocessing`; what
+older releases do otherwise has a name in `generations.py`.
 Not here: narrow-band augmentation, frame splicing, exact padding (`registry.py` refuses them).
 
 Shapes: B batch, N samples, T frames, K STFT bins, F mel bands.
@@ -64,6 +65,7 @@ class AudioToMelSpectrogramPreprocessor(nn.Module):
         stft_padding: str = "constant",
         mask_waveform: bool = True,
         extra_frames: int = 0,
+        std_of_one_frame: str = "zero",
     ) -> None:
         super().__init__()
         # Empty, and converted with the model: it tells which precision the features must leave in.
@@ -90,6 +92,7 @@ class AudioToMelSpectrogramPreprocessor(nn.Module):
             stft_padding=stft_padding,
             mask_waveform=mask_waveform,
             extra_frames=extra_frames,
+            std_of_one_frame=std_of_one_frame,
         )
 
     @torch.no_grad()
@@ -113,7 +116,7 @@ class FilterbankFeatures(nn.Module):
         log_zero_guard_value: a number, ``tiny`` or ``eps``.
         dither: amplitude of the white noise that is added in training.
         pad_to: the number of frames becomes a multiple of it; 0 leaves it alone.
-        stft_padding, mask_waveform, extra_frames: see `generations.Generation`.
+        stft_padding, mask_waveform, extra_frames, std_of_one_frame: see `generations.Generation`.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class FilterbankFeatures(nn.Module):
         stft_padding: str = "constant",
         mask_waveform: bool = True,
         extra_frames: int = 0,
+        std_of_one_frame: str = "zero",
     ) -> None:
         super().__init__()
         self.win_length, self.hop_length = n_window_size, n_window_stride
@@ -148,6 +152,7 @@ class FilterbankFeatures(nn.Module):
         self.log_zero_guard_type, self.log_zero_guard_value = log_zero_guard_type, log_zero_guard_value
         self.pad_to, self.pad_value = pad_to, pad_value
         self.stft_padding, self.mask_waveform, self.extra_frames = stft_padding, mask_waveform, extra_frames
+        self.std_of_one_frame = std_of_one_frame
         filters_FK = mel_filters(sample_rate, self.n_fft, nfilt, lowfreq, highfreq or sample_rate / 2, mel_norm)
         self.register_buffer("window", WINDOWS[window](n_window_size, periodic=False))
         self.register_buffer("fb", torch.from_numpy(filters_FK).unsqueeze(0))
@@ -163,7 +168,7 @@ class FilterbankFeatures(nn.Module):
         features_BFT = self.logarithm(mel_BFT) if self.log else mel_BFT
         valid_BT = torch.arange(mel_BFT.size(-1), device=x.device) < frames_B.unsqueeze(1)
         if self.normalize:
-            features_BFT = NORMALISATIONS[self.normalize](features_BFT, valid_BT)
+            features_BFT = NORMALISATIONS[self.normalize](features_BFT, valid_BT, self.std_of_one_frame)
         features_BFT = features_BFT.masked_fill(~valid_BT.unsqueeze(1), self.pad_value)
         return self.pad(features_BFT), frames_B
 
@@ -171,7 +176,7 @@ class FilterbankFeatures(nn.Module):
         """The number of frames in so many samples: the STFT's last frame, half beyond the end, does not count."""
         padding = self.n_fft // 2 * 2
         frames_B = torch.floor_divide(samples_B + padding - self.n_fft, self.hop_length) + self.extra_frames
-        return frames_B.clamp(min=0).to(torch.long)
+        return frames_B.masked_fill(samples_B == 0, 0).to(torch.long)
 
     def emphasise(self, x_BN: Tensor, samples_B: Tensor) -> Tensor:
         """Each sample less `preemph` times the one before it; what lies beyond the utterance becomes zero."""
@@ -211,19 +216,20 @@ class FilterbankFeatures(nn.Module):
         return F.pad(x_BFT, (0, missing), value=self.pad_value) if missing else x_BFT
 
 
-def normalise_per_feature(x_BFT: Tensor, valid_BT: Tensor) -> Tensor:
+def normalise_per_feature(x_BFT: Tensor, valid_BT: Tensor, std_of_one_frame: str = "zero") -> Tensor:
     """Every feature to mean 0 and standard deviation 1 (n - 1 in the denominator) over the valid frames."""
     valid_B1T, count_B1 = valid_BT.unsqueeze(1), valid_BT.sum(1, keepdim=True)
     mean_BF = torch.where(valid_B1T, x_BFT, 0.0).sum(2) / count_B1
     centred_BFT = x_BFT - mean_BF.unsqueeze(2)
     variance_BF = (torch.where(valid_B1T, centred_BFT, 0.0) ** 2).sum(2) / (count_B1 - 1.0)
-    std_BF = variance_BF.sqrt()
-    std_BF = std_BF.masked_fill(std_BF.isnan(), 0.0) + TINY_STD  # NaN where there is but one frame
-    return centred_BFT / std_BF.unsqueeze(2)
+    std_BF = variance_BF.sqrt()  # NaN where there is but one frame
+    if std_of_one_frame == "zero":
+        std_BF = std_BF.masked_fill(std_BF.isnan(), 0.0)
+    return centred_BFT / (std_BF + TINY_STD).unsqueeze(2)
 
 
-def normalise_all_features(x_BFT: Tensor, valid_BT: Tensor) -> Tensor:
-    """Every utterance to mean 0 and standard deviation 1, over its valid frames and all features."""
+def normalise_all_features(x_BFT: Tensor, valid_BT: Tensor, std_of_one_frame: str = "zero") -> Tensor:
+    """Every utterance to mean 0 and standard deviation 1, over its valid frames and all features (never but one)."""
     utterances = [x_FT[:, :frames] for x_FT, frames in zip(x_BFT, valid_BT.sum(1).tolist(), strict=True)]
     mean_B11 = torch.stack([x.mean() for x in utterances]).view(-1, 1, 1)
     std_B11 = torch.stack([x.std() for x in utterances]).view(-1, 1, 1) + TINY_STD

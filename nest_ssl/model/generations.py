@@ -1,35 +1,107 @@
 """Where NeMo's numbers changed from one release to the next: each difference has a name, one table says who has which.
 
-A module's constructor takes the differences that concern it, by these names; nothing else asks for a version.
+Whatever behaves differently, in the model or in the data, takes its differences as arguments of these names; nothing
+else asks for a version. Found by reading, side by side, NeMo 2.3.3, 2.4.1, 2.5.3, 2.6.2, 2.7.3 and 3.0.0, in
+`nemo.collections.asr`: `parts.preprocessing`, `parts.submodules`, `modules`, `losses.ssl_losses`, `data.ssl_dataset`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from nest_ssl.errors import UserError
 
 
+def _named(description: str) -> Any:
+    return field(metadata={"description": description})
+
+
 @dataclass(frozen=True)
 class Generation:
-    """The named differences.
+    """The named differences; values are plain, for they go into recordings."""
 
-    Args:
-        stft_padding: how the signal is padded for the centred STFT (a `pad_mode` of `torch.stft`).
-        mask_waveform: whether samples beyond an utterance's length are set to zero after pre-emphasis.
-        extra_frames: frames counted on top of `samples // hop`.
-        block_draw: how masked blocks are drawn; a key of `masking.BLOCK_DRAWS`.
-    """
-
-    stft_padding: str
-    mask_waveform: bool
-    extra_frames: int
-    block_draw: str
+    # features
+    stft_padding: str = _named("how the signal is padded for the centred STFT (a pad_mode of torch.stft)")
+    mask_waveform: bool = _named("whether samples beyond an utterance's end are zeroed after pre-emphasis")
+    extra_frames: int = _named("frames counted on top of samples // hop")
+    std_of_one_frame: str = _named("standard deviation by which the only frame of an utterance is normalised")
+    # masking
+    block_draw: str = _named("whether masked blocks are drawn for the whole batch at once or utterance by utterance")
+    block_count: str = _named("generator of the number of overlapping blocks in an utterance")
+    block_device: str = _named("device whose torch generator places the blocks: the features' or always the CPU's")
+    short_audio_rule: str = _named("precision in which an utterance is found too short for overlapping blocks")
+    short_audio_offset: str = _named("where the one block of a too short utterance starts (without overlap)")
+    mask_writing: str = _named("how the mask vector is put in place (decides the order of its gradient's sum)")
+    # subsampling
+    subsampling_mask: bool = _named("whether frames beyond the utterance are zeroed before every convolution")
+    subsampled_length: str = _named("integer type of the lengths that subsampling returns")
+    # data
+    augmentation_draws: str = _named("generator of the speaker and noise augmentation")
+    noisy_length: str = _named("length given to noisy audio: the noise's after augmentation, or the speech's")
+    audio_reader: str = _named("library that reads audio files whose suffix soundfile does not list")
 
 
 GENERATIONS = {
-    "3.0": Generation(stft_padding="constant", mask_waveform=True, extra_frames=0, block_draw="whole_batch"),
+    "2.4": Generation(
+        stft_padding="reflect",
+        mask_waveform=False,
+        extra_frames=1,
+        std_of_one_frame="nan",
+        block_draw="per_utterance",
+        block_count="numpy",
+        block_device="features",
+        short_audio_rule="float32",
+        short_audio_offset="previous",
+        mask_writing="slices",
+        subsampling_mask=False,
+        subsampled_length="int32",
+        augmentation_draws="numpy",
+        noisy_length="audio",
+        audio_reader="pydub",
+    ),
+    "2.7": Generation(
+        stft_padding="constant",
+        mask_waveform=True,
+        extra_frames=0,
+        std_of_one_frame="zero",
+        block_draw="per_utterance",
+        block_count="torch",
+        block_device="cpu",
+        short_audio_rule="float64",
+        short_audio_offset="zero",
+        mask_writing="indices",
+        subsampling_mask=True,
+        subsampled_length="int64",
+        augmentation_draws="python",
+        noisy_length="noise",
+        audio_reader="pydub",
+    ),
+    "3.0": Generation(
+        stft_padding="constant",
+        mask_waveform=True,
+        extra_frames=0,
+        std_of_one_frame="zero",
+        block_draw="whole_batch",
+        block_count="torch",
+        block_device="features",
+        short_audio_rule="none",
+        short_audio_offset="none",
+        mask_writing="where",
+        subsampling_mask=True,
+        subsampled_length="int64",
+        augmentation_draws="python",
+        noisy_length="noise",
+        audio_reader="soundfile",
+    ),
 }
+NEWEST = "3.0"
+
+# The first two numbers of a release -> its generation. Releases of one line have the same numbers.
+RELEASE_LINES = {"2.3": "2.4", "2.4": "2.4", "2.5": "2.7", "2.6": "2.7", "2.7": "2.7", "3.0": "3.0"}
 
 
 def generation(name: str) -> Generation:
@@ -41,3 +113,31 @@ def generation(name: str) -> Generation:
     if name not in GENERATIONS:
         raise UserError("no such generation of NeMo", repr(name), f"Choose one of: {', '.join(GENERATIONS)}.")
     return GENERATIONS[name]
+
+
+def generation_of(release: str | float) -> str:
+    """The name of the generation that a release of NeMo belongs to: `2.7` for `2.5.3`, `2.7.3`, `2.7` (also a float).
+
+    Raises:
+        UserError: not a release, or one that is not known here.
+    """
+    line = re.match(r"\d+\.\d+(?=$|[.+]|rc|[ab]\d)", str(release).strip().removeprefix("v"))
+    if line is None or line[0] not in RELEASE_LINES:
+        known = ", ".join(f"{name}.x" for name in RELEASE_LINES)
+        raise UserError("no such generation of NeMo", f"nemo={release}", f"Known: {', '.join(GENERATIONS)} ({known}).")
+    return RELEASE_LINES[line[0]]
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A generation in plain builtins, for a recording: its name, the value of each difference, and what each is."""
+    return {
+        "name": name,
+        "differences": asdict(generation(name)),
+        "descriptions": {f.name: f.metadata["description"] for f in fields(Generation)},
+    }
+
+
+def concerning(what: Callable[..., Any], differences: Generation) -> dict[str, Any]:
+    """Those of the differences that `what` has an argument for."""
+    arguments = inspect.signature(what).parameters
+    return {name: value for name, value in asdict(differences).items() if name in arguments}

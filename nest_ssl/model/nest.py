@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nest_ssl.errors import UserError
-from nest_ssl.model.generations import generation
+from nest_ssl.model.generations import NEWEST, generation
 from nest_ssl.model.registry import allowed_keys, build, plain
 
 __all__ = ["NestModel", "allowed_keys"]
@@ -32,7 +32,7 @@ class NestModel(nn.Module):
         UserError: a key or value that is unknown, missing or not supported.
     """
 
-    def __init__(self, cfg: Mapping[str, Any], release: str = "3.0") -> None:
+    def __init__(self, cfg: Mapping[str, Any], release: str = NEWEST) -> None:
         super().__init__()
         config, numbers = plain(cfg), generation(release)
         _check_mask_position(config)

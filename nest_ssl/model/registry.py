@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from nest_ssl.errors import UserError
 from nest_ssl.model.conformer import ConformerEncoder
 from nest_ssl.model.features import NORMALISATIONS, WINDOWS, AudioToMelSpectrogramPreprocessor
-from nest_ssl.model.generations import Generation
+from nest_ssl.model.generations import Generation, concerning
 from nest_ssl.model.heads import INITIALISATIONS, MultiSoftmaxDecoder
 from nest_ssl.model.loss import MultiMLMLoss
 from nest_ssl.model.masking import RandomBlockMasking
@@ -73,7 +73,7 @@ PARTS = {
     ),
     # NeMo's own `cosine` cannot run: it multiplies float32 by float64. The nearest code would be the same.
     "quantizer": Part(RandomProjectionVectorQuantizer, choices={"dist_fn": ("l2",)}),
-    "masking": Part(RandomBlockMasking, unused=frozenset({"max_mask_ratio"})),
+    "masking": Part(RandomBlockMasking),
     "encoder": Part(
         ConformerEncoder,
         choices={
@@ -150,7 +150,7 @@ def build(section: str, cfg: Mapping[str, Any], generation: Generation) -> nn.Mo
     for name in parameters:
         if name not in given and name not in defaults:
             raise UserError("a key is missing", f"{where}.{name}", "Give it a value.")
-    return part.cls(**{k: v for k, v in given.items() if k in parameters}, **_differences(part, generation))
+    return part.cls(**{k: v for k, v in given.items() if k in parameters}, **concerning(part.cls, generation))
 
 
 def plain(value: Any) -> Any:
@@ -186,8 +186,3 @@ def _parameters(part: Part) -> dict[str, inspect.Parameter]:
     differences = {f.name for f in fields(Generation)}
     parameters = inspect.signature(part.cls).parameters
     return {name: parameter for name, parameter in parameters.items() if name not in differences}
-
-
-def _differences(part: Part, generation: Generation) -> dict[str, Any]:
-    wanted = inspect.signature(part.cls).parameters
-    return {name: value for name, value in asdict(generation).items() if name in wanted}
