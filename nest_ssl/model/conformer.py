@@ -137,6 +137,7 @@ class ConformerEncoder(nn.Module):
         dropout, dropout_pre_encoder, dropout_emb, dropout_att: on residual and feed-forward, on the input of layers,
             on the positions, on the attention probabilities.
         sync_max_audio_length: extend the table of positions on all ranks alike, so that their buffers keep one shape.
+        subsampling_mask, subsampled_length: see `generations.Generation`.
 
     Raises:
         UserError: sizes that do not fit each other.
@@ -165,6 +166,8 @@ class ConformerEncoder(nn.Module):
         dropout_emb: float = 0.1,
         dropout_att: float = 0.0,
         sync_max_audio_length: bool = True,
+        subsampling_mask: bool = True,
+        subsampled_length: str = "int64",
     ) -> None:
         super().__init__()
         if d_model % n_heads:
@@ -178,6 +181,8 @@ class ConformerEncoder(nn.Module):
             feat_out=d_model,
             conv_channels=d_model if subsampling_conv_channels == -1 else subsampling_conv_channels,
             subsampling_conv_chunking_factor=subsampling_conv_chunking_factor,
+            subsampling_mask=subsampling_mask,
+            subsampled_length=subsampled_length,
         )
         xscale = math.sqrt(d_model) if xscaling else None
         self.pos_enc = RelPositionalEncoding(d_model, dropout_pre_encoder, pos_emb_max_len, xscale, dropout_emb)
@@ -206,6 +211,7 @@ class ConformerEncoder(nn.Module):
         """Features (B, F, T) and lengths (B) to encodings (B, D, T') and lengths."""
         self._extend_positions(audio_signal.size(2), audio_signal.device)
         x_BTD, length = self.pre_encode(x=audio_signal.transpose(1, 2), lengths=length)
+        length = length.to(torch.int64)
         x_BTD, pos_emb = self.pos_enc(x=x_BTD, cache_len=0)
 
         valid_BT = torch.arange(x_BTD.size(1), device=x_BTD.device) < length.unsqueeze(1)

@@ -1,7 +1,7 @@
 """Convolutional subsampling: features in, one vector of the model's width for every 2^n frames out.
 
 Source: FastConformer (arXiv 2305.05084, section 2.1) for `dw_striding`; NeMo 3.0.0
-`nemo.collections.asr.parts.submodules.subsampling`.
+`nemo.collections.asr.parts.submodules.subsampling` (before 2.5 frames beyond an utterance are not masked).
 
 Shapes: B batch, T frames (fewer after each strided convolution), F features, C channels, D model width.
 """
@@ -30,6 +30,7 @@ class ConvSubsampling(nn.Module):
         subsampling_factor: frames for one output vector; a power of two.
         feat_in, feat_out, conv_channels: F, D, C.
         subsampling_conv_chunking_factor: 1 splits the batch only if it is too large for one tensor; else into so many.
+        subsampling_mask, subsampled_length: see `generations.Generation`.
 
     Raises:
         UserError: a factor that is no power of two; in `forward`, a batch too large that cannot be split.
@@ -43,6 +44,8 @@ class ConvSubsampling(nn.Module):
         feat_out: int,
         conv_channels: int,
         subsampling_conv_chunking_factor: int = 1,
+        subsampling_mask: bool = True,
+        subsampled_length: str = "int64",
     ) -> None:
         super().__init__()
         _require_power_of_two("subsampling_factor", subsampling_factor, least=2)
@@ -54,19 +57,28 @@ class ConvSubsampling(nn.Module):
         for _ in range(stages):
             features = conv_length(features, KERNEL, STRIDE, PADDING)
         self.out = nn.Linear(conv_channels * features, feat_out)
-        self.conv = MaskedConvSequential(*layers)
+        self.conv = MaskedConvSequential(*layers) if subsampling_mask else nn.Sequential(*layers)
+        self.stages, self.length_dtype = stages, getattr(torch, subsampled_length)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, T, F) and lengths (B) to vectors (B, T', D) and lengths."""
         parts = self.parts(x)
         if parts == 1:
-            x_BCTF, lengths = self.conv(x, lengths)
+            x_BCTF, lengths = self.convolve(x, lengths)
         else:
             size = self.part_size(x.size(0), parts)
-            done = [self.conv(*part) for part in zip(x.split(size), lengths.split(size), strict=True)]
+            done = [self.convolve(*part) for part in zip(x.split(size), lengths.split(size), strict=True)]
             x_BCTF, lengths = torch.cat([x for x, _ in done]), torch.cat([n for _, n in done])
         batch, _, frames, _ = x_BCTF.shape
-        return self.out(x_BCTF.transpose(1, 2).reshape(batch, frames, -1)), lengths
+        return self.out(x_BCTF.transpose(1, 2).reshape(batch, frames, -1)), lengths.to(self.length_dtype)
+
+    def convolve(self, x_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The convolutions of one part, (B, C, T', F'), and lengths."""
+        if isinstance(self.conv, MaskedConvSequential):
+            return self.conv(x_BTF, lengths_B)
+        for _ in range(self.stages):
+            lengths_B = conv_length(lengths_B, KERNEL, STRIDE, PADDING)
+        return self.conv(x_BTF.unsqueeze(1)), lengths_B
 
     def parts(self, x_BTF: Tensor) -> int:
         """Into how many parts to split the batch, so that the first convolution's output stays below 2^31 elements."""
