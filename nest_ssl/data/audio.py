@@ -107,6 +107,11 @@ def open_audio(path: str) -> soundfile.SoundFile:
         raise _why_not_opened(path) from error
 
 
+def is_listed_format(path: str) -> bool:
+    """Whether the suffix is a format of soundfile in lower case; NeMo before 3.0 gives others to pydub."""
+    return os.path.splitext(path)[1] in {f".{name.lower()}" for name in soundfile.available_formats()}
+
+
 def refuse_channels(channels: int, selector: Any) -> None:
     """Training takes one channel: refuse what leaves another number.
 

@@ -1,6 +1,6 @@
 """Noise and other speakers mixed into a batch, at a drawn loudness, place and length.
 
-Every number comes from Python's global `random`, by the calls that NeMo makes in the order in which it makes them.
+Every number comes from `draws.py`, in the order in which NeMo draws.
 Energies and gains are float32 tensors, computed by NeMo's expressions: a Python float in their place would change the
 last bit.
 
@@ -13,16 +13,15 @@ Legend: B utterances, T samples, S samples of a segment.
 from __future__ import annotations
 
 import math
-import random
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nest_ssl.data.batch import AudioNoiseBatch, fit
+from nest_ssl.data.draws import DRAWS, Draws
 from nest_ssl.errors import UserError
 
 
@@ -36,6 +35,7 @@ class SpeakerNoiseAugmentation:
         min_r_speech, max_r_speech: energy of the utterance over that of another speaker, dB.
         min_r_noise, max_r_noise: the same over noise, dB.
         min_mix_rate, max_mix_rate: length of the stretch, a part of the utterance's.
+        draws: where the numbers come from; no setting, but a difference between NeMo's generations.
 
     Raises:
         UserError: a value out of its range.
@@ -49,6 +49,7 @@ class SpeakerNoiseAugmentation:
     max_r_noise: float = 20.0
     min_mix_rate: float = 0.0
     max_mix_rate: float = 1.0
+    draws: Draws = field(default=DRAWS["python"], kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("prob", "noise_ratio"):
@@ -65,7 +66,7 @@ class SpeakerNoiseAugmentation:
         assert batch.audio is not None
         assert batch.noise is not None
         for i in range(batch.audio.size(0)):
-            if not random.random() > self.prob:
+            if not self.draws.part() > self.prob:
                 self.augment(batch, i)
         batch.noisy_audio = batch.audio + batch.noise
         batch.noisy_audio_len = batch.noise_len
@@ -78,10 +79,10 @@ class SpeakerNoiseAugmentation:
         room = int(audio_len_B[i]) - mix_len - 1
         if room < 0:
             raise _bad("max_mix_rate", "a stretch as long as the utterance leaves no place to draw")
-        mix_start = random.randint(0, room)
+        mix_start = self.draws.integer(0, room + 1)
         mode, ratio_db = self.draw_mode(audio_BT.size(0))
         if mode == "speech":
-            other = random.choice([x for x in range(audio_BT.size(0)) if x != i])
+            other = self.draws.choice([x for x in range(audio_BT.size(0)) if x != i])
             noise_BT[i] = audio_BT[other]
             noise_len_B[i] = audio_len_B[other]
         start = 0
@@ -89,7 +90,7 @@ class SpeakerNoiseAugmentation:
             noise_BT[i] = fit(repeat(noise_BT[i], int(noise_len_B[i]), mix_len), noise_BT.size(1))
             noise_len_B[i] = mix_len
         else:
-            start = random.randint(0, int(noise_len_B[i]) - mix_len - 1)
+            start = self.draws.integer(0, int(noise_len_B[i]) - mix_len)
         energy = _mean_energy(noise_BT[i], noise_len_B[i]) if noise_len_B[i] > 0 else 0
         scale = _gain(_mean_energy(audio_BT[i], audio_len_B[i]), energy, ratio_db)
         mixed_T = torch.zeros_like(audio_BT[i])
@@ -99,9 +100,9 @@ class SpeakerNoiseAugmentation:
 
     def draw_mode(self, batch_size: int) -> tuple[str, float]:
         """Noise or speech, and the energy ratio in dB."""
-        if random.random() < self.noise_ratio or batch_size == 1:
-            return "noise", random.uniform(self.min_r_noise, self.max_r_noise)
-        return "speech", random.uniform(self.min_r_speech, self.max_r_speech)
+        if self.draws.part() < self.noise_ratio or batch_size == 1:
+            return "noise", self.draws.uniform(self.min_r_noise, self.max_r_noise)
+        return "speech", self.draws.uniform(self.min_r_speech, self.max_r_speech)
 
     def _draw_mix_len(self, audio_len: Tensor) -> int:
         shortest = int(audio_len * self.min_mix_rate)
@@ -110,7 +111,7 @@ class SpeakerNoiseAugmentation:
         longest = int(audio_len * self.max_mix_rate) - 1
         if longest < shortest:
             raise _bad("max_mix_rate", f"too near to min_mix_rate for {int(audio_len)} samples")
-        return random.randint(shortest, longest)
+        return self.draws.integer(shortest, longest + 1)
 
 
 @dataclass
@@ -139,19 +140,17 @@ class MultiSpeakerNoiseAugmentation(SpeakerNoiseAugmentation):
         audio_BT, noise_BT, audio_len_B, noise_len_B = batch.audio, batch.noise, batch.audio_len, batch.noise_len
         mix_rate = self.min_mix_rate
         if self.min_mix_rate < self.max_mix_rate:
-            mix_rate = random.uniform(self.min_mix_rate, self.max_mix_rate)
+            mix_rate = self.draws.uniform(self.min_mix_rate, self.max_mix_rate)
         mix_len = max(1, int(audio_len_B[i] * mix_rate))  # in float32: 0.7 of 20,500 is 14,350 (in Python 14,349)
-        num_segments = random.randint(self.min_num_segments, self.max_num_segments)
-        num_speakers = min(random.randint(self.min_num_speakers, self.max_num_speakers), audio_BT.size(0))
-        # Each sample of the stretch votes for a segment: one draw a sample, also when there is only one segment. A
-        # segment without a vote is left out (NeMo fails then, with an IndexError; only a tiny stretch can do that).
-        lengths = list(Counter(random.choices(range(num_segments), k=mix_len)).values())
+        num_segments = self.draws.integer(self.min_num_segments, self.max_num_segments + 1)
+        num_speakers = self.draws.integer(self.min_num_speakers, self.max_num_speakers + 1)
+        lengths = self.draws.cut(mix_len, num_segments)
         mode, ratio_db = self.draw_mode(audio_BT.size(0))
         if mode == "noise":
             segments = _noise_segments(noise_BT[i], int(noise_len_B[i]), lengths)
         else:
-            segments = _speech_segments(batch, i, lengths, num_speakers)
-        mixed_T = _place(segments, torch.zeros_like(audio_BT[i]), int(audio_len_B[i]) - mix_len)
+            segments = _speech_segments(batch, i, lengths, min(num_speakers, audio_BT.size(0)), self.draws)
+        mixed_T = _place(segments, torch.zeros_like(audio_BT[i]), int(audio_len_B[i]) - mix_len, self.draws)
         audio_energy = _mean_energy(audio_BT[i], audio_len_B[i])
         noise_energy = _mean_energy(mixed_T, audio_len_B[i])
         noise_BT[i] = _gain(audio_energy, noise_energy, ratio_db) * mixed_T
@@ -172,11 +171,13 @@ def _noise_segments(noise_T: Tensor, length: int, lengths: list[int]) -> list[Te
     return list(filled_T[: sum(lengths)].split(lengths))
 
 
-def _speech_segments(batch: AudioNoiseBatch, i: int, lengths: list[int], num_speakers: int) -> list[Tensor]:
+def _speech_segments(
+    batch: AudioNoiseBatch, i: int, lengths: list[int], num_speakers: int, draws: Draws
+) -> list[Tensor]:
     """Pieces of other utterances, the speakers in turn; once all have spoken, each next one is drawn."""
     audio_BT, audio_len_B = batch.audio, batch.audio_len
     others = [x for x in range(audio_BT.size(0)) if x != i]
-    speakers = random.sample(others, k=min(num_speakers, len(others)))
+    speakers = draws.sample(others, min(num_speakers, len(others)))
     if not speakers:
         raise _bad("min_num_speakers", "another speaker is to be mixed in and none may be drawn")
     turn, segments = 0, []
@@ -186,19 +187,19 @@ def _speech_segments(batch: AudioNoiseBatch, i: int, lengths: list[int], num_spe
         if length > spoken:
             segments.append(repeat(audio_BT[speaker], spoken, length))
         else:
-            start = random.randint(0, spoken - length - 1) if spoken > length else 0
+            start = draws.integer(0, spoken - length) if spoken > length else 0
             segments.append(audio_BT[speaker][start : start + length])
         turn += 1
         if turn >= len(speakers):
-            turn = random.randint(0, len(speakers) - 1)
+            turn = draws.integer(0, len(speakers))
     return segments
 
 
-def _place(segments: list[Tensor], into_T: Tensor, room: int) -> Tensor:
+def _place(segments: list[Tensor], into_T: Tensor, room: int, draws: Draws) -> Tensor:
     """Lay the segments one after another with drawn gaps, `room` samples of gaps in all at most."""
     earliest, latest = 0, room
     for segment_S in segments:
-        start = random.randint(earliest, latest - 1) if earliest < latest else earliest
+        start = draws.integer(earliest, latest) if earliest < latest else earliest
         into_T[start : start + len(segment_S)] = segment_S
         earliest = start + len(segment_S)
         latest += len(segment_S)
@@ -223,8 +224,17 @@ TARGETS = {
 }
 
 
-def build_augmentor(config: Mapping[str, Any]) -> SpeakerNoiseAugmentation:
+def argument_names(kind: type[SpeakerNoiseAugmentation]) -> set[str]:
+    """The keys that a section may give to this kind of augmentor."""
+    return {f.name for f in fields(kind)} - {"draws"}
+
+
+def build_augmentor(config: Mapping[str, Any], draws: str = "python") -> SpeakerNoiseAugmentation:
     """The augmentor that a `batch_augmentor` section describes.
+
+    Args:
+        config: the section.
+        draws: where its numbers come from, a key of `DRAWS`.
 
     Raises:
         UserError: an unknown `_target_`, argument or value.
@@ -236,11 +246,11 @@ def build_augmentor(config: Mapping[str, Any]) -> SpeakerNoiseAugmentation:
     arguments = {key: value for key, value in config.items() if key != "_target_"}
     kind = TARGETS[target]
     for key, value in arguments.items():
-        if key not in kind.__dataclass_fields__:
+        if key not in argument_names(kind):
             raise _bad(key, f"{kind.__name__} has no such argument")
         if not isinstance(value, (int, float)):
             raise _bad(key, f"{value!r} is not a number")
-    return kind(**arguments)
+    return kind(**arguments, draws=DRAWS[draws])
 
 
 def _bad(key: str, why: str) -> UserError:

@@ -38,7 +38,7 @@ class AudioNoiseBatch:
         noise_len: samples, int64 [B].
         noisy_audio: their sum, float32 [B, T].
         noisy_audio_len: int64 [B]. With an augmentor it *is* `noise_len`, so an utterance that was not augmented has
-            its noise clip's own length here; without one it is `audio_len`.
+            its noise clip's own length here; without one it is `audio_len`. Before NeMo 2.5: a copy of `audio_len`.
     """
 
     sample_id: list[str] | None = None
@@ -53,8 +53,16 @@ class AudioNoiseBatch:
 Augmentor = Callable[[AudioNoiseBatch], AudioNoiseBatch]
 
 
-def collate(items: Sequence[AudioNoiseItem], augmentor: Augmentor | None = None) -> AudioNoiseBatch:
-    """Pad utterances and noises to the longest utterance, then mix: by `augmentor`, or by adding them up."""
+def collate(
+    items: Sequence[AudioNoiseItem], augmentor: Augmentor | None = None, noisy_length: str = "noise"
+) -> AudioNoiseBatch:
+    """Pad utterances and noises to the longest utterance, then mix: by `augmentor`, or by adding them up.
+
+    Args:
+        items: at least one.
+        augmentor: changes the noise, and gives the batch its noisy fields.
+        noisy_length: whose length noisy audio has: the ``noise``'s after augmentation, or the ``audio``'s.
+    """
     longest = max(int(item.audio_len) for item in items)
     batch = AudioNoiseBatch(
         audio=torch.stack([fit(item.audio, longest) for item in items]),
@@ -63,9 +71,12 @@ def collate(items: Sequence[AudioNoiseItem], augmentor: Augmentor | None = None)
         noise_len=torch.stack([item.noise_len for item in items]),
     )
     if augmentor is not None:
-        return augmentor(batch)
-    batch.noisy_audio = batch.audio + batch.noise
-    batch.noisy_audio_len = batch.audio_len
+        batch = augmentor(batch)
+    else:
+        batch.noisy_audio = batch.audio + batch.noise
+        batch.noisy_audio_len = batch.audio_len
+    if noisy_length == "audio":
+        batch.noisy_audio_len = batch.audio_len.clone()
     return batch
 
 

@@ -43,12 +43,19 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         clips: the noises to draw from; may be none.
         how: the decoding of the utterances.
         augmentor: mixes a batch; None adds the noise as it is.
+        noisy_length: see `batch.collate`.
     """
 
     def __init__(
-        self, entries: Sequence[Entry], clips: Sequence[NoiseClip], how: Decoding, augmentor: Augmentor | None = None
+        self,
+        entries: Sequence[Entry],
+        clips: Sequence[NoiseClip],
+        how: Decoding,
+        augmentor: Augmentor | None = None,
+        noisy_length: str = "noise",
     ) -> None:
-        self.entries, self.clips, self.how, self.augmentor = entries, clips, how, augmentor
+        self.entries, self.clips, self.how = entries, clips, how
+        self.augmentor, self.noisy_length = augmentor, noisy_length
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -74,7 +81,7 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         if len(good) < len(items):
             return next(item for item in items if isinstance(item, LoadFailure))
         try:
-            return collate(good, self.augmentor)
+            return collate(good, self.augmentor, self.noisy_length)
         except UserError as error:
             if get_worker_info() is None:
                 raise

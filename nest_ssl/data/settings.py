@@ -13,7 +13,12 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from nest_ssl.data.audio import Decoding
-from nest_ssl.data.augment import MultiSpeakerNoiseAugmentation, SpeakerNoiseAugmentation, build_augmentor
+from nest_ssl.data.augment import (
+    MultiSpeakerNoiseAugmentation,
+    SpeakerNoiseAugmentation,
+    argument_names,
+    build_augmentor,
+)
 from nest_ssl.data.manifest import manifest_paths
 from nest_ssl.errors import UserError
 
@@ -49,7 +54,7 @@ def allowed_keys(part: str) -> set[str]:
     """
     if part == "batch_augmentor":
         kinds = (SpeakerNoiseAugmentation, MultiSpeakerNoiseAugmentation)
-        return {"_target_"}.union(*(kind.__dataclass_fields__ for kind in kinds))
+        return {"_target_"}.union(*(argument_names(kind) for kind in kinds))
     return READ | NOT_READ if part == "dataset" else set()
 
 
@@ -77,13 +82,16 @@ def plain(section: Mapping[str, Any]) -> dict[str, Any]:
     return {k: OmegaConf.to_container(v) if isinstance(v, (DictConfig, ListConfig)) else v for k, v in section.items()}
 
 
-def read_settings(section: Mapping[str, Any], sample_rate: int = 16_000, shuffle: bool = False) -> Settings:
+def read_settings(
+    section: Mapping[str, Any], sample_rate: int = 16_000, shuffle: bool = False, augmentation_draws: str = "python"
+) -> Settings:
     """Check a section.
 
     Args:
         section: NeMo's `train_ds` or `validation_ds`.
         sample_rate: the model's, Hz; used where the section gives none.
         shuffle: used where the section says nothing.
+        augmentation_draws: a key of `draws.DRAWS`.
 
     Raises:
         UserError: a value that is missing or wrong, or an option that is not supported.
@@ -98,7 +106,7 @@ def read_settings(section: Mapping[str, Any], sample_rate: int = 16_000, shuffle
         min_duration=_number(given, "min_duration"),
         max_duration=_number(given, "max_duration"),
         decoding=_decoding(given, sample_rate),
-        augmentor=_augmentor(given),
+        augmentor=_augmentor(given, augmentation_draws),
         batch_size=_whole(given, "batch_size", None, lowest=1),
         shuffle=bool(given.get("shuffle", shuffle)),
         drop_last=bool(given.get("drop_last", False)),
@@ -127,13 +135,13 @@ def _decoding(given: Mapping[str, Any], sample_rate: int) -> Decoding:
     )
 
 
-def _augmentor(given: Mapping[str, Any]) -> SpeakerNoiseAugmentation | None:
+def _augmentor(given: Mapping[str, Any], draws: str) -> SpeakerNoiseAugmentation | None:
     if "batch_augmentor" not in given:
         return None
     if not given["batch_augmentor"]:
         raise UserError("no batch augmentor is named", f"batch_augmentor={given['batch_augmentor']}",
                         "Drop the section, or set batch_augmentor.prob=0.")  # fmt: skip
-    return build_augmentor(given["batch_augmentor"])
+    return build_augmentor(given["batch_augmentor"], draws)
 
 
 def _number(given: Mapping[str, Any], key: str) -> float | None:
