@@ -28,7 +28,14 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 DEFAULT_NAME = "nest_fast-conformer"
 GROUPS = ("size", "run")
-OWN_DEFAULTS: dict[str, Any] = {"seed": 42, "output_dir": None, "save_steps": 0, "overwrite": False, "batches": None}
+OWN_DEFAULTS: dict[str, Any] = {
+    "nemo": "3.0",
+    "seed": 42,
+    "output_dir": None,
+    "save_steps": 0,
+    "overwrite": False,
+    "batches": None,
+}
 PATH_KEYS = ("manifest_filepath", "noise_manifest")  # of train_ds and validation_ds
 ALL_STEPS = None
 

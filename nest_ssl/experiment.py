@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from nest_ssl.config import parse_steps
 from nest_ssl.data.loader import fingerprint
 from nest_ssl.errors import EXIT_OK, InterruptedRun, UserError
+from nest_ssl.model.generations import describe, generation_of
 from nest_ssl.record.callback import Recorder
 from nest_ssl.record.writer import RecordingWriter, check_target
 from nest_ssl.seed import flags, seed_all, set_determinism
@@ -57,6 +58,7 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
     """
     started = time.perf_counter()
     cfg = read_command_line(subject.name, argv)
+    _refuse_another_generation(subject, cfg.nemo)
     target = Path(cfg.output_dir)
     check_target(target, cfg.overwrite)
     checked = check_data(cfg)
@@ -71,6 +73,7 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
             seed=cfg.seed,
             flags=flags(),
             data=_describe_data(checked),
+            generation=describe(cfg.nemo),
             duration_s=round(time.perf_counter() - started, 1),
         )
     except BaseException:
@@ -120,6 +123,18 @@ def _fit(trainer: Trainer, model: LightningModule) -> None:
         raise InterruptedRun(signal.SIGTERM) from stop
     except SystemExit as stop:
         raise InterruptedRun(signal.SIGINT) from stop
+
+
+def _refuse_another_generation(subject: Subject, wanted: str) -> None:
+    """The port is exact with any generation of NeMo, NeMo itself only with its own."""
+    if subject.package != "nemo_toolkit":
+        return
+    release = importlib.metadata.version(subject.package)
+    installed = generation_of(release)
+    if installed != wanted:
+        what = f"NeMo {release} is installed, of generation {installed}, and generation {wanted} is asked for"
+        fix = f"Pass nemo={installed}, or take another NeMo with NEMO_VERSION=..."
+        raise UserError(what, f"nemo={wanted}", fix)
 
 
 def _describe(subject: Subject, recorder: Recorder) -> dict[str, Any]:

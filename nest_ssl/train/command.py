@@ -13,6 +13,7 @@ from nest_ssl.config import DEFAULT_NAME, GROUPS, adapt_to_machine, compose, dat
 from nest_ssl.data.loader import check_dataset
 from nest_ssl.errors import UserError
 from nest_ssl.train.keys import check_keys
+from nest_ssl.train.reference import reference_generation
 
 EXAMPLES = """overrides (key=value, +key=value and ++key=value are the same):
   size=tiny run=full seed=7 save_steps=0-2 batches=3 output_dir=outputs/nest overwrite=true
@@ -34,6 +35,7 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
     groups = [o for o in args.overrides if o.lstrip("+").partition("=")[0] in GROUPS]
     check_keys(args.overrides, compose(groups, args.config_path, args.config_name, strict=False))
     cfg = compose(args.overrides, args.config_path, args.config_name)
+    cfg.nemo = reference_generation(cfg.nemo)
     if args.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
         raise SystemExit(0)

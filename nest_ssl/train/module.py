@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import build_dataloader, validation_sections
+from nest_ssl.model.generations import NEWEST, concerning, generation
 from nest_ssl.model.nest import NestModel
 from nest_ssl.train.optim import build_optimizer, build_schedule
 
@@ -25,14 +26,16 @@ class NestModule(NestModel, LightningModule):
 
     Args:
         cfg: NeMo's `model` section, resolved.
+        release: the generation of NeMo whose numbers to reproduce, a key of `generations.GENERATIONS`.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
-        super().__init__(cfg)
+    def __init__(self, cfg: DictConfig, release: str = NEWEST) -> None:
+        super().__init__(cfg, release)
         self.settings = cfg
-        self._train_loader = build_dataloader(cfg.train_ds, cfg.sample_rate, shuffle=True)
+        data = concerning(build_dataloader, generation(release))
+        self._train_loader = build_dataloader(cfg.train_ds, cfg.sample_rate, shuffle=True, **data)
         sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []
-        self._validation_loaders = [build_dataloader(section, cfg.sample_rate) for section in sections]
+        self._validation_loaders = [build_dataloader(section, cfg.sample_rate, **data) for section in sections]
 
     def train_dataloader(self) -> DataLoader[Any] | None:
         return self._train_loader
