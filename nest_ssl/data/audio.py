@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from nest_ssl.errors import UserError
+
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 
 MISSING_SECONDS = 0.25  # a file this much shorter than promised, and by
@@ -43,6 +45,7 @@ class Decoding:
         trim: cut silence (60 dB below the peak) from both ends.
         channel_selector: None (the file must have one channel), a channel from 0, ``"average"``, or a list of one.
         strict: refuse truncated files. NeMo takes what is there, and so do we for noise.
+        reader: ``soundfile``; or ``pydub``, which before NeMo 3.0 reads what soundfile cannot, and suffixes it lacks.
     """
 
     sample_rate: int
@@ -50,6 +53,7 @@ class Decoding:
     trim: bool = False
     channel_selector: int | str | Sequence[int] | None = None
     strict: bool = False
+    reader: str = "soundfile"
 
 
 def load(audio_file: str | list[str], offset: Any, duration: Any, how: Decoding) -> Samples:
@@ -66,6 +70,7 @@ def load(audio_file: str | list[str], offset: Any, duration: Any, how: Decoding)
 
     Raises:
         AudioProblem: the file is truncated (`strict`) or its channels do not suit.
+        UserError: it takes pydub to read the file, and pydub is not installed.
         Exception: whatever the decoder and the resampler raise.
     """
     if not isinstance(audio_file, list):
@@ -134,6 +139,17 @@ def refuse_channels(channels: int, selector: Any) -> None:
 
 def _read(path: str, offset: Any, duration: Any, how: Decoding) -> tuple[np.ndarray[Any, Any], int]:
     """The decoder's samples [T] or [T, C] and the file's own rate in Hz."""
+    if how.reader == "pydub" and not is_listed_format(path):
+        return _read_with_pydub(path, offset, duration)
+    try:
+        return _read_with_soundfile(path, offset, duration, how)
+    except (AudioProblem, RuntimeError):
+        if how.reader != "pydub" or how.strict or not os.path.exists(path):
+            raise
+        return _read_with_pydub(path, offset, duration)
+
+
+def _read_with_soundfile(path: str, offset: Any, duration: Any, how: Decoding) -> tuple[np.ndarray[Any, Any], int]:
     dtype = "int32" if how.int_values else "float32"
     with open_audio(path) as file:
         if how.strict:
@@ -149,6 +165,23 @@ def _read(path: str, offset: Any, duration: Any, how: Decoding) -> tuple[np.ndar
         if how.strict:
             _refuse_short(len(samples), promised, file.samplerate)
         return samples, file.samplerate
+
+
+def _read_with_pydub(path: str, offset: Any, duration: Any) -> tuple[np.ndarray[Any, Any], int]:
+    """Integers of the file's own width, cut at whole milliseconds."""
+    try:
+        from pydub import AudioSegment
+    except ImportError as error:
+        what = "NeMo before 3.0 reads this audio file through pydub, which is not installed here"
+        fix = "Install pydub; or convert the file to one that soundfile reads, with its suffix in lower case."
+        raise UserError(what, path, fix) from error
+    segment = AudioSegment.from_file(path)
+    if offset is not None and offset > 0:
+        segment = segment[int(offset * 1000) :]
+    if duration is not None and duration > 0:
+        segment = segment[: int(duration * 1000)]
+    samples = np.array(segment.get_array_of_samples())
+    return samples.reshape(-1, segment.channels) if segment.channels > 1 else samples, segment.frame_rate
 
 
 def _finish(samples: np.ndarray[Any, Any], rate: int, how: Decoding) -> Samples:
@@ -168,8 +201,8 @@ def _finish(samples: np.ndarray[Any, Any], rate: int, how: Decoding) -> Samples:
 
 def _to_float32(samples: np.ndarray[Any, Any]) -> Samples:
     result = samples.astype(np.float32)
-    if samples.dtype == np.int32:
-        result *= 1.0 / 2**31
+    if np.issubdtype(samples.dtype, np.integer):
+        result *= 1.0 / 2 ** (np.iinfo(samples.dtype).bits - 1)
     return result
 
 

@@ -68,11 +68,11 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         """
         try:
             audio = load_utterance(self.entries[index], self.how)
+            noise, noise_len = draw_noise(self.clips, self.how.sample_rate, audio.size(0), self.how.reader)
         except UserError as error:
             if get_worker_info() is None:
                 raise
             return LoadFailure(error)
-        noise, noise_len = draw_noise(self.clips, self.how.sample_rate, audio.size(0))
         return AudioNoiseItem(audio, torch.tensor(audio.size(0)), noise, noise_len)
 
     def collate(self, items: Sequence[AudioNoiseItem | LoadFailure]) -> AudioNoiseBatch | LoadFailure:

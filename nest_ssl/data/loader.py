@@ -11,19 +11,18 @@ Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel._setup_da
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from nest_ssl.data.audio import is_listed_format
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.dataset import AudioNoiseDataset, LoadFailure
 from nest_ssl.data.fingerprint import fingerprint
-from nest_ssl.data.manifest import Entry, NoiseClip, is_url, read_noise, read_speech
+from nest_ssl.data.manifest import is_url, read_noise, read_speech
 from nest_ssl.data.settings import allowed_keys, plain, read_settings
-from nest_ssl.errors import UserError
 
 __all__ = ["allowed_keys", "build_dataloader", "check_dataset", "fingerprint", "validation_sections"]
 
@@ -66,7 +65,7 @@ def build_dataloader(
         sample_rate: the model's, Hz; used where the section gives none.
         shuffle: used where the section says nothing (NeMo: true for training, false for validation).
         augmentation_draws, noisy_length, audio_reader: what differs between NeMo's generations; the defaults are the
-            newest's (`draws.DRAWS`, `batch.collate`, `audio.is_listed_format`).
+            newest's (`draws.DRAWS`, `batch.collate`, `audio.Decoding`).
 
     Raises:
         UserError: an option that is wrong or not supported, a manifest that cannot be used or leaves nothing.
@@ -76,9 +75,8 @@ def build_dataloader(
     settings = read_settings(section, sample_rate, shuffle, augmentation_draws)
     entries = read_speech(settings.manifests, settings.min_duration, settings.max_duration)
     clips = read_noise(settings.noise_manifests)
-    if audio_reader == "pydub":
-        _refuse_pydub([*entries, *clips])
-    dataset = AudioNoiseDataset(entries, clips, settings.decoding, settings.augmentor, noisy_length)
+    how = replace(settings.decoding, reader=audio_reader)
+    dataset = AudioNoiseDataset(entries, clips, how, settings.augmentor, noisy_length)
     return AudioNoiseLoader(
         dataset,
         batch_size=settings.batch_size,
@@ -102,20 +100,6 @@ def validation_sections(section: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not split_at_first or key is None or not isinstance(given[key], list):
         return [given]
     return [{**given, key: value} for value in given[key]]
-
-
-def _refuse_pydub(entries: Sequence[Entry | NoiseClip]) -> None:
-    """Files that the release to reproduce reads through pydub, with other samples at cuts than soundfile's.
-
-    Raises:
-        UserError: the first of them.
-    """
-    for entry in entries:
-        for path in [entry.audio_file] if isinstance(entry.audio_file, str) else entry.audio_file:
-            if not is_listed_format(path):
-                what = "NeMo before 3.0 reads a file of this suffix through pydub, and the port does not"
-                fix = "Rename it (.wav, .flac, .ogg, .mp3 in lower case) or convert it; nemo=3.0 reads it as it is."
-                raise UserError(what, f"{path} ({entry.place})", fix)
 
 
 def _names_paths(value: Any) -> bool:

@@ -17,6 +17,7 @@ import torch
 from nest_ssl.data.audio import Decoding, Samples, load
 from nest_ssl.data.batch import fit
 from nest_ssl.data.manifest import NoiseClip
+from nest_ssl.errors import UserError
 
 CLIP_TRIALS = 20  # clips drawn before the utterance is left without noise
 PIECE_TRIALS = 100  # pieces of one clip drawn before a poor one is taken
@@ -25,22 +26,30 @@ WHITE_NOISE_DB = (-90, -46)
 log = logging.getLogger(__name__)
 
 
-def draw_noise(clips: Sequence[NoiseClip], sample_rate: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_noise(
+    clips: Sequence[NoiseClip], sample_rate: int, length: int, reader: str = "soundfile"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise for `length` samples of speech.
 
     Args:
         clips: to draw from; none gives zeros and draws nothing.
         sample_rate: Hz.
         length: samples, T.
+        reader: see `audio.Decoding`.
 
     Returns:
         float32 [T], zero where a short clip has ended; and how many samples the clip lasts, int64 [].
+
+    Raises:
+        UserError: it takes pydub to read a clip, and pydub is not installed.
     """
     for _ in range(CLIP_TRIALS if clips else 0):
         clip = clips[np.random.randint(len(clips))]
         try:
-            noise = torch.tensor(_read_piece(clip, sample_rate, length), dtype=torch.float)
+            noise = torch.tensor(_read_piece(clip, Decoding(sample_rate, reader=reader), length), dtype=torch.float)
             return fit(noise, length), torch.tensor(min(noise.size(0), length))
+        except UserError:
+            raise
         except Exception as error:  # noqa: BLE001 (whatever is wrong with a clip, NeMo goes on to draw another)
             log.warning("noise clip %s (%s) cannot be used, drawing another: %s", clip.audio_file, clip.place, error)
     if clips:
@@ -48,9 +57,8 @@ def draw_noise(clips: Sequence[NoiseClip], sample_rate: int, length: int) -> tup
     return torch.zeros(length), torch.tensor(length)
 
 
-def _read_piece(clip: NoiseClip, sample_rate: int, length: int) -> Samples:
-    seconds = length / sample_rate
-    how = Decoding(sample_rate)
+def _read_piece(clip: NoiseClip, how: Decoding, length: int) -> Samples:
+    seconds = length / how.sample_rate
     if clip.duration is not None and clip.duration > seconds:
         for _ in range(PIECE_TRIALS):
             offset = np.random.uniform(0, clip.duration - seconds)

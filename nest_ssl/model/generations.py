@@ -42,7 +42,7 @@ class Generation:
     # data
     augmentation_draws: str = _named("generator of the speaker and noise augmentation")
     noisy_length: str = _named("length given to noisy audio: the noise's after augmentation, or the speech's")
-    audio_reader: str = _named("library that reads audio files whose suffix soundfile does not list")
+    audio_reader: str = _named("what reads audio that soundfile cannot, or whose suffix it does not list: nothing, or pydub")
 
 
 GENERATIONS = {

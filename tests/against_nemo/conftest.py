@@ -1,22 +1,36 @@
-"""Real NeMo beside the port. These tests run in NeMo's environment, and are skipped where there is none."""
+"""Real NeMo beside the port. These tests run in NeMo's environment, and are skipped where there is none.
+
+Whichever release is installed there, the port is built for its generation.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from nest_ssl.config import compose
+from nest_ssl.model.generations import generation_of
 from nest_ssl.model.nest import NestModel
 from nest_ssl.record.capture import CallCapture
 from nest_ssl.record.tree import leaves
+
+
+@pytest.fixture(scope="session")
+def release() -> str:
+    """The generation of the NeMo that is installed."""
+    if importlib.util.find_spec("nemo") is None:
+        pytest.skip("NeMo is not installed here: run with the environment of `make setup`, .venv/nemo")
+    return generation_of(importlib.metadata.version("nemo_toolkit"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,10 +58,8 @@ class Pair:
 
 
 @pytest.fixture(scope="session")
-def pair() -> Callable[..., Pair]:
+def pair(release: str) -> Callable[..., Pair]:
     """`pair("size=tiny", "run=full", seed=42)`: a `Pair`."""
-    if importlib.util.find_spec("nemo") is None:
-        pytest.skip("NeMo is not installed here: run with the environment of `make setup`, .venv/nemo")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from train_nemo import build_model, load_model_class
@@ -62,10 +74,28 @@ def pair() -> Callable[..., Pair]:
         nemo = build_model(cfg)
         nemo_rng = torch.get_rng_state()
         torch.manual_seed(seed)
-        nest = NestModel(cfg.model)
+        nest = NestModel(cfg.model, release)
         return Pair(cfg, nemo, nest, (nemo_rng, torch.get_rng_state()))
 
     return build
+
+
+def set_seed(value: int) -> None:
+    """Seed all that the model draws from."""
+    torch.manual_seed(value)
+    np.random.seed(value)
+
+
+def rng_states() -> dict[str, Tensor]:
+    """What the model draws from: torch's generator, and before NeMo 2.5 NumPy's."""
+    _, keys, position, *_ = np.random.get_state()
+    return {"torch": torch.get_rng_state(), "numpy": torch.tensor([*keys.tolist(), position])}
+
+
+@pytest.fixture(scope="session")
+def seeded() -> Callable[[int], None]:
+    """`seeded(5)` seeds all that the model draws from."""
+    return set_seed
 
 
 @pytest.fixture(scope="session")
@@ -105,10 +135,10 @@ def run() -> Callable[..., dict[str, Any]]:
         for name in wants_grad:
             copies[name].requires_grad_()
         module.zero_grad()
-        torch.manual_seed(seed)
+        set_seed(seed)
         positional = [copies[i] for i in range(len(args))]
         output = module(*positional, **{k: copies[k] for k in kwargs})
-        rng = torch.get_rng_state()
+        rng = rng_states()
         results = [leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if results:
             torch.autograd.backward(results, [torch.randn_like(r) for r in results])
@@ -132,12 +162,12 @@ def training_step() -> Callable[..., dict[str, Any]]:
     def step(model: nn.Module, batch: dict[str, Tensor], seed: int = 1) -> dict[str, Any]:
         batch = {name: tensor.clone() for name, tensor in batch.items()}
         model.zero_grad()
-        torch.manual_seed(seed)
+        set_seed(seed)
         capture = CallCapture(model).attach()
         output = model.forward(**batch, apply_mask=True)
         log_probs, encoded_len, masks, tokens = output
         loss = model.loss(masks=masks, decoder_outputs=log_probs, targets=tokens, decoder_lengths=encoded_len)
-        rng = torch.get_rng_state()
+        rng = rng_states()
         loss.backward()
         return {
             "calls": capture.detach(),

@@ -109,19 +109,19 @@ def test_training_step_of_a_large_layer(
     same_bits(theirs, ours)
 
 
-def test_evaluation(pair: Any, same_bits: Any, step_batch: Any) -> None:
+def test_evaluation(pair: Any, same_bits: Any, seeded: Any, step_batch: Any) -> None:
     """No dither, no dropout, batch statistics at rest; and without masks."""
     models = pair(*TINY)
     for mask in (True, False):
         outputs = []
         for model in (models.nemo.eval(), models.nest.eval()):
-            torch.manual_seed(5)
+            seeded(5)
             outputs.append(model.forward(**step_batch, apply_mask=mask))
         same_bits(*outputs)
     models.nemo.train()  # NeMo shares one activation between all models of a process
 
 
-def test_features_in_place_of_clean_audio(pair: Any, same_bits: Any, step_batch: Any) -> None:
+def test_features_in_place_of_clean_audio(pair: Any, same_bits: Any, seeded: Any, step_batch: Any) -> None:
     """The only features that NeMo lets in: its type check knows those of noisy audio by another name than `forward`."""
     models = pair(*TINY)
     torch.manual_seed(1)
@@ -129,7 +129,7 @@ def test_features_in_place_of_clean_audio(pair: Any, same_bits: Any, step_batch:
     inputs |= {"processed_signal": torch.randn(2, 80, 304), "processed_signal_length": torch.tensor([300, 200])}
     outputs = []
     for model in (models.nemo, models.nest):
-        torch.manual_seed(2)
+        seeded(2)
         outputs.append(model.forward(**{name: value.clone() for name, value in inputs.items()}, apply_mask=True))
     same_bits(*outputs)
 
