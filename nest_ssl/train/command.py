@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from nest_ssl.config import DEFAULT_NAME, GROUPS, adapt_to_machine, compose, data_paths
 from nest_ssl.data.loader import check_dataset
 from nest_ssl.errors import UserError
+from nest_ssl.model.registry import plain
 from nest_ssl.train.keys import check_keys
+from nest_ssl.train.optim import check_optim
 from nest_ssl.train.reference import reference_generation
 
 EXAMPLES = """overrides (key=value, +key=value and ++key=value are the same):
@@ -41,6 +43,7 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
         raise SystemExit(0)
     cfg.output_dir = cfg.output_dir or f"outputs/{trainer}"
     _check_accelerator(cfg)
+    check_optim(plain(cfg.model.get("optim")))
     for change in adapt_to_machine(cfg, torch.cuda.device_count()):
         print(f"note: {change}")
     _tell_what_is_not_used(cfg)

@@ -18,17 +18,14 @@ from nest_ssl.config import GROUPS, OWN_DEFAULTS, split_override
 from nest_ssl.data import loader
 from nest_ssl.errors import UserError
 from nest_ssl.model import nest
+from nest_ssl.train import optim, schedules
 
 # fmt: off
 TOP_KEYS = {"name", "model", "trainer", "exp_manager", "init_from_nemo_model", "init_from_ptl_ckpt",
             "init_from_pretrained_model", *OWN_DEFAULTS, *GROUPS}
 MODEL_KEYS = {"sample_rate", "num_classes", "num_books", "code_dim", "squeeze_single", "mask_position", "train_ds",
               "validation_ds", "test_ds", "preprocessor", "spec_augment", "masking", "quantizer", "encoder", "decoder",
-              "loss", "optim"}
-OPTIM_KEYS = {"name", "lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "foreach", "capturable", "fused",
-              "differentiable", "momentum", "dampening", "nesterov", "sched"}
-SCHED_KEYS = {"name", "d_model", "warmup_steps", "warmup_ratio", "hold_steps", "hold_ratio", "constant_steps",
-              "constant_ratio", "max_steps", "min_lr", "last_epoch", "decay_rate"}
+              "loss", "optim", "optim_param_groups"}
 # fmt: on
 
 
@@ -46,9 +43,10 @@ def check_keys(overrides: Sequence[str], base: DictConfig) -> None:
 
 def known_keys(section: str) -> set[str]:
     """The keys that may stand directly below `section`, a dotted path; empty where anything may."""
-    tables = {"": TOP_KEYS, "model": MODEL_KEYS, "model.optim": OPTIM_KEYS, "model.optim.sched": SCHED_KEYS}
+    tables = {"": TOP_KEYS, "model": MODEL_KEYS, "model.optim": optim.allowed_keys()}
+    tables["model.optim.sched"] = schedules.allowed_keys()
     if section in tables:
-        return tables[section]
+        return set(tables[section])
     if section == "trainer":
         return set(inspect.signature(Trainer.__init__).parameters) - {"self"}
     match section.split("."):

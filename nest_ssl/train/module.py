@@ -16,7 +16,9 @@ from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.model.generations import NEWEST, concerning, generation
 from nest_ssl.model.nest import NestModel
-from nest_ssl.train.optim import build_optimizer, build_schedule
+from nest_ssl.model.registry import plain
+from nest_ssl.train.optim import build_optimizer
+from nest_ssl.train.schedules import build_schedule, planned_steps
 
 
 class NestModule(NestModel, LightningModule):
@@ -53,8 +55,10 @@ class NestModule(NestModel, LightningModule):
         self.log("val_loss", self._loss(batch), on_epoch=True, batch_size=1)  # a mean over batches, as NeMo's
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self, self.settings.optim)
-        schedule = build_schedule(optimizer, self.settings.optim.get("sched"), self._total_steps())
+        section = plain(self.settings.optim)
+        optimizer = build_optimizer(self, section, plain(self.settings.get("optim_param_groups")))
+        sched = section.get("sched") or {}
+        schedule = build_schedule(optimizer, sched, planned_steps(sched, self.trainer, self._train_loader))
         if schedule is None:
             return optimizer
         return [optimizer], [{"scheduler": schedule, "interval": "step", "frequency": 1}]
@@ -72,7 +76,3 @@ class NestModule(NestModel, LightningModule):
         return self.loss(
             masks=masks_BDT, decoder_outputs=log_probs_BTCH, targets=tokens_BTH, decoder_lengths=encoded_len_B
         )
-
-    def _total_steps(self) -> int | None:
-        total = self.trainer.estimated_stepping_batches
-        return int(total) if total != float("inf") else None

@@ -1,105 +1,113 @@
-"""Optimizers and learning-rate schedules by NeMo's names and keys.
+"""Optimizers by NeMo's names and keys. The schedules of their rates are in `schedules.py`.
 
-Sources: NeMo 3.0.0 `nemo.core.optim.lr_scheduler.NoamAnnealing` and `ModelPT.setup_optimization` in
-`nemo.core.classes.modelPT`; the schedule is that of Vaswani et al. 2017, section 5.3, times a factor.
+Source: NeMo 3.0.0 `nemo.core.classes.modelPT`, `ModelPT.setup_optimization` and `setup_optimizer_param_groups`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from nest_ssl.errors import UserError
+from nest_ssl.train.schedules import SCHEDULES, build_schedule
 
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-
-
-class NoamAnnealing(LRScheduler):
-    """Linear warm-up, then decay with the square root of the step; peak `base_lr / sqrt(d_model * warmup_steps)`.
-
-    Steps 0 and 1 share a learning rate, and `min_lr` holds only after the warm-up, as in NeMo.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        d_model: int,
-        warmup_steps: int,
-        min_lr: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        self.scale = d_model ** (-0.5)
-        self.warmup_steps = warmup_steps
-        self.min_lr = min_lr
-        super().__init__(optimizer, last_epoch)
-
-    def get_lr(self) -> list[float]:
-        step = max(1, self.last_epoch)
-        return [self._at(step, base_lr) for base_lr in self.base_lrs]
-
-    def _at(self, step: int, base_lr: float) -> float:
-        # The order of these products is part of the bits of the learning rate.
-        falling = step ** (-0.5)
-        rising = step * self.warmup_steps ** (-1.5) if self.warmup_steps > 0 else falling
-        rate = base_lr * (self.scale * min(falling, rising))
-        return max(rate, self.min_lr) if step > self.warmup_steps else rate
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+DEFAULT = "adam"  # NeMo's
+WHERE = "model.optim"
+# `check_optim` builds a schedule before data tells how long training is.
+SOME_STEPS = 1_000_000
 
 
-def build_optimizer(model: nn.Module, section: Mapping[str, Any]) -> torch.optim.Optimizer:
+def allowed_keys() -> frozenset[str]:
+    """Every key that may stand below `model.optim`."""
+    taken = {name for cls in OPTIMIZERS.values() for name in inspect.signature(cls).parameters}
+    return frozenset(taken - {"params"} | {"name", "_target_", "cls", "args", "sched"})
+
+
+def build_optimizer(
+    model: nn.Module, section: Mapping[str, Any], groups: Mapping[str, Any] | None = None
+) -> torch.optim.Optimizer:
     """The optimizer of NeMo's `model.optim` section over all parameters, frozen ones too (they get no gradient).
+
+    Args:
+        model: whose parameters to train.
+        section: `name` (or torch's class as `_target_`), `lr`, and the optimizer's own settings; or those in `args`,
+            beside which NeMo reads `lr` alone. In plain builtins.
+        groups: NeMo's `model.optim_param_groups`, settings by the name of a part of the model.
 
     Raises:
         UserError: an optimizer that is not offered, or an argument that it does not take.
     """
-    name = str(section.get("name") or "adam").lower()
+    name = optimizer_name(section)
     if name not in OPTIMIZERS:
-        raise UserError("unknown optimizer", f"model.optim.name={name}", f"Choose one of: {', '.join(OPTIMIZERS)}.")
-    arguments = {key: value for key, value in section.items() if key not in ("name", "sched")}
+        raise UserError("unknown optimizer", f"{WHERE}.name={name}", f"Choose one of: {', '.join(OPTIMIZERS)}.")
     try:
-        return OPTIMIZERS[name](list(model.parameters()), **arguments)
+        return OPTIMIZERS[name](parameter_groups(model, groups), **_arguments(section))
     except (TypeError, ValueError) as error:
-        raise UserError("an optimizer setting is wrong", f"model.optim: {error}", f"See torch's {name}.") from error
+        raise UserError("an optimizer setting is wrong", f"{WHERE}: {error}", f"See torch's {name}.") from error
 
 
-def build_schedule(
-    optimizer: torch.optim.Optimizer, section: Mapping[str, Any] | None, max_steps: int | None
-) -> LRScheduler | None:
-    """The schedule of NeMo's `model.optim.sched` section, stepped after every optimizer step; None without a section.
+def optimizer_name(section: Mapping[str, Any]) -> str:
+    """A key of `OPTIMIZERS`, or what stands in the section instead of one."""
+    target = section.get("_target_")
+    if target is None:
+        return str(section.get("name") or DEFAULT)
+    return next((name for name, cls in OPTIMIZERS.items() if target == f"torch.optim.{cls.__name__}"), str(target))
 
-    Args:
-        max_steps: optimizer steps of the whole training; `warmup_ratio` is a part of it.
+
+def parameter_groups(model: nn.Module, groups: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One group of all parameters, or one for each part named and before them one of the rest, as NeMo orders them.
 
     Raises:
-        UserError: a schedule that is not offered, or settings that contradict each other.
+        UserError: the model has no part of that name.
     """
-    if not section:
-        return None
-    name = section.get("name")
-    if name != "NoamAnnealing":
-        raise UserError("unknown schedule", f"model.optim.sched.name={name}", "Choose NoamAnnealing, or sched=null.")
-    return NoamAnnealing(
-        optimizer,
-        d_model=section["d_model"],
-        warmup_steps=_warmup_steps(section, max_steps),
-        min_lr=section.get("min_lr", 0.0),
-    )
+    if groups is None:
+        return [{"params": list(model.parameters())}]
+    parts = dict(model.named_children())
+    for name in groups:
+        if name not in parts:
+            where = f"model.optim_param_groups.{name}"
+            raise UserError("no such part of the model", where, f"Choose one of: {', '.join(parts)}.")
+    named = [{"params": list(parts[name].parameters()), **settings} for name, settings in groups.items()]
+    rest = [p for name, p in model.named_parameters() if not name.startswith(tuple(groups))]
+    return [{"params": rest}, *named] if rest else named
 
 
-def _warmup_steps(section: Mapping[str, Any], max_steps: int | None) -> int:
-    steps, ratio = section.get("warmup_steps"), section.get("warmup_ratio")
-    if steps is not None and ratio is not None:
-        raise UserError(
-            "two warm-ups", "model.optim.sched has warmup_steps and warmup_ratio", "Set one of them to null."
-        )
-    if ratio is None:
-        return steps or 0
-    total = section.get("max_steps") or max_steps
-    if not total:
-        raise UserError(
-            "a ratio of unknown length", "model.optim.sched.warmup_ratio", "Set trainer.max_steps or warmup_steps."
-        )
-    return int(ratio * total)
+def check_optim(section: Mapping[str, Any] | None) -> None:
+    """Refuse what neither trainer could use, before anything is built: NeMo would stop at it with a traceback.
+
+    Optimizers and schedules that only NeMo has pass: the port refuses them when it builds.
+
+    Raises:
+        UserError: a section that is missing, or settings that are unknown or contradict each other.
+    """
+    if section is None:
+        raise UserError("a section is missing", WHERE, "Add it; conf/nest_fast-conformer.yaml has one.")
+    if "sched" in section and section["sched"] is None:
+        raise UserError("a schedule that is null", f"{WHERE}.sched", f"For a constant rate remove it: ~{WHERE}.sched.")
+    name = optimizer_name(section)
+    if name not in OPTIMIZERS and name == name.lower():  # NeMo's names have no capitals
+        return
+    optimizer = build_optimizer(nn.Linear(1, 1), section)
+    schedule = section.get("sched") or {}
+    if schedule.get("name", "") in SCHEDULES:
+        build_schedule(optimizer, schedule, SOME_STEPS)
+
+
+def _arguments(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments; a `lr` of null is torch's default."""
+    arguments = section.get("args", section)
+    if not isinstance(arguments, Mapping) or ("args" in section and {"name", "_target_"} & arguments.keys()):
+        fix = "Write the settings directly below model.optim."
+        raise UserError("not supported: NeMo's classes of parameters", f"{WHERE}.args", fix)
+    taken = {key: value for key, value in arguments.items() if key not in ("name", "_target_", "cls", "lr", "sched")}
+    rate = section.get("lr")
+    return taken if rate is None else {**taken, "lr": rate}

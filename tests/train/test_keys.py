@@ -20,6 +20,8 @@ from nest_ssl.train.keys import check_keys
         ("model.train_ds.batch_augmentor.probb=1", "model.train_ds.batch_augmentor.prob"),
         ("model.optim.weight_decy=1", "model.optim.weight_decay"),
         ("model.optim.sched.warmup=1", "model.optim.sched.warmup_"),
+        ("model.optim.sched.decay=1", "model.optim.sched.decay_rate"),
+        ("model.optim.nestrov=true", "model.optim.nesterov"),
         ("n_layers=3", "model.encoder.n_layers"),
         ("model.preprocessor.dithr=0", "model.preprocessor.dither"),
         ("modle.encoder.n_layers=1", "model"),
@@ -37,6 +39,8 @@ def test_misspelt_keys(override: str, nearest: str) -> None:
         "+trainer.gradient_clip_algorithm=norm",
         "model.encoder.dropout=0.2", "model.train_ds.channel_selector=0", "model.masking.max_mask_ratio=0.5",
         "exp_manager.exp_dir=/tmp/x", "trainer={}", "~trainer.benchmark", "model.optim.eps=1e-9",
+        "model.optim.sched.hold_ratio=0.1", "model.optim.sched.args.anything=1", "model.optim._target_=torch.optim.SGD",
+        "model.optim_param_groups.encoder.lr=0.1",
         "model.train_ds.batch_augmentor=null",
     ],
 )  # fmt: skip

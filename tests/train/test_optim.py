@@ -1,74 +1,79 @@
-"""The schedule against its definition, and settings that cannot be right."""
+"""Which parameters are trained how, and settings that cannot be right. (Against NeMo: against_nemo/test_optim.)"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from nest_ssl.errors import UserError
-from nest_ssl.train.optim import build_optimizer, build_schedule
+from nest_ssl.train.optim import allowed_keys, build_optimizer, check_optim
 
-NOAM = {"name": "NoamAnnealing", "d_model": 64, "warmup_steps": 10, "warmup_ratio": None, "min_lr": 1e-6}
-
-
-def rates(section: dict, count: int, lr: float = 5.0, max_steps: int | None = None) -> list[float]:
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=lr)
-    schedule = build_schedule(optimizer, section, max_steps)
-    assert schedule is not None
-    seen = []
-    for _ in range(count):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    return seen
+SCHED = {"name": "NoamAnnealing", "d_model": 64, "warmup_steps": 10}
 
 
-def test_noam_warms_up_linearly_and_decays_with_the_square_root() -> None:
-    seen = rates(NOAM, 100)
-    assert seen[0] == seen[1], "steps 0 and 1 share a learning rate"
-    assert seen[10] == max(seen) == pytest.approx(5.0 / (64 * 10) ** 0.5)
-    assert seen[4] == pytest.approx(seen[8] / 2) and seen[40] == pytest.approx(seen[10] / 2)
+class TwoParts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1, bias=False)
 
 
-def test_min_lr_holds_only_after_the_warm_up() -> None:
-    seen = rates({**NOAM, "min_lr": 0.15}, 40)
-    assert seen[0] < 0.1 and seen[30] == 0.15
-
-
-def test_warmup_ratio_is_a_part_of_the_training() -> None:
-    by_ratio = rates({**NOAM, "warmup_steps": None, "warmup_ratio": 0.25}, 20, max_steps=40)
-    assert by_ratio == rates(NOAM, 20)
-
-
-@pytest.mark.parametrize(
-    "section",
-    [
-        {**NOAM, "name": "Nope"},
-        {**NOAM, "warmup_ratio": 0.1},
-        {**NOAM, "warmup_steps": None, "warmup_ratio": 0.1},
-    ],
-)
-def test_schedules_that_cannot_be_right(section: dict) -> None:
-    with pytest.raises(UserError, match="sched"):
-        rates(section, 1)
-
-
-def test_no_schedule_is_a_constant_rate() -> None:
-    assert build_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), None, None) is None
-
-
-def test_frozen_parameters_are_in_the_group_and_stay(tmp_path: object) -> None:
+def test_frozen_parameters_are_in_the_group_and_stay() -> None:
     model = nn.Linear(2, 1)
     model.bias.requires_grad_(False)
     before = model.bias.detach().clone()
-    optimizer = build_optimizer(model, {"name": "adamw", "lr": 0.1, "weight_decay": 0.5, "sched": NOAM})
+    optimizer = build_optimizer(model, {"name": "adamw", "lr": 0.1, "weight_decay": 0.5, "sched": SCHED})
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     assert len(optimizer.param_groups[0]["params"]) == 2 and torch.equal(model.bias, before)
 
 
-@pytest.mark.parametrize("section", [{"name": "adamx", "lr": 1.0}, {"name": "adamw", "lr": 1.0, "beta": 0.9}])
-def test_optimizers_that_cannot_be_right(section: dict) -> None:
-    with pytest.raises(UserError, match="model.optim"):
+def test_parts_of_the_model_may_have_settings_of_their_own() -> None:
+    model = TwoParts()
+    groups = {"second": {"lr": 0.5}, "third": {"weight_decay": 0.0}}
+    optimizer = build_optimizer(model, {"name": "adamw", "lr": 0.1, "weight_decay": 0.3}, groups)
+    seen = [(len(group["params"]), group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert seen == [(2, 0.1, 0.3), (2, 0.5, 0.3), (1, 0.1, 0.0)]
+    with pytest.raises(UserError, match="optim_param_groups.fourth.*first, second, third"):
+        build_optimizer(model, {"lr": 0.1}, {"fourth": {"lr": 1}})
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"name": "adamx", "lr": 1.0}, "adamw, adam, sgd"),
+        ({"_target_": "torch.optim.Rprop", "lr": 1.0}, "adamw, adam, sgd"),
+        ({"name": "adamw", "lr": 1.0, "beta": 0.9}, "beta"),
+        ({"name": "adamw", "lr": 1.0, "args": {"name": "auto"}}, "directly below"),
+    ],
+)
+def test_optimizers_that_cannot_be_right(section: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match="model.optim") as error:
         build_optimizer(nn.Linear(1, 1), section)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        (None, "a section is missing: model.optim"),
+        ({"lr": 1.0, "sched": None}, "~model.optim.sched"),
+        ({"name": "AdamW", "lr": 1.0}, "unknown optimizer"),
+        ({"name": "adamw", "lr": 1.0, "sched": {**SCHED, "warmup_ratio": 0.1}}, "warmup_ratio"),
+    ],
+)
+def test_what_is_told_before_anything_is_built(section: dict[str, Any] | None, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check_optim(section)
+
+
+def test_what_only_nemo_has_passes_the_check() -> None:
+    check_optim({"name": "novograd", "lr": 1.0, "luc": True})
+    check_optim({"name": "adamw", "lr": 1.0, "sched": {"name": "SquareAnnealing"}})
+
+
+def test_every_setting_of_every_optimizer_is_a_key() -> None:
+    assert {"betas", "momentum", "nesterov", "amsgrad", "lr", "sched", "args"} <= allowed_keys()
+    assert "params" not in allowed_keys()
