@@ -79,6 +79,8 @@ def test_spoilt_data(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
         ("trainer.accelerator=gpu", "DEVICE=cpu"),
         ("model.encoder.self_attention_model=abs_pos", "rel_pos"),
         ("model.optim.name=lion", "adamw"),
+        ("model.optim.sched=null", "~model.optim.sched"),
+        ("model.optim.sched.name=CosineAnnealing", "~model.optim.sched.d_model"),
         ("trainer.precision=13", "trainer"),
         ("tiny", "key=value"),
         ("--config-name=nothing", "nothing.yaml"),

@@ -52,6 +52,8 @@ def known_keys(section: str) -> set[str]:
     match section.split("."):
         case ["model", "train_ds" | "validation_ds" | "test_ds", *rest]:
             return set(loader.allowed_keys(rest[0] if rest else "dataset"))
+        case ["model", "optim_param_groups"]:
+            return set()  # names of the model's parts, and below them whatever the optimizer takes
         case ["model", part]:
             return set(nest.allowed_keys(part)) | {"_target_"}
     return set()
