@@ -35,7 +35,9 @@ OWN_DEFAULTS: dict[str, Any] = {
     "save_steps": 0,
     "overwrite": False,
     "batches": None,
+    "no_masked_token": "nan",
 }
+NO_MASKED_TOKEN = ("nan", "zero")
 PATH_KEYS = ("manifest_filepath", "noise_manifest")  # of train_ds and validation_ds
 ALL_STEPS = None
 
@@ -213,6 +215,10 @@ def _resolve(cfg: DictConfig) -> DictConfig:
     if missing:
         raise UserError("a value is missing", missing[0], f"Give it: {missing[0]}=...")
     parse_steps(cfg.save_steps)  # a mistake here shows now, not after training
+    cfg.no_masked_token = str(cfg.no_masked_token)  # Hydra reads `nan` as a number
+    if cfg.no_masked_token not in NO_MASKED_TOKEN:
+        where = f"no_masked_token={cfg.no_masked_token}"
+        raise UserError("not a loss for a batch without a masked token", where, "Choose nan or zero.")
     try:
         return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:

@@ -23,7 +23,7 @@ def load_model_class() -> Any:
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> LightningModule:
     """The port's model, loaders and optimizer from NeMo's own `model` section."""
-    return load_model_class()(cfg.model, release=cfg.nemo)
+    return load_model_class()(cfg.model, release=cfg.nemo, no_masked_token=cfg.no_masked_token)
 
 
 NEST = Subject(name="nest", package="nest-ssl", load=load_model_class, build_model=build_model)

@@ -48,6 +48,17 @@ def test_steps_that_cannot_be_read(value: object) -> None:
         parse_steps(value)
 
 
+@pytest.mark.parametrize(("given", "meant"), [("nan", "nan"), ("NaN", "nan"), ("zero", "zero")])
+def test_a_batch_without_a_masked_token(given: str, meant: str) -> None:
+    assert compose([f"no_masked_token={given}"]).no_masked_token == meant
+
+
+@pytest.mark.parametrize("given", ["0", "null", "inf"])
+def test_another_loss_without_a_masked_token(given: str) -> None:
+    with pytest.raises(UserError, match="nan or zero"):
+        compose([f"no_masked_token={given}"])
+
+
 @pytest.mark.parametrize("plus", ["", "+", "++"])
 @pytest.mark.parametrize(
     ("override", "key", "expected"),

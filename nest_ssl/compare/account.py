@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,8 +39,18 @@ def account_for_loss(
         account.counted_tokens = counts[0][1], counts[1][1]
         account.tokens = counts[0][2]
         if 0 in account.counted_tokens:
-            account.note = "No token counts: nowhere does the mean of the mask pass the threshold, so the loss is NaN."
+            account.note = (
+                f"No token counts: nowhere does the mean of the mask pass the threshold, {_outcome(account)}."
+            )
     return account
+
+
+def _outcome(account: LossAccount) -> str:
+    """The loss without any token is a mean of nothing: NaN, or what the port's `no_masked_token` makes of it."""
+    losses = [loss for loss in (account.reference, account.candidate) if loss is not None]
+    if all(math.isnan(loss) for loss in losses):
+        return "so the loss is NaN. Its gradients are zeros"
+    return "so the loss is NaN, or 0 with no_masked_token=zero. The gradients are zeros"
 
 
 def _loss(step: StepFiles) -> float | None:

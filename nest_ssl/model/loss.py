@@ -3,7 +3,7 @@
 Source: NeMo 3.0.0 `nemo.collections.asr.losses.ssl_losses.mlm`. Lengths are taken, for NeMo's
 trainer gives them, and not used.
 
-Shapes: B batch, F features, T frames, S tokens, C codes, H codebooks.
+Shapes: B batch, F features, T frames, S tokens, K tokens that count, C codes, H codebooks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ class MLMLoss(nn.Module):
     Args:
         combine_time_steps: frames in a token.
         mask_threshold: a token counts if more than this part of its frames is masked.
+
+    Attributes:
+        no_masked_token: what the loss is if no token counts: ``nan``, as in NeMo, or ``zero``. It is no setting of
+            NeMo's, and so no argument.
     """
+
+    no_masked_token = "nan"
 
     def __init__(self, combine_time_steps: int = 1, mask_threshold: float = 0.8) -> None:
         super().__init__()
@@ -33,17 +39,17 @@ class MLMLoss(nn.Module):
         target_lengths: Tensor | None = None,
         spec_masks: Tensor | None = None,
     ) -> Tensor:
-        """`decoder_outputs` (B, S, C), `targets` (B, S) and `spec_masks` (B, F, T), 1 where masked, to a scalar.
-
-        NaN if no token counts.
-        """
+        """`decoder_outputs` (B, S, C), `targets` (B, S) and `spec_masks` (B, F, T), 1 where masked, to a scalar."""
         assert spec_masks is not None
         batch, _, frames = spec_masks.shape
         by_token = spec_masks.transpose(1, 2).reshape(batch, frames // self.combine_time_steps, -1)
         counts_BS = by_token.mean(-1) > self.mask_threshold
         targets = F.pad(targets, (0, counts_BS.size(1) - targets.size(1)))  # clean and noisy audio may differ in length
+        counted_KC = decoder_outputs[counts_BS]
+        if self.no_masked_token == "zero" and counted_KC.size(0) == 0:
+            return counted_KC.sum()  # of nothing, yet it hangs on the graph: every parameter gets a gradient of zero
         # The mean of one number: it only makes a tensor of its own, so that recorded gradients arrive in NeMo's order.
-        return self.nll_loss(decoder_outputs[counts_BS], targets[counts_BS]).mean()
+        return self.nll_loss(counted_KC, targets[counts_BS]).mean()
 
 
 class MultiMLMLoss(nn.Module):

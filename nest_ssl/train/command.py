@@ -46,7 +46,7 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
     check_optim(plain(cfg.model.get("optim")))
     for change in adapt_to_machine(cfg, torch.cuda.device_count()):
         print(f"note: {change}")
-    _tell_what_is_not_used(cfg)
+    _tell_what_is_not_used(cfg, trainer)
     return cfg
 
 
@@ -90,7 +90,9 @@ def _check_accelerator(cfg: DictConfig) -> None:
         raise UserError("no GPU that torch can use", where, fix)
 
 
-def _tell_what_is_not_used(cfg: DictConfig) -> None:
+def _tell_what_is_not_used(cfg: DictConfig, trainer: str) -> None:
+    if trainer == "nemo" and cfg.no_masked_token != "nan":
+        print(f"note: no_masked_token={cfg.no_masked_token} is the port's alone: NeMo's loss stays NaN in such a batch")
     for key in ("exp_manager", "init_from_nemo_model", "init_from_ptl_ckpt", "init_from_pretrained_model"):
         if cfg.get(key):
             print(f"note: {key} is not used: no logger or checkpoint is written, weights come from the seed")

@@ -29,10 +29,12 @@ class NestModule(NestModel, LightningModule):
     Args:
         cfg: NeMo's `model` section, resolved.
         release: the generation of NeMo whose numbers to reproduce, a key of `generations.GENERATIONS`.
+        no_masked_token: the loss of a batch in which no token counts, in training and validation: ``nan`` or ``zero``.
     """
 
-    def __init__(self, cfg: DictConfig, release: str = NEWEST) -> None:
+    def __init__(self, cfg: DictConfig, release: str = NEWEST, no_masked_token: str = "nan") -> None:
         super().__init__(cfg, release)
+        self.loss.mlm_loss.no_masked_token = no_masked_token
         self.settings = cfg
         data = concerning(build_dataloader, generation(release))
         self._train_loader = build_dataloader(cfg.train_ds, cfg.sample_rate, shuffle=True, **data)

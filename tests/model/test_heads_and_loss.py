@@ -45,6 +45,25 @@ def test_no_token_gives_not_a_number() -> None:
     assert MLMLoss(4)(log_probs, targets, spec_masks=masks_of([3, 3, 0, 1])).isnan()
 
 
+@pytest.mark.parametrize("books", [1, 2])
+def test_no_token_may_give_zero_that_hangs_on_the_graph(books: int) -> None:
+    scores = torch.randn(1, 4, 6, books, requires_grad=True)
+    loss = MultiMLMLoss(combine_time_steps=4, num_decoders=books)
+    loss.mlm_loss.no_masked_token = "zero"
+    targets = torch.zeros(1, 4, books, dtype=torch.long)
+    value = loss(masks=masks_of([3, 3, 0, 1]), decoder_outputs=scores.log_softmax(2), targets=targets)
+    value.backward()
+    assert value.item() == 0 and torch.equal(scores.grad, torch.zeros_like(scores))
+
+
+def test_zero_without_tokens_leaves_other_batches_alone() -> None:
+    log_probs, targets = torch.randn(1, 4, 6).log_softmax(2), torch.tensor([[1, 2, 3, 4]])
+    plain, safe = MLMLoss(4), MLMLoss(4)
+    safe.no_masked_token = "zero"
+    values = [loss(log_probs, targets, spec_masks=masks_of([4, 3, 0, 4])) for loss in (plain, safe)]
+    assert torch.equal(*values) and plain.no_masked_token == "nan"
+
+
 def test_missing_targets_are_code_zero() -> None:
     log_probs = torch.randn(1, 4, 6).log_softmax(2)
     value = MLMLoss(4)(log_probs, torch.tensor([[1, 2]]), spec_masks=masks_of([0, 0, 4, 0]))

@@ -1,0 +1,150 @@
+"""A batch in which no token is masked: `no_masked_token=zero` trains on, in one process and in two.
+
+What NeMo does there, and we by default, is tested in against_nemo/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lightning.pytorch import Trainer
+from train_nest import build_model
+
+from nest_ssl.config import ROOT, compose
+from nest_ssl.seed import seed_all
+from nest_ssl.train.command import read_command_line
+
+RATE = 16_000
+TIME_LIMIT_S = 120  # for two processes to import torch, train three steps and end
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    """Two utterances, one long and one too short for a masked block; manifests both.json, short.json, long.json."""
+    lines = {}
+    for number, (name, seconds) in enumerate({"long": 4.0, "short": 0.3}.items()):
+        samples = 0.1 * np.random.default_rng(number).standard_normal(int(seconds * RATE))
+        soundfile.write(tmp_path / f"{name}.wav", samples, RATE)
+        lines[name] = json.dumps({"audio_filepath": f"{name}.wav", "duration": seconds}) + "\n"
+        (tmp_path / f"{name}.json").write_text(lines[name])
+    (tmp_path / "both.json").write_text(lines["long"] + lines["short"])
+    return tmp_path
+
+
+def settings(train: Path, validation: Path, *more: str) -> list[str]:
+    """Blocks of 1.5 s: no block fits into the short utterance, which the loader repeats to one second."""
+    return ["size=tiny", "model.masking.block_size=150", "model.masking.mask_prob=0.05", "trainer.accelerator=cpu",
+            "model.train_ds.batch_size=1", "model.train_ds.min_duration=0.1", "model.validation_ds.min_duration=0.1",
+            f"model.train_ds.manifest_filepath={train}", f"model.validation_ds.manifest_filepath={validation}",
+            "batches=2", *more]  # fmt: skip
+
+
+@pytest.mark.parametrize(("choice", "is_nan"), [("nan", True), ("zero", False)])
+def test_loss_gradients_and_validation(audio: Path, choice: str, is_nan: bool) -> None:
+    short = audio / "short.json"
+    cfg = compose(settings(short, short, f"no_masked_token={choice}"))
+    seed_all(1)
+    model = build_model(cfg)
+    trainer = Trainer(**cfg.trainer, enable_model_summary=False)
+    trainer.fit(model)
+    seen = {name: float(trainer.callback_metrics[name]) for name in ("train_loss", "val_loss")}
+    assert {name: value != value for name, value in seen.items()} == {"train_loss": is_nan, "val_loss": is_nan}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.isfinite().all() for p in trained) and (is_nan or set(seen.values()) == {0.0})
+
+
+def test_nemo_is_told_that_it_cannot(capsys: pytest.CaptureFixture[str]) -> None:
+    for trainer in ("nemo", "nest"):
+        read_command_line(trainer, ["size=tiny", "no_masked_token=zero"])
+        assert ("NeMo's loss stays NaN" in capsys.readouterr().out) == (trainer == "nemo")
+
+
+# What both processes of the next test run. Lightning's sampler gives one of the two utterances to each.
+PROGRAM = """
+import sys, datetime
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from nest_ssl.config import compose
+from nest_ssl.seed import seed_all
+from nest_ssl.train.module import NestModule
+
+class Report(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses = [*getattr(self, "losses", []), float(outputs["loss"])]
+    def on_train_end(self, trainer, module):
+        missing = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
+        last = {n: p.detach() for n, p in module.named_parameters()}
+        torch.save({"losses": self.losses, "missing": missing, "last": last}, f"rank_{trainer.global_rank}.pt")
+
+class Detached(NestModule):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss if loss.item() else loss.detach().requires_grad_()
+
+kind, overrides = sys.argv[1], sys.argv[2:]
+cfg = compose(overrides)
+seed_all(1)
+cls = {"attached": NestModule, "detached": Detached}[kind]
+strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=False,
+                       timeout=datetime.timedelta(seconds=15))
+Trainer(accelerator="cpu", devices=2, strategy=strategy, max_epochs=3, limit_val_batches=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[Report()]).fit(cls(cfg.model, no_masked_token="zero"))
+"""
+
+
+def train_on_two_ranks(folder: Path, kind: str) -> subprocess.CompletedProcess[str]:
+    """Run PROGRAM in `folder`; a hang is killed, with both its processes, and is an error."""
+    (folder / "program.py").write_text(PROGRAM)
+    overrides = settings(folder / "both.json", folder / "long.json")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "program.py", kind, *overrides],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=TIME_LIMIT_S)
+    finally:
+        _end_session(process.pid)
+    return subprocess.CompletedProcess(process.args, process.returncode, said)
+
+
+def _end_session(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_which_one_has_no_masked_token(audio: Path) -> None:
+    done = train_on_two_ranks(audio, "attached")
+    assert done.returncode == 0, done.stdout[-3000:]
+    ranks = [torch.load(audio / f"rank_{rank}.pt", weights_only=True) for rank in range(2)]
+    for losses in zip(*(rank["losses"] for rank in ranks), strict=True):
+        assert min(losses) == 0.0 and max(losses) > 1, "in each step one rank has the short utterance"
+    assert ranks[0]["missing"] == ranks[1]["missing"] == []
+    assert all(torch.equal(tensor, ranks[1]["last"][name]) for name, tensor in ranks[0]["last"].items())
+
+
+@pytest.mark.slow
+def test_a_loss_that_hangs_on_nothing_would_stop_them(audio: Path) -> None:
+    """Why the zero is attached: a detached one leaves the other rank waiting for gradients that never come."""
+    started = time.monotonic()
+    assert train_on_two_ranks(audio, "detached").returncode != 0
+    assert not (audio / "rank_0.pt").exists() and time.monotonic() - started < TIME_LIMIT_S
