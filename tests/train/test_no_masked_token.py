@@ -146,5 +146,6 @@ def test_two_ranks_of_which_one_has_no_masked_token(audio: Path) -> None:
 def test_a_loss_that_hangs_on_nothing_would_stop_them(audio: Path) -> None:
     """Why the zero is attached: a detached one leaves the other rank waiting for gradients that never come."""
     started = time.monotonic()
-    assert train_on_two_ranks(audio, "detached").returncode != 0
+    done = train_on_two_ranks(audio, "detached")
+    assert done.returncode != 0 and "gloo" in done.stdout, done.stdout[-3000:]
     assert not (audio / "rank_0.pt").exists() and time.monotonic() - started < TIME_LIMIT_S

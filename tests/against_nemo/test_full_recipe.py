@@ -1,0 +1,64 @@
+"""NeMo's recipe with everything random on, both trainers from one seed, every bit of every step.
+
+Dither, dropout, block masks, noise and speaker augmentation from a noise manifest, shuffling: nothing is switched off.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from train_nemo import NEMO
+from train_nest import NEST
+
+from nest_ssl.experiment import Subject
+from nest_ssl.record.store import StepFiles, open_recording
+from nest_ssl.record.tree import tensors
+from tests.against_nemo.test_align import align, assert_identical, record
+
+RECIPE = ["size=tiny", "run=full", "model.train_ds.batch_size=3", "model.train_ds.num_workers=0",
+          "model.validation_ds.num_workers=0", "save_steps=all", "batches=6"]  # fmt: skip
+CASES: dict[str, list[str]] = {
+    "as published": [],
+    "another seed": ["seed=7"],
+    "bf16-mixed": ["trainer.precision=bf16-mixed"],
+    "float64": ["trainer.precision=64-true"],
+    "float64, two codebooks": ["trainer.precision=64", "model.num_books=2"],
+    "one sample a batch": ["model.train_ds.batch_size=1"],
+    "loader workers": ["model.train_ds.num_workers=2", "model.validation_ds.num_workers=2"],
+    "two epochs with validation between": ["batches=null", "trainer.max_epochs=2"],
+    "validation within an epoch": ["trainer.val_check_interval=2", "trainer.limit_val_batches=1"],
+    "accumulation and clipping": [
+        "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.05", "model.optim.sched.warmup_steps=2"],
+    "accumulation, clipping and workers over epochs": [
+        "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.05", "batches=null", "trainer.max_epochs=2",
+        "model.train_ds.num_workers=2", "trainer.precision=bf16-mixed"],
+    "the last batch kept": ["model.train_ds.drop_last=false", "batches=null", "trainer.max_epochs=1"],
+    "many segments and speakers": [
+        "model.train_ds.batch_augmentor.prob=1.0", "model.train_ds.batch_augmentor.max_num_segments=3",
+        "model.train_ds.batch_augmentor.max_num_speakers=2", "model.train_ds.batch_augmentor.min_mix_rate=0.2"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_bit_of_every_step(tmp_path: Path, case: str) -> None:
+    assert_identical(*align(tmp_path, *RECIPE, *CASES[case]))
+
+
+@pytest.mark.parametrize("subject", [NEMO, NEST], ids=lambda subject: subject.name)
+@pytest.mark.parametrize(("precision", "widest"), [("64-true", torch.float64), ("bf16-mixed", torch.bfloat16)])
+def test_the_precision_is_what_it_says(tmp_path: Path, subject: Subject, precision: str, widest: torch.dtype) -> None:
+    """Otherwise both sides could be alike in float32."""
+    record(subject, tmp_path / "run", *RECIPE, "batches=1", f"trainer.precision={precision}")
+    step = open_recording(tmp_path / "run").step(0)
+    products = dtypes_of_calls(step, "encoder.layers.0.self_attn.linear_q")
+    assert products == {widest}
+    expected = torch.float64 if precision == "64-true" else torch.float32
+    gradients = {g.dtype for g in step.gradients().values() if g is not None}
+    states = {t.dtype for _, t in tensors(step.optimizer_state()["state"]) if t.dim() > 0}
+    assert gradients == states == {expected} == {step.weights()["decoder.decoder_layers.0.0.weight"].dtype}
+
+
+def dtypes_of_calls(step: StepFiles, module: str) -> set[torch.dtype]:
+    return {call["output"].dtype for call in step.calls() if call["module"] == module}

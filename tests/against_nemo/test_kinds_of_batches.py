@@ -1,0 +1,68 @@
+"""Audio of every kind through both trainers: what a batch may be, from the file to the weights after the step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.against_nemo.test_align import align, assert_identical
+
+RATE = 16_000
+SECONDS = {"a": 1.6, "b": 4.1, "c": 0.35, "d": 2.5, "e": 1.0, "long": 70.0}
+MANIFESTS = {
+    "speech": ["a", "b", "c", "d", "e"],
+    "silence": ["a", "silence", "silence", "silence", "b", "c"],
+    "long": ["long", "b", "long"],
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Utterances by name and the manifests above."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for number, (name, seconds) in enumerate(SECONDS.items()):
+        samples = np.random.default_rng(number).standard_normal(int(seconds * RATE))
+        envelope = 0.1 * (1.2 + np.sin(np.linspace(0, 20 * seconds, len(samples))))
+        soundfile.write(folder / f"{name}.wav", samples * envelope, RATE)
+    soundfile.write(folder / "silence.wav", np.zeros(int(1.5 * RATE)), RATE)
+    for name, utterances in MANIFESTS.items():
+        lines = [{"audio_filepath": f"{u}.wav", "duration": SECONDS.get(u, 1.5)} for u in utterances]
+        (folder / f"{name}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+# manifest, and what else is set. Lengths differ in every batch of more than one.
+CASES: dict[str, tuple[str, list[str]]] = {
+    "one sample a batch": ("speech", ["model.train_ds.batch_size=1"]),
+    "padding": ("speech", ["model.train_ds.batch_size=3"]),
+    "padding, all features normalised": (
+        "speech", ["model.train_ds.batch_size=3", "model.preprocessor.normalize=all_features"]),
+    "padding, separate blocks": (
+        "speech",
+        ["model.train_ds.batch_size=3", "model.masking.allow_overlap=false", "model.masking.mask_prob=0.5"]),
+    "shorter than a block of the mask": (
+        "speech",
+        ["model.train_ds.batch_size=2", "model.masking.block_size=150", "model.masking.mask_prob=0.05"]),
+    "shorter than a block, separate blocks": (
+        "speech", ["model.train_ds.batch_size=2", "model.masking.block_size=150", "model.masking.mask_prob=0.5",
+                   "model.masking.allow_overlap=false"]),
+    "silence in a batch": ("silence", ["model.train_ds.batch_size=2"]),
+    "silence alone": ("silence", ["model.train_ds.batch_size=1"]),
+    "silence, in bf16": ("silence", ["model.train_ds.batch_size=2", "trainer.precision=bf16-mixed"]),
+    "shuffled, the rest dropped": (
+        "speech", ["model.train_ds.batch_size=2", "model.train_ds.shuffle=true", "model.train_ds.drop_last=true"]),
+    "long": ("long", ["model.train_ds.batch_size=1", "model.train_ds.max_duration=80"]),
+    "long, beyond the positions prepared": (
+        "long", ["model.train_ds.batch_size=2", "model.train_ds.max_duration=80", "model.encoder.pos_emb_max_len=100"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_kind_of_batch(tmp_path: Path, corpus: Path, case: str) -> None:
+    manifest, overrides = CASES[case]
+    data = [f"model.train_ds.manifest_filepath={corpus / manifest}.json", "model.train_ds.min_duration=0.1"]
+    assert_identical(*align(tmp_path, "size=tiny", "batches=3", "save_steps=all", *data, *overrides))
