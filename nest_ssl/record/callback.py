@@ -4,7 +4,8 @@
     Trainer(callbacks=[recorder]).fit(model)
     recorder.finish(trainer={"name": "nest"}, seed=42)
 
-It watches only the training batches asked for: on the others no hook is registered and nothing is copied.
+It watches only the training batches asked for: on the others no hook is registered and nothing is copied. Random states
+are read once more where the batch before one ends, since what is drawn from there on makes the next.
 """
 
 from __future__ import annotations
@@ -20,11 +21,24 @@ from torch import nn
 from nest_ssl.errors import UserError
 from nest_ssl.record import files
 from nest_ssl.record.capture import CallCapture, copy_to_cpu
+from nest_ssl.record.ledger import (
+    BACKWARD,
+    FETCH,
+    FIT_START,
+    MODEL_CONSTRUCTION,
+    OPTIMIZER_STEP,
+    TRAINING_STEP,
+    VALIDATION,
+    Ledger,
+)
 from nest_ssl.record.provenance import describe_device, describe_run
 from nest_ssl.record.rng import rng_digests
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
 from nest_ssl.record.tree import to_builtins
 from nest_ssl.record.writer import RecordingWriter
+
+# What draws before a moment outside the steps; from the first moment on, all is accounted for.
+_STAGE_BEFORE = {"after_model": MODEL_CONSTRUCTION, "before_first_batch": FIT_START}
 
 
 class Recorder(Callback):
@@ -45,11 +59,17 @@ class Recorder(Callback):
         self.output_names = tuple(output_names)
         self.index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {}, **describe_run()}
         self._step: _StepInProgress | None = None
+        self._run_ledger: Ledger | None = None
+        self._ledger: Ledger | None = None  # of the step being recorded, or of the next one from the end of the last
         writer.save_text(files.CONFIG, config)
 
     def mark_rng(self, moment: str) -> None:
         """Note the generators' state at a named moment outside the steps, e.g. before the model is built."""
         self.index["rng"][moment] = rng_digests()
+        if self._run_ledger is None:
+            self._run_ledger = Ledger(moment)
+            self.index["ledger"] = self._run_ledger.entries
+        self._run_ledger.charge(_STAGE_BEFORE.get(moment, moment))
 
     def finish(self, **index: Any) -> None:
         """Complete the recording; `index` is added to `recording.json`.
@@ -79,20 +99,21 @@ class Recorder(Callback):
         self.index["sources"] = describe_sources(pl_module)
         self.writer.save_builtins(files.STRUCTURE, describe_structure(pl_module))
         self.writer.save_tensors(files.INITIAL_WEIGHTS, weights(pl_module))
+        self._await_batch(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        number = trainer.fit_loop.epoch_loop.total_batch_idx
-        if self.steps is None or number in self.steps:
-            self._step = _StepInProgress(trainer, pl_module, number, batch, batch_idx)
+        if self._ledger:
+            number = trainer.fit_loop.epoch_loop.total_batch_idx
+            self._step = _StepInProgress(trainer, pl_module, number, batch, batch_idx, self._ledger)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         if self._step:
             self._step.loss = copy_to_cpu(loss)
-            self._step.rng["forward_done"] = rng_digests()
+            self._step.boundary("forward_done", BACKWARD)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._step:
-            self._step.rng["backward_done"] = rng_digests()
+            self._step.boundary("backward_done", OPTIMIZER_STEP)
             self.writer.save_tensors(f"{self._step.folder}/{files.GRADIENTS}", gradients(pl_module))
 
     def on_train_batch_end(
@@ -101,13 +122,27 @@ class Recorder(Callback):
         if self._step:
             self._write(self._step, trainer, pl_module)
             self._step = None
+        self._await_batch(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._ledger:
+            self._ledger.charge(VALIDATION)  # its loader has begun
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._ledger:
+            self._ledger.charge(VALIDATION)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.writer.abort()
 
+    def _await_batch(self, trainer: Trainer) -> None:
+        """Watch the generators from here on if the next batch is one to record."""
+        number = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        self._ledger = Ledger(FETCH) if self.steps is None or number in self.steps else None
+
     def _write(self, step: _StepInProgress, trainer: Trainer, model: LightningModule) -> None:
         calls = step.capture.detach()
-        step.rng["step_done"] = rng_digests()
+        step.boundary("step_done", FETCH)
         save, folder = self.writer.save_tensors, step.folder
         save(f"{folder}/{files.BATCH}", step.batch)
         save(f"{folder}/{files.FORWARD_OUTPUT}", self._forward_output(calls))
@@ -115,7 +150,8 @@ class Recorder(Callback):
         save(f"{folder}/{files.WEIGHTS}", weights(model))
         save(f"{folder}/{files.OPTIMIZER}", optimizer_state(model, trainer.optimizers[0]))
         save(f"{folder}/{files.CALLS}", {"calls": calls})
-        self.writer.save_json(f"{folder}/{files.RNG}", step.rng)
+        drawn = {"loader_workers": _loader_workers(trainer), "ledger": step.ledger.entries}
+        self.writer.save_json(f"{folder}/{files.RNG}", step.rng | drawn)
         self.index["steps"][str(step.number)] = step.describe(trainer)
         self.index["calls"][str(step.number)] = [f"{call['module']}#{call['call']}" for call in calls]
 
@@ -146,19 +182,33 @@ class Recorder(Callback):
 class _StepInProgress:
     """What is known so far of the step being recorded."""
 
-    def __init__(self, trainer: Trainer, model: LightningModule, number: int, batch: Any, batch_idx: int) -> None:
+    def __init__(
+        self, trainer: Trainer, model: LightningModule, number: int, batch: Any, batch_idx: int, ledger: Ledger
+    ) -> None:
         self.number = number
+        self.ledger = ledger
         self.folder = files.step_folder(number, trainer.global_rank, trainer.world_size)
-        self.rng = {"batch_ready": rng_digests()}
+        self.rng: dict[str, dict[str, str]] = {}
+        self.boundary("batch_ready", TRAINING_STEP)
         self.batch = to_builtins(batch, copy_to_cpu)
         self.loss: torch.Tensor | None = None
         self._place = {"epoch": trainer.current_epoch, "batch": batch_idx}
         self._optimizer_steps = trainer.global_step
-        self.capture = CallCapture(model).attach()
+        self.capture = CallCapture(model, ledger).attach()
+
+    def boundary(self, moment: str, stage: str) -> None:
+        """Note the generators' state at a moment of the step; `stage` is what draws from there on."""
+        self.rng[moment] = rng_digests()
+        self.ledger.enter(stage)
 
     def describe(self, trainer: Trainer) -> dict[str, Any]:
         stepped = trainer.global_step > self._optimizer_steps
         return {**self._place, "optimizer_stepped": stepped, "calls": len(self.capture.calls)}
+
+
+def _loader_workers(trainer: Trainer) -> int | None:
+    """How many processes beside this one load data, each with generators of its own that nobody watches."""
+    return getattr(trainer.train_dataloader, "num_workers", None)
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nest_ssl.record.ledger import LOSS, Ledger
 from nest_ssl.record.tree import tensors, to_builtins
 
 
@@ -24,15 +25,16 @@ class CallCapture:
     """The calls of `root` and of every module in it, from `attach` to `detach`.
 
     `root` itself is watched by wrapping its `forward`, because trainers call `model.forward(...)` and hooks live in
-    `model(...)`. Its name is the empty string.
+    `model(...)`. Its name is the empty string. A `ledger` is told of every start and end of a call.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, ledger: Ledger | None = None) -> None:
         self.root = root
+        self.ledger = ledger
         self.calls: list[dict[str, Any]] = []
         self._copies = _CopyOnce()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._open: dict[str, list[dict[str, Any]]] = {}
+        self._open: list[dict[str, Any]] = []  # innermost last
         self._counts: Counter[str] = Counter()
         self._ended = 0
         self._backward = 0
@@ -77,6 +79,8 @@ class CallCapture:
         self.root.__dict__["forward"] = forward
 
     def _start(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.ledger:
+            self.ledger.close(self._open[-1] if self._open else None)
         call = {
             "index": len(self.calls),
             "module": name,
@@ -91,10 +95,16 @@ class CallCapture:
         }
         self._counts[name] += 1
         self.calls.append(call)
-        self._open.setdefault(name, []).append(call)
+        self._open.append(call)
 
     def _end(self, name: str, output: Any) -> None:
-        call = self._open[name].pop()
+        call = self._open.pop()
+        while call["module"] != name:  # a call inside raised an error that was caught here
+            call = self._open.pop()
+        if self.ledger:
+            self.ledger.close(call)
+            if not name:
+                self.ledger.enter(LOSS)
         call["end_index"] = self._ended
         self._ended += 1
         call["output"] = to_builtins(output, self._copies.copy)

@@ -1,32 +1,113 @@
-"""Digests of every random generator's state, taken at the boundaries of a step.
+"""The states of every random generator, their digests, and how many numbers lie between two of them.
 
 Two trainers that drew the same numbers have the same digests; the first boundary at which they differ says in which
-part of the step one of them drew something else.
+part of the step one of them drew something else. `ledger.py` says it call by call.
+
+Python, NumPy and torch's CPU generator are all Mersenne Twisters (MT19937): 624 words of 32 bits and a position. The
+words consumed between two states are counted by stepping a copy of the first until it is the second. CUDA's generator
+(Philox) keeps an offset, which says it outright, in its own unit: numbers per thread, in fours.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+from typing import Any
 
 import numpy as np
 import torch
 
 BOUNDARIES = ("batch_ready", "forward_done", "backward_done", "step_done")
+BLOCK = 624  # words that a Mersenne Twister makes at a time
+MOST = 1 << 26  # words after which counting gives up: seconds of drawing, or a generator that was seeded anew
+
+State = Any  # compared with ==; see `read_states`
+Twister = tuple[bytes, int]  # 624 words as uint32, and how many of them are consumed
 
 
-def rng_digests() -> dict[str, str]:
-    """State digests (16 hex digits of SHA-256) of Python's, NumPy's, torch's CPU and every CUDA generator."""
-    states = {
-        "python": repr(random.getstate()).encode(),
-        "numpy": _numpy_state(),
+def read_states() -> dict[str, State]:
+    """The raw state of Python's, NumPy's, torch's CPU and every CUDA generator; reading draws nothing."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    states: dict[str, State] = {
+        "python": random.getstate(),
+        "numpy": (str(name), keys.tobytes(), position, has_gauss, cached),
         "torch_cpu": torch.get_rng_state().numpy().tobytes(),
     }
     for device in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
         states[f"torch_cuda_{device}"] = torch.cuda.get_rng_state(device).numpy().tobytes()
-    return {name: hashlib.sha256(state).hexdigest()[:16] for name, state in states.items()}
+    return states
 
 
-def _numpy_state() -> bytes:
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return b"|".join([str(name).encode(), keys.tobytes(), str((position, has_gauss, cached)).encode()])
+def digest(generator: str, state: State) -> str:
+    """16 hex digits of SHA-256."""
+    if generator == "python":
+        state = repr(state).encode()
+    elif generator == "numpy":
+        name, keys, *rest = state
+        state = b"|".join([name.encode(), keys, str(tuple(rest)).encode()])
+    return hashlib.sha256(state).hexdigest()[:16]
+
+
+def rng_digests() -> dict[str, str]:
+    """State digests of every generator."""
+    return {generator: digest(generator, state) for generator, state in read_states().items()}
+
+
+def words_between(generator: str, before: State, after: State) -> int | None:
+    """How many 32-bit words `generator` gave between two of its states; on CUDA, how far its offset moved.
+
+    None if it was seeded anew in between, went backwards, or gave more than `MOST`. A normal number kept for the next
+    call is part of the state and no word: taking it counts 0.
+    """
+    if generator.startswith("torch_cuda"):
+        return _offset_between(before, after)
+    if generator == "torch_cpu" and before[:8] != after[:8]:
+        return None  # another initial seed
+    return _count(_twister(generator, before), _twister(generator, after))
+
+
+def _offset_between(before: bytes, after: bytes) -> int | None:
+    """A CUDA state is a seed and an offset, 8 bytes each."""
+    (seed, offset), (new_seed, new_offset) = (np.frombuffer(state[:16], dtype=np.int64) for state in (before, after))
+    return int(new_offset - offset) if seed == new_seed and new_offset >= offset else None
+
+
+def _twister(generator: str, state: State) -> Twister:
+    if generator == "python":
+        *keys, position = state[1]
+        return np.asarray(keys, dtype=np.uint32).tobytes(), position
+    if generator == "numpy":
+        return state[1], state[2]
+    return _torch_twister(state)
+
+
+def _torch_twister(state: bytes) -> Twister:
+    """torch keeps the seed (8 bytes), the words left of a block (4), a flag (4), the position (8), 624 words of 8 bytes.
+
+    One word left means that the block is used up: the next draw makes a new one first.
+    """
+    left, position = int(np.frombuffer(state, np.int32, 1, 8)[0]), int(np.frombuffer(state, np.int64, 1, 16)[0])
+    keys = np.frombuffer(state, np.uint64, BLOCK, 24).astype(np.uint32)
+    return keys.tobytes(), BLOCK if left == 1 else position
+
+
+def _count(before: Twister, after: Twister) -> int | None:
+    moved = after[1] - before[1]
+    if before[0] == after[0]:
+        return moved if moved >= 0 else None
+    wanted = _generator(after[0], 0).random_raw(BLOCK)
+    walker, rows = _generator(before[0], BLOCK), 64
+    for walked in range(0, MOST // BLOCK, rows):
+        blocks = walker.random_raw(rows * BLOCK).reshape(rows, BLOCK)
+        for row in np.flatnonzero(blocks[:, 0] == wanted[0]):
+            if np.array_equal(blocks[row], wanted):
+                return int(walked + row + 1) * BLOCK + moved
+    return None
+
+
+def _generator(keys: bytes, position: int) -> np.random.MT19937:
+    """NumPy's bit generator in the given state; it makes the same words as the other two."""
+    generator = np.random.MT19937()
+    state = {"key": np.frombuffer(keys, np.uint32), "pos": position}
+    generator.state = {"bit_generator": "MT19937", "state": state}
+    return generator

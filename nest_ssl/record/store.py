@@ -53,7 +53,8 @@ class StepFiles:
     def optimizer_state(self) -> dict[str, Any]:
         return self._load(files.OPTIMIZER)
 
-    def rng(self) -> dict[str, dict[str, str]]:
+    def rng(self) -> dict[str, Any]:
+        """Digests of every generator's state at the step's boundaries, and the ledger of draws."""
         return self._recording.read_json(f"{self.folder}/{files.RNG}")
 
     def calls(self) -> list[dict[str, Any]]:
