@@ -1,4 +1,4 @@
-"""Rung 7: gradients in the order in which backward reaches them.
+"""Rung 8: gradients in the order in which backward reaches them.
 
 The gradient that arrives at a module's output comes before what the module makes of it: the gradients of its own
 parameters (complete once backward has passed everything inside it), and the gradient that arrives at whatever came

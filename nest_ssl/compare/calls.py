@@ -1,4 +1,4 @@
-"""Rung 5: every call of every module, in execution order.
+"""Rung 6: every call of every module, in execution order.
 
 A step is a sequence of events: a call starts with its inputs, and ends with its output. The first event that is not the
 same on both sides is where the trajectories part. Calls nest, so a container ends after its children, and is to blame

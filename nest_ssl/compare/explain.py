@@ -6,30 +6,36 @@ that it depends on is the same was born on its own, and mending the headline wil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from nest_ssl.compare.draws import FORWARD, is_random
 from nest_ssl.compare.localise import StepResult, birthplace
+from nest_ssl.compare.order import explained_draw, in_order, phase
 from nest_ssl.compare.result import BORN, Difference, Tally
-from nest_ssl.compare.tables import is_state
+from nest_ssl.record.ledger import FETCH, FIT_START, MODEL_CONSTRUCTION, VALIDATION
 
 SHOWN = 3
+# Phases (see `order.phase`) whose draws make the batch, and those whose draws the forward takes part in.
+_BEFORE_BATCH = (FIT_START, "before_first_batch", VALIDATION, FETCH, "batch_ready")
+_BEFORE_BACKWARD = (*_BEFORE_BATCH, MODEL_CONSTRUCTION, "before_model", "after_model", FORWARD, "forward_done")
 _UNITS = {  # one, several
     "structure": ("entry of the structure", "entries of the structure"),
     "initial_weights": ("value before the first step", "values before the first step"),
-    "batch": ("field of the batch or random state", "fields of the batch or random states"),
+    "batch": ("field of the batch", "fields of the batch"),
+    "draws": ("stage of random draws or random state", "stages of random draws or random states"),
     "forward": ("call or output of the forward", "calls and outputs of the forward"),
     "gradients": ("gradient", "gradients"),
     "weights": ("value after the step", "values after the step"),
 }
 
 
-def what_follows(first: Difference, tallies: Sequence[Tally]) -> list[str]:
-    """Counts of what differs after `first`, a line a step; `tallies` in causal order."""
+def what_follows(first: Difference, run: Mapping[str, Tally], results: Sequence[StepResult]) -> list[str]:
+    """Counts of what differs after `first`, a line a step."""
     if first.place.rung == "contract":
         return []
     by_step: dict[int | None, list[str]] = {}
     seen = False
-    for tally in tallies:
+    for tally in in_order(first, run, results):
         own = first in tally.differences
         seen = seen or own
         count = tally.differing + tally.missing_reference + tally.missing_candidate - own
@@ -56,15 +62,15 @@ def _count(tally: Tally, count: int) -> str:
     return f"{count:,} {_UNITS[tally.rung][count > 1]}"
 
 
-def not_explained(first: Difference, tallies: Sequence[Tally], results: Sequence[StepResult]) -> list[str]:
-    """What differs although nothing recorded that it depends on does, apart from `first`; `tallies` in causal order."""
+def not_explained(first: Difference, found: Sequence[Difference], results: Sequence[StepResult]) -> list[str]:
+    """What differs although nothing recorded that it depends on does, apart from `first`; `found` in causal order."""
     if first.place.rung == "contract":
         return []
-    found = [difference for tally in tallies for difference in tally.differences]
     initial = [difference for difference in found if difference.place.rung == "initial_weights"]
-    lines = _initial_weights(first, initial)
-    lines += _batches(first, [d for d in found if d.place.rung == "batch" and not is_state(d)])
-    lines += _random_streams(first, [d for d in found if is_state(d)])
+    random = [difference for difference in found if is_random(difference)]
+    lines = _initial_weights(first, initial, random)
+    lines += _batches(first, [d for d in found if d.place.rung == "batch"], random)
+    lines += _random_draws(first, random, results)
     changed = {d.place.module for d in initial}
     step = first.place.step if first.place.step is not None else min((r.step for r in results), default=None)
     for result in results:
@@ -76,36 +82,42 @@ def not_explained(first: Difference, tallies: Sequence[Tally], results: Sequence
     return lines
 
 
-def _initial_weights(first: Difference, found: list[Difference]) -> list[str]:
+def _initial_weights(first: Difference, found: list[Difference], random: list[Difference]) -> list[str]:
     """Later initial values may follow from an earlier one if the random stream was left in another state."""
-    shifted = any(is_state(d) for d in found)
+    shifted = any(d.place.step is None for d in random)
     if first.place.rung not in ("structure", "initial_weights") or shifted:
         return []
     others = [d for d in found if d is not first and d.place.module != first.place.module]
     return _line("initial values in other modules differ, though the random streams do not say why", others)
 
 
-def _batches(first: Difference, found: list[Difference]) -> list[str]:
+def _batches(first: Difference, found: list[Difference], random: list[Difference]) -> list[str]:
     fields = [d for d in found if d is not first]
     if first.place.rung == "batch":
         fields = [d for d in fields if d.place.step == first.place.step]
         return _line("other fields of the same batch differ", fields)
+    # What a batch is made of is drawn as it is fetched; its order may have been drawn at the start of the epoch.
+    made = [-1 if d.place.step is None else d.place.step for d in random if phase(d) in _BEFORE_BATCH]
+    fields = [d for d in fields if not made or (d.place.step or 0) < min(made)]
     return _line("fields of a batch differ, which the model has no part in", fields)
 
 
-def _random_streams(first: Difference, states: list[Difference]) -> list[str]:
-    """The first random state that differs, where the headline's own rung has not left it so."""
-    if not states or is_state(first) or first.place.rung in ("structure", "batch"):
+def _random_draws(first: Difference, random: list[Difference], results: Sequence[StepResult]) -> list[str]:
+    """The first random draw that differs, where nothing that differs before it in its own call can have led to it."""
+    if not random or is_random(first) or first.place.rung in ("structure", "batch"):
         return []
-    place = states[0].place
-    if (place.rung, place.step) == (first.place.rung, first.place.step):
+    place = random[0].place
+    if first.place.rung == "initial_weights" and place.step is None:
         return []
-    return _line(f"random streams part elsewhere, in the {place.rung} of step {place.step}", states[:1])
+    result = next((r for r in results if (r.step, r.rank) == (place.step, place.rank)), None)
+    if result and place.step == first.place.step and explained_draw(random[0], first, result):
+        return []
+    return _line(f"random draws differ on their own at step {place.step}, in", random[:1])
 
 
-def _forward_births(first: Difference, result: StepResult, found: list[Difference]) -> list[str]:
-    """Births apart from the headline's; where random streams have parted, whatever draws from them is explained."""
-    if any(is_state(d) and d.place.rung in ("initial_weights", "batch", "forward") for d in _until(result, found)):
+def _forward_births(first: Difference, result: StepResult, found: Sequence[Difference]) -> list[str]:
+    """Births apart from the headline's; without a ledger, other random states excuse whatever may have drawn."""
+    if not result.draws and any(is_random(d) and phase(d) in _BEFORE_BACKWARD for d in _until(result, found)):
         return []
     rebuilt = {d.place.module for d in found if d.place.rung == "structure"}
     blamed = {first.place.module, birthplace(first, result), *rebuilt}
@@ -117,7 +129,7 @@ def _forward_births(first: Difference, result: StepResult, found: list[Differenc
     return _line("calls in other modules differ though their inputs have the same bits", born)
 
 
-def _until(result: StepResult, found: list[Difference]) -> list[Difference]:
+def _until(result: StepResult, found: Sequence[Difference]) -> list[Difference]:
     return [d for d in found if d.place.step is None or d.place.step <= result.step]
 
 

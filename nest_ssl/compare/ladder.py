@@ -12,9 +12,11 @@ from nest_ssl.compare.backward import compare_output_gradients, compare_paramete
 from nest_ssl.compare.calls import compare_calls
 from nest_ssl.compare.contract import compare_contract
 from nest_ssl.compare.declared import Entry, load_declared
+from nest_ssl.compare.draws import Clock, compare_draws_before_the_steps, compare_draws_of_step
 from nest_ssl.compare.explain import not_explained, what_follows
 from nest_ssl.compare.generations import known_differences
 from nest_ssl.compare.localise import StepResult, birthplace, judge_calls, origin
+from nest_ssl.compare.order import STEP_RUNGS, before_the_steps, within_step
 from nest_ssl.compare.result import (
     DIVERGED,
     EQUIVALENT,
@@ -27,6 +29,7 @@ from nest_ssl.compare.result import (
     Comparison,
     Declared,
     Difference,
+    Draw,
     Facts,
     LossAccount,
     Rung,
@@ -41,8 +44,6 @@ from nest_ssl.compare.tables import (
     compare_forward_output,
     compare_initial_weights,
     compare_loss,
-    compare_states_before_fit,
-    compare_step_states,
     units_of,
 )
 from nest_ssl.compare.tolerance import Tolerance
@@ -51,8 +52,7 @@ from nest_ssl.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUS
 from nest_ssl.record import files
 from nest_ssl.record.store import Recording, StepFiles
 
-STEP_RUNGS = ("batch", "forward", "loss", "gradients", "weights")
-FLOW_RUNGS = STEP_RUNGS[1:]  # what numbers flow through, each from the one before
+FLOW_RUNGS = ("forward", "loss", "gradients", "weights")  # what numbers flow through, each from the one before
 
 
 def compare_recordings(
@@ -91,21 +91,27 @@ class _Climb:
         self.steps = _shared_steps(reference, candidate, steps)
         self.units = units_of(reference, candidate)
         self.losses: list[LossAccount] = []
+        self.before_fit: list[Draw] = []
         self.changed: set[str | None] = set()  # modules whose own weights differ by now
 
     def compare(self) -> Comparison:
-        contract = compare_contract(self.reference, self.candidate, self.asked)
         structure, declared = compare_structure(self.reference, self.candidate, self.entries)
-        weights = compare_initial_weights(self.reference, self.candidate, self.comparer)
-        self.changed |= _modules(weights)
-        before_fit = compare_states_before_fit(self.reference, self.candidate)
+        draws, self.before_fit = compare_draws_before_the_steps(self.reference.index, self.candidate.index)
+        run = {
+            "contract": compare_contract(self.reference, self.candidate, self.asked),
+            "structure": structure,
+            "initial_weights": compare_initial_weights(self.reference, self.candidate, self.comparer),
+            "draws": draws,
+        }
+        self.changed |= _modules(run["initial_weights"])
         ranks = range(min(self.reference.world_size, self.candidate.world_size))
         results = []
         for step in self.steps:
             found = [self._step(step, rank) for rank in ranks]
             self.changed |= {name for result in found for name in _modules(result.tallies["weights"])}
             results += found
-        run = [contract, structure, weights, *([before_fit] if before_fit.compared or before_fit.differences else [])]
+        if not draws.compared and not draws.differences:
+            del run["draws"]  # neither recording tells anything of what came before the steps
         return self._conclude(run, results, declared)
 
     def _step(self, step: int, rank: int) -> StepResult:
@@ -116,14 +122,12 @@ class _Climb:
         self._calls(result, ours, theirs)
         compare_loss(tallies["loss"], ours, theirs, self.comparer)
         compare_after_step(tallies["weights"], ours, theirs, self.comparer, self.units)
-        for tally in tallies.values():
-            compare_step_states(tally, ours, theirs)
         account = account_for_loss(step, ours, theirs, self.reference.config)
         self.losses += [account] if account and rank == 0 else []
         return result
 
     def _calls(self, result: StepResult, ours: StepFiles, theirs: StepFiles) -> None:
-        """The forward and the gradients; both come from the file of calls, which is mapped once."""
+        """Random draws, the forward and the gradients; all need the file of calls, which is mapped once."""
         forward, gradients = result.tallies["forward"], result.tallies["gradients"]
         calls: tuple[list, list] = ([], [])
         if both_have(forward, files.CALLS, ours, theirs):
@@ -132,8 +136,12 @@ class _Climb:
                 forward.absent.append(f"step {result.step}: no call was recorded")
             self.comparer.forget()
             result.forward = compare_calls(forward, *calls, self.comparer)
+        if both_have(result.tallies["draws"], files.RNG, ours, theirs):
+            tables = ours.rng(), theirs.rng()
+            result.draws = compare_draws_of_step(result.tallies["draws"], *tables, Clock(*calls))
+        if result.forward:
             changed = None if _unrecorded(self.steps, result.step) else self.changed
-            result.judgements = judge_calls(result.forward, result.step, result.rank, changed)
+            result.judgements = judge_calls(result, changed)
         compare_forward_output(forward, ours, theirs, self.comparer)
         self.comparer.forget()
         result.backward = compare_output_gradients(gradients, *calls, self.comparer)
@@ -142,11 +150,11 @@ class _Climb:
             compare_parameter_gradients(gradients, ours.gradients(), theirs.gradients(), self.comparer)
         sort_backward(gradients, calls[0])
 
-    def _conclude(self, run: list[Tally], results: list[StepResult], declared: list[Declared]) -> Comparison:
-        tallies = run + [result.tallies[name] for result in results for name in STEP_RUNGS]
+    def _conclude(self, run: dict[str, Tally], results: list[StepResult], declared: list[Declared]) -> Comparison:
+        tallies = [*run.values(), *(result.tallies[name] for result in results for name in STEP_RUNGS)]
         steps = _steps_tally(results, self.steps)
         rungs = [Rung(name, [tally for tally in [*tallies, steps] if tally.rung == name]) for name in RUNGS]
-        ordered = [difference for tally in tallies for difference in tally.differences]
+        ordered = before_the_steps(run) + [difference for result in results for difference in within_step(result)]
         first = headline(ordered)
         first_bits = next(iter(ordered), None)
         verdict, code = _judge(rungs)
@@ -161,10 +169,11 @@ class _Climb:
             first_bits=first_bits,
             first_beyond=_first_beyond(ordered),
             born_in=birthplace(first, _result_of(first, results)) if first else None,
-            origin=_origin(first, first_bits, results, self.steps),
-            follows=what_follows(first, tallies) if first else [],
-            unexplained=not_explained(first, tallies, results) if first else [],
+            origin=_origin(first, first_bits, results, self.before_fit, self.steps),
+            follows=what_follows(first, run, results) if first else [],
+            unexplained=not_explained(first, ordered, results) if first else [],
             judgements=[judgement for result in results for judgement in result.judgements],
+            draws=[*self.before_fit, *(draw for result in results for draw in result.draws)],
             losses=self.losses,
             declared=declared,
             known=known_differences(self.reference, self.candidate),
@@ -225,7 +234,7 @@ def _steps_tally(results: list[StepResult], steps: list[int]) -> Tally:
     """Where the trajectories part: a step counts as differing by the first difference in it."""
     tally = Tally("steps")
     for step in steps:
-        found = [d for r in results if r.step == step for name in STEP_RUNGS for d in r.tallies[name].differences]
+        found = [difference for r in results if r.step == step for difference in within_step(r)]
         worst = next((d for d in found if not d.within), found[0] if found else None)
         tally.item("steps", [worst] if worst else [])
         statuses = [t.status for r in results if r.step == step for t in r.tallies.values()]
@@ -238,14 +247,18 @@ def _steps_tally(results: list[StepResult], steps: list[int]) -> Tally:
 
 
 def _origin(
-    first: Difference | None, first_bits: Difference | None, results: list[StepResult], steps: list[int]
+    first: Difference | None,
+    first_bits: Difference | None,
+    results: list[StepResult],
+    before_fit: list[Draw],
+    steps: list[int],
 ) -> str:
     if first is None:
         return ""
     if first is not first_bits:
         return "Bits part before it, within the tolerance, but this cannot have grown from that."
     gap = "" if first.place.step is None else _unrecorded(steps, first.place.step)
-    return origin(first, _result_of(first, results)) + gap
+    return origin(first, _result_of(first, results), before_fit) + gap
 
 
 def _result_of(first: Difference, results: list[StepResult]) -> StepResult | None:

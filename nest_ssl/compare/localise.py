@@ -7,18 +7,22 @@ from dataclasses import dataclass, field
 
 from nest_ssl.compare.backward import BackwardResult
 from nest_ssl.compare.calls import END, START, CallResult, ForwardResult, Key
+from nest_ssl.compare.draws import FORWARD, phase_of
 from nest_ssl.compare.result import (
     BORN,
     CAME_IN,
     INSIDE,
+    NUMBERS,
     STOPPED,
     UNKNOWN,
     WEIGHTS,
     CallJudgement,
     Difference,
+    Draw,
     Tally,
 )
-from nest_ssl.compare.tables import is_state
+from nest_ssl.compare.tell import tell, tell_state
+from nest_ssl.record.ledger import FETCH
 
 
 @dataclass(slots=True)
@@ -31,16 +35,24 @@ class StepResult:
     forward: ForwardResult | None = None
     backward: BackwardResult = field(default_factory=BackwardResult)
     judgements: list[CallJudgement] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
+
+    def differing_draws(self) -> set[str]:
+        """Stages whose random draws are not the same on both sides."""
+        return {stage for draw in self.draws if draw.difference for stage in (*draw.reference, *draw.candidate)}
 
 
-def judge_calls(forward: ForwardResult, step: int, rank: int, changed: set[str | None] | None) -> list[CallJudgement]:
+def judge_calls(result: StepResult, changed: set[str | None] | None) -> list[CallJudgement]:
     """Every call that is not the same on both sides, in execution order, with how it came to differ.
 
     Args:
         changed: modules whose own parameters or buffers differed before this step; None if that is not known.
     """
-    events = _differing_events(forward)
+    forward = result.forward
+    assert forward is not None
+    events = differing_events(forward)
     positions = [position for position, _, _ in events]
+    drawn = result.differing_draws()
     found = []
     for call in forward.calls.values():
         if not (call.inputs or call.outputs) or call.lacking:
@@ -48,14 +60,17 @@ def judge_calls(forward: ForwardResult, step: int, rank: int, changed: set[str |
         inside = bisect_right(positions, call.start)
         first = events[inside] if inside < len(events) and positions[inside] < call.end else None
         relation = _relation(call, first, forward)
-        if relation == BORN:
+        if relation == BORN and f"{call.module}#{call.call}" in drawn:
+            relation = NUMBERS
+        elif relation == BORN:
             relation = UNKNOWN if changed is None else WEIGHTS if call.module in changed else BORN
         worst = max(call.outputs or call.inputs, key=_size)
-        found.append(CallJudgement(step, call.module, call.call, relation, call.order, worst, rank))
+        found.append(CallJudgement(result.step, call.module, call.call, relation, call.order, worst, result.rank))
     return found
 
 
-def _differing_events(forward: ForwardResult) -> list[tuple[int, int, Key]]:
+def differing_events(forward: ForwardResult) -> list[tuple[int, int, Key]]:
+    """Starts with other inputs and ends with other outputs, as (position, START or END, call), in order."""
     events = []
     for call in forward.calls.values():
         events += [(call.start, START, call.key)] if call.inputs or call.lacking else []
@@ -96,17 +111,17 @@ def birthplace(first: Difference, result: StepResult | None) -> str | None:
     return place.module
 
 
-def origin(first: Difference, result: StepResult | None) -> str:
-    """What is known of how the headline arose: one or two sentences."""
-    if is_state(first):
-        return (
-            "Every value up to there has the same bits; one side drew other random numbers, or another count of them."
-        )
+def origin(first: Difference, result: StepResult | None, before_fit: list[Draw]) -> str:
+    """What is known of how the headline arose: one or two sentences; `before_fit` are the draws before the steps."""
+    if first.place.rung == "draws":
+        return _origin_draw(first, result.draws if result else before_fit, result)
     if result is None:
-        return {
+        text = {
             "structure": "The two models are not built alike.",
             "initial_weights": "The models are built alike, but not filled alike: it differs before the first step.",
         }.get(first.place.rung, "")
+        counted = [draw for draw in before_fit if draw.difference and not draw.came_in]
+        return f"{text} {tell(counted[0], before_fit)}" if text and counted else text
     if first.place.rung == "forward":
         return _origin_forward(first, result) + _random_hint(result)
     if first.place.rung == "gradients":
@@ -145,12 +160,22 @@ def _code_of(parent: Key | None) -> str:
     return f"the own code of `{parent[0]}`" if parent[0] else "the model's own forward"
 
 
+def _origin_draw(first: Difference, draws: list[Draw], result: StepResult | None) -> str:
+    told = next((tell(draw, draws) for draw in draws if draw.difference is first), "")
+    text = f"Every value up to there has the same bits. {told or tell_state(first)}"
+    if result and result.tallies["batch"].differences and (first.place.tensor or "").startswith(FETCH):
+        text += " The batch differs, too: other draws make another batch, but another clip also draws otherwise."
+    return text
+
+
 def _random_hint(result: StepResult) -> str:
-    names = [difference.place.tensor for difference in result.tallies["forward"].differences if is_state(difference)]
-    if not names:
-        return ""
-    generators = ", ".join(str(name).rpartition(".")[2] for name in names)
-    return f" This forward also left other random states ({generators}): it drew other random numbers."
+    """Of a forward that differs: whether its random draws do, too."""
+    draws = [draw for draw in result.draws if draw.difference and phase_of(draw.stage) == FORWARD]
+    if draws:
+        return f" Random draws differ after it: {tell(draws[0], result.draws)}"
+    states = [d for d in result.tallies["draws"].differences if (d.place.tensor or "").startswith("rng.forward_done")]
+    generators = ", ".join(str(difference.place.tensor).rpartition(".")[2] for difference in states)
+    return f" This forward also left other random states ({generators})." if states else ""
 
 
 def _origin_gradient(first: Difference, result: StepResult) -> str:

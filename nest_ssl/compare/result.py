@@ -8,7 +8,9 @@ from typing import Any
 
 from nest_ssl.compare.metrics import Metrics
 
-RUNGS = ("contract", "structure", "initial_weights", "batch", "forward", "loss", "gradients", "weights", "steps")
+RUNGS = (
+    "contract", "structure", "initial_weights", "batch", "draws", "forward", "loss", "gradients", "weights", "steps",
+)  # fmt: skip
 
 # Statuses of a rung, from good to bad.
 IDENTICAL = "identical"  # same bits
@@ -22,6 +24,7 @@ INCONCLUSIVE = "inconclusive"  # a verdict only
 
 # Kinds of difference.
 VALUES, SHAPE, DTYPE, TYPE, NONE, SETTING = "values", "shape", "dtype", "type", "none", "setting"
+DRAWS, STATE = "draws", "state"  # how many random numbers were drawn, and from or to which state of a generator
 MISSING_REFERENCE, MISSING_CANDIDATE = "missing_reference", "missing_candidate"
 
 
@@ -145,6 +148,7 @@ class Rung:
 # --- forward, module by module ----------------------------------------------------------------------------------------
 
 BORN = "born here"  # same inputs, other output, and nothing inside explains it
+NUMBERS = "other random numbers"  # same inputs, other output, and its random draws differ
 WEIGHTS = "other weights"  # same inputs, other output, and the module's own weights differed before the step
 UNKNOWN = "here or earlier"  # same inputs, other output, and the steps before were not recorded
 INSIDE = "born inside"  # a container: one of its children is to blame
@@ -163,6 +167,38 @@ class CallJudgement:
     order: int  # execution order in the reference, by start
     worst: Difference
     rank: int = 0
+
+
+# --- random draws -----------------------------------------------------------------------------------------------------
+
+DRAWN_SAME = "same"
+DRAWN_ELSEWHERE = "drawn elsewhere"  # the same numbers of the same stream, in another call; no difference
+OTHER_COUNT = "other count"
+ONE_SIDED = "on one side"
+LEFT_OTHERWISE = "left otherwise"  # same start, same count, other state after it; and CAME_IN: other start, same count
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What one generator gave to one stage, on both sides; to several stages where the sides divide it otherwise.
+
+    `draws` counts 32-bit words: 0 where a side draws nothing there, None where they could not be counted.
+    """
+
+    step: int | None
+    rank: int
+    generator: str
+    reference: tuple[str, ...]  # stages, ``name#call`` for a module's call
+    candidate: tuple[str, ...]
+    draws: tuple[int | None, int | None]
+    relation: str
+    event: int  # how many of the reference's calls had started and ended before
+    came_in: bool  # another state to start from
+    difference: Difference | None
+
+    @property
+    def stage(self) -> str:
+        return (self.reference or self.candidate)[0]
 
 
 @dataclass(slots=True)
@@ -238,6 +274,7 @@ class Comparison:
     follows: list[str]
     unexplained: list[str]
     judgements: list[CallJudgement]
+    draws: list[Draw]
     losses: list[LossAccount]
     declared: list[Declared]
     known: list[KnownDifference]  # between the generations of NeMo, in the order in which they take effect

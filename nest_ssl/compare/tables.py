@@ -1,7 +1,4 @@
-"""Rungs that compare tables of named values: initial weights, batch, loss, weights and optimizer after the step.
-
-Random states are judged by the rung whose work they close, so a stray draw is named where it was made.
-"""
+"""Rungs that compare tables of named values: initial weights, batch, loss, weights and optimizer after the step."""
 
 from __future__ import annotations
 
@@ -10,49 +7,27 @@ from typing import Any
 
 from torch import Tensor
 
-from nest_ssl.compare.result import MISSING_CANDIDATE, MISSING_REFERENCE, VALUES, Difference, Place, Tally
+from nest_ssl.compare.result import MISSING_CANDIDATE, MISSING_REFERENCE, Place, Tally
 from nest_ssl.compare.structure import tensor_place
 from nest_ssl.compare.values import Comparer, describe, flatten
 from nest_ssl.record import files
 from nest_ssl.record.store import Recording, StepFiles
-
-# Which moments outside the steps belong to the model's construction; all others come before the first batch.
-BEFORE_MODEL, AFTER_MODEL = "before_model", "after_model"
-BOUNDARY_OF_RUNG = {
-    "batch": "batch_ready",
-    "forward": "forward_done",
-    "gradients": "backward_done",
-    "weights": "step_done",
-}
 
 Table = Mapping[str, Any]
 PlaceOf = Callable[[str], Place]
 
 
 def compare_initial_weights(reference: Recording, candidate: Recording, comparer: Comparer) -> Tally:
-    """Parameters and buffers before the first step, between the random states around the model's construction.
+    """Parameters and buffers before the first step, in the reference's order: the first difference is the first built.
 
-    In the reference's order, so that the first difference is the first one built.
+    A difference here also shows in the draws of the model's construction, which says how many numbers it took.
     """
     tally = Tally("initial_weights")
-    states = [recording.index.get("rng") or {} for recording in (reference, candidate)]
-    compare_states(tally, BEFORE_MODEL, *states)
     comparer.forget()
     units = units_of(reference, candidate)
     compare_table(tally, units, reference.initial_weights(), candidate.initial_weights(), comparer)
-    compare_states(tally, AFTER_MODEL, *states)
     if not tally.compared["parameters"]:
         tally.absent.append("the recordings share no initial parameter")
-    return tally
-
-
-def compare_states_before_fit(reference: Recording, candidate: Recording) -> Tally:
-    """Random states outside the steps, after the model was built; they belong to the batch rung."""
-    tally = Tally("batch")
-    states = [recording.index.get("rng") or {} for recording in (reference, candidate)]
-    for moment in dict.fromkeys([*states[0], *states[1]]):
-        if moment not in (BEFORE_MODEL, AFTER_MODEL):
-            compare_states(tally, moment, *states)
     return tally
 
 
@@ -102,12 +77,6 @@ def compare_after_step(
             tally.absent.append(f"step {tally.step}: the recordings share no parameter after the step")
 
 
-def compare_step_states(tally: Tally, reference: StepFiles, candidate: StepFiles) -> None:
-    """The random states at the boundary that closes this tally's rung."""
-    if tally.rung in BOUNDARY_OF_RUNG and both_have(tally, files.RNG, reference, candidate):
-        compare_states(tally, BOUNDARY_OF_RUNG[tally.rung], reference.rng(), candidate.rng())
-
-
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 
@@ -129,24 +98,6 @@ def compare_table(
         else:
             kind = unit if isinstance(unit, str) else unit.get(name, "others")
             tally.item(kind, comparer.nested(place_of(name), ours[name], theirs[name]))
-
-
-def compare_states(tally: Tally, moment: str, ours: Table, theirs: Table) -> None:
-    """The digests of every generator's state at one moment; one that neither side recorded is passed over."""
-    states = [side.get(moment) or {} for side in (ours, theirs)]
-    for generator in dict.fromkeys([*states[0], *states[1]]):
-        place = Place(tally.rung, tally.step, None, None, f"rng.{moment}.{generator}", tally.rank)
-        reference, candidate = (state.get(generator) for state in states)
-        if reference is None or candidate is None:
-            tally.missing(place, MISSING_REFERENCE if reference is None else MISSING_CANDIDATE, reference or candidate)
-        else:
-            same = reference == candidate
-            tally.item("random states", [] if same else [Difference(place, VALUES, reference, candidate)])
-
-
-def is_state(difference: Difference) -> bool:
-    """Whether a difference is one of random states."""
-    return (difference.place.tensor or "").startswith("rng.")
 
 
 def both_have(tally: Tally, name: str, reference: StepFiles, candidate: StepFiles) -> bool:

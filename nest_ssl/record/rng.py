@@ -82,7 +82,7 @@ def _twister(generator: str, state: State) -> Twister:
 
 
 def _torch_twister(state: bytes) -> Twister:
-    """torch keeps the seed (8 bytes), the words left of a block (4), a flag (4), the position (8), 624 words of 8 bytes.
+    """torch keeps a seed (8 bytes), the words left of a block (4), a flag (4), the position (8), 624 words (8 each).
 
     One word left means that the block is used up: the next draw makes a new one first.
     """

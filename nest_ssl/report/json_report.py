@@ -7,7 +7,8 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from nest_ssl.compare.result import CallJudgement, Comparison, Difference, Rung, Side, Tally
+from nest_ssl.compare.result import CallJudgement, Comparison, Difference, Draw, Rung, Side, Tally
+from nest_ssl.report.draws import shown_draws
 
 SCHEMA = "nest-ssl-report/1"
 # Long lists that a reader of the report can look up in the recording itself.
@@ -39,6 +40,7 @@ def as_tree(comparison: Comparison) -> dict[str, Any]:
         "known_differences": [asdict(entry) for entry in comparison.known],
         "notes": comparison.notes,
         "differences": [_difference(d) for rung in comparison.rungs if rung.name != "steps" for d in rung.differences],
+        "draws": [_draw(draw) for draw in _telling(comparison.draws)],
         "calls": [_judgement(judgement) for judgement in comparison.judgements],
         "reference": _side(comparison.reference),
         "candidate": _side(comparison.candidate),
@@ -122,6 +124,18 @@ def _judgement(judgement: CallJudgement) -> dict[str, Any]:
         "max_abs": metrics.max_abs if metrics else None,
         "relative": metrics.relative if metrics else None,
     }
+
+
+def _telling(draws: list[Draw]) -> list[Draw]:
+    """The draws that the report shows, and all that differ."""
+    shown = {draw.step for draw in shown_draws(draws)}
+    return [draw for draw in draws if draw.step in shown or draw.difference]
+
+
+def _draw(draw: Draw) -> dict[str, Any]:
+    """`reference` and `candidate` are stages; `draws` counts 32-bit words on either side."""
+    fields = ("step", "rank", "generator", "reference", "candidate", "draws", "relation", "came_in")
+    return {name: getattr(draw, name) for name in fields}
 
 
 def _side(side: Side) -> dict[str, Any]:

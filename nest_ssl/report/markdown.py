@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nest_ssl.compare.result import Comparison, Difference, Rung, Side
+from nest_ssl.report.draws import draws_section
 from nest_ssl.report.facts import at_commit, loss_line, overview, reproduce
 from nest_ssl.report.headline import first_difference, title, tolerance, verdict
 from nest_ssl.report.wording import RUNG_NAMES, code, labels, name, number, small, table, units
@@ -20,7 +21,10 @@ def render_markdown(comparison: Comparison) -> str:
     lines += first_difference(comparison)
     lines += rung_table(comparison)
     lines += summary_lines(comparison)
-    for section in (_known, _over_steps, _rungs, _calls, _tolerance, _declared, _provenance, _notes):
+    sections = (
+        _known, _over_steps, draws_section, _rungs, _calls, _tolerance, _declared, _provenance, _notes,
+    )  # fmt: skip
+    for section in sections:
         lines += section(comparison)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -69,7 +73,7 @@ def _known(comparison: Comparison) -> list[str]:
 
 
 def _over_steps(comparison: Comparison) -> list[str]:
-    names = ("batch", "forward", "loss", "gradients", "weights")
+    names = ("batch", "draws", "forward", "loss", "gradients", "weights")
     rows = []
     for step in comparison.steps:
         account = next((a for a in comparison.losses if a.step == step), None)
@@ -91,11 +95,27 @@ def _status_at(rung: Rung, step: int) -> str:
 def _rungs(comparison: Comparison) -> list[str]:
     lines = []
     for rung in comparison.rungs:
-        if rung.differences and rung.name != "steps":
-            found = rung.differences
+        found = _told_in_no_other_section(comparison, rung)
+        if found:
             heading = f"## {RUNG_NAMES[rung.name].capitalize()}: {len(found):,} differences"
             lines += [heading, "", *_differences(comparison, found, rung.name)]
     return lines
+
+
+def _told_in_no_other_section(comparison: Comparison, rung: Rung) -> list[Difference]:
+    """Draws have a table; states at boundaries follow from them, unless nobody drew from that generator."""
+    if rung.name == "steps":
+        return []
+    drawn = {(draw.step, draw.rank, draw.generator) for draw in comparison.draws if draw.difference}
+    return [
+        difference
+        for difference in rung.differences
+        if rung.name != "draws" or (difference.place.step, difference.place.rank, _generator(difference)) not in drawn
+    ]
+
+
+def _generator(difference: Difference) -> str:
+    return (difference.place.tensor or "").rpartition(".")[2]
 
 
 def _differences(comparison: Comparison, found: list[Difference], rung: str) -> list[str]:

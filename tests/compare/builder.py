@@ -22,6 +22,15 @@ from nest_ssl.compare.result import Comparison
 from nest_ssl.record import files
 from nest_ssl.record.callback import gradients, optimizer_state, weights
 from nest_ssl.record.capture import CallCapture, copy_to_cpu
+from nest_ssl.record.ledger import (
+    BACKWARD,
+    FETCH,
+    FIT_START,
+    MODEL_CONSTRUCTION,
+    OPTIMIZER_STEP,
+    TRAINING_STEP,
+    Ledger,
+)
 from nest_ssl.record.provenance import describe_run
 from nest_ssl.record.rng import rng_digests
 from nest_ssl.record.store import open_recording
@@ -156,11 +165,15 @@ def record(target: Path, plan: Plan | None = None) -> Path:
     writer.save_text(files.CONFIG, yaml.safe_dump(plan.config))
     torch.manual_seed(plan.seed)
     index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {"before_model": rng_digests()}, **_provenance()}
+    ledger = Ledger(MODEL_CONSTRUCTION)
     model = plan.model()
     plan.after_build(model)
     index["rng"]["after_model"] = rng_digests()
+    ledger.enter(FIT_START)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **plan.optimizer)
     index["rng"]["before_first_batch"] = rng_digests()
+    ledger.enter(FETCH)
+    index["ledger"] = ledger.entries
     writer.save_builtins(files.STRUCTURE, describe_structure(model))
     writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
     for step in plan.steps:
@@ -180,19 +193,23 @@ def batch_of(step: int) -> dict[str, Tensor]:
 def _record_step(
     writer: RecordingWriter, plan: Plan, index: dict[str, Any], step: int, model: nn.Module, optimizer: Any
 ) -> None:
+    ledger = Ledger(FETCH)
     batch = batch_of(step)
     plan.on_batch(step, batch)
-    rng = {"batch_ready": rng_digests()}
+    rng: dict[str, Any] = {"batch_ready": rng_digests()}
+    ledger.enter(TRAINING_STEP)
     kept = to_builtins(batch, copy_to_cpu)
-    capture = CallCapture(model).attach()
+    capture = CallCapture(model, ledger).attach()
     outputs = model.forward(**batch)
     loss = model.loss(outputs[0], outputs[3], masks=outputs[2])
     replaced = plan.on_loss(step, loss)
     loss = loss if replaced is None else replaced
     rng["forward_done"] = rng_digests()
+    ledger.enter(BACKWARD)
     optimizer.zero_grad()
     loss.backward()
     rng["backward_done"] = rng_digests()
+    ledger.enter(OPTIMIZER_STEP)
     plan.on_gradients(step, model)
     save = functools.partial(_save, writer, f"step_{step}")
     save(files.GRADIENTS, gradients(model))
@@ -201,6 +218,8 @@ def _record_step(
     plan.after_step(step, model)
     calls = capture.detach()
     rng["step_done"] = rng_digests()
+    ledger.enter(FETCH)
+    rng |= {"loader_workers": 0, "ledger": ledger.entries}
     save(files.BATCH, kept)
     root = next(call for call in calls if call["module"] == "")
     save(files.FORWARD_OUTPUT, dict(zip(("log_probs", "encoded_len", "masks", "tokens"), root["output"], strict=True)))

@@ -1,4 +1,4 @@
-"""Rung 7: gradients in backward order."""
+"""Rung 8: gradients in backward order."""
 
 from __future__ import annotations
 
@@ -119,18 +119,3 @@ def test_a_parameter_trained_that_should_be_frozen(reference: Path, make: Make) 
     comparison = judge(reference, make(after_build=thaw))
     assert first(comparison) == ("structure", None, "masking", None, "mask_emb.requires_grad")
     assert comparison.rung("gradients").missing_reference > 0
-
-
-def test_a_draw_in_backward(reference: Path, make: Make) -> None:
-    class Drawing(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-            torch.rand(1)
-            return gradients[0]
-
-    comparison = judge(reference, make(on_loss=lambda step, loss: Drawing.apply(loss)))
-    assert first(comparison) == ("gradients", 0, None, None, "rng.backward_done.torch_cpu")

@@ -122,7 +122,7 @@ def test_only_the_steps_asked_for(reference: Path, copy: Path) -> None:
         (files.LOSS, "loss"),
         (files.GRADIENTS, "gradients"),
         (files.WEIGHTS, "weights"),
-        (files.RNG, "batch"),
+        (files.RNG, "draws"),
     ],
 )
 @pytest.mark.parametrize("both", [False, True])

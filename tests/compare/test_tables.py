@@ -1,4 +1,4 @@
-"""Rungs 3, 4, 6 and 8: initial weights, batch, random states, loss, weights and optimizer after the step."""
+"""Tables of values: initial weights, batch, loss, weights and optimizer after the step."""
 
 from __future__ import annotations
 
@@ -58,20 +58,7 @@ def test_a_second_initial_difference_is_not_explained_by_the_first(reference: Pa
     assert any("decoder.weight" in line for line in comparison.unexplained)
 
 
-def test_a_shifted_random_stream_explains_later_weights(reference: Path, make: Make) -> None:
-    comparison = judge(reference, make(seed=43, index={"seed": 42}))
-    assert first(comparison) == ("initial_weights", None, None, None, "rng.before_model.torch_cpu")
-    assert comparison.unexplained == []
-
-
-def test_an_extra_draw_after_the_model_is_named(reference: Path, make: Make) -> None:
-    comparison = judge(reference, make(after_build=lambda model: torch.rand(1)))
-    assert first(comparison) == ("initial_weights", None, None, None, "rng.after_model.torch_cpu")
-    assert comparison.rung("forward").status == "diverged"  # another mask
-    assert comparison.unexplained == []
-
-
-# --- batch and random states ------------------------------------------------------------------------------------------
+# --- batch ------------------------------------------------------------------------------------------------------------
 
 
 def test_whole_numbers_come_first(reference: Path, make: Make) -> None:
@@ -102,11 +89,6 @@ def test_a_batch_without_tensors_compares_nothing(reference: Path, copy: Path) -
     edit_tensors(copy, "step_0/batch.pt", lambda batch: batch.update(dict.fromkeys(batch)))
     comparison = judge(copy, copy)
     assert (comparison.verdict, statuses(comparison)["batch"]) == ("inconclusive", "not compared")
-
-
-def test_a_stray_draw_before_the_batch(reference: Path, make: Make) -> None:
-    comparison = judge(reference, make(on_batch=lambda step, batch: torch.rand(1) if step == 1 else None))
-    assert first(comparison) == ("batch", 1, None, None, "rng.batch_ready.torch_cpu")
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
@@ -192,11 +174,6 @@ def test_the_order_of_a_groups_parameters_does_not_matter(reference: Path, copy:
 def test_which_parameters_a_group_holds_matters(reference: Path, copy: Path) -> None:
     edit_tensors(copy, "step_0/optimizer_state.pt", lambda s: s["param_groups"][0]["params"].remove("decoder.bias"))
     assert first(judge(reference, copy))[-1] == "param_groups.0.params.decoder.bias"
-
-
-def test_a_draw_after_backward(reference: Path, make: Make) -> None:
-    comparison = judge(reference, make(after_step=lambda step, model: torch.rand(1)))
-    assert first(comparison) == ("weights", 0, None, None, "rng.step_done.torch_cpu")
 
 
 def test_a_step_without_an_optimizer_state_is_inconclusive(reference: Path, copy: Path) -> None:

@@ -120,7 +120,7 @@ def test_accumulated_batches_are_steps_of_their_own(tmp_path: Path) -> None:
 
 def test_random_streams_are_noted_at_every_boundary(recording: Recording) -> None:
     rng = recording.step(0).rng()
-    assert list(rng) == ["batch_ready", "forward_done", "backward_done", "step_done"]
+    assert list(rng) == ["batch_ready", "forward_done", "backward_done", "step_done", "loader_workers", "ledger"]
     assert rng["batch_ready"]["torch_cpu"] != rng["forward_done"]["torch_cpu"], "dither and dropout draw"
     assert rng["forward_done"] == rng["step_done"]
 

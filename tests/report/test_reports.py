@@ -24,7 +24,8 @@ from nest_ssl.report.wording import cell, number, small, steps_text, table
 from tests.compare.builder import edit_config, edit_index, edit_tensors, judge, remove
 
 Make = Callable[..., Path]
-NAMES = ["contract", "structure", "initial_weights", "batch", "forward", "loss", "gradients", "weights", "steps"]
+NAMES = ["contract", "structure", "initial_weights", "batch", "draws", "forward", "loss", "gradients",
+         "weights", "steps"]  # fmt: skip
 
 
 def first_screen(text: str) -> str:
@@ -47,9 +48,18 @@ def test_identical_fits_one_screen(reference: Path, make: Make) -> None:
     screen = first_screen(render_markdown(judge(reference, make())))
     assert screen.startswith("# NeMo 3.0.0 and nest-ssl 0.1.0 train identically\n")
     assert "**identical**: 425 of 425 tensors have the same bits, over steps 0 to 1, from seed 42." in screen
-    for name in ("contract", "structure", "forward", "gradients", "after the step", "over steps"):
+    for name in (
+        "contract",
+        "structure",
+        "batch",
+        "random draws",
+        "forward",
+        "gradients",
+        "after the step",
+        "over steps",
+    ):
         assert f"| {name} | identical |" in screen
-    assert "2 x (22 calls, 4 outputs, 3 random states)" in screen
+    assert "2 x (22 calls, 4 outputs)" in screen
     assert "681 parameters, 2 x 2.0 s, cpu, " in screen
     assert " tokens counted." in screen
     assert "torch 2." in screen
