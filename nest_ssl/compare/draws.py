@@ -199,7 +199,7 @@ def _by_stage(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Iterator[Pair]:
         mine, yours = ours[i:i_end], theirs[j:j_end]
         if kind == "equal":
             yield from (([a], [b], _relation([a], [b])) for a, b in zip(mine, yours, strict=True))
-        elif mine and yours and (len(mine) == len(yours) == 1 or _total(mine) == _total(yours) is not None):
+        elif mine and yours:  # other stages between two that both have: nobody can say which of them is which
             yield mine, yours, _relation(mine, yours)
         else:
             yield from (([entry], [], ONE_SIDED) for entry in mine)

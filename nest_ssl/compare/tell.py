@@ -16,12 +16,12 @@ _STAGES = {
     ledger.OPTIMIZER_STEP: "the optimizer step",
 }
 _MOMENTS = {
-    "batch_ready": "while the batch was made",
-    "forward_done": "in the forward",
-    "backward_done": "in the backward",
-    "step_done": "after the backward",
-    "before_model": "before the model was built",
-    "after_model": "while the model was built",
+    "batch_ready": "when the batch is ready",
+    "forward_done": "after the forward",
+    "backward_done": "after the backward",
+    "step_done": "after the step",
+    "before_model": "before the model is built",
+    "after_model": "after the model is built",
     "before_first_batch": "before the first batch",
 }
 
@@ -37,7 +37,7 @@ def stage_name(stage: str) -> str:
 
 def tell(draw: Draw, draws: list[Draw]) -> str:
     """One sentence on a draw that differs; `draws` are all of the same step."""
-    stage, generator = stage_name(draw.stage), draw.generator
+    stage, generator = _stages(draw.reference or draw.candidate), draw.generator
     reference, candidate = (_count(count) for count in draw.draws)
     if draw.relation == CAME_IN:
         text = f"{stage} drew as many numbers from {generator} ({reference}), but started from another state: came in"
@@ -60,14 +60,19 @@ def tell_state(difference: Difference) -> str:
     """One sentence on a random state that differs at a boundary, where no ledger tells more."""
     _, moment, generator = (difference.place.tensor or "").split(".")
     return (
-        f"{generator} was left in another state {_MOMENTS.get(moment, f'before {moment}')}: one side drew other random "
-        "numbers, or another count of them."
+        f"{generator} is in another state {_MOMENTS.get(moment, f'at {moment}')}: "
+        "one side drew other random numbers, or another count of them."
     )
 
 
 def _where(draw: Draw) -> str:
     """The candidate's stages, where they are not the reference's."""
-    return "" if draw.candidate == draw.reference else f", in {stage_name(draw.candidate[0]).rstrip(',')}"
+    return "" if draw.candidate == draw.reference else f", in {_stages(draw.candidate).rstrip(',')}"
+
+
+def _stages(stages: tuple[str, ...]) -> str:
+    first, last = stage_name(stages[0]), stage_name(stages[-1])
+    return first if len(stages) == 1 else f"{first.rstrip(',')} to {last}"
 
 
 def _count(draws: int | None) -> str:

@@ -35,6 +35,7 @@ class CallCapture:
         self._copies = _CopyOnce()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._open: list[dict[str, Any]] = []  # innermost last
+        self._own_forward: dict[str, Any] = {}
         self._counts: Counter[str] = Counter()
         self._ended = 0
         self._backward = 0
@@ -55,6 +56,7 @@ class CallCapture:
             handle.remove()
         self._handles.clear()
         self.root.__dict__.pop("forward", None)
+        self.root.__dict__.update(self._own_forward)
         self._copies.forget()
         return self.calls
 
@@ -69,6 +71,7 @@ class CallCapture:
 
     def _wrap_root(self) -> None:
         original = self.root.forward
+        self._own_forward = {k: v for k, v in self.root.__dict__.items() if k == "forward"}  # not the class's
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._start("", self.root, args, kwargs)

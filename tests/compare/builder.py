@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
@@ -163,7 +165,8 @@ def record(target: Path, plan: Plan | None = None) -> Path:
     plan = plan or Plan()
     writer = RecordingWriter(target, overwrite=True)
     writer.save_text(files.CONFIG, yaml.safe_dump(plan.config))
-    torch.manual_seed(plan.seed)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(plan.seed)
     index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {"before_model": rng_digests()}, **_provenance()}
     ledger = Ledger(MODEL_CONSTRUCTION)
     model = plan.model()

@@ -98,6 +98,15 @@ def test_detach_leaves_no_hook_and_no_wrapper() -> None:
     assert "forward" not in vars(net)
 
 
+def test_a_forward_of_the_models_own_instance_comes_back() -> None:
+    net = InPlaceNet()
+    net.forward = forward = lambda x: {"y": x}  # type: ignore[method-assign]
+    capture = CallCapture(net).attach()
+    net.forward(torch.ones(1))
+    assert [call["module"] for call in capture.detach()] == [""]
+    assert net.forward is forward
+
+
 def test_the_same_tensor_is_copied_once_and_an_edited_one_again() -> None:
     calls, _ = _run(record=True)
     passed_on = _call(calls, "relu", 1)["output"]

@@ -257,8 +257,8 @@ def test_a_call_that_raised_is_not_charged_for_the_rest() -> None:
                 self.failing(x)
             return x + torch.rand(1)
 
-    ledger = Ledger("training_step")
     caught = Caught()
+    ledger = Ledger("training_step")
     CallCapture(caught, ledger).attach()
     caught.forward(torch.ones(3))
     torch.rand(2)

@@ -1,0 +1,453 @@
+"""Random draws: faults in their order, count and generator are named; the same draws made elsewhere are no fault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nest_ssl.compare.draws import Clock, compare_ledgers
+from nest_ssl.compare.result import DRAWN_ELSEWHERE, Comparison, Draw, Tally
+from nest_ssl.compare.tell import tell
+from nest_ssl.record import files
+from nest_ssl.report.markdown import render_markdown
+from tests.compare.builder import STRIDE, Plan, batch_of, edit_index, first, judge, record, reindex, statuses
+
+Make = Callable[..., Path]
+
+
+def headline(comparison: Comparison) -> tuple[Any, ...]:
+    """Place and both values of the headline."""
+    assert comparison.first is not None
+    return (*first(comparison), comparison.first.reference, comparison.first.candidate)
+
+
+def patch(name: str, change: Callable[..., Any]) -> Callable[[nn.Module], None]:
+    """Replace the forward of a submodule: ``change(original, *arguments)``."""
+
+    def plant(model: nn.Module) -> None:
+        module = model.get_submodule(name)
+        original = module.forward
+        module.forward = lambda *args, **kwargs: change(original, *args, **kwargs)  # type: ignore[method-assign]
+
+    return plant
+
+
+# --- faults in a recording --------------------------------------------------------------------------------------------
+
+
+def test_a_module_that_draws_more(reference: Path, make: Make) -> None:
+    comparison = judge(reference, make(after_build=patch("masking", lambda f, x: (torch.rand(3), f(x))[1])))
+    assert headline(comparison) == ("draws", 0, "masking", 0, "torch_cpu", 8, 11)
+    assert "`masking` drew 8 numbers from torch_cpu, the candidate 11." in comparison.origin
+    assert comparison.exit_code == 1
+    assert comparison.unexplained == []
+    assert statuses(comparison)["batch"] == "identical", "it was made without the global generator"
+    by_step = {draw.step: draw.relation for draw in comparison.draws if draw.stage == "masking#0"}
+    assert by_step == {0: "other count", 1: "other count"}
+    born = next(j for j in comparison.judgements if j.module == "masking")
+    assert born.relation == "other random numbers"
+
+
+def test_a_draw_that_changes_no_value(reference: Path, make: Make) -> None:
+    comparison = judge(reference, make(after_build=patch("quantizer", lambda f, x: f(x * (torch.rand(1) * 0 + 1)))))
+    assert headline(comparison) == ("draws", 0, "quantizer", 0, "torch_cpu", 0, 1)
+    assert "An extra draw in `quantizer`: 1 number from torch_cpu, in the candidate only." in comparison.origin
+    after = next(draw for draw in comparison.draws if draw.stage == "masking#0")
+    assert (after.relation, after.draws) == ("came in", (8, 8))
+    assert comparison.unexplained == []
+
+
+def test_a_draw_that_the_candidate_lacks(make: Make, tmp_path: Path) -> None:
+    more = record(tmp_path / "more", Plan(after_build=patch("quantizer", lambda f, x: (torch.rand(1), f(x))[1])))
+    comparison = judge(more, make())
+    assert headline(comparison) == ("draws", 0, "quantizer", 0, "torch_cpu", 1, 0)
+    assert "`quantizer` drew 1 number from torch_cpu, the candidate none." in comparison.origin
+
+
+def test_another_generator(reference: Path, make: Make) -> None:
+    class Masking(nn.Module):
+        def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+            drawn = torch.from_numpy(np.random.uniform(size=(features.shape[0], features.shape[2] // STRIDE)))
+            masks = (drawn < 0.6).repeat_interleave(STRIDE, 1).unsqueeze(1).expand_as(features)
+            return torch.where(masks, self.mask_emb[None, :, None].expand_as(features), features), masks.float()
+
+    def plant(model: nn.Module) -> None:
+        model.masking.forward = Masking.forward.__get__(model.masking)  # type: ignore[method-assign]
+
+    comparison = judge(reference, make(after_build=plant))
+    assert headline(comparison) == ("draws", 0, "masking", 0, "torch_cpu", 8, 0)
+    told = "`masking` drew 8 numbers from torch_cpu, the candidate none; from numpy 0 against 16."
+    assert told in comparison.origin
+
+
+def test_a_draw_after_the_forward(reference: Path, make: Make) -> None:
+    comparison = judge(reference, make(on_loss=lambda step, loss: torch.rand(1) * 0 + loss))
+    assert headline(comparison) == ("draws", 0, None, None, "loss.torch_cpu", 0, 1)
+
+
+def test_a_draw_while_the_batch_is_fetched(reference: Path, make: Make) -> None:
+    comparison = judge(reference, make(on_batch=lambda step, batch: torch.rand(1) if step == 1 else None))
+    assert headline(comparison) == ("draws", 1, None, None, "fetch.torch_cpu", 0, 1)
+    assert "in fetching the batch" in comparison.origin
+
+
+def test_a_batch_that_follows_from_its_draws(reference: Path, make: Make) -> None:
+    def noisy(step: int, batch: dict[str, Tensor]) -> None:
+        batch["audio"] += torch.rand(1)
+
+    comparison = judge(reference, make(on_batch=noisy))
+    assert headline(comparison)[:5] == ("draws", 0, None, None, "fetch.torch_cpu")
+    assert "The batch differs, too" in comparison.origin
+    assert comparison.unexplained == []
+    assert "1 field of the batch" in comparison.follows[0]
+
+
+def test_a_batch_that_differs_before_the_draws_do(reference: Path, make: Make) -> None:
+    """No draw made it so: the batch is the headline, and a fault in the draws of a later call stands on its own."""
+
+    def louder(step: int, batch: dict[str, Tensor]) -> None:
+        batch["audio"] += 1
+
+    comparison = judge(reference, make(on_batch=louder))
+    assert first(comparison) == ("batch", 0, None, None, "audio")
+    assert statuses(comparison)["draws"] == "identical"
+
+
+def test_a_draw_in_backward(reference: Path, make: Make) -> None:
+    class Drawing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            torch.rand(1)
+            return gradients[0]
+
+    comparison = judge(reference, make(on_loss=lambda step, loss: Drawing.apply(loss)))
+    assert headline(comparison) == ("draws", 0, None, None, "backward.torch_cpu", 0, 1)
+
+
+def test_a_draw_in_the_optimizer_step(reference: Path, make: Make) -> None:
+    comparison = judge(reference, make(after_step=lambda step, model: torch.rand(1)))
+    assert headline(comparison) == ("draws", 0, None, None, "optimizer_step.torch_cpu", 0, 1)
+
+
+def test_an_extra_draw_while_the_model_is_built(reference: Path, make: Make) -> None:
+    comparison = judge(reference, make(after_build=lambda model: torch.rand(1)))
+    assert first(comparison) == ("draws", None, None, None, "model_construction.torch_cpu")
+    assert comparison.first is not None
+    assert comparison.first.candidate == comparison.first.reference + 1
+    assert "Building the model drew " in comparison.origin
+    assert statuses(comparison)["initial_weights"] == "identical"
+    assert comparison.rung("forward").status == "diverged"  # another mask
+    assert comparison.unexplained == []
+
+
+def test_initial_weights_tell_how_many_numbers_they_took(reference: Path, make: Make) -> None:
+    def redraw(model: nn.Module) -> None:
+        nn.init.normal_(model.decoder.weight)
+
+    comparison = judge(reference, make(after_build=redraw))
+    assert first(comparison) == ("initial_weights", None, "decoder", None, "weight")
+    assert "Building the model drew " in comparison.origin
+
+
+def test_another_state_to_start_from(reference: Path, make: Make) -> None:
+    comparison = judge(reference, make(seed=43, index={"seed": 42}))
+    assert first(comparison) == ("draws", None, None, None, "rng.before_model.python")
+    assert comparison.unexplained == []
+
+
+def test_a_stream_that_nobody_draws_from_may_differ(reference: Path, make: Make) -> None:
+    def at_second(step: int, batch: dict[str, Tensor]) -> None:
+        if step == 1:
+            np.random.uniform()
+
+    comparison = judge(reference, make(on_batch=at_second))
+    assert headline(comparison)[:5] == ("draws", 1, None, None, "fetch.numpy")
+
+
+# --- forward and draws in the order in which they happen --------------------------------------------------------------
+
+
+def test_other_inputs_are_the_origin_of_other_draws(reference: Path, make: Make) -> None:
+    def longer(forward: Callable[..., Any], audio: Tensor, length: Tensor) -> Any:
+        features, length = forward(audio, length=length)
+        return torch.cat([features, features[..., :STRIDE]], -1), length
+
+    comparison = judge(reference, make(after_build=patch("preprocessor", longer)))
+    assert first(comparison)[:4] == ("forward", 0, "preprocessor", 0)
+    draw = next(draw for draw in comparison.draws if draw.stage == "masking#0")
+    assert draw.draws == (8, 10)
+    assert comparison.unexplained == []
+    assert (
+        "Random draws differ after it: `masking` drew 8 numbers from torch_cpu, the candidate 10." in comparison.origin
+    )
+    assert any("stage" in line for line in comparison.follows)
+
+
+def test_draws_that_no_input_explains_stand_on_their_own(reference: Path, make: Make) -> None:
+    def plant(model: nn.Module) -> None:
+        patch("quantizer", lambda f, x: (f(x) + 1) % 5)(model)
+        patch("masking", lambda f, x: (torch.rand(3), f(x))[1])(model)
+
+    comparison = judge(reference, make(after_build=plant))
+    assert first(comparison)[:4] == ("forward", 0, "quantizer", 0)
+    assert any("random draws differ on their own" in line and "masking" in line for line in comparison.unexplained)
+
+
+def test_a_fault_upstream_of_the_first_draw_comes_first(reference: Path, make: Make) -> None:
+    def plant(model: nn.Module) -> None:
+        patch("masking", lambda f, x: (torch.rand(3), f(x))[1])(model)
+        model.encoder.layers[1].factor = 0.51
+
+    comparison = judge(reference, make(after_build=plant))
+    assert first(comparison)[:4] == ("draws", 0, "masking", 0), "the encoder comes after the mask"
+
+
+# --- correct rewrites -------------------------------------------------------------------------------------------------
+
+
+def drawn_by_the_parent(model: nn.Module) -> None:
+    """The model draws the mask's numbers itself, and the masking module takes them."""
+    forward, masking, rand = model.forward, model.masking.forward, torch.rand
+
+    def outer(audio: Tensor, audio_len: Tensor) -> Any:
+        numbers = rand(audio.shape[0], audio.shape[1] // STRIDE)
+
+        def inner(features: Tensor) -> Any:
+            torch.rand = lambda *size: numbers  # type: ignore[assignment]
+            try:
+                return masking(features)
+            finally:
+                torch.rand = rand  # type: ignore[assignment]
+
+        model.masking.forward = inner  # type: ignore[method-assign]
+        return forward(audio=audio, audio_len=audio_len)
+
+    model.forward = outer  # type: ignore[method-assign]
+
+
+def test_the_same_draws_one_call_up_are_no_difference(reference: Path, make: Make) -> None:
+    comparison = judge(reference, make(after_build=drawn_by_the_parent))
+    assert (comparison.verdict, comparison.first) == ("identical", None)
+    moved = [draw for draw in comparison.draws if draw.relation == DRAWN_ELSEWHERE]
+    assert [(draw.reference, draw.candidate, draw.draws) for draw in moved] == [(("masking#0",), ("#0",), (8, 8))] * 2
+    assert any("made in another call, first `masking#0` against `#0`" in note for note in comparison.notes)
+
+
+class Dropping(nn.Module):
+    """Two dropouts one after the other, as modules or as functions."""
+
+    def __init__(self, functional: bool) -> None:
+        super().__init__()
+        self.functional = functional
+        self.a, self.b = nn.Dropout(0.1), nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.functional:
+            return nn.functional.dropout(nn.functional.dropout(x, 0.1), 0.1)
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_functional_dropout_in_the_parent(tmp_path: Path, swapped: bool) -> None:
+    def with_dropouts(functional: bool) -> Path:
+        def plant(model: nn.Module) -> None:
+            model.spare = Dropping(functional)
+            forward = model.preprocessor.forward
+            model.preprocessor.forward = lambda audio, length: (model.spare(forward(audio, length)[0]), length)
+
+        return record(tmp_path / str(functional), Plan(after_build=plant))
+
+    comparison = judge(with_dropouts(swapped), with_dropouts(not swapped))
+    assert statuses(comparison)["draws"] == "identical"
+    assert first(comparison)[:3] == ("forward", 0, "spare.a"), "a module that one side never calls is another matter"
+
+
+def test_what_was_drawn_is_shown(reference: Path, make: Make) -> None:
+    comparison = judge(reference, make())
+    assert [(d.step, d.stage, d.generator, d.draws, d.relation) for d in comparison.draws if d.step is not None] == [
+        (step, "masking#0", "torch_cpu", (8, 8), "same") for step in (0, 1)
+    ]
+    assert comparison.rung("draws").tallies[1].compared["stages"] == 1
+
+
+# --- recordings without a ledger --------------------------------------------------------------------------------------
+
+
+def forget_ledgers(recording: Path) -> Path:
+    """As recordings were before there were ledgers."""
+    edit_index(recording, lambda index: index.pop("ledger"))
+    for path in recording.glob(f"step_*/{files.RNG}"):
+        kept = {key: value for key, value in json.loads(path.read_text()).items() if isinstance(value, dict)}
+        path.write_text(json.dumps(kept))
+        reindex(recording, path.relative_to(recording).as_posix())
+    return recording
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_older_recordings_are_judged_by_their_states(copy: Path, make: Make, both: bool) -> None:
+    forget_ledgers(copy)
+    twin = make()
+    comparison = judge(copy, forget_ledgers(twin) if both else twin)
+    assert comparison.verdict == "identical"
+    assert statuses(comparison)["draws"] == "identical"
+    assert any("has no ledger" in note for note in comparison.notes) is not both
+    assert "## Random draws" not in render_markdown(comparison)
+
+
+def test_older_recordings_name_the_boundary(copy: Path, make: Make) -> None:
+    forget_ledgers(copy)
+    drawn = make(after_build=patch("quantizer", lambda f, x: (f(x), torch.rand(1))[0]))
+    assert first(judge(copy, drawn))[:4] == ("forward", 0, "masking", 0), "at once seen in what is drawn next"
+    drawn = make(on_loss=lambda step, loss: torch.rand(1) * 0 + loss)
+    comparison = judge(copy, drawn)
+    assert first(comparison) == ("draws", 0, None, None, "rng.forward_done.torch_cpu")
+    assert "torch_cpu is in another state after the forward" in comparison.origin
+    drawn = make(on_batch=lambda step, batch: torch.rand(1) if step == 1 else None)
+    assert first(judge(copy, drawn)) == ("draws", 1, None, None, "rng.batch_ready.torch_cpu")
+
+
+def test_loader_workers_draw_unseen(copy: Path) -> None:
+    path = copy / "step_0" / files.RNG
+    path.write_text(json.dumps({**json.loads(path.read_text()), "loader_workers": 2}))
+    reindex(copy, f"step_0/{files.RNG}")
+    assert any("2 loader workers: what those drew is in no ledger" in note for note in judge(copy, copy).notes)
+
+
+# --- two chains -------------------------------------------------------------------------------------------------------
+
+Drawn = Sequence[tuple[str, int]]
+
+
+def ledger_of(drawn: Drawn, start: int = 0) -> list[dict[str, Any]]:
+    """A ledger of one generator whose state is the count of numbers drawn."""
+    entries = []
+    for event, (stage, draws) in enumerate(drawn):
+        ends = {"before": str(start), "after": str(start + draws)}
+        entries.append({"stage": stage, "event": event, "generator": "g", "draws": draws, **ends})
+        start += draws
+    return entries
+
+
+def match(ours: Drawn, theirs: Drawn, start: int = 0) -> list[tuple[str, tuple[int | None, int | None], str]]:
+    """(stage, draws, relation) of each pair."""
+    return [(d.stage, d.draws, d.relation) for d in match_draws(ours, theirs, start)]
+
+
+def match_draws(ours: Drawn, theirs: Drawn, start: int = 0) -> list[Draw]:
+    return compare_ledgers(Tally("draws", 0), ledger_of(ours), ledger_of(theirs, start), Clock([], []))
+
+
+A, B, C = ("a#0", 4), ("b#0", 6), ("c#0", 5)
+
+
+def test_the_same() -> None:
+    assert [relation for *_, relation in match([A, B, C], [A, B, C])] == ["same"] * 3
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_one_extra_draw_anywhere(at: int) -> None:
+    drawn = [A, B, C]
+    found = match(drawn, [*drawn[:at], ("x#0", 1), *drawn[at:]])
+    assert ("x#0", (0, 1), "on one side") in found
+    assert [relation for stage, _, relation in found if stage != "x#0"] == ["same"] * at + ["came in"] * (3 - at)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_one_draw_lacking(at: int) -> None:
+    drawn = [A, B, C]
+    found = match(drawn, drawn[:at] + drawn[at + 1 :])
+    assert (drawn[at][0], (drawn[at][1], 0), "on one side") in found
+    assert [r for s, _, r in found if s != drawn[at][0]] == ["same"] * at + ["came in"] * (2 - at)
+
+
+def test_another_count() -> None:
+    assert match([A, B, C], [A, ("b#0", 7), C]) == [
+        ("a#0", (4, 4), "same"), ("b#0", (6, 7), "other count"), ("c#0", (5, 5), "came in"),
+    ]  # fmt: skip
+
+
+def test_counts_that_make_up_for_each_other_are_still_a_difference() -> None:
+    found = match([A, B, C], [("a#0", 6), ("b#0", 4), C])
+    assert found == [("a#0", (4, 6), "other count"), ("b#0", (6, 4), "other count"), ("c#0", (5, 5), "same")]
+
+
+def test_another_state_to_start_from_comes_in() -> None:
+    assert [relation for *_, relation in match([A, B], [A, B], start=100)] == ["came in"] * 2
+    assert all(draw.came_in for draw in match_draws([A, B], [A, B], start=100))
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        [("a.inner#0", 4), B, C],  # one call deeper
+        [("p#0", 10), C],  # in one go, one call up
+        [("p#0", 15)],
+        [("a#0", 1), ("a#0", 3), B, C],  # in two goes
+        [("a#0", 4), ("p#0", 11)],
+        [("p#0", 2), ("q#0", 8), C],
+    ],
+)
+def test_the_same_numbers_divided_otherwise(theirs: Drawn) -> None:
+    for found in (match_draws([A, B, C], theirs), match_draws(theirs, [A, B, C])):
+        assert all(draw.difference is None for draw in found)
+
+
+def test_stages_that_nobody_can_match_are_told_together() -> None:
+    found = match_draws([A, B, C], [("x#0", 1), ("p#0", 10), C])
+    assert [(d.reference, d.candidate, d.draws, d.relation) for d in found] == [
+        (("a#0", "b#0"), ("x#0", "p#0"), (10, 11), "other count"), (("c#0",), ("c#0",), (5, 5), "came in"),
+    ]  # fmt: skip
+    assert tell(found[0], found) == "`a` to `b` drew 10 numbers from g, the candidate 11, in `x` to `p`."
+
+
+def test_draws_that_nobody_counted() -> None:
+    ours, theirs = ledger_of([A, B]), ledger_of([A, B])
+    for side in (ours, theirs):
+        side[0]["draws"] = None
+    assert [d.relation for d in compare_ledgers(Tally("draws", 0), ours, theirs, Clock([], []))] == ["same"] * 2
+    theirs[0]["after"] = "elsewhere"
+    found = compare_ledgers(Tally("draws", 0), ours, theirs, Clock([], []))[0]
+    assert (found.relation, found.draws) == ("left otherwise", (None, None))
+    assert found.difference is not None
+    assert (found.difference.kind, found.difference.candidate) == ("state", "elsewhere")
+
+
+STAGES = st.lists(st.tuples(st.sampled_from(["a#0", "b#0", "c#0", "d#1"]), st.integers(1, 9)), min_size=1, max_size=8)
+
+
+@given(STAGES, STAGES)
+def test_two_ledgers_agree_only_if_they_drew_as_many(ours: Drawn, theirs: Drawn) -> None:
+    totals = [sum(draws for _, draws in side) for side in (ours, theirs)]
+    differing = [draw for draw in match_draws(ours, theirs) if draw.difference]
+    if totals[0] != totals[1]:
+        assert differing
+    found = match_draws(ours, theirs)
+    for side, total in enumerate(totals):
+        assert sum(draw.draws[side] or 0 for draw in found) == total, "every draw stands in exactly one pair"
+
+
+@given(STAGES, st.data())
+def test_joining_neighbours_is_never_a_difference(ours: Drawn, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(ours) - 1))
+    end = data.draw(st.integers(cut + 1, len(ours)))
+    joined = [*ours[:cut], ("parent#0", sum(draws for _, draws in ours[cut:end])), *ours[end:]]
+    assert not [draw for draw in match_draws(ours, joined) if draw.difference]
+
+
+def test_batches_do_not_draw_from_the_global_generators() -> None:
+    before = torch.get_rng_state()
+    batch_of(0)
+    assert torch.equal(before, torch.get_rng_state())
