@@ -10,7 +10,9 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 EXIT_OK = 0
 EXIT_DIVERGED = 1
@@ -39,11 +41,16 @@ class UserError(Exception):
 
 
 class InterruptedRun(Exception):
-    """A signal stopped the run before it was done."""
+    """A signal stopped the run before it was done.
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
+    Args:
+        signal_number: which.
+        saved: the checkpoint that training can be resumed from; None where none was written.
+    """
+
+    def __init__(self, signal_number: int, saved: Path | None = None) -> None:
+        super().__init__(signal_number, saved)
+        self.signal_number, self.saved = signal_number, saved
 
 
 def from_os_error(error: OSError, where: str) -> UserError:
@@ -60,6 +67,25 @@ def from_os_error(error: OSError, where: str) -> UserError:
     return UserError(what, where, fix)
 
 
+@contextmanager
+def told_as_user_error(where: str) -> Iterator[None]:
+    """What goes wrong while writing to `where`, a full disk above all, is told in one line.
+
+    Raises:
+        UserError: the operating system refuses; torch's own file writer says so with a RuntimeError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, where) from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" in str(error) or "enforce fail" in str(error):
+            raise UserError(
+                "could not write (is the disk full?)", where, "Free some space or choose another disk."
+            ) from error
+        raise
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and end the process with its exit code; mistakes become one line on stderr."""
     try:
@@ -69,17 +95,18 @@ def run_command(main: Callable[[], int | None]) -> None:
     except OSError as error:
         code = _tell(from_os_error(error, str(error.filename or "input or output")))
     except KeyboardInterrupt:
-        code = _tell_interrupt(signal.SIGINT)
+        code = _tell_interrupt(InterruptedRun(signal.SIGINT))
     except InterruptedRun as stop:
-        code = _tell_interrupt(stop.signal_number)
+        code = _tell_interrupt(stop)
     _flush_stdout()
     sys.exit(code)
 
 
-def _tell_interrupt(signal_number: int) -> int:
-    name = signal.Signals(signal_number).name
-    print(f"interrupted ({name}); nothing already written was lost", file=sys.stderr)
-    return EXIT_SIGNAL + signal_number
+def _tell_interrupt(stop: InterruptedRun) -> int:
+    name = signal.Signals(stop.signal_number).name
+    kept = f"training is saved in {stop.saved}" if stop.saved else "nothing already written was lost"
+    print(f"interrupted ({name}); {kept}", file=sys.stderr)
+    return EXIT_SIGNAL + stop.signal_number
 
 
 def _flush_stdout() -> None:

@@ -28,6 +28,8 @@ from nest_ssl.record.writer import RecordingWriter, check_target
 from nest_ssl.seed import flags, seed_all, set_determinism
 from nest_ssl.train.command import check_data, read_command_line
 from nest_ssl.train.console import Progress, noise_to_file
+from nest_ssl.train.exp_manager import Experiment, open_experiment
+from nest_ssl.train.loggers import build_loggers
 
 # What `forward` of a NEST model returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`).
 FORWARD_OUTPUTS = ("log_probs", "encoded_len", "masks", "tokens")
@@ -42,12 +44,14 @@ class Subject:
         package: the distribution whose version is recorded.
         load: imports what the model needs, before anything is seeded.
         build_model: makes the model from the whole configuration (data paths absolute) and the Trainer.
+        keeps_experiments: whether `exp_manager` has effect: checkpoints, resuming, logs.
     """
 
     name: str
     package: str
     load: Callable[[], Any]
     build_model: Callable[[DictConfig, Trainer], LightningModule]
+    keeps_experiments: bool = False
 
 
 def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
@@ -62,12 +66,19 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
     target = Path(cfg.output_dir)
     check_target(target, cfg.overwrite)
     checked = check_data(cfg)
+    experiment = open_experiment(checked) if subject.keeps_experiments else Experiment()
+    for note in experiment.notes:
+        print(f"note: {note}")
     log = target.with_name(f"{target.name}.log")
     writer = RecordingWriter(target, cfg.overwrite)
     try:
         with noise_to_file(log) as console:
             recorder = Recorder(writer, parse_steps(cfg.save_steps), FORWARD_OUTPUTS, OmegaConf.to_yaml(cfg))
-            _train(subject, checked, [recorder, Progress(console, subject.name)])
+            trained = _train(subject, checked, [recorder, Progress(console, subject.name)], experiment)
+        if not trained:
+            writer.abort()
+            print(f"{subject.name}: nothing is left to train; an earlier recording in {target} stays as it was")
+            return EXIT_OK
         recorder.finish(
             trainer=_describe(subject, recorder),
             seed=cfg.seed,
@@ -75,6 +86,7 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
             data=_describe_data(checked),
             generation=describe(cfg.nemo),
             duration_s=round(time.perf_counter() - started, 1),
+            **experiment.describe(),
         )
     except BaseException:
         writer.abort()
@@ -84,14 +96,15 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def build_trainer(cfg: DictConfig, callbacks: list[Any]) -> Trainer:
-    """Lightning's Trainer with the settings of `cfg.trainer`; the progress bar is ours.
+def build_trainer(cfg: DictConfig, callbacks: list[Any], **ours: Any) -> Trainer:
+    """Lightning's Trainer with the settings of `cfg.trainer` and `ours`; the progress bar is ours.
 
     Raises:
         UserError: Lightning refuses a setting.
     """
     settings = OmegaConf.to_container(cfg.trainer)
     assert isinstance(settings, dict)
+    settings |= ours
     shown = [c for c in callbacks if settings.get("enable_progress_bar", True) or not isinstance(c, Progress)]
     try:
         return Trainer(**{**settings, "callbacks": shown, "enable_progress_bar": False, "enable_model_summary": False})
@@ -99,30 +112,49 @@ def build_trainer(cfg: DictConfig, callbacks: list[Any]) -> Trainer:
         raise UserError("a trainer setting is wrong", f"trainer: {error}", "See lightning.pytorch.Trainer.") from error
 
 
-def _train(subject: Subject, cfg: DictConfig, callbacks: list[Any]) -> None:
+def _train(subject: Subject, cfg: DictConfig, callbacks: list[Any], experiment: Experiment) -> bool:
+    """Whether there was anything to train."""
     subject.load()
     set_determinism()
     recorder = callbacks[0]
-    trainer = build_trainer(cfg, callbacks)
+    loggers = _loggers(cfg, experiment)
+    trainer = build_trainer(cfg, [*experiment.callbacks, *callbacks], **loggers, **experiment.trainer_settings)
     seed_all(cfg.seed)
     recorder.mark_rng("before_model")
     model = subject.build_model(cfg, trainer)
     recorder.mark_rng("after_model")
-    _fit(trainer, model)
+    _fit(trainer, model, experiment.attach(trainer, model))
+    return trainer.fit_loop.total_batch_idx + 1 > (experiment.resumed.batches if experiment.resumed else 0)
 
 
-def _fit(trainer: Trainer, model: LightningModule) -> None:
+def _loggers(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
+    """The Trainer's argument for the loggers of `exp_manager`.
+
+    Raises:
+        UserError: there are some and `trainer.logger` asks for one more.
+    """
+    loggers = build_loggers(cfg.exp_manager, experiment.log_dir) if experiment.log_dir else []
+    if loggers and cfg.trainer.get("logger"):
+        where = f"trainer.logger={cfg.trainer.logger} and exp_manager"
+        raise UserError("two places ask for loggers", where, "Set trainer.logger=false, as NeMo wants it.")
+    return {"logger": loggers} if loggers else {}
+
+
+def _fit(trainer: Trainer, model: LightningModule, checkpoint: str | None) -> None:
     """Train; Lightning ends the process itself on Ctrl-C with code 1, which means diverged here, and on SIGTERM with 0.
 
     Raises:
         InterruptedRun: a signal stopped training.
+        UserError: a setting that Lightning refuses only now, such as a metric to monitor that nothing logs.
     """
     try:
-        trainer.fit(model)
+        trainer.fit(model, ckpt_path=checkpoint)
     except SIGTERMException as stop:
         raise InterruptedRun(signal.SIGTERM) from stop
     except SystemExit as stop:
         raise InterruptedRun(signal.SIGINT) from stop
+    except MisconfigurationException as error:
+        raise UserError("a setting is wrong", str(error), "See Lightning's documentation of it.") from error
 
 
 def _refuse_another_generation(subject: Subject, wanted: str) -> None:

@@ -6,8 +6,11 @@ NeMo's own training script never seeds. Nothing here switches randomness off: it
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.seed import seed_everything
 
@@ -34,6 +37,31 @@ def set_determinism() -> dict[str, Any]:
 def seed_all(seed: int) -> None:
     """Seed Python's `random`, NumPy, torch on the CPU and on every GPU, and (through Lightning) loader workers."""
     seed_everything(seed, workers=True, verbose=False)
+
+
+def generator_states() -> dict[str, Any]:
+    """The state of every generator that `seed_all` seeds, as builtins and tensors (a weights-only load reads them).
+
+    Keys `python`, `numpy`, `torch_cpu` and, where CUDA is in use, `torch_cuda` (one state a device).
+    """
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy = [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)]
+    states = {"python": random.getstate(), "numpy": numpy, "torch_cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["torch_cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_generators(states: Mapping[str, Any]) -> None:
+    """Put every generator back into a state from `generator_states`; the numbers then drawn are the same bits."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch_cpu"])
+    if "torch_cuda" in states and torch.cuda.is_initialized():
+        for device, state in enumerate(states["torch_cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
 
 
 def flags() -> dict[str, Any]:

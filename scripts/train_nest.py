@@ -26,7 +26,9 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> LightningMod
     return load_model_class()(cfg.model, release=cfg.nemo, no_masked_token=cfg.no_masked_token)
 
 
-NEST = Subject(name="nest", package="nest-ssl", load=load_model_class, build_model=build_model)
+NEST = Subject(
+    name="nest", package="nest-ssl", load=load_model_class, build_model=build_model, keeps_experiments=True
+)
 
 if __name__ == "__main__":
     run_command(lambda: run(NEST))

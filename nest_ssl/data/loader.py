@@ -15,7 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.check import check_dataset
@@ -28,10 +31,83 @@ __all__ = ["allowed_keys", "build_dataloader", "check_dataset", "fingerprint", "
 
 
 class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
-    """A DataLoader that raises a worker's `UserError` as it was."""
+    """A DataLoader that raises a worker's `UserError` as it was, and that can take up an epoch where it was left.
+
+    Its state is what an epoch's draws follow from, torch's generator when the epoch began, and the number of batches
+    handed out since. To resume, the next `iter()` begins that epoch again and passes over so many batches. This leaves
+    the generators anywhere: whoever resumes restores them afterwards.
+    """
+
+    _epoch: _Epoch | None = None
+    _resumed: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[AudioNoiseBatch]:  # type: ignore[override]
+        resumed, self._resumed = self._resumed, None
+        if resumed is None:
+            self._epoch = _Epoch(torch.get_rng_state(), self._pass())
+        elif resumed["batches"] >= len(self):
+            self._epoch = _Epoch(resumed["generator"], iter(()), resumed["batches"])  # done; starts no workers
+        else:
+            torch.set_rng_state(resumed["generator"])
+            self._epoch = _Epoch(resumed["generator"], self._pass())
+            self._epoch.pass_over(resumed["batches"])
+        return self._epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the epoch stands: `generator`, uint8 [bytes], and `batches`."""
+        if self._epoch is None:
+            return {"generator": torch.get_rng_state(), "batches": 0}
+        return {"generator": self._epoch.generator, "batches": self._epoch.handed_out}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the next `iter()` continue from a `state_dict`.
+
+        Raises:
+            UserError: the data has fewer batches than were handed out.
+        """
+        if state["batches"] > len(self):
+            raise UserError(
+                "the data has shrunk since the checkpoint",
+                f"it is {state['batches']} batches into an epoch that has {len(self)} now",
+                "Resume with the data and batch size that it was saved with.",
+            )
+        self._resumed = dict(state)
+
+    def _pass(self) -> Iterator[AudioNoiseBatch]:
         return _Raising(super().__iter__())  # not a generator: torch draws its base seed at `iter()`, not at `next()`
+
+
+class _Epoch:
+    """The batches of one epoch, counted.
+
+    Args:
+        generator: the state of torch's generator before `batches` was made.
+        batches: an iterator.
+        handed_out: batches of the epoch that came before it.
+    """
+
+    def __init__(self, generator: Tensor, batches: Iterator[AudioNoiseBatch], handed_out: int = 0) -> None:
+        self.generator, self._batches, self.handed_out = generator, batches, handed_out
+
+    def __iter__(self) -> Iterator[AudioNoiseBatch]:
+        return self
+
+    def __next__(self) -> AudioNoiseBatch:
+        batch = next(self._batches)
+        self.handed_out += 1
+        return batch
+
+    def pass_over(self, count: int) -> None:
+        """Leave out `count` batches. Workers decode them, since their generators move with every utterance; the main
+        process need not, since its own are restored."""
+        source = self._batches.batches if isinstance(self._batches, _Raising) else None
+        if isinstance(source, _SingleProcessDataLoaderIter):
+            for _ in range(count):
+                next(source._sampler_iter)
+            self.handed_out += count
+        else:
+            for _ in range(count):
+                next(self)
 
 
 class _Raising:

@@ -165,6 +165,7 @@ class Recorder(Callback):
 
     def _refuse_unreachable_steps(self, trainer: Trainer) -> None:
         """A step that training cannot reach is a mistake to be told now, not after hours."""
+        self._refuse_past_steps(trainer.fit_loop.total_batch_idx + 1)
         batches = trainer.num_training_batches * (
             trainer.max_epochs if (trainer.max_epochs or -1) > 0 else float("inf")
         )
@@ -176,6 +177,16 @@ class Recorder(Callback):
                 "a step to record is never reached",
                 f"save_steps names {late[0]}, training ends after {batches:,.0f} batches, counted from 0",
                 "Train more batches (BATCHES, trainer.max_epochs, trainer.limit_train_batches) or ask for fewer steps.",
+            )
+
+    def _refuse_past_steps(self, behind: int) -> None:
+        """A resumed run counts from the very beginning, and what is trained already cannot be recorded any more."""
+        past = [step for step in sorted(self.steps or ()) if step < behind]
+        if past:
+            raise UserError(
+                "a step to record is already trained",
+                f"save_steps names {past[0]}, and this run goes on at {behind}",
+                "Ask for later steps, or save_steps=none.",
             )
 
 

@@ -93,6 +93,8 @@ def _check_accelerator(cfg: DictConfig) -> None:
 def _tell_what_is_not_used(cfg: DictConfig, trainer: str) -> None:
     if trainer == "nemo" and cfg.no_masked_token != "nan":
         print(f"note: no_masked_token={cfg.no_masked_token} is the port's alone: NeMo's loss stays NaN in such a batch")
-    for key in ("exp_manager", "init_from_nemo_model", "init_from_ptl_ckpt", "init_from_pretrained_model"):
+    for key in ("init_from_nemo_model", "init_from_ptl_ckpt", "init_from_pretrained_model"):
         if cfg.get(key):
-            print(f"note: {key} is not used: no logger or checkpoint is written, weights come from the seed")
+            print(f"note: {key} is not used: weights come from the seed")
+    if cfg.get("exp_manager") and trainer == "nemo":  # the port's own is `nest_ssl.train.exp_manager`
+        print("note: exp_manager is not used: no logger or checkpoint is written")

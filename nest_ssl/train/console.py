@@ -32,6 +32,7 @@ class Progress(Callback):
         total = trainer.num_training_batches
         self._bar = tqdm(
             total=int(total) if total != float("inf") else None,
+            initial=trainer.fit_loop.batch_idx + 1 if trainer.fit_loop.restarting else 0,
             desc=f"{self._name} epoch {trainer.current_epoch}",
             unit="batch",
             file=self._console,

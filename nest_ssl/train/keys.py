@@ -18,7 +18,7 @@ from nest_ssl.config import GROUPS, OWN_DEFAULTS, split_override
 from nest_ssl.data import loader
 from nest_ssl.errors import UserError
 from nest_ssl.model import nest
-from nest_ssl.train import optim, schedules
+from nest_ssl.train import exp_keys, optim, schedules
 
 # fmt: off
 TOP_KEYS = {"name", "model", "trainer", "exp_manager", "init_from_nemo_model", "init_from_ptl_ckpt",
@@ -43,8 +43,14 @@ def check_keys(overrides: Sequence[str], base: DictConfig) -> None:
 
 def known_keys(section: str) -> set[str]:
     """The keys that may stand directly below `section`, a dotted path; empty where anything may."""
-    tables = {"": TOP_KEYS, "model": MODEL_KEYS, "model.optim": optim.allowed_keys()}
-    tables["model.optim.sched"] = schedules.allowed_keys()
+    tables = {
+        "": TOP_KEYS,
+        "model": MODEL_KEYS,
+        "model.optim": optim.allowed_keys(),
+        "model.optim.sched": schedules.allowed_keys(),
+        "exp_manager": exp_keys.KEYS,
+        "exp_manager.checkpoint_callback_params": exp_keys.CHECKPOINT_KEYS,
+    }
     if section in tables:
         return set(tables[section])
     if section == "trainer":
