@@ -44,6 +44,7 @@ class Checkpoints(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._last_global_step_saved = state_dict.get("saved_at_step", 0)
+        self.current_score = state_dict.get("current_score")  # which Lightning saves and does not load
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         before = self._last_global_step_saved

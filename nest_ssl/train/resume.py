@@ -98,7 +98,8 @@ class ExactState(Callback):
             "gradients": _gradients(pl_module) if trainer.fit_loop._should_accumulate() else {},
             "metrics": dict(trainer.callback_metrics),
         }
-        _settle(checkpoint["loops"]["fit_loop"])
+        midst_of_validation = trainer.validating and not trainer.fit_loop.epoch_loop.validated
+        _settle(checkpoint["loops"]["fit_loop"], midst_of_validation)
 
     # --- resuming ---
 
@@ -121,7 +122,7 @@ class ExactState(Callback):
         self._generators = generator_states()
 
 
-def _settle(fit_loop: dict[str, Any]) -> None:
+def _settle(fit_loop: dict[str, Any], midst_of_validation: bool) -> None:
     """Make Lightning's counters agree: the batch is done, and its epoch is not.
 
     Within the hooks that save checkpoints some have moved and others have not, and Lightning then repeats a batch, or
@@ -130,9 +131,12 @@ def _settle(fit_loop: dict[str, Any]) -> None:
     batches, epochs = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]
     for counters in (batches["total"], batches["current"]):
         counters["completed"] = counters["processed"] = counters["ready"]
-    for counters in (epochs["total"], epochs["current"]):
-        counters["started"] = counters["ready"]
-        counters["completed"] = counters["processed"] = counters["ready"] - 1
+    begun = epochs["current"]["ready"]
+    epochs["current"] = {"ready": begun, "started": begun, "processed": begun - 1, "completed": begun - 1}
+    epochs["total"] = dict.fromkeys(epochs["total"], begun - 1)  # resuming counts the epoch as begun once more
+    if midst_of_validation:  # it is run from its beginning
+        validated = fit_loop["epoch_loop.val_loop.batch_progress"]
+        validated["total"] = {key: count - validated["current"][key] for key, count in validated["total"].items()}
 
 
 def _gradients(model: LightningModule) -> dict[str, Any]:
