@@ -39,6 +39,7 @@ OWN_DEFAULTS: dict[str, Any] = {
 }
 NO_MASKED_TOKEN = ("nan", "zero")
 PATH_KEYS = ("manifest_filepath", "noise_manifest")  # of train_ds and validation_ds
+SOURCE_KEYS = ("init_from_nemo_model", "init_from_ptl_ckpt")  # a path, or groups with a `path`
 ALL_STEPS = None
 
 
@@ -108,13 +109,20 @@ def split_override(override: str) -> tuple[str, str]:
 
 
 def data_paths(cfg: DictConfig) -> DictConfig:
-    """A copy of `cfg` whose manifest paths are absolute: looked up from here, then from the repository."""
+    """A copy of `cfg` whose paths of manifests and of weights are absolute: looked up from here, then from the repository."""
     cfg = cfg.copy()
     for section in ("train_ds", "validation_ds"):
         for key in PATH_KEYS:
             value = OmegaConf.select(cfg, f"model.{section}.{key}")
             if value is not None:
                 OmegaConf.update(cfg, f"model.{section}.{key}", _absolute(value))
+    for key in SOURCE_KEYS:
+        if isinstance(cfg.get(key), str):
+            cfg[key] = _absolute_path(cfg[key])
+        elif isinstance(cfg.get(key), DictConfig):
+            for entry in cfg[key].values():
+                if isinstance(entry, DictConfig) and isinstance(entry.get("path"), str):
+                    entry.path = _absolute_path(entry.path)
     return cfg
 
 

@@ -29,6 +29,7 @@ from nest_ssl.seed import flags, seed_all, set_determinism
 from nest_ssl.train.command import check_data, read_command_line
 from nest_ssl.train.console import Progress, noise_to_file
 from nest_ssl.train.exp_manager import Experiment, open_experiment
+from nest_ssl.train.init_from import fingerprint_sources
 from nest_ssl.train.loggers import build_loggers
 
 # What `forward` of a NEST model returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`).
@@ -66,6 +67,7 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
     target = Path(cfg.output_dir)
     check_target(target, cfg.overwrite)
     checked = check_data(cfg)
+    sources = fingerprint_sources(checked)  # now: training may write to the same place
     experiment = open_experiment(checked) if subject.keeps_experiments else Experiment()
     for note in experiment.notes:
         print(f"note: {note}")
@@ -85,6 +87,7 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
             flags=flags(),
             data=_describe_data(checked),
             generation=describe(cfg.nemo),
+            init_from=sources,
             duration_s=round(time.perf_counter() - started, 1),
             **experiment.describe(),
         )

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from nest_ssl.errors import run_command
 from nest_ssl.experiment import Subject, run
+from nest_ssl.train.init_from import loading_sources
 
 
 def load_model_class() -> Any:
@@ -22,8 +23,11 @@ def load_model_class() -> Any:
 
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> LightningModule:
-    """NeMo's own model, loaders and optimizer from NeMo's own `model` section."""
-    return load_model_class()(cfg=cfg.model, trainer=trainer)
+    """NeMo's own model, loaders and optimizer from NeMo's own `model` section, and what `init_from_*` names."""
+    model = load_model_class()(cfg=cfg.model, trainer=trainer)
+    with loading_sources(cfg):
+        model.maybe_init_from_pretrained_checkpoint(cfg.copy())  # it takes what it has read out of the configuration
+    return model
 
 
 NEMO = Subject(name="nemo", package="nemo_toolkit", load=load_model_class, build_model=build_model)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from nest_ssl.errors import run_command
 from nest_ssl.experiment import Subject, run
+from nest_ssl.train.init_from import init_from_pretrained, loading_sources
 
 
 def load_model_class() -> Any:
@@ -22,8 +23,11 @@ def load_model_class() -> Any:
 
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> LightningModule:
-    """The port's model, loaders and optimizer from NeMo's own `model` section."""
-    return load_model_class()(cfg.model, release=cfg.nemo, no_masked_token=cfg.no_masked_token)
+    """The port's model, loaders and optimizer from NeMo's own `model` section, and what `init_from_*` names."""
+    model = load_model_class()(cfg.model, release=cfg.nemo, no_masked_token=cfg.no_masked_token)
+    with loading_sources(cfg):
+        init_from_pretrained(model, cfg)
+    return model
 
 
 NEST = Subject(

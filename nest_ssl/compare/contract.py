@@ -51,7 +51,9 @@ def compare_contract(reference: Recording, candidate: Recording, steps: list[int
 
 
 # What makes the experiment, most telling first: the first difference in this order is the headline.
-_ORDER = ("generation", "seed", "config", "data", "steps", "world_size", "flags", "threads", "device", "versions")
+_ORDER = (
+    "generation", "seed", "config", "data", "init_from", "steps", "world_size", "flags", "threads", "device", "versions",
+)  # fmt: skip
 
 
 def _contract(recording: Recording, steps: list[int] | None) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def _contract(recording: Recording, steps: list[int] | None) -> dict[str, Any]:
         "world_size": recording.world_size,
         "config": without(recording.config, IGNORED_CONFIG),
         "data": index.get("data") or {},
+        "init_from": index.get("init_from") or {},
         "flags": index.get("flags") or {},
         "threads": index.get("threads") or {},
         "device": {"type": device.get("type"), "name": device.get("name")},

@@ -47,9 +47,9 @@ def _of(manifests: Sequence[str], entries: Sequence[Entry | NoiseClip]) -> dict[
         for path in entry.audio_file if isinstance(entry.audio_file, list) else [entry.audio_file]:
             files.setdefault(path, _name(path, entry.place.manifest))
     sampled = len(files) > HASHED_IN_FULL
-    hashes = (_sha256(path, sampled) for path in files)
+    hashes = (file_sha256(path, sampled) for path in files)
     return {
-        "manifests": [{"name": os.path.basename(m), "sha256": _sha256(os.path.expanduser(m))} for m in manifests],
+        "manifests": [{"name": os.path.basename(m), "sha256": file_sha256(os.path.expanduser(m))} for m in manifests],
         "audio": dict(sorted(zip(_distinct(files.values()), hashes, strict=True))),
         "audio_hash": "sampled" if sampled else "full",
     }
@@ -75,7 +75,8 @@ def _distinct(names: Iterable[str]) -> list[str]:
     return result
 
 
-def _sha256(path: str, sampled: bool = False) -> str | None:
+def file_sha256(path: str, sampled: bool = False) -> str | None:
+    """SHA-256 of a file, or of its size and ends; None if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:

@@ -224,6 +224,7 @@ _PROVENANCE: dict[str, Callable[[Side], Any]] = {
     "container": lambda side: (side.index.get("container") or {}).get("image"),
     "git": lambda side: _git(side),
     "data": lambda side: _data(side),
+    "weights from": lambda side: ", ".join(f"{k} {str(v)[:12]}" for k, v in side.index.get("init_from", {}).items()),
 }
 
 

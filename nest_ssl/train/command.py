@@ -13,6 +13,7 @@ from nest_ssl.config import DEFAULT_NAME, GROUPS, adapt_to_machine, compose, dat
 from nest_ssl.data.loader import check_dataset
 from nest_ssl.errors import UserError
 from nest_ssl.model.registry import plain
+from nest_ssl.train.init_from import check_sources
 from nest_ssl.train.keys import check_keys
 from nest_ssl.train.optim import check_optim
 from nest_ssl.train.reference import reference_generation
@@ -51,7 +52,7 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
 
 
 def check_data(cfg: DictConfig) -> DictConfig:
-    """A copy of `cfg` with absolute data paths, once every manifest and audio file is there.
+    """A copy of `cfg` with absolute data paths, once every manifest, audio file and source of weights can be used.
 
     Raises:
         UserError: the first file that is missing or cannot be read, and where it is named.
@@ -60,6 +61,7 @@ def check_data(cfg: DictConfig) -> DictConfig:
     for section in ("train_ds", "validation_ds"):
         if cfg.model.get(section) is not None:
             check_dataset(cfg.model[section])
+    check_sources(cfg)
     return cfg
 
 
@@ -91,10 +93,9 @@ def _check_accelerator(cfg: DictConfig) -> None:
 
 
 def _tell_what_is_not_used(cfg: DictConfig, trainer: str) -> None:
-    if trainer == "nemo" and cfg.no_masked_token != "nan":
+    if trainer != "nemo":
+        return
+    if cfg.no_masked_token != "nan":
         print(f"note: no_masked_token={cfg.no_masked_token} is the port's alone: NeMo's loss stays NaN in such a batch")
-    for key in ("init_from_nemo_model", "init_from_ptl_ckpt", "init_from_pretrained_model"):
-        if cfg.get(key):
-            print(f"note: {key} is not used: weights come from the seed")
-    if cfg.get("exp_manager") and trainer == "nemo":  # the port's own is `nest_ssl.train.exp_manager`
+    if cfg.get("exp_manager"):  # the port's own is `nest_ssl.train.exp_manager`
         print("note: exp_manager is not used: no logger or checkpoint is written")

@@ -22,7 +22,7 @@ from nest_ssl.train import exp_keys, optim, schedules
 
 # fmt: off
 TOP_KEYS = {"name", "model", "trainer", "exp_manager", "init_from_nemo_model", "init_from_ptl_ckpt",
-            "init_from_pretrained_model", *OWN_DEFAULTS, *GROUPS}
+            "init_from_pretrained_model", "init_strict", *OWN_DEFAULTS, *GROUPS}
 MODEL_KEYS = {"sample_rate", "num_classes", "num_books", "code_dim", "squeeze_single", "mask_position", "train_ds",
               "validation_ds", "test_ds", "preprocessor", "spec_augment", "masking", "quantizer", "encoder", "decoder",
               "loss", "optim", "optim_param_groups"}

@@ -5,18 +5,21 @@ Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel` and `nem
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import build_dataloader, validation_sections
+from nest_ssl.errors import UserError
 from nest_ssl.model.generations import NEWEST, concerning, generation
 from nest_ssl.model.nest import NestModel
 from nest_ssl.model.registry import plain
+from nest_ssl.train.lightning_checkpoint import hyper_parameters, load_checkpoint
 from nest_ssl.train.optim import build_optimizer
 from nest_ssl.train.schedules import build_schedule, planned_steps
 
@@ -37,9 +40,27 @@ class NestModule(NestModel, LightningModule):
         self.loss.mlm_loss.no_masked_token = no_masked_token
         self.settings = cfg
         data = concerning(build_dataloader, generation(release))
-        self._train_loader = build_dataloader(cfg.train_ds, cfg.sample_rate, shuffle=True, **data)
+        train = cfg.get("train_ds")
+        self._train_loader = build_dataloader(train, cfg.sample_rate, shuffle=True, **data)
         sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []
         self._validation_loaders = [build_dataloader(section, cfg.sample_rate, **data) for section in sections]
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Path | str) -> NestModule:  # type: ignore[override]
+        """The model of a Lightning checkpoint, NeMo's or ours, without its data; no code of the file runs.
+
+        Raises:
+            UserError: no such file, a damaged one, or one that does not say which model it is of.
+        """
+        config, state_dict = load_checkpoint(checkpoint_path)
+        if config is None:
+            raise UserError("a checkpoint without its settings", str(checkpoint_path), "Build the model, then load it.")
+        model = cls(OmegaConf.create({**config, "train_ds": None, "validation_ds": None}))
+        model.load_state_dict(state_dict)
+        return model
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(hyper_parameters(self.settings))
 
     def train_dataloader(self) -> DataLoader[Any] | None:
         return self._train_loader

@@ -1,0 +1,40 @@
+"""Lightning checkpoints (`.ckpt`) as NeMo writes and reads them, without running what is in them.
+
+Sources: Lightning 2.4 `lightning.pytorch.trainer.connectors.checkpoint_connector`; NeMo 3.0.0 `ModelPT.hparams` and
+`ModelPT.load_from_checkpoint` in `nemo.core.classes.modelPT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nest_ssl.errors import UserError
+from nest_ssl.train.nemo_archive import nemo_config
+from nest_ssl.train.safe_load import ANOTHER_FILE, check_state_dict, load_tensors, opened, plain_settings
+
+
+def load_checkpoint(path: Path | str) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
+    """The configuration (NeMo's `model` section, if the checkpoint has it) and the weights, on the CPU.
+
+    Raises:
+        UserError: no such file, no Lightning checkpoint, a damaged one, or one that would run code.
+    """
+    with opened(path) as stream:
+        value = load_tensors(stream, str(path))
+    if not isinstance(value, Mapping) or "state_dict" not in value:
+        raise UserError("not a Lightning checkpoint", f"{path} has no state_dict", ANOTHER_FILE)
+    settings = value.get("hyper_parameters")
+    config = plain_settings(settings, f"{path}, hyper_parameters").get("cfg") if settings else None
+    return config, check_state_dict(value["state_dict"], f"{path}, state_dict")
+
+
+def hyper_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What NeMo needs in a checkpoint to build its model from it.
+
+    In plain builtins, so that NeMo's `init_from_ptl_ckpt` opens it: torch refuses the OmegaConf objects of NeMo's own.
+    """
+    return {"hparams_name": "kwargs", "hyper_parameters": {"cfg": nemo_config(settings)}}
