@@ -109,7 +109,7 @@ def split_override(override: str) -> tuple[str, str]:
 
 
 def data_paths(cfg: DictConfig) -> DictConfig:
-    """A copy of `cfg` whose paths of manifests and of weights are absolute: looked up from here, then from the repository."""
+    """A copy of `cfg` whose data and weights have absolute paths: looked up from here, then from the repository."""
     cfg = cfg.copy()
     for section in ("train_ds", "validation_ds"):
         for key in PATH_KEYS:

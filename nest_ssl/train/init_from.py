@@ -115,7 +115,7 @@ def init_from_pretrained(model: nn.Module, cfg: Mapping[str, Any]) -> None:
 
 @contextmanager
 def loading_sources(cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Around either trainer's loading: NeMo may open its own checkpoints, and shapes that do not fit are a user's error.
+    """Around either trainer's loading: NeMo may open its own checkpoints; shapes that do not fit are a user's error.
 
     NeMo reads them with torch's defaults, which since torch 2.6 refuse the OmegaConf objects that NeMo puts in.
 
@@ -126,7 +126,7 @@ def loading_sources(cfg: Mapping[str, Any]) -> Iterator[None]:
         with settings_allowed():
             yield
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        lines = [line.strip().rstrip(".") for line in str(error).splitlines() if "size mismatch" in line]
         if not lines:
             raise
         paths = ", ".join(source.path for source in read_sources(cfg))
@@ -169,9 +169,9 @@ def _weights(source: Source, strict: bool) -> Mapping[str, torch.Tensor]:
     except UserError as error:
         raise UserError(error.what, f"{source.path}, {error.where}", error.fix) from error
     except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
+        first = (str(error).splitlines()[1:2] or [str(error)])[0].strip().rstrip(".")
         fix = "Use another file; init_strict=false takes missing and unexpected names."
-        raise UserError("an archive whose weights do not fit its model", f"{source.path}: {first[0]}", fix) from error
+        raise UserError("an archive whose weights do not fit its model", f"{source.path}: {first}", fix) from error
     return model.state_dict()
 
 

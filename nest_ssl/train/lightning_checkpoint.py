@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.errors import UserError
 from nest_ssl.train.nemo_archive import nemo_config
@@ -33,8 +34,6 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Any] | None, dict[str, 
 
 
 def hyper_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What NeMo needs in a checkpoint to build its model from it.
-
-    In plain builtins, so that NeMo's `init_from_ptl_ckpt` opens it: torch refuses the OmegaConf objects of NeMo's own.
-    """
-    return {"hparams_name": "kwargs", "hyper_parameters": {"cfg": nemo_config(settings)}}
+    """What NeMo's `load_from_checkpoint` needs in a checkpoint, as NeMo has it: its model takes a DictConfig only."""
+    config = OmegaConf.create({"cfg": nemo_config(settings)})
+    return {"hparams_name": "kwargs", "hyper_parameters": config, "hparams_type": DictConfig}

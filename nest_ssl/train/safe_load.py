@@ -30,10 +30,10 @@ SETTINGS_CLASSES = [
     DictConfig, ListConfig, ContainerMetadata, Metadata, nodes.AnyNode, nodes.StringNode, nodes.IntegerNode,
     nodes.FloatNode, nodes.BooleanNode, typing.Any, collections.defaultdict, dict, list, tuple, str, int, float, bool,
 ]
-# fmt: on
 # What a damaged or hostile file makes the readers raise.
 BROKEN = (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, ArithmeticError, AssertionError, AttributeError,
-          EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)  # fmt: skip
+          EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+# fmt: on
 RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)  # `${oc.env:HOME}`, and not `${model.sample_rate}`
 ANOTHER_FILE = "Choose another file, or have it written again."
 
