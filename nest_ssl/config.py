@@ -36,8 +36,10 @@ OWN_DEFAULTS: dict[str, Any] = {
     "overwrite": False,
     "batches": None,
     "no_masked_token": "nan",
+    "bad_audio": "stop",
 }
 NO_MASKED_TOKEN = ("nan", "zero")
+BAD_AUDIO = ("stop", "skip")
 PATH_KEYS = ("manifest_filepath", "noise_manifest")  # of train_ds and validation_ds
 SOURCE_KEYS = ("init_from_nemo_model", "init_from_ptl_ckpt")  # a path, or groups with a `path`
 ALL_STEPS = None
@@ -227,6 +229,8 @@ def _resolve(cfg: DictConfig) -> DictConfig:
     if cfg.no_masked_token not in NO_MASKED_TOKEN:
         where = f"no_masked_token={cfg.no_masked_token}"
         raise UserError("not a loss for a batch without a masked token", where, "Choose nan or zero.")
+    if cfg.bad_audio not in BAD_AUDIO:
+        raise UserError("not a way with bad audio", f"bad_audio={cfg.bad_audio}", "Choose stop or skip.")
     try:
         return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:

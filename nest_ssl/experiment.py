@@ -16,21 +16,25 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.config import parse_steps
+from nest_ssl.data.audio import DecoderError
+from nest_ssl.data.check import find_bad_audio
 from nest_ssl.data.loader import fingerprint
+from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.errors import EXIT_OK, InterruptedRun, UserError
 from nest_ssl.model.generations import describe, generation_of
 from nest_ssl.record.callback import Recorder
 from nest_ssl.record.writer import RecordingWriter, check_target
 from nest_ssl.seed import flags, seed_all, set_determinism
 from nest_ssl.train.command import check_data, read_command_line
-from nest_ssl.train.console import Progress, noise_to_file
+from nest_ssl.train.console import Progress, noise_to_file, summary
 from nest_ssl.train.exp_manager import Experiment, open_experiment
 from nest_ssl.train.init_from import fingerprint_sources
-from nest_ssl.train.loggers import build_loggers
+from nest_ssl.train.loggers import build_loggers, closing
 
 # What `forward` of a NEST model returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`).
 FORWARD_OUTPUTS = ("log_probs", "encoded_len", "masks", "tokens")
@@ -46,6 +50,8 @@ class Subject:
         load: imports what the model needs, before anything is seeded.
         build_model: makes the model from the whole configuration (data paths absolute) and the Trainer.
         keeps_experiments: whether `exp_manager` has effect: checkpoints, resuming, logs.
+        skips_bad_audio: whether it can go on without audio files that cannot be used (`bad_audio=skip`). Its model then
+            has an attribute `skipped`.
     """
 
     name: str
@@ -53,6 +59,7 @@ class Subject:
     load: Callable[[], Any]
     build_model: Callable[[DictConfig, Trainer], LightningModule]
     keeps_experiments: bool = False
+    skips_bad_audio: bool = False
 
 
 def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
@@ -66,7 +73,7 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
     _refuse_another_generation(subject, cfg.nemo)
     target = Path(cfg.output_dir)
     check_target(target, cfg.overwrite)
-    checked = check_data(cfg)
+    checked = check_data(cfg, subject.skips_bad_audio)
     sources = fingerprint_sources(checked)  # now: training may write to the same place
     experiment = open_experiment(checked) if subject.keeps_experiments else Experiment()
     for note in experiment.notes:
@@ -76,16 +83,17 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
     try:
         with noise_to_file(log) as console:
             recorder = Recorder(writer, parse_steps(cfg.save_steps), FORWARD_OUTPUTS, OmegaConf.to_yaml(cfg))
-            trained = _train(subject, checked, [recorder, Progress(console, subject.name)], experiment)
-        if not trained:
+            trainer = _train(subject, checked, [recorder, Progress(console, subject.name)], experiment)
+        if not _trained(trainer, experiment):
             writer.abort()
             print(f"{subject.name}: nothing is left to train; an earlier recording in {target} stays as it was")
             return EXIT_OK
+        skipped = getattr(trainer.lightning_module, "skipped", None) if subject.skips_bad_audio else None
         recorder.finish(
             trainer=_describe(subject, recorder),
             seed=cfg.seed,
             flags=flags(),
-            data=_describe_data(checked),
+            data=_describe_data(checked, skipped),
             generation=describe(cfg.nemo),
             init_from=sources,
             duration_s=round(time.perf_counter() - started, 1),
@@ -95,7 +103,8 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
         writer.abort()
         raise
     steps = ", ".join(recorder.index["steps"]) or "none"
-    print(f"{subject.name}: recorded step {steps} in {target} ({time.perf_counter() - started:.1f} s; log: {log})")
+    print(f"{subject.name}: {summary(trainer, skipped, log)}")
+    print(f"{subject.name}: recorded step {steps} in {target} ({time.perf_counter() - started:.1f} s)")
     return EXIT_OK
 
 
@@ -103,7 +112,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Any], **ours: Any) -> Trainer
     """Lightning's Trainer with the settings of `cfg.trainer` and `ours`; the progress bar is ours.
 
     Raises:
-        UserError: Lightning refuses a setting.
+        UserError: Lightning refuses a setting, or there are loggers and `trainer.logger` asks for one more.
     """
     settings = OmegaConf.to_container(cfg.trainer)
     assert isinstance(settings, dict)
@@ -115,28 +124,41 @@ def build_trainer(cfg: DictConfig, callbacks: list[Any], **ours: Any) -> Trainer
         raise UserError("a trainer setting is wrong", f"trainer: {error}", "See lightning.pytorch.Trainer.") from error
 
 
-def _train(subject: Subject, cfg: DictConfig, callbacks: list[Any], experiment: Experiment) -> bool:
-    """Whether there was anything to train."""
+def _train(subject: Subject, cfg: DictConfig, callbacks: list[Any], experiment: Experiment) -> Trainer:
     subject.load()
     set_determinism()
     recorder = callbacks[0]
-    loggers = _loggers(cfg, experiment)
-    trainer = build_trainer(cfg, [*experiment.callbacks, *callbacks], **loggers, **experiment.trainer_settings)
-    seed_all(cfg.seed)
-    recorder.mark_rng("before_model")
-    model = subject.build_model(cfg, trainer)
-    recorder.mark_rng("after_model")
-    _fit(trainer, model, experiment.attach(trainer, model))
+    loggers = build_loggers(cfg.exp_manager, experiment.log_dir) if experiment.log_dir else []
+    with closing(loggers):
+        ours = {**experiment.trainer_settings, **_logger_setting(cfg, loggers)}
+        trainer = build_trainer(cfg, [*experiment.callbacks, *callbacks], **ours)
+        seed_all(cfg.seed)
+        recorder.mark_rng("before_model")
+        model = subject.build_model(cfg, trainer)
+        recorder.mark_rng("after_model")
+        try:
+            _fit(trainer, model, experiment.attach(trainer, model))
+        except DecoderError as error:  # NeMo's; it does not say which file
+            raise _with_its_file(error, cfg) from error
+    return trainer
+
+
+def _with_its_file(error: DecoderError, cfg: DictConfig) -> Exception:
+    sections = [cfg.model[name] for name in ("train_ds", "validation_ds") if cfg.model.get(name) is not None]
+    return find_bad_audio(sections) or error
+
+
+def _trained(trainer: Trainer, experiment: Experiment) -> bool:
+    """Whether there was anything to train."""
     return trainer.fit_loop.total_batch_idx + 1 > (experiment.resumed.batches if experiment.resumed else 0)
 
 
-def _loggers(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
+def _logger_setting(cfg: DictConfig, loggers: list[Logger]) -> dict[str, Any]:
     """The Trainer's argument for the loggers of `exp_manager`.
 
     Raises:
         UserError: there are some and `trainer.logger` asks for one more.
     """
-    loggers = build_loggers(cfg.exp_manager, experiment.log_dir) if experiment.log_dir else []
     if loggers and cfg.trainer.get("logger"):
         where = f"trainer.logger={cfg.trainer.logger} and exp_manager"
         raise UserError("two places ask for loggers", where, "Set trainer.logger=false, as NeMo wants it.")
@@ -182,6 +204,7 @@ def _describe(subject: Subject, recorder: Recorder) -> dict[str, Any]:
     }
 
 
-def _describe_data(cfg: DictConfig) -> dict[str, Any]:
+def _describe_data(cfg: DictConfig, skipped: SkippedAudio | None) -> dict[str, Any]:
     sections = {"train": cfg.model.train_ds, "validation": cfg.model.get("validation_ds")}
-    return {name: fingerprint(section) for name, section in sections.items() if section is not None}
+    data = {name: fingerprint(section) for name, section in sections.items() if section is not None}
+    return data if skipped is None else {**data, "skipped": skipped.describe()}

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig
 
+from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.errors import run_command
 from nest_ssl.experiment import Subject, run
 from nest_ssl.train.init_from import init_from_pretrained, loading_sources
@@ -24,14 +25,20 @@ def load_model_class() -> Any:
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> LightningModule:
     """The port's model, loaders and optimizer from NeMo's own `model` section, and what `init_from_*` names."""
-    model = load_model_class()(cfg.model, release=cfg.nemo, no_masked_token=cfg.no_masked_token)
+    skipped = SkippedAudio() if cfg.bad_audio == "skip" else None
+    model = load_model_class()(cfg.model, cfg.nemo, cfg.no_masked_token, skipped)
     with loading_sources(cfg):
         init_from_pretrained(model, cfg)
     return model
 
 
 NEST = Subject(
-    name="nest", package="nest-ssl", load=load_model_class, build_model=build_model, keeps_experiments=True
+    name="nest",
+    package="nest-ssl",
+    load=load_model_class,
+    build_model=build_model,
+    keeps_experiments=True,
+    skips_bad_audio=True,
 )
 
 if __name__ == "__main__":

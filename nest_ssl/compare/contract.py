@@ -51,9 +51,8 @@ def compare_contract(reference: Recording, candidate: Recording, steps: list[int
 
 
 # What makes the experiment, most telling first: the first difference in this order is the headline.
-_ORDER = (
-    "generation", "seed", "config", "data", "init_from", "steps", "world_size", "flags", "threads", "device", "versions",
-)  # fmt: skip
+_ORDER = ("generation", "seed", "config", "data", "init_from", "steps", "world_size", "flags", "threads", "device",
+          "versions")  # fmt: skip
 
 
 def _contract(recording: Recording, steps: list[int] | None) -> dict[str, Any]:

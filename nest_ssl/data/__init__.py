@@ -6,6 +6,8 @@
     augment.py      noise and other speakers mixed into a batch, drawn from Python's `random`
     batch.py        what a batch is, and how utterances are collated into one
     dataset.py      the four above as a torch dataset
+    epoch.py        an epoch's batches counted, and taken up again where they were left
+    skipping.py     going on without the files that cannot be used, if asked
     settings.py     the keys of NeMo's `train_ds` and `validation_ds` sections: known, refused, their defaults
     loader.py       a section of the config -> a DataLoader: the page to land on
     check.py        the same section checked before anything trains

@@ -27,6 +27,9 @@ MISSING_PART = 0.05  # this part of the promise, is taken for truncated; less is
 UNKNOWN_WAV_SIZE = 0x7FFF0000  # programs that write WAV to a pipe put a size like this
 
 
+DecoderError = soundfile.SoundFileError
+
+
 class AudioProblem(Exception):
     """What is wrong with an audio file and what to do about it; who reads the file knows where it was named."""
 

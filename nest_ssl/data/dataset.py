@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,21 +17,12 @@ from nest_ssl.data.audio import AudioProblem, Decoding, load
 from nest_ssl.data.batch import AudioNoiseBatch, AudioNoiseItem, Augmentor, collate
 from nest_ssl.data.manifest import Entry, NoiseClip
 from nest_ssl.data.noise import draw_noise
+from nest_ssl.data.skipping import LoadFailure, Remainder
 from nest_ssl.errors import UserError
 
 SHORTEST_SECONDS = 1.0  # shorter audio is repeated up to this
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class LoadFailure:
-    """A user's mistake met in a loader worker, on its way to the main process, where it is raised.
-
-    Across processes torch rebuilds an exception from its traceback's text, which would lose the one-line message.
-    """
-
-    error: UserError
 
 
 class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
@@ -44,6 +34,7 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         how: the decoding of the utterances.
         augmentor: mixes a batch; None adds the noise as it is.
         noisy_length: see `batch.collate`.
+        skip_bad: leave utterances that cannot be used out of their batch, see `skipping.py`.
     """
 
     def __init__(
@@ -53,9 +44,10 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         how: Decoding,
         augmentor: Augmentor | None = None,
         noisy_length: str = "noise",
+        skip_bad: bool = False,
     ) -> None:
         self.entries, self.clips, self.how = entries, clips, how
-        self.augmentor, self.noisy_length = augmentor, noisy_length
+        self.augmentor, self.noisy_length, self.skip_bad = augmentor, noisy_length, skip_bad
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -64,24 +56,26 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         """An utterance and its noise.
 
         Raises:
-            UserError: the file cannot be used (in a worker process: returned as a `LoadFailure`).
+            UserError: the file cannot be used (in a worker process, or to be skipped: returned as a `LoadFailure`).
         """
         try:
             audio = load_utterance(self.entries[index], self.how)
             noise, noise_len = draw_noise(self.clips, self.how.sample_rate, audio.size(0), self.how.reader)
         except UserError as error:
-            if get_worker_info() is None:
+            if get_worker_info() is None and not self.skip_bad:
                 raise
-            return LoadFailure(error)
+            return LoadFailure(error, self.entries[index])
         return AudioNoiseItem(audio, torch.tensor(audio.size(0)), noise, noise_len)
 
-    def collate(self, items: Sequence[AudioNoiseItem | LoadFailure]) -> AudioNoiseBatch | LoadFailure:
-        """The batch, or what went wrong with its first bad utterance."""
+    def collate(self, items: Sequence[AudioNoiseItem | LoadFailure]) -> AudioNoiseBatch | Remainder | LoadFailure:
+        """The batch; what went wrong with its first bad utterance; or, if those are skipped, what is left of it."""
         good = [item for item in items if isinstance(item, AudioNoiseItem)]
-        if len(good) < len(items):
-            return next(item for item in items if isinstance(item, LoadFailure))
+        failures = [item for item in items if isinstance(item, LoadFailure)]
+        if failures and not self.skip_bad:
+            return failures[0]
         try:
-            return collate(good, self.augmentor, self.noisy_length)
+            batch = collate(good, self.augmentor, self.noisy_length) if good else None
+            return Remainder(batch, failures) if failures else batch
         except UserError as error:
             if get_worker_info() is None:
                 raise

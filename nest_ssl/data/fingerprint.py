@@ -45,7 +45,7 @@ def _of(manifests: Sequence[str], entries: Sequence[Entry | NoiseClip]) -> dict[
     files: dict[str, str] = {}  # path -> name
     for entry in entries:
         for path in entry.audio_file if isinstance(entry.audio_file, list) else [entry.audio_file]:
-            files.setdefault(path, _name(path, entry.place.manifest))
+            files.setdefault(path, relative_name(path, entry.place.manifest))
     sampled = len(files) > HASHED_IN_FULL
     hashes = (file_sha256(path, sampled) for path in files)
     return {
@@ -55,7 +55,8 @@ def _of(manifests: Sequence[str], entries: Sequence[Entry | NoiseClip]) -> dict[
     }
 
 
-def _name(path: str, manifest: str) -> str:
+def relative_name(path: str, manifest: str) -> str:
+    """A file's name from the folder of the manifest that names it, with forward slashes."""
     if not os.path.isabs(path):
         return Path(path).as_posix()  # as written: it was found from the working folder, or nowhere
     folder = os.path.dirname(os.path.abspath(os.path.expanduser(manifest)))

@@ -16,48 +16,61 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.check import check_dataset
-from nest_ssl.data.dataset import AudioNoiseDataset, LoadFailure
+from nest_ssl.data.dataset import AudioNoiseDataset
+from nest_ssl.data.epoch import Epoch, Raising, SkippingEpoch
 from nest_ssl.data.fingerprint import fingerprint
 from nest_ssl.data.manifest import is_url, read_noise, read_speech
 from nest_ssl.data.settings import allowed_keys, plain, read_settings
+from nest_ssl.data.skipping import SkippedAudio
+from nest_ssl.errors import UserError
 
 __all__ = ["allowed_keys", "build_dataloader", "check_dataset", "fingerprint", "validation_sections"]
 
 
 class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
-    """A DataLoader that raises a worker's `UserError` as it was, and that can take up an epoch where it was left.
+    """A DataLoader that raises a worker's `UserError` as it was, or goes on without the utterances that cannot be used;
+    and that can take up an epoch where it was left.
 
     Its state is what an epoch's draws follow from, torch's generator when the epoch began, and the number of batches
     handed out since. To resume, the next `iter()` begins that epoch again and passes over so many batches. This leaves
-    the generators anywhere: whoever resumes restores them afterwards.
+    the generators anywhere: whoever resumes restores them afterwards. (An epoch that had to begin another pass over the
+    data, see `skipping.py`, begins that one again.)
+
+    Args:
+        skipped: told of the utterances left out; None: the first one is raised. The arguments are attributes too:
+            Lightning makes another loader of them to give each process its part of the data.
+        keep_length: whether batches of which nothing is left are made up for at the end of the epoch.
     """
 
-    _epoch: _Epoch | None = None
+    _epoch: Epoch | None = None
     _resumed: dict[str, Any] | None = None
+
+    def __init__(
+        self, *args: Any, skipped: SkippedAudio | None = None, keep_length: bool = False, **kwargs: Any
+    ) -> None:
+        self.skipped, self.keep_length = skipped, keep_length
+        super().__init__(*args, **kwargs)
 
     def __iter__(self) -> Iterator[AudioNoiseBatch]:  # type: ignore[override]
         resumed, self._resumed = self._resumed, None
         if resumed is None:
-            self._epoch = _Epoch(torch.get_rng_state(), self._pass())
-        elif resumed["batches"] >= len(self):
-            self._epoch = _Epoch(resumed["generator"], iter(()), resumed["batches"])  # done; starts no workers
+            self._epoch = self._begin()
+            return self._epoch
+        torch.set_rng_state(resumed["generator"])
+        if resumed["batches"] >= len(self):
+            self._epoch = Epoch(lambda: iter(()), resumed["batches"])  # done; starts no workers
         else:
-            torch.set_rng_state(resumed["generator"])
-            self._epoch = _Epoch(resumed["generator"], self._pass())
-            self._epoch.pass_over(resumed["batches"])
+            self._epoch = self._begin(resumed["earlier"])
+            self._epoch.pass_over(resumed["batches"] - resumed["earlier"])
         return self._epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the epoch stands: `generator`, uint8 [bytes], and `batches`."""
-        if self._epoch is None:
-            return {"generator": torch.get_rng_state(), "batches": 0}
-        return {"generator": self._epoch.generator, "batches": self._epoch.handed_out}
+        """Where the epoch stands, see `Epoch.state`."""
+        return self._epoch.state() if self._epoch else {"generator": torch.get_rng_state(), "batches": 0, "earlier": 0}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next `iter()` continue from a `state_dict`.
@@ -73,56 +86,13 @@ class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
             )
         self._resumed = dict(state)
 
-    def _pass(self) -> Iterator[AudioNoiseBatch]:
-        return _Raising(super().__iter__())  # not a generator: torch draws its base seed at `iter()`, not at `next()`
+    def _begin(self, earlier: int = 0) -> Epoch:
+        if self.skipped is None:
+            return Epoch(self._pass, earlier)
+        return SkippingEpoch(self._pass, self.skipped, len(self) if self.keep_length else None, earlier)
 
-
-class _Epoch:
-    """The batches of one epoch, counted.
-
-    Args:
-        generator: the state of torch's generator before `batches` was made.
-        batches: an iterator.
-        handed_out: batches of the epoch that came before it.
-    """
-
-    def __init__(self, generator: Tensor, batches: Iterator[AudioNoiseBatch], handed_out: int = 0) -> None:
-        self.generator, self._batches, self.handed_out = generator, batches, handed_out
-
-    def __iter__(self) -> Iterator[AudioNoiseBatch]:
-        return self
-
-    def __next__(self) -> AudioNoiseBatch:
-        batch = next(self._batches)
-        self.handed_out += 1
-        return batch
-
-    def pass_over(self, count: int) -> None:
-        """Leave out `count` batches. Workers decode them, since their generators move with every utterance; the main
-        process need not, since its own are restored."""
-        source = self._batches.batches if isinstance(self._batches, _Raising) else None
-        if isinstance(source, _SingleProcessDataLoaderIter):
-            for _ in range(count):
-                next(source._sampler_iter)
-            self.handed_out += count
-        else:
-            for _ in range(count):
-                next(self)
-
-
-class _Raising:
-    def __init__(self, batches: Iterator[AudioNoiseBatch | LoadFailure]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[AudioNoiseBatch]:
-        return self
-
-    def __next__(self) -> AudioNoiseBatch:
-        batch = next(self.batches)
-        if isinstance(batch, LoadFailure):
-            self.batches = iter(())  # ends the workers now; left to the garbage collector it may take them 5 s each
-            raise batch.error
-        return batch
+    def _pass(self) -> Iterator[Any]:
+        return Raising(super().__iter__())  # not a generator: torch draws its base seed at `iter()`, not at `next()`
 
 
 def build_dataloader(
@@ -130,6 +100,8 @@ def build_dataloader(
     sample_rate: int,
     *,
     shuffle: bool = False,
+    skipped: SkippedAudio | None = None,
+    training: bool = False,
     augmentation_draws: str = "python",
     noisy_length: str = "noise",
     audio_reader: str = "soundfile",
@@ -140,6 +112,8 @@ def build_dataloader(
         section: NeMo's `train_ds` or `validation_ds`.
         sample_rate: the model's, Hz; used where the section gives none.
         shuffle: used where the section says nothing (NeMo: true for training, false for validation).
+        skipped: go on without utterances that cannot be used, and count them here; None: stop at the first.
+        training: whether an epoch must have all its batches, whatever is skipped.
         augmentation_draws, noisy_length, audio_reader: what differs between NeMo's generations; the defaults are the
             newest's (`draws.DRAWS`, `batch.collate`, `audio.Decoding`).
 
@@ -152,7 +126,7 @@ def build_dataloader(
     entries = read_speech(settings.manifests, settings.min_duration, settings.max_duration)
     clips = read_noise(settings.noise_manifests)
     how = replace(settings.decoding, reader=audio_reader)
-    dataset = AudioNoiseDataset(entries, clips, how, settings.augmentor, noisy_length)
+    dataset = AudioNoiseDataset(entries, clips, how, settings.augmentor, noisy_length, skipped is not None)
     return AudioNoiseLoader(
         dataset,
         batch_size=settings.batch_size,
@@ -161,6 +135,8 @@ def build_dataloader(
         shuffle=settings.shuffle,
         num_workers=settings.num_workers,
         pin_memory=settings.pin_memory,
+        skipped=skipped,
+        keep_length=training,
     )
 
 

@@ -42,7 +42,9 @@ class Generation:
     # data
     augmentation_draws: str = _named("generator of the speaker and noise augmentation")
     noisy_length: str = _named("length given to noisy audio: the noise's after augmentation, or the speech's")
-    audio_reader: str = _named("what reads audio that soundfile cannot, or whose suffix it does not list: nothing, or pydub")
+    audio_reader: str = _named(
+        "what reads audio that soundfile cannot, or whose suffix it does not list: nothing, or pydub"
+    )
 
 
 GENERATIONS = {

@@ -17,6 +17,7 @@ from nest_ssl.train.init_from import check_sources
 from nest_ssl.train.keys import check_keys
 from nest_ssl.train.optim import check_optim
 from nest_ssl.train.reference import reference_generation
+from nest_ssl.train.validation import loss_prefixes
 
 EXAMPLES = """overrides (key=value, +key=value and ++key=value are the same):
   size=tiny run=full seed=7 save_steps=0-2 batches=3 output_dir=outputs/nest overwrite=true
@@ -51,16 +52,25 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
     return cfg
 
 
-def check_data(cfg: DictConfig) -> DictConfig:
+def check_data(cfg: DictConfig, skips_bad_audio: bool = False) -> DictConfig:
     """A copy of `cfg` with absolute data paths, once every manifest, audio file and source of weights can be used.
 
+    Args:
+        skips_bad_audio: whether the trainer can go on without files that cannot be used, if `cfg` says so.
+
     Raises:
-        UserError: the first file that is missing or cannot be read, and where it is named.
+        UserError: the first file that is missing or cannot be read, and where it is named; validation sets whose
+            losses would have no name.
     """
     cfg = data_paths(cfg)
+    skip = cfg.bad_audio == "skip"
+    if skip and not skips_bad_audio:
+        print("note: bad_audio=skip is the port's own: this trainer stops at a file that cannot be used")
     for section in ("train_ds", "validation_ds"):
         if cfg.model.get(section) is not None:
-            check_dataset(cfg.model[section])
+            check_dataset(cfg.model[section], skip_bad=skip and skips_bad_audio)
+    if cfg.model.get("validation_ds") is not None:
+        loss_prefixes(plain(cfg.model.validation_ds))
     check_sources(cfg)
     return cfg
 

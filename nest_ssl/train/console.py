@@ -1,4 +1,4 @@
-"""What a person sees while a trainer runs: one progress bar with loss and learning rate; the rest is in a log file."""
+"""What a person sees of a run: a progress bar, a line a validation, a line at the end; the rest is in a log file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from tqdm import tqdm
 
+from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.errors import from_os_error
 
 
 class Progress(Callback):
-    """A bar over the training batches with the last loss and learning rate, on `console`.
+    """A bar over the training batches with step, last loss and learning rate, and a line a validation, on `console`.
 
     Lightning's own bar writes wherever stdout then points, which is the log file.
     """
@@ -45,9 +46,16 @@ class Progress(Callback):
     ) -> None:
         assert self._bar is not None
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self._bar.set_postfix(loss=f"{float(torch.as_tensor(loss)):.6f}", lr=f"{rate:.3e}", refresh=False)
+        rate = f"{_learning_rate(trainer):.3e}"
+        loss = f"{float(torch.as_tensor(loss)):.6f}"
+        self._bar.set_postfix(step=trainer.global_step, loss=loss, lr=rate, refresh=False)
         self._bar.update()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.is_global_zero:
+            losses = _losses(trainer, "val_loss")
+            line = f"{self._name} step {trainer.global_step}: {losses}, lr {_learning_rate(trainer):.3e}"
+            tqdm.write(line, file=self._console)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -59,6 +67,34 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def summary(trainer: Trainer, skipped: SkippedAudio | None, log: Path) -> str:
+    """A run in one line: steps, last losses, files left out, and where to read more.
+
+    Args:
+        trainer: after training.
+        skipped: what was left out; None where that is not allowed.
+        log: the file that everything else was written to.
+    """
+    parts = [f"trained {trainer.global_step} steps", _losses(trainer, "train_loss", "val_loss")]
+    if skipped is not None:
+        files = "1 audio file" if len(skipped.files) == 1 else f"{len(skipped.files)} audio files"
+        parts.append(f"skipped {files} ({skipped.utterances} times)" if skipped.files else "skipped no audio file")
+    places = {str(Path(place)) for logger in trainer.loggers if (place := logger.log_dir or logger.save_dir)}
+    parts.append("log: " + ", ".join([str(log), *sorted(places)]))
+    return ", ".join(part for part in parts if part)
+
+
+def _losses(trainer: Trainer, *endings: str) -> str:
+    """The last value of every metric whose name ends so, as text; nothing of those that were never logged."""
+    metrics = trainer.callback_metrics
+    named = [(name, float(value)) for end in endings for name, value in metrics.items() if name.endswith(end)]
+    return ", ".join(f"{name} {value:.6f}" for name, value in named)
+
+
+def _learning_rate(trainer: Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 @contextlib.contextmanager

@@ -3,10 +3,10 @@
     exp_dir/name/version/checkpoints/{name}--{val_loss:.4f}-{epoch}.ckpt         the best
                                      {name}--{val_loss:.4f}-{epoch}-last.ckpt    the last
 
-It takes effect where it names a folder (`exp_dir` or `explicit_log_dir`); otherwise nothing but the recording is written.
-What NeMo's users would miss is an error, what changes nothing is said. Two things are kinder than NeMo's:
-`every_n_train_steps` needs no `every_n_epochs=null`, and where several last checkpoints stand, or a damaged one, the one
-furthest into training is taken.
+It takes effect where it names a folder (`exp_dir` or `explicit_log_dir`); otherwise nothing but the recording is
+written. What NeMo's users would miss is an error, what changes nothing is said. Two things are kinder than NeMo's:
+`every_n_train_steps` needs no `every_n_epochs=null`, and where several last checkpoints stand, or a damaged one, the
+one furthest into training is taken.
 
 Source of the behaviour: NeMo 3.0.0 `nemo.utils.exp_manager`.
 """
@@ -111,7 +111,9 @@ def _log_dir(section: Mapping[str, Any]) -> Path:
         return parent
     if section.get("use_datetime_version", True):
         return parent / time.strftime("%Y-%m-%d_%H-%M-%S")
-    numbers = [int(match[1]) for path in parent.glob("version_*") if (match := re.fullmatch(r"version_(\d+)", path.name))]
+    numbers = [
+        int(match[1]) for path in parent.glob("version_*") if (match := re.fullmatch(r"version_(\d+)", path.name))
+    ]
     return parent / f"version_{max(numbers, default=-1) + 1}"
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import build_dataloader, validation_sections
+from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.errors import UserError
 from nest_ssl.model.generations import NEWEST, concerning, generation
 from nest_ssl.model.nest import NestModel
@@ -22,6 +23,7 @@ from nest_ssl.model.registry import plain
 from nest_ssl.train.lightning_checkpoint import hyper_parameters, load_checkpoint
 from nest_ssl.train.optim import build_optimizer
 from nest_ssl.train.schedules import build_schedule, planned_steps
+from nest_ssl.train.validation import ValidationLosses
 
 
 class NestModule(NestModel, LightningModule):
@@ -33,20 +35,29 @@ class NestModule(NestModel, LightningModule):
         cfg: NeMo's `model` section, resolved.
         release: the generation of NeMo whose numbers to reproduce, a key of `generations.GENERATIONS`.
         no_masked_token: the loss of a batch in which no token counts, in training and validation: ``nan`` or ``zero``.
+        skipped: go on without audio files that cannot be used, and count them here; None: stop at the first.
     """
 
-    def __init__(self, cfg: DictConfig, release: str = NEWEST, no_masked_token: str = "nan") -> None:
+    def __init__(
+        self,
+        cfg: DictConfig,
+        release: str = NEWEST,
+        no_masked_token: str = "nan",
+        skipped: SkippedAudio | None = None,
+    ) -> None:
         super().__init__(cfg, release)
         self.loss.mlm_loss.no_masked_token = no_masked_token
-        self.settings = cfg
-        data = concerning(build_dataloader, generation(release))
-        train = cfg.get("train_ds")
-        self._train_loader = build_dataloader(train, cfg.sample_rate, shuffle=True, **data)
+        self.save_hyperparameters({"cfg": plain(cfg)})  # for loggers, as NeMo; builtins, for checkpoints hold them too
+        self.settings, self.skipped = cfg, skipped
+        data = {"skipped": skipped, **concerning(build_dataloader, generation(release))}
+        train, rate = cfg.get("train_ds"), cfg.sample_rate
+        self._train_loader = build_dataloader(train, rate, shuffle=True, training=True, **data)
         sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []
-        self._validation_loaders = [build_dataloader(section, cfg.sample_rate, **data) for section in sections]
+        self._validation_loaders = [build_dataloader(section, rate, **data) for section in sections]
+        self._validation_losses = ValidationLosses(cfg.get("validation_ds"))
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Path | str) -> NestModule:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Path | str, release: str = NEWEST) -> NestModule:  # type: ignore[override]
         """The model of a Lightning checkpoint, NeMo's or ours, without its data; no code of the file runs.
 
         Raises:
@@ -55,7 +66,7 @@ class NestModule(NestModel, LightningModule):
         config, state_dict = load_checkpoint(checkpoint_path)
         if config is None:
             raise UserError("a checkpoint without its settings", str(checkpoint_path), "Build the model, then load it.")
-        model = cls(OmegaConf.create({**config, "train_ds": None, "validation_ds": None}))
+        model = cls(OmegaConf.create({**config, "train_ds": None, "validation_ds": None}), release)
         model.load_state_dict(state_dict)
         return model
 
@@ -70,12 +81,16 @@ class NestModule(NestModel, LightningModule):
 
     def training_step(self, batch: AudioNoiseBatch, batch_idx: int) -> torch.Tensor:
         loss = self._loss(batch)
-        self.log("train_loss", loss, on_step=True)
-        self.log("learning_rate", self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"], on_step=True)
+        rate = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]
+        logs = {"learning_rate": rate, "global_step": self.trainer.global_step, "train_loss": loss}
+        self.log_dict(logs, on_step=True)
         return loss
 
     def validation_step(self, batch: AudioNoiseBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.log("val_loss", self._loss(batch), on_epoch=True, batch_size=1)  # a mean over batches, as NeMo's
+        self._validation_losses.add(self._loss(batch), dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self._validation_losses.take(), on_epoch=True)
 
     def configure_optimizers(self) -> Any:
         section = plain(self.settings.optim)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 
 from nest_ssl.data import check
-from nest_ssl.data.check import check_dataset
+from nest_ssl.data.check import check_dataset, find_bad_audio
 from nest_ssl.errors import UserError
 
 Section = dict[str, Any]
@@ -69,3 +70,12 @@ def test_a_large_corpus_is_checked_in_part(section: Section, tmp_path: Path, mon
     (tmp_path / "c.wav").unlink()
     with pytest.raises(UserError, match="line 3"):
         check_dataset(section)
+
+
+def test_a_file_that_only_decoding_tells_of(section: Section, tmp_path: Path) -> None:
+    assert find_bad_audio([section, section]) is None
+    samples, rate = soundfile.read(tmp_path / "b.wav")
+    soundfile.write(tmp_path / "b.wav", samples, rate, format="FLAC")
+    (tmp_path / "b.wav").write_bytes((tmp_path / "b.wav").read_bytes()[:9_000])
+    check_dataset(section)
+    assert "b.wav" in str(error := find_bad_audio([section])) and "line 2" in str(error)

@@ -38,7 +38,10 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for number, child in enumerate(value):
             yield from leaves(child, f"{path}/{number}")
     elif isinstance(value, torch.Tensor):
-        yield path, (value.dtype, tuple(value.shape), value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        yield (
+            path,
+            (value.dtype, tuple(value.shape), value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()),
+        )
     else:
         yield path, Path(value).name if isinstance(value, str) else value
 

@@ -21,7 +21,6 @@ from train_nest import NEST
 from nest_ssl.errors import run_command
 from nest_ssl.experiment import run
 from nest_ssl.train.module import NestModule
-
 from tests.train.resuming import COMMON, assert_same
 
 STEPS, MOMENTS, SEED = 60, 10, 20

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.resuming import assert_same, train
 
 from nest_ssl.errors import InterruptedRun
 from nest_ssl.train.module import NestModule
+from tests.train.resuming import assert_same, train
 
 EVERY = "exp_manager.checkpoint_callback_params.every_n_train_steps"
 NO_VALIDATION = ("trainer.limit_val_batches=0", "exp_manager.checkpoint_callback_params.monitor=null")

@@ -1,0 +1,79 @@
+"""Going on without the audio files that cannot be used, if the user says `bad_audio: skip`. Ours alone: NeMo stops.
+
+An utterance that cannot be read, or is truncated, is left out of its batch. It draws no noise, and what mixes the
+batch draws for those that are left; so the same bad files and seed give the same batches. A batch of which nothing is
+left is passed over. Training then takes further batches from another pass over the data at the end of the epoch, so
+that an epoch keeps its number of batches: schedules, accumulated gradients and other processes count on it.
+With no bad file, nothing differs from `bad_audio: stop`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nest_ssl.data.batch import AudioNoiseBatch
+from nest_ssl.data.fingerprint import relative_name
+from nest_ssl.data.manifest import Entry
+from nest_ssl.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadFailure:
+    """A user's mistake met while loading, on its way to the main process.
+
+    Across processes torch rebuilds an exception from its traceback's text, which would lose the one-line message.
+
+    Args:
+        error: what to tell.
+        entry: the utterance that cannot be used; None for what is wrong with a whole batch.
+    """
+
+    error: UserError
+    entry: Entry | None = None
+
+
+@dataclass
+class Remainder:
+    """A batch some of whose utterances could not be used; None if that was all of them."""
+
+    batch: AudioNoiseBatch | None
+    failures: list[LoadFailure]
+
+
+class SkippedAudio:
+    """What was left out during a run, by all loaders and their workers; lives in the main process."""
+
+    def __init__(self) -> None:
+        self.utterances = 0
+        self.files: dict[str, dict[str, Any]] = {}
+
+    def add(self, failures: Sequence[LoadFailure]) -> None:
+        """Count them; a file met for the first time is named in the log."""
+        for failure in failures:
+            assert failure.entry is not None
+            self.utterances += 1
+            if failure.error.where not in self.files:
+                log.warning("skipped: %s", failure.error)
+                self.files[failure.error.where] = _describe(failure.entry, failure.error.what)
+
+    def describe(self) -> dict[str, Any]:
+        """For `recording.json`: how often an utterance was left out, and each with file, manifest line and reason."""
+        return {"utterances": self.utterances, "files": list(self.files.values())}
+
+    def first(self) -> str:
+        """The first of them, told in a few words."""
+        where, file = next(iter(self.files.items()))
+        return f"{file['reason']}: {where}"
+
+
+def _describe(entry: Entry, reason: str) -> dict[str, Any]:
+    files = entry.audio_file if isinstance(entry.audio_file, list) else [entry.audio_file]
+    manifest, line = entry.place
+    audio = ", ".join(relative_name(path, manifest) for path in files)
+    return {"audio": audio, "manifest": os.path.basename(manifest), "line": line, "reason": reason}
