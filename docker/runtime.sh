@@ -17,9 +17,10 @@ if [ "$TORCH" = cuda ]; then device="torch with CUDA"; fi
 if ! has_nvidia; then device="$device, no GPU: the engine has no NVIDIA runtime"; fi
 why="engine $version answers; $device"
 if [ "${1:-}" = docker ]; then choose docker "asked for; $why"; fi
-if [ -n "$(label_of "$(image_of nest)" nest-ssl.source)" ]; then choose docker "$why. RUNTIME=local does without"; fi
+there() { [ -n "$(label_of "$(image_of "$1")" nest-ssl.source)" ]; }
+if there nest && there nemo; then choose docker "$why. RUNTIME=local does without"; fi
 
-# No images yet. Say now, not minutes later, when they cannot be built.
+# Not all images yet. Say now, not minutes later, when they cannot be built.
 base=${BASE_IMAGE:-$(default_base)}
 if [ "$TORCH" = cpu ] && [ -z "${TORCH_INDEX:-}${PIP_CONFIG:-}" ] && ! ls "$(wheel_folder)"/torch-*+cpu-* > /dev/null 2>&1; then
     choose local "engine $version answers, but images for the CPU need TORCH_INDEX or WHEELS"

@@ -1,9 +1,11 @@
-"""Hash-locked requirements of the images: write them, or check them.
+"""Pinned requirements of environments and images: write them, or check those of the images.
 
     make locks          python scripts/locks.py write --uv UV    after a change of dependencies
     make check-locks    python scripts/locks.py check            exit code 1 when a hash or a pin is not right
 
-Versions are those of docker/locks/*.txt, which `make setup` installs, so that images and environments are the same.
+docker/locks/*.txt are what `make setup` installs. *.lock, for the images, are of the same versions and have hashes:
+torch-*.lock is the layer that all images share, and the locks of the trainers hold what comes on top of it.
+`make locks` writes those of the default release, the port and torch; with NEMO_VERSION, another release's and no other.
 CPU wheels of torch are on no default index; docker/locks/torch-cpu.sha256 lists those that may be installed.
 """
 
@@ -14,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -26,7 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "docker" / "locks"
 SUMS = "SHA256SUMS"
 CPU_WHEELS = "torch-cpu.sha256"
-PYTHON = "3.11"  # the oldest Python of a base image
+OLDEST_PYTHON, OLDEST_IN_A_BASE_IMAGE = "3.10", "3.11"
+DEFAULT_NEMO = "3.0.0"  # the port, torch and the tools are at its versions
+NOT_SHARED = ("fsspec",)  # torch asks for it, but releases of NeMo do not agree on its version
 JSON_INDEX = "application/vnd.pypi.simple.v1+json"
 
 
@@ -60,36 +65,82 @@ def locks() -> list[Path]:
 # --- Writing --------------------------------------------------------------------------------------------------------
 
 
-def write(uv: str, nemo_version: str, wheels: str, torch_index: str) -> None:
-    """Resolve every image's requirements anew, at the versions of the environments' locks."""
-    nemo, project = LOCKS / f"nemo-{nemo_version}.in", ROOT / "pyproject.toml"
-    for build in ("cpu", "cuda"):
-        torch = LOCKS / f"torch-{build}.in"
-        asked = {"torch": [torch], "nest": [torch, project], f"nemo-{nemo_version}": [torch, nemo, project]}
-        for name, inputs in asked.items():
-            _compile(uv, inputs, LOCKS / f"{name}-{build}.lock", nemo_version, build, wheels, torch_index)
-    _compile(uv, [LOCKS / "build.in"], LOCKS / "build.lock", nemo_version, "cuda", wheels, torch_index)
+class Source(NamedTuple):
+    """Where to resolve from."""
+
+    uv: str
+    wheels: str
+    torch_index: str
+
+
+def write(source: Source, nemo_version: str, upgrade: bool) -> None:
+    """Resolve one release's requirements anew, and the port's with those of the default release."""
+    if not (LOCKS / f"nemo-{nemo_version}.in").is_file():
+        sys.exit(f"error: no such file: docker/locks/nemo-{nemo_version}.in. It says what this release is asked for")
+    _write_environments(source.uv, nemo_version, upgrade)
+    _write_images(source, nemo_version)
     lines = [f"{_sha256(path)}  {path.name}\n" for path in locks()]
     (LOCKS / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
+def _write_environments(uv: str, nemo_version: str, upgrade: bool) -> None:
+    nemo, default = (LOCKS / f"nemo-{version}.txt" for version in (nemo_version, DEFAULT_NEMO))
+    project, asked = str(ROOT / "pyproject.toml"), str(nemo.with_suffix(".in"))
+    if nemo == default:
+        _resolve(uv, nemo, nemo, upgrade, asked, project, "--extra=test")
+        _resolve(uv, LOCKS / "nest.txt", LOCKS / "nest.txt", upgrade, project, "--extra=dev", "-c", str(nemo))
+    else:  # as near to the default release as it gets: what then differs in numbers is NeMo's own doing
+        _resolve(uv, nemo, default if upgrade or not nemo.is_file() else nemo, False, asked, project, "--extra=test")
+
+
+def _resolve(uv: str, lock: Path, prefer: Path, upgrade: bool, *inputs: str) -> None:
+    """For every Python and system at once. Versions in `prefer` are kept where they can be, unless all are upgraded."""
+    partial = lock.with_suffix(".partial")
+    shutil.copy(prefer, partial)
+    command = [uv, "pip", "compile", "--quiet", "--universal", "--python-version", OLDEST_PYTHON, "--no-annotate",
+               "--no-python-downloads", "--fork-strategy", "requires-python", "--custom-compile-command", "make locks",
+               *(["--upgrade"] if upgrade else []), *inputs, "-o", str(partial)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        partial.unlink()
+        sys.exit(f"error: no lock for {lock.stem}: {' '.join(done.stderr.split())[:300]}")
+    partial.replace(lock)
+
+
+def _write_images(source: Source, nemo_version: str) -> None:
+    project, trainers = ROOT / "pyproject.toml", [f"nemo-{nemo_version}"]
+    if nemo_version == DEFAULT_NEMO:
+        trainers.append("nest")
+        _compile(source, "build", [LOCKS / "build.in"], DEFAULT_NEMO, "cuda", ())
+    for build in ("cpu", "cuda"):
+        torch = LOCKS / f"torch-{build}.in"
+        if nemo_version == DEFAULT_NEMO:
+            _compile(source, f"torch-{build}", [torch], DEFAULT_NEMO, build, NOT_SHARED)
+        shared = tuple(pin.name for pin in read_lock(LOCKS / f"torch-{build}.lock"))
+        for name in trainers:
+            inputs = [torch, project, *LOCKS.glob(f"{name}.in")]
+            _compile(source, f"{name}-{build}", inputs, nemo_version, build, shared)
+
+
 def _compile(
-    uv: str, inputs: list[Path], lock: Path, nemo_version: str, build: str, wheels: str, torch_index: str
+    source: Source, name: str, inputs: list[Path], nemo_version: str, build: str, leave_out: tuple[str, ...]
 ) -> None:
-    command = [uv, "pip", "compile", "--quiet", "--universal", "--python-version", PYTHON, "--no-python-downloads",
-               "--generate-hashes", "--no-annotate", "--custom-compile-command", "make locks", "--no-emit-find-links",
-               "-c", str(LOCKS / f"nemo-{nemo_version}.txt")]  # fmt: skip
+    command = [source.uv, "pip", "compile", "--quiet", "--universal", "--python-version", OLDEST_IN_A_BASE_IMAGE,
+               "--no-python-downloads", "--generate-hashes", "--no-annotate", "--custom-compile-command", "make locks",
+               "--no-emit-find-links", "-c", str(LOCKS / f"nemo-{nemo_version}.txt"),
+               *(f"--no-emit-package={package}" for package in leave_out)]  # fmt: skip
     if build == "cpu":
-        command += ["--find-links", wheels] if wheels else []
-        command += ["--extra-index-url", torch_index, "--index-strategy", "unsafe-best-match"] if torch_index else []
+        index = ["--extra-index-url", source.torch_index, "--index-strategy", "unsafe-best-match"]
+        command += ["--find-links", source.wheels] if source.wheels else []
+        command += index if source.torch_index else []
     done = subprocess.run([*command, *map(str, inputs)], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        sys.exit(f"error: no lock for {lock.name}: {' '.join(done.stderr.split())[:300]}")
+        sys.exit(f"error: no lock for {name}: {' '.join(done.stderr.split())[:300]}")
     text = done.stdout
     if build == "cpu":  # a folder of wheels has those of one Python; the list has all
         hashes = " \\\n".join(f"    --hash=sha256:{digest}" for digest in sorted(cpu_wheels().values()))
         text = re.sub(r"^(torch==\S+ \\\n)(?: +--hash=\S+(?: \\)?\n)+", rf"\1{_literal(hashes)}\n", text, flags=re.M)
-    lock.write_text(text, encoding="utf-8")
+    (LOCKS / f"{name}.lock").write_text(text, encoding="utf-8")
 
 
 def _literal(text: str) -> str:
@@ -173,13 +224,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["write", "check"])
     parser.add_argument("--uv", default="uv", help="the uv program, for write")
-    parser.add_argument("--nemo-version", default=os.environ.get("NEMO_VERSION") or "3.0.0")
+    parser.add_argument("--upgrade", action="store_true", help="to the newest versions, for write")
+    parser.add_argument("--nemo-version", default=os.environ.get("NEMO_VERSION") or DEFAULT_NEMO)
     parser.add_argument("--wheels", default=os.environ.get("WHEELS") or os.environ.get("PIP_FIND_LINKS") or "")
     parser.add_argument("--torch-index", default=os.environ.get("TORCH_INDEX") or "")
     parser.add_argument("--offline", action="store_true", help="check without asking the package index")
     options = parser.parse_args()
     if options.what == "write":
-        write(options.uv, options.nemo_version, options.wheels, options.torch_index)
+        write(Source(options.uv, options.wheels, options.torch_index), options.nemo_version, options.upgrade)
     index = None if options.offline else pip_index()
     try:
         wrong = check(index, options.wheels)

@@ -1,12 +1,13 @@
-"""Make the two environments: `.venv/nemo` (NVIDIA NeMo) and `.venv/nest` (the port, which has no NeMo in it).
+"""Make the environments: `.venv/nemo-3.0.0` (NVIDIA NeMo) and `.venv/nest` (the port, which has no NeMo in it).
 
 `make setup` runs this. It needs a Python 3.10 to 3.12 and a package index; docker/locks/ pins every version.
+Each NeMo release has an environment of its own, made when that release is asked for; the port's serves them all.
 An environment counts when it holds a stamp that fits. The stamp is written last, so an interrupted one is made again.
 
 Environment variables, all optional (what was chosen once is kept until chosen anew):
     PYTHON        set by make to say that this Python was asked for, and that environments on another are to be replaced
     TORCH_INDEX   package index for torch alone, for example one with CPU wheels
-    NEMO_VERSION  NeMo release, one that has a lock (default 3.0.0)
+    NEMO_VERSION  NeMo release, one that has a lock (default 3.0.0); environments of other releases stay as they are
 """
 
 import hashlib
@@ -31,9 +32,13 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 12):  # this far, the file must pa
 ROOT = Path(__file__).resolve().parent.parent
 VENVS = ROOT / ".venv"
 LOCKS = ROOT / "docker" / "locks"
+DEFAULT_NEMO = "3.0.0"
 STAMP = "setup.json"
 RECIPE = 1  # raise it when the way of installing changes, and environments made the old way are made anew
 BIN = "Scripts" if os.name == "nt" else "bin"
+
+NEMO_IMPORTS = ("torch", "lightning", "nemo.collections.asr", "nest_ssl")
+NEST_IMPORTS = ("torch", "lightning", "librosa", "wandb", "nest_ssl")
 
 # Printed by an environment's own Python: every package in it, once the modules that matter have been imported.
 INVENTORY = """
@@ -74,15 +79,15 @@ class Choice(NamedTuple):
 
 
 def environments(nemo_version: str) -> list[Environment]:
-    """The two environments. Only the reference has NeMo, and only the port's has the linters."""
+    """A release's environment and the port's. Only the first has NeMo, and only the second has the linters."""
     nemo_lock, nest_lock = LOCKS / f"nemo-{nemo_version}.txt", LOCKS / "nest.txt"
     if not nemo_lock.is_file():
         known = ", ".join(sorted(path.stem[len("nemo-") :] for path in LOCKS.glob("nemo-*.txt")))
         raise SetupError(f"no lock for this NeMo: NEMO_VERSION={nemo_version}. Use one of: {known}")
     nemo_asks = ("-r", str(nemo_lock.with_suffix(".in")), "-e", ".[test]")
     return [
-        Environment("nemo", nemo_lock, nemo_asks, ("torch", "lightning", "nemo.collections.asr", "nest_ssl"), 2.8),
-        Environment("nest", nest_lock, ("-e", ".[dev]"), ("torch", "lightning", "librosa", "nest_ssl"), 2.2),
+        Environment(f"nemo-{nemo_version}", nemo_lock, nemo_asks, NEMO_IMPORTS, 3.0),
+        Environment("nest", nest_lock, ("-e", ".[dev]"), NEST_IMPORTS, 2.3),
     ]
 
 
@@ -119,8 +124,11 @@ def is_current(env: Environment, choice: Choice) -> bool:
 
 
 def choose(envs: list[Environment]) -> Choice:
-    """What was asked for now, else what an existing environment was made with, else this Python and its usual index."""
-    stamps = [stamp for stamp in map(stamp_of, envs) if stamp]
+    """What was asked for now, else what an existing environment was made with, else this Python and its usual index.
+
+    The port's environment, the last one, has the first word: asking for another release must not make it anew.
+    """
+    stamps = [stamp for stamp in map(stamp_of, reversed(envs)) if stamp]
     earlier = stamps[0] if stamps else {}
     python = str(getattr(sys, "_base_executable", "") or sys.executable)  # never the Python of a venv made here
     if not os.environ.get("PYTHON") and Path(earlier.get("python", "")).is_file():
@@ -221,6 +229,8 @@ def explain(log: str, label: str) -> str:
         return "no space left on the disk: installing. Free about 5 GB; TMPDIR= moves pip's temporary files elsewhere"
     if re.search(r"ensurepip is not available|No module named (venv|ensurepip|pip)", log):
         return "this Python cannot make environments: the venv module is missing. On Debian: apt install python3-venv"
+    if re.search(r"command '\S*(cc|[cg]\+\+|clang)' failed: No such file|Python\.h: No such file", log):
+        return f"a package has to be compiled, but not here: {label}. On Debian: apt install g++ python3-dev"
     if re.search(r"connection broken by|Could not fetch URL|ConnectionError|ReadTimeoutError|ProxyError", log):
         index = re.search(r"Looking in indexes: (.+)", log)
         where = index[1] if index else "pip's default"
@@ -250,8 +260,8 @@ def check(env: Environment, choice: Choice) -> str:
         wrong += [name for name in packages if name not in locked and name not in ("pip", "nest-ssl")]
     if wrong:
         raise SetupError(f"not what the lock says: {env.lock.name}: {', '.join(sorted(wrong))}. Run make locks")
-    if inventory["nemo"] != (env.name == "nemo"):
-        raise SetupError(f"NeMo belongs in .venv/nemo and only there: .venv/{env.name}. Run rm -r .venv and make setup")
+    if inventory["nemo"] == (env.name == "nest"):
+        raise SetupError(f"NeMo belongs in every environment but .venv/nest: .venv/{env.name}. Remove it, make setup")
     return packages["torch"]
 
 
@@ -274,11 +284,12 @@ def check_disk(envs: list[Environment]) -> None:
 
 
 def main() -> None:
-    envs = environments(os.environ.get("NEMO_VERSION") or "3.0.0")
+    envs = environments(os.environ.get("NEMO_VERSION") or DEFAULT_NEMO)
     choice = choose(envs)
     missing = [env for env in envs if not is_current(env, choice)]
     if not missing:
-        print(f"setup: up to date (.venv/nemo, .venv/nest; torch {stamp_of(envs[0])['torch']})")
+        names = ", ".join(f".venv/{env.name}" for env in envs)
+        print(f"setup: up to date ({names}; torch {stamp_of(envs[0])['torch']})")
         return
     check_disk(missing)
     VENVS.mkdir(exist_ok=True)

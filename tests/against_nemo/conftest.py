@@ -29,7 +29,7 @@ from nest_ssl.record.tree import leaves
 def release() -> str:
     """The generation of the NeMo that is installed."""
     if importlib.util.find_spec("nemo") is None:
-        pytest.skip("NeMo is not installed here: run with the environment of `make setup`, .venv/nemo")
+        pytest.skip("NeMo is not installed here: run with the environment of `make setup`, .venv/nemo-3.0.0")
     return generation_of(importlib.metadata.version("nemo_toolkit"))
 
 
