@@ -24,6 +24,7 @@ def environment() -> dict[str, str]:
     """The environment without what an outer `make test` and the caller's own settings put there."""
     settings = (
         "SIZE RUN SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS RUNTIME THREADS NEMO_VERSION "
+        "GENERATIONS TEST_LOGS "
         "TORCH_INDEX PYTHON NEMO_PYTHON NEST_PYTHON OMP_NUM_THREADS MAKEFLAGS MAKEOVERRIDES MAKELEVEL MFLAGS "
         "TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE DATA MEMORY SHM GPUS BUILD_ARGS"
     ).split()
@@ -40,6 +41,7 @@ class FakePython:
             f"#!{sys.executable}\n"
             "import json, os, pathlib, sys\n"
             "call = {'argv': sys.argv[1:], 'cwd': os.getcwd(), 'threads': os.environ.get('OMP_NUM_THREADS')}\n"
+            "if 'setup.py' in call['argv'][0]: call['NEMO_VERSION'] = os.environ.get('NEMO_VERSION')\n"
             f"open({str(self._notes)!r}, 'a').write(json.dumps(call) + '\\n')\n"
             f"codes = json.load(open({str(self._codes)!r}))\n"
             "print('my last line:', sys.argv[1:])\n"

@@ -19,15 +19,18 @@ def test_help_is_the_default_and_names_every_target(make: Make, root: Path) -> N
     makefile = (root / "Makefile").read_text()
     targets = {name for line in re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE) for name in line.split()}
     assert {"setup", "data", "nemo", "nest", "compare", "align", "test", "lint", "locks", "clean"} <= targets
+    assert {"test-nemo", "test-generations", "images", "check-locks"} <= targets
     assert targets - {"images-ready"} == set(re.findall(r"^  make ([\w-]+) ", text, re.MULTILINE))
     assert text == make("help").stdout
 
 
 def test_help_names_every_variable_of_the_experiment(make: Make) -> None:
     text = make("help", "SIZE=tiny", "ARGS='a b'").stdout
-    for variable in "SIZE RUN SEED STEPS BATCHES DEVICE OUT THREADS ARGS NEMO_ARGS NEST_ARGS PYTHON".split():
+    names = "SIZE RUN SEED STEPS BATCHES DEVICE OUT THREADS ARGS NEMO_ARGS NEST_ARGS NEMO_VERSION PYTHON"
+    for variable in names.split():
         assert f"{variable}=" in text
     assert "SIZE=tiny" in text
+    assert "release of NeMo: 2.4.1 2.7.3 3.0.0;" in text
 
 
 @pytest.mark.parametrize("jobs", ["-j1", "-j4"])
@@ -111,6 +114,51 @@ def test_test_fails_when_either_run_does(
     port, nemo = done.stdout.splitlines()[-2:]
     assert re.fullmatch(r"The port     my last line: .*'--ignore'.*", port)
     assert re.fullmatch(r"Against NeMo my last line: .*'no:cacheprovider'.*", nemo)
+
+
+@pytest.mark.parametrize(("words", "release"), [([], "3.0.0"), (["NEMO_VERSION=2.4.1"], "2.4.1")])
+def test_each_release_has_its_own_python(
+    environment: dict[str, str], root: Path, words: list[str], release: str
+) -> None:
+    """The port's is one for all."""
+    command = ["make", "--dry-run", "--assume-old=setup", "RUNTIME=local", "align", *words]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    programs = [line.split()[:2] for line in done.stdout.replace("\\\n", "").splitlines()]
+    assert programs == [
+        [".venv/nest/bin/python", "scripts/make_data.py"],
+        [f".venv/nemo-{release}/bin/python", "scripts/train_nemo.py"],
+        [".venv/nest/bin/python", "scripts/train_nest.py"],
+        [".venv/nest/bin/python", "scripts/compare_outputs.py"],
+    ]
+
+
+def test_the_other_releases_are_those_with_a_lock(make: Make, root: Path) -> None:
+    locked = {path.stem.removeprefix("nemo-") for path in (root / "docker" / "locks").glob("nemo-*.txt")}
+    (asked,) = re.findall(r"^GENERATIONS +\?= (.+)$", (root / "Makefile").read_text(), re.MULTILINE)
+    assert {*asked.split(), "3.0.0"} == locked
+
+
+@pytest.mark.parametrize(("fails", "code"), [(None, 0), ("tests/against_nemo", 2), ("setup.py", 2)])
+def test_generations_are_tested_one_after_another(
+    make: Make, fake_python: Any, tmp_path: Path, fails: str | None, code: int
+) -> None:
+    """Setup, data and tests for each; one that fails does not keep the next from its turn, and is not forgotten."""
+    if fails:
+        fake_python.fail(fails, 1)
+    logs = tmp_path / "l o g s"
+    logs.mkdir()
+    (logs / "nemo-2.7.3.log").write_text("yesterday's last line")
+    python = str(fake_python.path)
+    done = make("test-generations", f"TEST_LOGS={logs}", f"PYTHON={python}")
+    assert done.returncode == code
+    tests = ["scripts/make_data.py", "-m"] if fails != "setup.py" else []
+    assert [call["argv"][0] for call in fake_python.calls] == ["scripts/setup.py", *tests] * 2
+    assert [call["NEMO_VERSION"] for call in fake_python.calls if call["argv"][0] == "scripts/setup.py"] == [
+        "2.7.3", "2.4.1",
+    ]  # fmt: skip
+    said = r"my last line: .*'tests/against_nemo'\]" if fails != "setup.py" else "did not run, see above"
+    for release, line in zip(["2.7.3", "2.4.1"], done.stdout.splitlines()[-2:], strict=True):
+        assert re.fullmatch(rf"Against NeMo {re.escape(release)} {said}", line)
 
 
 def test_ci_runs_the_test_commands_and_nothing_else(root: Path) -> None:

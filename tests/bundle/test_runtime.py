@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,7 +39,9 @@ class FakeDocker:
     def answer(self, **answers: tuple[str, int]) -> None:
         words = {"version": "{{.Server.Version}}", "runtimes": ".Runtimes", "memory": ".MemTotal", "id": "{{.Id}}",
                  "source": "nest-ssl.source", "base": "image inspect b:1", "pull": "pull --quiet", "run": "run --name",
-                 "oom": ".State.OOMKilled", "running": ".State.Running"}  # fmt: skip
+                 "oom": ".State.OOMKilled", "running": ".State.Running", "size": "{{.Size}}",
+                 "missing": "nest-ssl/nemo:2.7.3-cpu"}  # fmt: skip
+        answers = dict(sorted(answers.items(), key=lambda answer: answer[0] != "missing"))  # the first that fits counts
         self._answers.write_text(json.dumps({words[name]: answer for name, answer in answers.items()}))
 
     @property
@@ -100,6 +103,8 @@ def test_docker_asked_for_without_an_engine_is_an_error(docker: FakeDocker, call
         ({"runtimes": ("runc nvidia", 0)}, {}, "docker", "torch with CUDA."),
         ({"source": ("", 0), "pull": ("", 0)}, {"TORCH_INDEX": "x"}, "docker", "the images are built first"),
         ({"source": ("", 0)}, {}, "local", "images for the CPU need TORCH_INDEX or WHEELS"),
+        ({"source": ("34cd", 0), "missing": ("", 1), "pull": ("", 0)}, {"TORCH_INDEX": "x", "NEMO_VERSION": "2.7.3"},
+         "docker", "the images are built first"),
         ({"source": ("", 0), "base": ("", 1), "pull": ("", 1), "runtimes": ("nvidia", 0)}, {"BASE_IMAGE": "b:1"},
          "local", "cannot get the base image b:1"),
     ],
@@ -229,5 +234,46 @@ def test_a_release_without_a_lock_is_one_line(docker: FakeDocker, call: Any) -> 
     done = call("images.sh", NEMO_VERSION="9.9.9")
     assert done.returncode == 3
     assert done.stderr == (
-        "error: no lock for this NeMo: docker/locks/nemo-9.9.9-cpu.lock. Use one of: nemo-3.0.0-cpu.lock\n"
+        "error: no lock for this NeMo: docker/locks/nemo-9.9.9-cpu.lock. "
+        "Use one of: nemo-2.4.1-cpu.lock nemo-2.7.3-cpu.lock nemo-3.0.0-cpu.lock\n"
     )
+
+
+# --- One image a release --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(root: Path, tmp_path: Path) -> Path:
+    """A copy of what images are made of, where logs may be written."""
+    for name in ".dockerignore LICENSE pyproject.toml conf data/dummy_ssl.sha256 docker nest_ssl scripts".split():
+        target = tmp_path / "checkout" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(root / name, target) if (root / name).is_dir() else shutil.copy(root / name, target)
+    return tmp_path / "checkout"
+
+
+def builds(docker: FakeDocker) -> dict[str, list[str]]:
+    """Build arguments by the name of the image."""
+    calls = [call for call in docker.calls if call[0] == "build"]
+    return {call[call.index("--tag") + 1]: options(call, "--build-arg") for call in calls}
+
+
+@pytest.mark.parametrize(("release", "tools"), [("3.0.0", ""), ("2.7.3", ""), ("2.4.1", "g++ python3-dev")])
+def test_a_release_is_built_with_what_its_lock_needs(
+    docker: FakeDocker, environment: dict[str, str], checkout: Path, release: str, tools: str
+) -> None:
+    docker.answer(**{**ENGINE, "size": ("1000000", 0)})
+    told = {**environment, "NEMO_VERSION": release, "BASE_IMAGE": "b:1"}
+    done = subprocess.run([checkout / "docker/images.sh"], env=told, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    built = builds(docker)
+    assert list(built) == ["nest-ssl/nest:cpu", f"nest-ssl/nemo:{release}-cpu"]
+    nest, nemo = built.values()
+    assert nemo == [*nest, f"NEMO_VERSION={release}", f"BUILD_TOOLS={tools}"]
+    assert {"TORCH=cpu", "TORCH_VERSION=2.13.0+cpu", "CUDA_VERSION=", "BASE_IMAGE=b:1"} <= set(nest)
+
+
+def test_a_container_runs_the_release_asked_for(docker: FakeDocker, call: Any, tmp_path: Path) -> None:
+    docker.answer(**ENGINE)
+    call("run.sh", "nemo", "scripts/train_nemo.py", OUT=str(tmp_path), NEMO_VERSION="2.7.3")
+    assert "nest-ssl/nemo:2.7.3-cpu" in docker.run

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from scripts.setup import DEFAULT_NEMO
+
 SCRIPTS = {
-    "nemo": ("train_nemo.py", "nemo", "NEMO_PYTHON"),
+    "nemo": ("train_nemo.py", "nemo-RELEASE", "NEMO_PYTHON"),
     "nest_train": ("train_nest.py", "nest", "NEST_PYTHON"),
     "compare_outputs": ("compare_outputs.py", "nest", "NEST_PYTHON"),
 }
@@ -24,6 +26,7 @@ class Said(NamedTuple):
     comment: str
     entry: str
     venv: str
+    release: list[str]  # of NeMo: the variable that names it, and what it is otherwise
     variable: str
     passes_all: bool
     threads: str
@@ -36,21 +39,26 @@ def plain(comment: list[str]) -> str:
 
 def read_sh(text: str) -> Said:
     comment = plain(re.findall(r"^# ?(.*)$", text, re.MULTILINE))
-    variable, venv = re.findall(r"^python=\$\{(\w+):-\$root/\.venv/(\w+)/bin/python\}$", text, re.MULTILINE)[0]
+    variable, venv = re.findall(r"^python=\$\{(\w+):-\$root/\.venv/([\w$-]+)/bin/python\}$", text, re.MULTILINE)[0]
+    release = [word for found in re.findall(r"^release=\$\{(\w+):-([\d.]+)\}$", text, re.MULTILINE) for word in found]
     entry, arguments = re.findall(r'^exec "\$python" "\$root/scripts/(\w+\.py)" (.*)$', text, re.MULTILINE)[0]
     threads = re.findall(r'^export OMP_NUM_THREADS="\$\{OMP_NUM_THREADS:-(\d+)\}"$', text, re.MULTILINE)[0]
     exit_code = re.findall(r"^    exit (\d+)$", text, re.MULTILINE)[0]
-    return Said(comment, entry, venv, variable, arguments == '"$@"', threads, exit_code)
+    venv = venv.replace("$release", "RELEASE")
+    return Said(comment, entry, venv, release, variable, arguments == '"$@"', threads, exit_code)
 
 
 def read_bat(text: str) -> Said:
     comment = plain(re.findall(r"^rem ?(.*)$", text, re.MULTILINE))
-    venv = re.findall(r'^set "python=%root%\\\.venv\\(\w+)\\Scripts\\python\.exe"$', text, re.MULTILINE)[0]
+    venv = re.findall(r'^set "python=%root%\\\.venv\\([\w%-]+)\\Scripts\\python\.exe"$', text, re.MULTILINE)[0]
+    otherwise = re.findall(r'^set "release=([\d.]+)"$', text, re.MULTILINE)
+    release = re.findall(r'^if defined (\w+) set "release=%\1%"$', text, re.MULTILINE) + otherwise
     variable = re.findall(r'^if defined (\w+) set "python=%\1%"$', text, re.MULTILINE)[0]
     entry, arguments = re.findall(r'^"%python%" "%root%\\scripts\\(\w+\.py)" (.*)$', text, re.MULTILINE)[0]
     threads = re.findall(r'^if not defined OMP_NUM_THREADS set "OMP_NUM_THREADS=(\d+)"$', text, re.MULTILINE)[0]
     exit_code = re.findall(r"^    exit /b (\d+)$", text, re.MULTILINE)[0]
-    return Said(comment, entry, venv, variable, arguments == "%*", threads, exit_code)
+    venv = venv.replace("%release%", "RELEASE")
+    return Said(comment, entry, venv, release, variable, arguments == "%*", threads, exit_code)
 
 
 def test_every_script_comes_as_a_pair(root: Path) -> None:
@@ -68,6 +76,7 @@ def test_pairs_say_the_same(root: Path, name: str) -> None:
     assert said == read_bat(bat.replace("\r\n", "\n"))
     assert (said.entry, said.venv, said.variable) == SCRIPTS[name]
     assert (said.passes_all, said.threads, said.exit_code) == (True, "1", "3")
+    assert said.release == (["NEMO_VERSION", DEFAULT_NEMO] if name == "nemo" else [])
     assert bat.endswith("exit /b %ERRORLEVEL%\r\n")
 
 
@@ -89,14 +98,17 @@ def test_arguments_arrive_as_written_from_any_folder(
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("release", [DEFAULT_NEMO, "2.4.1"])
 def test_without_an_environment_one_line_says_what_to_do(
-    root: Path, tmp_path: Path, environment: dict[str, str], name: str
+    root: Path, tmp_path: Path, environment: dict[str, str], name: str, release: str
 ) -> None:
+    if release != DEFAULT_NEMO:
+        environment["NEMO_VERSION"] = release
     script = tmp_path / "scripts" / f"{name}.sh"
     script.parent.mkdir()
     script.write_bytes((root / "scripts" / f"{name}.sh").read_bytes())
     done = subprocess.run(["sh", str(script)], env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
-    assert f".venv/{SCRIPTS[name][1]}/bin/python" in done.stderr
-    assert "make setup" in done.stderr
+    assert f".venv/{SCRIPTS[name][1].replace('RELEASE', release)}/bin/python" in done.stderr
+    assert f"make setup NEMO_VERSION={release} in" in done.stderr or (name != "nemo" and "make setup in" in done.stderr)

@@ -96,6 +96,75 @@ def test_up_to_date_starts_no_pip(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "up to date" in capsys.readouterr().out
 
 
+# --- One environment a release --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(env: Environment, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the environments that `setup.main()` makes, in place of making them."""
+    names: list[str] = []
+
+    class Builder:
+        started = 0.0
+
+        def __init__(self, choice: Choice) -> None:
+            pass
+
+        def build_all(self, envs: list[Environment]) -> dict[str, str]:
+            for each in envs:
+                names.append(each.name)
+                each.python.parent.mkdir(parents=True, exist_ok=True)
+                each.python.unlink(missing_ok=True)
+                each.python.symlink_to(sys.executable)
+            return {each.name: "2.13.0+cpu" for each in envs}
+
+    monkeypatch.setattr(setup, "Builder", Builder)
+    monkeypatch.setattr(setup, "ROOT", Path(env.lock.parent))
+    monkeypatch.setattr(setup, "LOCKS", env.lock.parent)
+    for release in RELEASES:
+        (env.lock.parent / f"nemo-{release}.txt").write_text("torch==2.13.0\n")
+    shutil.rmtree(env.folder)
+    return names
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
+    for name in ("NEMO_VERSION", "PYTHON", "TORCH_INDEX"):
+        monkeypatch.setenv(name, settings.get(name, ""))
+    setup.main()
+
+
+def test_a_release_is_made_when_it_is_asked_for_and_then_kept(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [("", ["nemo-3.0.0", "nest"]), ("2.7.3", ["nemo-2.7.3"]), ("2.4.1", ["nemo-2.4.1"])]
+    for release, new in [*first, ("3.0.0", []), ("2.7.3", []), ("", [])]:
+        made.clear()
+        ask(monkeypatch, NEMO_VERSION=release)
+        assert made == new
+
+
+def test_another_releases_lock_is_nobody_elses_matter(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(monkeypatch)
+    ask(monkeypatch, NEMO_VERSION="2.7.3")
+    made.clear()
+    (setup.LOCKS / "nemo-2.7.3.txt").write_text("torch==2.13.0\nnew==1\n")
+    ask(monkeypatch)
+    assert made == []
+    ask(monkeypatch, NEMO_VERSION="2.7.3")
+    assert made == ["nemo-2.7.3"]
+
+
+def test_a_release_follows_the_ports_environment(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own earlier choice is older: going by that would make the port's anew, and then the others."""
+    ask(monkeypatch, NEMO_VERSION="2.7.3")
+    ask(monkeypatch, TORCH_INDEX="https://example.org/cpu")
+    made.clear()
+    ask(monkeypatch, NEMO_VERSION="2.7.3")
+    assert made == ["nemo-2.7.3"]
+    assert setup.stamp_of(setup.environments("2.7.3")[0])["torch_index"] == "https://example.org/cpu"
+    made.clear()
+    ask(monkeypatch)
+    assert made == []
+
+
 # --- What is installed ----------------------------------------------------------------------------------------------
 
 
@@ -103,32 +172,48 @@ def pins(lock: str) -> dict[str, set[str]]:
     return setup.locked_versions(setup.LOCKS / lock)
 
 
-@pytest.mark.parametrize("lock", ["nemo-3.0.0.txt", "nest.txt"])
+RELEASES = ("2.4.1", "2.7.3", "3.0.0")
+# Where a release insists on another version than the port has. Of these only NumPy computes, and it has its own bits.
+OTHERWISE = {
+    "3.0.0": set(),
+    "2.7.3": {"fsspec", "protobuf", "tensorboard", "googleapis-common-protos"},
+    "2.4.1": {"fsspec", "protobuf", "tensorboard", "googleapis-common-protos", "numpy", "contourpy"},
+}
+NUMERIC = {"torch", "lightning", "numpy", "scipy", "numba", "llvmlite", "librosa", "soxr", "soundfile", "audioread"}
+
+
+@pytest.mark.parametrize("lock", ["nest.txt", *(f"nemo-{release}.txt" for release in RELEASES)])
 def test_locks_hold_exact_versions_only(lock: str) -> None:
     lines = [line for line in (setup.LOCKS / lock).read_text().splitlines() if not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[^\s*<>=]+( ; .+)?", line)] == []
 
 
-def test_shared_packages_have_the_same_versions() -> None:
-    nemo, nest = pins("nemo-3.0.0.txt"), pins("nest.txt")
+@pytest.mark.parametrize("release", RELEASES)
+def test_shared_packages_have_the_same_versions(release: str) -> None:
+    nemo, nest = pins(f"nemo-{release}.txt"), pins("nest.txt")
     shared = nemo.keys() & nest.keys()
-    assert {"torch", "numpy", "lightning", "librosa", "scipy", "soundfile", "pytest"} <= shared
-    assert {name: nemo[name] for name in shared} == {name: nest[name] for name in shared}
+    assert shared >= NUMERIC | {"pytest", "hydra-core", "wandb"}
+    assert {name for name in shared if nemo[name] != nest[name]} == OTHERWISE[release]
+    assert OTHERWISE[release] & NUMERIC <= {"numpy"}
 
 
-def test_only_the_reference_has_nemo() -> None:
-    assert pins("nemo-3.0.0.txt")["nemo-toolkit"] == {"3.0.0"}
+@pytest.mark.parametrize("release", RELEASES)
+def test_only_the_reference_has_nemo(release: str) -> None:
+    assert pins(f"nemo-{release}.txt")["nemo-toolkit"] == {release}
+    assert pins(f"nemo-{release}.txt")["torch"] == pins("nest.txt")["torch"] == {"2.13.0"}
     assert not [name for name in pins("nest.txt") if "nemo" in name]
 
 
 def test_locks_cover_what_the_project_asks_for(root: Path) -> None:
     project = root.joinpath("pyproject.toml").read_text()
     asked = {key: re.findall(r'"([A-Za-z0-9_.-]+)"', re.findall(rf"^{key} = \[(.*?)\]$", project, re.M | re.S)[0])
-             for key in ("dependencies", "test", "dev")}  # fmt: skip
+             for key in ("dependencies", "test", "wandb", "dev")}  # fmt: skip
     assert len(asked["dependencies"]) > 10
-    for lock, extra in (("nemo-3.0.0.txt", "test"), ("nest.txt", "dev")):
-        names = {setup.canonical(name) for name in asked["dependencies"] + asked[extra]}
-        assert names <= pins(lock).keys()
+    everything = [name for names in asked.values() for name in names]
+    for lock, names in [("nest.txt", everything)] + [
+        (f"nemo-{release}.txt", asked["dependencies"] + asked["test"] + asked["wandb"]) for release in RELEASES
+    ]:
+        assert {setup.canonical(name) for name in names} <= pins(lock).keys()
 
 
 def test_torch_comes_first_from_its_own_index_alone(env: Environment) -> None:
@@ -159,7 +244,7 @@ def test_check_accepts_what_the_lock_says(env: Environment, monkeypatch: pytest.
     [
         ({**GOOD, "numpy": "2.5.0"}, False, "numpy 2.5.0"),
         ({**GOOD, "stowaway": "1.0"}, False, "stowaway"),
-        (GOOD, True, "NeMo belongs in .venv/nemo"),
+        (GOOD, True, "NeMo belongs in every environment but .venv/nest: .venv/nest."),
     ],
 )
 def test_check_finds_what_does_not_belong(
@@ -168,6 +253,18 @@ def test_check_finds_what_does_not_belong(
     inventory(env, packages, nemo, monkeypatch)
     with pytest.raises(SetupError, match=re.escape(says)):
         setup.check(env, CHOICE)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_check_wants_nemo_in_every_releases_environment(
+    env: Environment, monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    reference = env._replace(name=f"nemo-{release}")
+    inventory(reference, GOOD, True, monkeypatch)
+    assert setup.check(reference, CHOICE) == "2.13.0+cpu"
+    inventory(reference, GOOD, False, monkeypatch)
+    with pytest.raises(SetupError, match=rf"NeMo belongs in .*: \.venv/nemo-{re.escape(release)}\."):
+        setup.check(reference, CHOICE)
 
 
 def test_check_imports_for_real(env: Environment) -> None:
@@ -191,6 +288,8 @@ DOWN = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnec
         ("ERROR: Could not find a version that satisfies\nERROR: No matching distribution found for torch==2.13.0\n",
          "could not install: torch: No matching distribution found for torch==2.13.0"),
         ("ERROR: Cannot install a and b\n\nERROR: ResolutionImpossible: for help visit", "Cannot install a and b"),
+        ("error: command 'g++' failed: No such file or directory: 'g++'", "apt install g++ python3-dev"),
+        ("a.cpp:1:10: fatal error: Python.h: No such file or directory", "apt install g++ python3-dev"),
         ("Killed", "could not install: torch"),
     ],
 )  # fmt: skip
@@ -269,7 +368,7 @@ def test_a_killed_setup_stops_pip_and_does_not_count(
     bundle: Path, environment: dict[str, str], silent_index: str
 ) -> None:
     process = start_setup(bundle, environment, silent_index)
-    logs = [bundle / ".venv" / f"{name}.log" for name in ("nemo", "nest")]
+    logs = [bundle / ".venv" / f"{name}.log" for name in ("nemo-3.0.0", "nest")]
     deadline = time.monotonic() + 60
     while not all(log.exists() and "Looking in indexes" in log.read_text() for log in logs):
         assert time.monotonic() < deadline
