@@ -1,6 +1,6 @@
 """Tests of the images themselves, with a real engine. Without one they are skipped, and say so.
 
-BASE_IMAGE and TORCH choose what the images are built on, as they do for `make images`.
+BASE_IMAGE and TORCH choose what the images are built on, NEMO_VERSION the release, as they do for `make images`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from scripts.setup import DEFAULT_NEMO
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -47,12 +49,17 @@ def torch_build() -> str:
 
 
 @pytest.fixture(scope="session")
-def images(torch_build: str) -> dict[str, str]:
+def release() -> str:
+    return os.environ.get("NEMO_VERSION") or DEFAULT_NEMO
+
+
+@pytest.fixture(scope="session")
+def images(torch_build: str, release: str) -> dict[str, str]:
     """Both images, built and proved by `make images`: names by trainer."""
     done = sh("make", "images", f"TORCH={torch_build}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No broken requirements found." in done.stdout
-    return {"nemo": f"nest-ssl/nemo:3.0.0-{torch_build}", "nest": f"nest-ssl/nest:{torch_build}"}
+    return {"nemo": f"nest-ssl/nemo:{release}-{torch_build}", "nest": f"nest-ssl/nest:{torch_build}"}
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from scripts.locks import LOCKS, read_lock
+from scripts.setup import canonical
 from tests.docker.conftest import ROOT, sh
 
 SUBJECTS = ["nemo", "nest"]
@@ -27,11 +29,11 @@ def inside(image: str, *command: str) -> str:
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
-def test_the_labels_tell_what_it_is(images: dict[str, str], torch_build: str, subject: str) -> None:
+def test_the_labels_tell_what_it_is(images: dict[str, str], torch_build: str, release: str, subject: str) -> None:
     config = inspect(images[subject])["Config"]
     labels = config["Labels"]
     assert labels["nest-ssl.torch"] == {"cpu": "2.13.0+cpu", "cuda": "2.13.0"}[torch_build]
-    assert labels["nest-ssl.nemo"] == {"nemo": "3.0.0", "nest": "none"}[subject]
+    assert labels["nest-ssl.nemo"] == {"nemo": release, "nest": "none"}[subject]
     assert labels["nest-ssl.cuda"] == {"cpu": "", "cuda": "13.0.3.0"}[torch_build]
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", labels["org.opencontainers.image.base.digest"])
     assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", labels["org.opencontainers.image.revision"])
@@ -48,6 +50,21 @@ def test_no_compiler_no_cache_no_tests(images: dict[str, str], subject: str) -> 
         "true"
     )
     assert inside(images[subject], "sh", "-c", look) == ""
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_it_holds_the_locked_versions_and_nothing_twice(
+    images: dict[str, str], torch_build: str, release: str, subject: str
+) -> None:
+    """torch's layer and the trainer's own packages lie over each other."""
+    lock = {"nemo": f"nemo-{release}", "nest": "nest"}[subject]
+    files = [LOCKS / f"{name}-{torch_build}.lock" for name in ("torch", lock)]
+    locked = {(pin.name, pin.version) for file in files for pin in read_lock(file)}
+    say = "from importlib.metadata import distributions as d; print(*sorted(x.name + '==' + x.version for x in d()))"
+    found = [tuple(word.split("==")) for word in inside(images[subject], "python", "-W", "ignore", "-c", say).split()]
+    found = [(canonical(name), version) for name, version in found if name not in ("pip", "nest_ssl")]
+    assert len(found) == len(dict(found))
+    assert set(found) <= locked
 
 
 def test_only_one_has_nemo(images: dict[str, str]) -> None:

@@ -39,7 +39,7 @@ def verdict(reference: Path, candidate: Path, report: Path) -> dict[str, Any]:
 # --- The same bits --------------------------------------------------------------------------------------------------
 
 
-def test_align_in_containers_is_identical(images: dict[str, str], torch_build: str, out: Path) -> None:
+def test_align_in_containers_is_identical(images: dict[str, str], torch_build: str, release: str, out: Path) -> None:
     settings = ["SIZE=tiny", f"TORCH={torch_build}", f"OUT={out}", "STEPS=0,1", "BATCHES=2"]
     done = sh("make", "align", "RUNTIME=docker", *settings)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,7 +49,7 @@ def test_align_in_containers_is_identical(images: dict[str, str], torch_build: s
     ids = [sh("docker", "image", "inspect", "--format", "{{.Id}}", images[name]).stdout.strip() for name in images]
     assert [nemo["image"], nest["image"]] == ids
     assert (nemo["base"], nemo["base_id"]) == (nest["base"], nest["base_id"])
-    assert set(nemo["locks"]) == {f"torch-{torch_build}.lock", f"nemo-3.0.0-{torch_build}.lock"}
+    assert set(nemo["locks"]) == {f"torch-{torch_build}.lock", f"nemo-{release}-{torch_build}.lock"}
     assert nemo["locks"][f"torch-{torch_build}.lock"] == nest["locks"][f"torch-{torch_build}.lock"]
     assert owners(out) == {me()}
 
