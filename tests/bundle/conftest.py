@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+RELEASES = ("2.4.1", "2.7.3", "3.0.0")  # of NeMo: those that have a lock
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from scripts import locks, setup
+from tests.bundle.conftest import RELEASES
 
 BUILDS = ("cpu", "cuda")
-RELEASES = ("2.4.1", "2.7.3", "3.0.0")
 
 
 @pytest.fixture

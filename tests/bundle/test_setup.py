@@ -19,6 +19,7 @@ import pytest
 
 from scripts import setup
 from scripts.setup import Builder, Choice, Environment, SetupError
+from tests.bundle.conftest import RELEASES
 
 
 @pytest.fixture
@@ -96,75 +97,6 @@ def test_up_to_date_starts_no_pip(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "up to date" in capsys.readouterr().out
 
 
-# --- One environment a release --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def made(env: Environment, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the environments that `setup.main()` makes, in place of making them."""
-    names: list[str] = []
-
-    class Builder:
-        started = 0.0
-
-        def __init__(self, choice: Choice) -> None:
-            pass
-
-        def build_all(self, envs: list[Environment]) -> dict[str, str]:
-            for each in envs:
-                names.append(each.name)
-                each.python.parent.mkdir(parents=True, exist_ok=True)
-                each.python.unlink(missing_ok=True)
-                each.python.symlink_to(sys.executable)
-            return {each.name: "2.13.0+cpu" for each in envs}
-
-    monkeypatch.setattr(setup, "Builder", Builder)
-    monkeypatch.setattr(setup, "ROOT", Path(env.lock.parent))
-    monkeypatch.setattr(setup, "LOCKS", env.lock.parent)
-    for release in RELEASES:
-        (env.lock.parent / f"nemo-{release}.txt").write_text("torch==2.13.0\n")
-    shutil.rmtree(env.folder)
-    return names
-
-
-def ask(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
-    for name in ("NEMO_VERSION", "PYTHON", "TORCH_INDEX"):
-        monkeypatch.setenv(name, settings.get(name, ""))
-    setup.main()
-
-
-def test_a_release_is_made_when_it_is_asked_for_and_then_kept(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    first = [("", ["nemo-3.0.0", "nest"]), ("2.7.3", ["nemo-2.7.3"]), ("2.4.1", ["nemo-2.4.1"])]
-    for release, new in [*first, ("3.0.0", []), ("2.7.3", []), ("", [])]:
-        made.clear()
-        ask(monkeypatch, NEMO_VERSION=release)
-        assert made == new
-
-
-def test_another_releases_lock_is_nobody_elses_matter(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    ask(monkeypatch)
-    ask(monkeypatch, NEMO_VERSION="2.7.3")
-    made.clear()
-    (setup.LOCKS / "nemo-2.7.3.txt").write_text("torch==2.13.0\nnew==1\n")
-    ask(monkeypatch)
-    assert made == []
-    ask(monkeypatch, NEMO_VERSION="2.7.3")
-    assert made == ["nemo-2.7.3"]
-
-
-def test_a_release_follows_the_ports_environment(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own earlier choice is older: going by that would make the port's anew, and then the others."""
-    ask(monkeypatch, NEMO_VERSION="2.7.3")
-    ask(monkeypatch, TORCH_INDEX="https://example.org/cpu")
-    made.clear()
-    ask(monkeypatch, NEMO_VERSION="2.7.3")
-    assert made == ["nemo-2.7.3"]
-    assert setup.stamp_of(setup.environments("2.7.3")[0])["torch_index"] == "https://example.org/cpu"
-    made.clear()
-    ask(monkeypatch)
-    assert made == []
-
-
 # --- What is installed ----------------------------------------------------------------------------------------------
 
 
@@ -172,36 +104,10 @@ def pins(lock: str) -> dict[str, set[str]]:
     return setup.locked_versions(setup.LOCKS / lock)
 
 
-RELEASES = ("2.4.1", "2.7.3", "3.0.0")
-# Where a release insists on another version than the port has. Of these only NumPy computes, and it has its own bits.
-OTHERWISE = {
-    "3.0.0": set(),
-    "2.7.3": {"fsspec", "protobuf", "tensorboard", "googleapis-common-protos"},
-    "2.4.1": {"fsspec", "protobuf", "tensorboard", "googleapis-common-protos", "numpy", "contourpy"},
-}
-NUMERIC = {"torch", "lightning", "numpy", "scipy", "numba", "llvmlite", "librosa", "soxr", "soundfile", "audioread"}
-
-
 @pytest.mark.parametrize("lock", ["nest.txt", *(f"nemo-{release}.txt" for release in RELEASES)])
 def test_locks_hold_exact_versions_only(lock: str) -> None:
     lines = [line for line in (setup.LOCKS / lock).read_text().splitlines() if not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[^\s*<>=]+( ; .+)?", line)] == []
-
-
-@pytest.mark.parametrize("release", RELEASES)
-def test_shared_packages_have_the_same_versions(release: str) -> None:
-    nemo, nest = pins(f"nemo-{release}.txt"), pins("nest.txt")
-    shared = nemo.keys() & nest.keys()
-    assert shared >= NUMERIC | {"pytest", "hydra-core", "wandb"}
-    assert {name for name in shared if nemo[name] != nest[name]} == OTHERWISE[release]
-    assert OTHERWISE[release] & NUMERIC <= {"numpy"}
-
-
-@pytest.mark.parametrize("release", RELEASES)
-def test_only_the_reference_has_nemo(release: str) -> None:
-    assert pins(f"nemo-{release}.txt")["nemo-toolkit"] == {release}
-    assert pins(f"nemo-{release}.txt")["torch"] == pins("nest.txt")["torch"] == {"2.13.0"}
-    assert not [name for name in pins("nest.txt") if "nemo" in name]
 
 
 def test_locks_cover_what_the_project_asks_for(root: Path) -> None:
