@@ -34,6 +34,14 @@ def test_exactly_one_file_imports_nemo() -> None:
     assert importers == ["scripts/train_nemo.py"]
 
 
+def test_tests_against_nemo_import_nothing_that_older_releases_hide() -> None:
+    """NeMo 2.4.1 and 2.7.3 install packages called `scripts` and `tests` of their own."""
+    paths = sorted((ROOT / "tests" / "against_nemo").glob("*.py"))
+    assert paths
+    found = {shown(path): imported(ast.parse(path.read_text(encoding="utf-8"))) for path in paths}
+    assert {name: names for name, names in found.items() if names & {"scripts", "tests"}} == {}
+
+
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A copy of the package and its contracts."""
