@@ -47,8 +47,8 @@ export OMP_NUM_THREADS := $(THREADS)
 export PYTHON TORCH_INDEX NEMO_VERSION TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE OUT DATA MEMORY SHM
 
 # Quoted as one word, so that STEPS=0,1,2 and an OUT with a space arrive as they were written.
-settings = 'size=$(SIZE)' 'run=$(RUN)' 'seed=$(SEED)' 'save_steps=$(STEPS)' 'batches=$(BATCHES)' \
-           'trainer.accelerator=$(DEVICE)' overwrite=true
+settings = 'nemo=$(NEMO_VERSION)' 'size=$(SIZE)' 'run=$(RUN)' 'seed=$(SEED)' 'save_steps=$(STEPS)' \
+           'batches=$(BATCHES)' 'trainer.accelerator=$(DEVICE)' overwrite=true
 
 # docker: each trainer in its image; local: in its environment. Unless told, docker where an engine answers.
 # Asked only when something is to be run: tests, linters and help neither need an engine nor wait for one.

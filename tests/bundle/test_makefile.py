@@ -41,10 +41,21 @@ def test_align_makes_data_then_trains_both_then_compares(make: Make, fake_python
 
 
 def test_the_trainers_get_the_same_words_but_for_the_folder(make: Make, fake_python: Any) -> None:
-    make("align", "SIZE=tiny", "RUN=full", "SEED=7", "STEPS=0,1,2", "BATCHES=3", "DEVICE=cpu", "OUT=o u t")
+    make(
+        "align",
+        "NEMO_VERSION=2.7.3",
+        "SIZE=tiny",
+        "RUN=full",
+        "SEED=7",
+        "STEPS=0,1,2",
+        "BATCHES=3",
+        "DEVICE=cpu",
+        "OUT=o u t",
+    )
     nemo, nest = (call["argv"][1:] for call in fake_python.calls if "train" in call["argv"][0])
     assert nemo[:-1] == nest[:-1] == [
-        "size=tiny", "run=full", "seed=7", "save_steps=0,1,2", "batches=3", "trainer.accelerator=cpu", "overwrite=true",
+        "nemo=2.7.3", "size=tiny", "run=full", "seed=7", "save_steps=0,1,2", "batches=3", "trainer.accelerator=cpu",
+        "overwrite=true",
     ]  # fmt: skip
     assert (nemo[-1], nest[-1]) == ("output_dir=o u t/nemo", "output_dir=o u t/nest")
     compare = fake_python.calls[-1]["argv"][1:]
