@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from nest_ssl.record.rng import rng_digests
-from nest_ssl.seed import flags, seed_all, set_determinism
+from nest_ssl.seed import flags, generator_states, restore_generators, seed_all, set_determinism
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,16 @@ def test_the_same_seed_gives_the_same_draws() -> None:
     assert _draw() == first
     seed_all(6)
     assert all(a != b for a, b in zip(_draw(), first, strict=True))
+
+
+def test_restored_generators_draw_the_same(tmp_path: Path) -> None:
+    seed_all(5)
+    np.random.randn(), random.gauss(0, 1)  # each keeps a second normal number back
+    torch.save(generator_states(), tmp_path / "states.pt")
+    digests, drawn = rng_digests(), (_draw(), np.random.randn(3).tolist(), random.gauss(0, 1))
+    seed_all(6)
+    restore_generators(torch.load(tmp_path / "states.pt", weights_only=True))
+    assert rng_digests() == digests and (_draw(), np.random.randn(3).tolist(), random.gauss(0, 1)) == drawn
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,21 @@ import numpy as np
 import pytest
 import torch
 
+from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.errors import UserError
+from nest_ssl.seed import generator_states, restore_generators, seed_all
 
 Section = dict[str, Any]
 # Python 3.12 warns of fork in a process with threads, torch of more workers than cores.
 with_workers = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def noise(wav: Callable[..., str], manifest: Callable[..., str]) -> str:
+    """A manifest of two noise clips, longer than the utterances: each item draws which, and where it starts."""
+    lines = [{"audio_filepath": wav(f"noise{i}.wav", 4.0, 10 + i), "duration": 4.0} for i in range(2)]
+    return manifest(*lines, name="noise.json")
 
 
 def test_batches_in_order(section: Section) -> None:
@@ -117,3 +127,54 @@ def test_validation_sections(section: Section, manifest: Callable[..., str]) -> 
     assert validation_sections({**several, "val_dl_idx": -1}) == [several]
     joined = {**section, "manifest_filepath": ",".join(paths)}
     assert validation_sections(joined) == [joined]
+
+
+def state_of_generators() -> list[Any]:
+    return [random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()]
+
+
+def tensors(batch: AudioNoiseBatch) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in vars(batch).items() if value is not None}
+
+
+@with_workers
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_is_taken_up_where_it_was_left(section: Section, noise: str, workers: int, shuffle: bool) -> None:
+    section = {**section, "shuffle": shuffle, "batch_size": 1, "num_workers": workers, "noise_manifest": noise}
+    seed_all(3)
+    whole = build_dataloader(section, 16_000)
+    list(whole)  # an epoch before
+    batches, state, generators = iter(whole), None, None
+    for _ in range(2):
+        next(batches)
+    state, generators = whole.state_dict(), generator_states()
+    rest, end = list(batches), state_of_generators()
+
+    seed_all(99)
+    resumed = build_dataloader(section, 16_000)
+    resumed.load_state_dict(state)
+    batches = iter(resumed)
+    assert resumed.state_dict()["batches"] == 2
+    restore_generators(generators)
+    again = list(batches)
+    assert len(again) == len(rest) == 1 and state_of_generators() == end
+    for one, other in zip(again, rest, strict=True):
+        assert tensors(one) and tensors(one) == tensors(other)
+    assert resumed.state_dict()["batches"] == 3 and torch.equal(resumed.state_dict()["generator"], state["generator"])
+    assert len(list(resumed)) == 3, "the next epoch is whole"
+
+
+def test_a_finished_epoch_stays_finished(section: Section) -> None:
+    loader = build_dataloader(section, 16_000)
+    list(loader)
+    resumed = build_dataloader({**section, "num_workers": 2}, 16_000)
+    resumed.load_state_dict(loader.state_dict())
+    assert list(resumed) == [] and resumed.state_dict()["batches"] == 2
+
+
+def test_data_that_has_shrunk_cannot_be_resumed(section: Section) -> None:
+    loader = build_dataloader(section, 16_000)
+    list(loader)
+    with pytest.raises(UserError, match="2 batches into an epoch that has 1 now"):
+        build_dataloader({**section, "batch_size": 3}, 16_000).load_state_dict(loader.state_dict())

@@ -14,7 +14,7 @@ from nest_ssl.experiment import run
 # 12 utterances, everything random on: dither, dropout, block masks, noise and speakers mixed in, shuffling.
 COMMON = ("size=tiny", "run=train", "trainer.accelerator=cpu", "exp_manager.create_tensorboard_logger=false",
           "exp_manager.checkpoint_callback_params.save_top_k=1", "model.optim.sched.warmup_steps=5",
-          "model.train_ds.batch_augmentor.prob=0.9", "trainer.max_epochs=3", "model.train_ds.batch_size=2",
+          "model.train_ds.batch_augmentor.prob=0.9", "trainer.max_epochs=2", "model.train_ds.batch_size=2",
           "model.validation_ds.num_workers=0", "model.validation_ds.pin_memory=false",
           "model.train_ds.num_workers=0", "model.train_ds.pin_memory=false")  # fmt: skip
 
