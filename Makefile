@@ -58,7 +58,7 @@ endif
 runtime := local
 ifneq ($(RUNTIME),local)
 # Written out, for older makes export nothing to $(shell).
-ifneq ($(filter align data nemo nest compare,$(MAKECMDGOALS)),)
+ifneq ($(filter align data nemo nest train compare,$(MAKECMDGOALS)),)
 words := TORCH NEMO_VERSION BASE_IMAGE WHEELS TORCH_INDEX PIP_CONFIG
 runtime := $(shell $(foreach word,$(words),$(word)='$($(word))') docker/runtime.sh $(RUNTIME))
 $(if $(runtime),,$(error nothing to run with, see above))
@@ -75,7 +75,7 @@ nest_python = $(NEST_PYTHON)
 endif
 
 ##@ The experiment
-.PHONY: align data nemo nest compare
+.PHONY: align data nemo nest train compare
 align: data nemo nest compare ## data, both trainers, then the report; fails unless they agree
 
 data: $(ready) ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes
@@ -86,6 +86,10 @@ nemo: $(ready) data ## train with NVIDIA NeMo, recorded into $(OUT)/nemo
 
 nest: $(ready) data ## train with the port, recorded into $(OUT)/nest
 	@$(nest_python) scripts/train_nest.py $(settings) 'output_dir=$(OUT)/nest' $(ARGS) $(NEST_ARGS)
+
+train: $(ready) data ## train for real with the port, into $(OUT)/train; again: go on where it stopped
+	@$(nest_python) scripts/train_nest.py 'size=$(SIZE)' run=train 'seed=$(SEED)' 'trainer.accelerator=$(DEVICE)' \
+	    'exp_manager.exp_dir=$(OUT)/train' 'output_dir=$(OUT)/train/recording' $(ARGS) $(NEST_ARGS)
 
 compare: $(ready) ## compare the two recordings, report into $(OUT)/report
 	@$(nest_python) scripts/compare_outputs.py --reference '$(OUT)/nemo' --candidate '$(OUT)/nest' \

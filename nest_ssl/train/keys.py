@@ -48,8 +48,7 @@ def known_keys(section: str) -> set[str]:
         "model": MODEL_KEYS,
         "model.optim": optim.allowed_keys(),
         "model.optim.sched": schedules.allowed_keys(),
-        "exp_manager": exp_keys.KEYS,
-        "exp_manager.checkpoint_callback_params": exp_keys.CHECKPOINT_KEYS,
+        **exp_keys.TABLES,
     }
     if section in tables:
         return set(tables[section])

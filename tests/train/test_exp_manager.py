@@ -57,7 +57,9 @@ def test_files_are_named_as_nemos(tmp_path: Path) -> None:
 
 def test_checkpoint_settings_reach_lightning(tmp_path: Path) -> None:
     given = {"dirpath": str(tmp_path / "d"), "filename": "f", "monitor": None, "save_top_k": -1, "save_last": False}
-    callback = checkpoints({"exp_dir": str(tmp_path), "checkpoint_callback_params": {**given, "every_n_train_steps": 5}})
+    callback = checkpoints(
+        {"exp_dir": str(tmp_path), "checkpoint_callback_params": {**given, "every_n_train_steps": 5}}
+    )
     assert (callback.dirpath, callback.filename, callback.save_top_k) == (str(tmp_path / "d"), "f", -1)
     assert (callback._every_n_train_steps, callback.every_n_epochs) == (5, 0)
     timed = {"train_time_interval": "00:01:00:30"}

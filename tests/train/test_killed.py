@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,6 +51,7 @@ def child(folder: Path, said: Path, steps: Connection) -> None:
     """Train in this process; `steps` gets the number of every training step as it begins."""
     log = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
+    sys.stdout.reconfigure(line_buffering=True)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     original = NestModule.training_step
 
@@ -95,6 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[P
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_the_same_bits_after_signals_at_random_moments(runs: dict[str, Any], kind: signal.Signals) -> None:
     print(f"{kind.name} at (step, seconds behind its beginning): {moments(kind)}")

@@ -34,9 +34,11 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: str, count: int, number: in
             os.kill(os.getpid(), number)
         return original(self, *args, **kwargs)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with monkeypatch.context() as patch:
         patch.setattr(NestModule, step, signalled)
         yield
+    signal.signal(signal.SIGINT, before)
 
 
 TERMINATED, INTERRUPTED = ("training_step", signal.SIGTERM), ("training_step", signal.SIGINT)
