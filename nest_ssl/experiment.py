@@ -150,7 +150,7 @@ def _with_its_file(error: DecoderError, cfg: DictConfig) -> Exception:
 
 def _trained(trainer: Trainer, experiment: Experiment) -> bool:
     """Whether there was anything to train."""
-    return trainer.fit_loop.total_batch_idx + 1 > (experiment.resumed.batches if experiment.resumed else 0)
+    return experiment.resumed is None or trainer.fit_loop.total_batch_idx + 1 > experiment.resumed.batches
 
 
 def _logger_setting(cfg: DictConfig, loggers: list[Logger]) -> dict[str, Any]:

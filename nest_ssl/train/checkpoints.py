@@ -21,8 +21,7 @@ from nest_ssl.train.checkpoint_io import remove_partial
 class Checkpoints(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which also saves before it lets a signal or the clock stop training.
 
-    SIGTERM, SIGINT (a second one ends the process at once) and the time limit take effect behind the batch that is
-    being trained or validated. The checkpoint written then is named and replaced like any other last one.
+    SIGTERM, SIGINT and the time limit take effect behind the batch that is being trained or validated. The checkpoint written then is named and replaced like any other last one.
 
     Args:
         last_name: template of the last checkpoint's name.
@@ -34,7 +33,8 @@ class Checkpoints(ModelCheckpoint):
         super().__init__(**settings)
         self.CHECKPOINT_NAME_LAST = last_name
         self._max_time, self._deadline = max_time, float("inf")
-        self._interrupted = self._stopping = False
+        self._asked: int | None = None  # the signal that asked to stop
+        self._stopping = False
 
     # --- what is saved besides, so that a resumed run makes the same choices ---
 
@@ -69,9 +69,13 @@ class Checkpoints(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if self._max_time is not None:
             self._deadline = time.monotonic() + self._max_time
-        on_main_thread = threading.current_thread() is threading.main_thread()
-        if on_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note_interrupt)  # Lightning puts the old handler back
+        self._asked = signal.SIGTERM if trainer.received_sigterm else None
+        if threading.current_thread() is threading.main_thread():
+            # Lightning's own handler ends training at the next batch's end without a checkpoint. It puts back what was
+            # there before it when training ends. Who started us with SIGINT ignored, as a shell its jobs, means it.
+            signal.signal(signal.SIGTERM, self._note)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._note)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -90,9 +94,10 @@ class Checkpoints(ModelCheckpoint):
 
     # --- stopping ---
 
-    def _note_interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one ends the process at once
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         """Save and stop, if a signal came or time is up.
@@ -101,14 +106,11 @@ class Checkpoints(ModelCheckpoint):
             InterruptedRun: a signal came.
             _TunerExitException: time is up; Lightning then ends training as if it were done.
         """
-        time_is_up = time.monotonic() >= self._deadline
-        if not (trainer.received_sigterm or self._interrupted or time_is_up):
+        if self._asked is None and time.monotonic() < self._deadline:
             return
         self._stopping = True
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         saved = Path(self.last_model_path) if self.save_last else None
-        if trainer.received_sigterm:
-            raise InterruptedRun(signal.SIGTERM, saved)
-        if self._interrupted:
-            raise InterruptedRun(signal.SIGINT, saved)
-        raise _TunerExitException
+        if self._asked is None:
+            raise _TunerExitException
+        raise InterruptedRun(self._asked, saved)

@@ -43,11 +43,12 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: str, count: int, number: in
 
 TERMINATED, INTERRUPTED = ("training_step", signal.SIGTERM), ("training_step", signal.SIGINT)
 IN_VALIDATION = ("validation_step", signal.SIGTERM)
+BETWEEN = ("on_train_batch_end", signal.SIGTERM)  # behind all hooks of the checkpoints for this batch
 Stop = tuple[tuple[str, signal.Signals], int]
 CASES: dict[str, tuple[list[str], list[Stop]]] = {
     # 5 batches an epoch; each signal comes in so manieth a step behind the one before.
     "at an epoch's end, within one, within a validation": (
-        ["trainer.max_epochs=3"], [(TERMINATED, 5), (INTERRUPTED, 2), (IN_VALIDATION, 1)],
+        ["trainer.max_epochs=3"], [(TERMINATED, 5), (INTERRUPTED, 2), (BETWEEN, 1), (IN_VALIDATION, 1)],
     ),
     "workers, several validations an epoch": (
         ["model.train_ds.num_workers=2", "trainer.val_check_interval=0.4"], [(TERMINATED, 8)],
