@@ -21,7 +21,8 @@ from nest_ssl.train.checkpoint_io import remove_partial
 class Checkpoints(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which also saves before it lets a signal or the clock stop training.
 
-    SIGTERM, SIGINT and the time limit take effect behind the batch that is being trained or validated. The checkpoint written then is named and replaced like any other last one.
+    SIGTERM, SIGINT and the time limit take effect behind the batch that is being trained or validated. The checkpoint
+    written then is named and replaced like any other last one.
 
     Args:
         last_name: template of the last checkpoint's name.
