@@ -34,10 +34,11 @@ class AudioToMelSpectrogramPreprocessor(nn.Module):
         sample_rate: in Hz.
         window_size, window_stride: in seconds; or `n_window_size`, `n_window_stride` in samples with the others null.
         features: mel bands.
+        use_torchaudio, torchaudio_option: see `generations.Generation`.
         others: as `FilterbankFeatures` has them.
 
     Raises:
-        UserError: a window given both in seconds and in samples, or not at all.
+        UserError: a window given both in seconds and in samples, or not at all; torchaudio's features.
     """
 
     def __init__(
@@ -62,12 +63,17 @@ class AudioToMelSpectrogramPreprocessor(nn.Module):
         pad_value: float = 0,
         mag_power: float = 2.0,
         mel_norm: str | None = "slaney",
+        use_torchaudio: bool = False,
         stft_padding: str = "constant",
         mask_waveform: bool = True,
         extra_frames: int = 0,
         std_of_one_frame: str = "zero",
+        torchaudio_option: str = "ignored",
     ) -> None:
         super().__init__()
+        if use_torchaudio and torchaudio_option == "obeyed":
+            what = "NeMo before 2.7 computes other features with torchaudio, and the port does not"
+            raise UserError(what, "model.preprocessor.use_torchaudio=true", "Set it to false.")
         # Empty, and converted with the model: it tells which precision the features must leave in.
         self.register_buffer("dtype_sentinel_tensor", torch.tensor((), dtype=torch.float32), persistent=False)
         self.featurizer = FilterbankFeatures(

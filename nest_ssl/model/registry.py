@@ -69,7 +69,7 @@ PARTS = {
             "exact_pad": NEVER,
             "nb_augmentation_prob": NEVER,  # NeMo draws it from a generator that nothing can seed
         },
-        unused=frozenset({"rng", "nb_max_freq", "use_torchaudio", "stft_exact_pad", "stft_conv"}),
+        unused=frozenset({"rng", "nb_max_freq", "stft_exact_pad", "stft_conv"}),
     ),
     # NeMo's own `cosine` cannot run: it multiplies float32 by float64. The nearest code would be the same.
     "quantizer": Part(RandomProjectionVectorQuantizer, choices={"dist_fn": ("l2",)}),

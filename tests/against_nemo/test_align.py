@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,20 @@ from train_nemo import NEMO
 from train_nest import NEST
 
 from nest_ssl.config import compose, data_paths
+from nest_ssl.errors import UserError
 from nest_ssl.experiment import Subject, build_trainer, run
+from nest_ssl.model.generations import GENERATIONS, describe, generation_of
 from nest_ssl.record.callback import weights
 from nest_ssl.record.store import open_recording
 from nest_ssl.seed import seed_all, set_determinism
 
+RELEASE = importlib.metadata.version("nemo_toolkit")  # whichever is installed: the port must be exact with it
+GENERATION = generation_of(RELEASE)
+ONE_PROCESS = ["model.train_ds.num_workers=0", "model.validation_ds.num_workers=0"]
+
 
 def record(subject: Subject, target: Path, *overrides: str) -> None:
-    assert run(subject, [*overrides, f"output_dir={target}"]) == 0
+    assert run(subject, [f"nemo={GENERATION}", *overrides, f"output_dir={target}"]) == 0
 
 
 def align(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
@@ -112,9 +119,42 @@ def test_other_settings(tmp_path: Path, overrides: list[str]) -> None:
 
 
 def test_everything_random_on(tmp_path: Path) -> None:
-    overrides = ["size=tiny", "run=full", "model.train_ds.num_workers=0", "model.validation_ds.num_workers=0",
-                 "model.train_ds.batch_size=4", "save_steps=all", "batches=4"]  # fmt: skip
+    overrides = ["size=tiny", "run=full", *ONE_PROCESS, "model.train_ds.batch_size=4", "save_steps=all", "batches=4"]
     assert_identical(*align(tmp_path, *overrides))
+
+
+@pytest.mark.slow
+def test_everything_random_over_many_steps(tmp_path: Path) -> None:
+    """Six epochs of shuffled batches, with loader workers and a validation after each."""
+    overrides = ["size=tiny", "run=full", "model.train_ds.batch_size=2", "model.train_ds.num_workers=2",
+                 "model.validation_ds.num_workers=2", "batches=30",
+                 "trainer.gradient_clip_val=1.0", "model.optim.sched.warmup_steps=10", "save_steps=0,14,29"]  # fmt: skip
+    assert_identical(*align(tmp_path, *overrides))
+
+
+def test_the_generation_may_be_told_by_a_recording(tmp_path: Path) -> None:
+    record(NEMO, tmp_path / "nemo", "size=tiny", f"nemo={RELEASE}")
+    record(NEST, tmp_path / "nest", "size=tiny", f"nemo={tmp_path / 'nemo'}")
+    assert_identical(*compare(tmp_path, "nemo", "nest"))
+    for name in ("nemo", "nest"):
+        recording = open_recording(tmp_path / name, verify=False)
+        assert recording.index["generation"] == describe(GENERATION)
+        assert recording.config["nemo"] == GENERATION
+
+
+def test_nemo_is_only_its_own_generation(tmp_path: Path) -> None:
+    other = next(name for name in GENERATIONS if name != GENERATION)
+    with pytest.raises(UserError, match=rf"NeMo {RELEASE} is installed.*Pass nemo={GENERATION}, or .*NEMO_VERSION"):
+        run(NEMO, ["size=tiny", f"nemo={other}", f"output_dir={tmp_path / 'nemo'}"])
+    assert not (tmp_path / "nemo").exists()
+
+
+@pytest.mark.parametrize("other", [name for name in GENERATIONS if name != GENERATION])
+def test_another_generation_does_not_pass(tmp_path: Path, other: str) -> None:
+    record(NEMO, tmp_path / "nemo", "size=tiny", "run=full", *ONE_PROCESS)
+    assert run(NEST, ["size=tiny", "run=full", *ONE_PROCESS, f"nemo={other}", f"output_dir={tmp_path / 'nest'}"]) == 0
+    code, report = compare(tmp_path, "nemo", "nest")
+    assert code != 0 and report["verdict"] != "identical"
 
 
 class _Weights(Callback):
@@ -128,7 +168,7 @@ def test_recording_changes_no_weight(tmp_path: Path, subject: Subject) -> None:
     record(subject, tmp_path / "run", *overrides, "save_steps=all")
     recorded = open_recording(tmp_path / "run").step(2).weights()
     bare = _Weights()
-    cfg = data_paths(compose(overrides))
+    cfg = data_paths(compose([*overrides, f"nemo='{GENERATION}'"]))
     set_determinism()
     trainer = build_trainer(cfg, [bare])
     seed_all(cfg.seed)

@@ -165,6 +165,15 @@ def test_features(pair: Any, same_bits: Any, run: Any, overrides: tuple[str, ...
     same_bits(*(run(module, input_signal=audio, length=length) for module in (nemo, nest)))
 
 
+@pytest.mark.parametrize("normalize", ["per_feature", "null"])
+def test_features_of_next_to_nothing(pair: Any, same_bits: Any, run: Any, normalize: str) -> None:
+    """One frame or none: audio is at least a second long, but noise, whose length noisy audio takes, is not."""
+    nemo, nest = pair(*TINY, f"model.preprocessor.normalize={normalize}").part("preprocessor")
+    torch.manual_seed(0)
+    audio, length = torch.randn(6, 16000), torch.tensor([16000, 0, 1, 159, 160, 320])
+    same_bits(*(run(module, input_signal=audio, length=length) for module in (nemo, nest)))
+
+
 @pytest.mark.parametrize("shape", [("num_classes=8192",), ("num_classes=100", "num_books=3"), ("code_dim=5",)])
 def test_tokens(pair: Any, same_bits: Any, run: Any, shape: tuple[str, ...]) -> None:
     nemo, nest = pair(*TINY, *(f"model.quantizer.{o}" for o in shape)).part("quantizer")
@@ -204,6 +213,53 @@ def test_masks(pair: Any, same_bits: Any, run: Any, overlap: str, probability: f
     feats, lengths = torch.randn(6, 80, 304), torch.tensor([304, 300, 81, 40, 39, 1])
     for seed in range(5):
         same_bits(*(run(m, input_feats=feats, input_lengths=lengths, seed=seed) for m in (nemo, nest)))
+
+
+@pytest.mark.parametrize("overlap", ["true", "false"])
+@pytest.mark.parametrize(("block_size", "ratio"), [(40, 0.8), (15, 0.3), (40, 2.0), (3, 0.8)])
+def test_masks_of_short_audio(pair: Any, same_bits: Any, run: Any, overlap: str, block_size: int, ratio: float) -> None:
+    """Before 3.0 audio of which a block is `max_mask_ratio` gets one block of 8 frames; rounding decides at 50."""
+    options = (f"allow_overlap={overlap}", f"block_size={block_size}", f"max_mask_ratio={ratio}", "mask_prob=0.1")
+    nemo, nest = pair(*TINY, *(f"model.masking.{option}" for option in options)).part("mask_processor")
+    feats, lengths = torch.randn(7, 80, 304), torch.tensor([304, 50, 51, 49, 7, 1, 160])
+    for seed in range(3):
+        same_bits(*(run(m, input_feats=feats, input_lengths=lengths, seed=seed) for m in (nemo, nest)))
+
+
+@pytest.mark.parametrize("overlap", ["true", "false"])
+@pytest.mark.parametrize("probability", [0.0, 0.1])
+def test_gradient_of_a_mask_that_learns(pair: Any, same_bits: Any, run: Any, overlap: str, probability: float) -> None:
+    options = ("freeze=false", f"allow_overlap={overlap}", f"mask_prob={probability}")
+    nemo, nest = pair(*TINY, *(f"model.masking.{option}" for option in options)).part("mask_processor")
+    inputs = {"input_feats": torch.randn(3, 80, 304), "input_lengths": torch.tensor([304, 211, 60])}
+    for seed in range(3):
+        same_bits(*(run(m, **inputs, wants_grad=("input_feats",), seed=seed) for m in (nemo, nest)))
+
+
+@pytest.mark.parametrize(
+    ("failing", "error", "lengths", "options"),
+    [
+        ("2.4", UnboundLocalError, [30, 112], ()),  # a short utterance takes the offset of the one before it
+        ("2.7", IndexError, [100, 112], ("mask_prob=0.5", "block_size=48")),  # a block may end beyond the last frame
+    ],
+)
+def test_batches_that_an_old_nemo_cannot_mask(
+    pair: Any, same_bits: Any, run: Any, release: str, failing: str, error: Any, lengths: list[int], options: Any
+) -> None:
+    options = ("allow_overlap=false", "mask_prob=0.1", *options)
+    nemo, nest = pair(*TINY, *(f"model.masking.{option}" for option in options)).part("mask_processor")
+    inputs = {"input_feats": torch.randn(2, 80, 112), "input_lengths": torch.tensor(lengths)}
+    failures = 0
+    for seed in range(20):
+        try:
+            theirs = run(nemo, **inputs, seed=seed)
+        except error:
+            failures += 1
+            with pytest.raises(UserError, match=f"NeMo {failing} fails on such a batch"):
+                run(nest, **inputs, seed=seed)
+        else:
+            same_bits(theirs, run(nest, **inputs, seed=seed))
+    assert bool(failures) == (release == failing)
 
 
 @pytest.mark.parametrize("overrides", [TINY, LARGE_LAYER, (*TINY, "model.encoder.subsampling=striding")])

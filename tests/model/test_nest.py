@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from nest_ssl.errors import UserError
-from nest_ssl.model.generations import GENERATIONS, Generation, generation
+from nest_ssl.model.generations import generation
 from nest_ssl.model.nest import NestModel
 from nest_ssl.model.registry import build as build_part
 from nest_ssl.model.registry import plain
@@ -98,12 +98,6 @@ def test_it_is_a_lightning_module_by_inheritance(tiny: Any, batch: dict[str, tor
 
     model = Trainable(tiny)
     assert model.forward(**batch, apply_mask=True)[0].shape == (2, 26, 128, 1)
-
-
-def test_generations() -> None:
-    assert all(isinstance(entry, Generation) for entry in GENERATIONS.values())
-    with pytest.raises(UserError, match=r"no such generation.*3\.0"):
-        generation("1.0")
 
 
 def test_masks_after_the_convolutions_are_refused(tiny: Any) -> None:
