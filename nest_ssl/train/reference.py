@@ -32,14 +32,14 @@ def _recorded(folder: Path) -> str:
     fix = "Give nemo= the folder of a finished recording, or a release like 2.7.3."
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-        return content["generation"]["name"] if "generation" in content else _from_trainer(content["trainer"])
+        return generation_of(content["generation"]["name"] if "generation" in content else _release(content["trainer"]))
     except FileNotFoundError as error:
         raise UserError("no recording to take NeMo's release from", f"nemo={folder} has no {INDEX}", fix) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError("a recording that does not tell NeMo's release", str(index), fix) from error
 
 
-def _from_trainer(trainer: dict[str, Any]) -> str:
+def _release(trainer: dict[str, Any]) -> str:
     if trainer["package"] != "nemo_toolkit":
         raise KeyError(trainer["package"])
-    return generation_of(trainer["version"])
+    return trainer["version"]

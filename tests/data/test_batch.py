@@ -33,6 +33,18 @@ def test_an_augmentor_does_the_mixing() -> None:
     assert collate([item(3, 3)], lambda batch: wanted) is wanted
 
 
+def test_before_nemo_2_5_noisy_audio_is_as_long_as_the_speech() -> None:
+    def mixes(batch: AudioNoiseBatch) -> AudioNoiseBatch:
+        batch.noisy_audio, batch.noisy_audio_len = batch.audio + batch.noise, batch.noise_len
+        return batch
+
+    for augmentor in (None, mixes):
+        batch = collate([item(9, 4), item(5, 7)], augmentor, noisy_length="audio")
+        assert batch.noisy_audio_len.tolist() == [9, 5]
+        assert batch.noisy_audio_len is not batch.audio_len, "a tensor of its own"
+    assert collate([item(9, 4)], mixes).noisy_audio_len.tolist() == [4]
+
+
 @given(length=st.integers(0, 20), wanted=st.integers(0, 20))
 def test_fit(length: int, wanted: int) -> None:
     signal = torch.arange(1, length + 1)

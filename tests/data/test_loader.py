@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from nest_ssl.data.batch import AudioNoiseBatch
@@ -178,3 +181,37 @@ def test_data_that_has_shrunk_cannot_be_resumed(section: Section) -> None:
     list(loader)
     with pytest.raises(UserError, match="2 batches into an epoch that has 1 now"):
         build_dataloader({**section, "batch_size": 3}, 16_000).load_state_dict(loader.state_dict())
+
+
+# --- what older releases of NeMo do otherwise -------------------------------------------------------------------------
+
+
+def test_the_augmentation_draws_from_the_generator_asked_for(section: Section) -> None:
+    mixing = {"_target_": "nemo.collections.asr.modules.ssl_modules.MultiSpeakerNoiseAugmentation", "prob": 1.0,
+              "noise_ratio": 0.0, "min_mix_rate": 0.5, "max_mix_rate": 0.5}  # fmt: skip
+
+    def first(draws: str, python_seed: int, numpy_seed: int) -> torch.Tensor:
+        random.seed(python_seed)
+        np.random.seed(numpy_seed)
+        loader = build_dataloader({**section, "batch_augmentor": mixing}, 16_000, augmentation_draws=draws)
+        return next(iter(loader)).noise
+
+    for draws, python_counts in (("python", True), ("numpy", False)):
+        base = first(draws, 1, 1)
+        assert torch.equal(base, first(draws, 1, 1))
+        assert torch.equal(base, first(draws, 2, 1)) != python_counts
+        assert torch.equal(base, first(draws, 1, 2)) == python_counts
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=with_workers)])
+@pytest.mark.parametrize("whose", ["manifest_filepath", "noise_manifest"])
+def test_what_takes_pydub_is_told_where_there_is_none(
+    section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, workers: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "pydub", None)
+    soundfile.write(tmp_path / "a.WAV", np.full(20_000, 0.1), 16_000)
+    (tmp_path / "m.json").write_text(json.dumps({"audio_filepath": "a.WAV", "duration": 1.25}))
+    section = {**section, whose: str(tmp_path / "m.json"), "num_workers": workers}
+    assert next(iter(build_dataloader(section, 16_000))).audio.any()
+    with pytest.raises(UserError, match=r"through pydub, which is not installed here: .*a\.WAV"):
+        next(iter(build_dataloader(section, 16_000, audio_reader="pydub")))

@@ -96,3 +96,40 @@ def test_half_precision_goes_in_and_out() -> None:
 def test_a_window_has_one_size(sizes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="window_size"):
         AudioToMelSpectrogramPreprocessor(**sizes)
+
+
+# --- what older releases do otherwise --------------------------------------------------------------------------------
+
+
+def test_an_extra_frame_is_counted_but_not_for_nothing() -> None:
+    length = torch.tensor([48000, 160, 159, 1, 0])
+    assert preprocessor(extra_frames=1).eval()(noise(5, 48000), length)[1].tolist() == [301, 2, 1, 1, 0]
+    assert preprocessor().eval()(noise(5, 48000), length)[1].tolist() == [300, 1, 0, 0, 0]
+
+
+def test_only_padding_by_reflection_changes_the_ends_alone() -> None:
+    audio, length = noise(1, 16000), torch.tensor([16000])
+    zeros, mirrored = (preprocessor(stft_padding=p, normalize=None, pad_to=0).eval() for p in ("constant", "reflect"))
+    same = (zeros(audio, length)[0] == mirrored(audio, length)[0]).all(1)[0]
+    assert same[2:-2].all() and not same[:2].any()
+
+
+def test_what_lies_beyond_reaches_the_features_unless_masked() -> None:
+    audio, length = noise(1, 48000), torch.tensor([20000])
+    louder = audio.clone()
+    louder[:, 20000:] *= 100
+    module = preprocessor(mask_waveform=False).eval()
+    assert not torch.equal(module(audio, length)[0], module(louder, length)[0])
+
+
+def test_a_single_frame_is_nan_where_its_deviation_is() -> None:
+    one = preprocessor(std_of_one_frame="nan").eval()(noise(1, 300), torch.tensor([300]))[0]
+    assert one[0, :, 0].isnan().all()
+    more = preprocessor(std_of_one_frame="nan").eval()(noise(1, 480), torch.tensor([480]))[0]
+    assert torch.isfinite(more).all()
+
+
+def test_torchaudios_features_are_refused_where_nemo_would_compute_them() -> None:
+    preprocessor(use_torchaudio=True)
+    with pytest.raises(UserError, match="torchaudio"):
+        preprocessor(use_torchaudio=True, torchaudio_option="obeyed")

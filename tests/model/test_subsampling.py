@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from nest_ssl.model import subsampling
 from nest_ssl.model.subsampling import ConvSubsampling
 
 
-def make(kind: str = "dw_striding", factor: int = 8, **options: int) -> ConvSubsampling:
+def make(kind: str = "dw_striding", factor: int = 8, **options: Any) -> ConvSubsampling:
     torch.manual_seed(0)
     return ConvSubsampling(kind, factor, feat_in=80, feat_out=32, conv_channels=16, **options)
 
@@ -65,3 +67,18 @@ def test_the_linear_layer_fits_the_features_that_are_left() -> None:
 def test_factors_are_powers_of_two(options: dict[str, int]) -> None:
     with pytest.raises(UserError, match="power of two"):
         make(**options)
+
+
+@pytest.mark.parametrize("kind", ["dw_striding", "striding"])
+@pytest.mark.parametrize("chunking", [1, 2])
+def test_plain_convolutions_see_padding_and_count_the_same_lengths(kind: str, chunking: int) -> None:
+    """As before NeMo 2.5."""
+    options = {"subsampling_conv_chunking_factor": chunking}
+    masked = make(kind, **options)
+    plain = make(kind, **options, subsampling_mask=False, subsampled_length="int32")
+    assert type(plain.conv) is nn.Sequential
+    x, lengths = torch.randn(4, 160, 80), torch.tensor([160, 100, 1, 0])
+    (seen, seen_lengths), (hidden, hidden_lengths) = plain(x, lengths), masked(x, lengths)
+    assert torch.equal(seen[0], hidden[0]) and not torch.equal(seen[1], hidden[1])
+    assert (seen_lengths.dtype, hidden_lengths.dtype) == (torch.int32, torch.int64)
+    assert seen_lengths.tolist() == hidden_lengths.tolist() == [20, 13, 1, 0]
