@@ -229,8 +229,9 @@ def explain(log: str, label: str) -> str:
         return "no space left on the disk: installing. Free about 5 GB; TMPDIR= moves pip's temporary files elsewhere"
     if re.search(r"ensurepip is not available|No module named (venv|ensurepip|pip)", log):
         return "this Python cannot make environments: the venv module is missing. On Debian: apt install python3-venv"
-    if re.search(r"command '\S*(cc|[cg]\+\+|clang)' failed: No such file|Python\.h: No such file", log):
-        return f"a package has to be compiled, but not here: {label}. On Debian: apt install g++ python3-dev"
+    source = re.search(r"Failed building wheel for (\S+)", log)
+    if source and re.search(r"Unsupported compiler|command '\S+' failed: No such file|Python\.h: No such file", log):
+        return f"{source[1]} must be compiled, and that is not possible here. On Debian: apt install g++ python3-dev"
     if re.search(r"connection broken by|Could not fetch URL|ConnectionError|ReadTimeoutError|ProxyError", log):
         index = re.search(r"Looking in indexes: (.+)", log)
         where = index[1] if index else "pip's default"

@@ -182,6 +182,7 @@ def test_check_imports_for_real(env: Environment) -> None:
 # --- What it says when it cannot ------------------------------------------------------------------------------------
 
 DOWN = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(...)': /simple/pluggy/\n"
+BUILDING = "  ERROR: Failed building wheel for texterrors\nERROR: Failed to build one or more wheels\n"
 
 
 @pytest.mark.parametrize(
@@ -194,8 +195,10 @@ DOWN = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnec
         ("ERROR: Could not find a version that satisfies\nERROR: No matching distribution found for torch==2.13.0\n",
          "could not install: torch: No matching distribution found for torch==2.13.0"),
         ("ERROR: Cannot install a and b\n\nERROR: ResolutionImpossible: for help visit", "Cannot install a and b"),
-        ("error: command 'g++' failed: No such file or directory: 'g++'", "apt install g++ python3-dev"),
-        ("a.cpp:1:10: fatal error: Python.h: No such file or directory", "apt install g++ python3-dev"),
+        ("  RuntimeError: Unsupported compiler -- at least C++11 support is needed!\n" + BUILDING, "apt install g++"),
+        ("  error: command 'g++' failed: No such file or directory: 'g++'\n" + BUILDING, "texterrors must be compiled"),
+        ("  a.cpp:1:10: fatal error: Python.h: No such file or directory\n" + BUILDING, "python3-dev"),
+        ("  SyntaxError: invalid syntax\n" + BUILDING, "could not install: torch: Failed to build one or more wheels"),
         ("Killed", "could not install: torch"),
     ],
 )  # fmt: skip
