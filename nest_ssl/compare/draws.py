@@ -90,11 +90,17 @@ def compare_ledgers(tally: Tally, ours: list[Table] | None, theirs: list[Table] 
     for generator in dict.fromkeys(entry["generator"] for entry in [*ours, *theirs]):
         chains = _chain(ours, generator), _chain(theirs, generator, clock)
         found += [_draw(tally, generator, *pair) for pair in _pairs(*chains)]
-    found.sort(key=lambda draw: (PHASES.index(phase_of(draw.stage)), draw.event))
+    found.sort(key=_when)
     for draw in found:
         tally.item("stages", [draw.difference] if draw.difference else [])
     _note_elsewhere(tally, found)
     return found
+
+
+def _when(draw: Draw) -> tuple[int, int, bool]:
+    """In order of execution; a loader draws its order, with torch, before it makes the first batch."""
+    phase = phase_of(draw.stage)
+    return PHASES.index(phase), draw.event, phase == FETCH and not draw.generator.startswith("torch")
 
 
 def compare_states(tally: Tally, moment: str, ours: Table, theirs: Table) -> None:
