@@ -25,6 +25,12 @@ from nest_ssl.seed import seed_all, set_determinism
 RELEASE = importlib.metadata.version("nemo_toolkit")  # whichever is installed: the port must be exact with it
 GENERATION = generation_of(RELEASE)
 ONE_PROCESS = ["model.train_ds.num_workers=0", "model.validation_ds.num_workers=0"]
+# What each generation of NeMo draws from: to fetch a batch, and to place the masks.
+FETCH_DRAWS = {"2.4": ("numpy", "torch_cpu")}.get(GENERATION, ("python", "numpy", "torch_cpu"))
+MASK_DRAWS = {"2.4": ("numpy", "torch_cpu")}.get(GENERATION, ("torch_cpu",))
+# In the order in which they draw: the residual dropout of a layer is one module, called four times.
+LAYER_DROPOUTS = ("feed_forward1.dropout#0", "dropout#0", "self_attn.dropout#0", "dropout#1", "dropout#2",
+                  "feed_forward2.dropout#0", "dropout#3")  # fmt: skip
 
 
 def record(subject: Subject, target: Path, *overrides: str) -> None:
@@ -121,6 +127,20 @@ def test_other_settings(tmp_path: Path, overrides: list[str]) -> None:
 def test_everything_random_on(tmp_path: Path) -> None:
     overrides = ["size=tiny", "run=full", *ONE_PROCESS, "model.train_ds.batch_size=4", "save_steps=all", "batches=4"]
     assert_identical(*align(tmp_path, *overrides))
+    ledgers = [[open_recording(tmp_path / name).step(step).rng()["ledger"] for step in range(4)]
+               for name in ("nemo", "nest")]  # fmt: skip
+    assert ledgers[0] == ledgers[1], "entry by entry: stages, generators, numbers drawn, states"
+    drawn = [(entry["stage"], entry["generator"]) for entry in ledgers[0][0]]
+    assert drawn == [
+        *(("fetch", generator) for generator in FETCH_DRAWS),
+        *((f"preprocessor.featurizer#{call}", "torch_cpu") for call in (0, 1)),
+        *(("mask_processor#0", generator) for generator in MASK_DRAWS),
+        ("encoder.pos_enc.dropout#0", "torch_cpu"),
+        *((f"encoder.layers.{layer}.{name}", "torch_cpu") for layer in (0, 1) for name in LAYER_DROPOUTS),
+    ]
+    assert all(entry["draws"] > 0 for step in ledgers[0] for entry in step)
+    before = [open_recording(tmp_path / name).index["ledger"] for name in ("nemo", "nest")]
+    assert before[0] == before[1] and [e["stage"] for e in before[0]] == ["model_construction", "fit_start"]
 
 
 @pytest.mark.slow
