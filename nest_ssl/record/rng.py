@@ -95,19 +95,24 @@ def _count(before: Twister, after: Twister) -> int | None:
     moved = after[1] - before[1]
     if before[0] == after[0]:
         return moved if moved >= 0 else None
-    wanted = _generator(after[0], 0).random_raw(BLOCK)
-    walker, rows = _generator(before[0], BLOCK), 64
-    for walked in range(0, MOST // BLOCK, rows):
+    wanted = _at(_TARGET, after[0], 0).random_raw(BLOCK)
+    walker, walked = _at(_WALKER, before[0], BLOCK), 0
+    while walked < MOST // BLOCK:
+        rows = min(walked + 4, 64)  # small steps first: most stages draw little
         blocks = walker.random_raw(rows * BLOCK).reshape(rows, BLOCK)
         for row in np.flatnonzero(blocks[:, 0] == wanted[0]):
             if np.array_equal(blocks[row], wanted):
                 return int(walked + row + 1) * BLOCK + moved
+        walked += rows
     return None
 
 
-def _generator(keys: bytes, position: int) -> np.random.MT19937:
-    """NumPy's bit generator in the given state; it makes the same words as the other two."""
-    generator = np.random.MT19937()
+# NumPy's bit generators make the same words as the other two; making one takes longer than most counts do.
+_WALKER, _TARGET = np.random.MT19937(0), np.random.MT19937(0)
+
+
+def _at(generator: np.random.MT19937, keys: bytes, position: int) -> np.random.MT19937:
+    """The generator, put into the given state."""
     state = {"key": np.frombuffer(keys, np.uint32), "pos": position}
     generator.state = {"bit_generator": "MT19937", "state": state}
     return generator
