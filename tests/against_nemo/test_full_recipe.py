@@ -13,7 +13,7 @@ from train_nemo import NEMO
 from train_nest import NEST
 
 from nest_ssl.experiment import Subject
-from nest_ssl.record.store import StepFiles, open_recording
+from nest_ssl.record.store import open_recording
 from nest_ssl.record.tree import tensors
 from tests.against_nemo.test_align import align, assert_identical, record
 
@@ -47,18 +47,28 @@ def test_every_bit_of_every_step(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("subject", [NEMO, NEST], ids=lambda subject: subject.name)
-@pytest.mark.parametrize(("precision", "widest"), [("64-true", torch.float64), ("bf16-mixed", torch.bfloat16)])
-def test_the_precision_is_what_it_says(tmp_path: Path, subject: Subject, precision: str, widest: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("precision", "computed", "kept"),
+    [("64-true", torch.float64, torch.float64), ("bf16-mixed", torch.bfloat16, torch.float32)],
+)
+def test_the_precision_is_what_it_says(
+    tmp_path: Path, subject: Subject, precision: str, computed: torch.dtype, kept: torch.dtype
+) -> None:
     """Otherwise both sides could be alike in float32."""
     record(subject, tmp_path / "run", *RECIPE, "batches=1", f"trainer.precision={precision}")
     step = open_recording(tmp_path / "run").step(0)
-    products = dtypes_of_calls(step, "encoder.layers.0.self_attn.linear_q")
-    assert products == {widest}
-    expected = torch.float64 if precision == "64-true" else torch.float32
-    gradients = {g.dtype for g in step.gradients().values() if g is not None}
-    states = {t.dtype for _, t in tensors(step.optimizer_state()["state"]) if t.dim() > 0}
-    assert gradients == states == {expected} == {step.weights()["decoder.decoder_layers.0.0.weight"].dtype}
+    query = "encoder.layers.0.self_attn.linear_q"
+    assert {call["output"].dtype for call in step.calls() if call["module"] == query} == {computed}
+    assert step.weights()[f"{query}.weight"].dtype == kept
+    assert {gradient.dtype for _, gradient in tensors(step.gradients())} == {kept}
+    assert {state.dtype for _, state in tensors(step.optimizer_state()["state"]) if state.dim() > 0} == {kept}
 
 
-def dtypes_of_calls(step: StepFiles, module: str) -> set[torch.dtype]:
-    return {call["output"].dtype for call in step.calls() if call["module"] == module}
+@pytest.mark.parametrize("subject", [NEMO, NEST], ids=lambda subject: subject.name)
+def test_in_float64_features_are_float32_up_to_their_normalisation(tmp_path: Path, subject: Subject) -> None:
+    """As conf/ says: NeMo casts the audio, and only the means that it divides by counts are float64."""
+    record(subject, tmp_path / "run", *RECIPE, "batches=1", "trainer.precision=64-true")
+    step = open_recording(tmp_path / "run").step(0)
+    call = next(call for call in step.calls() if call["module"] == "preprocessor.featurizer")
+    assert step.batch()["audio"].dtype == torch.float64 and call["args"][0].dtype == torch.float32
+    assert call["output"][0].dtype == torch.float64
