@@ -90,6 +90,10 @@ def _speech(folder: Path) -> None:
     write(folder, "cuts.json", [{"audio_filepath": "wavs/1.wav", "offset": o, "duration": d} for o, d in cuts])
     soundfile.write(folder / "wavs/zero.wav", np.zeros(20_000), RATE)
     soundfile.write(folder / "wavs/empty.wav", np.zeros(0), RATE)
+    soundfile.write(folder / "wavs/long.flac", sound(70.0, 6), RATE)
+    write(folder, "long.json", [*plain[:1], {"audio_filepath": "wavs/long.flac", "duration": 70.0}, *plain[1:2]])
+    cuts = [(0.5, 65.25), (65.0, None), (10.0, 0.8)]
+    write(folder, "long_cut.json", [{"audio_filepath": "wavs/long.flac", "offset": o, "duration": d} for o, d in cuts])
     write(folder, "silence.json", [{"audio_filepath": f"wavs/{n}.wav"} for n in ("zero", "0", "empty")])
     write(folder, "short.json", [{"audio_filepath": f"wavs/{n}.wav"} for n in ("4", "empty", "5")])
 
@@ -158,11 +162,16 @@ CASES: dict[str, dict[str, Any]] = {
     "blank augmentor": {"augmentor": None, "is_tarred": False, "use_lhotse": False},
     "list of manifests": {"manifest_filepath": ["plain.json", "other.json"]},
     "comma list of manifests": {"manifest_filepath": "other.json,plain.json"},
+    "comma list of noises": {"noise_manifest": "noise_zero.json,noise.json"},
     "audio_filename, no duration": {"manifest_filepath": "filename.json"},
     "absolute path": {"manifest_filepath": "absolute.json"},
     "offset and duration": {"manifest_filepath": "cuts.json", "batch_size": 3},
     "min_duration": {"min_duration": 1.2},
     "max_duration": {"max_duration": 1.5},
+    "very long": {"manifest_filepath": "long.json", "max_duration": 80.0},
+    "very long, cut": {"manifest_filepath": "long_cut.json", "max_duration": 80.0, **NOISE},
+    "very long, recipe": {"manifest_filepath": "long.json", **NOISE, "batch_augmentor": RECIPE},
+    "very long, left out": {"manifest_filepath": "long.json", "max_duration": 60.0},
     "unknown durations stay": {"manifest_filepath": "filename.json,plain.json", "min_duration": 1, "max_duration": 2},
     "short": {"manifest_filepath": "short.json", **NOISE},
     "silence": {"manifest_filepath": "silence.json", "noise_manifest": "noise_zero.json"},

@@ -43,7 +43,6 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw, maximize, not foreach": {**ADAMW, "maximize": True, "foreach": False},
     "adam": {"name": "adam", "lr": 0.003, "betas": [0.8, 0.99], "eps": 1e-7, "weight_decay": 0.01},
     "no name": {"lr": 0.003},
-    "name null": {"name": None, "lr": 0.003},
     "no rate": {"name": "adamw", "lr": None},
     "sgd": {"name": "sgd", "lr": 0.1},
     "sgd, nesterov": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},

@@ -30,6 +30,12 @@ def test_frozen_parameters_are_in_the_group_and_stay() -> None:
     assert len(optimizer.param_groups[0]["params"]) == 2 and torch.equal(model.bias, before)
 
 
+def test_no_name_is_adam() -> None:
+    """A name of null too, as in NeMo 3.0.0 (2.4.1 stops at it)."""
+    for section in ({"lr": 0.1}, {"name": None, "lr": 0.1}):
+        assert type(build_optimizer(nn.Linear(1, 1), section)) is torch.optim.Adam
+
+
 def test_parts_of_the_model_may_have_settings_of_their_own() -> None:
     model = TwoParts()
     groups = {"second": {"lr": 0.5}, "third": {"weight_decay": 0.0}}
