@@ -160,7 +160,7 @@ def test_rates_weights_and_states_are_nemos(
 
 @pytest.mark.parametrize(
     ("drop_last", "samples", "limit", "accumulate", "devices"),
-    list(itertools.product([False, True], [53, 3], [1.0, 0.5, 0.0, 7, 100], [1, 3], [1, 2])),
+    list(itertools.product([False, True], [53, 3], [1.0, 1, 0.5, 0.0, 7, 100], [1, 3], [1, 2])),
 )
 def test_steps_in_epochs_are_nemos(
     drop_last: bool, samples: int, limit: float, accumulate: int, devices: int, models: SimpleNamespace

@@ -1,0 +1,40 @@
+"""`trainer.precision=64-true`, a diagnostic: a small bug and mere rounding, alike in float32, lie far apart there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.test_planted_faults import Plant, compare, norm_eps, record, residual_factor, split_k_product
+
+FLOAT64 = "trainer.precision=64-true"
+# Measured, the least power of ten that lets them pass. In float32: both bugs and the correct rewrite at 1e-4. In float64:
+# the bugs at 1e-5 and 1e-6, the rewrite at 1e-12.
+STRICT = ("--atol", "1e-9", "--rtol", "1e-9")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("reference") / "nest"
+    record(target, None, FLOAT64)
+    return target
+
+
+@pytest.mark.parametrize("plant", [norm_eps, residual_factor], ids=lambda plant: plant.__name__)
+def test_a_bug_that_float32_calls_equivalent_stands_out(reference: Path, tmp_path: Path, plant: Plant) -> None:
+    record(tmp_path / "nest", plant, FLOAT64)
+    code, report = compare(reference, tmp_path / "nest", *STRICT)
+    assert (code, report["verdict"], report["first_difference"]["rung"]) == (1, "diverged", "forward")
+
+
+def test_a_correct_rewrite_does_not(reference: Path, tmp_path: Path) -> None:
+    record(tmp_path / "nest", split_k_product, FLOAT64)
+    code, report = compare(reference, tmp_path / "nest", *STRICT)
+    assert (code, report["verdict"]) == (0, "equivalent"), report["first_difference"]
+
+
+def test_in_float32_that_tolerance_cannot_tell_them_apart(tmp_path: Path) -> None:
+    record(tmp_path / "reference")
+    record(tmp_path / "nest", split_k_product)
+    assert compare(tmp_path / "reference", tmp_path / "nest", *STRICT)[0] == 1
