@@ -9,8 +9,8 @@ import pytest
 from tests.test_planted_faults import Plant, compare, norm_eps, record, residual_factor, split_k_product
 
 FLOAT64 = "trainer.precision=64-true"
-# Measured, the least power of ten that lets them pass. In float32: both bugs and the correct rewrite at 1e-4. In float64:
-# the bugs at 1e-5 and 1e-6, the rewrite at 1e-12.
+# Measured, the least power of ten that lets them pass. In float32: both bugs and the correct rewrite at 1e-4.
+# In float64: the bugs at 1e-5 and 1e-6, the rewrite at 1e-12.
 STRICT = ("--atol", "1e-9", "--rtol", "1e-9")
 
 
