@@ -15,9 +15,13 @@ from typing import Any
 
 from nest_ssl.errors import UserError
 
+# Where a difference takes effect: modules by their names, and the batch before any of them.
+BATCH, FEATURES, MASKING, SUBSAMPLING = "batch", "preprocessor.featurizer", "mask_processor", "encoder.pre_encode"
 
-def _named(description: str) -> Any:
-    return field(metadata={"description": description})
+
+def _named(what: str, where: str) -> Any:
+    """What differs, and the module that does it (`batch`: the data, before any module)."""
+    return field(metadata={"what": what, "where": where})
 
 
 @dataclass(frozen=True)
@@ -25,26 +29,34 @@ class Generation:
     """The named differences; values are plain, for they go into recordings."""
 
     # features
-    stft_padding: str = _named("how the signal is padded for the centred STFT (a pad_mode of torch.stft)")
-    mask_waveform: bool = _named("whether samples beyond an utterance's end are zeroed after pre-emphasis")
-    extra_frames: int = _named("frames counted on top of samples // hop")
-    std_of_one_frame: str = _named("standard deviation by which the only frame of an utterance is normalised")
-    torchaudio_option: str = _named("use_torchaudio: ignored, or computes other features (refused; 2.7.3 ignores it)")
+    stft_padding: str = _named("how the signal is padded for the centred STFT (a pad_mode of torch.stft)", FEATURES)
+    mask_waveform: bool = _named("whether samples beyond an utterance's end are zeroed after pre-emphasis", FEATURES)
+    extra_frames: int = _named("frames counted on top of samples // hop", FEATURES)
+    std_of_one_frame: str = _named("standard deviation by which the only frame of an utterance is normalised", FEATURES)
+    torchaudio_option: str = _named(
+        "use_torchaudio: ignored, or computes other features (refused; 2.7.3 ignores it)", FEATURES
+    )
     # masking
-    block_draw: str = _named("whether masked blocks are drawn for the whole batch at once or utterance by utterance")
-    block_count: str = _named("generator of the number of overlapping blocks in an utterance")
-    block_device: str = _named("device whose torch generator places the blocks: the features' or always the CPU's")
-    short_audio_rule: str = _named("precision in which an utterance is found too short for overlapping blocks")
-    short_audio_offset: str = _named("where the one block of a too short utterance starts (without overlap)")
-    mask_writing: str = _named("how the mask vector is put in place (decides the order of its gradient's sum)")
+    block_draw: str = _named(
+        "whether masked blocks are drawn for the whole batch at once or utterance by utterance", MASKING
+    )
+    block_count: str = _named("generator of the number of overlapping blocks in an utterance", MASKING)
+    block_device: str = _named(
+        "device whose torch generator places the blocks: the features' or always the CPU's", MASKING
+    )
+    short_audio_rule: str = _named("precision in which an utterance is found too short for overlapping blocks", MASKING)
+    short_audio_offset: str = _named("where the one block of a too short utterance starts (without overlap)", MASKING)
+    mask_writing: str = _named("how the mask vector is put in place (decides the order of its gradient's sum)", MASKING)
     # subsampling
-    subsampling_mask: bool = _named("whether frames beyond the utterance are zeroed before every convolution")
-    subsampled_length: str = _named("integer type of the lengths that subsampling returns")
+    subsampling_mask: bool = _named(
+        "whether frames beyond the utterance are zeroed before every convolution", SUBSAMPLING
+    )
+    subsampled_length: str = _named("integer type of the lengths that subsampling returns", SUBSAMPLING)
     # data
-    augmentation_draws: str = _named("generator of the speaker and noise augmentation")
-    noisy_length: str = _named("length given to noisy audio: the noise's after augmentation, or the speech's")
+    augmentation_draws: str = _named("generator of the speaker and noise augmentation", BATCH)
+    noisy_length: str = _named("length given to noisy audio: the noise's after augmentation, or the speech's", BATCH)
     audio_reader: str = _named(
-        "what reads audio that soundfile cannot, or whose suffix it does not list: nothing, or pydub"
+        "what reads audio that soundfile cannot, or whose suffix it does not list: nothing, or pydub", BATCH
     )
 
 
@@ -135,11 +147,11 @@ def generation_of(release: str | float) -> str:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """A generation in plain builtins, for a recording: its name, the value of each difference, and what each is."""
+    """A generation in plain builtins, for a recording: of each difference its name, what it is, where, and its value."""
+    values = asdict(generation(name))
     return {
         "name": name,
-        "differences": asdict(generation(name)),
-        "descriptions": {f.name: f.metadata["description"] for f in fields(Generation)},
+        "differences": [{"name": f.name, **f.metadata, "value": values[f.name]} for f in fields(Generation)],
     }
 
 

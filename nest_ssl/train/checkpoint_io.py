@@ -20,6 +20,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import nn
 
 from nest_ssl.errors import UserError, told_as_user_error
+from nest_ssl.train.safe_load import settings_allowed
 
 KEY = "nest_ssl"  # of what we add to a checkpoint
 PARTIAL = ".partial"  # ends the name of a file that is being written
@@ -27,7 +28,7 @@ DAMAGED = (RuntimeError, ValueError, OSError, EOFError, KeyError, pickle.Unpickl
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it; reads tensors and builtins only."""
+    """Writes a checkpoint beside its place and renames it; reads tensors, builtins and settings only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write `checkpoint`; whatever stood at `path` is replaced at once or not at all.
@@ -47,7 +48,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _sync_folder(path.parent)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with settings_allowed():
+            return torch.load(path, map_location=map_location, weights_only=True)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def _sync_folder(folder: Path) -> None:
 
 def _peek(path: Path) -> dict[str, Any]:
     """A checkpoint whose tensors stay on the disk."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with settings_allowed():
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _progress(checkpoint: Mapping[str, Any]) -> tuple[int, int]:

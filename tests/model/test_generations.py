@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from nest_ssl.config import compose
 from nest_ssl.data.loader import build_dataloader
 from nest_ssl.errors import UserError
 from nest_ssl.model.generations import (
@@ -74,9 +75,15 @@ def test_a_recording_tells_all_of_it_in_plain_json() -> None:
         told = describe(name)
         assert json.loads(json.dumps(told)) == told
         assert told["name"] == name
-        assert told["differences"] == asdict(row)
-        assert list(told["descriptions"]) == NAMES
-        assert all(0 < len(line) < 100 and "\n" not in line for line in told["descriptions"].values())
+        assert {entry["name"]: entry["value"] for entry in told["differences"]} == asdict(row)
+        assert [entry["name"] for entry in told["differences"]] == NAMES
+        assert all(0 < len(entry["what"]) < 100 and "\n" not in entry["what"] for entry in told["differences"])
+
+
+def test_differences_take_effect_in_modules_that_are_there() -> None:
+    config = compose(["size=tiny"]).model
+    modules = {name for name, _ in NestModel(config).named_modules()}
+    assert {entry["where"] for entry in describe("3.0")["differences"]} - {"batch"} <= modules
 
 
 def test_concerning_gives_what_there_is_an_argument_for() -> None:
