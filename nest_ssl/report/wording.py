@@ -109,6 +109,8 @@ def units(rung: Rung) -> str:
     counts = [tally.compared for tally in rung.tallies if tally.step is not None or tally.compared]
     if not counts or not sum(counts, Counter()):
         return "nothing"
+    if len(counts) == 2 and rung.tallies[0].step is None:  # before the steps, and one step
+        return _units(counts[0] + counts[1])
     run = [_units(count) for count, tally in zip(counts, rung.tallies, strict=False) if tally.step is None]
     steps = [_units(tally.compared) for tally in rung.tallies if tally.step is not None]
     if len(steps) > 1 and len(set(steps)) == 1:

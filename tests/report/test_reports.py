@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from nest_ssl.compare.result import Comparison
+from nest_ssl.compare.result import Comparison, Draw
 from nest_ssl.errors import UserError
 from nest_ssl.report import print_summary, write_reports
+from nest_ssl.report.draws import collapse
 from nest_ssl.report.facts import reproduce
 from nest_ssl.report.json_report import SCHEMA, as_tree, render_json, strict
 from nest_ssl.report.markdown import render_markdown
@@ -86,6 +87,35 @@ def test_the_sections_of_a_divergence(diverged: Comparison) -> None:
     assert [name for name in wanted if any(section.startswith(name) for section in sections)] == wanted
     assert "| 13 | `encoder.layers.1` | 0 | born here | `output` |" in text
     assert "fixed tolerance (atol 1e-05, rtol 1e-05)" in text
+
+
+def test_the_section_on_random_draws(reference: Path, make: Make) -> None:
+    def plant(model: nn.Module) -> None:
+        forward = model.masking.forward
+        model.masking.forward = lambda features: (torch.rand(3), forward(features))[1]
+
+    comparison = judge(reference, make(after_build=plant))
+    text = render_markdown(comparison)
+    title = "# nest-ssl 0.1.0 parts from NeMo 3.0.0 at step 0, random draws, `masking`, `torch_cpu`"
+    assert text.splitlines()[0] == title
+    assert "| `masking`, `torch_cpu` | 8 | 11 |" in first_screen(text)
+    section = text.split("## Random draws\n")[1].split("\n## ")[0]
+    assert "| - | model construction | 1 | torch_cpu | 605 | 605 | same |" in section
+    assert "| 0 | `masking` | 1 | torch_cpu | 8 | 11 | other count |" in section
+    assert "Draws differ at 1 of the other 1 step, too." in section
+    assert "rng.forward_done" not in text, "what follows from the draws is not told twice"
+    drawn = [draw for draw in as_tree(comparison)["draws"] if draw["relation"] == "other count"]
+    assert [(d["step"], d["reference"], d["draws"]) for d in drawn] == [
+        (step, ("masking#0",), (8, 11)) for step in (0, 1)
+    ]
+
+
+def test_like_modules_share_a_line() -> None:
+    def draw(stage: str, count: int, relation: str = "same") -> Draw:
+        return Draw(0, 0, "torch_cpu", (stage,), (stage,), (count, count), relation, 0, False, None)
+
+    draws = [draw("a.0.drop#0", 2), draw("a.1.drop#0", 3), draw("a.1.drop#1", 4, "came in"), draw("a.drop#0", 5)]
+    assert [[d.draws[0] for d in group] for group in collapse(draws)] == [[2, 3], [4], [5]]
 
 
 def test_every_table_is_well_formed(diverged: Comparison) -> None:
