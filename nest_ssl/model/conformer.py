@@ -170,14 +170,12 @@ class ConformerEncoder(nn.Module):
         subsampled_length: str = "int64",
     ) -> None:
         super().__init__()
-        if d_model % n_heads:
-            what = f"d_model {d_model} is no multiple of n_heads {n_heads}"
-            raise UserError(what, "model.encoder.n_heads", "Change one of the two.")
+        _require_whole_heads(d_model, n_heads)
         self.max_audio_length, self.sync_max_audio_length = pos_emb_max_len, sync_max_audio_length
         self.pre_encode = ConvSubsampling(
-            subsampling,
-            subsampling_factor,
-            feat_in,
+            subsampling=subsampling,
+            subsampling_factor=subsampling_factor,
+            feat_in=feat_in,
             feat_out=d_model,
             conv_channels=d_model if subsampling_conv_channels == -1 else subsampling_conv_channels,
             subsampling_conv_chunking_factor=subsampling_conv_chunking_factor,
@@ -186,8 +184,7 @@ class ConformerEncoder(nn.Module):
         )
         xscale = math.sqrt(d_model) if xscaling else None
         self.pos_enc = RelPositionalEncoding(d_model, dropout_pre_encoder, pos_emb_max_len, xscale, dropout_emb)
-        biases_shape = (n_heads, d_model // n_heads)
-        bias_u, bias_v = (None if untie_biases else nn.Parameter(torch.zeros(biases_shape)) for _ in "uv")
+        bias_u, bias_v = (None if untie_biases else _position_bias(n_heads, d_model // n_heads) for _ in "uv")
         activation = Swish()  # one module for all feed-forward modules, as in NeMo
         self.layers = nn.ModuleList(
             ConformerLayer(
@@ -237,6 +234,16 @@ class ConformerEncoder(nn.Module):
         if frames > self.max_audio_length:  # counted before subsampling, so rather early; as in NeMo
             self.max_audio_length = frames
             self.pos_enc.extend_pe(frames)
+
+
+def _position_bias(n_heads: int, d_k: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(n_heads, d_k))
+
+
+def _require_whole_heads(d_model: int, n_heads: int) -> None:
+    if d_model % n_heads:
+        what = f"d_model {d_model} is no multiple of n_heads {n_heads}"
+        raise UserError(what, "model.encoder.n_heads", "Change one of the two.")
 
 
 def _conv_context(context: Sequence[int] | str | None, kernel_size: int) -> list[int]:

@@ -147,7 +147,7 @@ def generation_of(release: str | float) -> str:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """A generation in plain builtins, for a recording: of each difference its name, what it is, where, and its value."""
+    """A generation in plain builtins, for a recording: of each difference its name, what it is, where, and value."""
     values = asdict(generation(name))
     return {
         "name": name,

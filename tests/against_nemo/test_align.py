@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from compare_outputs import main as compare_outputs
+from aligning import GENERATION, ONE_PROCESS, RELEASE, align, assert_identical, compare, record
 from lightning.pytorch import Callback, Trainer
 from train_nemo import NEMO
 from train_nest import NEST
@@ -17,47 +15,17 @@ from train_nest import NEST
 from nest_ssl.config import compose, data_paths
 from nest_ssl.errors import UserError
 from nest_ssl.experiment import Subject, build_trainer, run
-from nest_ssl.model.generations import GENERATIONS, describe, generation_of
+from nest_ssl.model.generations import GENERATIONS, describe
 from nest_ssl.record.callback import weights
 from nest_ssl.record.store import open_recording
 from nest_ssl.seed import seed_all, set_determinism
 
-RELEASE = importlib.metadata.version("nemo_toolkit")  # whichever is installed: the port must be exact with it
-GENERATION = generation_of(RELEASE)
-ONE_PROCESS = ["model.train_ds.num_workers=0", "model.validation_ds.num_workers=0"]
 # What each generation of NeMo draws from: to fetch a batch, and to place the masks.
 FETCH_DRAWS = {"2.4": ("numpy", "torch_cpu")}.get(GENERATION, ("python", "numpy", "torch_cpu"))
 MASK_DRAWS = {"2.4": ("numpy", "torch_cpu")}.get(GENERATION, ("torch_cpu",))
 # In the order in which they draw: the residual dropout of a layer is one module, called four times.
 LAYER_DROPOUTS = ("feed_forward1.dropout#0", "dropout#0", "self_attn.dropout#0", "dropout#1", "dropout#2",
                   "feed_forward2.dropout#0", "dropout#3")  # fmt: skip
-
-
-def record(subject: Subject, target: Path, *overrides: str) -> None:
-    assert run(subject, [f"nemo={GENERATION}", *overrides, f"output_dir={target}"]) == 0
-
-
-def align(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
-    """Record both and compare; the exit code and the report."""
-    record(NEMO, folder / "nemo", *overrides)
-    record(NEST, folder / "nest", *overrides)
-    return compare(folder, "nemo", "nest")
-
-
-def compare(folder: Path, reference: str, candidate: str) -> tuple[int, dict[str, Any]]:
-    out = folder / "report"
-    code = compare_outputs(
-        ["--reference", str(folder / reference), "--candidate", str(folder / candidate), "--out", str(out)]
-    )
-    return code, json.loads((out / "report.json").read_text())
-
-
-def assert_identical(code: int, report: dict[str, Any]) -> None:
-    assert report["first_difference"] is None, (out := report["first_difference"], report["rungs"]) and out
-    assert (code, report["verdict"], report["exit_code"]) == (0, "identical", 0)
-    for rung in report["rungs"]:
-        assert rung["status"] == "identical" and rung["compared"] > 0, rung
-        assert (rung["differing"], rung["missing_reference"], rung["missing_candidate"]) == (0, 0, 0), rung
 
 
 @pytest.mark.parametrize("seed", [42, 7, 1234])

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from aligning import align, assert_identical, record
 from train_nemo import NEMO
 from train_nest import NEST
 
 from nest_ssl.experiment import Subject
 from nest_ssl.record.store import open_recording
 from nest_ssl.record.tree import tensors
-from tests.against_nemo.test_align import align, assert_identical, record
 
 RECIPE = ["size=tiny", "run=full", "model.train_ds.batch_size=3", "model.train_ds.num_workers=0",
           "model.validation_ds.num_workers=0", "save_steps=all", "batches=6"]  # fmt: skip

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-
-from tests.against_nemo.test_align import align, assert_identical
+from aligning import align, assert_identical
 
 RATE = 16_000
 SECONDS = {"a": 1.6, "b": 4.1, "c": 0.35, "d": 2.5, "e": 1.0, "long": 70.0}

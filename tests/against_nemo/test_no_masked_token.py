@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from aligning import align, assert_identical, compare, record
 from lightning.pytorch import Callback, Trainer
 from train_nemo import NEMO
 from train_nest import NEST
@@ -18,7 +19,6 @@ from nest_ssl.config import compose, data_paths
 from nest_ssl.experiment import Subject, build_trainer
 from nest_ssl.record.store import open_recording
 from nest_ssl.seed import seed_all
-from tests.against_nemo.test_align import align, assert_identical, compare, record
 
 RATE = 16_000
 

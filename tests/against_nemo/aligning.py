@@ -1,0 +1,49 @@
+"""Records real NeMo and the port from one command line and compares them: what the tests of this folder share.
+
+It is imported as `aligning`, since NeMo before 3.0 installs a package called `tests` that hides ours.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from compare_outputs import main as compare_outputs
+from train_nemo import NEMO
+from train_nest import NEST
+
+from nest_ssl.experiment import Subject, run
+from nest_ssl.model.generations import generation_of
+
+RELEASE = importlib.metadata.version("nemo_toolkit")  # whichever is installed: the port must be exact with it
+GENERATION = generation_of(RELEASE)
+ONE_PROCESS = ["model.train_ds.num_workers=0", "model.validation_ds.num_workers=0"]
+
+
+def record(subject: Subject, target: Path, *overrides: str) -> None:
+    assert run(subject, [f"nemo={GENERATION}", *overrides, f"output_dir={target}"]) == 0
+
+
+def align(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
+    """Record both and compare; the exit code and the report."""
+    record(NEMO, folder / "nemo", *overrides)
+    record(NEST, folder / "nest", *overrides)
+    return compare(folder, "nemo", "nest")
+
+
+def compare(folder: Path, reference: str, candidate: str) -> tuple[int, dict[str, Any]]:
+    out = folder / "report"
+    code = compare_outputs(
+        ["--reference", str(folder / reference), "--candidate", str(folder / candidate), "--out", str(out)]
+    )
+    return code, json.loads((out / "report.json").read_text())
+
+
+def assert_identical(code: int, report: dict[str, Any]) -> None:
+    assert report["first_difference"] is None, (out := report["first_difference"], report["rungs"]) and out
+    assert (code, report["verdict"], report["exit_code"]) == (0, "identical", 0)
+    for rung in report["rungs"]:
+        assert rung["status"] == "identical" and rung["compared"] > 0, rung
+        assert (rung["differing"], rung["missing_reference"], rung["missing_candidate"]) == (0, 0, 0), rung
