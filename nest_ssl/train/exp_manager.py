@@ -162,7 +162,7 @@ def _checkpoints(section: Mapping[str, Any], folder: Path) -> Checkpoints:
     wanted["train_time_interval"] = _interval(settings["train_time_interval"], "train_time_interval")
     limit = _interval(section.get("max_time_per_run"), "max_time_per_run")
     try:
-        return Checkpoints(f"{filename}-last", limit.total_seconds() if limit else None, **wanted)
+        return Checkpoints(f"{filename}-last", limit.total_seconds() if limit is not None else None, **wanted)
     except (TypeError, ValueError, MisconfigurationException) as error:
         where = f"exp_manager.checkpoint_callback_params: {error}"
         raise UserError("a checkpoint setting is wrong", where, "See Lightning's ModelCheckpoint.") from error
