@@ -51,7 +51,10 @@ class Experiment:
     @property
     def trainer_settings(self) -> dict[str, Any]:
         """Arguments of Lightning's Trainer that go with it."""
-        return {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]} if self.callbacks else {}
+        if not self.callbacks:
+            return {}
+        writes = any(isinstance(callback, Checkpoints) for callback in self.callbacks)
+        return {"enable_checkpointing": writes, "plugins": [AtomicCheckpointIO()]}  # true without ours: Lightning's own
 
     def attach(self, trainer: Trainer, model: LightningModule) -> str | None:
         """Make ready to train; the path to give to `Trainer.fit`.

@@ -65,7 +65,8 @@ def test_checkpoint_settings_reach_lightning(tmp_path: Path) -> None:
     timed = {"train_time_interval": "00:01:00:30"}
     callback = checkpoints({"exp_dir": str(tmp_path), "checkpoint_callback_params": timed, "max_time_per_run": 90})
     assert callback._train_time_interval == timedelta(hours=1, seconds=30) and callback._max_time == 90
-    assert len(opened({"exp_dir": str(tmp_path), "create_checkpoint_callback": False}).callbacks) == 1
+    without = opened({"exp_dir": str(tmp_path), "create_checkpoint_callback": False})
+    assert len(without.callbacks) == 1 and not without.trainer_settings["enable_checkpointing"]
 
 
 def resume(tmp_path: Path, **section: Any) -> Experiment:
