@@ -10,6 +10,7 @@ import torch
 from train_nest import NEST
 
 from nest_ssl.experiment import run
+from nest_ssl.train.checkpoint_io import AtomicCheckpointIO
 
 # 12 utterances, everything random on: dither, dropout, block masks, noise and speakers mixed in, shuffling.
 COMMON = ("size=tiny", "run=train", "trainer.accelerator=cpu", "exp_manager.create_tensorboard_logger=false",
@@ -26,7 +27,7 @@ def train(folder: Path, *overrides: str) -> None:
 
 def last(folder: Path) -> dict[str, Any]:
     (path,) = (folder / "x" / "checkpoints").glob("*-last.ckpt")
-    return torch.load(path, weights_only=True)
+    return AtomicCheckpointIO().load_checkpoint(path)
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
