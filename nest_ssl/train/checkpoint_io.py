@@ -1,7 +1,8 @@
 """Checkpoint files: written whole or not at all, and the newest whole one found again.
 
-A checkpoint is Lightning's, with our `KEY` beside Lightning's own keys, and no code of it runs when it is read. It is written under a hidden name, forced to the disk and renamed, so a kill or a full disk leaves the earlier
-ones as they were. Where files come from elsewhere, a damaged one is told by the checksums inside it.
+A checkpoint is Lightning's, with our `KEY` beside Lightning's own keys, and no code of it runs when it is read. It is
+written under a hidden name, forced to the disk and renamed, so a kill or a full disk leaves the earlier ones as they
+were. Where files come from elsewhere, a damaged one is told by the checksums inside it.
 """
 
 from __future__ import annotations
