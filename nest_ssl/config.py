@@ -66,10 +66,13 @@ def compose(
     name = config_name.removesuffix(".yaml")
     if not (folder / f"{name}.yaml").is_file():
         raise UserError("no such config", str(folder / f"{name}.yaml"), "Check --config-path and --config-name.")
-    cfg = _compose_with_hydra(folder, name, [_normalise(o, folder) for o in overrides])
+    nemo = [o for o in overrides if re.match(r"\+*nemo\s*=", o)]
+    cfg = _compose_with_hydra(folder, name, [_normalise(o, folder) for o in overrides if o not in nemo])
     for key, default in OWN_DEFAULTS.items():
         if key not in cfg:
             OmegaConf.update(cfg, key, default, force_add=True)
+    if nemo:  # not through Hydra, which takes a folder nemo/ beside the config, such as a recording, for a group
+        cfg.nemo = split_override(nemo[-1])[1].strip().strip("'\"")
     for section in ("model", "trainer"):
         if not isinstance(cfg.get(section), DictConfig):
             raise UserError(

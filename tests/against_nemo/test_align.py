@@ -144,6 +144,7 @@ def test_another_generation_does_not_pass(tmp_path: Path, other: str) -> None:
     record(NEST, tmp_path / "nest", *overrides, f"nemo={other}")
     code, report = compare(tmp_path, "nemo", "nest")
     assert code != 0 and report["verdict"] != "identical"
+    assert any(rung["differing"] + rung["missing_candidate"] for rung in report["rungs"] if rung["name"] != "contract")
 
 
 class _Weights(Callback):

@@ -30,6 +30,13 @@ def test_the_resolved_configuration_has_the_generations_name(override: str | Non
     assert read_command_line("nest", ["size=tiny", *([override] if override else [])]).nemo == name
 
 
+def test_a_recording_beside_the_config_is_no_group_of_hydras(tmp_path: Path) -> None:
+    OmegaConf.save({"model": {"a": 1}, "trainer": {}}, tmp_path / "theirs.yaml")
+    recording(tmp_path / "nemo")
+    assert compose(["nemo=2.4"], tmp_path, "theirs").nemo == "2.4"
+    assert compose(["nemo=runs/a=b,c"], tmp_path, "theirs").nemo == "runs/a=b,c"
+
+
 def test_nemos_own_config_means_the_newest(tmp_path: Path) -> None:
     OmegaConf.save({"model": {"a": 1}, "trainer": {}}, tmp_path / "theirs.yaml")
     assert compose([], tmp_path, "theirs").nemo == "3.0"
