@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from nest_ssl.model.nest import NestModel
 from nest_ssl.model.registry import NEMO
 from nest_ssl.train.lightning_checkpoint import load_checkpoint
 from nest_ssl.train.nemo_archive import load_nemo
-from nest_ssl.train.safe_load import settings_allowed
+from nest_ssl.train.safe_load import opened, settings_allowed
 
 ARCHIVE, CHECKPOINT, CLOUD = "init_from_nemo_model", "init_from_ptl_ckpt", "init_from_pretrained_model"
 KEYS = (ARCHIVE, CHECKPOINT, CLOUD)
@@ -159,6 +160,7 @@ def _is_strict(cfg: Mapping[str, Any]) -> bool:
 
 
 def _weights(source: Source, strict: bool) -> Mapping[str, torch.Tensor]:
+    _check_kind(source)
     if source.key == CHECKPOINT:
         return load_checkpoint(source.path)[1]
     config, state_dict = load_nemo(source.path)
@@ -173,6 +175,16 @@ def _weights(source: Source, strict: bool) -> Mapping[str, torch.Tensor]:
         fix = "Use another file; init_strict=false takes missing and unexpected names."
         raise UserError("an archive whose weights do not fit its model", f"{source.path}: {first}", fix) from error
     return model.state_dict()
+
+
+def _check_kind(source: Source) -> None:
+    """The two kinds of file are easily confused: a checkpoint is a zip, an archive a tar."""
+    with opened(source.path) as stream:
+        is_zip = stream.read(4) == b"PK\x03\x04"
+    if source.key == ARCHIVE and is_zip:
+        raise UserError("not an archive but a checkpoint", f"{source.name}={source.path}", f"Use {CHECKPOINT}.")
+    if source.key == CHECKPOINT and not is_zip and tarfile.is_tarfile(source.path):
+        raise UserError("not a checkpoint but an archive", f"{source.name}={source.path}", f"Use {ARCHIVE}.")
 
 
 def _check_class(target: Any, path: str) -> None:

@@ -57,8 +57,12 @@ class NestModule(NestModel, LightningModule):
         self._validation_losses = ValidationLosses(cfg.get("validation_ds"))
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Path | str, release: str = NEWEST) -> NestModule:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Path | str, **arguments: Any) -> NestModule:  # type: ignore[override]
         """The model of a Lightning checkpoint, NeMo's or ours, without its data; no code of the file runs.
+
+        Args:
+            checkpoint_path: the file.
+            arguments: further ones of the constructor.
 
         Raises:
             UserError: no such file, a damaged one, or one that does not say which model it is of.
@@ -66,7 +70,7 @@ class NestModule(NestModel, LightningModule):
         config, state_dict = load_checkpoint(checkpoint_path)
         if config is None:
             raise UserError("a checkpoint without its settings", str(checkpoint_path), "Build the model, then load it.")
-        model = cls(OmegaConf.create({**config, "train_ds": None, "validation_ds": None}), release)
+        model = cls(OmegaConf.create({**config, "train_ds": None, "validation_ds": None}), **arguments)
         model.load_state_dict(state_dict)
         return model
 

@@ -156,6 +156,13 @@ def test_init_strict_takes_an_archive_without_some_weights(tmp_path: Path, tiny:
     assert "mask_processor.mask_embedding" not in same(model, tiny(seed=1))
 
 
+def test_one_kind_taken_for_the_other(archive: File, checkpoint: File) -> None:
+    pairs = {"init_from_nemo_model": checkpoint("a"), "init_from_ptl_ckpt": archive("a")}
+    for (key, path), other in zip(pairs.items(), reversed(pairs), strict=True):
+        with pytest.raises(UserError, match=f"{key}={path}. Use {other}"):
+            check_sources(OmegaConf.create({key: str(path)}))
+
+
 def test_patterns_that_match_nothing_are_told(archive: File, caplog: pytest.LogCaptureFixture) -> None:
     entry = {"path": str(archive("a")), "include": ["encodr"]}
     check_sources(OmegaConf.create({"init_from_nemo_model": {"a": entry}}))
