@@ -17,7 +17,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nest_ssl.data import augment
+from nest_ssl.data import draws as draws_of_data
+from nest_ssl.model.generations import concerning, generation
+from nest_ssl.model.masking import RandomBlockMasking
 from nest_ssl.train.module import NestModule
 from tests.test_planted_faults import Plant, compare, patch_forward, record
 
@@ -57,16 +59,10 @@ def dither_of_its_own(model: NestModule) -> None:
 
 def mask_per_utterance(model: NestModule) -> None:
     """As NeMo drew it before 3.0: how many blocks, then where, utterance by utterance."""
-
-    def draw(lengths_B: torch.Tensor, frames: int, block_size: int, mask_prob: float) -> torch.Tensor:
-        mask_BT = torch.zeros(len(lengths_B), frames, dtype=torch.bool)
-        for mask_T, length in zip(mask_BT, lengths_B.tolist(), strict=True):
-            count = torch.binomial(torch.tensor(float(length - block_size)), torch.tensor(mask_prob))
-            for start in torch.randperm(length - block_size)[: int(count)]:
-                mask_T[start : start + block_size] = True
-        return mask_BT
-
-    model.mask_processor.draw = draw
+    processor, older = model.mask_processor, concerning(RandomBlockMasking, generation("2.7"))
+    sizes = {name: getattr(processor, name) for name in ("block_size", "mask_prob", "allow_overlap")}
+    other = RandomBlockMasking(len(processor.mask_embedding), mask_value=0.0, **sizes, **older)  # draws nothing itself
+    processor.block_draw, processor.mask_writing, processor.how = other.block_draw, other.mask_writing, other.how
 
 
 def dropout_as_a_function(model: NestModule) -> None:
@@ -127,7 +123,7 @@ def test_augmentation_from_another_generator_is_found(
     def choices(population: range, k: int) -> list[int]:
         return (np.random.uniform(size=k) * len(population)).astype(int).tolist()
 
-    monkeypatch.setattr(augment, "random", SimpleNamespace(**{**vars(random), "choices": choices}))
+    monkeypatch.setattr(draws_of_data, "random", SimpleNamespace(**{**vars(random), "choices": choices}))
     record(tmp_path / "nest", None, *EVERYTHING)
     module, generator, draws = first_draw(random_reference, tmp_path / "nest")
     assert (module, generator) == (None, "fetch.python") and draws[0] > draws[1] > 0

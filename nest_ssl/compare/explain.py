@@ -68,7 +68,8 @@ def not_explained(first: Difference, found: Sequence[Difference], results: Seque
         return []
     initial = [difference for difference in found if difference.place.rung == "initial_weights"]
     random = [difference for difference in found if is_random(difference)]
-    lines = _initial_weights(first, initial, random)
+    lines = _other_classes(first, found)
+    lines += _initial_weights(first, initial, random)
     lines += _batches(first, [d for d in found if d.place.rung == "batch"], random)
     lines += _random_draws(first, random, results)
     changed = {d.place.module for d in initial}
@@ -80,6 +81,12 @@ def not_explained(first: Difference, found: Sequence[Difference], results: Seque
             lines += _gradient_births(first, result, changed)
             lines += _update_births(first, result, changed)
     return lines
+
+
+def _other_classes(first: Difference, found: Sequence[Difference]) -> list[str]:
+    """What a module is made of follows from nothing that was computed before it."""
+    classes = [d for d in found if d.place.rung == "structure" and d.place.tensor == "class" and d is not first]
+    return [] if first.place.rung == "structure" else _line("modules are of another class", classes)
 
 
 def _initial_weights(first: Difference, found: list[Difference], random: list[Difference]) -> list[str]:

@@ -16,7 +16,7 @@ from nest_ssl.compare.draws import Clock, compare_draws_before_the_steps, compar
 from nest_ssl.compare.explain import not_explained, what_follows
 from nest_ssl.compare.generations import known_differences
 from nest_ssl.compare.localise import StepResult, birthplace, judge_calls, origin
-from nest_ssl.compare.order import STEP_RUNGS, before_the_steps, within_step
+from nest_ssl.compare.order import STEP_RUNGS, all_in_order, within_step
 from nest_ssl.compare.result import (
     DIVERGED,
     EQUIVALENT,
@@ -154,7 +154,7 @@ class _Climb:
         tallies = [*run.values(), *(result.tallies[name] for result in results for name in STEP_RUNGS)]
         steps = _steps_tally(results, self.steps)
         rungs = [Rung(name, [tally for tally in [*tallies, steps] if tally.rung == name]) for name in RUNGS]
-        ordered = before_the_steps(run) + [difference for result in results for difference in within_step(result)]
+        ordered = all_in_order(run, results)
         first = headline(ordered)
         first_bits = next(iter(ordered), None)
         verdict, code = _judge(rungs)

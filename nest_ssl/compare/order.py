@@ -33,6 +33,21 @@ _RUNG_OF = {
 }  # fmt: skip
 
 
+def all_in_order(run: Mapping[str, Tally], results: Sequence[StepResult]) -> list[Difference]:
+    """Every difference. A module of another class is no other number yet, so it stands where that module is called."""
+    before, steps = before_the_steps(run), [within_step(result) for result in results]
+    forward = results[0].forward if results else None
+    classes = [d for d in before if _is_class(d) and forward and (d.place.module or "", 0) in forward.calls]
+    if not forward or not classes:
+        return before + [difference for step in steps for difference in step]
+    steps[0] = within_step(results[0], classes)
+    return [d for d in before if d not in classes] + [difference for step in steps for difference in step]
+
+
+def _is_class(difference: Difference) -> bool:
+    return (difference.place.rung, difference.place.tensor) == ("structure", "class")
+
+
 def before_the_steps(tallies: Mapping[str, Tally]) -> list[Difference]:
     """Contract, structure, the state that building starts from, initial weights, then the draws made for them."""
     draws = tallies["draws"].differences
@@ -42,11 +57,16 @@ def before_the_steps(tallies: Mapping[str, Tally]) -> list[Difference]:
     return [*first, *early, *tallies["initial_weights"].differences, *late]
 
 
-def within_step(result: StepResult) -> list[Difference]:
-    """All differences of one step."""
+def within_step(result: StepResult, classes: Sequence[Difference] = ()) -> list[Difference]:
+    """All differences of one step, and modules of other `classes` where they are first called."""
     place = {name: position for position, name in enumerate(_STEP)}
     events = {id(draw.difference): draw.event for draw in result.draws}
     keyed: list[tuple[tuple[float, float, bool], Difference]] = []
+    for difference in classes:
+        assert result.forward is not None
+        keyed.append(
+            ((place[FORWARD], result.forward.calls[difference.place.module or "", 0].start, False), difference)
+        )
     for name in STEP_RUNGS:
         for difference in result.tallies[name].differences:
             if name == "forward":

@@ -32,9 +32,11 @@ NO_MATTER = {"files_to_copy": "copy them yourself", "resume_past_end": "no check
 NOT_OFFERED = {"create_mlflow_logger", "create_dllogger_logger", "create_clearml_logger", "create_neptune_logger",
                "create_early_stopping_callback", "create_ipl_epoch_stopper_callback",
                "create_straggler_detection_callback", "create_fault_tolerance_callback", "ema.enable"}
-ARCHIVE_KEYS = {"prefix", "postfix", "save_best_model", "always_save_nemo", "save_nemo_on_train_end"}
-CHECKPOINT_NOT_OFFERED = {"filepath", "model_parallel_size", "async_save", "always_save_nemo", "save_best_model"}
-CHECKPOINT_KEYS = {*CHECKPOINT_DEFAULTS, *ARCHIVE_KEYS, *CHECKPOINT_NOT_OFFERED, "save_last_n_optim_states"}
+ARCHIVE_DEFAULTS: dict[str, Any] = {
+    "prefix": None, "postfix": ".nemo", "save_nemo_on_train_end": True, "always_save_nemo": False,
+    "save_best_model": False}
+CHECKPOINT_NOT_OFFERED = {"filepath", "model_parallel_size", "async_save"}
+CHECKPOINT_KEYS = {*CHECKPOINT_DEFAULTS, *ARCHIVE_DEFAULTS, *CHECKPOINT_NOT_OFFERED, "save_last_n_optim_states"}
 KEYS = {*USED, *SILENT, *NO_MATTER, *(key.partition(".")[0] for key in NOT_OFFERED)}
 TABLES = {"exp_manager": KEYS, "exp_manager.checkpoint_callback_params": CHECKPOINT_KEYS}
 # fmt: on

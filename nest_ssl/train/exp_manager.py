@@ -2,6 +2,7 @@
 
     exp_dir/name/version/checkpoints/{name}--{val_loss:.4f}-{epoch}.ckpt         the best
                                      {name}--{val_loss:.4f}-{epoch}-last.ckpt    the last
+                                     {name}.nemo                                 the model, when training has ended
 
 It takes effect where it names a folder (`exp_dir` or `explicit_log_dir`); otherwise nothing but the recording is
 written. What NeMo's users would miss is an error, what changes nothing is said. Two things are kinder than NeMo's:
@@ -26,9 +27,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.errors import UserError
+from nest_ssl.train.archiving import Archives
 from nest_ssl.train.checkpoint_io import AtomicCheckpointIO, Found, check_fits, examine, newest_whole
 from nest_ssl.train.checkpoints import Checkpoints
-from nest_ssl.train.exp_keys import CHECKPOINT_DEFAULTS, NO_MATTER, check_section
+from nest_ssl.train.exp_keys import ARCHIVE_DEFAULTS, CHECKPOINT_DEFAULTS, NO_MATTER, check_section
 from nest_ssl.train.resume import ExactState, ResumableEpochLoop
 
 
@@ -96,7 +98,8 @@ def open_experiment(cfg: DictConfig) -> Experiment:
     resumed, said = _find(section, folder)
     callbacks: list[Callback] = [ExactState()]
     if section.get("create_checkpoint_callback", True):
-        callbacks.append(_checkpoints(section, folder))
+        checkpoints = _checkpoints(section, folder)
+        callbacks += [checkpoints, _archives(section, folder, checkpoints)]
     return Experiment(log_dir, callbacks, resumed, notes + said)
 
 
@@ -169,6 +172,15 @@ def _checkpoints(section: Mapping[str, Any], folder: Path) -> Checkpoints:
     except (TypeError, ValueError, MisconfigurationException) as error:
         where = f"exp_manager.checkpoint_callback_params: {error}"
         raise UserError("a checkpoint setting is wrong", where, "See Lightning's ModelCheckpoint.") from error
+
+
+def _archives(section: Mapping[str, Any], folder: Path, checkpoints: Checkpoints) -> Archives:
+    settings = {**ARCHIVE_DEFAULTS, **(section.get("checkpoint_callback_params") or {})}
+    name = settings["prefix"] or section.get("name") or "default"
+    at_end, always, best = (
+        bool(settings[key]) for key in ("save_nemo_on_train_end", "always_save_nemo", "save_best_model")
+    )
+    return Archives(checkpoints, folder / f"{name}{settings['postfix']}", at_end, always, best)
 
 
 def _interval(value: Any, key: str) -> timedelta | None:

@@ -292,7 +292,7 @@ def test_planted_faults_are_named(
         fault.setattr(init_from, "_weights", lambda source, strict: load_nemo(source.path)[1])
         code, report = align(tmp_path, entry)
     first = report["first_difference"]
-    assert code == 1 and first["rung"] == "initial_weights" and "after_model" in json.dumps(first), first
+    assert code == 1 and first["rung"] == "draws" and "model_construction" in json.dumps(first), first
     with monkeypatch.context() as fault:
         fault.setattr(init_from.Source, "takes", lambda self, name: True)
         code, report = align(tmp_path, entry)

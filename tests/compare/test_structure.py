@@ -83,6 +83,25 @@ def test_classes_of_another_name_differ(reference: Path, make: Callable[..., Pat
     assert comparison.unexplained == []
 
 
+@pytest.mark.parametrize(("module", "earlier"), [("preprocessor", True), ("encoder.layers.1.linear2", False)])
+def test_another_class_stands_where_it_is_called(
+    reference: Path, make: Callable[..., Path], module: str, earlier: bool
+) -> None:
+    """What was computed before it is the headline, and does not explain it."""
+
+    def plant(model: nn.Module) -> None:
+        model.encoder.layers[0].activation.__class__ = Swish
+        model.get_submodule(module).register_forward_hook(lambda *call: _nudged(call[-1]))
+
+    comparison = judge(reference, make(after_build=plant))
+    told = any("of another class: `encoder.layers.0.activation.class`" in line for line in comparison.unexplained)
+    assert first(comparison)[0] == ("forward" if earlier else "structure") and told == earlier
+
+
+def _nudged(output: Any) -> Any:
+    return (output[0] + 0.1, *output[1:]) if isinstance(output, tuple) else output + 0.1
+
+
 def test_the_root_may_have_another_class(reference: Path, make: Callable[..., Path]) -> None:
     class OwnModel(Model):
         pass
