@@ -88,8 +88,9 @@ nest: $(ready) data ## train with the port, recorded into $(OUT)/nest
 	@$(nest_python) scripts/train_nest.py $(settings) 'output_dir=$(OUT)/nest' $(ARGS) $(NEST_ARGS)
 
 train: $(ready) data ## train for real with the port, into $(OUT)/train; again: go on where it stopped
-	@$(nest_python) scripts/train_nest.py 'size=$(SIZE)' run=train 'seed=$(SEED)' 'trainer.accelerator=$(DEVICE)' \
-	    'exp_manager.exp_dir=$(OUT)/train' 'output_dir=$(OUT)/train/recording' $(ARGS) $(NEST_ARGS)
+	@$(nest_python) scripts/train_nest.py 'nemo=$(NEMO_VERSION)' 'size=$(SIZE)' run=train 'seed=$(SEED)' \
+	    'trainer.accelerator=$(DEVICE)' 'exp_manager.exp_dir=$(OUT)/train' \
+	    'output_dir=$(OUT)/train/recording' $(ARGS) $(NEST_ARGS)
 
 compare: $(ready) ## compare the two recordings, report into $(OUT)/report
 	@$(nest_python) scripts/compare_outputs.py --reference '$(OUT)/nemo' --candidate '$(OUT)/nest' \
