@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.config import parse_steps
-from nest_ssl.data.audio import DecoderError
+from nest_ssl.data.audio import decoder_errors
 from nest_ssl.data.check import find_bad_audio
 from nest_ssl.data.loader import fingerprint
 from nest_ssl.data.skipping import SkippedAudio
@@ -138,12 +138,12 @@ def _train(subject: Subject, cfg: DictConfig, callbacks: list[Any], experiment: 
         recorder.mark_rng("after_model")
         try:
             _fit(trainer, model, experiment.attach(trainer, model))
-        except DecoderError as error:  # NeMo's; it does not say which file
+        except decoder_errors() as error:  # NeMo's do not say which file
             raise _with_its_file(error, cfg) from error
     return trainer
 
 
-def _with_its_file(error: DecoderError, cfg: DictConfig) -> Exception:
+def _with_its_file(error: Exception, cfg: DictConfig) -> Exception:
     sections = [cfg.model[name] for name in ("train_ds", "validation_ds") if cfg.model.get(name) is not None]
     return find_bad_audio(sections) or error
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,9 +26,6 @@ Samples = np.ndarray[Any, np.dtype[np.float32]]
 MISSING_SECONDS = 0.25  # a file this much shorter than promised, and by
 MISSING_PART = 0.05  # this part of the promise, is taken for truncated; less is rounding in a manifest
 UNKNOWN_WAV_SIZE = 0x7FFF0000  # programs that write WAV to a pipe put a size like this
-
-
-DecoderError = soundfile.SoundFileError
 
 
 class AudioProblem(Exception):
@@ -86,6 +84,12 @@ def load(audio_file: str | list[str], offset: Any, duration: Any, how: Decoding)
         refuse_channels(samples.shape[-1] if samples.ndim == 2 else 1, None)
     joined_TC = np.squeeze(np.stack(channels_T, axis=1))
     return _finish(joined_TC, how.sample_rate, replace(how, channel_selector=selector))
+
+
+def decoder_errors() -> tuple[type[Exception], ...]:
+    """What NeMo's readers raise over a file: soundfile; before 3.0 pydub too, which may find no program to decode."""
+    pydub = sys.modules.get("pydub.exceptions")  # only those that use it have imported it
+    return (soundfile.SoundFileError, OSError, *([pydub.PydubException] if pydub else []))
 
 
 def check_header(audio_file: str | list[str], offset: float | None, duration: float | None, selector: Any) -> None:

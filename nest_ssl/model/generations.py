@@ -47,6 +47,9 @@ class Generation:
     short_audio_rule: str = _named("precision in which an utterance is found too short for overlapping blocks", MASKING)
     short_audio_offset: str = _named("where the one block of a too short utterance starts (without overlap)", MASKING)
     mask_writing: str = _named("how the mask vector is put in place (decides the order of its gradient's sum)", MASKING)
+    float64: str = _named(
+        "training in float64 (trainer.precision=64-true): runs, or fails as the mask is drawn", MASKING
+    )
     # subsampling
     subsampling_mask: bool = _named(
         "whether frames beyond the utterance are zeroed before every convolution", SUBSAMPLING
@@ -73,6 +76,7 @@ GENERATIONS = {
         short_audio_rule="float32",
         short_audio_offset="previous",
         mask_writing="slices",
+        float64="runs",
         subsampling_mask=False,
         subsampled_length="int32",
         augmentation_draws="numpy",
@@ -91,6 +95,7 @@ GENERATIONS = {
         short_audio_rule="float64",
         short_audio_offset="zero",
         mask_writing="indices",
+        float64="fails",
         subsampling_mask=True,
         subsampled_length="int64",
         augmentation_draws="python",
@@ -109,6 +114,7 @@ GENERATIONS = {
         short_audio_rule="none",
         short_audio_offset="none",
         mask_writing="where",
+        float64="runs",
         subsampling_mask=True,
         subsampled_length="int64",
         augmentation_draws="python",

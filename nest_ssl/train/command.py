@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from nest_ssl.config import DEFAULT_NAME, GROUPS, adapt_to_machine, compose, data_paths
 from nest_ssl.data.loader import check_dataset
 from nest_ssl.errors import UserError
+from nest_ssl.model.generations import concerning, generation
 from nest_ssl.model.registry import plain
 from nest_ssl.train.init_from import check_sources
 from nest_ssl.train.keys import check_keys
@@ -19,6 +20,7 @@ from nest_ssl.train.optim import check_optim
 from nest_ssl.train.reference import reference_generation
 from nest_ssl.train.validation import loss_prefixes
 
+FLOAT64 = ("64", "64-true")  # Lightning's names
 EXAMPLES = """overrides (key=value, +key=value and ++key=value are the same):
   size=tiny run=full seed=7 save_steps=0-2 batches=3 output_dir=outputs/nest overwrite=true
   model.train_ds.manifest_filepath=/data/train.json model.train_ds.batch_size=4 trainer.accelerator=gpu
@@ -45,6 +47,7 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
         raise SystemExit(0)
     cfg.output_dir = cfg.output_dir or f"outputs/{trainer}"
     _check_accelerator(cfg)
+    check_precision(str(cfg.trainer.get("precision")), cfg.nemo, **concerning(check_precision, generation(cfg.nemo)))
     check_optim(plain(cfg.model.get("optim")))
     for change in adapt_to_machine(cfg, torch.cuda.device_count()):
         print(f"note: {change}")
@@ -100,6 +103,17 @@ def _check_accelerator(cfg: DictConfig) -> None:
         where = f"trainer.accelerator={cfg.trainer.accelerator}"
         fix = "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build."
         raise UserError("no GPU that torch can use", where, fix)
+
+
+def check_precision(precision: str, nemo: str, float64: str = "runs") -> None:
+    """Refuse a precision in which the generation `nemo` cannot train; `float64`: see `generations.Generation`.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if precision in FLOAT64 and float64 == "fails":
+        fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
+        raise UserError(f"NeMo {nemo} does not train in float64", f"trainer.precision={precision}", fix)
 
 
 def _tell_what_is_not_used(cfg: DictConfig, trainer: str) -> None:

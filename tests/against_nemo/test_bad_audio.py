@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from aligning import GENERATION
 from train_nemo import NEMO
 
 from nest_ssl.config import ROOT
@@ -27,5 +28,5 @@ def test_nemo_stops_with_the_files_name(tmp_path: Path, workers: int) -> None:
     options = [f"model.train_ds.manifest_filepath={tmp_path / 'speech.json'}", "model.train_ds.batch_size=1",
                f"model.train_ds.num_workers={workers}", f"output_dir={tmp_path / 'out'}", "batches=3"]  # fmt: skip
     with pytest.raises(UserError, match=r"01\.flac \(.*speech\.json, line 2\)"):
-        run(NEMO, ["size=tiny", *options])
+        run(NEMO, ["size=tiny", f"nemo={GENERATION}", *options])
     assert not (tmp_path / "out").exists()

@@ -26,6 +26,7 @@ from nest_ssl.model.generations import (
 )
 from nest_ssl.model.nest import NestModel
 from nest_ssl.model.registry import PARTS
+from nest_ssl.train.command import check_precision
 
 NAMES = [f.name for f in fields(Generation)]
 
@@ -65,7 +66,7 @@ def test_every_difference_is_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_difference_is_asked_for(name: str) -> None:
-    takers = [part.cls for part in PARTS.values()] + [build_dataloader]
+    takers = [part.cls for part in PARTS.values()] + [build_dataloader, check_precision]
     defaults = [p[name].default for p in (inspect.signature(taker).parameters for taker in takers) if name in p]
     assert defaults == [getattr(GENERATIONS[NEWEST], name)], "one taker, and without a word it does as the newest"
 
