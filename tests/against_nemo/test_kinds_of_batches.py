@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from aligning import align, assert_identical
+from aligning import GENERATION, align, assert_identical, record
+from train_nemo import NEMO
+from train_nest import NEST
+
+from nest_ssl.errors import UserError
+from nest_ssl.model.generations import generation
 
 RATE = 16_000
 SECONDS = {"a": 1.6, "b": 4.1, "c": 0.35, "d": 2.5, "e": 1.0, "long": 70.0}
@@ -60,8 +65,24 @@ CASES: dict[str, tuple[str, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+# NeMo 2.4 stops at a short utterance that comes first in its batch.
+STOPS = ["shorter than a block, separate blocks"] if generation(GENERATION).short_audio_offset == "previous" else []
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in STOPS])
 def test_every_kind_of_batch(tmp_path: Path, corpus: Path, case: str) -> None:
+    assert_identical(*align(tmp_path, *settings(corpus, case)))
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_where_nemo_stops_the_port_says_so(tmp_path: Path, corpus: Path, case: str) -> None:
+    with pytest.raises(UnboundLocalError, match="offset"):
+        record(NEMO, tmp_path / "nemo", *settings(corpus, case))
+    with pytest.raises(UserError, match="NeMo"):
+        record(NEST, tmp_path / "nest", *settings(corpus, case))
+
+
+def settings(corpus: Path, case: str) -> list[str]:
     manifest, overrides = CASES[case]
     data = [f"model.train_ds.manifest_filepath={corpus / manifest}.json", "model.train_ds.min_duration=0.1"]
-    assert_identical(*align(tmp_path, "size=tiny", "batches=3", "save_steps=all", *data, *overrides))
+    return ["size=tiny", "batches=3", "save_steps=all", *data, *overrides]
