@@ -8,8 +8,15 @@ from typing import Any
 from nest_ssl.compare.result import Comparison, LossAccount, Side
 from nest_ssl.report.wording import counted
 
-_MAKE = {"size": "SIZE", "run": "RUN", "seed": "SEED", "save_steps": "STEPS", "batches": "BATCHES"}
-_MAKE_DEFAULTS = {"run": "quick"}
+_MAKE = {
+    "nemo": "NEMO_VERSION",
+    "size": "SIZE",
+    "run": "RUN",
+    "seed": "SEED",
+    "save_steps": "STEPS",
+    "batches": "BATCHES",
+}
+_MAKE_DEFAULTS = {"nemo": "3.0.0", "run": "quick"}
 _PLACES = ("output_dir", "overwrite")
 _DEVICE = "trainer.accelerator"
 

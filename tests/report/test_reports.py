@@ -183,6 +183,8 @@ def command_of(name: str, *more: str) -> list[str]:
     ("nemo", "nest", "line"),
     [
         ([], [], "make align SIZE=tiny SEED=7 STEPS=0,1 BATCHES=2"),
+        (["nemo=3.0.0"], ["nemo=3.0.0"], "make align SIZE=tiny SEED=7 STEPS=0,1 BATCHES=2"),
+        (["nemo=2.7.3"], ["nemo=2.7.3"], "make align NEMO_VERSION=2.7.3 SIZE=tiny SEED=7 STEPS=0,1 BATCHES=2"),
         (["+model.x=1"], ["model.x=1"], "make align SIZE=tiny SEED=7 STEPS=0,1 BATCHES=2 ARGS=model.x=1"),
         (["a=1"], ["a=2"], "make align SIZE=tiny SEED=7 STEPS=0,1 BATCHES=2 NEMO_ARGS=a=1 NEST_ARGS=a=2"),
     ],
