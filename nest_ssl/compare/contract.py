@@ -19,7 +19,7 @@ IGNORED_CONFIG = frozenset({
     "overwrite",
     "nemo",  # the generation, compared on its own
     "save_steps",
-    "exp_manager.exp_dir",
+    "exp_manager",  # checkpoints and loggers; what was resumed from is compared on its own
     "trainer.default_root_dir",
 })  # fmt: skip
 
@@ -33,6 +33,10 @@ def compare_contract(reference: Recording, candidate: Recording, steps: list[int
     """Settings that both sides must share; `steps` are those that the user asked for, or None for all recorded."""
     tally = Tally("contract")
     sides = [_contract(recording, steps) for recording in (reference, candidate)]
+    resumed = [recording.index.get("resumed_from") for recording in (reference, candidate)]
+    if any(resumed):
+        for side, source in zip(sides, resumed, strict=True):
+            side["resumed_from"] = f"after batch {source['batches']:,}" if source else "not resumed"
     generations = [generation_of(recording) for recording in (reference, candidate)]
     if None not in generations and not is_same_trainer(reference, candidate):
         for side, generation in zip(sides, generations, strict=True):
@@ -51,8 +55,8 @@ def compare_contract(reference: Recording, candidate: Recording, steps: list[int
 
 
 # What makes the experiment, most telling first: the first difference in this order is the headline.
-_ORDER = ("generation", "seed", "config", "data", "init_from", "steps", "world_size", "flags", "threads", "device",
-          "versions")  # fmt: skip
+_ORDER = ("generation", "seed", "config", "data", "init_from", "resumed_from", "steps", "world_size", "flags",
+          "threads", "device", "versions")  # fmt: skip
 
 
 def _contract(recording: Recording, steps: list[int] | None) -> dict[str, Any]:

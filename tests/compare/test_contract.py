@@ -90,7 +90,16 @@ def test_another_config(reference: Path, copy: Path, edit: Edit, setting: str) -
     assert first(comparison)[-1] == setting
 
 
-@pytest.mark.parametrize("key", ["output_dir", "save_steps", "overwrite"])
+def test_a_resumed_run_is_another_experiment_than_one_from_the_start(reference: Path, copy: Path) -> None:
+    edit_index(copy, lambda index: index.update(resumed_from={"checkpoint": "a.ckpt", "batches": 1200, "steps": 600}))
+    comparison = judge(reference, copy, steps=[0])
+    assert comparison.exit_code == 4 and comparison.first is not None
+    assert first(comparison)[-1] == "resumed_from"
+    assert (comparison.first.reference, comparison.first.candidate) == ("not resumed", "after batch 1,200")
+    assert judge(copy, copy, steps=[0]).verdict == "identical"
+
+
+@pytest.mark.parametrize("key", ["output_dir", "save_steps", "overwrite", "exp_manager"])
 def test_where_a_run_writes_does_not_matter(reference: Path, copy: Path, key: str) -> None:
     edit_config(copy, set_at(key, "elsewhere"))
     assert judge(reference, copy, steps=[0]).verdict == "identical"
