@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from aligning import GENERATION, align, assert_identical, record
+from aligning import GENERATION, RELEASE, align, assert_identical, record
 from train_nemo import NEMO
 from train_nest import NEST
 
@@ -66,20 +66,21 @@ CASES: dict[str, tuple[str, list[str]]] = {
 
 
 # NeMo 2.4 stops at a short utterance that comes first in its batch.
-STOPS = ["shorter than a block, separate blocks"] if generation(GENERATION).short_audio_offset == "previous" else []
+STOPPING_CASE = "shorter than a block, separate blocks"
+STOPS = generation(GENERATION).short_audio_offset == "previous"
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in STOPS])
+@pytest.mark.parametrize("case", [case for case in CASES if not (STOPS and case == STOPPING_CASE)])
 def test_every_kind_of_batch(tmp_path: Path, corpus: Path, case: str) -> None:
     assert_identical(*align(tmp_path, *settings(corpus, case)))
 
 
-@pytest.mark.parametrize("case", STOPS)
-def test_where_nemo_stops_the_port_says_so(tmp_path: Path, corpus: Path, case: str) -> None:
+@pytest.mark.skipif(not STOPS, reason=f"NeMo {RELEASE} trains on it, as the test above shows")
+def test_where_nemo_stops_the_port_says_so(tmp_path: Path, corpus: Path) -> None:
     with pytest.raises(UnboundLocalError, match="offset"):
-        record(NEMO, tmp_path / "nemo", *settings(corpus, case))
-    with pytest.raises(UserError, match="NeMo"):
-        record(NEST, tmp_path / "nest", *settings(corpus, case))
+        record(NEMO, tmp_path / "nemo", *settings(corpus, STOPPING_CASE))
+    with pytest.raises(UserError, match="the first utterance of a batch is too short"):
+        record(NEST, tmp_path / "nest", *settings(corpus, STOPPING_CASE))
 
 
 def settings(corpus: Path, case: str) -> list[str]:
