@@ -19,7 +19,7 @@ SHOWN = ("torch", "lightning", "numpy", "nemo_toolkit")
 def main() -> str | None:
     """What is wrong, or None."""
     name, torch_version = sys.argv[1:]
-    for module in ["torch", "lightning.pytorch", "nest_ssl.experiment", *IMPORTS[name]]:
+    for module in ["torch", "lightning.pytorch", "nest_ssl.run.experiment", *IMPORTS[name]]:
         importlib.import_module(module)
     has_nemo = importlib.util.find_spec("nemo") is not None
     if has_nemo != (name == "nemo"):

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import yaml
 
-from nest_ssl.errors import UserError, run_command
+from nest_ssl.base.errors import UserError, run_command
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     # Only now what takes seconds to import: --help and bad usage answer at once.
     from nest_ssl.compare import FixedTolerance, compare_recordings
-    from nest_ssl.record.store import open_recording
+    from nest_ssl.recording.reader import open_recording
     from nest_ssl.report import print_summary, write_reports
 
     reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))

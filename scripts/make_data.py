@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs before anything is installed
 
-from nest_ssl.data.corpus import read_checksums, write_corpus  # noqa: E402
-from nest_ssl.errors import UserError, run_command  # noqa: E402
+from nest_ssl.base.errors import UserError, run_command  # noqa: E402
+from nest_ssl.practice.corpus import read_checksums, write_corpus  # noqa: E402
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,9 +10,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig
 
-from nest_ssl.errors import run_command
-from nest_ssl.experiment import Subject, run
-from nest_ssl.train.init_from import loading_sources
+from nest_ssl.base.errors import run_command
+from nest_ssl.run.experiment import Subject, run
+from nest_ssl.train.checkpoint.init_from import loading_sources
 
 
 def load_model_class() -> Any:

@@ -13,11 +13,11 @@ import torch
 from train_nemo import NEMO
 from train_nest import NEST
 
-from nest_ssl.config import compose
-from nest_ssl.errors import UserError, run_command
-from nest_ssl.experiment import Subject, run
-from nest_ssl.record.store import open_recording
-from nest_ssl.train.command import check_data
+from nest_ssl.base.errors import UserError, run_command
+from nest_ssl.config.compose import compose
+from nest_ssl.recording.reader import open_recording
+from nest_ssl.run.command_line import check_data
+from nest_ssl.run.experiment import Subject, run
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data" / "dummy_ssl"

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from train_nest import NEST
 
-from nest_ssl.errors import run_command
-from nest_ssl.experiment import run
-from nest_ssl.record.store import open_recording
+from nest_ssl.base.errors import run_command
+from nest_ssl.recording.reader import open_recording
+from nest_ssl.run.experiment import run
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data" / "dummy_ssl"

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from nest_ssl.data import draws as draws_of_data
-from nest_ssl.model.generations import concerning, generation
 from nest_ssl.model.masking import RandomBlockMasking
+from nest_ssl.releases import concerning, generation
 from nest_ssl.train.module import NestModule
 from tests.test_planted_faults import Plant, compare, patch_forward, record
 

@@ -23,8 +23,8 @@ from torch import nn
 from train_nest import NEST
 
 from nest_ssl.data.dataset import AudioNoiseDataset
-from nest_ssl.experiment import Subject, run
 from nest_ssl.model import attention
+from nest_ssl.run.experiment import Subject, run
 from nest_ssl.train.module import NestModule
 
 OVERRIDES = ["size=tiny", "batches=2", "save_steps=0,1", "model.train_ds.batch_size=3"]  # the third is shorter: padding

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nest_ssl.compare.result import LossAccount
-from nest_ssl.record import files
-from nest_ssl.record.store import Recording, StepFiles
+from nest_ssl.recording import layout as files
+from nest_ssl.recording.reader import Recording, StepFiles
 
 
 def count_parameters(recording: Recording) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from nest_ssl.compare.generations import generation_of, is_same_trainer
 from nest_ssl.compare.result import SETTING, Difference, Place, Tally
 from nest_ssl.compare.settings import count_leaves, typed_diff, without
-from nest_ssl.record.store import Recording
+from nest_ssl.recording.reader import Recording
 
 # Where a run writes and what it saves changes no number. The steps saved are compared on their own ("steps").
 IGNORED_CONFIG = frozenset({

@@ -19,9 +19,9 @@ from typing import Any
 
 import yaml
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.compare.result import Declared
-from nest_ssl.errors import UserError
-from nest_ssl.record.store import Recording
+from nest_ssl.recording.reader import Recording
 
 FILE = Path(__file__).with_name("declared.yaml")
 KEYS = {"pattern", "only_in", "not_in", "reason"}

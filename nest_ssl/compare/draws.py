@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
+from nest_ssl.base.rng import BOUNDARIES
 from nest_ssl.compare.calls import Call, key_of, timeline
 from nest_ssl.compare.result import (
     CAME_IN,
@@ -34,8 +35,7 @@ from nest_ssl.compare.result import (
     Place,
     Tally,
 )
-from nest_ssl.record.ledger import BACKWARD, FETCH, FIT_START, MODEL_CONSTRUCTION, OPTIMIZER_STEP, VALIDATION
-from nest_ssl.record.rng import BOUNDARIES
+from nest_ssl.recording.stages import BACKWARD, FETCH, FIT_START, MODEL_CONSTRUCTION, OPTIMIZER_STEP, VALIDATION
 
 FORWARD = "forward"  # with the code around it, up to the loss
 PHASES = (MODEL_CONSTRUCTION, FIT_START, VALIDATION, FETCH, FORWARD, BACKWARD, OPTIMIZER_STEP)

@@ -12,7 +12,7 @@ from nest_ssl.compare.draws import FORWARD, is_random
 from nest_ssl.compare.localise import StepResult, birthplace
 from nest_ssl.compare.order import explained_draw, in_order, phase
 from nest_ssl.compare.result import BORN, Difference, Tally
-from nest_ssl.record.ledger import FETCH, FIT_START, MODEL_CONSTRUCTION, VALIDATION
+from nest_ssl.recording.stages import FETCH, FIT_START, MODEL_CONSTRUCTION, VALIDATION
 
 SHOWN = 3
 # Phases (see `order.phase`) whose draws make the batch, and those whose draws the forward takes part in.

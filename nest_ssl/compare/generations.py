@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from nest_ssl.compare.result import KnownDifference
-from nest_ssl.record.store import Recording
+from nest_ssl.recording.reader import Recording
 
 
 def generation_of(recording: Recording) -> str | None:

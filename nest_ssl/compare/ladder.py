@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nest_ssl.base.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK, UserError
 from nest_ssl.compare.account import account_for_loss, count_parameters, describe_batch
 from nest_ssl.compare.backward import compare_output_gradients, compare_parameter_gradients, sort_backward
 from nest_ssl.compare.calls import compare_calls
@@ -48,9 +49,8 @@ from nest_ssl.compare.tables import (
 )
 from nest_ssl.compare.tolerance import Tolerance
 from nest_ssl.compare.values import Comparer
-from nest_ssl.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK, UserError
-from nest_ssl.record import files
-from nest_ssl.record.store import Recording, StepFiles
+from nest_ssl.recording import layout as files
+from nest_ssl.recording.reader import Recording, StepFiles
 
 FLOW_RUNGS = ("forward", "loss", "gradients", "weights")  # what numbers flow through, each from the one before
 

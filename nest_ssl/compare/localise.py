@@ -22,7 +22,7 @@ from nest_ssl.compare.result import (
     Tally,
 )
 from nest_ssl.compare.tell import tell, tell_state
-from nest_ssl.record.ledger import FETCH
+from nest_ssl.recording.stages import FETCH
 
 
 @dataclass(slots=True)

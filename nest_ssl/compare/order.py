@@ -13,7 +13,7 @@ from nest_ssl.compare.calls import ForwardResult
 from nest_ssl.compare.draws import BEFORE_MODEL, FORWARD, moment_of, phase_of
 from nest_ssl.compare.localise import StepResult, differing_events
 from nest_ssl.compare.result import Difference, Tally
-from nest_ssl.record.ledger import BACKWARD, FETCH, OPTIMIZER_STEP, VALIDATION
+from nest_ssl.recording.stages import BACKWARD, FETCH, OPTIMIZER_STEP, VALIDATION
 
 STEP_RUNGS = ("batch", "draws", "forward", "loss", "gradients", "weights")
 

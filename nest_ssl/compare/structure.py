@@ -7,7 +7,7 @@ from typing import Any
 from nest_ssl.compare.declared import Entry, apply_declared
 from nest_ssl.compare.result import MISSING_CANDIDATE, MISSING_REFERENCE, SETTING, Declared, Difference, Place, Tally
 from nest_ssl.compare.settings import typed_diff
-from nest_ssl.record.store import Recording
+from nest_ssl.recording.reader import Recording
 
 ROOT = ""
 

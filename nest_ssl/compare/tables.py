@@ -10,8 +10,8 @@ from torch import Tensor
 from nest_ssl.compare.result import MISSING_CANDIDATE, MISSING_REFERENCE, Place, Tally
 from nest_ssl.compare.structure import tensor_place
 from nest_ssl.compare.values import Comparer, describe, flatten
-from nest_ssl.record import files
-from nest_ssl.record.store import Recording, StepFiles
+from nest_ssl.recording import layout as files
+from nest_ssl.recording.reader import Recording, StepFiles
 
 Table = Mapping[str, Any]
 PlaceOf = Callable[[str], Place]

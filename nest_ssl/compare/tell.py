@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nest_ssl.compare.result import CAME_IN, LEFT_OTHERWISE, ONE_SIDED, Difference, Draw
-from nest_ssl.record import ledger
+from nest_ssl.recording import stages as ledger
 
 _STAGES = {
     ledger.MODEL_CONSTRUCTION: "building the model",

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 

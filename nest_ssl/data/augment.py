@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch, fit
 from nest_ssl.data.draws import DRAWS, Draws
-from nest_ssl.errors import UserError
 
 
 @dataclass

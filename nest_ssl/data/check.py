@@ -9,11 +9,11 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.audio import AudioProblem, check_header
 from nest_ssl.data.dataset import as_user_error, load_utterance
 from nest_ssl.data.manifest import Entry, NoiseClip, read_noise, read_speech
 from nest_ssl.data.settings import read_settings
-from nest_ssl.errors import UserError
 
 CHECKED_AT_MOST = 20_000  # files (about 2 s); of more, every n-th. The loader tells of the others when it meets them.
 

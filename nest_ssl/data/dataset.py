@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.audio import AudioProblem, Decoding, load
 from nest_ssl.data.batch import AudioNoiseBatch, AudioNoiseItem, Augmentor, collate
 from nest_ssl.data.manifest import Entry, NoiseClip
 from nest_ssl.data.noise import draw_noise
 from nest_ssl.data.skipping import LoadFailure, Remainder
-from nest_ssl.errors import UserError
 
 SHORTEST_SECONDS = 1.0  # shorter audio is repeated up to this
 

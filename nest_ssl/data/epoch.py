@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.skipping import LoadFailure, Remainder, SkippedAudio
-from nest_ssl.errors import UserError
 
 
 class Raising:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.dataset import AudioNoiseDataset
@@ -26,7 +27,6 @@ from nest_ssl.data.fingerprint import fingerprint
 from nest_ssl.data.manifest import is_url, read_noise, read_speech
 from nest_ssl.data.settings import allowed_keys, plain, read_settings
 from nest_ssl.data.skipping import SkippedAudio
-from nest_ssl.errors import UserError
 
 __all__ = ["allowed_keys", "build_dataloader", "check_dataset", "fingerprint", "validation_sections"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
-from nest_ssl.errors import UserError, from_os_error
+from nest_ssl.base.errors import UserError, from_os_error
 
 LONGEST_RELATIVE = 255  # characters; a longer path is never taken relative to the manifest
 

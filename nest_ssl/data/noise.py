@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.audio import Decoding, Samples, load
 from nest_ssl.data.batch import fit
 from nest_ssl.data.manifest import NoiseClip
-from nest_ssl.errors import UserError
 
 CLIP_TRIALS = 20  # clips drawn before the utterance is left without noise
 PIECE_TRIALS = 100  # pieces of one clip drawn before a poor one is taken

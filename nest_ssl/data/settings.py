@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.audio import Decoding
 from nest_ssl.data.augment import (
     MultiSpeakerNoiseAugmentation,
@@ -20,7 +21,6 @@ from nest_ssl.data.augment import (
     build_augmentor,
 )
 from nest_ssl.data.manifest import manifest_paths
-from nest_ssl.errors import UserError
 
 # fmt: off
 READ = {"manifest_filepath", "noise_manifest", "sample_rate", "batch_size", "shuffle", "num_workers", "pin_memory",

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.fingerprint import relative_name
 from nest_ssl.data.manifest import Entry
-from nest_ssl.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 
 SHORT_BLOCK = 8  # frames
 

@@ -18,7 +18,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.model.attention import RelPositionalEncoding, RelPositionMultiHeadAttention
 from nest_ssl.model.subsampling import ConvSubsampling
 

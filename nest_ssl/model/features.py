@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 
 TINY_STD = 1e-5  # added to a standard deviation, so that silence is not divided by zero
 WINDOWS = {

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.model.blocks import BlockDraw, Blocks, mask_of, overlapping_by_utterance, separate_by_utterance
 
 

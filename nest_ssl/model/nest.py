@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.errors import UserError
-from nest_ssl.model.generations import NEWEST, generation
-from nest_ssl.model.registry import allowed_keys, build, plain
+from nest_ssl.base.errors import UserError
+from nest_ssl.model.build import allowed_keys, build, plain
+from nest_ssl.releases import NEWEST, generation
 
 __all__ = ["NestModel", "allowed_keys"]
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 
 KERNEL, STRIDE, PADDING = 3, 2, 1
 MAX_ELEMENTS = 2**31  # a tensor with more cannot be indexed by some kernels

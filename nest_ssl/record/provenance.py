@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 
 ENVIRONMENT_PREFIXES = ("OMP_", "MKL_", "CUBLAS_", "CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "NUMBA_", "PYTHONHASHSEED",
                         "MALLOC_", "THP_", "KMP_", "ATEN_", "DNNL_", "ONEDNN_")  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from nest_ssl.record.writer import describe_tensor, file_sha256
+from nest_ssl.recording.writer import describe_tensor, file_sha256
 
 
 def describe_structure(model: nn.Module) -> dict[str, Any]:

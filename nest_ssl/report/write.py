@@ -6,8 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from nest_ssl.base.errors import from_os_error
 from nest_ssl.compare.result import Comparison
-from nest_ssl.errors import from_os_error
 from nest_ssl.report.json_report import render_json
 from nest_ssl.report.markdown import render_markdown
 

@@ -13,14 +13,14 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
-from nest_ssl.errors import UserError
-from nest_ssl.model.generations import NEWEST, concerning, generation
+from nest_ssl.model.build import plain
 from nest_ssl.model.nest import NestModel
-from nest_ssl.model.registry import plain
-from nest_ssl.train.lightning_checkpoint import hyper_parameters, load_checkpoint
+from nest_ssl.releases import NEWEST, concerning, generation
+from nest_ssl.train.checkpoint.lightning_checkpoint import hyper_parameters, load_checkpoint
 from nest_ssl.train.optim import build_optimizer
 from nest_ssl.train.schedules import build_schedule, planned_steps
 from nest_ssl.train.validation import ValidationLosses

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.train.schedules import SCHEDULES, build_schedule
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {

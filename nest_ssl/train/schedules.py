@@ -17,7 +17,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 
 WHERE = "model.optim.sched"
 

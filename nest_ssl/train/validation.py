@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.loader import validation_sections
 from nest_ssl.data.settings import plain
-from nest_ssl.errors import UserError
 
 
 class ValidationLosses:

@@ -14,8 +14,8 @@ from compare_outputs import main as compare_outputs
 from train_nemo import NEMO
 from train_nest import NEST
 
-from nest_ssl.experiment import Subject, run
-from nest_ssl.model.generations import generation_of
+from nest_ssl.releases import generation_of
+from nest_ssl.run.experiment import Subject, run
 
 RELEASE = importlib.metadata.version("nemo_toolkit")  # whichever is installed: the port must be exact with it
 GENERATION = generation_of(RELEASE)

@@ -18,11 +18,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from nest_ssl.config import compose
-from nest_ssl.model.generations import generation_of
+from nest_ssl.base.nested import leaves
+from nest_ssl.config.compose import compose
 from nest_ssl.model.nest import NestModel
-from nest_ssl.record.capture import CallCapture
-from nest_ssl.record.tree import leaves
+from nest_ssl.record.observers.calls import CallCapture
+from nest_ssl.releases import generation_of
 
 
 @pytest.fixture(scope="session")

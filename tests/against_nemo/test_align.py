@@ -12,13 +12,13 @@ from lightning.pytorch import Callback, Trainer
 from train_nemo import NEMO
 from train_nest import NEST
 
-from nest_ssl.config import compose, data_paths
-from nest_ssl.errors import UserError
-from nest_ssl.experiment import Subject, build_trainer, run
-from nest_ssl.model.generations import GENERATIONS, describe
-from nest_ssl.record.callback import weights
-from nest_ssl.record.store import open_recording
-from nest_ssl.seed import seed_all, set_determinism
+from nest_ssl.base.determinism import seed_all, set_determinism
+from nest_ssl.base.errors import UserError
+from nest_ssl.config.compose import compose, data_paths
+from nest_ssl.record.lightning import weights
+from nest_ssl.recording.reader import open_recording
+from nest_ssl.releases import GENERATIONS, describe
+from nest_ssl.run.experiment import Subject, build_trainer, run
 
 # What each generation of NeMo draws from: to fetch a batch, and to place the masks.
 FETCH_DRAWS = {"2.4": ("numpy", "torch_cpu")}.get(GENERATION, ("python", "numpy", "torch_cpu"))

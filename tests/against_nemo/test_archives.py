@@ -18,16 +18,16 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from nest_ssl.config import compose
-from nest_ssl.errors import UserError
-from nest_ssl.experiment import run
+from nest_ssl.base.determinism import seed_all
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.rng import rng_digests
+from nest_ssl.config.compose import compose
 from nest_ssl.model.nest import NestModel
-from nest_ssl.record.rng import rng_digests
-from nest_ssl.seed import seed_all
-from nest_ssl.train import init_from
-from nest_ssl.train.lightning_checkpoint import load_checkpoint
+from nest_ssl.run.experiment import run
+from nest_ssl.train.checkpoint import init_from
+from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
+from nest_ssl.train.checkpoint.nemo_archive import CONFIG, load_nemo, save_nemo
 from nest_ssl.train.module import NestModule
-from nest_ssl.train.nemo_archive import CONFIG, load_nemo, save_nemo
 
 
 def settings(*overrides: str) -> DictConfig:
@@ -236,7 +236,7 @@ def test_nemo_alone_opens_no_checkpoint_of_its_own(files: dict[str, dict[str, Pa
 
 
 def test_nemo_never_sees_a_harmful_archive(tmp_path: Path, files: dict[str, dict[str, Path]]) -> None:
-    from nest_ssl.train.nemo_archive import write_nemo
+    from nest_ssl.train.checkpoint.nemo_archive import write_nemo
 
     config, state_dict = load_nemo(files["init_from_nemo_model"]["a"])
     config["encoder"] = {"_target_": "os.mkdir", "path": str(tmp_path / "trap")}

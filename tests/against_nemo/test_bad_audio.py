@@ -10,9 +10,9 @@ import soundfile
 from aligning import GENERATION
 from train_nemo import NEMO
 
-from nest_ssl.config import ROOT
-from nest_ssl.errors import UserError
-from nest_ssl.experiment import run
+from nest_ssl.base.errors import UserError
+from nest_ssl.config.compose import ROOT
+from nest_ssl.run.experiment import run
 
 
 @pytest.mark.parametrize("workers", [0, 2])

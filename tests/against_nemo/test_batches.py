@@ -21,11 +21,11 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from nest_ssl.config import ROOT, compose
+from nest_ssl.config.compose import ROOT, compose
 from nest_ssl.data.batch import AudioNoiseBatch
-from nest_ssl.data.corpus import read_checksums, write_corpus
 from nest_ssl.data.loader import build_dataloader, check_dataset, validation_sections
-from nest_ssl.model.generations import concerning, generation
+from nest_ssl.practice.corpus import read_checksums, write_corpus
+from nest_ssl.releases import concerning, generation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # NeMo's and its libraries' own
 

@@ -13,12 +13,12 @@ from aligning import GENERATION, RELEASE, align, assert_identical, record
 from train_nemo import NEMO
 from train_nest import NEST
 
-from nest_ssl.errors import UserError
-from nest_ssl.experiment import Subject
-from nest_ssl.model.generations import generation
-from nest_ssl.record.store import open_recording
-from nest_ssl.record.tree import tensors
-from nest_ssl.train import command
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.nested import tensors
+from nest_ssl.recording.reader import open_recording
+from nest_ssl.releases import generation
+from nest_ssl.run import command_line as command
+from nest_ssl.run.experiment import Subject
 
 RECIPE = ["size=tiny", "run=full", "model.train_ds.batch_size=3", "model.train_ds.num_workers=0",
           "model.validation_ds.num_workers=0", "save_steps=all", "batches=6"]  # fmt: skip

@@ -12,8 +12,8 @@ from aligning import GENERATION, RELEASE, align, assert_identical, record
 from train_nemo import NEMO
 from train_nest import NEST
 
-from nest_ssl.errors import UserError
-from nest_ssl.model.generations import generation
+from nest_ssl.base.errors import UserError
+from nest_ssl.releases import generation
 
 RATE = 16_000
 SECONDS = {"a": 1.6, "b": 4.1, "c": 0.35, "d": 2.5, "e": 1.0, "long": 70.0}

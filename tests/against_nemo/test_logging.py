@@ -11,10 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from train_nemo import NEMO
 from train_nest import NEST
 
-from nest_ssl.config import ROOT, compose, data_paths
-from nest_ssl.experiment import Subject, build_trainer
-from nest_ssl.seed import seed_all, set_determinism
-from nest_ssl.train.loggers import build_loggers
+from nest_ssl.base.determinism import seed_all, set_determinism
+from nest_ssl.config.compose import ROOT, compose, data_paths
+from nest_ssl.run.experiment import Subject, build_trainer
+from nest_ssl.run.loggers import build_loggers
 
 DATA = ROOT / "data" / "dummy_ssl"
 Scalars = dict[str, list[tuple[int, float]]]  # tag -> step and value, in the order of the file

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nest_ssl.config import compose
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
+from nest_ssl.config.compose import compose
 from nest_ssl.model.nest import NestModel
 
 TINY, RANDOM = ("size=tiny", "run=full"), ("size=tiny", "run=full", "model.encoder.dropout_emb=0.2")

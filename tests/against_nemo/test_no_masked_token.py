@@ -15,11 +15,11 @@ from lightning.pytorch import Callback, Trainer
 from train_nemo import NEMO
 from train_nest import NEST
 
-from nest_ssl.config import compose, data_paths
-from nest_ssl.experiment import Subject, build_trainer
-from nest_ssl.model.generations import generation
-from nest_ssl.record.store import open_recording
-from nest_ssl.seed import seed_all
+from nest_ssl.base.determinism import seed_all
+from nest_ssl.config.compose import compose, data_paths
+from nest_ssl.recording.reader import open_recording
+from nest_ssl.releases import generation
+from nest_ssl.run.experiment import Subject, build_trainer
 
 RATE = 16_000
 leaves_short_audio = pytest.mark.skipif(

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.train.optim import build_optimizer, check_optim
 from nest_ssl.train.schedules import build_schedule, planned_steps
 

@@ -19,26 +19,19 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from nest_ssl.base.nested import to_builtins
+from nest_ssl.base.rng import rng_digests
 from nest_ssl.compare import FixedTolerance, compare_recordings
 from nest_ssl.compare.result import Comparison
-from nest_ssl.record import files
-from nest_ssl.record.callback import gradients, optimizer_state, weights
-from nest_ssl.record.capture import CallCapture, copy_to_cpu
-from nest_ssl.record.ledger import (
-    BACKWARD,
-    FETCH,
-    FIT_START,
-    MODEL_CONSTRUCTION,
-    OPTIMIZER_STEP,
-    TRAINING_STEP,
-    Ledger,
-)
+from nest_ssl.record.lightning import gradients, optimizer_state, weights
+from nest_ssl.record.observers.calls import CallCapture, copy_to_cpu
+from nest_ssl.record.observers.draws import Ledger
 from nest_ssl.record.provenance import describe_run
-from nest_ssl.record.rng import rng_digests
-from nest_ssl.record.store import open_recording
 from nest_ssl.record.structure import describe_sources, describe_structure
-from nest_ssl.record.tree import to_builtins
-from nest_ssl.record.writer import RecordingWriter
+from nest_ssl.recording import layout as files
+from nest_ssl.recording.reader import open_recording
+from nest_ssl.recording.stages import BACKWARD, FETCH, FIT_START, MODEL_CONSTRUCTION, OPTIMIZER_STEP, TRAINING_STEP
+from nest_ssl.recording.writer import RecordingWriter
 
 FEATURES, WIDTH, CODES, STRIDE = 4, 8, 5, 8
 FRAMES, RATE = 32, 16  # a "clip" of 2 s at 16 Hz

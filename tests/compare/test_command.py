@@ -13,8 +13,8 @@ from types import ModuleType
 import pytest
 from torch import nn
 
-from nest_ssl.errors import UserError
-from nest_ssl.record import files
+from nest_ssl.base.errors import UserError
+from nest_ssl.recording import layout as files
 from tests.compare.builder import Model, Plan, edit_config, edit_tensors, record, remove
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nest_ssl.compare.result import DRAWN_ELSEWHERE, Comparison
-from nest_ssl.record import files
+from nest_ssl.recording import layout as files
 from nest_ssl.report.markdown import render_markdown
 from tests.compare.builder import STRIDE, Plan, batch_of, edit_index, first, judge, record, reindex, statuses
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.compare.result import BORN, RUNGS, UNKNOWN
-from nest_ssl.errors import UserError
-from nest_ssl.record import files
+from nest_ssl.recording import layout as files
 from tests.compare.builder import Plan, edit_index, edit_tensors, first, judge, record, remove, statuses
 
 Make = Callable[..., Path]

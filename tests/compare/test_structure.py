@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.compare.declared import FILE, Entry, load_declared
-from nest_ssl.errors import UserError
-from nest_ssl.record import files
+from nest_ssl.recording import layout as files
 from tests.compare.builder import Model, Plan, first, judge, record, reindex, statuses
 
 SPARE = Entry("spare", only_in="nemo", not_in="nest", reason="built and never called")

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.augment import (
     TARGETS,
     MultiSpeakerNoiseAugmentation,
@@ -18,7 +19,6 @@ from nest_ssl.data.augment import (
     repeat,
 )
 from nest_ssl.data.batch import AudioNoiseBatch
-from nest_ssl.errors import UserError
 
 MULTI = "nemo.collections.asr.modules.ssl_modules.MultiSpeakerNoiseAugmentation"
 KINDS = [SpeakerNoiseAugmentation, MultiSpeakerNoiseAugmentation]

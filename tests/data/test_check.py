@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import soundfile
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data import check
 from nest_ssl.data.check import check_dataset, find_bad_audio
-from nest_ssl.errors import UserError
 
 Section = dict[str, Any]
 

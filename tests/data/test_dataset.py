@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.audio import Decoding
 from nest_ssl.data.dataset import AudioNoiseDataset, AudioNoiseItem, load_utterance, repeat_short
 from nest_ssl.data.manifest import read_noise, read_speech
-from nest_ssl.errors import UserError
 
 HOW = Decoding(16_000, strict=True)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import AudioNoiseLoader, build_dataloader
 from nest_ssl.data.skipping import SkippedAudio
-from nest_ssl.errors import UserError
 
 WORKERS = [0, pytest.param(2, marks=pytest.mark.filterwarnings("ignore"))]  # fork, and more workers than cores
 

@@ -14,10 +14,10 @@ import pytest
 import soundfile
 import torch
 
+from nest_ssl.base.determinism import generator_states, restore_generators, seed_all
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import build_dataloader, validation_sections
-from nest_ssl.errors import UserError
-from nest_ssl.seed import generator_states, restore_generators, seed_all
 
 Section = dict[str, Any]
 # Python 3.12 warns of fork in a process with threads, torch of more workers than cores.

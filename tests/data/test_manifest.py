@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.manifest import full_path, is_url, manifest_paths, read_noise, read_speech
-from nest_ssl.errors import UserError
 
 Manifest = Callable[..., str]
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nest_ssl.config import compose
+from nest_ssl.base.errors import UserError
+from nest_ssl.config.compose import compose
 from nest_ssl.data.settings import REFUSED, allowed_keys, read_settings
-from nest_ssl.errors import UserError
 
 SECTION = {"manifest_filepath": "m.json", "batch_size": 2}
 

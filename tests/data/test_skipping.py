@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.loader import AudioNoiseLoader, build_dataloader
 from nest_ssl.data.skipping import SkippedAudio
-from nest_ssl.errors import UserError
 
 Section = dict[str, Any]
 WORKERS = [0, pytest.param(2, marks=pytest.mark.filterwarnings("ignore"))]  # fork, and more workers than cores

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nest_ssl.config import compose
+from nest_ssl.config.compose import compose
 from nest_ssl.model.nest import NestModel
 
 

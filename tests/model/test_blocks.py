@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.model.blocks import BlockDraw, Blocks, mask_of, overlapping_by_utterance, separate_by_utterance
-from nest_ssl.model.generations import GENERATIONS, concerning
 from nest_ssl.model.masking import RandomBlockMasking
+from nest_ssl.releases import GENERATIONS, concerning
 
 lengths_of_a_batch = st.lists(st.integers(0, 300), min_size=1, max_size=5)
 

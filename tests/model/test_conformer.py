@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.model.conformer import CausalConv1D, ConformerConvolution, ConformerEncoder
 
 

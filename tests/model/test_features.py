@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.model.features import AudioToMelSpectrogramPreprocessor, mel_filters
 
 

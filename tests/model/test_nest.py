@@ -7,11 +7,11 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from nest_ssl.errors import UserError
-from nest_ssl.model.generations import generation
+from nest_ssl.base.errors import UserError
+from nest_ssl.model.build import build as build_part
+from nest_ssl.model.build import plain
 from nest_ssl.model.nest import NestModel
-from nest_ssl.model.registry import build as build_part
-from nest_ssl.model.registry import plain
+from nest_ssl.releases import generation
 
 
 @pytest.fixture

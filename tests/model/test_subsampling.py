@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.model import subsampling
 from nest_ssl.model.subsampling import ConvSubsampling
 

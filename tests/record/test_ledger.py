@@ -17,14 +17,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from nest_ssl.record import ledger as ledger_module
-from nest_ssl.record import rng
-from nest_ssl.record.callback import Recorder
-from nest_ssl.record.capture import CallCapture
-from nest_ssl.record.ledger import Ledger
-from nest_ssl.record.rng import digest, read_states, rng_digests, words_between
-from nest_ssl.record.store import Recording, open_recording
-from nest_ssl.record.writer import RecordingWriter
+from nest_ssl.base import rng
+from nest_ssl.base.rng import digest, read_states, rng_digests, words_between
+from nest_ssl.record.lightning import Recorder
+from nest_ssl.record.observers import draws as ledger_module
+from nest_ssl.record.observers.calls import CallCapture
+from nest_ssl.record.observers.draws import Ledger
+from nest_ssl.recording.reader import Recording, open_recording
+from nest_ssl.recording.writer import RecordingWriter
 
 
 @pytest.fixture(autouse=True)

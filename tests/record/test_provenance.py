@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.record.provenance import describe_run
 
 FACTS = {"name": "nest", "base": "a base", "locks": {"nest-cpu.lock": "12ab"}, "git_commit": "34cd-dirty"}

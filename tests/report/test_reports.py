@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.compare.result import Comparison, Draw
-from nest_ssl.errors import UserError
 from nest_ssl.report import print_summary, write_reports
 from nest_ssl.report.draws import collapse
 from nest_ssl.report.facts import reproduce

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 
-from nest_ssl.config import compose
+from nest_ssl.config.compose import compose
+from nest_ssl.train.checkpoint.nemo_archive import save_nemo
 from nest_ssl.train.module import NestModule
-from nest_ssl.train.nemo_archive import save_nemo
 
 
 @pytest.fixture

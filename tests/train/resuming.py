@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from train_nest import NEST
 
-from nest_ssl.experiment import run
-from nest_ssl.train.checkpoint_io import AtomicCheckpointIO
+from nest_ssl.run.experiment import run
+from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO
 
 # 12 utterances, everything random on: dither, dropout, block masks, noise and speakers mixed in, shuffling.
 COMMON = ("size=tiny", "run=train", "trainer.accelerator=cpu", "exp_manager.create_tensorboard_logger=false",

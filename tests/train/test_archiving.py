@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from nest_ssl.train.lightning_checkpoint import load_checkpoint
-from nest_ssl.train.nemo_archive import load_nemo
+from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
+from nest_ssl.train.checkpoint.nemo_archive import load_nemo
 from tests.train.resuming import last, train
 
 PARAMS = "exp_manager.checkpoint_callback_params"

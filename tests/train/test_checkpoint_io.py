@@ -15,9 +15,15 @@ import pytest
 import torch
 from torch import nn
 
-from nest_ssl.errors import UserError
-from nest_ssl.train import checkpoint_io
-from nest_ssl.train.checkpoint_io import AtomicCheckpointIO, check_fits, examine, newest_whole, remove_partial
+from nest_ssl.base.errors import UserError
+from nest_ssl.train.checkpoint import checkpoint_io
+from nest_ssl.train.checkpoint.checkpoint_io import (
+    AtomicCheckpointIO,
+    check_fits,
+    examine,
+    newest_whole,
+    remove_partial,
+)
 
 
 def checkpoint(batches: int = 4, width: int = 3) -> dict[str, Any]:
@@ -125,8 +131,8 @@ def test_a_failing_disk_leaves_the_earlier_checkpoint(
 def test_torchs_own_words_for_a_full_disk(tmp_path: Path) -> None:
     """No file may grow beyond 100 kB; torch says that as a RuntimeError."""
     code = (
-        "import sys, torch; from nest_ssl.errors import run_command\n"
-        "from nest_ssl.train.checkpoint_io import AtomicCheckpointIO\n"
+        "import sys, torch; from nest_ssl.base.errors import run_command\n"
+        "from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO\n"
         "value = {'state_dict': torch.zeros(100_000)}\n"
         "run_command(lambda: AtomicCheckpointIO().save_checkpoint(value, sys.argv[1]))"
     )

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.manifest import Entry, Place
 from nest_ssl.data.skipping import LoadFailure, SkippedAudio
-from nest_ssl.errors import UserError
-from nest_ssl.train.console import Progress, noise_to_file, summary
+from nest_ssl.run.console import Progress, noise_to_file, summary
 
 
 def test_prints_and_loggers_go_to_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

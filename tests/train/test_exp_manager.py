@@ -10,10 +10,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nest_ssl.config import compose
-from nest_ssl.errors import UserError
-from nest_ssl.train.exp_manager import Experiment, open_experiment
-from nest_ssl.train.keys import check_keys
+from nest_ssl.base.errors import UserError
+from nest_ssl.config.compose import compose
+from nest_ssl.run.exp_manager import Experiment, open_experiment
+from nest_ssl.run.strict import check_keys
 from tests.train.test_checkpoint_io import cut, save
 
 

@@ -13,14 +13,14 @@ from compare_outputs import main as compare_outputs
 from omegaconf import OmegaConf
 from train_nest import NEST, build_model
 
-from nest_ssl.config import compose, data_paths
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.rng import rng_digests
+from nest_ssl.config.compose import compose, data_paths
 from nest_ssl.data.fingerprint import file_sha256
-from nest_ssl.errors import UserError
-from nest_ssl.experiment import run
-from nest_ssl.record.rng import rng_digests
-from nest_ssl.train.init_from import check_sources, fingerprint_sources, init_from_pretrained, read_sources
+from nest_ssl.run.experiment import run
+from nest_ssl.train.checkpoint.init_from import check_sources, fingerprint_sources, init_from_pretrained, read_sources
+from nest_ssl.train.checkpoint.nemo_archive import load_nemo, write_nemo
 from nest_ssl.train.module import NestModule
-from nest_ssl.train.nemo_archive import load_nemo, write_nemo
 
 Tiny = Callable[..., NestModule]
 File = Callable[..., Path]

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from train_nest import NEST
 
-from nest_ssl.errors import run_command
-from nest_ssl.experiment import run
+from nest_ssl.base.errors import run_command
+from nest_ssl.run.experiment import run
 from nest_ssl.train.module import NestModule
 from tests.train.resuming import COMMON, assert_same
 
@@ -31,7 +31,7 @@ SETTINGS = (*COMMON, "trainer.max_epochs=12", "trainer.check_val_every_n_epoch=3
             "exp_manager.checkpoint_callback_params.every_n_train_steps=4")  # fmt: skip
 # Children are forked from a server that has imported everything: a real process each, without 4 s of importing.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["nest_ssl.experiment", "nest_ssl.train.module"])
+CONTEXT.set_forkserver_preload(["nest_ssl.run.experiment", "nest_ssl.train.module"])
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from nest_ssl.errors import UserError
-from nest_ssl.train.lightning_checkpoint import load_checkpoint
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.safe_load import load_tensors, opened
+from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
 from nest_ssl.train.module import NestModule
-from nest_ssl.train.safe_load import load_tensors, opened
 
 
 def opened_safely(path: Path) -> Any:

@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train_nest import NEST
 
-from nest_ssl.errors import UserError
-from nest_ssl.experiment import run
-from nest_ssl.record.store import open_recording
-from nest_ssl.train.loggers import build_loggers, closing
+from nest_ssl.base.errors import UserError
+from nest_ssl.recording.reader import open_recording
+from nest_ssl.run.experiment import run
+from nest_ssl.run.loggers import build_loggers, closing
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.model.nest import NestModel
-from nest_ssl.train import nemo_archive
+from nest_ssl.train.checkpoint import nemo_archive
+from nest_ssl.train.checkpoint.nemo_archive import CONFIG, WEIGHTS, load_nemo, save_nemo
 from nest_ssl.train.module import NestModule
-from nest_ssl.train.nemo_archive import CONFIG, WEIGHTS, load_nemo, save_nemo
 
 Parts = dict[str, bytes]
 

@@ -21,9 +21,9 @@ import torch
 from lightning.pytorch import Trainer
 from train_nest import build_model
 
-from nest_ssl.config import ROOT, compose
-from nest_ssl.seed import seed_all
-from nest_ssl.train.command import read_command_line
+from nest_ssl.base.determinism import seed_all
+from nest_ssl.config.compose import ROOT, compose
+from nest_ssl.run.command_line import read_command_line
 
 RATE = 16_000
 TIME_LIMIT_S = 120  # for two processes to import torch, train three steps and end
@@ -76,8 +76,8 @@ import sys, datetime
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from nest_ssl.config import compose
-from nest_ssl.seed import seed_all
+from nest_ssl.config.compose import compose
+from nest_ssl.base.determinism import seed_all
 from nest_ssl.train.module import NestModule
 
 class Report(Callback):

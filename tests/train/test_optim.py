@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.train.optim import allowed_keys, build_optimizer, check_optim
 
 SCHED = {"name": "NoamAnnealing", "d_model": 64, "warmup_steps": 10}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nest_ssl.config import compose
-from nest_ssl.errors import UserError
-from nest_ssl.train.command import read_command_line
-from nest_ssl.train.reference import reference_generation
+from nest_ssl.base.errors import UserError
+from nest_ssl.config.compose import compose
+from nest_ssl.run.command_line import read_command_line
+from nest_ssl.run.reference import reference_generation
 
 
 def recording(folder: Path, **index: Any) -> str:

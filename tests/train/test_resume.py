@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from nest_ssl.errors import InterruptedRun, UserError
-from nest_ssl.record.store import open_recording
+from nest_ssl.base.errors import InterruptedRun, UserError
+from nest_ssl.recording.reader import open_recording
 from nest_ssl.train.module import NestModule
 from tests.train.resuming import assert_same, last, leaves, train
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.train.schedules import SCHEDULES, allowed_keys, build_schedule, planned_steps, takes
 
 NOAM = {"name": "NoamAnnealing", "d_model": 64, "warmup_steps": 10, "warmup_ratio": None, "min_lr": 1e-6}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nest_ssl.errors import UserError
+from nest_ssl.base.errors import UserError
 from nest_ssl.train.validation import ValidationLosses, loss_prefixes
 
 

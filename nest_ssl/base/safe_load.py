@@ -1,0 +1,134 @@
+"""Reading what strangers wrote: weights and settings come in, code never does.
+
+Weights go through `torch.load(weights_only=True)` with a short list of further classes, those of OmegaConf, which NeMo
+and Lightning put into a checkpoint. Settings end as plain builtins, and only references within them are followed.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import re
+import struct
+import typing
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf, nodes
+from omegaconf.base import ContainerMetadata, Metadata
+from omegaconf.errors import OmegaConfBaseException
+
+from nest_ssl.base.errors import UserError, from_os_error
+
+# All of them hold data: none opens, imports or calls anything when it is unpickled.
+# fmt: off
+SETTINGS_CLASSES = [
+    DictConfig, ListConfig, ContainerMetadata, Metadata, nodes.AnyNode, nodes.StringNode, nodes.IntegerNode,
+    nodes.FloatNode, nodes.BooleanNode, typing.Any, collections.defaultdict, dict, list, tuple, str, int, float, bool,
+]
+# What a damaged or hostile file makes the readers raise.
+BROKEN = (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, ArithmeticError, AssertionError, AttributeError,
+          EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+# fmt: on
+RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)  # `${oc.env:HOME}`, and not `${model.sample_rate}`
+ANOTHER_FILE = "Choose another file, or have it written again."
+
+
+@contextmanager
+def opened(path: Path | str) -> Iterator[BinaryIO]:
+    """A regular file, open for reading.
+
+    Raises:
+        UserError: it is not there, is no regular file or cannot be read.
+    """
+    if not Path(path).is_file():
+        raise UserError("no such file", str(path), "Check the path.")
+    try:
+        with open(path, "rb") as stream:
+            yield stream
+    except OSError as error:
+        if error.errno is None:  # a reader's own, about the content
+            raise
+        raise from_os_error(error, str(path)) from error
+
+
+@contextmanager
+def settings_allowed() -> Iterator[None]:
+    """Meanwhile `torch.load(weights_only=True)` takes OmegaConf's settings too, which NeMo's checkpoints hold."""
+    with torch.serialization.safe_globals(SETTINGS_CLASSES):
+        yield
+
+
+def load_tensors(stream: BinaryIO, where: str) -> Any:
+    """What `torch.save` wrote: tensors (on the CPU), builtins and OmegaConf's settings, in their nesting.
+
+    Raises:
+        UserError: the file is damaged, would unpack to more than it is, or holds anything else.
+    """
+    try:
+        _check_zip(stream, where)
+        with settings_allowed():
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except BROKEN as error:
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign:
+            fix = "Only tensors, builtins and OmegaConf's settings are read, so that no code of the file runs."
+            raise UserError(f"it holds {foreign[1]}, which is no weight", where, fix) from error
+        raise UserError("not a file of weights, or a damaged one", where, ANOTHER_FILE) from error
+
+
+def check_state_dict(value: Any, where: str) -> dict[str, torch.Tensor]:
+    """`value`, if it maps names to tensors.
+
+    Raises:
+        UserError: it does not.
+    """
+    if isinstance(value, Mapping) and all(isinstance(k, str) and torch.is_tensor(v) for k, v in value.items()):
+        return dict(value)
+    raise UserError("no state dict: names and their tensors", where, ANOTHER_FILE)
+
+
+def plain_settings(config: Any, where: str) -> dict[str, Any]:
+    """A mapping of settings as plain builtins, its `${...}` references replaced by their values.
+
+    Raises:
+        UserError: it is no mapping, a reference leads nowhere, or one asks for more than a value (`${oc.env:HOME}`).
+    """
+    try:
+        raw = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
+        if not isinstance(raw, dict):
+            raise UserError("no settings", where, ANOTHER_FILE)
+        for value in _strings(raw):
+            if RESOLVER.search(value):
+                raise UserError("a setting that is not a value", f"{where}: {value}", "Write the value itself.")
+        resolved = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
+    except (OmegaConfBaseException, *BROKEN) as error:
+        raise UserError("settings that cannot be read", f"{where}: {_first_line(error)}", ANOTHER_FILE) from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _check_zip(stream: BinaryIO, where: str) -> None:
+    """torch stores and never compresses; what unpacks to more than the file holds was made to fill the memory."""
+    size = stream.seek(0, 2)
+    with zipfile.ZipFile(stream) as archive:
+        entries = archive.infolist()
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
+        raise UserError("it unpacks to more than it is", where, ANOTHER_FILE)
+    stream.seek(0)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _strings(child)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

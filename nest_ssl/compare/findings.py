@@ -1,0 +1,318 @@
+"""What a comparison finds: plain data, no tensors and no sentences, so that any renderer can be made of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from nest_ssl.compare.metrics import Metrics
+from nest_ssl.recording.address import Address
+from nest_ssl.recording.clock import Moment
+
+RungName = Literal[
+    "contract", "structure", "initial_weights", "batch", "draws", "forward", "loss", "gradients", "weights", "steps"
+]
+RUNGS: tuple[RungName, ...] = (
+    "contract", "structure", "initial_weights", "batch", "draws", "forward", "loss", "gradients", "weights", "steps",
+)  # fmt: skip
+
+
+class Status(str, Enum):
+    """Of a rung, from good to bad; the verdict of a whole comparison is one of the first two or the last two."""
+
+    IDENTICAL = "identical"  # same bits
+    EQUIVALENT = "equivalent"  # every differing tensor is within what the rules allow
+    NOT_COMPARED = "not compared"  # nothing there to compare where something should be
+    MISSING = "missing"  # what both have is the same, but one side lacks something
+    DIVERGED = "diverged"
+    INCONCLUSIVE = "inconclusive"  # a verdict only
+
+
+SEVERITY = (Status.IDENTICAL, Status.EQUIVALENT, Status.NOT_COMPARED, Status.MISSING, Status.DIVERGED)
+
+
+class Difference(str, Enum):
+    """In what way two things are not the same."""
+
+    VALUES = "values"
+    SHAPE = "shape"
+    DTYPE = "dtype"
+    TYPE = "type"
+    NONE = "none"  # None on one side
+    SETTING = "setting"
+    DRAWS = "draws"  # how many random numbers were drawn
+    STATE = "state"  # from which, or to which, state of a generator
+    MISSING_REFERENCE = "missing_reference"
+    MISSING_CANDIDATE = "missing_candidate"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A rule's answer about one difference of floating-point values.
+
+    Args:
+        within: whether the rule allows it.
+        rule: the rule's name.
+        bound: what the rule allowed here, in the rule's own terms, e.g. ``{"atol": 1e-5, "rtol": 1e-5}``.
+        ratio: how far the difference is from the bound; at most 1 within it; None where that has no meaning.
+    """
+
+    within: bool
+    rule: str
+    bound: dict[str, float]
+    ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Two things at one address that are not the same.
+
+    `reference` and `candidate` are the values at `index`, or, for other kinds, what either side is.
+    """
+
+    rung: RungName
+    moment: Moment
+    address: Address
+    difference: Difference
+    reference: Any = None
+    candidate: Any = None
+    judgement: Judgement | None = None
+    index: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    metrics: Metrics | None = None
+
+    @property
+    def within(self) -> bool:
+        return self.judgement is not None and self.judgement.within
+
+    @property
+    def missing(self) -> bool:
+        return self.difference in (Difference.MISSING_REFERENCE, Difference.MISSING_CANDIDATE)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something worth a line that is no difference of numbers: a kind, and the values that its sentence needs."""
+
+    kind: str  # a key of the report's words
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts and findings of one rung at one step of one rank (or of the whole run), findings in causal order.
+
+    `compared` counts by unit, e.g. ``{"calls": 1004, "outputs": 4}``.
+    """
+
+    rung: RungName
+    step: int | None = None
+    rank: int = 0
+    compared: Counter[str] = field(default_factory=Counter)
+    differing: int = 0
+    missing_reference: int = 0
+    missing_candidate: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    absent: list[Note] = field(default_factory=list)  # why there is nothing where something should be
+    notes: list[Note] = field(default_factory=list)
+
+    @property
+    def status(self) -> Status:
+        if any(not finding.within and not finding.missing for finding in self.findings):
+            return Status.DIVERGED
+        if any(finding.missing for finding in self.findings):
+            return Status.MISSING
+        if self.absent or not self.compared:
+            return Status.NOT_COMPARED
+        return Status.EQUIVALENT if self.findings else Status.IDENTICAL
+
+
+@dataclass(slots=True)
+class Rung:
+    """One rung of the ladder over all steps."""
+
+    name: RungName
+    tallies: list[Tally] = field(default_factory=list)
+
+    @property
+    def status(self) -> Status:
+        return max((tally.status for tally in self.tallies), key=SEVERITY.index, default=Status.NOT_COMPARED)
+
+    @property
+    def compared(self) -> int:
+        return sum(tally.compared.total() for tally in self.tallies)
+
+    @property
+    def differing(self) -> int:
+        return sum(tally.differing for tally in self.tallies)
+
+    @property
+    def missing_reference(self) -> int:
+        return sum(tally.missing_reference for tally in self.tallies)
+
+    @property
+    def missing_candidate(self) -> int:
+        return sum(tally.missing_candidate for tally in self.tallies)
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [finding for tally in self.tallies for finding in tally.findings]
+
+
+# --- how differences came about ---------------------------------------------------------------------------------------
+
+
+class Relation(str, Enum):
+    """How one call that is not the same on both sides came to differ."""
+
+    BORN = "born here"  # same inputs, other output, and nothing inside explains it
+    NUMBERS = "other random numbers"  # same inputs, other output, and its random draws differ
+    WEIGHTS = "other weights"  # same inputs, other output, and the module's own weights differed before the step
+    UNKNOWN = "here or earlier"  # same inputs, other output, and the steps before were not recorded
+    INSIDE = "born inside"  # a container: one of its children is to blame
+    CAME_IN = "came in"  # other inputs, other output
+    STOPPED = "stopped here"  # other inputs, same output
+
+
+@dataclass(slots=True)
+class CallJudgement:
+    """One call of one module that is not the same on both sides."""
+
+    step: int
+    module: str
+    call: int
+    relation: Relation
+    order: int  # execution order in the reference, by start
+    worst: Finding
+    rank: int = 0
+
+
+class Fate(str, Enum):
+    """What became of a draw on both sides."""
+
+    SAME = "same"
+    ELSEWHERE = "drawn elsewhere"  # the same numbers of the same stream, in another call; no difference
+    OTHER_COUNT = "other count"
+    ONE_SIDED = "on one side"
+    LEFT_OTHERWISE = "left otherwise"  # same start, same count, other state after it
+    CAME_IN = "came in"  # other start, same count
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Who draws: a call of a module, or a part of training outside of all calls."""
+
+    phase: str  # name of a `Phase` in lower case, or "training_step" before and "loss" after the model's forward
+    module: str | None = None
+    call: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What one generator gave to one stage, on both sides; to several stages where the sides divide it otherwise.
+
+    `draws` counts 32-bit words: 0 where a side draws nothing there, None where they could not be counted.
+    """
+
+    moment: Moment
+    rank: int
+    generator: str
+    reference: tuple[Stage, ...]
+    candidate: tuple[Stage, ...]
+    draws: tuple[int | None, int | None]
+    fate: Fate
+    came_in: bool  # another state to start from
+    finding: Finding | None
+
+    @property
+    def step(self) -> int | None:
+        return None if self.moment.step < 0 else self.moment.step
+
+    @property
+    def stage(self) -> Stage:
+        return (self.reference or self.candidate)[0]
+
+
+class Birth(str, Enum):
+    """How the headline arose, as far as clock and producers tell."""
+
+    BUILT_OTHERWISE = "built otherwise"  # structure
+    FILLED_OTHERWISE = "filled otherwise"  # initial weights
+    BATCH = "batch"  # before the model has seen it
+    DRAW = "draw"  # a random draw; `draw` says which
+    STATE = "state"  # a generator's state at a boundary, and no ledger tells more
+    NEVER_CALLED = "never called"  # by the candidate
+    BEFORE_CALL = "before call"  # the inputs of `at` differ, all before it is the same: own code of `module`
+    OWN_CODE = "own code"  # inputs and all calls inside are the same, the output is not
+    OUTPUT = "output"  # the same for a module without calls inside
+    MODEL_OUTPUT = "model output"  # no call that was compared differs before it
+    LOSS = "loss"
+    OWN_BACKWARD = "own backward"  # the gradient that arrives is the same
+    FIRST_GRADIENT = "first gradient"  # the backward of the loss
+    BETWEEN_BACKWARDS = "between backwards"  # of `after` and this
+    GRADIENT = "gradient"  # nothing that backward reached before it differs
+    OPTIMIZER_SETTING = "optimizer setting"
+    UPDATE = "update"  # loss and gradients are the same
+    GROWN = "not grown"  # bits part earlier, within the rule, but this cannot have grown from that
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Where and how the headline was born.
+
+    Args:
+        birth: how.
+        module: the module in whose own code it was born, None where no module's.
+        after: the last call whose gradient was the same, for `BETWEEN_BACKWARDS`.
+        order, calls: place in execution order and number of calls, for a call.
+        draw: the random draw that is to blame, or that shows first behind the headline.
+        states: generators that this forward left in other states, where no ledger tells more.
+        batch_differs: of a draw while fetching: the batch differs as well.
+        unrecorded: first and last step just before it that were not recorded: it may have been born there.
+    """
+
+    birth: Birth
+    module: str | None = None
+    after: str | None = None
+    order: int | None = None
+    calls: int | None = None
+    draw: Draw | None = None
+    states: tuple[str, ...] = ()
+    batch_differs: bool = False
+    unrecorded: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Consequence:
+    """How much of one rung, at one step, differs after the headline."""
+
+    rung: RungName
+    step: int | None
+    count: int
+    largest: float | None = None  # of a loss
+
+
+class Unexplained(str, Enum):
+    """What differs although nothing recorded that it depends on does."""
+
+    CLASSES = "classes"
+    INITIAL_WEIGHTS = "initial weights"
+    OTHER_FIELDS = "other fields"  # of the same batch as the headline
+    FIELDS = "fields"  # of a batch, which the model has no part in
+    DRAWS = "draws"
+    CALLS = "calls"
+    LOSS = "loss"
+    GRADIENTS = "gradients"
+    OPTIMIZER = "optimizer"
+    UPDATES = "updates"
+
+
+@dataclass(frozen=True, slots=True)
+class Remainder:
+    """Findings of one kind that the headline cannot explain."""
+
+    why: Unexplained
+    findings: tuple[Finding, ...]

@@ -1,0 +1,137 @@
+"""`data/dummy_ssl`, the practice corpus: its sounds, its manifests, and writing them so that nothing half-done stays.
+
+Every byte is known in advance: `data/dummy_ssl.sha256` holds the SHA-256 of each file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import tempfile
+import wave
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from nest_ssl.base.errors import UserError, from_os_error
+from nest_ssl.practice import synth
+
+# Milliseconds. The first two of `train` last exactly 3 s each, so that the default first batch, of two, is not padded.
+TRAIN_MS = (3000, 3000, 2105, 4480, 5230, 2750, 3615, 5985, 2340, 4125)
+VAL_MS = (3320, 4810)
+NOISES: dict[str, tuple[Callable[[int, int], list[int]], int]] = {
+    "white": (synth.white_noise, 1280),
+    "pink": (synth.pink_noise, 7250),
+    "brown": (synth.brown_noise, 4100),
+    "machine": (synth.machine_noise, 2560),
+}
+
+
+def build_corpus() -> dict[str, bytes]:
+    """Every file of the corpus, by its path in it (with forward slashes)."""
+    train = {f"train/utt_{i:02d}.wav": (synth.utterance, 100 + i, ms) for i, ms in enumerate(TRAIN_MS)}
+    val = {f"val/utt_{i:02d}.wav": (synth.utterance, 200 + i, ms) for i, ms in enumerate(VAL_MS)}
+    noise = {f"noise/{name}.wav": (make, 300 + i, ms) for i, (name, (make, ms)) in enumerate(NOISES.items())}
+    sounds = {**train, **val, **noise}
+    files = {path: _wav(make(seed, ms * synth.RATE // 1000)) for path, (make, seed, ms) in sounds.items()}
+    for name, part, extra in (("train", train, {"text": ""}), ("val", val, {"text": ""}), ("noise", noise, {})):
+        lines = [{"audio_filepath": path, "duration": ms / 1000, **extra} for path, (_, _, ms) in part.items()]
+        files[f"{name}_manifest.json"] = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    return files
+
+
+def read_checksums(path: Path) -> dict[str, str]:
+    """A file as `sha256sum` writes it: path -> SHA-256 in hex.
+
+    Raises:
+        UserError: the file is not there.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise from_os_error(error, str(path)) from error
+    return {name.lstrip("*"): digest for digest, name in (line.split(maxsplit=1) for line in lines if line.strip())}
+
+
+def checksum_lines(files: Mapping[str, bytes]) -> str:
+    """The same, written: what `sha256sum` prints in the corpus's folder."""
+    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
+
+
+def wrong_files(folder: Path, checksums: Mapping[str, str]) -> list[str]:
+    """The files of the corpus that are missing from `folder` or differ."""
+    return [name for name, digest in sorted(checksums.items()) if _sha256(folder / name) != digest]
+
+
+def write_corpus(folder: Path, checksums: Mapping[str, str]) -> list[str]:
+    """Make the corpus in `folder` unless it is there; what is missing or damaged is made anew, the rest left alone.
+
+    Returns:
+        The files written; empty when all was there.
+
+    Raises:
+        UserError: the folder cannot be written, or this machine made other bytes than the committed checksums.
+    """
+    wrong = wrong_files(folder, checksums)
+    if not wrong:
+        return []
+    files = build_corpus()
+    _refuse_other_bytes(files, checksums)
+    try:
+        _write_atomically(folder, {name: files[name] for name in wrong})
+    except OSError as error:
+        raise from_os_error(error, str(folder)) from error
+    still_wrong = wrong_files(folder, checksums)
+    if still_wrong:
+        raise UserError("what was written reads back differently", str(folder / still_wrong[0]), "Check the disk.")
+    return wrong
+
+
+def _wav(samples: Iterable[int]) -> bytes:
+    """16-bit mono WAV; the header has 44 bytes and no date."""
+    values = list(samples)
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(synth.RATE)
+        out.writeframes(struct.pack(f"<{len(values)}h", *values))
+    return buffer.getvalue()
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _refuse_other_bytes(files: Mapping[str, bytes], checksums: Mapping[str, str]) -> None:
+    made = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    for name in sorted({*made, *checksums}):
+        if made.get(name) != checksums.get(name):
+            raise UserError("the generated corpus has other bytes than the committed checksums", name,
+                            "Restore nest_ssl/practice/ and data/dummy_ssl.sha256 from the repository.")  # fmt: skip
+
+
+def _write_atomically(folder: Path, files: Mapping[str, bytes]) -> None:
+    """All files complete beside `folder` first, then moved; a new folder appears in one rename."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, data in files.items():
+            path = staging / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+        staging.chmod(0o755)  # mkdtemp makes it private
+        if not folder.exists():
+            staging.rename(folder)
+            return
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / name, folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

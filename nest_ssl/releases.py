@@ -1,0 +1,167 @@
+"""Where NeMo's numbers changed from one release to the next: each difference has a name, one table says who has which.
+
+Whatever behaves differently, in the model or in the data, takes its differences as arguments of these names; nothing
+else asks for a version. Found by reading, side by side, NeMo 2.3.3, 2.4.1, 2.5.3, 2.6.2, 2.7.3 and 3.0.0, in
+`nemo.collections.asr`: `parts.preprocessing`, `parts.submodules`, `modules`, `losses.ssl_losses`, `data.ssl_dataset`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from nest_ssl.base.errors import UserError
+
+# Where a difference takes effect: modules by their names, and the batch before any of them.
+BATCH, FEATURES, MASKING, SUBSAMPLING = "batch", "preprocessor.featurizer", "mask_processor", "encoder.pre_encode"
+
+
+def _named(what: str, where: str) -> Any:
+    """What differs, and the module that does it (`batch`: the data, before any module)."""
+    return field(metadata={"what": what, "where": where})
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The named differences; values are plain, for they go into recordings."""
+
+    # features
+    stft_padding: str = _named("how the signal is padded for the centred STFT (a pad_mode of torch.stft)", FEATURES)
+    mask_waveform: bool = _named("whether samples beyond an utterance's end are zeroed after pre-emphasis", FEATURES)
+    extra_frames: int = _named("frames counted on top of samples // hop", FEATURES)
+    std_of_one_frame: str = _named("standard deviation by which the only frame of an utterance is normalised", FEATURES)
+    torchaudio_option: str = _named(
+        "use_torchaudio: ignored, or computes other features (refused; 2.7.3 ignores it)", FEATURES
+    )
+    # masking
+    block_draw: str = _named(
+        "whether masked blocks are drawn for the whole batch at once or utterance by utterance", MASKING
+    )
+    block_count: str = _named("generator of the number of overlapping blocks in an utterance", MASKING)
+    block_device: str = _named(
+        "device whose torch generator places the blocks: the features' or always the CPU's", MASKING
+    )
+    short_audio_rule: str = _named("precision in which an utterance is found too short for overlapping blocks", MASKING)
+    short_audio_offset: str = _named("where the one block of a too short utterance starts (without overlap)", MASKING)
+    mask_writing: str = _named("how the mask vector is put in place (decides the order of its gradient's sum)", MASKING)
+    float64: str = _named(
+        "training in float64 (trainer.precision=64-true): runs, or fails as the mask is drawn", MASKING
+    )
+    # subsampling
+    subsampling_mask: bool = _named(
+        "whether frames beyond the utterance are zeroed before every convolution", SUBSAMPLING
+    )
+    subsampled_length: str = _named("integer type of the lengths that subsampling returns", SUBSAMPLING)
+    # data
+    augmentation_draws: str = _named("generator of the speaker and noise augmentation", BATCH)
+    noisy_length: str = _named("length given to noisy audio: the noise's after augmentation, or the speech's", BATCH)
+    audio_reader: str = _named(
+        "what reads audio that soundfile cannot, or whose suffix it does not list: nothing, or pydub", BATCH
+    )
+
+
+GENERATIONS = {
+    "2.4": Generation(
+        stft_padding="reflect",
+        mask_waveform=False,
+        extra_frames=1,
+        std_of_one_frame="nan",
+        torchaudio_option="obeyed",
+        block_draw="per_utterance",
+        block_count="numpy",
+        block_device="features",
+        short_audio_rule="float32",
+        short_audio_offset="previous",
+        mask_writing="slices",
+        float64="runs",
+        subsampling_mask=False,
+        subsampled_length="int32",
+        augmentation_draws="numpy",
+        noisy_length="audio",
+        audio_reader="pydub",
+    ),
+    "2.7": Generation(
+        stft_padding="constant",
+        mask_waveform=True,
+        extra_frames=0,
+        std_of_one_frame="zero",
+        torchaudio_option="obeyed",
+        block_draw="per_utterance",
+        block_count="torch",
+        block_device="cpu",
+        short_audio_rule="float64",
+        short_audio_offset="zero",
+        mask_writing="indices",
+        float64="fails",
+        subsampling_mask=True,
+        subsampled_length="int64",
+        augmentation_draws="python",
+        noisy_length="noise",
+        audio_reader="pydub",
+    ),
+    "3.0": Generation(
+        stft_padding="constant",
+        mask_waveform=True,
+        extra_frames=0,
+        std_of_one_frame="zero",
+        torchaudio_option="ignored",
+        block_draw="whole_batch",
+        block_count="torch",
+        block_device="features",
+        short_audio_rule="none",
+        short_audio_offset="none",
+        mask_writing="where",
+        float64="runs",
+        subsampling_mask=True,
+        subsampled_length="int64",
+        augmentation_draws="python",
+        noisy_length="noise",
+        audio_reader="soundfile",
+    ),
+}
+NEWEST = "3.0"
+
+# The first two numbers of a release -> its generation. Releases of one line have the same numbers.
+RELEASE_LINES = {"2.3": "2.4", "2.4": "2.4", "2.5": "2.7", "2.6": "2.7", "2.7": "2.7", "3.0": "3.0"}
+
+
+def generation(name: str) -> Generation:
+    """The differences of one generation of NeMo.
+
+    Raises:
+        UserError: no such generation.
+    """
+    if name not in GENERATIONS:
+        raise UserError("no such generation of NeMo", repr(name), f"Choose one of: {', '.join(GENERATIONS)}.")
+    return GENERATIONS[name]
+
+
+def generation_of(release: str | float) -> str:
+    """The name of the generation that a release of NeMo belongs to: `2.7` for `2.5.3`, `2.7.3`, `2.7` (also a float).
+
+    Raises:
+        UserError: not a release, or one that is not known here.
+    """
+    line = re.match(r"\d+\.\d+(?=$|[.+]|rc|[ab]\d)", str(release).strip().removeprefix("v"))
+    if line is None or line[0] not in RELEASE_LINES:
+        known = ", ".join(f"{name}.x" for name in RELEASE_LINES)
+        raise UserError("no such generation of NeMo", f"nemo={release}", f"Known: {', '.join(GENERATIONS)} ({known}).")
+    return RELEASE_LINES[line[0]]
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A generation in plain builtins, for a recording: of each difference its name, what it is, where, and value."""
+    values = asdict(generation(name))
+    return {
+        "name": name,
+        "differences": [{"name": f.name, **f.metadata, "value": values[f.name]} for f in fields(Generation)],
+    }
+
+
+def concerning(what: Callable[..., Any], differences: Generation) -> dict[str, Any]:
+    """Those of the differences that `what` has an argument for."""
+    arguments = inspect.signature(what).parameters
+    return {name: value for name, value in asdict(differences).items() if name in arguments}

@@ -1,0 +1,117 @@
+"""When checkpoints are written: as Lightning's ModelCheckpoint decides, when a signal comes, and when time is up."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import _TunerExitException
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from nest_ssl.base.errors import InterruptedRun
+from nest_ssl.train.checkpoint.checkpoint_io import remove_partial
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which also saves before it lets a signal or the clock stop training.
+
+    SIGTERM, SIGINT and the time limit take effect behind the batch that is being trained or validated. The checkpoint
+    written then is named and replaced like any other last one.
+
+    Args:
+        last_name: template of the last checkpoint's name.
+        max_time: seconds that one run may train; None: no limit.
+        settings: ModelCheckpoint's own.
+    """
+
+    def __init__(self, last_name: str, max_time: float | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.CHECKPOINT_NAME_LAST = last_name
+        self._max_time, self._deadline = max_time, float("inf")
+        self._asked: int | None = None  # the signal that asked to stop
+        self._stopping = False
+
+    # --- what is saved besides, so that a resumed run makes the same choices ---
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "dirpath": str(self.dirpath), "saved_at_step": self._last_global_step_saved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._last_global_step_saved = state_dict.get("saved_at_step", 0)
+        self.current_score = state_dict.get("current_score")  # which Lightning saves and does not load
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        before = self._last_global_step_saved
+        if not self._stopping:  # a checkpoint of a stop takes no regular one's place
+            self._last_global_step_saved = trainer.global_step  # Lightning sets it behind the file that holds it
+        super()._save_checkpoint(trainer, filepath)
+        if self._stopping:
+            self._last_global_step_saved = before
+
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        """Lightning would keep what it resumed from, one file more with every resume."""
+        return previous != current and Path(str(self.dirpath)) in Path(previous).absolute().parents
+
+    # --- Lightning's hooks ---
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if trainer.is_global_zero:
+            remove_partial(Path(str(self.dirpath)))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self._max_time is not None:
+            self._deadline = time.monotonic() + self._max_time
+        self._asked = signal.SIGTERM if trainer.received_sigterm else None
+        if threading.current_thread() is threading.main_thread():
+            # Lightning's own handler ends training at the next batch's end without a checkpoint. It puts back what was
+            # there before it when training ends. Who started us with SIGINT ignored, as a shell its jobs, means it.
+            signal.signal(signal.SIGTERM, self._note)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._note)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *arguments: Any, **named: Any) -> None:
+        if not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last checkpoint is that of the last step, whatever the interval (as NeMo's)."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    # --- stopping ---
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one ends the process at once
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        """Save and stop, if a signal came or time is up.
+
+        Raises:
+            InterruptedRun: a signal came.
+            _TunerExitException: time is up; Lightning then ends training as if it were done.
+        """
+        if self._asked is None and time.monotonic() < self._deadline:
+            return
+        self._stopping = True
+        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        saved = Path(self.last_model_path) if self.save_last else None
+        if self._asked is None:
+            raise _TunerExitException
+        raise InterruptedRun(self._asked, saved)

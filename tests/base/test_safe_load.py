@@ -1,0 +1,116 @@
+"""What `safe_load` takes, and what it refuses, wherever the file came from."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.safe_load import check_state_dict, load_tensors, opened, plain_settings
+
+
+def saved(value: Any) -> io.BytesIO:
+    torch.save(value, stream := io.BytesIO())
+    stream.seek(0)
+    return stream
+
+
+def test_tensors_builtins_and_settings() -> None:
+    settings = OmegaConf.create({"cfg": {"a": 1, "b": [1.5, "x", None, True], "c": "${cfg.a}"}})
+    value = load_tensors(saved({"w": torch.arange(3), "settings": settings, "n": (1, "a")}), "x")
+    assert torch.equal(value["w"], torch.arange(3)) and value["n"] == (1, "a")
+    assert plain_settings(value["settings"], "x") == {"cfg": {"a": 1, "b": [1.5, "x", None, True], "c": 1}}
+
+
+class Runs:
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.what = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.what
+
+
+@pytest.mark.parametrize("function", [os.mkdir, exec, eval, __import__, Path, OmegaConf.register_new_resolver])
+def test_nothing_else_is_called(tmp_path: Path, function: Any) -> None:
+    with pytest.raises(UserError, match="which is no weight|not a file of weights") as error:
+        load_tensors(saved({"w": Runs(function, str(tmp_path / "trap"))}), "the file")
+    assert "the file" in str(error.value) and not (tmp_path / "trap").exists()
+
+
+def test_an_environment_that_allows_everything_is_not_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(UserError, match="mkdir"):
+        load_tensors(saved(Runs(os.mkdir, str(tmp_path / "trap"))), "x")
+    assert not (tmp_path / "trap").exists()
+
+
+def test_the_list_of_allowed_classes_is_given_back() -> None:
+    before = torch.serialization.get_safe_globals()
+    load_tensors(saved({}), "x")
+    assert torch.serialization.get_safe_globals() == before
+
+
+def repacked(compression: int) -> io.BytesIO:
+    """A file of torch's, its entries packed anew."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(saved({"w": torch.zeros(1 << 20)})) as old, zipfile.ZipFile(result, "w", compression) as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+    result.seek(0)
+    return result
+
+
+def test_a_compressed_file_is_a_bomb() -> None:
+    load_tensors(repacked(zipfile.ZIP_STORED), "x")
+    with pytest.raises(UserError, match="unpacks to more"):
+        load_tensors(repacked(zipfile.ZIP_DEFLATED), "x")
+
+
+WHOLE = saved({"w": torch.ones(999)}).read()
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 999, pickle.dumps({"a": 1}), WHOLE[:2000], WHOLE[500:]])
+def test_damaged(content: bytes) -> None:
+    with pytest.raises(UserError, match="damaged"):
+        load_tensors(io.BytesIO(content), "x")
+
+
+@pytest.mark.parametrize("value", [[torch.ones(1)], {1: torch.ones(1)}, {"a": 1}, None])
+def test_no_state_dict(value: Any) -> None:
+    with pytest.raises(UserError, match="no state dict"):
+        check_state_dict(value, "x")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["${oc.env:HOME}", "${a.${oc.env:X}}", "${${b}:x}", "x${oc.decode:'1'}", "${missing}", "${a"],
+)
+def test_settings_that_are_no_values(settings: str) -> None:
+    with pytest.raises(UserError, match="the file"):
+        plain_settings(OmegaConf.create({"a": settings} if settings != "${a" else {"a": {"b": "${a}"}}), "the file")
+
+
+def test_values_that_only_look_like_it() -> None:
+    given = {"a": "C:/x", "b": "x: y", "c": "$HOME", "d": "???"}
+    assert plain_settings(given, "x") == given
+
+
+def test_no_settings() -> None:
+    for value in (OmegaConf.create([1]), 3, None):
+        with pytest.raises(UserError, match="no settings"):
+            plain_settings(value, "x")
+
+
+def test_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    for path in (tmp_path, tmp_path / "none", tmp_path / "pipe"):
+        with pytest.raises(UserError, match="no such file"), opened(path):
+            pass

@@ -1,0 +1,80 @@
+"""Which configurations are taken, and what is said of the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.config.compose import compose
+from nest_ssl.model.build import PARTS, plain
+from nest_ssl.model.nest import NestModel, allowed_keys
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "medium", "large", "xlarge", "xxlarge"])
+def test_every_key_of_the_configuration_is_known(size: str) -> None:
+    model = compose([f"size={size}", "run=full"]).model
+    for section in (*PARTS, "spec_augment"):
+        assert set(model[section]) <= allowed_keys(section)
+
+
+def test_keys_that_nemo_takes_are_known_and_others_are_not() -> None:
+    assert {"use_pytorch_sdpa", "reduction_factor", "d_model", "_target_"} <= allowed_keys("encoder")
+    assert {"dither", "nb_max_freq"} <= allowed_keys("preprocessor")
+    assert "stft_padding" not in allowed_keys("preprocessor"), "a difference between generations is no setting"
+    assert allowed_keys("optim") == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("encoder.d_modle", 64, "Did you mean d_model"),
+        ("encoder.self_attention_model", "rel_pos_local_attn", "Supported: rel_pos"),
+        ("encoder.att_context_size", [70, 1], "Supported: null"),
+        ("encoder.conv_norm_type", "layer_norm", "Supported: batch_norm"),
+        ("encoder.subsampling", "vggnet", "Supported: dw_striding, striding"),
+        ("encoder.use_pytorch_sdpa", True, "not supported: true"),
+        ("encoder.stochastic_depth_drop_prob", 0.1, "not supported: 0.1"),
+        ("encoder.subsampling_factor", 6, "power of two"),
+        ("encoder._target_", "nemo.collections.asr.modules.SqueezeformerEncoder", "Only NeMo's ConformerEncoder"),
+        ("encoder._target_", "somewhere.else.ConformerEncoder", "Only NeMo's ConformerEncoder"),
+        ("encoder._target_", None, "Only NeMo's ConformerEncoder"),
+        ("preprocessor.normalize", "per_band", "Supported: per_feature, all_features, null"),
+        ("preprocessor.pad_to", "max", "Supported: any number"),
+        ("preprocessor.log_zero_guard_value", "huge", "any number, tiny, eps"),
+        ("quantizer.dist_fn", "cosine", "Supported: l2"),
+        ("decoder.init_mode", "tds_uniform", "Supported: xavier_uniform"),
+        ("loss", None, "a section is missing"),
+    ],
+)
+def test_what_cannot_be_built_is_told_in_one_line(tiny: Any, key: str, value: Any, told: str) -> None:
+    OmegaConf.update(tiny, key, value)
+    with pytest.raises(UserError) as error:
+        NestModel(tiny)
+    assert told in str(error.value)
+    assert f"model.{key}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named(tiny: Any) -> None:
+    del tiny.encoder.n_layers
+    with pytest.raises(UserError, match=r"a key is missing: model\.encoder\.n_layers"):
+        NestModel(tiny)
+
+
+def test_a_default_that_is_not_supported_is_named_too(tiny: Any) -> None:
+    del tiny.quantizer.dist_fn
+    with pytest.raises(UserError, match=r"not supported: cosine: model\.quantizer\.dist_fn"):
+        NestModel(tiny)
+
+
+def test_the_full_path_of_a_class_is_taken_too(tiny: Any) -> None:
+    tiny.masking._target_ = "nemo.collections.asr.modules.ssl_modules.masking.RandomBlockMasking"
+    NestModel(tiny)
+
+
+def test_plain_resolves_references() -> None:
+    config = OmegaConf.create({"a": 1, "b": {"c": "${a}", "d": [1, {"e": "x"}]}})
+    assert plain(config) == {"a": 1, "b": {"c": 1, "d": [1, {"e": "x"}]}}

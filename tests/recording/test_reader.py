@@ -1,0 +1,143 @@
+"""A recording is complete or it is none; what is damaged says so in one line; what is there is never lost."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.recording import layout as files
+from nest_ssl.recording.reader import load_builtins, open_recording
+from nest_ssl.recording.writer import RecordingWriter, tensor_digest
+
+
+def write(target: Path, value: float = 1.0, overwrite: bool = False) -> Path:
+    writer = RecordingWriter(target, overwrite)
+    writer.save_text(files.CONFIG, "seed: 1\n")
+    writer.save_builtins(files.STRUCTURE, {"modules": []})
+    writer.save_tensors(files.INITIAL_WEIGHTS, {"w": torch.full((3,), value), "n": torch.tensor(7)})
+    return writer.finish({"steps": {}, "trainer": {"name": "test"}})
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    recording = open_recording(write(tmp_path / "run"))
+    assert recording.config == {"seed": 1} and recording.structure == {"modules": []}
+    assert recording.initial_weights()["w"].tolist() == [1.0, 1.0, 1.0]
+    entry = recording.index["tensors"][files.INITIAL_WEIGHTS]["w"]
+    assert entry == {"shape": [3], "dtype": "float32", "digest": tensor_digest(torch.ones(3))}
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")], "nothing left beside it"
+
+
+def test_an_earlier_recording_is_replaced_only_when_told(tmp_path: Path) -> None:
+    write(tmp_path / "run", 1.0)
+    with pytest.raises(UserError, match="overwrite=true"):
+        write(tmp_path / "run", 2.0)
+    assert open_recording(tmp_path / "run").initial_weights()["w"][0] == 1.0
+    write(tmp_path / "run", 2.0, overwrite=True)
+    assert open_recording(tmp_path / "run").initial_weights()["w"][0] == 2.0
+
+
+def test_a_folder_that_is_no_recording_is_never_deleted(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(UserError, match="no recording"):
+        RecordingWriter(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+
+
+def test_an_unfinished_run_leaves_the_earlier_recording(tmp_path: Path) -> None:
+    write(tmp_path / "run", 1.0)
+    writer = RecordingWriter(tmp_path / "run", overwrite=True)
+    writer.save_text(files.CONFIG, "seed: 2\n")
+    assert open_recording(tmp_path / "run").config == {"seed": 1}, "killed here, nothing is lost"
+    writer.abort()
+    assert open_recording(tmp_path / "run").config == {"seed": 1}
+
+
+def test_a_half_written_recording_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "run")
+    (path / files.INDEX).unlink()
+    with pytest.raises(UserError, match="not a complete recording"):
+        open_recording(path)
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such recording"):
+        open_recording(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [files.CONFIG, files.STRUCTURE, files.INITIAL_WEIGHTS])
+def test_a_changed_byte_is_found(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "run")
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(UserError, match="SHA-256"):
+        open_recording(path)
+
+
+def test_a_truncated_file_is_found_without_hashing(tmp_path: Path) -> None:
+    path = write(tmp_path / "run")
+    (path / files.INITIAL_WEIGHTS).write_bytes(b"")
+    with pytest.raises(UserError, match="bytes, not"):
+        open_recording(path, verify=False)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "other/9"}', json.dumps({"schema": files.SCHEMA})])
+def test_a_damaged_index_is_refused(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "run")
+    (path / files.INDEX).write_text(text)
+    with pytest.raises(UserError):
+        open_recording(path)
+
+
+def test_an_index_cannot_name_files_outside(tmp_path: Path) -> None:
+    path = write(tmp_path / "run")
+    index = json.loads((path / files.INDEX).read_text())
+    index["files"]["../secret"] = {"bytes": 1, "sha256": ""}
+    (path / files.INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match="outside"):
+        open_recording(path)
+
+
+def test_reading_runs_no_code(tmp_path: Path) -> None:
+    target = tmp_path / "evil.pkl"
+    target.write_bytes(pickle.dumps({"x": Evil()}))
+    with pytest.raises(UserError, match="only plain builtins"):
+        load_builtins(target)
+    assert not (tmp_path / "ran").exists()
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return (eval, ("open('ran', 'w')",))
+
+
+def test_digests_tell_what_is_on_disk_not_what_memory_became(tmp_path: Path) -> None:
+    weight = torch.ones(4)
+    writer = RecordingWriter(tmp_path / "run")
+    writer.save_text(files.CONFIG, "{}\n")
+    writer.save_builtins(files.STRUCTURE, {})
+    writer.save_tensors(files.INITIAL_WEIGHTS, {"w": weight})
+    weight.mul_(2)  # training goes on while the digest is computed
+    path = writer.finish({"steps": {}, "trainer": {}})
+    entry = open_recording(path).index["tensors"][files.INITIAL_WEIGHTS]["w"]
+    assert entry["digest"] == tensor_digest(torch.ones(4))
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = RecordingWriter(tmp_path / "run")
+
+    def full(*_: object) -> None:
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0 PytorchStreamWriter failed"
+        )
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="disk full"):
+        writer.save_tensors("step_0/batch.pt", {"x": torch.ones(1)})
+    writer.abort()
+    assert list(tmp_path.iterdir()) == []
