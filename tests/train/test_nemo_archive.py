@@ -147,7 +147,8 @@ EVIL = {
     "truncated": (lambda f, p, t: p.write_bytes(write_tar(p, f).read_bytes()[:50_000]), "damaged"),
     "truncated, gzip": (lambda f, p, t: p.write_bytes(write_tar(p, f, mode="w:gz").read_bytes()[:50_000]), "damaged"),
     "not gzip": (lambda f, p, t: p.write_bytes(b"\x1f\x8b" + bytes(1000)), "not a .nemo"),
-    "settings of a gigabyte": (lambda f, p, t: _declare(p, f, C, 1 << 30), "cannot be what it says"),
+    "settings of a gigabyte": (lambda f, p, t: _declare(p, f, C, 1 << 30), "damaged"),
+    "settings of a megabyte": (lambda f, p, t: write_tar(p, {**f, C: b"a: " + b"x" * (1 << 20)}), "cannot be what it"),
     "bomb": (lambda f, p, t: _bomb(p, f), "unpacks to more"),
     "pickle that runs": (lambda f, p, t: write_tar(p, {**f, W: saved({"a": Evil(t)})}), "mkdir"),
     "no state dict": (lambda f, p, t: write_tar(p, {**f, W: saved([1, 2])}), "state dict"),
@@ -160,7 +161,7 @@ EVIL = {
     "a list": (lambda f, p, t: write_tar(p, {**f, C: b"[1, 2]"}), CONFIG),
     "resolver": (lambda f, p, t: write_tar(p, {**f, C: b"a: ${oc.env:HOME}"}), "oc.env"),
     "resolver, hidden": (lambda f, p, t: write_tar(p, {**f, C: b"b: oc.env\na: ${${b}:HOME}"}), "HOME"),
-    "reference to nothing": (lambda f, p, t: write_tar(p, {**f, C: b"a: ${b}"}), "'b'"),
+    "reference to nothing": (lambda f, p, t: write_tar(p, {**f, C: b"a: ${b}"}), "a reference to nothing"),
 }  # fmt: skip
 
 
