@@ -1,8 +1,7 @@
-"""Reading what strangers wrote: weights and settings come in, code never does.
+"""Reading what strangers wrote: weights and settings come in, code never does, and nothing unpacks to more than it is.
 
 Weights go through `torch.load(weights_only=True)` with a short list of further classes, those of OmegaConf, which NeMo
-and Lightning put into a checkpoint. torch itself verifies no checksum, so every record's CRC is compared first.
-Settings end as plain builtins; only references within them are followed, and nothing may grow without end.
+and Lightning put into a checkpoint. Settings end as plain builtins, and only references within them are followed.
 """
 
 from __future__ import annotations
@@ -14,16 +13,18 @@ import struct
 import typing
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf, nodes
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.errors import OmegaConfBaseException
 
 from nest_ssl.base.errors import UserError, from_os_error
+from nest_ssl.base.nested import DEEPEST
 
 # All of them hold data: none opens, imports or calls anything when it is unpickled.
 # fmt: off
@@ -32,12 +33,11 @@ SETTINGS_CLASSES = [
     nodes.FloatNode, nodes.BooleanNode, typing.Any, collections.defaultdict, dict, list, tuple, str, int, float, bool,
 ]
 # What a damaged or hostile file makes the readers raise.
-BROKEN = (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, ArithmeticError, AssertionError, AttributeError,
-          EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+READER_ERRORS = (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, ArithmeticError, AssertionError,
+                 AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 # fmt: on
 REFERENCE = re.compile(r"\$\{([\w.-]+)\}")  # `${model.sample_rate}`, and not `${oc.env:HOME}`
 SETTINGS_AT_MOST = 100_000  # values, once references are replaced: NeMo's largest files have some hundred
-DEEPEST = 32  # nesting of settings
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ANOTHER_FILE = "Choose another file, or have it written again."
 
@@ -67,60 +67,72 @@ def settings_allowed() -> Iterator[None]:
         yield
 
 
-def load_tensors(source: BinaryIO | Path | str, where: str | None = None) -> Any:
+def load_tensors(source: Path | BinaryIO, where: str = "", mapped: bool = False) -> Any:
     """What `torch.save` wrote: tensors (on the CPU), builtins and OmegaConf's settings, in their nesting.
 
     Args:
-        source: a path, or an open file that can seek.
-        where: how an error names it; the path when None.
+        source: the file; an open one is read from its beginning.
+        where: what to call it in an error, if not by its path.
+        mapped: leave the tensors of a path on the disk. Their checksums, which cost a reading of all, are not checked.
 
     Raises:
-        UserError: the file is damaged (a record does not match its checksum), would unpack to more than it is, or
-            holds anything else.
+        UserError: the file is damaged, would unpack to more than it is, or holds anything else.
     """
-    if isinstance(source, Path | str):
-        with opened(source) as stream:
-            return load_tensors(stream, where or str(source))
-    named = where or str(getattr(source, "name", "the file"))
-    try:
-        check_zip(source, named)
-        with settings_allowed():
-            return torch.load(source, map_location="cpu", weights_only=True)
-    except BROKEN as error:
-        raise _unreadable(error, named) from error
+    where = where or str(source)
+    with opened(source) if isinstance(source, Path) else nullcontext(source) as stream:
+        try:
+            check_zip(stream, where, checksums=not mapped)
+            with settings_allowed():
+                file = source if mapped else stream
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        except READER_ERRORS as error:
+            foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if foreign:
+                fix = "Only tensors, builtins and OmegaConf's settings are read, so that no code of the file runs."
+                raise UserError(f"it holds {foreign[1]}, which is no weight", where, fix) from error
+            what = "not a file of weights, or a damaged one"
+            raise UserError(what, f"{where} ({_first_line(error)})", ANOTHER_FILE) from error
 
 
-def map_tensors(path: Path) -> Any:
-    """As `load_tensors`, with tensors that stay on the disk; checksums are not compared (`check_zip` does that).
-
-    Raises:
-        UserError: as `load_tensors`.
-    """
-    try:
-        with opened(path), settings_allowed():
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except BROKEN as error:
-        raise _unreadable(error, str(path)) from error
-
-
-def check_zip(stream: BinaryIO, where: str) -> None:
+def check_zip(stream: BinaryIO, where: str, checksums: bool = True) -> None:
     """Refuse what no `torch.save` writes, and what was changed since; leaves the stream at its beginning.
 
     torch stores and never compresses, so what unpacks to more than the file holds was made to fill the memory.
 
     Raises:
         UserError: it unpacks to more than it is.
-        zipfile.BadZipFile: a record does not match its checksum, or it is no zip.
+        zipfile.BadZipFile: a record does not match its checksum (torch compares none), or it is no zip.
     """
     size = stream.seek(0, 2)
     with zipfile.ZipFile(stream) as archive:
         entries = archive.infolist()
         if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
             raise UserError("it unpacks to more than it is", where, ANOTHER_FILE)
-        broken = archive.testzip()
-    if broken:
-        raise zipfile.BadZipFile(f"{broken} does not match its checksum")
+        if checksums and (broken := archive.testzip()):
+            raise zipfile.BadZipFile(f"{broken} does not match its checksum")
     stream.seek(0)
+
+
+def load_yaml(text: bytes | str, where: str) -> Any:
+    """YAML in builtins: without aliases and tags, which could make a small file endless, nor deep nesting.
+
+    Raises:
+        UserError: it is not that.
+    """
+    depth, reason = 0, "it is nested too deep"
+    try:
+        for event in yaml.parse(text, yaml.CSafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                reason = f"it has an alias or a tag in line {event.start_mark.line + 1}"
+                break
+            if depth > DEEPEST:
+                break
+        else:
+            return yaml.load(text, yaml.CSafeLoader)
+    except (yaml.YAMLError, *READER_ERRORS) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    raise UserError("not YAML that can be read", f"{where}: {reason}", ANOTHER_FILE)
 
 
 def check_state_dict(value: Any, where: str) -> dict[str, torch.Tensor]:
@@ -163,7 +175,7 @@ def plain_settings(config: Any, where: str) -> dict[str, Any]:
         if not isinstance(raw, dict):
             raise UserError("no settings", where, ANOTHER_FILE)
         resolved = _Settings(raw, where).resolve(raw)
-    except (OmegaConfBaseException, *BROKEN) as error:
+    except (OmegaConfBaseException, *READER_ERRORS) as error:
         raise UserError("settings that cannot be read", f"{where}: {_first_line(error)}", ANOTHER_FILE) from error
     return {str(key): value for key, value in resolved.items()}
 
@@ -193,14 +205,6 @@ class _Settings:
                 raise UserError("a reference to nothing", f"{self.where}: {value[:80]}", "Write the value itself.")
             target = target[key]
         return self.resolve(target, depth + 1)
-
-
-def _unreadable(error: Exception, where: str) -> UserError:
-    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if foreign:
-        fix = "Only tensors, builtins and OmegaConf's settings are read, so that no code of the file runs."
-        return UserError(f"it holds {foreign[1]}, which is no weight", where, fix)
-    return UserError("not a file of weights, or a damaged one", f"{where} ({_first_line(error)})", ANOTHER_FILE)
 
 
 def _first_line(error: BaseException) -> str:

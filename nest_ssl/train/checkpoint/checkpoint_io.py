@@ -19,7 +19,7 @@ from torch import nn
 
 from nest_ssl.base.errors import UserError, write_errors
 from nest_ssl.base.files import remove_leftovers, replacing
-from nest_ssl.base.safe_load import BROKEN, check_state_dict, check_zip, map_tensors, opened, settings_allowed
+from nest_ssl.base.safe_load import READER_ERRORS, check_state_dict, check_zip, load_tensors, opened, settings_allowed
 
 KEY = "nest_ssl"  # of what we add to a checkpoint
 # What Lightning reads of a checkpoint while it restores; where one is missing or of another kind, it fails deep inside.
@@ -132,7 +132,7 @@ def _check_whole(path: Path) -> None:
     try:
         with opened(path) as stream:
             check_zip(stream, str(path))
-    except (zipfile.BadZipFile, *BROKEN) as error:
+    except (zipfile.BadZipFile, *READER_ERRORS) as error:
         raise _unusable(path, str(error)) from error
 
 
@@ -143,7 +143,7 @@ def _read(path: Path) -> Found:
         UserError: it cannot be read, or a part is of another kind or missing.
     """
     try:
-        content = map_tensors(path)
+        content = load_tensors(path, mapped=True)
     except UserError as error:
         if error.what.startswith("it holds "):
             fix = "Begin with its weights: init_from_ptl_ckpt."
@@ -161,7 +161,7 @@ def _read(path: Path) -> Found:
     try:
         batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
         return Found(path, int(batches), int(content["global_step"]), content)
-    except BROKEN as error:
+    except READER_ERRORS as error:
         raise _unusable(path, "loops do not say how far it is") from error
 
 

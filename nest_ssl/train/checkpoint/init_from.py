@@ -24,7 +24,7 @@ from torch import nn
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import sha256_of
-from nest_ssl.base.safe_load import ANOTHER_FILE, BROKEN, check_finite, opened, settings_allowed
+from nest_ssl.base.safe_load import ANOTHER_FILE, READER_ERRORS, check_finite, opened, settings_allowed
 from nest_ssl.base.spelling import did_you_mean
 from nest_ssl.model.build import NEMO
 from nest_ssl.model.nest import NestModel
@@ -227,7 +227,7 @@ def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor
         lines = [line.strip().rstrip(".") for line in str(error).splitlines()] or ["RuntimeError"]
         where = f"{path}: {lines[1] if len(lines) > 1 else lines[0]}"
         raise UserError("an archive whose weights do not fit its model", where, OTHER_WEIGHTS) from error
-    except BROKEN as error:
+    except READER_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError("settings of which no model can be built", f"{path}: {reason}", ANOTHER_FILE) from error
 

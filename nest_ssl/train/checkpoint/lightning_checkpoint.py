@@ -24,7 +24,7 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Any] | None, dict[str, 
     Raises:
         UserError: no such file, no Lightning checkpoint, a damaged one, or one that would run code.
     """
-    value = load_tensors(path)
+    value = load_tensors(Path(path))
     if not isinstance(value, Mapping) or "state_dict" not in value:
         raise UserError("not a Lightning checkpoint", f"{path} has no state_dict", ANOTHER_FILE)
     settings, where = value.get("hyper_parameters"), f"{path}, hyper_parameters"

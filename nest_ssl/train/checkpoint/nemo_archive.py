@@ -33,10 +33,10 @@ from nest_ssl.base.errors import UserError, write_errors
 from nest_ssl.base.files import replacing
 from nest_ssl.base.safe_load import (
     ANOTHER_FILE,
-    BROKEN,
-    DEEPEST,
+    READER_ERRORS,
     check_state_dict,
     load_tensors,
+    load_yaml,
     opened,
     plain_settings,
 )
@@ -96,7 +96,7 @@ def load_nemo(path: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tensor]
             config = _read_config(_stream(archive, members[CONFIG]).read(), f"{path}, {CONFIG}")
             where = f"{path}, {WEIGHTS}"
             return config, check_state_dict(load_tensors(_stream(archive, members[WEIGHTS]), where), where)
-    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, *BROKEN) as error:
+    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, *READER_ERRORS) as error:
         raise UserError("not a .nemo archive, or a damaged one", str(path), ANOTHER_FILE) from error
 
 
@@ -180,18 +180,11 @@ def _stream(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
 
 
 def _read_config(content: bytes, where: str) -> dict[str, Any]:
-    """YAML as OmegaConf reads it: no tag makes an object. Aliases, which NeMo never writes, and nesting without end
-    are refused before anything is built of them."""
+    """The model's settings. `load_yaml` only judges: OmegaConf reads numbers like 1e-5 as NeMo has them."""
+    load_yaml(content, where)
     try:
-        text, depth = content.decode(), 0
-        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise UserError("YAML with aliases", where, ANOTHER_FILE)
-            if depth > DEEPEST:
-                raise UserError("YAML that is nested without end", where, ANOTHER_FILE)
-        config = plain_settings(OmegaConf.create(text), where)
-    except (yaml.YAMLError, OmegaConfBaseException, *BROKEN) as error:
+        config = plain_settings(OmegaConf.create(content.decode()), where)
+    except (yaml.YAMLError, OmegaConfBaseException, *READER_ERRORS) as error:
         raise UserError("settings that cannot be read", where, ANOTHER_FILE) from error
     section = config.get("model", config)
     if not isinstance(section, dict):
