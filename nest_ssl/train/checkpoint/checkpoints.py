@@ -10,11 +10,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from nest_ssl.base.errors import InterruptedRun
+from nest_ssl.base.errors import InterruptedRun, UserError
 from nest_ssl.train.checkpoint.checkpoint_io import remove_partial
 from nest_ssl.train.lightning_internals import CheckpointCallback, TimeIsUp
 
@@ -67,6 +68,27 @@ class Checkpoints(CheckpointCallback):
             if metric not in metrics:
                 name = re.sub(rf"([^-{{}}]*=)?\{{{re.escape(metric)}(:[^}}]*)?\}}-?", "", name).rstrip("-")
         return super().format_checkpoint_name(metrics, name, ver)
+
+    def check_name(self, key: str) -> None:
+        """Refuse a template that no name can be made of, now and not after the first validation.
+
+        Args:
+            key: of the setting, for the message.
+
+        Raises:
+            UserError: its format does not fit a number (or `epoch` and `step`, whole numbers).
+        """
+        for template in (str(self.filename), self.CHECKPOINT_NAME_LAST):
+            names = re.findall(r"\{([^:}]+)", template)
+            values = {name: torch.tensor(1 if name in ("epoch", "step") else 0.5) for name in names}
+            try:
+                name = self.format_checkpoint_name(values, template)
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+                fix = "Write it like {epoch}-{val_loss:.4f}."
+                raise UserError("a file name that cannot be made", f"{key}={self.filename}: {error}", fix) from error
+            if Path(name).parent != Path(str(self.dirpath)):
+                fix = "Give exp_manager.checkpoint_callback_params.dirpath."
+                raise UserError("a file name that names a folder", f"{key}={self.filename}", fix)
 
     # --- Lightning's hooks ---
 

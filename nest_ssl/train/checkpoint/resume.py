@@ -12,14 +12,43 @@ Source of the behaviour: Lightning 2.4 `lightning.pytorch.loops`; NeMo 3.0.0 rep
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from nest_ssl.base.nested import ABSENT, leaves, pairs
 from nest_ssl.base.rng import generator_states, restore_generators
+from nest_ssl.base.safe_load import plain_settings
 from nest_ssl.train.checkpoint.checkpoint_io import KEY
+from nest_ssl.train.checkpoint.nemo_archive import nemo_config
 from nest_ssl.train.lightning_internals import DataFetcher, EpochLoop, accumulates, begin_epoch_again, restore_metrics
+
+OPTIMIZER = "optim."  # settings below it come back with the checkpoint's optimizer and schedule
+
+
+def differing_settings(checkpoint: Mapping[str, Any], model: Mapping[str, Any], steps: float) -> list[str]:
+    """Lines about settings that are not those of the checkpoint, and which of the two holds.
+
+    Args:
+        checkpoint: its content.
+        model: the `model` section of this run.
+        steps: of the optimizer in this run, from the very beginning.
+    """
+    lines = []
+    if checkpoint.get("hyper_parameters"):
+        saved = plain_settings(checkpoint["hyper_parameters"], "hyper_parameters").get("cfg")
+        for name, old, new in pairs(dict(leaves(saved)), dict(leaves(nemo_config(model)))):
+            if old is not ABSENT and new is not ABSENT and old != new:
+                which = "the checkpoint's stays" if name.startswith(OPTIMIZER) else "this run's holds from here on"
+                lines.append(f"model.{name} is {old} in the checkpoint and {new} in this run: {which}")
+    for schedule in checkpoint.get("lr_schedulers") or ():
+        planned = schedule.get("max_steps") if isinstance(schedule, Mapping) else None
+        if isinstance(planned, int) and planned != steps:
+            now = f"{steps:,.0f}" if steps != float("inf") else "no end"
+            lines.append(f"the schedule stays planned for {planned:,} steps, as in the checkpoint; this run has {now}")
+    return lines
 
 
 class ResumableEpochLoop(EpochLoop):

@@ -14,7 +14,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import compose
 from nest_ssl.run.exp_manager import Experiment, open_experiment
 from nest_ssl.run.strict import check_keys
-from tests.train.test_checkpoint_io import cut, save
+from tests.train.checkpoint.test_checkpoint_io import cut, save
 
 
 def opened(section: dict[str, Any] | None) -> Experiment:

@@ -16,7 +16,7 @@ import torch
 from nest_ssl.base.errors import InterruptedRun, UserError
 from nest_ssl.recording.reader import open_recording
 from nest_ssl.train.module import NestModule
-from tests.train.resuming import assert_same, last, leaves, train
+from tests.train.checkpoint.resuming import assert_same, last, leaves, train
 
 EVERY = "exp_manager.checkpoint_callback_params.every_n_train_steps"
 NO_VALIDATION = ("trainer.limit_val_batches=0", "exp_manager.checkpoint_callback_params.monitor=null")

@@ -22,7 +22,7 @@ from train_nest import NEST
 from nest_ssl.base.errors import run_command
 from nest_ssl.run.experiment import run
 from nest_ssl.train.module import NestModule
-from tests.train.resuming import COMMON, assert_same
+from tests.train.checkpoint.resuming import COMMON, assert_same
 
 STEPS, MOMENTS, SEED = 60, 10, 20
 KINDS = (signal.SIGKILL, signal.SIGTERM)

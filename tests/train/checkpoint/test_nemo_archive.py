@@ -154,7 +154,7 @@ EVIL = {
     "no state dict": (lambda f, p, t: write_tar(p, {**f, W: saved([1, 2])}), "state dict"),
     "weights are no zip": (lambda f, p, t: write_tar(p, {**f, W: b"x" * 1000}), "damaged"),
     "YAML tag": (lambda f, p, t: write_tar(p, {**f, C: f"a: !!python/object/apply:os.mkdir ['{t}']".encode()}), CONFIG),
-    "YAML aliases": (lambda f, p, t: write_tar(p, {**f, C: b"a: &x [1]\nb: [*x, *x]\n"}), "aliases"),
+    "YAML aliases": (lambda f, p, t: write_tar(p, {**f, C: b"a: &x [1]\nb: [*x, *x]\n"}), "alias"),
     "YAML, deep": (lambda f, p, t: write_tar(p, {**f, C: b"a: " + b"[" * 5000}), CONFIG),
     "not YAML": (lambda f, p, t: write_tar(p, {**f, C: b"a: {"}), CONFIG),
     "not text": (lambda f, p, t: write_tar(p, {**f, C: b"\xff\xfe\x00"}), CONFIG),

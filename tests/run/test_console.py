@@ -15,14 +15,14 @@ import torch
 from nest_ssl.base.errors import UserError
 from nest_ssl.data.manifest import Entry, Place
 from nest_ssl.data.skipping import LoadFailure, SkippedAudio
-from nest_ssl.run.console import Progress, noise_to_file, summary
+from nest_ssl.run.console import Progress, quiet, summary
 
 
 def test_prints_and_loggers_go_to_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     early = logging.getLogger("noisy.early")
     handler = logging.StreamHandler(sys.stderr)
     early.addHandler(handler)
-    with noise_to_file(tmp_path / "run.log") as console:
+    with quiet(tmp_path / "run.log") as console:
         late = logging.getLogger("noisy.late")
         late.addHandler(logging.StreamHandler())
         print("printed")
@@ -39,7 +39,7 @@ def test_prints_and_loggers_go_to_the_file(tmp_path: Path, capfd: pytest.Capture
 
 
 def test_an_error_passes_through_and_stdout_is_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ZeroDivisionError), noise_to_file(tmp_path / "run.log"):
+    with pytest.raises(ZeroDivisionError), quiet(tmp_path / "run.log"):
         raise ZeroDivisionError
     print("back")
     assert capsys.readouterr().out == "back\n"
@@ -47,7 +47,7 @@ def test_an_error_passes_through_and_stdout_is_restored(tmp_path: Path, capsys: 
 
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError), noise_to_file(tmp_path / "file" / "run.log"):
+    with pytest.raises(UserError), quiet(tmp_path / "file" / "run.log"):
         pass
 
 
