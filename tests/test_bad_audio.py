@@ -17,7 +17,7 @@ from nest_ssl.base.errors import UserError, run_command
 from nest_ssl.config.compose import compose
 from nest_ssl.recording.reader import open_recording
 from nest_ssl.run.experiment import Subject, run
-from nest_ssl.run.preflight import check_data, check_settings
+from nest_ssl.run.preflight import check_data
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data" / "dummy_ssl"

@@ -34,7 +34,7 @@ Plant = Callable[[Any], None]
 def record(target: Path, plant: Plant | None = None, *overrides: str) -> None:
     """Train and record; `plant` edits the built model before it trains."""
 
-    def build(cfg: DictConfig, trainer: Trainer | None = None) -> LightningModule:
+    def build(cfg: DictConfig, trainer: Trainer, inputs: Any) -> LightningModule:
         model = NEST.build_model(cfg, trainer, inputs)
         if plant:
             plant(model)

@@ -220,7 +220,8 @@ def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor
         raise UserError("an archive whose weights do not fit its model", where, OTHER_WEIGHTS)
     try:
         with torch.device("meta"):
-            NestModel(config).load_state_dict({name: w.to("meta") for name, w in weights.items()}, strict=strict)
+            model = NestModel(config).to("meta")  # the mel filters are NumPy's
+        model.load_state_dict({name: weight.to("meta") for name, weight in weights.items()}, strict=strict)
     except UserError as error:
         raise UserError(error.what, f"{path}, {error.where}", error.fix) from error
     except RuntimeError as error:

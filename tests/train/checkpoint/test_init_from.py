@@ -185,7 +185,7 @@ def test_paths_are_looked_up_as_manifests_are(tmp_path: Path, archive: File, mon
         (source,) = read_sources(data_paths(compose(["size=tiny", setting])))
         assert source.path == str(path)
     (source,) = read_sources(data_paths(compose(["size=tiny", "init_from_nemo_model=data/x.nemo"])))
-    assert source.path == str(Path(__file__).resolve().parents[2] / "data" / "x.nemo")
+    assert source.path == str(Path(__file__).resolve().parents[3] / "data" / "x.nemo")
 
 
 def test_the_file_is_part_of_the_contract(tmp_path: Path, archive: File) -> None:
