@@ -28,10 +28,11 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
     from nest_ssl.data.skipping import SkippedAudio
     from nest_ssl.train.checkpoint.init_from import init_from_pretrained, loading_sources
 
+    read = inputs or Inputs()
     skipped = SkippedAudio() if cfg.bad_audio == "skip" else None
-    model = load_model_class()(cfg.model, cfg.nemo, cfg.no_masked_token, skipped)
+    model = load_model_class()(cfg.model, cfg.nemo, cfg.no_masked_token, skipped, read.corpora)
     with loading_sources(cfg):
-        init_from_pretrained(model, cfg, inputs.sources if inputs else None)
+        init_from_pretrained(model, cfg, read.sources)
     return model
 
 

@@ -126,11 +126,11 @@ def quiet(path: Path) -> Iterator[TextIO]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(log)
         console: TextIO = sys.stderr
-        if _number(console) == 2:
-            copy = os.fdopen(os.dup(2), "w", encoding=console.encoding, buffering=1, errors="backslashreplace")
+        if (number := _number(console)) is not None:
+            copy = os.fdopen(os.dup(number), "w", encoding=console.encoding, buffering=1, errors="backslashreplace")
             console = stack.enter_context(copy)
-        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
-            if _number(stream) == number:
+        for stream in (sys.stdout, sys.stderr):
+            if (number := _number(stream)) is not None:
                 stream.flush()
                 before = os.dup(number)
                 os.dup2(log.fileno(), number)

@@ -25,9 +25,8 @@ from nest_ssl.base.errors import EXIT_OK, InterruptedRun, UserError
 from nest_ssl.base.steps import parse_steps
 from nest_ssl.config.compose import data_paths
 from nest_ssl.data.audio import decoder_errors
-from nest_ssl.data.check import find_bad_audio
-from nest_ssl.data.loader import fingerprint
-from nest_ssl.data.skipping import SkippedAudio
+from nest_ssl.data.check import audio_behind
+from nest_ssl.data.corpus import Corpora
 from nest_ssl.record.lightning import Recorder
 from nest_ssl.recording import layout
 from nest_ssl.recording.writer import RecordingWriter, check_target
@@ -63,7 +62,7 @@ def record(subject: Subject, cfg: DictConfig) -> int:
     target = Path(cfg.output_dir)
     check_target(target, cfg.overwrite)
     checked = data_paths(cfg)
-    inputs, length, more = check_data(subject, checked)
+    inputs, data, length, more = check_data(subject, checked)
     kept = checked if subject.keeps_experiments else OmegaConf.create()
     with open_experiment(kept, length) as experiment:
         for note in notes + more + experiment.notes:
@@ -85,7 +84,7 @@ def record(subject: Subject, cfg: DictConfig) -> int:
                 trainer=_describe(subject, recorder),
                 seed=cfg.seed,
                 flags=flags(),
-                data=_describe_data(checked, skipped),
+                data=data.describe(skipped),
                 generation=describe(cfg.nemo),
                 init_from={loaded.source.name: loaded.sha256 for loaded in inputs.sources or ()},
                 duration_s=round(time.perf_counter() - started, 1),
@@ -132,13 +131,9 @@ def _train(
         try:
             _fit(trainer, model, experiment.attach(trainer, model))
         except decoder_errors() as error:  # NeMo's do not say which file
-            raise _with_its_file(error, cfg) from error
+            sections = [cfg.model[name] for name in ("train_ds", "validation_ds") if cfg.model.get(name) is not None]
+            raise audio_behind(error, sections, inputs.corpora or Corpora()) or error from None
     return trainer
-
-
-def _with_its_file(error: Exception, cfg: DictConfig) -> Exception:
-    sections = [cfg.model[name] for name in ("train_ds", "validation_ds") if cfg.model.get(name) is not None]
-    return find_bad_audio(sections) or error
 
 
 def _logger_setting(cfg: DictConfig, loggers: list[Logger]) -> dict[str, Any]:
@@ -178,9 +173,3 @@ def _describe(subject: Subject, recorder: Recorder) -> dict[str, Any]:
         "version": version,
         "class": recorder.index["model_class"],
     }
-
-
-def _describe_data(cfg: DictConfig, skipped: SkippedAudio | None) -> dict[str, Any]:
-    sections = {"train": cfg.model.train_ds, "validation": cfg.model.get("validation_ds")}
-    data = {name: fingerprint(section) for name, section in sections.items() if section is not None}
-    return data if skipped is None else {**data, "skipped": skipped.describe()}

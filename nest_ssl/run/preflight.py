@@ -17,7 +17,8 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.config.optim import Optim
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
-from nest_ssl.data.manifest import read_speech
+from nest_ssl.data.corpus import Corpora
+from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.data.settings import read_settings
 from nest_ssl.model.nest import NestModel
 from nest_ssl.releases import concerning, generation, generation_of
@@ -72,26 +73,29 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
     return notes
 
 
-def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, Length, list[str]]:
-    """Read manifests, headers of audio files and sources of weights once, and say how long training will be.
+def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, Length, list[str]]:
+    """Read manifests, audio headers and sources of weights once, hash the data, and see how long training will be.
+
+    Returns:
+        what was read, the record of the data, the length of training, and lines that the user should read.
 
     Raises:
         UserError: the first file that is missing or cannot be read, and where it is named; validation sets whose
             losses would have no name; nothing to train; a validation that never comes.
     """
     skip = cfg.bad_audio == "skip" and subject.skips_bad_audio
-    for section in ("train_ds", "validation_ds"):
-        if cfg.model.get(section) is not None:
-            check_dataset(cfg.model[section], skip_bad=skip)
-    if cfg.model.get("validation_ds") is not None:
+    sections = {"train": cfg.model.train_ds, "validation": cfg.model.get("validation_ds")}
+    corpora = Corpora()
+    checked = {name: check_dataset(section, skip, corpora) for name, section in sections.items() if section is not None}
+    if "validation" in checked:
         loss_prefixes(plain(cfg.model.validation_ds))
     settings = read_settings(cfg.model.train_ds)
-    utterances = len(read_speech(settings.manifests, settings.min_duration, settings.max_duration))
-    length = planned_length(cfg, utterances, settings.batch_size, settings.drop_last)
-    notes = _fit_validation(cfg, length)
+    length = planned_length(cfg, len(checked["train"].entries), settings.batch_size, settings.drop_last)
+    notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
+    notes += _fit_validation(cfg, length)
     if length.batches > MANY_BATCHES and not (cfg.get("exp_manager") or {}).get("exp_dir"):
         notes.append(f"this trains {length.batches:,.0f} batches and keeps no checkpoint; batches=N ends it earlier")
-    return Inputs(load_sources(cfg)), length, notes
+    return Inputs(load_sources(cfg), corpora), DataRecord(checked), length, notes
 
 
 def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last: bool) -> Length:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # a command line is read before any of this is imported
     from lightning.pytorch import LightningModule, Trainer
     from omegaconf import DictConfig
 
+    from nest_ssl.data.corpus import Corpora
     from nest_ssl.train.checkpoint.init_from import Loaded
 
 
@@ -19,9 +20,11 @@ class Inputs:
 
     Args:
         sources: the weights to start from; None: whoever needs them reads them.
+        corpora: the manifests; None alike.
     """
 
     sources: list[Loaded] | None = None
+    corpora: Corpora | None = None
 
 
 @dataclass(frozen=True)
