@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
-from nest_ssl.config.compose import DEFAULT_NAME, GROUPS, compose
+from nest_ssl.config.compose import DEFAULT_NAME
+from nest_ssl.config.strict import read_config
 from nest_ssl.run.reference import reference_generation
 
 THREADS = "OMP_NUM_THREADS"
@@ -32,14 +33,10 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
         UserError: whatever is wrong in the configuration by itself (`preflight` knows what the machine and data say).
     """
     args = _parse(trainer, argv)
-    from nest_ssl.run.strict import check_keys
-
     threads = os.environ.get(THREADS, "1")
     if not threads.isdecimal() or int(threads) < 1:  # OpenMP would take as many as it likes, and the bits are others
         raise UserError("not a number of threads", f"{THREADS}={threads}", "Give a whole number from 1 (THREADS=1).")
-    groups = [o for o in args.overrides if o.lstrip("+").partition("=")[0] in GROUPS]
-    check_keys(args.overrides, compose(groups, args.config_path, args.config_name, strict=False))
-    cfg = compose(args.overrides, args.config_path, args.config_name)
+    cfg, _ = read_config(args.overrides, args.config_path, args.config_name)
     cfg.nemo = reference_generation(cfg.nemo)
     if args.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
