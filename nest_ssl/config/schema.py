@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Le
 from pydantic import Field, model_validator
 
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.steps import parse_steps
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.optim import Optim
 from nest_ssl.config.parts import Decoder, Encoder, Loss, Masking, Preprocessor, Quantizer, SpecAugment
@@ -123,7 +125,11 @@ class Experiment(Section):
     exp_manager: ExpManager | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> Experiment:
+    def _of_one_run(self) -> Experiment:
+        try:
+            parse_steps(self.save_steps)
+        except UserError as error:
+            raise Unfit(error.what, f"save_steps={self.save_steps}", error.fix) from error
         given = sorted(self.model_fields_set & {"init_from_nemo_model", "init_from_ptl_ckpt"})
         if len(given) > 1:  # NeMo counts those that are null, too
             raise Unfit("only one source of weights is allowed", given[1], f"Remove it: ~{given[1]}.")
