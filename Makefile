@@ -5,7 +5,7 @@ SHELL := bash
 # With -j too: two trainers at once would need twice the memory, and compare reads what both have written.
 .NOTPARALLEL:
 
-targets := align data nemo nest train compare setup setup-nest images images-ready locks check-locks \
+targets := align data nemo nest train compare setup setup-nest images locks check-locks \
            test test-nemo test-generations test-docker lint clean help
 runs := align data nemo nest train compare
 .PHONY: $(targets) ready ready-nest
@@ -106,7 +106,11 @@ settings = $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) $(call q,run=$(
 asked := TORCH NEMO_VERSION BASE_IMAGE WHEELS TORCH_INDEX PIP_CONFIG
 dry = $(findstring n,$(firstword -$(filter-out --%,$(MAKEFLAGS))))
 ask_runtime = $(shell $(foreach name,$(asked),$(name)=$(call q,$($(name)))) DRY_RUN=$(dry) docker/runtime.sh $(RUNTIME))
-runtime = $(if $(filter local,$(RUNTIME)),local,$(eval runtime := $$(ask_runtime))$(or $(runtime),$(error nothing to run with, see above)))
+ifneq ($(and $(filter-out local,$(or $(RUNTIME),unsaid)),$(filter $(runs),$(MAKECMDGOALS))),)
+runtime = $(eval runtime := $$(ask_runtime))$(or $(runtime),$(error nothing to run with, see above))
+else
+runtime = local
+endif
 nemo_python = $(if $(filter docker,$(runtime)),docker/run.sh nemo,$(call q,$(NEMO_PYTHON)))
 nest_python = $(if $(filter docker,$(runtime)),docker/run.sh nest,$(call q,$(NEST_PYTHON)))
 # ARGS and its like are several words. They are split as a shell would split them, and nothing in them is run.

@@ -29,7 +29,8 @@ def main() -> int:
             print(line, file=sys.stderr)
     for room in sorted(found.keys() | CEILING.keys()):
         if found[room] != CEILING.get(room, 0):
-            print(f"types: nest_ssl/{room} has {found[room]} errors, {CEILING.get(room, 0)} are allowed", file=sys.stderr)
+            allowed = f"{CEILING.get(room, 0)} are allowed"
+            print(f"types: nest_ssl/{room} has {found[room]} errors, {allowed}", file=sys.stderr)
     return bool(above)
 
 

@@ -4,8 +4,8 @@
     make check-locks    python scripts/locks.py check            exit code 1 when a hash or a pin is not right
 
 docker/locks/*.lock are what `make setup` and the images install, every file by its hash: build.lock has pip and what
-sources are built with, torch-*.lock is the layer that all share, the locks of the trainers hold what comes on top of it, and
-*-dev.lock tests and linters, which the images do without. *.txt are the versions that all of these agree on.
+sources are built with, torch-*.lock is the layer that all share, a trainer's own lock holds what comes on top of it,
+and *-dev.lock its tests and linters, which the images do without. *.txt are the versions that all of them agree on.
 `make locks` writes those of the default release, the port and torch; with NEMO_VERSION, another release's and no other.
 CPU wheels of torch are on no default index; docker/locks/torch-cpu.sha256 lists those that may be installed.
 """

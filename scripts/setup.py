@@ -1,9 +1,9 @@
 """Make the environments: .venv/nemo-RELEASE (NVIDIA NeMo) and .venv/nest (the port, which has no NeMo in it).
 
-`make setup` runs this, as `setup.py nest nemo`; on Windows run it yourself. It needs a Python 3.10 to 3.13 and a package
-index. What is installed is what docker/locks/*.lock pin, as in the images: pip checks the SHA-256 of every file, resolves
-nothing, and builds sources with the locked tools. Only a build of torch that is in no lock (TORCH_INDEX) goes unchecked,
-with what it brings, and setup says so. An environment counts when it holds a stamp that fits; it is written last.
+`make setup` runs this, as `setup.py nest nemo`; on Windows run it yourself. Needs a Python 3.10 to 3.13 and an index.
+It installs what docker/locks/*.lock pin, as the images do: pip checks the SHA-256 of every file, resolves nothing, and
+builds sources with the locked tools. Only a build of torch that is in no lock (TORCH_INDEX) is not checked, nor what it
+brings, and setup says so. An environment counts when it holds a stamp that fits; the stamp is written last.
 
 Environment variables, all optional (what was chosen once is kept until chosen again):
     PYTHON        set by make to say that this Python was asked for, and that environments on another are to be replaced
@@ -69,7 +69,8 @@ class Environment(NamedTuple):
 
     def locks(self, build: str) -> list[Path]:
         """Layer upon layer, as in the images; tests and linters come last."""
-        return [LOCKS / f"{name}.lock" for name in ("build", f"torch-{build}", f"{self.lock}-{build}", f"{self.lock}-dev")]
+        names = ("build", f"torch-{build}", f"{self.lock}-{build}", f"{self.lock}-dev")
+        return [LOCKS / f"{name}.lock" for name in names]
 
     def stamp(self) -> dict[str, str]:
         try:
@@ -92,7 +93,8 @@ class Environment(NamedTuple):
         try:
             return subprocess.run([str(self.python), "-I", "-c", ""], capture_output=True).returncode == 0
         except PermissionError as error:
-            raise SetupError(f"not executable for you: {self.python}. Ask its owner, or clone to a folder of your own") from error
+            advice = "Ask its owner, or clone to a folder of your own"
+            raise SetupError(f"not executable for you: {self.python}. {advice}") from error
         except OSError:
             return False
 
@@ -168,7 +170,8 @@ class Maker:
         editable = ["--no-index", "--no-deps", "--no-build-isolation", "--editable", "."]
         self._step(env, "this package", [*install, *editable])
         check = [str(env.python), "-E", "-s", str(ROOT / "scripts" / "check_environment.py"), env.trainer]
-        facts = self._step(env, "the check", [*check, *([] if build else ["--any-torch"]), *map(str, env.locks(build or "cuda"))])
+        words = [*([] if build else ["--any-torch"]), *map(str, env.locks(build or "cuda"))]
+        facts = self._step(env, "the check", [*check, *words])
         self._say(env, facts.splitlines()[-1])
         return version
 
@@ -262,8 +265,8 @@ def main(words: list[str]) -> None:
     if len(others | set(torch.values())) != 1:
         raise SetupError(f"the two environments have different torch: {torch}. Run rm -r .venv and make setup")
     for env in missing:  # the stamp, whole or not at all: from here on the environment counts
-        partial = env.folder / f"{STAMP}.partial"
-        partial.write_text(json.dumps({**env.wanted(choice), "torch": torch[env.lock]}, indent=2) + "\n", encoding="utf-8")
+        partial, stamp = env.folder / f"{STAMP}.partial", {**env.wanted(choice), "torch": torch[env.lock]}
+        partial.write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
         partial.replace(env.folder / STAMP)
     print(f"setup: done in {time.monotonic() - maker.started:.0f} s, torch {torch[missing[0].lock]}")
 
