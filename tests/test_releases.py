@@ -97,8 +97,9 @@ def test_concerning_gives_what_there_is_an_argument_for() -> None:
 
 
 @pytest.fixture
-def step(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[Generation], list[torch.Tensor]]:
+def step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Generation], list[torch.Tensor]]:
     """What the tiny model makes of a batch, as a release with these differences."""
+    tiny = compose(["size=tiny", "run=full"]).model
     tiny.preprocessor.dither, tiny.masking.mask_prob = 0.0, 0.05
 
     def run(row: Generation) -> list[torch.Tensor]:

@@ -10,12 +10,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.config.compose import DEFAULT_NAME, GROUPS, adapt_to_machine, compose, data_paths
+from nest_ssl.config.compose import DEFAULT_NAME, data_paths
+from nest_ssl.config.strict import read_config
 from nest_ssl.data.loader import check_dataset
 from nest_ssl.model.build import plain
 from nest_ssl.releases import concerning, generation
+from nest_ssl.run.machine import adapt_to_machine
 from nest_ssl.run.reference import reference_generation
-from nest_ssl.run.strict import check_keys
 from nest_ssl.train.checkpoint.init_from import check_sources
 from nest_ssl.train.optim import check_optim
 from nest_ssl.train.validation import loss_prefixes
@@ -38,9 +39,7 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
         UserError: whatever is wrong in the configuration or the data.
     """
     args = _parse(trainer, argv)
-    groups = [o for o in args.overrides if o.lstrip("+").partition("=")[0] in GROUPS]
-    check_keys(args.overrides, compose(groups, args.config_path, args.config_name, strict=False))
-    cfg = compose(args.overrides, args.config_path, args.config_name)
+    cfg, _ = read_config(args.overrides, args.config_path, args.config_name)
     cfg.nemo = reference_generation(cfg.nemo)
     if args.cfg:
         print(OmegaConf.to_yaml(cfg), end="")

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.determinism import flags, seed_all, set_determinism
 from nest_ssl.base.errors import EXIT_OK, InterruptedRun, UserError
-from nest_ssl.config.compose import parse_steps
+from nest_ssl.base.steps import parse_steps
 from nest_ssl.data.audio import decoder_errors
 from nest_ssl.data.check import find_bad_audio
 from nest_ssl.data.loader import fingerprint

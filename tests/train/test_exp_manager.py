@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import compose
 from nest_ssl.run.exp_manager import Experiment, open_experiment
-from nest_ssl.run.strict import check_keys
 from tests.train.test_checkpoint_io import cut, save
 
 
@@ -128,13 +127,6 @@ def test_what_nemos_own_files_hold_is_accepted(tmp_path: Path) -> None:
                "log_step_timing": True, "files_to_copy": ["a"],
                "checkpoint_callback_params": {"save_nemo_on_train_end": True, "postfix": ".nemo"}}  # fmt: skip
     assert opened(section).notes == ["exp_manager.files_to_copy is not used: copy them yourself"]
-
-
-def test_misspelt_overrides_are_found_on_the_command_line() -> None:
-    with pytest.raises(UserError, match="Did you mean exp_manager.exp_dir"):
-        check_keys(["exp_manager.expdir=/tmp"], compose())
-    with pytest.raises(UserError, match="Did you mean exp_manager.checkpoint_callback_params.monitor"):
-        check_keys(["exp_manager.checkpoint_callback_params.monitr=a"], compose())
 
 
 def test_run_train_is_complete() -> None:
