@@ -26,7 +26,7 @@ from nest_ssl.releases import (
     generation,
     generation_of,
 )
-from nest_ssl.run.command_line import check_precision
+from nest_ssl.run.preflight import check_precision
 
 NAMES = [f.name for f in fields(Generation)]
 
