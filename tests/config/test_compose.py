@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import CONF, compose, data_paths
-from nest_ssl.run.machine import adapt_to_machine
+from nest_ssl.run.preflight import adapt_to_machine
 
 NEMO_STYLE = """
 name: my-nest

@@ -10,7 +10,7 @@ import torch
 
 from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
 from nest_ssl.train.checkpoint.nemo_archive import load_nemo
-from tests.train.resuming import last, train
+from tests.train.checkpoint.resuming import last, train
 
 PARAMS = "exp_manager.checkpoint_callback_params"
 

@@ -22,7 +22,7 @@ from train_nest import NEST
 from nest_ssl.base.errors import run_command
 from nest_ssl.run.experiment import run
 from nest_ssl.train.module import NestModule
-from tests.train.resuming import COMMON, assert_same
+from tests.train.checkpoint.resuming import COMMON, assert_same
 
 STEPS, MOMENTS, SEED = 60, 10, 20
 KINDS = (signal.SIGKILL, signal.SIGTERM)
@@ -109,4 +109,4 @@ def test_the_same_bits_after_signals_at_random_moments(runs: dict[str, Any], kin
     assert stopped == [-kind if kind == signal.SIGKILL else 128 + kind] * MOMENTS, said
     assert said.count("note: resuming from") >= MOMENTS - 1 and "Traceback" not in said
     assert_same(whole, folder)
-    assert not list(folder.rglob("*.partial"))
+    assert not list(folder.rglob(".*.partial-*"))

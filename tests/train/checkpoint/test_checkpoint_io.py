@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import socket
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,6 @@ import torch
 from torch import nn
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.train.checkpoint import checkpoint_io
 from nest_ssl.train.checkpoint.checkpoint_io import (
     AtomicCheckpointIO,
     check_fits,
@@ -61,7 +61,8 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = save(tmp_path / "new" / "a.ckpt", 7)
     loaded = AtomicCheckpointIO().load_checkpoint(path)
     assert loaded["global_step"] == 3 and set(loaded["state_dict"]) == {"weight", "bias"}
-    assert examine(path) == checkpoint_io.Found(path, 7, 3, True)
+    found = examine(path)
+    assert (found.path, found.batches, found.steps, found.exact) == (path, 7, 3, True)
     assert [p.name for p in path.parent.iterdir()] == ["a.ckpt"]
 
 
@@ -103,12 +104,28 @@ def test_what_cannot_be_resumed_from(tmp_path: Path) -> None:
 
 
 def test_another_model_is_told_by_its_first_parameter(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.ckpt")
+    path = examine(save(tmp_path / "a.ckpt"))
     check_fits(path, nn.Linear(3, 2))
     with pytest.raises(UserError, match=r"weight is \[2, 3\] in it and \[2, 4\]"):
         check_fits(path, nn.Linear(4, 2))
     with pytest.raises(UserError, match=r"bias is \[2\] in it and nothing"):
         check_fits(path, nn.Linear(3, 2, bias=False))
+
+
+def test_whatever_torch_save_raises_is_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tmpfs that is full it says `basic_ios::clear: iostream error`."""
+    path = save(tmp_path / "a.ckpt", 4)
+    before = path.read_bytes()
+
+    def fail(value: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fail)
+        with pytest.raises(UserError, match=f"is the disk full.*iostream error.*{path}"):
+            save(path, 8)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
 @pytest.mark.parametrize("fails", ["torch.save", "os.fsync", "os.replace"])
@@ -147,7 +164,56 @@ def test_torchs_own_words_for_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_was_writing_goes(tmp_path: Path) -> None:
+    """What a living process is writing stays: two experiments may share a folder of checkpoints."""
     kept = save(tmp_path / "a.ckpt")
-    (tmp_path / ".b.ckpt.partial").write_bytes(b"half")
+    host, dead = socket.gethostname(), subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".b.ckpt.partial-{dead.pid}@{host}").write_bytes(b"half")
+    living = tmp_path / f".b.ckpt.partial-{os.getppid()}@{host}"
+    living.write_bytes(b"half")
     remove_partial(tmp_path)
-    assert list(tmp_path.iterdir()) == [kept]
+    assert sorted(tmp_path.iterdir()) == [living, kept]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda value: [1, 2], "it is a list"),
+        (lambda value: 7, "it is a int"),
+        (lambda value: {k: v for k, v in value.items() if k != "state_dict"}, "state_dict is NoneType"),
+        (lambda value: {**value, "state_dict": [1]}, "state_dict is list"),
+        (lambda value: {**value, "state_dict": {"a": 1}}, "no state dict"),
+        (lambda value: {**value, "loops": {"fit_loop": 3}}, "loops do not say"),
+        (lambda value: {**value, "loops": 3}, "loops is int"),
+        (lambda value: {**value, "global_step": "x"}, "global_step is str"),
+        (lambda value: {**value, "callbacks": 3}, "callbacks is int"),
+        (lambda value: {**value, "optimizer_states": {}}, "optimizer_states is dict"),
+        (lambda value: {**value, "nest_ssl": 3}, "nest_ssl is int"),
+    ],
+)
+def test_what_lightning_would_fail_on_is_one_line(tmp_path: Path, change: Any, told: str) -> None:
+    torch.save(change(checkpoint()), path := tmp_path / "a.ckpt")
+    for read in (examine, lambda path: newest_whole(path.parent)):
+        with pytest.raises(UserError, match=told) as error:
+            read(path)
+        assert str(path) in str(error.value)
+
+
+def test_garbage_in_the_pickle_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02].")
+        archive.writestr("archive/version", b"3")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/0", b"")
+    with pytest.raises(UserError, match="a.ckpt"):
+        examine(path)
+
+
+def test_it_is_read_once_before_lightning_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = save(tmp_path / "a.ckpt"), []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **k: opened.append(a) or load(*a, **k))
+    found = newest_whole(tmp_path)[0]
+    check_fits(found, nn.Linear(3, 2))
+    assert found.path == path and len(opened) == 1

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from train_nest import NEST, build_model
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.files import sha256_of
 from nest_ssl.base.rng import rng_digests
 from nest_ssl.config.compose import compose, data_paths
-from nest_ssl.data.fingerprint import file_sha256
 from nest_ssl.run.experiment import run
-from nest_ssl.train.checkpoint.init_from import check_sources, fingerprint_sources, init_from_pretrained, read_sources
+from nest_ssl.train.checkpoint.init_from import init_from_pretrained, load_sources, read_sources
 from nest_ssl.train.checkpoint.nemo_archive import load_nemo, write_nemo
 from nest_ssl.train.module import NestModule
 
@@ -99,8 +99,7 @@ def test_a_model_that_is_not_the_same(tiny: Tiny, archive: File) -> None:
 def test_nothing_to_do(tiny: Tiny) -> None:
     for settings in ({}, {"init_from_nemo_model": None}, {"init_from_pretrained_model": None}):
         cfg = OmegaConf.create(settings)
-        check_sources(cfg)
-        assert read_sources(cfg) == [] and fingerprint_sources(cfg) == {}
+        assert read_sources(cfg) == [] == load_sources(cfg)
         assert same(initialised(tiny(), **settings), tiny()) == set(tiny().state_dict())
 
 
@@ -121,7 +120,7 @@ def test_nothing_to_do(tiny: Tiny) -> None:
 )
 def test_wrong_settings(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        check_sources(OmegaConf.create(settings))
+        load_sources(OmegaConf.create(settings))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +130,17 @@ def test_wrong_settings(settings: dict[str, Any], told: str) -> None:
         (lambda c, s: c.update(target="os.system"), "not a NEST model"),
         (lambda c, s: c["encoder"].update(_target_="os.system"), "model.encoder._target_"),
         (lambda c, s: c.pop("encoder"), "model.encoder"),
-        (lambda c, s: c["encoder"].update(n_layers=1), "Unexpected key"),
+        (lambda c, s: c["encoder"].update(n_layers=1), "encoder.n_layers=1, and weights of 2 layers"),
+        (lambda c, s: c["encoder"].update(n_layers=10**9), "encoder.n_layers=1000000000"),
+        (lambda c, s: c["encoder"].update(n_layers="2"), "encoder.n_layers=2"),
+        (lambda c, s: c["encoder"].update(d_model=10**12), "b.nemo"),
+        (lambda c, s: c["encoder"].update(d_model="x"), "b.nemo"),
+        (lambda c, s: c["preprocessor"].update(n_fft=1 << 30), "n_fft"),
+        (lambda c, s: c["preprocessor"].update(features=0), "preprocessor.features=0"),
+        (lambda c, s: c["decoder"].update(num_decoders=10**9), "num_decoders"),
+        (lambda c, s: c.update(encoder=[1]), "encoder"),
+        (lambda c, s: s["mask_processor.mask_embedding"].fill_(float("nan")), "NaN or infinite.*mask_embedding"),
+        (lambda c, s: s.update({"decoder.decoder_layers.0.0.bias": torch.zeros(128).to(torch.complex64)}), "complex64"),
         (lambda c, s: s.pop("mask_processor.mask_embedding"), "Missing key"),
         (lambda c, s: s.update({"mask_processor.mask_embedding": torch.ones(3)}), "size mismatch"),
     ],
@@ -141,7 +150,7 @@ def test_archives_that_are_refused(tmp_path: Path, archive: File, change: Any, t
     change(config, state_dict)
     write_nemo(config, state_dict, path := tmp_path / "b.nemo")
     with pytest.raises(UserError, match=told) as error:
-        check_sources(OmegaConf.create({"init_from_nemo_model": str(path)}))
+        load_sources(OmegaConf.create({"init_from_nemo_model": str(path)}))
     assert str(path) in str(error.value)
 
 
@@ -160,12 +169,12 @@ def test_one_kind_taken_for_the_other(archive: File, checkpoint: File) -> None:
     pairs = {"init_from_nemo_model": checkpoint("a"), "init_from_ptl_ckpt": archive("a")}
     for (key, path), other in zip(pairs.items(), reversed(pairs), strict=True):
         with pytest.raises(UserError, match=f"{key}={path}. Use {other}"):
-            check_sources(OmegaConf.create({key: str(path)}))
+            load_sources(OmegaConf.create({key: str(path)}))
 
 
 def test_patterns_that_match_nothing_are_told(archive: File, caplog: pytest.LogCaptureFixture) -> None:
     entry = {"path": str(archive("a")), "include": ["encodr"]}
-    check_sources(OmegaConf.create({"init_from_nemo_model": {"a": entry}}))
+    load_sources(OmegaConf.create({"init_from_nemo_model": {"a": entry}}))
     assert "init_from_nemo_model.a: include and exclude leave none" in caplog.text
 
 
@@ -176,14 +185,14 @@ def test_paths_are_looked_up_as_manifests_are(tmp_path: Path, archive: File, mon
         (source,) = read_sources(data_paths(compose(["size=tiny", setting])))
         assert source.path == str(path)
     (source,) = read_sources(data_paths(compose(["size=tiny", "init_from_nemo_model=data/x.nemo"])))
-    assert source.path == str(Path(__file__).resolve().parents[2] / "data" / "x.nemo")
+    assert source.path == str(Path(__file__).resolve().parents[3] / "data" / "x.nemo")
 
 
 def test_the_file_is_part_of_the_contract(tmp_path: Path, archive: File) -> None:
     """Two files of one name are two experiments; and a run that starts from one tells so."""
     for run_name, seed in (("x", 2), ("y", 3)):
         path = archive("a", seed=seed)
-        digest = file_sha256(str(path))
+        digest = sha256_of(path)
         command = ["size=tiny", f"init_from_nemo_model={path}", f"output_dir={tmp_path / run_name}"]
         assert run(NEST, command) == 0
         index = json.loads((tmp_path / run_name / "recording.json").read_text())
