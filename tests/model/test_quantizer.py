@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nest_ssl.config.parts import Quantizer
 from nest_ssl.model import quantizer
 from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer, distances, nearest_codes
 
@@ -13,7 +14,7 @@ from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer, distances,
 def make(**options: Any) -> RandomProjectionVectorQuantizer:
     torch.manual_seed(0)
     sizes = {"feat_in": 8, "code_dim": 4, "num_classes": 50, "num_books": 1, "combine_time_steps": 2}
-    return RandomProjectionVectorQuantizer(**{**sizes, "dist_fn": "l2", **options})
+    return RandomProjectionVectorQuantizer(Quantizer(**{**sizes, "dist_fn": "l2", **options}))
 
 
 def unit_rows(count: int, width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -84,3 +85,13 @@ def test_codes_are_unit_vectors_in_float64() -> None:
     codes = make().codebooks
     assert codes.dtype == torch.float64
     torch.testing.assert_close(codes.norm(dim=-1), torch.ones(1, 50, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_first_of_the_nearest_is_taken(dtype: torch.dtype) -> None:
+    """Rounding makes many codes equally near; scores of a rearranged formula would choose others among them."""
+    torch.manual_seed(0)
+    x, codes = (F.normalize(torch.randn(n, 16), dim=-1).to(dtype) for n in (300, 500))
+    expected = (x.unsqueeze(-1) - codes.T.unsqueeze(0)).norm(dim=-2)
+    assert int((expected == expected.min(1, keepdim=True).values).sum()) > len(x), "there are ties"
+    assert torch.equal(nearest_codes(x, codes), expected.argmin(-1))
