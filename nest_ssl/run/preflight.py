@@ -14,8 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.config.optim import Optim
-from nest_ssl.config.section import plain, read
+from nest_ssl.config.section import plain
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.fingerprint import DataRecord
@@ -205,12 +204,11 @@ def _check_generation(subject: Subject, wanted: str) -> None:
 def _check_model(cfg: DictConfig) -> None:
     """Build the port's model without memory (torch's `meta` device) and its optimizer: what fails, fails now, and
     NeMo, which would end in a traceback, is not asked."""
-    section = read(Optim, plain(cfg.model.optim), "model.optim")
+    section = plain(cfg.model.optim)
     with torch.device("meta"):
         model = NestModel(cfg.model, cfg.nemo)
-    optimizer = build_optimizer(model, plain(cfg.model.optim), plain(cfg.model.get("optim_param_groups")))
-    if section.sched is not None:
-        build_schedule(optimizer, plain(cfg.model.optim.sched), SOME_STEPS)
+    optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
+    build_schedule(optimizer, section.get("sched"), SOME_STEPS)
 
 
 def _fit_validation(cfg: DictConfig, length: Length) -> list[str]:
