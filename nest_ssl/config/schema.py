@@ -25,8 +25,21 @@ PARTS = ("preprocessor", "encoder", "loss", "quantizer", "mask_processor", "deco
 ANOTHER_MODEL = "This file is for NeMo's {}, and not for a NEST model (EncDecDenoiseMaskedTokenPredModel)."
 
 
-class Model(Section):
-    """`model:`; what builds a module is in `parts.py`."""
+class Architecture(Section):
+    """What `model:` says of the model itself."""
+
+    # NeMo itself fails in `post_conv`: it hands features to convolutions transposed.
+    mask_position: Literal["pre_conv"] = "pre_conv"
+    preprocessor: Preprocessor
+    masking: Masking
+    quantizer: Quantizer
+    encoder: Encoder
+    decoder: Decoder
+    loss: Loss
+
+
+class Model(Architecture):
+    """`model:`, with data and optimizer."""
 
     ACCEPTED = silent("target nemo_version")
     REFUSED: ClassVar = {"test_ds": "NeMo's NEST model stops at it. Remove it: ~model.test_ds."} | {
@@ -43,18 +56,10 @@ class Model(Section):
     num_books: Positive  # NeMo reads this one and the next beside those of the parts
     code_dim: Positive | None = None
     squeeze_single: bool
-    # NeMo itself fails in `post_conv`: it hands features to convolutions transposed.
-    mask_position: Literal["pre_conv"] = "pre_conv"
 
     train_ds: Dataset
     validation_ds: Dataset | None = None
-    preprocessor: Preprocessor
     spec_augment: SpecAugment
-    masking: Masking
-    quantizer: Quantizer
-    encoder: Encoder
-    decoder: Decoder
-    loss: Loss
     optim: Optim
     optim_param_groups: dict[str, dict[str, Any]] | None = None
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 
 import yaml
 from annotated_types import Ge, Gt, Le
+from omegaconf import Container, OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -137,8 +138,10 @@ def takes_text(root: type[Section], path: str) -> bool:
 
 def plain(value: Any) -> Any:
     """Nested mappings and sequences (OmegaConf's too) as dicts and lists, references resolved."""
+    if isinstance(value, Container):
+        value = OmegaConf.to_container(value, resolve=True)
     if isinstance(value, Mapping):
-        return {str(key): plain(value[key]) for key in value}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(item) for item in value]
     return value

@@ -257,10 +257,10 @@ def test_an_augmentor_that_is_left_out_is_left_out_of_validation_too() -> None:
 
 
 def test_home_in_paths_that_are_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/people/me")
     cfg, settings = read_config(["output_dir=~/x", "exp_manager.exp_dir=~/y"])
-    assert cfg.output_dir == settings.output_dir == "/home/me/x"
-    assert settings.exp_manager is not None and settings.exp_manager.exp_dir == "/home/me/y"
+    assert cfg.output_dir == settings.output_dir == "/people/me/x"
+    assert settings.exp_manager is not None and settings.exp_manager.exp_dir == "/people/me/y"
 
 
 # --- the schema against what it describes

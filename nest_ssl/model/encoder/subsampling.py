@@ -10,55 +10,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.parts import Encoder
+from nest_ssl.releases import GENERATIONS, NEWEST, Generation
 
 KERNEL, STRIDE, PADDING = 3, 2, 1
 MAX_ELEMENTS = 2**31  # a tensor with more cannot be indexed by some kernels
+LENGTH_DTYPES = {"int32": torch.int32, "int64": torch.int64}
 Length = TypeVar("Length", int, Tensor)
 
 
 class ConvSubsampling(nn.Module):
     """Strided convolutions, then a linear layer over channels and the features that are left.
 
-    Args:
-        subsampling: ``dw_striding`` (depthwise and pointwise from the second stage on) or ``striding`` (plain).
-        subsampling_factor: frames for one output vector; a power of two.
-        feat_in, feat_out, conv_channels: F, D, C.
-        subsampling_conv_chunking_factor: 1 splits the batch only if it is too large for one tensor; else into so many.
-        subsampling_mask, subsampled_length: see `generations.Generation`.
-
     Raises:
-        UserError: a factor that is no power of two; in `forward`, a batch too large that cannot be split.
+        UserError: in `forward`, a batch too large that cannot be split.
     """
 
-    def __init__(
-        self,
-        subsampling: str,
-        subsampling_factor: int,
-        feat_in: int,
-        feat_out: int,
-        conv_channels: int,
-        subsampling_conv_chunking_factor: int = 1,
-        subsampling_mask: bool = True,
-        subsampled_length: str = "int64",
-    ) -> None:
+    def __init__(self, settings: Encoder, differences: Generation = GENERATIONS[NEWEST]) -> None:
         super().__init__()
-        _require_power_of_two("subsampling_factor", subsampling_factor, least=2)
-        _require_power_of_two("subsampling_conv_chunking_factor", subsampling_conv_chunking_factor, least=1)
-        self.conv_channels, self.chunking_factor = conv_channels, subsampling_conv_chunking_factor
-        stages = int(math.log2(subsampling_factor))
-        layers = list(_layers(subsampling, stages, conv_channels))  # drawn before `out`, registered after it
-        features = feat_in
+        self.conv_channels, self.chunking_factor = settings.conv_channels, settings.subsampling_conv_chunking_factor
+        stages = int(math.log2(settings.subsampling_factor))
+        layers = list(_layers(settings.subsampling, stages, self.conv_channels))  # drawn before `out`, named after it
+        features = settings.feat_in
         for _ in range(stages):
             features = conv_length(features, KERNEL, STRIDE, PADDING)
-        self.out = nn.Linear(conv_channels * features, feat_out)
-        self.conv = MaskedConvSequential(*layers) if subsampling_mask else nn.Sequential(*layers)
-        self.stages, self.length_dtype = stages, getattr(torch, subsampled_length)
+        self.out = nn.Linear(self.conv_channels * features, settings.d_model)
+        self.conv = MaskedConvSequential(*layers) if differences.subsampling_mask else nn.Sequential(*layers)
+        self.stages, self.length_dtype = stages, LENGTH_DTYPES[differences.subsampled_length]
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, T, F) and lengths (B) to vectors (B, T', D) and lengths."""
@@ -122,7 +106,7 @@ def _time_mask(x_BCTF: Tensor, lengths_B: Tensor) -> Tensor:
     return valid_BT[:, None, :, None].to(x_BCTF.dtype)
 
 
-def _layers(subsampling: str, stages: int, channels: int) -> Iterator[nn.Module]:
+def _layers(subsampling: Literal["striding", "dw_striding"], stages: int, channels: int) -> Iterator[nn.Module]:
     """One strided convolution and ReLU a stage; `dw_striding` splits all but the first into depthwise and pointwise."""
     activation = nn.ReLU(inplace=True)  # one module for all stages, as in NeMo
     yield nn.Conv2d(1, channels, KERNEL, STRIDE, PADDING)
@@ -134,9 +118,3 @@ def _layers(subsampling: str, stages: int, channels: int) -> Iterator[nn.Module]
         else:
             yield nn.Conv2d(channels, channels, KERNEL, STRIDE, PADDING)
         yield activation
-
-
-def _require_power_of_two(key: str, value: int, least: int) -> None:
-    if value < least or value & (value - 1):
-        fix = f"Give a power of two from {least} on."
-        raise UserError(f"not a power of two: {value}", f"model.encoder.{key}", fix)

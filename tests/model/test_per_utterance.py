@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.model.blocks import BlockDraw, Blocks, mask_of, overlapping_by_utterance, separate_by_utterance
-from nest_ssl.model.masking import RandomBlockMasking
-from nest_ssl.releases import GENERATIONS, concerning
+from nest_ssl.config.parts import Masking
+from nest_ssl.model.masking.per_utterance import Blocks, mask_of, overlapping_by_utterance, separate_by_utterance
+from nest_ssl.model.masking.random_blocks import RandomBlockMasking
+from nest_ssl.releases import GENERATIONS
 
+OLD = GENERATIONS["2.7"]
 lengths_of_a_batch = st.lists(st.integers(0, 300), min_size=1, max_size=5)
 
 
@@ -22,9 +25,13 @@ def lists(blocks: Blocks) -> list[list[int]]:
     return [part.tolist() for part in blocks]
 
 
+def draw(block_size: int, mask_prob: float, **options: Any) -> Masking:
+    return Masking(feat_in=4, block_size=block_size, mask_prob=mask_prob, **options)
+
+
 def masking(generation: str, **options: Any) -> RandomBlockMasking:
     torch.manual_seed(0)
-    return RandomBlockMasking(feat_in=4, **concerning(RandomBlockMasking, GENERATIONS[generation]), **options)
+    return RandomBlockMasking(Masking(feat_in=4, **options), GENERATIONS[generation])
 
 
 @given(lengths=lengths_of_a_batch, block=st.integers(1, 60), probability=st.floats(0, 1), seed=st.integers(0, 99))
@@ -33,7 +40,8 @@ def test_overlapping_blocks_lie_within_their_utterance(
     lengths: list[int], block: int, probability: float, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    utterances, starts, ends = lists(overlapping_by_utterance(torch.tensor(lengths), BlockDraw(block, probability)))
+    given = draw(block, probability)
+    utterances, starts, ends = lists(overlapping_by_utterance(torch.tensor(lengths), given, OLD))
     for i, start, end in zip(utterances, starts, ends, strict=True):
         assert 0 <= start <= end <= lengths[i]
         short = block >= lengths[i] * 0.8
@@ -45,7 +53,7 @@ def test_overlapping_blocks_lie_within_their_utterance(
 @settings(deadline=None)
 def test_separate_blocks_do_not_overlap(lengths: list[int], block: int, probability: float, seed: int) -> None:
     torch.manual_seed(seed)
-    blocks = separate_by_utterance(torch.tensor(lengths), BlockDraw(block, probability))
+    blocks = separate_by_utterance(torch.tensor(lengths), draw(block, probability), OLD)
     mask = mask_of(blocks, len(lengths), 1000)
     assert int(mask.sum()) == int((blocks.ends - blocks.starts).sum())
 
@@ -69,7 +77,7 @@ def test_the_count_comes_from_the_generator_of_the_release() -> None:
         for numpy_seed, torch_seed in ((1, 1), (2, 1), (1, 2)):
             np.random.seed(numpy_seed)
             torch.manual_seed(torch_seed)
-            drawn = overlapping_by_utterance(lengths, BlockDraw(40, 0.2, block_count=name))
+            drawn = overlapping_by_utterance(lengths, draw(40, 0.2), replace(OLD, block_count=name))
             counts.append(torch.bincount(drawn.utterances).tolist())
         seen[name] = [counts[0] == counts[1], counts[0] == counts[2]]
     assert seen == {"torch": [True, False], "numpy": [False, True]}
@@ -78,21 +86,22 @@ def test_the_count_comes_from_the_generator_of_the_release() -> None:
 def test_rounding_decides_which_audio_is_short() -> None:
     """0.3 of 50 is 15 in double precision, and a little more in single precision."""
     for rule, blocks in (("float64", 1), ("float32", 35)):
-        drawn = overlapping_by_utterance(torch.tensor([50]), BlockDraw(15, 1.0, 0.3, short_audio_rule=rule))
+        row = replace(OLD, short_audio_rule=rule)
+        drawn = overlapping_by_utterance(torch.tensor([50]), draw(15, 1.0, max_mask_ratio=0.3), row)
         assert len(drawn.starts) == blocks
 
 
 def test_where_a_short_utterance_is_masked() -> None:
     lengths = torch.tensor([300, 30])
     torch.manual_seed(3)
-    first = separate_by_utterance(lengths, BlockDraw(40, 0.1, short_audio_offset="previous"))
+    first = separate_by_utterance(lengths, draw(40, 0.1), GENERATIONS["2.4"])
     torch.manual_seed(3)
-    second = separate_by_utterance(lengths, BlockDraw(40, 0.1, short_audio_offset="zero"))
+    second = separate_by_utterance(lengths, draw(40, 0.1), OLD)
     torch.manual_seed(3)
     offset = int(torch.randint(0, 40, (1,)))
     assert [first.starts[-1], second.starts[-1]] == [offset, 0]
     with pytest.raises(UserError, match=r"NeMo 2\.4 fails on such a batch"):
-        separate_by_utterance(lengths.flip(0), BlockDraw(40, 0.1, short_audio_offset="previous"))
+        separate_by_utterance(lengths.flip(0), draw(40, 0.1), GENERATIONS["2.4"])
 
 
 def test_a_block_beyond_the_last_frame_is_cut_or_refused() -> None:
