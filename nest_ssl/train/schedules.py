@@ -94,6 +94,8 @@ class CosineAnnealing(WarmupPolicy):
         _check_peak(optimizer, settings.min_lr, may_equal=not self.constant_steps)
         self.decay_steps = max_steps - (self.constant_steps + _stage(settings, "warmup", max_steps))
         super().__init__(optimizer, settings, max_steps)
+        if "min_lr" not in settings.model_fields_set:
+            self.min_lr = 0  # NeMo's default here is a whole number, and goes into rates and checkpoints as one
 
     def rate(self, step: int, peak: float) -> float:
         if not self.constant_steps:
