@@ -67,7 +67,7 @@ def refused(subject: Subject, *overrides: str) -> str:
         (["trainer.max_epochs=0"], "trainer.max_epochs"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches"),
         (["trainer.limit_train_batches=0.01"], "nothing to train"),
-        (["model.train_ds.batch_size=13", "model.train_ds.drop_last=true"], "no batch is full.*batch_size=13, 12 utt"),
+        (["model.train_ds.batch_size=13", "model.train_ds.drop_last=true"], "no batch is full.*batch_size=13, 10 utt"),
         (["trainer.max_epochs=-1"], "training without end"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val"),
         (["model.optim.sched.warmup_ratio=0.1"], "model.optim.sched"),
@@ -128,7 +128,7 @@ def test_a_short_run_of_a_long_recipe_validates_at_its_end(subject: Subject) -> 
 
 def test_a_long_run_is_announced() -> None:
     cfg = read_config(["size=tiny", "trainer.max_epochs=20000", "trainer.limit_train_batches=1.0"])[0]
-    assert any("this trains 120,000 batches" in note for note in check_data(NEST, cfg)[3])
+    assert any("this trains 100,000 batches" in note for note in check_data(NEST, cfg)[3])
 
 
 def plan(utterances: int = 10, size: int = 2, drop_last: bool = False, **trainer: Any) -> Length:
