@@ -236,13 +236,13 @@ def test_every_flipped_bit_in_the_weights_is_found(tmp_path: Path, archive: Call
 
 
 def test_a_model_is_in_memory_once(tmp_path: Path) -> None:
-    """Of 64 MiB of weights, neither the archive nor its member is read into memory besides the tensors."""
-    write_nemo({"a": 1}, {"w": torch.ones(16 << 20)}, path := tmp_path / "a.nemo")
+    """Of 64 MiB of weights in 16 tensors, no more than one is held besides torch's own memory."""
+    write_nemo({"a": 1}, {f"w{number}": torch.ones(1 << 20) for number in range(16)}, path := tmp_path / "a.nemo")
     tracemalloc.start()  # which does not see torch's own memory
     load_nemo(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 16 << 20
+    assert peak < 12 << 20
 
 
 def _declare(path: Path, files: Parts, name: str, size: int) -> None:
