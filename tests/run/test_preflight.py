@@ -54,8 +54,6 @@ def refused(subject: Subject, *overrides: str) -> str:
         (["trainer.strategy=fsdp"], "not offered: trainer.strategy=fsdp"),
         (["trainer.accelerator=tpu"], "trainer.accelerator"),
         (["trainer.precision=transformer-engine"], "trainer.precision"),
-        (["trainer.precision=bf16-true"], "trainer.precision"),
-        (["trainer.precision=16-true"], "trainer.precision"),
         (["trainer.precision=64-true", "nemo=2.7"], "NeMo 2.7 does not train in float64"),
         (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches"),
         (["trainer.accumulate_grad_batches={0: 2}"], "trainer.accumulate_grad_batches"),
