@@ -14,12 +14,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.data import Dataset
 from nest_ssl.config.optim import Optim
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.fingerprint import DataRecord
-from nest_ssl.data.settings import read_settings
 from nest_ssl.model.nest import NestModel
 from nest_ssl.releases import concerning, generation, generation_of
 from nest_ssl.run.subject import Inputs, Subject
@@ -84,18 +84,24 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
             losses would have no name; nothing to train; a validation that never comes.
     """
     skip = cfg.bad_audio == "skip" and subject.skips_bad_audio
-    sections = {"train": cfg.model.train_ds, "validation": cfg.model.get("validation_ds")}
-    corpora = Corpora()
-    checked = {name: check_dataset(section, skip, corpora) for name, section in sections.items() if section is not None}
+    datasets, corpora = data_sections(cfg), Corpora()
+    rate = cfg.model.sample_rate
+    checked = {name: check_dataset(dataset, rate, skip, corpora) for name, dataset in datasets.items()}
     if "validation" in checked:
         loss_prefixes(plain(cfg.model.validation_ds))
-    settings = read_settings(cfg.model.train_ds)
-    length = planned_length(cfg, len(checked["train"].entries), settings.batch_size, settings.drop_last)
+    train = datasets["train"]
+    length = planned_length(cfg, len(checked["train"].entries), train.batch_size, train.drop_last)
     notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
     notes += _fit_validation(cfg, length)
     if length.batches > MANY_BATCHES and not (cfg.get("exp_manager") or {}).get("exp_dir"):
         notes.append(f"this trains {length.batches:,.0f} batches and keeps no checkpoint; batches=N ends it earlier")
     return Inputs(load_sources(cfg), corpora), DataRecord(checked), length, notes
+
+
+def data_sections(cfg: DictConfig) -> dict[str, Dataset]:
+    """The settings of ``train`` and, if there is any, ``validation`` data."""
+    given = {name: cfg.model.get(f"{name}_ds") for name in ("train", "validation")}
+    return {name: read(Dataset, section, f"model.{name}_ds") for name, section in given.items() if section is not None}
 
 
 def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last: bool) -> Length:

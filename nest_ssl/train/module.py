@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.loader import build_dataloader, validation_sections
@@ -53,10 +55,11 @@ class NestModule(NestModel, LightningModule):
         self.save_hyperparameters({"cfg": plain(cfg)})  # for loggers, as NeMo; builtins, for checkpoints hold them too
         self.settings, self.skipped = cfg, skipped
         data = {"skipped": skipped, "corpora": corpora, **concerning(build_dataloader, generation(release))}
-        train, rate = cfg.get("train_ds"), cfg.sample_rate
+        train, rate = None if cfg.get("train_ds") is None else read(Dataset, cfg.train_ds, "train_ds"), cfg.sample_rate
         self._train_loader = build_dataloader(train, rate, shuffle=True, training=True, **data)
         sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []
-        self._validation_loaders = [build_dataloader(section, rate, **data) for section in sections]
+        validation = [read(Dataset, section, "validation_ds") for section in sections]
+        self._validation_loaders = [build_dataloader(dataset, rate, **data) for dataset in validation]
         self._validation_losses = ValidationLosses(cfg.get("validation_ds"))
 
     @classmethod
