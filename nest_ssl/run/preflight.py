@@ -15,20 +15,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
-from nest_ssl.config.optim import Optim
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.model.nest import NestModel
-from nest_ssl.releases import concerning, generation, generation_of
+from nest_ssl.releases import generation, generation_of
 from nest_ssl.run.subject import Inputs, Subject
 from nest_ssl.train.checkpoint.init_from import load_sources
 from nest_ssl.train.optim import build_optimizer
 from nest_ssl.train.schedules import build_schedule
 from nest_ssl.train.validation import loss_prefixes
 
-FLOAT64 = ("64", "64-true")  # Lightning's names
+FLOAT64 = (64, "64", "64-true")  # Lightning's names
 MANY_BATCHES = 10_000  # of which a run says beforehand that it trains so many, unless it keeps checkpoints
 SOME_STEPS = 1_000_000  # that a schedule is tried with
 
@@ -59,7 +58,9 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
         fix = "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build."
         raise UserError("no GPU that torch can use", f"trainer.accelerator={accelerator}", fix)
     _check_generation(subject, cfg.nemo)
-    check_precision(str(cfg.trainer.get("precision")), cfg.nemo, **concerning(check_precision, generation(cfg.nemo)))
+    if cfg.trainer.get("precision") in FLOAT64 and generation(cfg.nemo).float64 == "fails":
+        fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
+        raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={cfg.trainer.precision}", fix)
     notes = adapt_to_machine(cfg, torch.cuda.device_count())
     _check_one_process(cfg)
     _check_model(cfg)
@@ -144,17 +145,6 @@ def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last:
     return Length(epoch, whole_epochs * epoch + left * accumulate, steps)
 
 
-def check_precision(precision: str, nemo: str, float64: str = "runs") -> None:
-    """Refuse a precision in which the generation `nemo` cannot train; `float64`: see `releases.Generation`.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if precision in FLOAT64 and float64 == "fails":
-        fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
-        raise UserError(f"NeMo {nemo} does not train in float64", f"trainer.precision={precision}", fix)
-
-
 def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
     """Turn NeMo's many-GPU trainer settings into what this machine can run; returns a line for each change.
 
@@ -211,12 +201,11 @@ def _check_generation(subject: Subject, wanted: str) -> None:
 def _check_model(cfg: DictConfig) -> None:
     """Build the port's model without memory (torch's `meta` device) and its optimizer: what fails, fails now, and
     NeMo, which would end in a traceback, is not asked."""
-    section = read(Optim, plain(cfg.model.optim), "model.optim")
+    section = plain(cfg.model.optim)
     with torch.device("meta"):
         model = NestModel(cfg.model, cfg.nemo)
-    optimizer = build_optimizer(model, plain(cfg.model.optim), plain(cfg.model.get("optim_param_groups")))
-    if section.sched is not None:
-        build_schedule(optimizer, plain(cfg.model.optim.sched), SOME_STEPS)
+    optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
+    build_schedule(optimizer, section.get("sched"), SOME_STEPS)
 
 
 def _fit_validation(cfg: DictConfig, length: Length) -> list[str]:
