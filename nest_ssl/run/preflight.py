@@ -21,7 +21,7 @@ from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.model.nest import NestModel
-from nest_ssl.releases import concerning, generation, generation_of
+from nest_ssl.releases import generation, generation_of
 from nest_ssl.run.subject import Inputs, Subject
 from nest_ssl.train.checkpoint.init_from import load_sources
 from nest_ssl.train.optim import build_optimizer
@@ -59,7 +59,10 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
         fix = "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build."
         raise UserError("no GPU that torch can use", f"trainer.accelerator={accelerator}", fix)
     _check_generation(subject, cfg.nemo)
-    check_precision(str(cfg.trainer.get("precision")), cfg.nemo, **concerning(check_precision, generation(cfg.nemo)))
+    precision = cfg.trainer.get("precision")
+    if str(precision) in FLOAT64 and generation(cfg.nemo).float64 == "fails":
+        fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
+        raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={precision}", fix)
     notes = adapt_to_machine(cfg, torch.cuda.device_count())
     _check_one_process(cfg)
     _check_model(cfg)
@@ -142,17 +145,6 @@ def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last:
         return Length(epoch, epochs * epoch, epochs * steps_of_epoch)
     whole_epochs, left = divmod(steps, steps_of_epoch)  # an epoch's last step may have fewer batches
     return Length(epoch, whole_epochs * epoch + left * accumulate, steps)
-
-
-def check_precision(precision: str, nemo: str, float64: str = "runs") -> None:
-    """Refuse a precision in which the generation `nemo` cannot train; `float64`: see `releases.Generation`.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if precision in FLOAT64 and float64 == "fails":
-        fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
-        raise UserError(f"NeMo {nemo} does not train in float64", f"trainer.precision={precision}", fix)
 
 
 def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
