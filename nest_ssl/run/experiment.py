@@ -164,7 +164,7 @@ def _fit(trainer: Trainer, model: LightningModule, checkpoint: str | None) -> No
     except SystemExit as stop:
         raise InterruptedRun(signal.SIGINT) from stop
     except MisconfigurationException as error:
-        raise UserError("a setting is wrong", str(error), "See Lightning's documentation of it.") from error
+        raise UserError("a setting is wrong", str(error).rstrip("."), "See Lightning's documentation of it.") from error
 
 
 def _describe(subject: Subject, recorder: Recorder) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
-from nest_ssl.config.optim import Optim
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
@@ -28,7 +27,7 @@ from nest_ssl.train.optim import build_optimizer
 from nest_ssl.train.schedules import build_schedule
 from nest_ssl.train.validation import loss_prefixes
 
-FLOAT64 = ("64", "64-true")  # Lightning's names
+FLOAT64 = (64, "64", "64-true")  # Lightning's names
 MANY_BATCHES = 10_000  # of which a run says beforehand that it trains so many, unless it keeps checkpoints
 SOME_STEPS = 1_000_000  # that a schedule is tried with
 
@@ -59,10 +58,9 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
         fix = "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build."
         raise UserError("no GPU that torch can use", f"trainer.accelerator={accelerator}", fix)
     _check_generation(subject, cfg.nemo)
-    precision = cfg.trainer.get("precision")
-    if str(precision) in FLOAT64 and generation(cfg.nemo).float64 == "fails":
+    if cfg.trainer.get("precision") in FLOAT64 and generation(cfg.nemo).float64 == "fails":
         fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
-        raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={precision}", fix)
+        raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={cfg.trainer.precision}", fix)
     notes = adapt_to_machine(cfg, torch.cuda.device_count())
     _check_one_process(cfg)
     _check_model(cfg)
@@ -203,12 +201,11 @@ def _check_generation(subject: Subject, wanted: str) -> None:
 def _check_model(cfg: DictConfig) -> None:
     """Build the port's model without memory (torch's `meta` device) and its optimizer: what fails, fails now, and
     NeMo, which would end in a traceback, is not asked."""
-    section = read(Optim, plain(cfg.model.optim), "model.optim")
+    section = plain(cfg.model.optim)
     with torch.device("meta"):
         model = NestModel(cfg.model, cfg.nemo)
-    optimizer = build_optimizer(model, plain(cfg.model.optim), plain(cfg.model.get("optim_param_groups")))
-    if section.sched is not None:
-        build_schedule(optimizer, plain(cfg.model.optim.sched), SOME_STEPS)
+    optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
+    build_schedule(optimizer, section.get("sched"), SOME_STEPS)
 
 
 def _fit_validation(cfg: DictConfig, length: Length) -> list[str]:

@@ -52,7 +52,7 @@ class NestModule(NestModel, LightningModule):
         super().__init__(cfg, release)
         self.loss.mlm_loss.no_masked_token = no_masked_token
         self.save_hyperparameters({"cfg": plain(cfg)})  # for loggers, as NeMo; builtins, for checkpoints hold them too
-        self.settings, self.skipped = cfg, skipped
+        self.settings, self.generation, self.skipped = cfg, release, skipped
         data: dict[str, Any] = {"skipped": skipped, "corpora": corpora, "differences": generation(release)}
         train, rate = None if cfg.get("train_ds") is None else read(Dataset, cfg.train_ds, "train_ds"), cfg.sample_rate
         self._train_loader = build_dataloader(train, rate, shuffle=True, training=True, **data)
@@ -80,7 +80,7 @@ class NestModule(NestModel, LightningModule):
         return model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(hyper_parameters(self.settings))
+        checkpoint.update(hyper_parameters(self.settings, self.generation))
 
     def train_dataloader(self) -> DataLoader[Any] | None:
         return self._train_loader
