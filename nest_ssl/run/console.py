@@ -54,7 +54,7 @@ class Progress(Callback):
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         shown = {"loss": f"{float(torch.as_tensor(loss)):.6f}", "lr": f"{_learning_rate(trainer):.3e}"}
         if self._bar is not None:
-            self._bar.set_postfix(step=trainer.global_step, **shown, refresh=False)
+            self._bar.set_postfix({"step": trainer.global_step, **shown}, refresh=False)
             self._bar.update()
         elif (trainer.fit_loop.total_batch_idx + 1) % BATCHES_A_LINE == 0:
             self._write(f"step {trainer.global_step}: loss {shown['loss']}, lr {shown['lr']}")

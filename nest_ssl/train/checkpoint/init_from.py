@@ -78,7 +78,7 @@ def read_sources(cfg: Mapping[str, Any]) -> list[Source]:
     if key is None:
         return []
     if isinstance(cfg[key], str):
-        return [Source(key, InitFrom(path=cfg[key]))]
+        return [Source(key, read(InitFrom, {"path": cfg[key]}, key))]
     return [Source(f"{key}.{name}", read(InitFrom, entry, f"{key}.{name}")) for name, entry in cfg[key].items()]
 
 
