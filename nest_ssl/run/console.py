@@ -100,7 +100,7 @@ def summary(trainer: Trainer, skipped: SkippedAudio | None, log: Path) -> str:
 
 
 def _losses(trainer: Trainer, *endings: str) -> str:
-    """The last value of every metric whose name ends so, as text; nothing of those that were never logged."""
+    """The last value of every metric with a name that ends so, as text; nothing of those that were never logged."""
     metrics = trainer.callback_metrics
     named = [(name, float(value)) for end in endings for name, value in metrics.items() if name.endswith(end)]
     return ", ".join(f"{name} {value:.6f}" for name, value in named)

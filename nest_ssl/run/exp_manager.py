@@ -67,7 +67,7 @@ class Experiment:
         if not self.callbacks:
             return {}
         writes = any(isinstance(callback, Checkpoints) for callback in self.callbacks)
-        return {"enable_checkpointing": writes, "plugins": [AtomicCheckpointIO()]}  # true without ours: Lightning's own
+        return {"enable_checkpointing": writes, "plugins": [AtomicCheckpointIO()]}  # true without it: Lightning's own
 
     def attach(self, trainer: Trainer, model: LightningModule) -> str | None:
         """Make ready to train; the path to give to `Trainer.fit`.

@@ -1,4 +1,4 @@
-"""Every private name of Lightning that resuming and checkpoints lean on, under public names of ours.
+"""Every private name of Lightning that resuming and checkpoints lean on, under public names.
 
 Lightning promises nothing about them, so another release fails here, at import, and not in the midst of training.
 Read in Lightning 2.4.0: `loops.training_epoch_loop`, `loops.fit_loop`, `callbacks.model_checkpoint`,

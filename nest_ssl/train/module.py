@@ -37,7 +37,7 @@ class NestModule(NestModel, LightningModule):
 
     Args:
         cfg: NeMo's `model` section, resolved.
-        release: the generation of NeMo whose numbers to reproduce, a key of `generations.GENERATIONS`.
+        release: the generation of NeMo to be exact with, a key of `releases.GENERATIONS`.
         no_masked_token: the loss of a batch in which no token counts, in training and validation: ``nan`` or ``zero``.
         skipped: go on without audio files that cannot be used, and count them here; None: stop at the first.
         corpora: manifests that have been read already.
@@ -65,7 +65,7 @@ class NestModule(NestModel, LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Path | str, **arguments: Any) -> NestModule:  # type: ignore[override]
-        """The model of a Lightning checkpoint, NeMo's or ours, without its data; no code of the file runs.
+        """The model of a Lightning checkpoint, NeMo's or the port's, without its data; no code of the file runs.
 
         Args:
             checkpoint_path: the file.

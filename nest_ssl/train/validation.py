@@ -29,7 +29,7 @@ class ValidationLosses:
         section: NeMo's `validation_ds`; None where there is no validation.
 
     Raises:
-        UserError: manifests whose names leave none for their losses.
+        UserError: manifests with names that leave none for their losses.
     """
 
     def __init__(self, section: Mapping[str, Any] | None) -> None:
@@ -70,5 +70,5 @@ def _prefix(name: str) -> str:
     text = text.replace("-", "_").replace("manifest", "").replace("dataset", "")
     if not text:
         fix = "Rename the file, e.g. dev_manifest.json, or give validation_ds.name a list."
-        raise UserError("a validation set whose losses cannot be named", name, fix)
+        raise UserError("the losses of a validation set cannot be named", name, fix)
     return text if text.endswith("_") else f"{text}_"

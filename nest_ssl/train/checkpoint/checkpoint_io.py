@@ -64,7 +64,7 @@ class Found:
 
     @property
     def exact(self) -> bool:
-        """Whether it holds what the same bits take (it is ours)."""
+        """Whether it holds what the same bits take (the port wrote it)."""
         return KEY in self.content
 
 

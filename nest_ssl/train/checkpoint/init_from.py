@@ -1,7 +1,7 @@
 """Weights to start from: `init_from_nemo_model` and `init_from_ptl_ckpt`, with NeMo's meaning.
 
 Source: NeMo 3.0.0 `ModelPT.maybe_init_from_pretrained_checkpoint` and `load_part_of_state_dict` in
-`nemo.core.classes.modelPT`. Both trainers check their files here before they train; ours also loads them here, from
+`nemo.core.classes.modelPT`. Both trainers check their files here before they train; the port also loads them here, from
 what was read then: a file is opened once.
 
     init_from_nemo_model: a.nemo
@@ -89,7 +89,7 @@ class Loaded:
     Args:
         source: where it came from.
         sha256: of the file, as it was read.
-        config: an archive's own settings, whose model NeMo builds; None for a checkpoint.
+        config: an archive's own settings, of which NeMo builds a model; None for a checkpoint.
         weights: on the CPU.
     """
 
@@ -191,7 +191,7 @@ def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor
     layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layers.")})
     if strict and isinstance(config.get("encoder"), dict) and config["encoder"].get("n_layers", layers) != layers:
         where = f"{path}: encoder.n_layers={config['encoder']['n_layers']}, and weights of {layers} layers"
-        raise UserError("an archive whose weights do not fit its model", where, OTHER_WEIGHTS)
+        raise UserError("an archive of weights that do not fit its model", where, OTHER_WEIGHTS)
     try:
         with torch.device("meta"):
             model = NestModel(config).to("meta")  # the mel filters are NumPy's
@@ -201,7 +201,7 @@ def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor
     except RuntimeError as error:
         lines = [line.strip().rstrip(".") for line in str(error).splitlines()] or ["RuntimeError"]
         where = f"{path}: {lines[1] if len(lines) > 1 else lines[0]}"
-        raise UserError("an archive whose weights do not fit its model", where, OTHER_WEIGHTS) from error
+        raise UserError("an archive of weights that do not fit its model", where, OTHER_WEIGHTS) from error
     except READER_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError("settings of which no model can be built", f"{path}: {reason}", ANOTHER_FILE) from error

@@ -105,7 +105,7 @@ def load_nemo(path: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tensor]
 
 
 def _add(archive: tarfile.TarFile, name: str, content: BinaryIO | io.BytesIO) -> None:
-    """Add a file whose owner and times say nothing of this machine."""
+    """Add a file; its owner and times say nothing of this machine."""
     member = tarfile.TarInfo(f"./{name}")
     member.size = content.seek(0, os.SEEK_END)
     content.seek(0)
