@@ -105,9 +105,16 @@ def load_sources(cfg: Mapping[str, Any]) -> list[Loaded]:
     Raises:
         UserError: see `read_sources`, and what is wrong with a file.
     """
-    loaded = []
+    loaded: list[Loaded] = []
+    config: dict[str, Any] | None
     for source in read_sources(cfg):
-        config, weights = _read(source, bool(cfg.get("init_strict", True)))
+        _check_kind(source)
+        if source.key == CHECKPOINT:
+            config, weights = None, load_checkpoint(source.path)[1]
+        else:
+            config, weights = load_nemo(source.path)
+            _check_archive(config, weights, source.path, bool(cfg.get("init_strict", True)))
+        check_finite(weights, source.path)
         if weights and not any(map(source.takes, weights)):
             log.warning("warning: %s: include and exclude leave none of the entries of %s", source.name, source.path)
         loaded.append(Loaded(source, sha256_of(Path(source.path)), config, weights))
@@ -136,7 +143,14 @@ def init_from_pretrained(model: nn.Module, cfg: Mapping[str, Any], sources: Sequ
             own = NestModel(loaded.config)
             own.load_state_dict(weights, strict=bool(cfg.get("init_strict", True)))
             weights = own.state_dict()
-        _load(model, loaded.source, weights)
+        source = loaded.source
+        part = {name: tensor for name, tensor in weights.items() if source.takes(name)}
+        model.load_state_dict(part, strict=False)
+        used, names = part.keys() & model.state_dict().keys(), model.state_dict()
+        rank_zero_info(f"{source.name}: {len(used)} of the model's {len(names)} entries from {source.path}")
+        left_out = sorted(name for name in weights if any(word in name for word in source.settings.exclude))
+        if left_out:
+            rank_zero_info(f"{source.name}: excluded {', '.join(left_out)}")
 
 
 @contextmanager
@@ -157,17 +171,6 @@ def loading_sources(cfg: Mapping[str, Any]) -> Iterator[None]:
             raise
         paths = ", ".join(source.path for source in read_sources(cfg))
         raise UserError("weights of another shape", f"{paths}: {lines[0]}", "Leave it out with exclude.") from error
-
-
-def _read(source: Source, strict: bool) -> tuple[dict[str, Any] | None, Mapping[str, torch.Tensor]]:
-    _check_kind(source)
-    if source.key == CHECKPOINT:
-        config, weights = None, load_checkpoint(source.path)[1]
-    else:
-        config, weights = load_nemo(source.path)
-        _check_archive(config, weights, source.path, strict)
-    check_finite(weights, source.path)
-    return config, weights
 
 
 def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], path: str, strict: bool) -> None:
@@ -215,13 +218,3 @@ def _check_kind(source: Source) -> None:
         raise UserError("not an archive but a checkpoint", f"{source.name}={source.path}", f"Use {CHECKPOINT}.")
     if source.key == CHECKPOINT and not is_zip and tarfile.is_tarfile(source.path):
         raise UserError("not a checkpoint but an archive", f"{source.name}={source.path}", f"Use {ARCHIVE}.")
-
-
-def _load(model: nn.Module, source: Source, state_dict: Mapping[str, torch.Tensor]) -> None:
-    part = {name: tensor for name, tensor in state_dict.items() if source.takes(name)}
-    model.load_state_dict(part, strict=False)
-    used = part.keys() & model.state_dict().keys()
-    left_out = sorted(name for name in state_dict if any(part in name for part in source.settings.exclude))
-    rank_zero_info(f"{source.name}: {len(used)} of the model's {len(model.state_dict())} entries from {source.path}")
-    if left_out:
-        rank_zero_info(f"{source.name}: excluded {', '.join(left_out)}")
