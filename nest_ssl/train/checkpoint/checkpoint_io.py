@@ -19,7 +19,8 @@ from torch import nn
 
 from nest_ssl.base.errors import UserError, write_errors
 from nest_ssl.base.files import remove_leftovers, replacing
-from nest_ssl.base.safe_load import READER_ERRORS, check_state_dict, check_zip, load_tensors, opened, settings_allowed
+from nest_ssl.base.safe_load import READER_ERRORS, check_zip, opened
+from nest_ssl.train.checkpoint.weights import check_state_dict, load_weights, settings_allowed
 
 KEY = "nest_ssl"  # of what we add to a checkpoint
 # What Lightning reads of a checkpoint while it restores; where one is missing or of another kind, it fails deep inside.
@@ -144,7 +145,7 @@ def _read(path: Path) -> Found:
         UserError: it cannot be read, or a part is of another kind or missing.
     """
     try:
-        content = load_tensors(path, mapped=True)
+        content = load_weights(path, mapped=True)
     except UserError as error:
         if error.what.startswith("it holds "):
             fix = "Begin with its weights: init_from_ptl_ckpt."

@@ -20,9 +20,9 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from nest_ssl.base.nested import ABSENT, leaves, pairs
 from nest_ssl.base.rng import generator_states, restore_generators
-from nest_ssl.base.safe_load import plain_settings
 from nest_ssl.train.checkpoint.checkpoint_io import KEY
 from nest_ssl.train.checkpoint.nemo_archive import nemo_config
+from nest_ssl.train.checkpoint.weights import plain_settings
 from nest_ssl.train.lightning_internals import DataFetcher, EpochLoop, accumulates, begin_epoch_again, restore_metrics
 
 OPTIMIZER = "optim."  # settings below it come back with the checkpoint's optimizer and schedule
