@@ -23,7 +23,7 @@ from torch import nn
 from train_nest import NEST
 
 from nest_ssl.data.dataset import AudioNoiseDataset
-from nest_ssl.model import attention
+from nest_ssl.model.encoder import attention
 from nest_ssl.run.experiment import Subject, run
 from nest_ssl.train.module import NestModule
 
