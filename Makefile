@@ -216,7 +216,7 @@ lint: setup-nest ## ruff, the import contracts, and types (mypy)
 ##@ The rest
 clean: ## remove recordings, reports, the generated data and caches; environments and OUT/train stay
 	@scripts/clean.sh $(call q,$(OUT))
-	rm -rf data/dummy_ssl .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find nest_ssl scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this text
