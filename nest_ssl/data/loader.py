@@ -110,7 +110,7 @@ def build_dataloader(
     Args:
         dataset: NeMo's `train_ds` or `validation_ds`.
         sample_rate: the model's, Hz; used where the section gives none.
-        shuffle: used where the section says nothing (NeMo: true for training, false for validation).
+        shuffle: used where the section does not have it (NeMo: true for training, false for validation).
         skipped: go on without utterances that cannot be used, and count them here; None: stop at the first.
         training: whether an epoch must have all its batches, whatever is skipped.
         differences: of the generation of NeMo whose batches to make.
