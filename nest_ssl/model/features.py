@@ -48,7 +48,7 @@ class AudioToMelSpectrogramPreprocessor(nn.Module):
         if settings.use_torchaudio and differences.torchaudio_option == "obeyed":
             what = "NeMo before 2.7 computes other features with torchaudio, and the port does not"
             raise UserError(what, "model.preprocessor.use_torchaudio=true", "Set it to false.")
-        # Empty, and converted with the model: it tells which precision the features must leave in.
+        # Empty, and converted with the model: its type is that in which the features must leave.
         self.register_buffer("dtype_sentinel_tensor", torch.tensor((), dtype=torch.float32), persistent=False)
         self.featurizer = FilterbankFeatures(settings, differences)
 

@@ -60,7 +60,7 @@ class NestModel(nn.Module):
 
     Args:
         cfg: NeMo's `model:` section, resolved.
-        generation: of NeMo, whose numbers to reproduce, a key of `releases.GENERATIONS`.
+        generation: that of the NeMo to be exact with, a key of `releases.GENERATIONS`.
 
     Raises:
         UserError: a key or value that is unknown, missing or not supported.

@@ -1,7 +1,7 @@
 """Masked blocks as NeMo before 3.0 draws them: utterance by utterance, one small block where audio is short.
 
 Source: NeMo 2.4.1 and 2.7.3 `nemo.collections.asr.modules.ssl_modules.masking`; what they do differently is in
-`releases.Generation`. The draws are theirs, one call each; what is made of them is not a loop over frames.
+`releases.Generation`. The draws are NeMo's, one call each; what is made of them is not a loop over frames.
 
 Shapes: B batch, T frames, P blocks of all utterances.
 """
@@ -28,7 +28,7 @@ SHORT_BLOCK = 8  # frames
 
 
 class Blocks(NamedTuple):
-    """Blocks in the order drawn (P), on the CPU: whose they are, first frame, frame after the last."""
+    """Blocks in the order drawn (P), on the CPU: number of the utterance, first frame, frame after the last."""
 
     utterances: Tensor
     starts: Tensor
