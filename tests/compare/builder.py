@@ -149,36 +149,41 @@ class Plan:
 def record(target: Path, plan: Plan | None = None) -> Path:
     """Train as `plan` says, and record every step into `target`."""
     plan = plan or Plan()
-    session = Session(RecordingWriter(target, overwrite=True), plan.steps, OUTPUTS, yaml.safe_dump(plan.config))
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(plan.seed)
-    session.mark("before_model")
-    model = plan.model()
-    plan.after_build(model)
-    session.mark("after_model")
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **plan.optimizer)
-    session.begin(model)
-    for step in plan.steps:
-        batch = batch_of(step)
-        plan.on_batch(step, batch)
-        session.batch(batch, step)
-        outputs = model.forward(**batch)
-        loss = model.loss(outputs[0], outputs[3], masks=outputs[2])
-        replaced = plan.on_loss(step, loss)
-        loss = loss if replaced is None else replaced
-        session.loss(loss)
-        optimizer.zero_grad()
-        loss.backward()
-        plan.on_gradients(step, model)
-        session.backward_done()
-        plan.before_step(step, model)
-        optimizer.step()
-        plan.after_step(step, model)
-        session.step_done(optimizer)
-    trainer = {"name": plan.name, "package": f"{plan.name}-ssl", "version": plan.version}
-    device = {"type": "cpu", "name": "a processor"}
-    session.finish(trainer=trainer, seed=plan.seed, flags=FLAGS, data=DATA, **{"device": device, **plan.index})
+    writer = RecordingWriter(target, overwrite=True)
+    with Session(writer, plan.steps, OUTPUTS, yaml.safe_dump(plan.config)) as session:
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(plan.seed)
+        session.mark("before_model")
+        model = plan.model()
+        plan.after_build(model)
+        session.mark("after_model")
+        optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **plan.optimizer)
+        session.begin(model)
+        for step in plan.steps:
+            _train_step(plan, session, step, model, optimizer)
+        trainer = {"name": plan.name, "package": f"{plan.name}-ssl", "version": plan.version}
+        facts = {"seed": plan.seed, "flags": FLAGS, "data": DATA, "device": {"type": "cpu", "name": "a processor"}}
+        session.finish(**{"trainer": trainer, **facts, **plan.index})
     return target
+
+
+def _train_step(plan: Plan, session: Session, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    batch = batch_of(step)
+    plan.on_batch(step, batch)
+    session.batch(batch, step)
+    outputs = model.forward(**batch)
+    loss = model.loss(outputs[0], outputs[3], masks=outputs[2])
+    replaced = plan.on_loss(step, loss)
+    loss = loss if replaced is None else replaced
+    session.loss(loss)
+    optimizer.zero_grad()
+    loss.backward()
+    plan.on_gradients(step, model)
+    session.backward_done()
+    plan.before_step(step, model)
+    optimizer.step()
+    plan.after_step(step, model)
+    session.step_done(optimizer)
 
 
 def batch_of(step: int) -> dict[str, Tensor]:
