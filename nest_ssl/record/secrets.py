@@ -15,7 +15,7 @@ import yaml
 WORDS = frozenset({"password", "passwd", "passphrase", "token", "secret", "key", "apikey", "credential", "credentials"})
 MASK = "***"
 _USER_INFO = re.compile(r"(\w://[^/\s@:]*:)[^@\s/]+@")
-_PAIR = re.compile(r"([\w.+-]+)['\"]?\s*[:=]\s*([^,}\]\s]+)")  # inside a value: {api_key:abc}
+_PAIR = re.compile(r"([\w.+-]+)['\"]?\s*[:=]\s*(?=([^,}\]\s]+))")  # inside a value: {api_key:abc}
 
 
 def is_secret(name: str) -> bool:
@@ -47,10 +47,16 @@ def masked_command(command: Sequence[str]) -> list[str]:
     safe, value_follows = [], False
     for word in command:
         name, equals, value = word.partition("=")
-        if (value_follows and not word.startswith("-")) or (value and is_secret(name)):
-            safe.append(f"{name}={MASK}" if equals and not value_follows else MASK)
+        if value and is_secret(name):
+            safe.append(f"{name}={MASK}")
         else:
-            word = _PAIR.sub(lambda pair: pair[0].replace(pair[2], MASK) if is_secret(pair[1]) else pair[0], word)
-            safe.append(masked(word))
+            safe.append(MASK if value_follows and not word.startswith("-") else masked(_mask_pairs(word)))
         value_follows = word.startswith("-") and not equals and is_secret(word)
     return safe
+
+
+def _mask_pairs(word: str) -> str:
+    for pair in _PAIR.finditer(word):
+        if is_secret(pair[1]):
+            return word[: pair.end()] + MASK + _mask_pairs(word[pair.end(2) :])
+    return word
