@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from nest_ssl.recording.writer import describe_tensor, file_sha256
+from nest_ssl.base.files import sha256_of
+from nest_ssl.recording.tensors import describe_tensor
 
 
 def describe_structure(model: nn.Module) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def describe_sources(model: nn.Module) -> dict[str, dict[str, str]]:
     for module in model.modules():
         name = qualified_name(module)
         if name not in sources and (file := _source_file(type(module))):
-            hashes.setdefault(file, file_sha256(Path(file)))
+            hashes.setdefault(file, sha256_of(Path(file)))
             sources[name] = {"file": _below_package(file, type(module)), "sha256": hashes[file]}
     return sources
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
 
 Producer = tuple[int, str]  # index of the call whose output it is, and the path in that output
 
@@ -28,6 +29,8 @@ class Call:
         grad_event: the place in the order in which backward reached the outputs; None where it never did.
         raised: whether it ended by an exception, with no output.
     """
+
+    __pydantic_config__ = ConfigDict(strict=True, arbitrary_types_allowed=True, revalidate_instances="always")
 
     index: int
     module: str
