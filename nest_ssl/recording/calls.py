@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-Producer = tuple[int, str]  # index of the call whose output it is, and the path in that output
+# On disk a list, as every sequence.
+Producer = Annotated[tuple[int, str], Field(strict=False)]  # index of the call whose output it is, and the path in that output
 
 
 @dataclass(slots=True)
