@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field
 
-# On disk a list, as every sequence.
-Producer = Annotated[tuple[int, str], Field(strict=False)]  # index of the call whose output it is, and the path in that output
+# Index of the call that returned it, and the path in that output; on disk a list, as every sequence.
+Producer = Annotated[tuple[int, str], Field(strict=False)]
 
 
 @dataclass(slots=True)
