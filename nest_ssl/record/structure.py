@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from nest_ssl.base.files import sha256_of
-from nest_ssl.recording.writer import describe_tensor
+from nest_ssl.recording.tensors import describe_tensor
 
 
 def describe_structure(model: nn.Module) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from nest_ssl.compare import FixedTolerance, compare_recordings
 from nest_ssl.compare.result import Comparison
 from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
+from nest_ssl.recording.index import sealed
 from nest_ssl.recording.reader import open_recording
+from nest_ssl.recording.tensors import describe_tensors
 from nest_ssl.recording.writer import RecordingWriter
 
 FEATURES, WIDTH, CODES, STRIDE = 4, 8, 5, 8
@@ -206,7 +208,7 @@ def edit_tensors(recording: Path, name: str, change: Callable[[Any], Any]) -> No
 def edit_index(recording: Path, change: Callable[[dict[str, Any]], None]) -> None:
     index = json.loads((recording / files.INDEX).read_text())
     change(index)
-    (recording / files.INDEX).write_text(json.dumps(index))
+    (recording / files.INDEX).write_text(json.dumps(sealed(index)))
 
 
 def edit_config(recording: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -222,9 +224,16 @@ def remove(recording: Path, name: str) -> None:
 
 
 def reindex(recording: Path, name: str) -> None:
+    """Make the index agree with a file that was edited, as whoever forges a recording would."""
     data = (recording / name).read_bytes()
     entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    edit_index(recording, lambda index: index["files"].update({name: entry}))
+
+    def update(index: dict[str, Any]) -> None:
+        index["files"][name] = entry
+        if name in index["tensors"]:
+            index["tensors"][name] = describe_tensors(torch.load(recording / name, weights_only=True))
+
+    edit_index(recording, update)
 
 
 def judge(reference: Path, candidate: Path, atol: float = 1e-5, rtol: float = 1e-5, **options: Any) -> Comparison:
