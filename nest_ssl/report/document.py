@@ -1,0 +1,113 @@
+"""A report as a document: what is said and how it hangs together. There is no markup in it; a renderer adds that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nest_ssl.compare.findings import Status
+from nest_ssl.recording.address import Address
+
+Align = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A name, a path, a command: to be read letter by letter."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusWord:
+    """The word for a status; `strong` where it is the verdict."""
+
+    status: Status
+    word: str
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """The name of a thing in the recordings, and its address, which a renderer may link to."""
+
+    address: Address
+    shown: tuple[str | Code, ...]
+
+
+Inline = str | Code | StatusWord | Ref
+Text = tuple[Inline, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    text: Text
+    level: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    columns: tuple[Text, ...]
+    rows: tuple[tuple[Text, ...], ...]
+    align: tuple[Align, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeBlock:
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bullets:
+    items: tuple[Text, ...]
+
+
+Block = Heading | Paragraph | Table | CodeBlock | Bullets
+
+
+def as_text(value: object) -> Text:
+    """Anything that stands in a sentence or a cell, as text."""
+    if isinstance(value, tuple):
+        return value
+    return (value if isinstance(value, (Code, StatusWord, Ref)) else str(value),)
+
+
+def table(columns: Sequence[object], rows: Iterable[Sequence[object]], right: int = 0) -> Table:
+    """A table of anything; the last `right` columns hold numbers."""
+    align: list[Align] = ["left"] * (len(columns) - right) + ["right"] * right
+    cells = tuple(tuple(as_text(cell) for cell in row) for row in rows)
+    return Table(tuple(as_text(column) for column in columns), cells, tuple(align))
+
+
+def join(parts: Iterable[object], separator: str = ", ") -> Text:
+    """Texts with something between them; empty ones are passed over."""
+    joined: list[Inline] = []
+    for part in map(as_text, parts):
+        if part and part != ("",):
+            joined += [separator, *part] if joined and separator else part
+    return tuple(joined)
+
+
+def initial(text: Text, upper: bool) -> Text:
+    """The same text with its first letter in upper or lower case, unless it begins with a name."""
+    if not text or not isinstance(text[0], str):
+        return text
+    letter = text[0][:1].upper() if upper else text[0][:1].lower()
+    return (letter + text[0][1:], *text[1:])
+
+
+def plain(text: Text) -> str:
+    """The words alone."""
+    return "".join(
+        part if isinstance(part, str)
+        else part.word if isinstance(part, StatusWord)
+        else part.text if isinstance(part, Code)
+        else plain(part.shown)
+        for part in text
+    )  # fmt: skip

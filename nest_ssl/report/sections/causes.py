@@ -1,0 +1,151 @@
+"""Sentences on how the headline was born, on what follows from it, and on what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import Birth, Cause, Consequence, Draw, Fate, Finding, Note, Remainder, Stage
+from nest_ssl.report.document import Code, Text, initial, join
+from nest_ssl.report.words import counted, knows, say, word
+from nest_ssl.report.words.names import number, own_name, small, stage_name, steps_text
+
+SHOWN = 3  # names in a line on what is not explained
+PACKAGES = 8  # of other versions
+
+
+def cause_text(comparison: Comparison) -> Text:
+    """What is known of how the headline arose: one or more sentences; empty where nothing is."""
+    cause, first = comparison.cause, comparison.first
+    if cause is None or first is None:
+        return ()
+    sentences = [_birth(cause, first)]
+    if cause.draw is not None:
+        told = draw_sentence(cause.draw, comparison.draws)
+        in_forward = cause.birth not in (Birth.DRAW, Birth.BUILT_OTHERWISE, Birth.FILLED_OTHERWISE)
+        sentences.append(say("draws_after", draw=told) if in_forward else told)
+    if cause.states:
+        sentences.append(say("states_after", generators=", ".join(cause.states)))
+    if cause.batch_differs:
+        sentences.append(say("batch_too"))
+    if cause.unrecorded:
+        start, end = cause.unrecorded
+        sentences.append(say("unrecorded.one" if start == end else "unrecorded.several", first=start, last=end))
+    return join(sentences, " ")
+
+
+def _birth(cause: Cause, first: Finding) -> Text:
+    code = {None: "code.none", "": "code.root"}.get(cause.module, "code.module")
+    order = say("order", order=number((cause.order or 0) + 1), calls=number(cause.calls))
+    return say(
+        f"born.{cause.birth.value}",
+        code=say(code, module=cause.module),
+        order=order if cause.order is not None else "",
+        after=cause.after or word("name", "root"),
+        generator=first.address.slot,
+        boundary=word("boundary", first.moment.phase.name.lower()),
+    )
+
+
+def draw_sentence(draw: Draw, draws: Sequence[Draw]) -> Text:
+    """One sentence on a draw that differs; `draws` are all that were compared."""
+    who, counts = draw.reference or draw.candidate, draw.draws
+    key = {Fate.CAME_IN: "draw.came in", Fate.LEFT_OTHERWISE: "draw.left otherwise"}.get(draw.fate, "draw.count")
+    if draw.fate is Fate.ONE_SIDED:
+        key = "draw.none" if draw.reference else "draw.extra"
+    parts = [
+        say(
+            key,
+            stage=_stages(who, subject=True),
+            place=_stages(who),
+            generator=draw.generator,
+            count=_count(counts[0]),
+            other=_count(counts[1]),
+            numbers=_numbers(counts[1] if key == "draw.extra" else counts[0]),
+        )
+    ]
+    if key == "draw.count" and draw.candidate != draw.reference:
+        parts.append(say("draw.in", place=_stages(draw.candidate)))
+    if key == "draw.count" and draw.came_in:
+        parts.append(say("draw.other_state"))
+    for other in draws:
+        same_stage = (other.step, other.rank, other.stage) == (draw.step, draw.rank, draw.stage)
+        if other.finding and same_stage and other.generator != draw.generator and not other.came_in:
+            numbers = {"count": _count(other.draws[0]), "other": _count(other.draws[1])}
+            parts.append(say("draw.also", generator=other.generator, **numbers))
+    return (*initial(join(parts, ""), upper=True), ".")
+
+
+def _stages(stages: Sequence[Stage], subject: bool = False) -> Text:
+    if len(stages) == 1:
+        return stage_name(stages[0], subject)
+    return say("to", first=stage_name(stages[0]), last=stage_name(stages[-1], subject))
+
+
+def _count(draws: int | None) -> str:
+    return word("name", "uncounted") if draws is None else number(draws)
+
+
+def _numbers(draws: int | None) -> str:
+    return word("name", "uncounted_numbers") if draws is None else counted(draws, "number")
+
+
+def consequence_texts(comparison: Comparison) -> list[Text]:
+    """Counts of what differs after the headline: in full for its own step, later steps by number."""
+    by_step: dict[int | None, list[Consequence]] = {}
+    for consequence in comparison.follows:
+        by_step.setdefault(consequence.step, []).append(consequence)
+    steps = sorted(step for step in by_step if step is not None)
+    first = comparison.first
+    own = first.moment.step if first is not None and first.moment.step >= 0 else min(steps, default=None)
+    texts = [join(map(_consequence, by_step[None]))] if None in by_step else []
+    if own in by_step and own is not None:
+        texts.append(say("at_step", steps=steps_text([own]), what=join(map(_consequence, by_step[own]))))
+    later = [step for step in steps if step != own]
+    listed = say("steps.list", steps=", ".join(map(str, later)))
+    return texts + ([say("later_steps", steps=steps_text(later) if len(later) == 1 else listed)] if later else [])
+
+
+def _consequence(consequence: Consequence) -> Text:
+    if consequence.rung == "loss":
+        largest = consequence.largest
+        return say("loss_differs") if largest is None else say("loss_by", size=small(largest))
+    return (counted(consequence.count, f"differing.{consequence.rung}"),)
+
+
+def remainder_text(remainder: Remainder) -> Text:
+    names = list(dict.fromkeys(map(_full_name, remainder.findings)))
+    shown = join(names[:SHOWN])
+    if len(names) > SHOWN:
+        shown = (*shown, *say("more", count=number(len(names) - SHOWN)))
+    steps = sorted({finding.moment.step for finding in remainder.findings if finding.moment.step >= 0})
+    return say(f"unexplained.{remainder.why.value}", names=shown, steps=steps_text(steps))
+
+
+def _full_name(finding: Finding) -> Text:
+    """Of a call its module, of anything else its whole name."""
+    address, own = finding.address, own_name(finding)
+    parts = [address.module or "", own if address.call is None else ""]
+    name = (Code(".".join(part for part in parts if part) or own),)
+    return join([name, say("call", call=address.call)], " (") + (")",) if address.call else name
+
+
+def note_text(note: Note) -> Text:
+    """The sentence of a note; one of an unknown kind is shown as it is, so that nothing is lost."""
+    if not knows(f"note.{note.kind}"):
+        values = ", ".join(f"{key} {number(value)}" for key, value in note.values.items())
+        return say("note.other", kind=note.kind.replace("_", " "), values=values)
+    return say(f"note.{note.kind}", **{key: _value(key, value) for key, value in note.values.items()})
+
+
+def _value(key: str, value: object) -> Text:
+    if isinstance(value, Stage):
+        return stage_name(value)
+    if key in ("side", "rung"):
+        return (word(key, str(value)),)
+    if isinstance(value, bool):
+        return (word("container", str(value)),)
+    if isinstance(value, dict):  # name to the values of both sides
+        texts = [say("package", name=name, reference=a, candidate=b) for name, (a, b) in value.items()]
+        return join(texts[:PACKAGES]) + (say("more", count=number(len(texts) - PACKAGES)) if texts[PACKAGES:] else ())
+    return (value if isinstance(value, str) else number(value),)
