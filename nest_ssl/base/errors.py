@@ -44,9 +44,12 @@ class UserError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
-        line = " ".join(f"{self.what}: {self.where}. {self.fix}".split())
-        # A file may be named, or say, anything: what would steer a terminal is shown as an escape.
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        return visible(" ".join(f"{self.what}: {self.where}. {self.fix}".split()))
+
+
+def visible(text: str) -> str:
+    """The same text with escapes for what would steer a terminal or forge a line: a file may say anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class InterruptedRun(Exception):
@@ -117,7 +120,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     if failure is not None and os.environ.get("NEST_SSL_TRACEBACK"):  # for us, when a message itself must be hunted
         traceback.print_exception(failure)
     if line:
-        print(line, file=sys.stderr)
+        print(visible(line), file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
 
