@@ -33,7 +33,7 @@ class Ref:
     """The name of a thing in the recordings, and its address, which a renderer may link to."""
 
     address: Address
-    shown: tuple[str | Code, ...]
+    shown: tuple[Inline, ...]
 
 
 Inline = str | Code | StatusWord | Ref
@@ -78,20 +78,17 @@ def as_text(value: object) -> Text:
     return (value if isinstance(value, (Code, StatusWord, Ref)) else str(value),)
 
 
-def table(columns: Sequence[object], rows: Iterable[Sequence[object]], right: int = 0) -> Table:
+def table(columns: Iterable[object], rows: Iterable[Iterable[object]], right: int = 0) -> Table:
     """A table of anything; the last `right` columns hold numbers."""
-    align: list[Align] = ["left"] * (len(columns) - right) + ["right"] * right
-    cells = tuple(tuple(as_text(cell) for cell in row) for row in rows)
-    return Table(tuple(as_text(column) for column in columns), cells, tuple(align))
+    head, *body = (tuple(as_text(cell) for cell in row) for row in (columns, *rows))
+    align: list[Align] = ["right" if i >= len(head) - right else "left" for i in range(len(head))]
+    return Table(head, tuple(body), tuple(align))
 
 
 def join(parts: Iterable[object], separator: str = ", ") -> Text:
     """Texts with something between them; empty ones are passed over."""
-    joined: list[Inline] = []
-    for part in map(as_text, parts):
-        if part and part != ("",):
-            joined += [separator, *part] if joined and separator else part
-    return tuple(joined)
+    texts = [text for text in map(as_text, parts) if text and text != ("",)]
+    return tuple(part for i, text in enumerate(texts) for part in ((separator, *text) if i and separator else text))
 
 
 def initial(text: Text, upper: bool) -> Text:
@@ -102,12 +99,14 @@ def initial(text: Text, upper: bool) -> Text:
     return (letter + text[0][1:], *text[1:])
 
 
-def plain(text: Text) -> str:
+def plain(text: Sequence[Inline]) -> str:
     """The words alone."""
-    return "".join(
-        part if isinstance(part, str)
-        else part.word if isinstance(part, StatusWord)
-        else part.text if isinstance(part, Code)
-        else plain(part.shown)
-        for part in text
-    )  # fmt: skip
+    words = []
+    for part in text:
+        if isinstance(part, Ref):
+            words.append(plain(part.shown))
+        elif isinstance(part, StatusWord):
+            words.append(part.word)
+        else:
+            words.append(part.text if isinstance(part, Code) else part)
+    return "".join(words)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import TextIO
 
-from nest_ssl.base.errors import from_os_error
-from nest_ssl.base.files import write_atomically
+from nest_ssl.base.errors import write_errors
+from nest_ssl.base.files import replacing
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.report.document import Paragraph
 from nest_ssl.report.render.json import render_json
@@ -24,26 +23,18 @@ DIGEST = 16  # letters of the SHA-256 of report.json that report.md carries
 def write_reports(comparison: Comparison, folder: Path) -> Path:
     """Write `report.json` and `report.md` into `folder`, and return the path of the second.
 
-    Both are whole beside their places before either is moved there, so an earlier report is lost only to a complete
-    new one; and `report.md` names the digest of its `report.json`, so nobody takes the halves of two runs for one.
+    Both are written beside their places before either is moved there, so an earlier report is lost only to a complete
+    new one. `report.md` names the digest of its `report.json`: the halves of two runs cannot pass for one.
 
     Raises:
         UserError: the folder cannot be made or written.
     """
-    findings = render_json(comparison)
-    digest = hashlib.sha256(findings.encode()).hexdigest()[:DIGEST]
+    findings = render_json(comparison).encode()
+    digest = hashlib.sha256(findings).hexdigest()[:DIGEST]
     text = render_markdown([*summary(comparison), *details(comparison), Paragraph(say("belongs", digest=digest))])
-    waiting = {folder / name: folder / f".{name}.new" for name in (JSON, MARKDOWN)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for temporary, content in zip(waiting.values(), (findings, text), strict=True):
-            write_atomically(temporary, content)
-        for target, temporary in waiting.items():
-            os.replace(temporary, target)
-    except OSError as error:
-        for temporary in waiting.values():
-            temporary.unlink(missing_ok=True)
-        raise from_os_error(error, str(folder)) from error
+    with write_errors(str(folder)), replacing(folder / MARKDOWN) as report, replacing(folder / JSON) as data:
+        data.write_bytes(findings)
+        report.write_bytes(text.encode())
     return folder / MARKDOWN
 
 

@@ -25,10 +25,10 @@ def render_json(comparison: Comparison) -> str:
 
 
 def as_tree(comparison: Comparison) -> Tree:
-    """Keys are only ever added to this schema. Texts are sentences without markup; what they say stands beside them."""
-    first = comparison.first
-    born_in = comparison.cause.module if comparison.cause else first.address.module if first else None
-    rungs = [rung for rung in comparison.rungs if rung.name != "steps"]
+    """Keys are only ever added to this schema. Sentences are without markup; what they say stands beside them."""
+    first, cause = comparison.first, comparison.cause
+    born_in = cause.module if cause else first.address.module if first else None
+    counted = {explanation.step: explanation.values for explanation in reversed(comparison.explanations)}
     return {
         "schema": SCHEMA,
         "verdict": comparison.verdict,
@@ -37,7 +37,7 @@ def as_tree(comparison: Comparison) -> Tree:
         "first_bit_difference": comparison.first_bits,
         "first_beyond_tolerance": comparison.first_beyond,
         "origin": plain(cause_text(comparison)),
-        "cause": comparison.cause,
+        "cause": cause,
         "follows": _plain(consequence_texts(comparison)),
         "consequences": comparison.follows,
         "not_explained": _plain(map(remainder_text, comparison.unexplained)),
@@ -45,14 +45,14 @@ def as_tree(comparison: Comparison) -> Tree:
         "rungs": comparison.rungs,
         "tolerance": comparison.rule,
         "steps": comparison.steps,
-        "losses": _losses(comparison),
+        "losses": [{**counted.get(loss.step, {}), **asdict(loss)} for loss in comparison.losses],
         "explanations": comparison.explanations,
         "facts": comparison.facts,
         "declared": comparison.declared,
         "known_differences": comparison.known,
         "notes": _plain(dict.fromkeys(map(note_text, comparison.notes))),
         "notes_by_kind": comparison.notes,
-        "differences": [finding for rung in rungs for finding in rung.findings],
+        "differences": [found for rung in comparison.rungs if rung.name != "steps" for found in rung.findings],
         "draws": comparison.draws,
         "calls": comparison.calls,
         "reference": comparison.reference,
@@ -62,30 +62,27 @@ def as_tree(comparison: Comparison) -> Tree:
 
 def strict(value: object) -> object:
     """The same tree in what JSON knows."""
-    for kind, convert in _CONVERTED.items():
-        if isinstance(value, kind):
-            return strict(convert(value))
+    convert = _CONVERTED.get(type(value))
+    if convert is not None:
+        return strict(convert(value))
     if isinstance(value, Enum):
-        return strict(value.value)
+        return value.value
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: strict(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
         return {str(key): strict(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
         return [strict(child) for child in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    known = math.isfinite(value) if isinstance(value, float) else value is None or isinstance(value, (bool, int, str))
+    return value if known else str(value)
 
 
 def _plain(texts: Iterable[Text]) -> list[str]:
     return [plain(text) for text in texts]
 
 
-def _losses(comparison: Comparison) -> list[Tree]:
-    """With what an explainer counted at the same step."""
-    counted = {explanation.step: explanation.values for explanation in reversed(comparison.explanations)}
-    return [{**counted.get(loss.step, {}), **asdict(loss)} for loss in comparison.losses]
+def _pick(source: object, names: str) -> Tree:
+    return {name: getattr(source, name) for name in names.split()}
 
 
 def _finding(finding: Finding) -> Tree:
@@ -96,19 +93,12 @@ def _finding(finding: Finding) -> Tree:
     return {
         "rung": finding.rung,
         "step": None if moment.step < 0 else moment.step,
-        "module": address.module,
-        "call": address.call,
+        **_pick(address, "module call rank"),
         "tensor": own_name(finding),
-        "index": finding.index,
-        "reference": finding.reference,
-        "candidate": finding.candidate,
+        **_pick(finding, "index reference candidate shape dtype judgement"),
         "kind": finding.difference,
         "within_tolerance": finding.within,
-        "rank": address.rank,
-        "shape": finding.shape,
-        "dtype": finding.dtype,
         "metrics": metrics,
-        "judgement": finding.judgement,
         "address": address,
         "phase": moment.phase.name.lower(),
         "event": moment.event,
@@ -116,29 +106,24 @@ def _finding(finding: Finding) -> Tree:
 
 
 def _rung(rung: Rung) -> Tree:
-    counts = ("name", "status", "compared", "differing", "missing_reference", "missing_candidate")
-    return {**{name: getattr(rung, name) for name in counts}, "steps": rung.tallies}
+    counts = _pick(rung, "name status compared differing missing_reference missing_candidate")
+    return {**counts, "steps": rung.tallies}
 
 
 def _tally(tally: Tally) -> Tree:
-    counts = ("step", "rank", "status", "compared", "differing", "missing_reference", "missing_candidate")
-    absent = _plain(map(note_text, tally.absent))
-    return {**{name: getattr(tally, name) for name in counts}, "not_compared": absent}
+    counts = _pick(tally, "step rank status compared differing missing_reference missing_candidate")
+    return {**counts, "not_compared": _plain(map(note_text, tally.absent))}
 
 
 def _judgement(judgement: CallJudgement) -> Tree:
-    own = ("step", "rank", "order", "module", "call", "relation")
     worst, metrics = judgement.worst, judgement.worst.metrics
-    sizes = {"max_abs": metrics.max_abs if metrics else None, "relative": metrics.relative if metrics else None}
-    return {**{name: getattr(judgement, name) for name in own}, "tensor": own_name(worst), **sizes}
+    sizes = _pick(metrics, "max_abs relative") if metrics else {"max_abs": None, "relative": None}
+    return {**_pick(judgement, "step rank order module call relation"), "tensor": own_name(worst), **sizes}
 
 
 def _draw(draw: Draw) -> Tree:
-    """`reference` and `candidate` are stages, ``module#call`` or a part of training; `draws` counts 32-bit words."""
-    own = ("step", "rank", "generator", "draws", "came_in")
-    sides = {"reference": list(map(_stage, draw.reference)), "candidate": list(map(_stage, draw.candidate))}
     found = {"relation": draw.fate, "differs": draw.finding is not None, "event": draw.moment.event}
-    return {**{name: getattr(draw, name) for name in own}, **sides, **found}
+    return {**_pick(draw, "step rank generator reference candidate draws came_in"), **found}
 
 
 def _stage(stage: Stage) -> str:
@@ -147,9 +132,9 @@ def _stage(stage: Stage) -> str:
 
 def _side(side: Side) -> Tree:
     index = side.index.model_dump(mode="json", by_alias=True, exclude=_LEFT_OUT)
-    return {"label": side.label, "path": side.path, "recording": index, "config": side.config}
+    return {**_pick(side, "label path config"), "recording": index}
 
 
 _CONVERTED: dict[type, Callable[..., object]] = {
-    Finding: _finding, Rung: _rung, Tally: _tally, CallJudgement: _judgement, Draw: _draw, Side: _side,
+    Finding: _finding, Rung: _rung, Tally: _tally, CallJudgement: _judgement, Draw: _draw, Stage: _stage, Side: _side,
 }  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.report.document import Block
-from nest_ssl.report.sections.background import declared, known, notes, provenance, reproduce, rule
+from nest_ssl.report.sections.background import declared, known, notes, overview, provenance, reproduce, rule
 from nest_ssl.report.sections.calls import calls
 from nest_ssl.report.sections.draws import draws
 from nest_ssl.report.sections.headline import consequences, first_difference, headline
-from nest_ssl.report.sections.rungs import differences, over_steps, overview, rung_table
+from nest_ssl.report.sections.rungs import differences, over_steps, rung_table
 
 
 def summary(comparison: Comparison) -> list[Block]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import CallJudgement
 from nest_ssl.report.document import Block, Code, Heading, Paragraph, table
-from nest_ssl.report.words import say
-from nest_ssl.report.words.names import module_name, number, own_name, small, steps_text
+from nest_ssl.report.words import heads, say, word
+from nest_ssl.report.words.names import cut, module_name, number, own_name, small, steps_text
 
 CALLS = 40  # rows
 
@@ -16,20 +17,14 @@ def calls(comparison: Comparison) -> list[Block]:
     judged = [judgement for judgement in comparison.calls if judgement.step == step]
     if not judged:
         return []
-    rows = [
-        [
-            number(judgement.order),
-            module_name(judgement.module),
-            number(judgement.call),
-            judgement.relation.value,
-            Code(own_name(judgement.worst)),
-            small(judgement.worst.metrics.max_abs if judgement.worst.metrics else None),
-        ]
-        for judgement in judged[:CALLS]
-    ]
-    columns = ("order", "module", "call", "relation", "where", "largest_difference")
-    blocks: list[Block] = [Heading(say("calls", steps=steps_text([step]))), Paragraph(say("calls.legend"))]
-    blocks.append(table([say(f"head.{column}") for column in columns], rows, right=1))
-    if len(judged) > CALLS:
-        blocks.append(Paragraph(say("calls.more", shown=number(CALLS), all=number(len(judged)))))
-    return blocks
+    head = heads("order", "module", "call", "relation", "where", "largest_difference")
+    heading = Heading(say("calls", steps=steps_text([step])))
+    rows = table(head, map(_row, judged[:CALLS]), right=1)
+    return [heading, Paragraph(say("calls.legend")), rows, *cut("calls.more", CALLS, judged)]
+
+
+def _row(judged: CallJudgement) -> list[object]:
+    largest = judged.worst.metrics.max_abs if judged.worst.metrics else None
+    relation = word("relation", judged.relation.value)
+    where = Code(own_name(judged.worst))
+    return [number(judged.order), module_name(judged.module), judged.call, relation, where, small(largest)]

@@ -12,6 +12,7 @@ from nest_ssl.report.words.names import number, own_name, small, stage_name, ste
 
 SHOWN = 3  # names in a line on what is not explained
 PACKAGES = 8  # of other versions
+_DRAW_IS_IT = (Birth.DRAW, Birth.BUILT_OTHERWISE, Birth.FILLED_OTHERWISE)  # the draw explains; elsewhere it comes after
 
 
 def cause_text(comparison: Comparison) -> Text:
@@ -21,9 +22,8 @@ def cause_text(comparison: Comparison) -> Text:
         return ()
     sentences = [_birth(cause, first)]
     if cause.draw is not None:
-        told = draw_sentence(cause.draw, comparison.draws)
-        in_forward = cause.birth not in (Birth.DRAW, Birth.BUILT_OTHERWISE, Birth.FILLED_OTHERWISE)
-        sentences.append(say("draws_after", draw=told) if in_forward else told)
+        sentence = draw_sentence(cause.draw, comparison.draws)
+        sentences.append(sentence if cause.birth in _DRAW_IS_IT else say("draws_after", draw=sentence))
     if cause.states:
         sentences.append(say("states_after", generators=", ".join(cause.states)))
     if cause.batch_differs:
@@ -36,11 +36,11 @@ def cause_text(comparison: Comparison) -> Text:
 
 def _birth(cause: Cause, first: Finding) -> Text:
     code = {None: "code.none", "": "code.root"}.get(cause.module, "code.module")
-    order = say("order", order=number((cause.order or 0) + 1), calls=number(cause.calls))
+    order = () if cause.order is None else say("order", order=number(cause.order + 1), calls=number(cause.calls))
     return say(
         f"born.{cause.birth.value}",
         code=say(code, module=cause.module),
-        order=order if cause.order is not None else "",
+        order=order,
         after=cause.after or word("name", "root"),
         generator=first.address.slot,
         boundary=word("boundary", first.moment.phase.name.lower()),
@@ -50,60 +50,49 @@ def _birth(cause: Cause, first: Finding) -> Text:
 def draw_sentence(draw: Draw, draws: Sequence[Draw]) -> Text:
     """One sentence on a draw that differs; `draws` are all that were compared."""
     who, counts = draw.reference or draw.candidate, draw.draws
-    key = {Fate.CAME_IN: "draw.came in", Fate.LEFT_OTHERWISE: "draw.left otherwise"}.get(draw.fate, "draw.count")
+    key = f"draw.{draw.fate.value}"
     if draw.fate is Fate.ONE_SIDED:
         key = "draw.none" if draw.reference else "draw.extra"
-    parts = [
-        say(
-            key,
-            stage=_stages(who, subject=True),
-            place=_stages(who),
-            generator=draw.generator,
-            count=_count(counts[0]),
-            other=_count(counts[1]),
-            numbers=_numbers(counts[1] if key == "draw.extra" else counts[0]),
-        )
-    ]
-    if key == "draw.count" and draw.candidate != draw.reference:
+    values = {"count": _count(counts[0]), "other": _count(counts[1]), "generator": draw.generator}
+    numbers = _count(counts[1] if key == "draw.extra" else counts[0], "number")
+    parts = [say(key, stage=_stages(who, subject=True), place=_stages(who), numbers=numbers, **values)]
+    if draw.fate is Fate.OTHER_COUNT and draw.candidate != draw.reference:
         parts.append(say("draw.in", place=_stages(draw.candidate)))
-    if key == "draw.count" and draw.came_in:
+    if draw.fate is Fate.OTHER_COUNT and draw.came_in:
         parts.append(say("draw.other_state"))
     for other in draws:
         same_stage = (other.step, other.rank, other.stage) == (draw.step, draw.rank, draw.stage)
         if other.finding and same_stage and other.generator != draw.generator and not other.came_in:
-            numbers = {"count": _count(other.draws[0]), "other": _count(other.draws[1])}
-            parts.append(say("draw.also", generator=other.generator, **numbers))
+            sides = {"count": _count(other.draws[0]), "other": _count(other.draws[1])}
+            parts.append(say("draw.also", generator=other.generator, **sides))
     return (*initial(join(parts, ""), upper=True), ".")
 
 
 def _stages(stages: Sequence[Stage], subject: bool = False) -> Text:
-    if len(stages) == 1:
-        return stage_name(stages[0], subject)
-    return say("to", first=stage_name(stages[0]), last=stage_name(stages[-1], subject))
+    last = stage_name(stages[-1], subject)
+    return last if len(stages) == 1 else say("to", first=stage_name(stages[0]), last=last)
 
 
-def _count(draws: int | None) -> str:
-    return word("name", "uncounted") if draws is None else number(draws)
-
-
-def _numbers(draws: int | None) -> str:
-    return word("name", "uncounted_numbers") if draws is None else counted(draws, "number")
+def _count(draws: int | None, noun: str = "") -> str:
+    if draws is None:
+        return word("name", f"uncounted {noun}".strip())
+    return counted(draws, noun) if noun else number(draws)
 
 
 def consequence_texts(comparison: Comparison) -> list[Text]:
     """Counts of what differs after the headline: in full for its own step, later steps by number."""
-    by_step: dict[int | None, list[Consequence]] = {}
+    by_step: dict[int, list[Text]] = {}
     for consequence in comparison.follows:
-        by_step.setdefault(consequence.step, []).append(consequence)
-    steps = sorted(step for step in by_step if step is not None)
+        by_step.setdefault(-1 if consequence.step is None else consequence.step, []).append(_consequence(consequence))
+    before, steps = by_step.pop(-1, None), sorted(by_step)
     first = comparison.first
-    own = first.moment.step if first is not None and first.moment.step >= 0 else min(steps, default=None)
-    texts = [join(map(_consequence, by_step[None]))] if None in by_step else []
-    if own in by_step and own is not None:
-        texts.append(say("at_step", steps=steps_text([own]), what=join(map(_consequence, by_step[own]))))
-    later = [step for step in steps if step != own]
-    listed = say("steps.list", steps=", ".join(map(str, later)))
-    return texts + ([say("later_steps", steps=steps_text(later) if len(later) == 1 else listed)] if later else [])
+    own = first.moment.step if first and first.moment.step >= 0 else min(steps, default=-1)
+    texts = [join(before)] if before else []
+    if own in by_step:
+        texts.append(say("at_step", steps=steps_text([own]), what=join(by_step.pop(own))))
+    if by_step:
+        texts.append(say("later_steps", steps=steps_text(sorted(by_step))))
+    return texts
 
 
 def _consequence(consequence: Consequence) -> Text:
@@ -115,37 +104,30 @@ def _consequence(consequence: Consequence) -> Text:
 
 def remainder_text(remainder: Remainder) -> Text:
     names = list(dict.fromkeys(map(_full_name, remainder.findings)))
-    shown = join(names[:SHOWN])
-    if len(names) > SHOWN:
-        shown = (*shown, *say("more", count=number(len(names) - SHOWN)))
+    more = say("more", count=number(len(names) - SHOWN)) if len(names) > SHOWN else ()
     steps = sorted({finding.moment.step for finding in remainder.findings if finding.moment.step >= 0})
-    return say(f"unexplained.{remainder.why.value}", names=shown, steps=steps_text(steps))
+    return say(f"unexplained.{remainder.why.value}", names=(*join(names[:SHOWN]), *more), steps=steps_text(steps))
 
 
 def _full_name(finding: Finding) -> Text:
     """Of a call its module, of anything else its whole name."""
     address, own = finding.address, own_name(finding)
-    parts = [address.module or "", own if address.call is None else ""]
-    name = (Code(".".join(part for part in parts if part) or own),)
-    return join([name, say("call", call=address.call)], " (") + (")",) if address.call else name
+    full = ".".join(part for part in (address.module, own if address.call is None else "") if part) or own
+    return say("name_of_call", name=full, call=address.call) if address.call else (Code(full),)
 
 
 def note_text(note: Note) -> Text:
     """The sentence of a note; one of an unknown kind is shown as it is, so that nothing is lost."""
     if not knows(f"note.{note.kind}"):
         values = ", ".join(f"{key} {number(value)}" for key, value in note.values.items())
-        return say("note.other", kind=note.kind.replace("_", " "), values=values)
+        return say("note.other", kind=note.kind, values=values)
     return say(f"note.{note.kind}", **{key: _value(key, value) for key, value in note.values.items()})
 
 
 def _value(key: str, value: object) -> Text:
     if isinstance(value, Stage):
         return stage_name(value)
-    if key in ("side", "rung"):
-        return (word(key, str(value)),)
-    if isinstance(value, bool):
-        return (word("container", str(value)),)
     if isinstance(value, dict):  # name to the values of both sides
         texts = [say("package", name=name, reference=a, candidate=b) for name, (a, b) in value.items()]
         return join(texts[:PACKAGES]) + (say("more", count=number(len(texts) - PACKAGES)) if texts[PACKAGES:] else ())
-    return (value if isinstance(value, str) else number(value),)
+    return (word(key, value) if isinstance(value, str) else word("container", number(value)),)

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Draw, Fate, Stage
-from nest_ssl.report.document import Block, Code, Heading, Inline, Paragraph, Text, table
-from nest_ssl.report.words import counted, say, word
-from nest_ssl.report.words.names import labels, module_name, number
+from nest_ssl.compare.findings import Draw, Stage
+from nest_ssl.report.document import Block, Heading, Inline, Paragraph, table
+from nest_ssl.report.words import counted, heads, say, word
+from nest_ssl.report.words.names import cut, labels, module_name, number
 
 ROWS = 30
 
@@ -22,15 +22,14 @@ def draws(comparison: Comparison) -> list[Block]:
     rows = [_row(group) for group in collapse([draw for draw in comparison.draws if draw.step in (None, step)])]
     if not rows:
         return []
-    head = [*(say(f"head.{column}") for column in ("step", "stage", "times", "generator")), *labels(comparison), ""]
+    head = [*heads("step", "stage", "times", "generator"), *labels(comparison), ""]
     blocks: list[Block] = [Heading(say("draws")), Paragraph(say("draws.legend")), table(head, rows[:ROWS])]
-    if len(rows) > ROWS:
-        blocks.append(Paragraph(say("draws.more", shown=number(ROWS), all=number(len(rows)))))
-    others = [other for other in steps if other != step]
+    blocks += cut("draws.more", ROWS, rows)
+    others = set(steps) - {step}
     if others:
-        differ = len(differing & set(others))
-        key = "draws.others_differ" if differ else "draws.others_same"
-        blocks.append(Paragraph(say(key, count=number(differ), steps=counted(len(others), "step"))))
+        key = "draws.others_differ" if others & differing else "draws.others_same"
+        count = number(len(others & differing))
+        blocks.append(Paragraph(say(key, count=count, steps=counted(len(others), "steps"))))
     return blocks
 
 
@@ -43,31 +42,26 @@ def collapse(found: Sequence[Draw]) -> list[list[Draw]]:
     return list(groups.values())
 
 
-def _like(stages: Sequence[Stage]) -> tuple[str, ...]:
+def _like(stages: Sequence[Stage]) -> tuple[Inline, ...]:
     """Modules without the numbers of layers and calls, each once; a part of training by its phase."""
-    names = (
-        stage.phase if stage.module is None else re.sub(r"(?<=\.)\d+(?=\.)", "*", stage.module) for stage in stages
-    )
+    names = [
+        stage.phase.replace("_", " ")
+        if stage.module is None
+        else module_name(re.sub(r"(?<=\.)\d+(?=\.)", "*", stage.module))
+        for stage in stages
+    ]
     return tuple(dict.fromkeys(names))
 
 
 def _row(group: list[Draw]) -> list[object]:
     first = group[0]
-    like = _like(first.reference or first.candidate)[0]
-    stage: Inline = module_name(like) if first.stage.module is not None else like.replace("_", " ")
+    side = word("side", "reference" if first.reference else "candidate")
+    fate = say(f"drawn.{first.fate.value}", place=_like(first.candidate)[:1], side=side)
     step = "-" if first.step is None else number(first.step)
-    return [step, stage, number(len(group)), first.generator, *(_drawn(group, side) for side in (0, 1)), _fate(first)]
+    stage = _like(first.reference or first.candidate)[:1]
+    return [step, stage, number(len(group)), first.generator, _drawn(group, 0), _drawn(group, 1), fate]
 
 
 def _drawn(group: list[Draw], side: int) -> str:
-    counts = [draw.draws[side] for draw in group]
-    known = [count for count in counts if count is not None]
-    return number(sum(known)) if len(known) == len(counts) else word("drawn", "uncounted")
-
-
-def _fate(draw: Draw) -> Text:
-    if draw.fate is Fate.DRAWN_ELSEWHERE:
-        return say("drawn.elsewhere", place=plain((module_name(_like(draw.candidate)[0]),)))
-    if draw.fate is Fate.ONE_SIDED:
-        return say("drawn.only", side=word("side", "reference" if draw.reference else "candidate"))
-    return (word("drawn", draw.fate.value),)
+    counts = [count for draw in group if (count := draw.draws[side]) is not None]
+    return number(sum(counts)) if len(counts) == len(group) else word("name", "not counted")

@@ -10,7 +10,7 @@ from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Finding, Stage
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import Phase
-from nest_ssl.report.document import Code, Ref, Text, join
+from nest_ssl.report.document import Block, Code, Paragraph, Ref, Text, join
 from nest_ssl.report.words import say, word
 
 LONGEST = 120  # characters of a value that is text
@@ -18,12 +18,10 @@ LONGEST = 120  # characters of a value that is text
 
 def number(value: object) -> str:
     """A value as short as it stays exact to about float32; counts with separators; of a digest the first letters."""
-    if isinstance(value, bool) or value is None:
-        return str(value)
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.9g}" if math.isfinite(value) else str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.9g}"
     text = str(value)
     if re.fullmatch("[0-9a-f]{16,}", text):
         return f"{text[:7]}..."
@@ -56,21 +54,16 @@ def steps_text(steps: Sequence[int]) -> Text:
 
 def own_name(finding: Finding) -> str:
     """What it is called within its module or step: ``output.0``, ``weight``, ``config.seed``, ``fetch.numpy``."""
-    address = finding.address
-    if address.kind is Kind.OPTIMIZER_SETTING:
-        return f"param_groups.{address.own_name}"
-    if address.kind is Kind.GENERATOR_STATE:
-        return f"rng.{finding.moment.phase.name.lower()}.{address.own_name}"
-    if address.kind is Kind.DRAW and address.module is None:
-        return f"{_stage_of(finding)}.{address.own_name}"
-    return address.own_name
-
-
-def _stage_of(finding: Finding) -> str:
-    """The code around the model's forward draws before it or after it; every other part of training is a phase."""
-    if finding.moment.phase is Phase.FORWARD:
-        return "loss" if finding.moment.event else "training_step"
-    return finding.moment.phase.name.lower()
+    address, phase = finding.address, finding.moment.phase
+    stage = phase.name.lower()
+    if phase is Phase.FORWARD:  # the code around the model's forward draws before it or after it
+        stage = "loss" if finding.moment.event else "training_step"
+    prefix = {
+        Kind.OPTIMIZER_SETTING: "param_groups.",
+        Kind.GENERATOR_STATE: f"rng.{phase.name.lower()}.",
+        Kind.DRAW: f"{stage}." if address.module is None else "",
+    }
+    return prefix.get(address.kind, "") + address.own_name
 
 
 def name(finding: Finding) -> Text:
@@ -79,17 +72,16 @@ def name(finding: Finding) -> Text:
     parts: list[object] = [] if address.module is None else [module_name(address.module)]
     parts += [say("call", call=address.call)] if address.call else []
     parts += [Code(own)] if own else []
-    shown = join(parts or [word("rung", finding.rung)])
-    return (Ref(address, tuple(part for part in shown if isinstance(part, (str, Code)))),)
+    return (Ref(address, join(parts or [word("rung", finding.rung)])),)
 
 
 def where(finding: Finding) -> Text:
     """``step 0, forward, `encoder.layers.3`, `output```."""
-    parts: list[object] = [] if finding.moment.step < 0 else [say("steps.one", step=finding.moment.step)]
+    rung = word("rung", finding.rung)
+    parts = [] if finding.moment.step < 0 else [steps_text([finding.moment.step])]
     parts += [say("rank", rank=finding.address.rank)] if finding.address.rank else []
     named = name(finding)
-    rung = word("rung", finding.rung)
-    return join([*parts, rung, *([] if named[0] == Ref(finding.address, (rung,)) else [named])])
+    return join([*parts, rung, () if named == (Ref(finding.address, (rung,)),) else named])
 
 
 def module_name(module: str) -> Code:
@@ -98,10 +90,11 @@ def module_name(module: str) -> Code:
 
 def stage_name(stage: Stage, subject: bool = False) -> Text:
     """Who draws; as the subject of a sentence with the comma that closes what explains it."""
-    if stage.module is None:
-        said: Text = (word("stage", stage.phase),)
-    else:
-        said = (Code(stage.module) if stage.module else word("stage", "root"),)
-        said = join([said, say("call", call=stage.call)] if stage.call else [said])
-    commas = any(isinstance(part, str) and "," in part for part in said)
-    return (*said, ",") if subject and commas else said
+    said = Code(stage.module) if stage.module else word("stage", stage.phase if stage.module is None else "root")
+    text = join([said, say("call", call=stage.call) if stage.call else ()])
+    return (*text, ",") if subject and any(isinstance(part, str) and "," in part for part in text) else text
+
+
+def cut(key: str, shown: int, found: Sequence[object]) -> list[Block]:
+    """How many of all the table above it shows, where that is not all."""
+    return [Paragraph(say(key, shown=number(shown), all=number(len(found))))] if len(found) > shown else []
