@@ -1,4 +1,4 @@
-"""Comparisons made by hand: plain data, no recording and no tensor, so that each line of a report has its known input."""
+"""Comparisons made by hand: plain data, no recording and no tensor, so that each line of a report has a known input."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def index(name: str = "nemo", **fields: Any) -> Index:
         "created": "2026-11-26T12:00:00+00:00",
         "command": [f"train_{name}.py", "size=tiny", "seed=42", f"output_dir=outputs/{name}"],
         "seed": 42,
-        "data": {"train": {"manifests": [{"name": "train.json", "sha256": "ab"}], "audio": {"a.wav": "11", "b.wav": "22"}}},
+        "data": {"train": {"manifests": [{"name": "t.json", "sha256": "ab"}], "audio": {"a.wav": "11", "b.wav": "22"}}},
         "python": "3.11.9",
         "packages": {"torch": "2.13.0", "numpy": "2.4.0"},
         "device": {"type": "cpu", "name": "a processor"},
@@ -123,7 +123,9 @@ def measured(max_abs: float = 4.1e-3, ratio: float = 300.0, relative: float = 2.
 
 def setting(slot: str, reference: Any, candidate: Any) -> Finding:
     values = {"difference": Difference.SETTING, "reference": reference, "candidate": candidate}
-    return finding("contract", BEFORE_STEPS, Phase.CONTRACT, 0, kind=Kind.SETTING, module=None, call=None, slot=slot, **values)
+    return finding(
+        "contract", BEFORE_STEPS, Phase.CONTRACT, 0, kind=Kind.SETTING, module=None, call=None, slot=slot, **values
+    )
 
 
 def draw(

@@ -48,7 +48,7 @@ def _styled(console: Console, text: Text, style: str = "") -> RichText:
 def _print_table(console: Console, block: Table) -> None:
     rows = [[_styled(console, cell) for cell in row] for row in (block.columns, *block.rows)]
     if console.is_terminal and console.width >= NARROW:
-        shown = RichTable()
+        shown = RichTable(header_style="" if console.no_color else "bold")
         for column, align in zip(rows[0], block.align, strict=True):
             shown.add_column(column, justify=align)
         for row in rows[1:]:

@@ -121,7 +121,9 @@ def note_text(note: Note) -> Text:
     if not knows(f"note.{note.kind}"):
         values = ", ".join(f"{key} {number(value)}" for key, value in note.values.items())
         return say("note.other", kind=note.kind, values=values)
-    return say(f"note.{note.kind}", **{key: _value(key, value) for key, value in note.values.items()})
+    values = {key: _value(key, value) for key, value in note.values.items()}
+    same = knows(f"note.{note.kind}.same") and values["reference"] == values["candidate"]
+    return say(f"note.{note.kind}.same" if same else f"note.{note.kind}", **values)
 
 
 def _value(key: str, value: object) -> Text:
@@ -130,4 +132,4 @@ def _value(key: str, value: object) -> Text:
     if isinstance(value, dict):  # name to the values of both sides
         texts = [say("package", name=name, reference=a, candidate=b) for name, (a, b) in value.items()]
         return join(texts[:PACKAGES]) + (say("more", count=number(len(texts) - PACKAGES)) if texts[PACKAGES:] else ())
-    return (word(key, value) if isinstance(value, str) else word("container", number(value)),)
+    return (word("container" if isinstance(value, bool) else key, number(value)),)
