@@ -30,6 +30,11 @@ EXIT_CRASHED = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would mean diverg
 EXIT_SIGNAL = 128  # and the signal's number, as shells have it
 
 
+def visible(text: str) -> str:
+    """`text` with what would steer a terminal, break a line or turn the direction of writing shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UserError(Exception):
     """Something the user can mend.
 
@@ -45,11 +50,6 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return visible(" ".join(f"{self.what}: {self.where}. {self.fix}".split()))
-
-
-def visible(text: str) -> str:
-    """The same text with escapes for what would steer a terminal or forge a line: a file may say anything."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class InterruptedRun(Exception):
@@ -120,7 +120,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     if failure is not None and os.environ.get("NEST_SSL_TRACEBACK"):  # for us, when a message itself must be hunted
         traceback.print_exception(failure)
     if line:
-        print(visible(line), file=sys.stderr)
+        print(line, file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
 

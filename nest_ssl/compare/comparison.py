@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +17,6 @@ from nest_ssl.compare.findings import (
     RungName,
     Status,
 )
-from nest_ssl.recording.index import Index
-from nest_ssl.recording.reader import Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +37,6 @@ class Explanation:
     sentence: str
     values: dict[str, Any] = field(default_factory=dict)
     weakens: bool = False  # little is proved by this step (say, no token counts and every gradient is zero)
-
-
-# Called for each step that both sides recorded: the reference, the candidate, the step.
-Explainer = Callable[[Recording, Recording, int], Explanation | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,7 @@ class Side:
 
     label: str
     path: str
-    index: Index
+    index: dict[str, Any]
     config: dict[str, Any]
 
 

@@ -242,6 +242,7 @@ class Index(_Strict):
     ledger: list[DrawEntry] | None = None  # of what is drawn before the steps
     tensors: dict[FileName, dict[str, TensorEntry]] = {}
     files: dict[FileName, FileEntry]
+    sha256: Sha256 | None = None  # of the rest, see `sealed`
 
 
 def canonical(index: Mapping[str, Any]) -> bytes:
