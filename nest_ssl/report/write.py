@@ -31,11 +31,17 @@ def write_reports(comparison: Comparison, folder: Path) -> Path:
     """
     findings = render_json(comparison).encode()
     digest = hashlib.sha256(findings).hexdigest()[:DIGEST]
-    text = render_markdown([*summary(comparison), *details(comparison), Paragraph(say("belongs", digest=digest))])
+    text = report_text(comparison, digest)
     with write_errors(str(folder)), replacing(folder / MARKDOWN) as report, replacing(folder / JSON) as data:
         data.write_bytes(findings)
         report.write_bytes(text.encode())
     return folder / MARKDOWN
+
+
+def report_text(comparison: Comparison, digest: str = "") -> str:
+    """The whole of `report.md`; `digest` is of the `report.json` that it belongs to."""
+    belongs = [Paragraph(say("belongs", digest=digest))] if digest else []
+    return render_markdown([*summary(comparison), *details(comparison), *belongs])
 
 
 def print_summary(comparison: Comparison, report: Path, stream: TextIO | None = None) -> None:
