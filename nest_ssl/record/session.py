@@ -74,7 +74,7 @@ def recording(
     """
     started = time.perf_counter()
     trainer = {"name": Path(out).name, "package": type(model).__module__.partition(".")[0], "version": ""}
-    with Session(RecordingWriter(out, overwrite), steps, output_names, config) as session:
+    with RecordingWriter(out, overwrite) as writer, Session(writer, steps, output_names, config) as session:
         session.begin(model)
         yield session
         took = round(time.perf_counter() - started, 1)
@@ -102,18 +102,13 @@ class Session:
         self.steps = None if steps is None else frozenset(steps)
         self.recorded: list[int] = []
         self._output_names = tuple(output_names)
-        self._index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {}}
+        self._index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {}, **describe_run()}
         self._model: nn.Module | None = None
         self._before_steps: DrawObserver | None = None
         self._draws: DrawObserver | None = None  # of the step being recorded, or of the next, from the end of the last
         self._step: _Step | None = None
         self._number = 0  # of the step in progress, or the next
-        try:
-            self._index |= describe_run()
-            writer.save_text(files.CONFIG, masked_yaml(config))
-        except BaseException:
-            self.abort()
-            raise
+        writer.save_text(files.CONFIG, masked_yaml(config))
 
     # --- before the steps ---
 
