@@ -45,12 +45,3 @@ def chunks(reference: Tensor, candidate: Tensor, size: int = CHUNK) -> Iterator[
     rows = max(1, size // max(1, row))
     for slab, other in zip(reference.split(rows), candidate.split(rows), strict=True):
         yield slab.reshape(-1), other.reshape(-1)
-
-
-def unravel(flat: int, shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
-    """The index tuple of row-major position `flat`."""
-    index = []
-    for size in reversed(shape):
-        flat, position = divmod(flat, size)
-        index.append(position)
-    return tuple(reversed(index))

@@ -6,31 +6,38 @@ Typed: `1`, `1.0`, `"1"` and `true` are four different settings. DeepDiff aligns
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 from deepdiff import DeepDiff
 from deepdiff.helper import NotPresent, notpresent
 
+MISSING = "absent"  # stands for the value of a side that has no such setting
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One setting that is not the same; `ABSENT` marks the side that has none."""
+
+class Change(NamedTuple):
+    """One setting that is not the same."""
 
     path: str
     reference: Any
     candidate: Any
 
 
-ABSENT = "absent"
-
-
 def typed_diff(reference: Any, candidate: Any) -> list[Change]:
     """Every difference between two trees of dicts, lists and plain values, sorted by path."""
-    if _text(reference) == _text(candidate):  # DeepDiff is slow on long lists of files
+    texts = [json.dumps(tree, sort_keys=True, default=repr) for tree in (reference, candidate)]
+    if texts[0] == texts[1]:  # DeepDiff is slow on long lists of files
         return []
     found = DeepDiff(reference, candidate, view="tree", ignore_nan_inequality=True, threshold_to_diff_deeper=0)
-    changes = [_change(item) for items in found.values() for item in items]
+    changes = [
+        Change(
+            ".".join(str(part) for part in item.path(output_format="list")),
+            *(MISSING if v is notpresent or isinstance(v, NotPresent) else v for v in (item.t1, item.t2)),
+        )
+        for items in found.values()
+        for item in items
+    ]
     return sorted(changes, key=lambda change: change.path)
 
 
@@ -39,22 +46,17 @@ def count_leaves(tree: Any) -> int:
     return max(1, sum(count_leaves(child) for child in children)) if children is not None else 1
 
 
-def without(tree: Any, ignored: frozenset[str], path: str = "") -> Any:
-    """`tree` without the dotted paths in `ignored`."""
-    if not isinstance(tree, dict):
-        return tree
-    named = {key: f"{path}.{key}" if path else str(key) for key in tree}
-    return {key: without(tree[key], ignored, name) for key, name in named.items() if name not in ignored}
-
-
-def _text(tree: Any) -> str:
-    return json.dumps(tree, sort_keys=True, default=repr)
-
-
-def _change(item: Any) -> Change:
-    path = ".".join(str(part) for part in item.path(output_format="list"))
-    return Change(path, _value(item.t1), _value(item.t2))
-
-
-def _value(value: Any) -> Any:
-    return ABSENT if value is notpresent or isinstance(value, NotPresent) else value
+def split(tree: dict[str, Any], patterns: Iterable[str], path: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """`tree` without the dotted paths that match `patterns`, and those alone."""
+    kept: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{path}.{key}" if path else str(key)
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            taken[name] = value
+        elif isinstance(value, dict):
+            kept[key], below = split(value, patterns, name)
+            taken |= below
+        else:
+            kept[key] = value
+    return kept, taken
