@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from nest_ssl.compare.rules import Rule
 # What was measured between two storages of one pair of mapped files (None: the same bits). Addresses are used again
 # once a file is unmapped, so it must not outlive the function that holds both files open.
 Measured = dict[tuple[Any, ...], Metrics | None]
+Leaves = Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -35,8 +37,14 @@ class Comparer:
             spot: of the whole.
             measured: results by storage, where tensors of one file stand in many places; see `Measured`.
         """
+        return self.leaves(spot, flatten(reference), flatten(candidate), measured)
+
+    def leaves(
+        self, spot: Spot, reference: Leaves, candidate: Leaves, measured: Measured | None = None
+    ) -> list[Finding]:
+        """Differences between two tables of leaves by path below `spot`."""
         found = []
-        for path, one, other in pairs(flatten(reference), flatten(candidate)):
+        for path, one, other in pairs(reference, candidate):
             here = spot.inside(path)
             if one is ABSENT or other is ABSENT:
                 found.append(absent(here, one, other))
