@@ -1,4 +1,4 @@
-"""One seed for every generator, one set of flags for every kernel, and both told to the recording.
+"""One seed for every generator, one set of flags for every kernel, both read back by whoever records them.
 
 NeMo's own training script never seeds. Nothing here switches randomness off: it makes it repeatable.
 """
@@ -6,13 +6,11 @@ NeMo's own training script never seeds. Nothing here switches randomness off: it
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.fabric.utilities.seed import seed_everything
+
+from nest_ssl.base.errors import UserError
 
 # Must be set before CUDA's libraries load; harmless elsewhere.
 ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONHASHSEED": "0"}
@@ -34,34 +32,26 @@ def set_determinism() -> dict[str, Any]:
     return flags()
 
 
-def seed_all(seed: int) -> None:
-    """Seed Python's `random`, NumPy, torch on the CPU and on every GPU, and (through Lightning) loader workers."""
-    seed_everything(seed, workers=True, verbose=False)
+def check_seed(seed: Any) -> int:
+    """The seed, if it is one: what NumPy takes. Lightning would train with 0 in place of any other, and only warn.
 
-
-def generator_states() -> dict[str, Any]:
-    """The state of every generator that `seed_all` seeds, as builtins and tensors (a weights-only load reads them).
-
-    Keys `python`, `numpy`, `torch_cpu` and, where CUDA is in use, `torch_cuda` (one state a device).
+    Raises:
+        UserError: it is not a whole number from 0 to 2**32 - 1.
     """
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    numpy = [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)]
-    states = {"python": random.getstate(), "numpy": numpy, "torch_cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        states["torch_cuda"] = torch.cuda.get_rng_state_all()
-    return states
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError("not a seed", f"seed={seed}", "Give a whole number from 0 to 4294967295.")
+    return seed
 
 
-def restore_generators(states: Mapping[str, Any]) -> None:
-    """Put every generator back into a state from `generator_states`; the numbers then drawn are the same bits."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch_cpu"])
-    if "torch_cuda" in states and torch.cuda.is_initialized():
-        for device, state in enumerate(states["torch_cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(state, device)
+def seed_all(seed: int) -> None:
+    """Seed Python's `random`, NumPy, torch on the CPU and on every GPU, and (through Lightning) loader workers.
+
+    Raises:
+        UserError: see `check_seed`.
+    """
+    from lightning.fabric.utilities.seed import seed_everything  # here: who compares needs no Lightning
+
+    seed_everything(check_seed(seed), workers=True, verbose=False)
 
 
 def flags() -> dict[str, Any]:

@@ -1,24 +1,32 @@
-"""A user's mistake, told in one line: what went wrong, where, and what to do.
+"""A user's mistake in one line: what went wrong, where, and what to do; and the exit codes of every command.
 
 Every command ends through `run_command`, so bad input never shows a traceback. Exit codes are the project's contract:
-0 done (or identical/equivalent), 1 diverged, 2 inconclusive, 3 bad usage or damaged input, 4 the contract differs.
+0 done (or identical/equivalent), 1 diverged, 2 inconclusive, 3 bad usage or damaged input, 4 the contract differs,
+70 our own mistake, 128 + n stopped by signal n. Whatever happens to the terminal changes none of them.
+
+Only the standard library is imported here: a command must be able to report that an import fails.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 EXIT_OK = 0
 EXIT_DIVERGED = 1
 EXIT_INCONCLUSIVE = 2
 EXIT_BAD_INPUT = 3
 EXIT_CONTRACT_DIFFERS = 4
+EXIT_CRASHED = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would mean diverged
 EXIT_SIGNAL = 128  # and the signal's number, as shells have it
 
 
@@ -36,8 +44,9 @@ class UserError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
-        line = f"{self.what}: {self.where}. {self.fix}"
-        return " ".join(line.split())
+        line = " ".join(f"{self.what}: {self.where}. {self.fix}".split())
+        # A file may be named, or say, anything: what would steer a terminal is shown as an escape.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 class InterruptedRun(Exception):
@@ -52,73 +61,118 @@ class InterruptedRun(Exception):
         super().__init__(signal_number, saved)
         self.signal_number, self.saved = signal_number, saved
 
+    def __str__(self) -> str:
+        kept = f"training is saved in {self.saved}" if self.saved else "nothing already written was lost"
+        return f"interrupted ({signal.Signals(self.signal_number).name}); {kept}"
+
+
+_FIXES = {
+    errno.ENOSPC: ("no space left on the disk", "Free some space or choose another output_dir."),
+    errno.EDQUOT: ("disk quota exceeded", "Free some space or choose another output_dir."),
+    errno.EACCES: ("permission denied", "Choose a folder you may write to, or change its permissions."),
+    errno.EPERM: ("permission denied", "Choose a folder you may write to, or change its permissions."),
+    errno.EROFS: ("read-only file system", "Choose an output_dir on a writable disk."),
+    errno.ENOENT: ("no such file or folder", "Check the path."),
+}
+
 
 def from_os_error(error: OSError, where: str) -> UserError:
     """The one-line form of what an operating system refuses when we write or read."""
-    fixes = {
-        errno.ENOSPC: ("no space left on the disk", "Free some space or choose another output_dir."),
-        errno.EDQUOT: ("disk quota exceeded", "Free some space or choose another output_dir."),
-        errno.EACCES: ("permission denied", "Choose a folder you may write to, or change its permissions."),
-        errno.EPERM: ("permission denied", "Choose a folder you may write to, or change its permissions."),
-        errno.EROFS: ("read-only file system", "Choose an output_dir on a writable disk."),
-        errno.ENOENT: ("no such file or folder", "Check the path."),
-    }
-    what, fix = fixes.get(error.errno or 0, (error.strerror or str(error), "Check the path and the disk."))
+    if "No usable temporary directory" in str(error):
+        return UserError("no usable temporary folder", tempfile.tempdir or "TMPDIR", "Mount a tmpfs at /tmp.")
+    what, fix = _FIXES.get(error.errno or 0, (error.strerror or str(error), "Check the path and the disk."))
     return UserError(what, where, fix)
 
 
 @contextmanager
-def told_as_user_error(where: str) -> Iterator[None]:
-    """What goes wrong while writing to `where`, a full disk above all, is told in one line.
+def write_errors(where: str) -> Iterator[None]:
+    """Turns what goes wrong while writing to `where`, a full disk above all, into one line.
 
     Raises:
-        UserError: the operating system refuses; torch's own file writer says so with a RuntimeError.
+        UserError: the operating system refuses, or torch does: its file writer reports a full disk as a RuntimeError
+            in several wordings, so every RuntimeError counts and its own words are kept.
     """
     try:
         yield
     except OSError as error:
         raise from_os_error(error, where) from error
     except RuntimeError as error:
-        if "PytorchStreamWriter" in str(error) or "enforce fail" in str(error):
-            raise UserError(
-                "could not write (is the disk full?)", where, "Free some space or choose another disk."
-            ) from error
-        raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        what = f"could not write (is the disk full? {reason})"
+        raise UserError(what, where, "Free some space or choose another disk.") from error
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and end the process with its exit code; mistakes become one line on stderr."""
+    """Run a script's `main` and end the process with its exit code; mistakes become one line on stderr.
+
+    `main` should import what takes long itself, so that Ctrl-C meanwhile and a broken package are reported like
+    anything else.
+    """
+    _keep_writing()
+    code, line, failure = EXIT_OK, "", None
     try:
         code = main() or EXIT_OK
-    except UserError as error:
-        code = _tell(error)
-    except OSError as error:
-        code = _tell(from_os_error(error, str(error.filename or "input or output")))
-    except KeyboardInterrupt:
-        code = _tell_interrupt(InterruptedRun(signal.SIGINT))
-    except InterruptedRun as stop:
-        code = _tell_interrupt(stop)
-    _flush_stdout()
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
+        code, line, failure = _describe(error)
+    if failure is not None and os.environ.get("NEST_SSL_TRACEBACK"):  # for us, when a message itself must be hunted
+        traceback.print_exception(failure)
+    if line:
+        print(line, file=sys.stderr)
+    sys.stdout.flush()
     sys.exit(code)
 
 
-def _tell_interrupt(stop: InterruptedRun) -> int:
-    name = signal.Signals(stop.signal_number).name
-    kept = f"training is saved in {stop.saved}" if stop.saved else "nothing already written was lost"
-    print(f"interrupted ({name}); {kept}", file=sys.stderr)
-    return EXIT_SIGNAL + stop.signal_number
+def _describe(error: BaseException) -> tuple[int, str, BaseException | None]:
+    """Exit code, the line to print, and the exception if it is one that a developer may want to see."""
+    if isinstance(error, SystemExit) and error.code in (None, EXIT_OK):  # --help
+        return EXIT_OK, "", None
+    if isinstance(error, InterruptedRun):
+        return EXIT_SIGNAL + error.signal_number, str(error), None
+    if any(isinstance(cause, KeyboardInterrupt) for cause in _chain(error)):  # an import may make anything of it
+        return EXIT_SIGNAL + signal.SIGINT, str(InterruptedRun(signal.SIGINT)), None
+    if isinstance(error, OSError) and error.errno is not None:
+        error = from_os_error(error, str(error.filename or "input or output"))
+    if isinstance(error, UserError):
+        return EXIT_BAD_INPUT, f"error: {error}", error
+    what = UserError(f"{type(error).__name__}, which this program did not expect", str(error)[:200] or "no message", "")
+    return EXIT_CRASHED, f"crash: {str(what).rstrip('. ')}. {_save_traceback(error)}", error
 
 
-def _flush_stdout() -> None:
-    """A reader that has gone (`... | head`) must not turn the exit code into Python's own 1, which means diverged."""
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _save_traceback(error: BaseException) -> str:
+    text = "".join(traceback.format_exception(error))
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        handle, path = tempfile.mkstemp(prefix="nest-ssl-crash-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(text)
+    except OSError:
+        return "Its traceback could not be saved; set NEST_SSL_TRACEBACK=1 to see it."
+    return f"Please report it with its traceback: {path}"
 
 
-def _tell(error: UserError) -> int:
-    if os.environ.get("NEST_SSL_TRACEBACK"):  # for us, when an error message itself has to be hunted
-        raise error
-    print(f"error: {error}", file=sys.stderr)
-    return EXIT_BAD_INPUT
+class _Tolerant(io.FileIO):
+    """A stream that drops what cannot be written: a reader that has gone must not change the exit code."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _keep_writing() -> None:
+    """Make stdout and stderr take anything: closed (``>&-``), a pipe that nobody reads, a terminal without Unicode."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: take the number, or the next file opened would be written to by every print
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__"):  # not one of pytest's
+            stream.flush()
+            buffered = io.BufferedWriter(_Tolerant(number, "w", closefd=False))
+            buffering = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            setattr(sys, name, io.TextIOWrapper(buffered, stream.encoding, "backslashreplace", **buffering))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def read_states() -> dict[str, State]:
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states: dict[str, State] = {
         "python": random.getstate(),
-        "numpy": (str(name), keys.tobytes(), position, has_gauss, cached),
+        "numpy": (str(name), keys.tobytes(), int(position), int(has_gauss), float(cached)),
         "torch_cpu": torch.get_rng_state().numpy().tobytes(),
     }
     for device in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
@@ -38,19 +39,50 @@ def read_states() -> dict[str, State]:
     return states
 
 
-def digest(generator: str, state: State) -> str:
-    """16 hex digits of SHA-256."""
+def state_bytes(generator: str, state: State) -> bytes:
+    """A state as bytes, all of it: two states are equal if these are."""
     if generator == "python":
-        state = repr(state).encode()
-    elif generator == "numpy":
+        return repr(state).encode()
+    if generator == "numpy":
         name, keys, *rest = state
-        state = b"|".join([name.encode(), keys, str(tuple(rest)).encode()])
-    return hashlib.sha256(state).hexdigest()[:16]
+        return b"|".join([name.encode(), keys, str(tuple(rest)).encode()])
+    return bytes(state)
+
+
+def digest(generator: str, state: State) -> str:
+    """16 hex digits of the SHA-256 of `state_bytes`."""
+    return hashlib.sha256(state_bytes(generator, state)).hexdigest()[:16]
 
 
 def rng_digests() -> dict[str, str]:
     """State digests of every generator."""
     return {generator: digest(generator, state) for generator, state in read_states().items()}
+
+
+def generator_states() -> dict[str, Any]:
+    """The state of every generator as builtins and tensors, as checkpoints keep it (a weights-only load reads them).
+
+    Keys `python`, `numpy`, `torch_cpu` and, where CUDA is in use, `torch_cuda` (one state a device).
+    """
+    states = read_states()
+    name, keys, *rest = states["numpy"]
+    words = torch.from_numpy(np.frombuffer(keys, np.uint32).astype(np.int64))
+    kept = {"python": states["python"], "numpy": [name, words, *rest], "torch_cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        kept["torch_cuda"] = torch.cuda.get_rng_state_all()
+    return kept
+
+
+def restore_generators(states: Mapping[str, Any]) -> None:
+    """Put every generator back into a state from `generator_states`; the numbers then drawn are the same bits."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch_cpu"])
+    if "torch_cuda" in states and torch.cuda.is_initialized():
+        for device, state in enumerate(states["torch_cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
 
 
 def words_between(generator: str, before: State, after: State) -> int | None:

@@ -1,4 +1,4 @@
-"""Reading what strangers wrote: weights and settings come in, code never does.
+"""Reading what strangers wrote: weights and settings come in, code never does, and nothing unpacks to more than it is.
 
 Weights go through `torch.load(weights_only=True)` with a short list of further classes, those of OmegaConf, which NeMo
 and Lightning put into a checkpoint. Settings end as plain builtins, and only references within them are followed.
@@ -13,16 +13,18 @@ import struct
 import typing
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf, nodes
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.errors import OmegaConfBaseException
 
 from nest_ssl.base.errors import UserError, from_os_error
+from nest_ssl.base.nested import DEEPEST
 
 # All of them hold data: none opens, imports or calls anything when it is unpickled.
 # fmt: off
@@ -31,8 +33,8 @@ SETTINGS_CLASSES = [
     nodes.FloatNode, nodes.BooleanNode, typing.Any, collections.defaultdict, dict, list, tuple, str, int, float, bool,
 ]
 # What a damaged or hostile file makes the readers raise.
-BROKEN = (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, ArithmeticError, AssertionError, AttributeError,
-          EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+READER_ERRORS = (pickle.UnpicklingError, struct.error, zipfile.BadZipFile, ArithmeticError, AssertionError,
+                 AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 # fmt: on
 RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)  # `${oc.env:HOME}`, and not `${model.sample_rate}`
 ANOTHER_FILE = "Choose another file, or have it written again."
@@ -63,22 +65,52 @@ def settings_allowed() -> Iterator[None]:
         yield
 
 
-def load_tensors(stream: BinaryIO, where: str) -> Any:
+def load_tensors(source: Path | BinaryIO, where: str = "", mapped: bool = False) -> Any:
     """What `torch.save` wrote: tensors (on the CPU), builtins and OmegaConf's settings, in their nesting.
+
+    Args:
+        source: the file; an open one is read from its beginning.
+        where: what to call it in an error, if not by its path.
+        mapped: leave the tensors of a path on the disk. Their checksums, which cost a reading of all, are not checked.
 
     Raises:
         UserError: the file is damaged, would unpack to more than it is, or holds anything else.
     """
+    where = where or str(source)
+    with opened(source) if isinstance(source, Path) else nullcontext(source) as stream:
+        try:
+            _check_zip(stream, where, checksums=not mapped)
+            with settings_allowed():
+                file = source if mapped else stream
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        except READER_ERRORS as error:
+            foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if foreign:
+                fix = "Only tensors, builtins and OmegaConf's settings are read, so that no code of the file runs."
+                raise UserError(f"it holds {foreign[1]}, which is no weight", where, fix) from error
+            raise UserError("not a file of weights, or a damaged one", where, ANOTHER_FILE) from error
+
+
+def load_yaml(text: bytes | str, where: str) -> Any:
+    """YAML in builtins: without aliases and tags, which could make a small file endless, nor deep nesting.
+
+    Raises:
+        UserError: it is not that.
+    """
+    depth, reason = 0, "it is nested too deep"
     try:
-        _check_zip(stream, where)
-        with settings_allowed():
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except BROKEN as error:
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if foreign:
-            fix = "Only tensors, builtins and OmegaConf's settings are read, so that no code of the file runs."
-            raise UserError(f"it holds {foreign[1]}, which is no weight", where, fix) from error
-        raise UserError("not a file of weights, or a damaged one", where, ANOTHER_FILE) from error
+        for event in yaml.parse(text, yaml.CSafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                reason = f"it has an alias or a tag in line {event.start_mark.line + 1}"
+                break
+            if depth > DEEPEST:
+                break
+        else:
+            return yaml.load(text, yaml.CSafeLoader)
+    except (yaml.YAMLError, *READER_ERRORS) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    raise UserError("not YAML that can be read", f"{where}: {reason}", ANOTHER_FILE)
 
 
 def check_state_dict(value: Any, where: str) -> dict[str, torch.Tensor]:
@@ -106,19 +138,21 @@ def plain_settings(config: Any, where: str) -> dict[str, Any]:
             if RESOLVER.search(value):
                 raise UserError("a setting that is not a value", f"{where}: {value}", "Write the value itself.")
         resolved = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
-    except (OmegaConfBaseException, *BROKEN) as error:
+    except (OmegaConfBaseException, *READER_ERRORS) as error:
         raise UserError("settings that cannot be read", f"{where}: {_first_line(error)}", ANOTHER_FILE) from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
 
-def _check_zip(stream: BinaryIO, where: str) -> None:
+def _check_zip(stream: BinaryIO, where: str, checksums: bool) -> None:
     """torch stores and never compresses; what unpacks to more than the file holds was made to fill the memory."""
     size = stream.seek(0, 2)
     with zipfile.ZipFile(stream) as archive:
         entries = archive.infolist()
-    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
-        raise UserError("it unpacks to more than it is", where, ANOTHER_FILE)
+        if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
+            raise UserError("it unpacks to more than it is", where, ANOTHER_FILE)
+        if checksums and (broken := archive.testzip()):
+            raise zipfile.BadZipFile(f"{broken} does not match its checksum")
     stream.seek(0)
 
 

@@ -17,6 +17,7 @@ WEIGHTS = "parameter_weights.pt"
 CALLS = "layer_outputs.pkl"
 OPTIMIZER = "optimizer_state.pt"
 RNG = "rng.json"
+GENERATOR_STATES = "generator_states.pt"
 
 
 def step_folder(step: int, rank: int = 0, world_size: int = 1) -> str:

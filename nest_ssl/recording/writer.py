@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from nest_ssl.base.errors import UserError, told_as_user_error
+from nest_ssl.base.errors import UserError, write_errors
 from nest_ssl.base.nested import tensors
 from nest_ssl.recording import layout as files
 
@@ -43,7 +43,7 @@ class RecordingWriter:
     def __init__(self, target: Path | str, overwrite: bool = False) -> None:
         self.target = Path(target).absolute()
         check_target(self.target, overwrite)
-        with told_as_user_error(str(self.target)):
+        with write_errors(str(self.target)):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.target)
             self.folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.partial-", dir=self.target.parent))
@@ -77,7 +77,7 @@ class RecordingWriter:
         index["tensors"] = {name: future.result() for name, future in self._tensors.items()}
         index["files"] = {name: future.result() for name, future in self._hashes.items()}
         self._hasher.shutdown()
-        with told_as_user_error(str(self.target)):
+        with write_errors(str(self.target)):
             _write_atomically(self.folder / files.INDEX, json.dumps(index, indent=1) + "\n")
             _take_place(self.folder, self.target)
         return self.target
@@ -91,7 +91,7 @@ class RecordingWriter:
     def _writing(self, name: str) -> Iterator[Path]:
         assert name not in self._hashes, f"{name} is written twice"
         path = self.folder / name
-        with told_as_user_error(f"{self.target / name}"):
+        with write_errors(f"{self.target / name}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield path
         self._hashes[name] = self._hasher.submit(_describe_file, path)
@@ -103,7 +103,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     Raises:
         UserError: see `RecordingWriter`.
     """
-    with told_as_user_error(str(target)):
+    with write_errors(str(target)):
         if not target.exists():
             return
         if not target.is_dir():

@@ -80,17 +80,16 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
         print(f"note: {note}")
     log = target.with_name(f"{target.name}.log")
     writer = RecordingWriter(target, cfg.overwrite)
-    try:
+    recorder = Recorder(writer, parse_steps(cfg.save_steps), FORWARD_OUTPUTS, OmegaConf.to_yaml(cfg))
+    with recorder.session:
         with noise_to_file(log) as console:
-            recorder = Recorder(writer, parse_steps(cfg.save_steps), FORWARD_OUTPUTS, OmegaConf.to_yaml(cfg))
-            trainer = _train(subject, checked, [recorder, Progress(console, subject.name)], experiment)
+            trainer = _train(subject, checked, recorder, Progress(console, subject.name), experiment)
         if not _trained(trainer, experiment):
-            writer.abort()
             print(f"{subject.name}: nothing is left to train; an earlier recording in {target} stays as it was")
             return EXIT_OK
         skipped = getattr(trainer.lightning_module, "skipped", None) if subject.skips_bad_audio else None
         recorder.finish(
-            trainer=_describe(subject, recorder),
+            trainer=_describe(subject),
             seed=cfg.seed,
             flags=flags(),
             data=_describe_data(checked, skipped),
@@ -99,10 +98,7 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
             duration_s=round(time.perf_counter() - started, 1),
             **experiment.describe(),
         )
-    except BaseException:
-        writer.abort()
-        raise
-    steps = ", ".join(recorder.index["steps"]) or "none"
+    steps = ", ".join(map(str, recorder.session.recorded)) or "none"
     print(f"{subject.name}: {summary(trainer, skipped, log)}")
     print(f"{subject.name}: recorded step {steps} in {target} ({time.perf_counter() - started:.1f} s)")
     return EXIT_OK
@@ -124,14 +120,15 @@ def build_trainer(cfg: DictConfig, callbacks: list[Any], **ours: Any) -> Trainer
         raise UserError("a trainer setting is wrong", f"trainer: {error}", "See lightning.pytorch.Trainer.") from error
 
 
-def _train(subject: Subject, cfg: DictConfig, callbacks: list[Any], experiment: Experiment) -> Trainer:
+def _train(
+    subject: Subject, cfg: DictConfig, recorder: Recorder, progress: Progress, experiment: Experiment
+) -> Trainer:
     subject.load()
     set_determinism()
-    recorder = callbacks[0]
     loggers = build_loggers(cfg.exp_manager, experiment.log_dir) if experiment.log_dir else []
     with closing(loggers):
         ours = {**experiment.trainer_settings, **_logger_setting(cfg, loggers)}
-        trainer = build_trainer(cfg, [*experiment.callbacks, *callbacks], **ours)
+        trainer = build_trainer(cfg, [*experiment.callbacks, recorder, progress], **ours)
         seed_all(cfg.seed)
         recorder.mark_rng("before_model")
         model = subject.build_model(cfg, trainer)
@@ -194,14 +191,9 @@ def _refuse_another_generation(subject: Subject, wanted: str) -> None:
         raise UserError(what, f"nemo={wanted}", fix)
 
 
-def _describe(subject: Subject, recorder: Recorder) -> dict[str, Any]:
+def _describe(subject: Subject) -> dict[str, Any]:
     version = importlib.metadata.version(subject.package)
-    return {
-        "name": subject.name,
-        "package": subject.package,
-        "version": version,
-        "class": recorder.index["model_class"],
-    }
+    return {"name": subject.name, "package": subject.package, "version": version}
 
 
 def _describe_data(cfg: DictConfig, skipped: SkippedAudio | None) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from nest_ssl.base.determinism import flags, generator_states, restore_generators, seed_all, set_determinism
-from nest_ssl.base.rng import rng_digests
+from nest_ssl.base.determinism import check_seed, flags, seed_all, set_determinism
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.rng import generator_states, restore_generators, rng_digests
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +64,17 @@ def test_flags_are_set_and_told() -> None:
     told = flags()
     assert told["deterministic_algorithms"] and told["cudnn_deterministic"]
     assert not told["cudnn_benchmark"] and not told["matmul_tf32"] and told["matmul_precision"] == "highest"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 99999999999, None, 1.5, True, "7"])
+def test_what_is_no_seed_is_refused(seed: object) -> None:
+    before = rng_digests()
+    with pytest.raises(UserError, match="not a seed"):
+        seed_all(seed)  # type: ignore[arg-type]
+    assert rng_digests() == before
+    assert check_seed(0) == 0 and check_seed(2**32 - 1) == 2**32 - 1
+
+
+def test_a_comparer_needs_no_lightning() -> None:
+    script = "import nest_ssl.base.determinism, nest_ssl.base.rng, sys; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == 0

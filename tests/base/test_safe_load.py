@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.safe_load import check_state_dict, load_tensors, opened, plain_settings
+from nest_ssl.base.safe_load import check_state_dict, load_tensors, load_yaml, opened, plain_settings
 
 
 def saved(value: Any) -> io.BytesIO:
@@ -81,6 +81,45 @@ WHOLE = saved({"w": torch.ones(999)}).read()
 def test_damaged(content: bytes) -> None:
     with pytest.raises(UserError, match="damaged"):
         load_tensors(io.BytesIO(content), "x")
+
+
+def test_every_flipped_bit_of_the_weights_is_found() -> None:
+    weights = torch.arange(999.0)
+    torch.save({"w": weights}, stream := io.BytesIO())
+    start = stream.getvalue().index(weights.numpy().tobytes())
+    for offset in (0, 1000, weights.nbytes - 1):
+        content = bytearray(stream.getvalue())
+        content[start + offset] ^= 1
+        with pytest.raises(UserError, match="damaged"):
+            load_tensors(io.BytesIO(content), "x")
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_from_a_path(tmp_path: Path, mapped: bool) -> None:
+    torch.save({"w": torch.arange(3)}, tmp_path / "w.pt")
+    assert load_tensors(tmp_path / "w.pt", mapped=mapped)["w"].tolist() == [0, 1, 2]
+    (tmp_path / "w.pt").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"damaged.*w\.pt"):
+        load_tensors(tmp_path / "w.pt", mapped=mapped)
+
+
+def test_yaml() -> None:
+    assert load_yaml("a: [1, x, {b: null}]\nc: '日本'", "x") == {"a": [1, "x", {"b": None}], "c": "日本"}
+    assert load_yaml(b"", "x") is None
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [BOMB, "a: &a [*a]", "a: !!python/name:os.system", "a: !x 1", "[" * 20_000, "a: b: c", b"a: \xff", "a: \0", "a: {",
+     "- " * 200 + "x", "a: 9999-99-99"],
+)  # fmt: skip
+def test_no_yaml(text: str | bytes) -> None:
+    with pytest.raises(UserError, match="not YAML that can be read: the file: .") as error:
+        load_yaml(text, "the file")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", [[torch.ones(1)], {1: torch.ones(1)}, {"a": 1}, None])

@@ -5,7 +5,6 @@ record(tmp_path / "nest", Plan(name="nest", after_build=lambda model: ...))
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import random
@@ -19,23 +18,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from nest_ssl.base.nested import to_builtins
-from nest_ssl.base.rng import rng_digests
 from nest_ssl.compare import FixedTolerance, compare_recordings
 from nest_ssl.compare.result import Comparison
-from nest_ssl.record.lightning import gradients, optimizer_state, weights
-from nest_ssl.record.observers.calls import CallCapture, copy_to_cpu
-from nest_ssl.record.observers.draws import Ledger
-from nest_ssl.record.provenance import describe_run
-from nest_ssl.record.structure import describe_sources, describe_structure
+from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.reader import open_recording
-from nest_ssl.recording.stages import BACKWARD, FETCH, FIT_START, MODEL_CONSTRUCTION, OPTIMIZER_STEP, TRAINING_STEP
 from nest_ssl.recording.writer import RecordingWriter
 
 FEATURES, WIDTH, CODES, STRIDE = 4, 8, 5, 8
 FRAMES, RATE = 32, 16  # a "clip" of 2 s at 16 Hz
 DATA = {"train": {"manifests": [{"name": "train.json", "sha256": "aa"}], "audio": {"a.wav": "11", "b.wav": "22"}}}
+OUTPUTS = ("log_probs", "encoded_len", "masks", "tokens")
 FLAGS = {"deterministic_algorithms": False, "matmul_tf32": False}
 CONFIG = {
     "seed": 42,
@@ -156,27 +149,35 @@ class Plan:
 def record(target: Path, plan: Plan | None = None) -> Path:
     """Train as `plan` says, and record every step into `target`."""
     plan = plan or Plan()
-    writer = RecordingWriter(target, overwrite=True)
-    writer.save_text(files.CONFIG, yaml.safe_dump(plan.config))
+    session = Session(RecordingWriter(target, overwrite=True), plan.steps, OUTPUTS, yaml.safe_dump(plan.config))
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(plan.seed)
-    index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {"before_model": rng_digests()}, **_provenance()}
-    ledger = Ledger(MODEL_CONSTRUCTION)
+    session.mark("before_model")
     model = plan.model()
     plan.after_build(model)
-    index["rng"]["after_model"] = rng_digests()
-    ledger.enter(FIT_START)
+    session.mark("after_model")
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **plan.optimizer)
-    index["rng"]["before_first_batch"] = rng_digests()
-    ledger.enter(FETCH)
-    index["ledger"] = ledger.entries
-    writer.save_builtins(files.STRUCTURE, describe_structure(model))
-    writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
+    session.begin(model)
     for step in plan.steps:
-        _record_step(writer, plan, index, step, model, optimizer)
-    trainer = {"name": plan.name, "package": f"{plan.name}-ssl", "version": plan.version, "class": "Model"}
-    rest = {"trainer": trainer, "seed": plan.seed, "flags": FLAGS, "data": DATA, "world_size": 1}
-    writer.finish({**index, **rest, "sources": describe_sources(model), **plan.index})
+        batch = batch_of(step)
+        plan.on_batch(step, batch)
+        session.batch(batch, step)
+        outputs = model.forward(**batch)
+        loss = model.loss(outputs[0], outputs[3], masks=outputs[2])
+        replaced = plan.on_loss(step, loss)
+        loss = loss if replaced is None else replaced
+        session.loss(loss)
+        optimizer.zero_grad()
+        loss.backward()
+        plan.on_gradients(step, model)
+        session.backward_done()
+        plan.before_step(step, model)
+        optimizer.step()
+        plan.after_step(step, model)
+        session.step_done(optimizer)
+    trainer = {"name": plan.name, "package": f"{plan.name}-ssl", "version": plan.version}
+    device = {"type": "cpu", "name": "a processor"}
+    session.finish(trainer=trainer, seed=plan.seed, flags=FLAGS, data=DATA, **{"device": device, **plan.index})
     return target
 
 
@@ -184,57 +185,6 @@ def batch_of(step: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1000 + step)
     audio = torch.randn(2, FRAMES, generator=generator)
     return {"audio": audio, "audio_len": torch.tensor([FRAMES, FRAMES - STRIDE])}
-
-
-def _record_step(
-    writer: RecordingWriter, plan: Plan, index: dict[str, Any], step: int, model: nn.Module, optimizer: Any
-) -> None:
-    ledger = Ledger(FETCH)
-    batch = batch_of(step)
-    plan.on_batch(step, batch)
-    rng: dict[str, Any] = {"batch_ready": rng_digests()}
-    ledger.enter(TRAINING_STEP)
-    kept = to_builtins(batch, copy_to_cpu)
-    capture = CallCapture(model, ledger).attach()
-    outputs = model.forward(**batch)
-    loss = model.loss(outputs[0], outputs[3], masks=outputs[2])
-    replaced = plan.on_loss(step, loss)
-    loss = loss if replaced is None else replaced
-    rng["forward_done"] = rng_digests()
-    ledger.enter(BACKWARD)
-    optimizer.zero_grad()
-    loss.backward()
-    rng["backward_done"] = rng_digests()
-    ledger.enter(OPTIMIZER_STEP)
-    plan.on_gradients(step, model)
-    save = functools.partial(_save, writer, f"step_{step}")
-    save(files.GRADIENTS, gradients(model))
-    plan.before_step(step, model)
-    optimizer.step()
-    plan.after_step(step, model)
-    calls = capture.detach()
-    rng["step_done"] = rng_digests()
-    ledger.enter(FETCH)
-    rng |= {"loader_workers": 0, "ledger": ledger.entries}
-    save(files.BATCH, kept)
-    root = next(call for call in calls if call["module"] == "")
-    save(files.FORWARD_OUTPUT, dict(zip(("log_probs", "encoded_len", "masks", "tokens"), root["output"], strict=True)))
-    save(files.LOSS, {"loss": loss.detach().clone()})
-    save(files.WEIGHTS, weights(model))
-    save(files.OPTIMIZER, optimizer_state(model, optimizer))
-    save(files.CALLS, {"calls": calls})
-    writer.save_json(f"step_{step}/{files.RNG}", rng)
-    index["steps"][str(step)] = {"epoch": 0, "batch": step, "optimizer_stepped": True, "calls": len(calls)}
-    index["calls"][str(step)] = [f"{call['module']}#{call['call']}" for call in calls]
-
-
-def _save(writer: RecordingWriter, folder: str, name: str, value: Any) -> None:
-    writer.save_tensors(f"{folder}/{name}", value)
-
-
-@functools.cache
-def _provenance() -> dict[str, Any]:
-    return {**describe_run(), "device": {"type": "cpu", "name": "a processor"}}
 
 
 # --- editing what was recorded ----------------------------------------------------------------------------------------

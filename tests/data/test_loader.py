@@ -14,8 +14,9 @@ import pytest
 import soundfile
 import torch
 
-from nest_ssl.base.determinism import generator_states, restore_generators, seed_all
+from nest_ssl.base.determinism import seed_all
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import build_dataloader, validation_sections
 

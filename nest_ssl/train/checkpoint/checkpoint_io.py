@@ -19,7 +19,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import nn
 
-from nest_ssl.base.errors import UserError, told_as_user_error
+from nest_ssl.base.errors import UserError, write_errors
 from nest_ssl.base.safe_load import settings_allowed
 
 KEY = "nest_ssl"  # of what we add to a checkpoint
@@ -38,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         partial = path.with_name(f".{path.name}{PARTIAL}")
-        with told_as_user_error(str(path)):
+        with write_errors(str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 _write(checkpoint, partial)

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from nest_ssl.base.errors import UserError, from_os_error
-from nest_ssl.base.safe_load import ANOTHER_FILE, BROKEN, check_state_dict, load_tensors, opened, plain_settings
+from nest_ssl.base.safe_load import ANOTHER_FILE, READER_ERRORS, check_state_dict, load_tensors, opened, plain_settings
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 TARGET = "nemo.collections.asr.models.ssl_models.EncDecDenoiseMaskedTokenPredModel"
@@ -142,7 +142,7 @@ def _read_members(path: Path | str) -> dict[str, bytes]:
                 seen.add(name)
                 if name in (CONFIG, WEIGHTS):
                     found[name] = _content(archive, member, path)
-    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, *BROKEN) as error:
+    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, *READER_ERRORS) as error:
         raise UserError("not a .nemo archive, or a damaged one", str(path), ANOTHER_FILE) from error
     return found
 
@@ -183,6 +183,6 @@ def _read_config(content: bytes, where: str) -> dict[str, Any]:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise UserError("YAML with aliases", where, ANOTHER_FILE)
         config = plain_settings(OmegaConf.create(text), where)
-    except (yaml.YAMLError, *BROKEN) as error:
+    except (yaml.YAMLError, *READER_ERRORS) as error:
         raise UserError("settings that cannot be read", where, ANOTHER_FILE) from error
     return config.get("model", config)

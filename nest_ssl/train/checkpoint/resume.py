@@ -19,7 +19,7 @@ from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from nest_ssl.base.determinism import generator_states, restore_generators
+from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.train.checkpoint.checkpoint_io import KEY
 
 

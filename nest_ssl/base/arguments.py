@@ -1,0 +1,19 @@
+"""Command lines of all our programs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from nest_ssl.base.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are a `UserError` (exit 3; argparse's own 2 means inconclusive), its help as written."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        written = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(*args, **{**written, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError("bad usage", message, f"See {self.prog} --help.")

@@ -1,0 +1,111 @@
+"""The data sections of the configuration: `train_ds`, `validation_ds`, and the batch augmentor in them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, model_validator
+
+from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, silent
+
+
+class BatchAugmentor(Section):
+    """Noise or one other speaker mixed into utterances. Source: NeMo 3.0.0 `asr.modules.ssl_modules.augmentation`."""
+
+    TARGETS = ("SpeakerNoiseAugmentation",)
+
+    prob: Probability = 0.0  # of augmenting an utterance
+    noise_ratio: Probability = 0.0  # of noise; another speaker otherwise
+    min_r_speech: Number = -5.0  # energy of the utterance over that of another speaker, dB
+    max_r_speech: Number = 5.0
+    min_r_noise: Number = -5.0  # the same over noise, dB
+    max_r_noise: Number = 20.0
+    min_mix_rate: Number = 0.0  # length of the stretch that is mixed in, a part of the utterance's
+    max_mix_rate: Number = 1.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BatchAugmentor:
+        for low, high in (("min_r_speech", "max_r_speech"), ("min_r_noise", "max_r_noise")):
+            if getattr(self, low) > getattr(self, high):
+                raise Unfit(f"{getattr(self, low)} is above {high} {getattr(self, high)}", low, "Correct the value.")
+        if not 0 <= self.min_mix_rate <= self.max_mix_rate <= 1:
+            raise Unfit("0 <= min_mix_rate <= max_mix_rate <= 1 does not hold", "min_mix_rate", "Correct the value.")
+        return self
+
+
+class MultiBatchAugmentor(BatchAugmentor):
+    """Several segments, of noise or of other speakers (the NEST recipe's, with one segment)."""
+
+    TARGETS = ("MultiSpeakerNoiseAugmentation",)
+
+    min_num_segments: int = 1  # how many pieces the stretch is cut into
+    max_num_segments: int = 5
+    min_num_speakers: int = 1  # how many other utterances they come from
+    max_num_speakers: int = 4
+
+    @model_validator(mode="after")
+    def _counts_in_order(self) -> MultiBatchAugmentor:
+        for name, least in (("segments", 1), ("speakers", 0)):
+            low, high = getattr(self, f"min_num_{name}"), getattr(self, f"max_num_{name}")
+            if self.prob > 0 and not least <= low <= high:
+                what = f"{least} <= min_num_{name} <= max_num_{name} does not hold"
+                raise Unfit(what, f"min_num_{name}", "Correct the value.")
+        return self
+
+
+def _manifest(value: Any) -> Any:
+    if value in (None, "", "???"):
+        raise Unfit("no manifest is given", "manifest_filepath", "Give its path, or set the whole section to null.")
+    return value
+
+
+def _noise(value: Any) -> Any:
+    if value == "":
+        raise Unfit("an empty path", "noise_manifest", "For no noise write noise_manifest=null.")
+    return value
+
+
+def _augmentor(value: Any) -> Any:
+    if value is None:  # NeMo stops at it
+        fix = "Remove the key, or set batch_augmentor.prob=0."
+        raise Unfit("no batch augmentor is named", "batch_augmentor=null", fix)
+    return value
+
+
+class Dataset(Section):
+    """`train_ds` or `validation_ds`. Source: NeMo 3.0.0 `ssl_dataset.get_audio_noise_dataset_from_config`."""
+
+    # Other code of NeMo reads these, or they describe a kind of data set that is refused by the key that asks for it.
+    ACCEPTED = silent(
+        "labels parser use_start_end_token defer_setup seed tarred_audio_filepaths tarred_shard_strategy"
+        " shard_manifests shuffle_n bucketing_strategy bucketing_batch_size bucketing_weights concat_sampling_technique"
+        " concat_sampling_temperature concat_sampling_scale concat_sampling_probabilities concat_sampling_seed"
+        " concat_shuffle input_cfg cuts_path shar_path shard_seed batch_duration quadratic_duration use_bucketing"
+        " num_buckets bucket_duration_bins bucket_buffer_size bucket_batch_size num_cuts_for_bins_estimate"
+        " shuffle_buffer_size text_field lang_field skip_missing_manifest_entries tarred_random_access use_dali"
+        " return_sample_id"
+    )
+    REFUSED: ClassVar = {
+        "is_tarred": "Unpack the tar files and name the audio files in a manifest.",
+        "use_lhotse": "Set use_lhotse=false and give manifest_filepath.",
+        "is_concat": "Give manifest_filepath a list: the manifests are read one after another.",
+        "augmentor": "Drop the section; batch_augmentor is supported.",
+    }
+
+    # A path, several joined by commas, or a list.
+    manifest_filepath: Annotated[str | list[str | list[str]], BeforeValidator(_manifest)]
+    noise_manifest: Annotated[str | list[str] | None, BeforeValidator(_noise)] = None
+    sample_rate: Positive | None = None  # Hz; the model's if null
+    batch_size: Positive
+    shuffle: bool | None = None  # not given: true for training, false for validation
+    num_workers: Whole = 0
+    pin_memory: bool = False
+    drop_last: bool = False
+    min_duration: Number | None = None  # s
+    max_duration: Number | None = None
+    trim_silence: bool = False
+    channel_selector: Literal["average"] | Whole | list[int] | None = None
+    int_values: bool = False
+    batch_augmentor: Annotated[MultiBatchAugmentor | BatchAugmentor | None, BeforeValidator(_augmentor)] = None
+    val_dl_idx: int = 0  # of validation: which of several losses is `val_loss`
+    name: str | list[str] | None = None  # of validation: what the losses are called

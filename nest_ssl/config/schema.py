@@ -1,0 +1,133 @@
+"""The whole configuration, once: every key of NeMo's that the port reads, accepts or refuses, and our own.
+
+Read `Experiment` first; its sections are in `parts.py`, `data.py`, `optim.py` and `trainer.py`. Defaults are those of
+NeMo 3.0.0, not of our conf/, which gives every key.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Le
+from pydantic import Field, model_validator
+
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.optim import Optim
+from nest_ssl.config.parts import Decoder, Encoder, Loss, Masking, Preprocessor, Quantizer, SpecAugment
+from nest_ssl.config.section import Positive, Section, Unfit, read, silent
+from nest_ssl.config.trainer import ExpManager, Trainer
+
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # NumPy's; outside of it Lightning trains with 0 and says so in a log only
+# Names of the modules, for `optim_param_groups`.
+PARTS = ("preprocessor", "encoder", "loss", "quantizer", "mask_processor", "decoder")
+ANOTHER_MODEL = "This file is for NeMo's {}, and not for a NEST model (EncDecDenoiseMaskedTokenPredModel)."
+
+
+class Model(Section):
+    """`model:`; what builds a module is in `parts.py`."""
+
+    ACCEPTED = silent("target nemo_version")
+    REFUSED: ClassVar = {"test_ds": "NeMo's NEST model stops at it. Remove it: ~model.test_ds."} | {
+        key: ANOTHER_MODEL.format(cls)
+        for key, cls in {
+            "loss_list": "SpeechEncDecSelfSupervisedModel", "decoder_out": "SpeechEncDecSelfSupervisedModel",
+            "decoder_losses": "SpeechEncDecSelfSupervisedModel", "pretrained": "Wav2Vec", "tokenizer": "ASR models",
+            "labels": "ASR models", "joint": "transducers",
+        }.items()
+    }  # fmt: skip
+
+    sample_rate: Positive  # Hz
+    num_classes: Positive | None = None
+    num_books: Positive  # NeMo reads this one and the next beside those of the parts
+    code_dim: Positive | None = None
+    squeeze_single: bool
+    # NeMo itself fails in `post_conv`: it hands features to convolutions transposed.
+    mask_position: Literal["pre_conv"] = "pre_conv"
+
+    train_ds: Dataset
+    validation_ds: Dataset | None = None
+    preprocessor: Preprocessor
+    spec_augment: SpecAugment
+    masking: Masking
+    quantizer: Quantizer
+    encoder: Encoder
+    decoder: Decoder
+    loss: Loss
+    optim: Optim
+    optim_param_groups: dict[str, dict[str, Any]] | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Model:
+        for key in self.optim_param_groups or {}:
+            if key not in PARTS:
+                what, fix = "no such part of the model", f"Choose one of: {', '.join(PARTS)}."
+                raise Unfit(what, f"optim_param_groups.{key}", fix)
+        factor = self.encoder.subsampling_factor
+        bands = self.preprocessor.features
+        width = self.encoder.feat_out if self.encoder.feat_out > 0 else self.encoder.d_model
+        equal = [
+            ("masking.feat_in", self.masking.feat_in, "preprocessor.features", bands),
+            ("quantizer.feat_in", self.quantizer.feat_in, "preprocessor.features", bands),
+            ("encoder.feat_in", self.encoder.feat_in, "preprocessor.features", bands),
+            ("decoder.feat_in", self.decoder.feat_in, "encoder.d_model or feat_out", width),
+            ("quantizer.combine_time_steps", self.quantizer.combine_time_steps, "encoder.subsampling_factor", factor),
+            ("loss.combine_time_steps", self.loss.combine_time_steps, "encoder.subsampling_factor", factor),
+        ]
+        for key, value, other, wanted in equal:
+            if value != wanted:
+                raise Unfit(f"it does not fit model.{other}={wanted}", f"{key}={value}", "Change one of the two.")
+        if not self.preprocessor.pad_to or self.preprocessor.pad_to % factor:
+            what, key = f"it does not fit model.encoder.subsampling_factor={factor}", "preprocessor.pad_to"
+            raise Unfit(what, f"{key}={self.preprocessor.pad_to}", f"Give a multiple of {factor}, frames in a token.")
+        if self.quantizer.num_classes > self.decoder.num_classes:
+            what = f"it does not fit model.quantizer.num_classes={self.quantizer.num_classes}"
+            raise Unfit(what, f"decoder.num_classes={self.decoder.num_classes}", "Give as many classes as codes.")
+        books = min(self.quantizer.num_books, self.decoder.num_decoders)
+        if self.loss.num_decoders > books:
+            what = f"it does not fit quantizer.num_books and decoder.num_decoders, of which the least is {books}"
+            raise Unfit(what, f"loss.num_decoders={self.loss.num_decoders}", f"Give {books}.")
+        return self
+
+
+class InitFrom(Section):
+    """One file of weights, and which of its entries to take."""
+
+    path: str
+    include: list[str] = Field([""])  # an entry is taken if its name contains one of these,
+    exclude: list[str] = Field([])  # unless it contains one of these
+
+
+class Experiment(Section):
+    """The whole configuration: NeMo's sections, and what both training scripts take besides."""
+
+    ACCEPTED = silent("size run")  # groups, for the command line
+    REFUSED: ClassVar = {
+        "init_from_pretrained_model": "Nothing is fetched from a network: download it and use init_from_nemo_model."
+    }
+
+    name: str | None = None
+    nemo: str = "3.0"  # the NeMo to be exact with: a generation, a release, or the folder of NeMo's recording
+    seed: Seed = 42
+    output_dir: str | None = None
+    save_steps: str | int | list[int] | None = 0
+    overwrite: bool = False
+    batches: Positive | None = None
+    no_masked_token: Literal["nan", "zero"] = "nan"
+    bad_audio: Literal["stop", "skip"] = "stop"
+    init_from_nemo_model: str | dict[str, Any] | None = None  # a path, or `InitFrom` sections by any names
+    init_from_ptl_ckpt: str | dict[str, Any] | None = None
+    init_strict: bool = True  # whether an archive must fit its own configuration
+
+    model: Model
+    trainer: Trainer
+    exp_manager: ExpManager | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Experiment:
+        given = sorted(self.model_fields_set & {"init_from_nemo_model", "init_from_ptl_ckpt"})
+        if len(given) > 1:  # NeMo counts those that are null, too
+            raise Unfit("only one source of weights is allowed", given[1], f"Remove it: ~{given[1]}.")
+        for key in given:
+            for name, entry in getattr(self, key).items() if isinstance(getattr(self, key), dict) else ():
+                read(InitFrom, entry, f"{key}.{name}")
+        return self

@@ -1,0 +1,351 @@
+"""Records a training run of any torch model in any loop.
+
+    with recording(model, "outputs/mine", steps=[0, 1], output_names=("logits",)) as r:
+        for inputs, targets in loader:
+            r.batch((inputs, targets))
+            loss = criterion(model(inputs), targets)
+            r.loss(loss)
+            optimizer.zero_grad()
+            loss.backward()
+            r.backward_done()
+            optimizer.step()
+            r.step_done(optimizer)
+
+What happens at which boundary is stated in `Session`, in the order in which it happens, and nowhere else. Only the
+batches asked for are watched: on the others no hook is registered and nothing is copied. Generators are read once more
+where the batch before one ends, since what is drawn from there on makes the next.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from nest_ssl.base.determinism import flags
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.nested import to_builtins
+from nest_ssl.base.rng import rng_digests
+from nest_ssl.record.observers.calls import CallObserver
+from nest_ssl.record.observers.copies import copy_to_cpu
+from nest_ssl.record.observers.draws import DrawObserver
+from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
+from nest_ssl.record.provenance import describe_device, describe_run
+from nest_ssl.record.secrets import masked_yaml
+from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
+from nest_ssl.recording import layout as files
+from nest_ssl.recording.writer import RecordingWriter
+
+Mark = Literal["before_model", "after_model", "before_first_batch"]
+# What draws before each of them; from the first that is marked on, every number drawn is accounted for.
+_DRAWN_BEFORE = {"before_model": "before_model", "after_model": "model_construction", "before_first_batch": "fit_start"}
+
+
+@contextmanager
+def recording(
+    model: nn.Module,
+    out: Path | str,
+    *,
+    steps: Iterable[int] | None = None,
+    output_names: Sequence[str] = (),
+    name: str | None = None,
+    config: str = "{}\n",
+    seed: int | None = None,
+    data: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Iterator[Session]:
+    """Record a plain loop into folder `out`; an error in the block leaves nothing of it, and an earlier one as it was.
+
+    Args:
+        model: what is trained. Calls of its `forward`, and of every module in it, are recorded.
+        steps: training batches to record, counted from 0; None records all.
+        output_names: names for the outputs of the model's `forward`, in order.
+        name: what to call the trainer; the folder's name by default.
+        config: the settings of the experiment as YAML, compared as part of the contract.
+        seed: what the generators were seeded with.
+        data: hashes of the data, by section and file.
+        overwrite: whether an earlier recording there may be replaced.
+
+    Raises:
+        UserError: the folder must not be replaced or cannot be written, several processes train, or a step that was
+            asked for was never reached.
+    """
+    started = time.perf_counter()
+    with Session(RecordingWriter(out, overwrite), steps, output_names, config) as session:
+        session.begin(model)
+        yield session
+        package = type(model).__module__.partition(".")[0]
+        session.finish(
+            trainer={"name": name or Path(out).name, "package": package, "version": _version(package)},
+            seed=seed,
+            flags=flags(),
+            data=dict(data or {}),
+            duration_s=round(time.perf_counter() - started, 1),
+        )
+
+
+class Session:
+    """A recording in the making; its methods say where the loop stands, in the order in which they are called.
+
+    As a context manager it drops what is not finished.
+
+    Args:
+        writer: where to.
+        steps: training batches to record, counted from 0; None records all.
+        output_names: names for the outputs of the model's `forward`, in order.
+        config: the resolved configuration as YAML text; secrets in it are masked.
+    """
+
+    def __init__(
+        self,
+        writer: RecordingWriter,
+        steps: Iterable[int] | None = None,
+        output_names: Sequence[str] = (),
+        config: str = "{}\n",
+    ) -> None:
+        self.writer = writer
+        self.steps = None if steps is None else frozenset(steps)
+        self.output_names = tuple(output_names)
+        self.index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {}}
+        self._model: nn.Module | None = None
+        self._before_steps: DrawObserver | None = None
+        self._draws: DrawObserver | None = None  # of the step being recorded, or of the next, from the end of the last
+        self._step: _Step | None = None
+        self._number = 0  # of the step in progress, or the next
+        try:
+            self.index |= describe_run()
+            writer.save_text(files.CONFIG, masked_yaml(config))
+        except BaseException:
+            self.abort()
+            raise
+
+    @property
+    def recorded(self) -> list[int]:
+        """The steps recorded so far."""
+        return [int(step) for step in self.index["steps"]]
+
+    # --- before the steps ---
+
+    def mark(self, moment: Mark) -> None:
+        """Note the generators' states at a moment before the steps."""
+        self.index["rng"][moment] = rng_digests()
+        if self._before_steps is None:
+            self._before_steps = DrawObserver(moment)
+        self._before_steps.charge(_DRAWN_BEFORE[moment])
+
+    def begin(self, model: nn.Module, first_step: int = 0, batches: float = float("inf")) -> None:
+        """Training starts: what the model is and where it runs, and its weights before the first batch.
+
+        Args:
+            model: what is trained, built and on its device.
+            first_step: how many batches a resumed run has behind it.
+            batches: after how many, counted from 0, training ends.
+
+        Raises:
+            UserError: several processes train, or a step to record is already trained or never reached.
+        """
+        refuse_several_processes(_processes())
+        self._refuse_steps_outside(first_step, batches)
+        self.mark("before_first_batch")
+        self._model = model
+        self.index["world_size"] = 1
+        self.index["device"] = describe_device(next((p.device for p in model.parameters()), torch.device("cpu")))
+        self.index["sources"] = describe_sources(model)  # before training: a file edited meanwhile is not what trained
+        self.writer.save_builtins(files.STRUCTURE, describe_structure(model))
+        self.writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
+        self._await_batch(first_step)
+
+    # --- a step, boundary by boundary ---
+
+    def batch(self, batch: Any, number: int | None = None, epoch: int = 0, position: int | None = None) -> None:
+        """The batch is made, and nothing is done with it yet. From here on every call of a module is watched.
+
+        Args:
+            number: of the step, where the loop may have skipped some.
+            epoch: which it is, from 0.
+            position: of the batch in its epoch; by default the step's number.
+        """
+        assert self._model is not None, "begin(model) comes first"
+        self._leave_step()
+        if number is not None and number != self._number:
+            self._await_batch(number)
+        if self._draws is None:
+            return
+        place = {"epoch": epoch, "batch": self._number if position is None else position}
+        self._step = _Step(self._draws, place)
+        self._step.boundary("batch_ready", "training_step")
+        self._step.batch = to_builtins(batch, copy_to_cpu)
+        self._step.calls = CallObserver(self._model, self._draws).attach()
+
+    def loss(self, loss: torch.Tensor) -> None:
+        """The forward is done, backward not begun. A second loss in the same step is not recorded."""
+        if self._step and self._step.loss is None:
+            self._step.loss = copy_to_cpu(loss)
+            self._step.boundary("forward_done", "backward")
+            self._step.calls.loss_reached()
+
+    def backward_done(self) -> None:
+        """Gradients are complete, neither clipped nor used."""
+        if self._step and self._model and "backward_done" not in self._step.states:
+            self._step.boundary("backward_done", "optimizer_step")
+            self.writer.save_tensors(f"{self._folder}/{files.GRADIENTS}", gradients(self._model))
+
+    def step_done(
+        self, optimizer: torch.optim.Optimizer | None = None, stepped: bool = True, loader_workers: int | None = 0
+    ) -> None:
+        """The batch is done with. What is drawn from here on makes the next one.
+
+        Args:
+            optimizer: whose state to record.
+            stepped: whether it made a step with this batch (under accumulation it does not with each).
+            loader_workers: processes beside this one that load data, with generators of their own that nobody watches.
+        """
+        step, model = self._step, self._model
+        if step and model:
+            step.calls.detach()
+            step.boundary("step_done", "fetch")
+            save, folder, calls = self.writer.save_tensors, self._folder, step.calls.calls
+            save(f"{folder}/{files.BATCH}", step.batch)
+            save(f"{folder}/{files.FORWARD_OUTPUT}", self._forward_output(step.calls))
+            if step.loss is not None:
+                save(f"{folder}/{files.LOSS}", {"loss": step.loss})
+            save(f"{folder}/{files.WEIGHTS}", weights(model))
+            if optimizer is not None:
+                save(f"{folder}/{files.OPTIMIZER}", optimizer_state(model, optimizer))
+            rows = {"calls": calls, "later": step.calls.later}
+            save(f"{folder}/{files.CALLS}", {key: [call.as_builtins() for call in row] for key, row in rows.items()})
+            save(f"{folder}/{files.GENERATOR_STATES}", step.draws.states)
+            ledger = [entry.model_dump() for entry in step.draws.entries]
+            rng = {"states": step.states, "loader_workers": loader_workers, "ledger": ledger}
+            self.writer.save_json(f"{folder}/{files.RNG}", rng)
+            entry = {**step.place, "optimizer_stepped": stepped, "calls": len(calls)}
+            self.index["steps"][str(self._number)] = entry
+            self.index["calls"][str(self._number)] = [call.name for call in calls]
+        self._leave_step()
+        self._await_batch(self._number + 1)
+
+    def validation(self) -> None:
+        """Validation begins or ends: what was drawn since the last boundary is its own."""
+        if self._draws and not self._step:
+            self._draws.charge("validation")
+
+    # --- after the steps ---
+
+    def finish(self, **index: Any) -> None:
+        """Complete the recording; `index` is added to `recording.json`.
+
+        Raises:
+            UserError: nothing was trained, a step that was asked for was never reached, or the recording cannot be
+                written.
+        """
+        with self:
+            if self._model is None or self._before_steps is None:
+                raise UserError("nothing was trained", str(self.writer.target), "Train at least one batch.")
+            missing = sorted((self.steps or frozenset()) - set(self.recorded))
+            if missing:
+                raise UserError(
+                    "a step to record was never reached",
+                    f"save_steps names {missing[0]}; {len(self.recorded)} of the named steps were trained",
+                    "Steps count from 0; train more batches or ask for fewer steps.",
+                )
+            self.index["ledger"] = [entry.model_dump() for entry in self._before_steps.entries]
+            if "trainer" in index:
+                index["trainer"] = {**index["trainer"], "class": qualified_name(self._model)}
+            self.writer.finish({**self.index, **index})
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.abort()  # of a recording that is finished nothing is left to drop
+
+    def abort(self) -> None:
+        """Drop what was written; an earlier recording in the target's place is left as it was."""
+        self._leave_step()
+        self.writer.abort()
+
+    @property
+    def _folder(self) -> str:
+        return files.step_folder(self._number)
+
+    def _await_batch(self, number: int) -> None:
+        """Watch the generators from here on if the next batch is one to record."""
+        self._number = number
+        self._draws = DrawObserver("fetch") if self.steps is None or number in self.steps else None
+
+    def _leave_step(self) -> None:
+        if self._step:
+            self._step.calls.detach()
+        self._step = None
+
+    def _forward_output(self, calls: CallObserver) -> dict[str, Any]:
+        """The outputs of the root's first call, by name."""
+        root = next((call for call in calls.calls if call.module == ""), None)
+        outputs = root.output if root else []
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        names = [*self.output_names, *(f"output_{i}" for i in range(len(self.output_names), len(outputs)))]
+        return dict(zip(names, outputs, strict=False))  # a forward may return less than it is asked to name
+
+    def _refuse_steps_outside(self, first: int, end: float) -> None:
+        """A step that training cannot reach is a mistake to be reported now, not after hours."""
+        for step in sorted(self.steps or ()):
+            if step < first:
+                raise UserError(
+                    "a step to record is already trained",
+                    f"save_steps names {step}, and this run goes on at {first}",
+                    "Ask for later steps, or save_steps=none.",
+                )
+            if step >= end:
+                raise UserError(
+                    "a step to record is never reached",
+                    f"save_steps names {step}, training ends after {end:,.0f} batches, counted from 0",
+                    "Train more batches (BATCHES, trainer.max_epochs, trainer.limit_train_batches) or ask for fewer "
+                    "steps.",
+                )
+
+
+class _Step:
+    """What is known so far of the step being recorded."""
+
+    batch: Any
+    calls: CallObserver
+
+    def __init__(self, draws: DrawObserver, place: dict[str, int]) -> None:
+        self.draws = draws
+        self.place = place
+        self.states: dict[str, dict[str, str]] = {}
+        self.loss: torch.Tensor | None = None
+
+    def boundary(self, moment: str, phase: str) -> None:
+        """Note the generators' states at a moment of the step; `phase` is what draws from there on."""
+        self.states[moment] = rng_digests()
+        self.draws.enter(phase)
+
+
+def refuse_several_processes(world_size: int) -> None:
+    """A recording holds one process; several would write over one another.
+
+    Raises:
+        UserError: `world_size` is not 1.
+    """
+    if world_size > 1:
+        fix = "Record with one process (trainer.devices=1, trainer.num_nodes=1)."
+        raise UserError("several processes cannot be recorded", f"{world_size} processes train", fix)
+
+
+def _processes() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""  # a model of no distribution, e.g. from a script
