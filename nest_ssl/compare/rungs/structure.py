@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from nest_ssl.base.nested import ABSENT, pairs
@@ -67,11 +67,12 @@ def _compare(sheet: Sheet, unit: str, spot: Spot, reference: Any, candidate: Any
 
 def _changes(spot: Spot, reference: dict[str, Any], candidate: dict[str, Any]) -> list[Finding]:
     """Properties that are not the same, typed: True is not 1."""
-    return [
-        spot.inside(key).finding(Difference.SETTING, *("absent" if v is ABSENT else v for v in (one, other)))
-        for key, one, other in pairs(reference, candidate)
-        if repr(one) != repr(other)
-    ]
+    found = []
+    for key, one, other in pairs(reference, candidate):
+        if repr(one) != repr(other):
+            here = spot._replace(address=replace(spot.address, slot=key)) if not spot.address.slot else spot.inside(key)
+            found.append(here.finding(Difference.SETTING, *("absent" if v is ABSENT else v for v in (one, other))))
+    return found
 
 
 def _outline(entry: dict[str, Any]) -> str:
