@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from nest_ssl.compare.comparison import Losses
 from nest_ssl.compare.findings import (
     Birth,
     CallJudgement,
     Cause,
     Consequence,
-    Difference,
     Draw,
     Finding,
     Relation,
@@ -43,6 +43,7 @@ class StepFindings:
     spans: dict[Key, Span] = field(default_factory=dict)
     reached: list[Key] = field(default_factory=list)  # calls whose output a gradient reached, in that order
     draws: list[Draw] = field(default_factory=list)
+    loss: Losses | None = None
     calls: list[CallJudgement] = field(default_factory=list)
 
     def findings(self, *rungs: RungName) -> list[Finding]:
@@ -136,35 +137,39 @@ def _size(finding: Finding) -> tuple[int, float]:
 
 
 def cause_of(
-    first: Finding, grown: bool, step: StepFindings | None, before: Sequence[Draw], recorded: Sequence[int]
+    first: Finding,
+    ordered: Sequence[Finding],
+    steps: Sequence[StepFindings],
+    before: Sequence[Draw],
+    recorded: Sequence[int],
 ) -> Cause | None:
-    """How the headline arose; None where there is nothing to know.
+    """How the headline arose; None for a setting.
 
     Args:
-        grown: whether other bits part before it, which it cannot have grown from.
-        step: of the headline, if it has one.
         before: the draws before the steps.
         recorded: steps that both sides recorded.
     """
-    module = first.address.module
-    if grown:
-        return Cause(Birth.GROWN, module)
-    gap = unrecorded(recorded, first.moment.step)
+    step = next((s for s in steps if (s.step, s.rank) == (first.moment.step, first.address.rank)), None)
+    if first.rung == "contract":
+        return None
     if first.rung == "draws":
-        draw = next((draw for draw in (step.draws if step else before) if draw.finding is first), None)
-        fetched = first.moment.phase == Phase.FETCH and step is not None and bool(step.findings("batch"))
-        return Cause(Birth.DRAW if draw else Birth.STATE, module, draw=draw, batch_differs=fetched, unrecorded=gap)
-    if first.rung == "forward" and step:
-        return _cause_in_forward(first, step, gap)
-    if first.rung == "gradients" and step:
-        return _cause_in_gradients(first, step, gap)
-    if first.rung in ("structure", "initial_weights"):
+        cause = _cause_of_draw(first, step, before)
+    elif first.rung == "forward" and step:
+        cause = _cause_in_forward(first, step)
+    elif first.rung == "gradients" and step:
+        cause = _cause_in_gradients(first, step)
+    elif step is None:
         birth = Birth.BUILT_OTHERWISE if first.rung == "structure" else Birth.FILLED_OTHERWISE
-        return Cause(birth, module, draw=next((d for d in before if d.finding and not d.came_in), None))
-    births = {"batch": Birth.BATCH, "loss": Birth.LOSS, "weights": Birth.UPDATE}
-    if first.address.kind == Kind.OPTIMIZER_SETTING:
-        return Cause(Birth.OPTIMIZER_SETTING, unrecorded=gap)
-    return Cause(births[first.rung], module, unrecorded=gap) if first.rung in births else None
+        draw = next((draw for draw in before if draw.finding and not draw.came_in), None)
+        cause = Cause(birth, first.address.module, draw=draw)
+    elif first.address.kind == Kind.OPTIMIZER_SETTING:
+        cause = Cause(Birth.OPTIMIZER_SETTING)
+    else:
+        births = {"batch": Birth.BATCH, "loss": Birth.LOSS, "weights": Birth.UPDATE}
+        cause = Cause(births[first.rung], first.address.module)
+    if first is not ordered[0]:  # other bits part before it, which it cannot have grown from
+        return replace(cause, birth=Birth.GROWN)
+    return replace(cause, unrecorded=unrecorded(recorded, first.moment.step))
 
 
 def unrecorded(steps: Sequence[int], step: int) -> tuple[int, int] | None:
@@ -173,33 +178,38 @@ def unrecorded(steps: Sequence[int], step: int) -> tuple[int, int] | None:
     return (last + 1, step - 1) if step > last + 1 else None
 
 
-def _cause_in_forward(first: Finding, step: StepFindings, gap: tuple[int, int] | None) -> Cause:
-    draws = [d for d in step.draws if d.finding and d.moment.phase == Phase.FORWARD]
-    states = [f for f in step.findings("draws") if f.moment.phase == Phase.FORWARD_DONE] if not draws else []
-    more = {"draw": draws[0] if draws else None, "states": tuple(f.address.slot for f in states), "unrecorded": gap}
+def _cause_of_draw(first: Finding, step: StepFindings | None, before: Sequence[Draw]) -> Cause:
+    draw = next((draw for draw in (step.draws if step else before) if draw.finding is first), None)
+    fetched = first.moment.phase == Phase.FETCH and step is not None and bool(step.findings("batch"))
+    return Cause(Birth.DRAW if draw else Birth.STATE, first.address.module, draw=draw, batch_differs=fetched)
+
+
+def _cause_in_forward(first: Finding, step: StepFindings) -> Cause:
+    draws = [draw for draw in step.draws if draw.finding and draw.moment.phase == Phase.FORWARD]
+    states = [f.address.slot for f in step.findings("draws") if f.moment.phase == Phase.FORWARD_DONE and not draws]
+    cause = Cause(Birth.MODEL_OUTPUT, first.address.module, draw=draws[0] if draws else None, states=tuple(states))
     key = first.address.module or "", first.address.call or 0
     span = step.spans.get(key) if first.address.call is not None else None
     if span is None:
-        return Cause(Birth.MODEL_OUTPUT, first.address.module, **more)  # type: ignore[arg-type]
-    birth, module = Birth.OUTPUT, key[0]
+        return cause
+    cause = replace(cause, birth=Birth.OUTPUT, order=span.order, calls=len(step.spans))
     if first.address.kind == Kind.CALL:
-        birth = Birth.NEVER_CALLED
-    elif first.address.kind == Kind.INPUT:
-        birth, module = Birth.BEFORE_CALL, span.parent[0] if span.parent else None
-    elif any(other.parent == key for other in step.spans.values()):
-        birth = Birth.OWN_CODE
-    return Cause(birth, module, order=span.order, calls=len(step.spans), **more)  # type: ignore[arg-type]
+        return replace(cause, birth=Birth.NEVER_CALLED)
+    if first.address.kind == Kind.INPUT:
+        return replace(cause, birth=Birth.BEFORE_CALL, module=span.parent[0] if span.parent else None)
+    inside = any(other.parent == key for other in step.spans.values())
+    return replace(cause, birth=Birth.OWN_CODE) if inside else cause
 
 
-def _cause_in_gradients(first: Finding, step: StepFindings, gap: tuple[int, int] | None) -> Cause:
+def _cause_in_gradients(first: Finding, step: StepFindings) -> Cause:
     module = first.address.module
     if first.address.call is None:
         own = module in {key[0] for key in step.reached} and module not in _modules_given_other_gradients(step)
-        return Cause(Birth.OWN_BACKWARD if own else Birth.GRADIENT, module, unrecorded=gap)
+        return Cause(Birth.OWN_BACKWARD if own else Birth.GRADIENT, module)
     position = step.reached.index((module or "", first.address.call))
     if position == 0:
-        return Cause(Birth.FIRST_GRADIENT, module, unrecorded=gap)
-    return Cause(Birth.BETWEEN_BACKWARDS, module, after=step.reached[position - 1][0], unrecorded=gap)
+        return Cause(Birth.FIRST_GRADIENT, module)
+    return Cause(Birth.BETWEEN_BACKWARDS, module, after=step.reached[position - 1][0])
 
 
 def _modules_given_other_gradients(step: StepFindings) -> set[str | None]:
@@ -224,7 +234,7 @@ def consequences(first: Finding, tallies: Iterable[Tally]) -> list[Consequence]:
 
 
 def unexplained(
-    first: Finding, ordered: Sequence[Finding], steps: Sequence[StepFindings], born_in: str | None
+    first: Finding, ordered: Sequence[Finding], steps: Sequence[StepFindings], cause: Cause | None
 ) -> list[Remainder]:
     """What differs although nothing recorded that it depends on does, apart from the headline."""
     if first.rung == "contract":
@@ -234,7 +244,7 @@ def unexplained(
         step = next((s for s in steps if s.rank == first.address.rank), None)
     remainders = [*_before_the_model(first, ordered, steps)]
     if step:
-        remainders += _within_the_step(first, ordered, step, born_in)
+        remainders += _within_the_step(first, ordered, step, cause.module if cause else None)
     found = ((why, tuple(f for f in findings if f is not first)) for why, findings in remainders)
     return [Remainder(why, findings) for why, findings in found if findings]
 
@@ -303,22 +313,28 @@ def _within_the_step(
     forward = {call.module for call in step.calls}
     differing = forward | changed | _modules_given_other_gradients(step)
     reached = {key[0] for key in step.reached}
-    yield Unexplained.GRADIENTS, [
-        f
-        for f in step.findings("gradients")
-        if f.address.kind == Kind.GRADIENT
-        and f.address.module in reached - {first.address.module}
-        and not any(name is not None and f"{name}.".startswith(f"{f.address.module}.") for name in differing)
-    ]
+    yield (
+        Unexplained.GRADIENTS,
+        [
+            f
+            for f in step.findings("gradients")
+            if f.address.kind == Kind.GRADIENT
+            and f.address.module in reached - {first.address.module}
+            and not any(name is not None and f"{name}.".startswith(f"{f.address.module}.") for name in differing)
+        ],
+    )
     if first.rung != "weights":
         after = step.findings("weights")
         yield Unexplained.OPTIMIZER, [f for f in after if f.address.kind == Kind.OPTIMIZER_SETTING]
         moved = (*step.findings("gradients"), *(f for f in after if f.address.kind == Kind.OPTIMIZER_STATE))
         updated = {(f.address.module, f.address.slot) for f in moved if f.address.kind != Kind.OUTPUT_GRADIENT}
-        yield Unexplained.UPDATES, [
-            f
-            for f in after
-            if f.address.kind in (Kind.PARAMETER, Kind.BUFFER)
-            and (f.address.module, f.address.slot) not in updated
-            and f.address.module not in changed | forward
-        ]
+        yield (
+            Unexplained.UPDATES,
+            [
+                f
+                for f in after
+                if f.address.kind in (Kind.PARAMETER, Kind.BUFFER)
+                and (f.address.module, f.address.slot) not in updated
+                and f.address.module not in changed | forward
+            ],
+        )

@@ -81,6 +81,6 @@ def apply_declared(
 
 def _carries_numbers(recording: Recording, module: str) -> bool:
     """Whether a module (or one inside it) has a parameter, a buffer, or a recorded call."""
-    names = [entry.name for entry in [*recording.structure.parameters, *recording.structure.buffers]]
+    names = [p.name for p in recording.structure.parameters] + [b.name for b in recording.structure.buffers]
     calls = [call.rpartition("#")[0] for step in recording.index.calls.values() for call in step]
     return module in calls or any(name.startswith(f"{module}.") for name in [*names, *calls])

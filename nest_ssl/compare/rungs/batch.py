@@ -14,5 +14,5 @@ def compare_batch(sheet: Sheet, reference: StepFiles, candidate: StepFiles) -> N
     """A batch may be nested in any way: its leaves are compared by their paths."""
     if sheet.both_have(layout.BATCH, reference, candidate):
         one, other = whole_numbers_first(flatten(reference.batch())), flatten(candidate.batch())
-        sheet.table("fields", one, other, lambda n: sheet.spot(Address(Kind.FIELD, slot=n, rank=sheet.rank), Phase.BATCH))
+        sheet.table("fields", one, other, Phase.BATCH, lambda name: Address(Kind.FIELD, slot=name))
         sheet.need_tensor(one, other)

@@ -14,19 +14,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import TypeVar
 
 from nest_ssl.base.nested import ABSENT, pairs
 from nest_ssl.compare.findings import Difference, Draw, Fate, Spot, Stage
 from nest_ssl.compare.rungs.sheet import Sheet
-from nest_ssl.compare.values import absent
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import Part, Phase
-from nest_ssl.recording.index import DrawEntry, Index
-from nest_ssl.recording.reader import StepRandom
+from nest_ssl.recording.index import DrawEntry, Generators, Index, StepRandom
 
+B = TypeVar("B", bound=str)  # the name of a boundary
 Ledger = Sequence[DrawEntry]
-States = Mapping[str, Mapping[str, str]]  # boundary -> generator -> digest
 UNCOUNTED = "uncounted"  # too many to count, or the generator was seeded between
 
 
@@ -67,7 +66,7 @@ def compare_draws_of_step(
 def same_event(reference: Sequence[Call], candidate: Sequence[Call]) -> Callable[[int], float]:
     """From an event of the candidate to the reference's: the same start or end of the same call.
 
-    What only the candidate has happens at whatever comes next; without calls on either side events are left as they are.
+    What only the candidate has happens at whatever comes next; without calls events are left as they are.
     """
     events = [
         {(call.module, call.call, end): (call.end if end else call.start) for call in calls for end in (False, True)}
@@ -105,18 +104,13 @@ def compare_ledgers(
     return found
 
 
-def _compare_states(sheet: Sheet, reference: States, candidate: States) -> None:
+def _compare_states(sheet: Sheet, reference: Mapping[B, Generators], candidate: Mapping[B, Generators]) -> None:
     """The digests of every generator's state at the boundaries that either side recorded."""
     for boundary, one, other in pairs(reference, candidate):
         phase = Phase.__members__.get(boundary.upper(), Phase.AFTER_MODEL)
         for generator, state, other_state in pairs({} if one is ABSENT else one, {} if other is ABSENT else other):
-            spot = sheet.spot(Address(Kind.GENERATOR_STATE, slot=generator, rank=sheet.rank), phase)
-            if state is ABSENT or other_state is ABSENT:
-                sheet.missing(absent(spot, state, other_state))
-            else:
-                differs = state != other_state
-                found = [spot.finding(Difference.VALUES, state, other_state)] if differs else []
-                sheet.item("random states", found)
+            spot = sheet.spot(Address(Kind.GENERATOR_STATE, slot=generator), phase)
+            sheet.pair("random states", spot, state, other_state)
 
 
 # --- matching two chains ----------------------------------------------------------------------------------------------
@@ -156,8 +150,8 @@ def _meeting(reference: _Chain, candidate: _Chain) -> tuple[int, int] | None:
 
 def _by_stage(reference: _Chain, candidate: _Chain) -> Iterator[_Match]:
     """Entries of two chains that have parted, matched by the names of their stages."""
-    stages = [[entry.stage for entry in side] for side in (reference, candidate)]
-    for kind, i, i_end, j, j_end in SequenceMatcher(None, *stages, autojunk=False).get_opcodes():
+    stages, others = ([entry.stage for entry in side] for side in (reference, candidate))
+    for kind, i, i_end, j, j_end in SequenceMatcher(None, stages, others, autojunk=False).get_opcodes():
         one, other = reference[i:i_end], candidate[j:j_end]
         if kind == "equal":
             yield from (([a], [b], _fate([a], [b])) for a, b in zip(one, other, strict=True))
@@ -197,8 +191,8 @@ def _draw(sheet: Sheet, generator: str, reference: _Chain, candidate: _Chain, fa
         finding = spot.finding(Difference.STATE, reference[-1].after, candidate[-1].after)
     elif fate in (Fate.OTHER_COUNT, Fate.ONE_SIDED):
         finding = spot.finding(Difference.DRAWS, *(UNCOUNTED if count is None else count for count in draws))
-    stages = (tuple(dict.fromkeys(entry.stage for entry in side)) for side in (reference, candidate))
-    return Draw(spot.moment, sheet.rank, generator, *stages, draws, fate, came_in, finding)
+    stages, others = (tuple(dict.fromkeys(entry.stage for entry in side)) for side in (reference, candidate))
+    return Draw(spot.moment, sheet.tally.rank, generator, stages, others, draws, fate, came_in, finding)
 
 
 def _spot(sheet: Sheet, generator: str, entry: _Entry) -> Spot:
@@ -207,5 +201,5 @@ def _spot(sheet: Sheet, generator: str, entry: _Entry) -> Spot:
     phase = Phase.FORWARD if entry.stage.phase in around else Phase[entry.stage.phase.upper()]
     late = phase == Phase.FETCH and not generator.startswith("torch")
     module = entry.stage.module
-    address = Address(Kind.DRAW, module, None if module is None else entry.stage.call, generator, rank=sheet.rank)
+    address = Address(Kind.DRAW, module, None if module is None else entry.stage.call, generator)
     return sheet.spot(address, phase, entry.event + 0.5 * late, Part.DRAW)

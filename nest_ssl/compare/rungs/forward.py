@@ -17,89 +17,83 @@ from nest_ssl.compare.rungs.sheet import Sheet, whole_numbers_first
 from nest_ssl.compare.values import Measured, absent, flatten
 from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind
-from nest_ssl.recording.calls import Call, Producer
+from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import Phase
 from nest_ssl.recording.reader import StepFiles
 
 Key = tuple[str, int]  # module, k-th call of it in the step
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """When a call of the reference ran, and what it took from which other one; holds no tensor."""
-
-    key: Key
-    order: int  # by start
-    start: int
-    end: float
-    parent: Key | None
-    producers: dict[str, Producer]
-    grad_event: int | None
-
-
 def key_of(call: Call) -> Key:
     return call.module, call.call
 
 
-def spans_of(calls: Sequence[Call]) -> dict[Key, Span]:
-    """The spans of one side's calls, in the order in which they started."""
-    spans: dict[Key, Span] = {}
-    open_: list[Span] = []
-    for call in sorted(calls, key=lambda call: call.start):
-        while open_ and open_[-1].end < call.start:
-            open_.pop()
-        end = call.end if call.end >= 0 else call.start  # one that never ended holds nothing inside
-        parent = open_[-1].key if open_ else None
-        span = Span(key_of(call), call.index, call.start, end, parent, call.producers, call.grad_event)
-        spans[span.key] = span
-        open_.append(span)
-    return spans
+@dataclass(frozen=True, slots=True)
+class Span:
+    """When a call of the reference ran, and within which other one; holds no tensor."""
+
+    order: int  # by start
+    start: int
+    end: int
+    parent: Key | None
+    producers: dict[str, Key]  # of each input that another call returned, by its path
 
 
-def compare_calls(sheet: Sheet, reference: Sequence[Call], candidate: Sequence[Call]) -> None:
-    """Compare two steps call by call; inputs stand at the call's start, outputs at its end."""
+def compare_calls(sheet: Sheet, reference: Sequence[Call], candidate: Sequence[Call]) -> dict[Key, Span]:
+    """Compare two steps call by call; inputs stand at the call's start, outputs at its end.
+
+    Returns the spans of the reference's calls, in the order in which they started.
+    """
+    if not reference or not candidate:
+        sheet.nothing("no_call", step=sheet.step)
     others = {key_of(call): call for call in candidate}
     measured: Measured = {}
     by_keyword = []
     for call in sorted(reference, key=lambda call: call.start):
         other = others.get(key_of(call))
         if other is None:
-            spot = sheet.spot(_address(sheet, Kind.CALL, call), Phase.FORWARD, call.start)
+            spot = sheet.spot(Address(Kind.CALL, *key_of(call)), Phase.FORWARD, call.start)
             sheet.missing(spot.finding(Difference.MISSING_CANDIDATE, "called", "absent"))
             continue
         if len(call.args) != len(other.args):
             by_keyword.append(call.module)
         inputs = [*_compare_inputs(sheet, call, other, measured)]
-        end = call.end if call.end >= 0 else call.start
-        output = sheet.spot(_address(sheet, Kind.OUTPUT, call), Phase.FORWARD, end)
+        output = sheet.spot(Address(Kind.OUTPUT, *key_of(call)), Phase.FORWARD, call.end)
         outputs = sheet.comparer.nested(output, call.output, other.output, measured)
         sheet.item("calls", [*inputs, *outputs])
     known = {key_of(call) for call in reference}
     for call in candidate:
         if key_of(call) not in known:
-            spot = sheet.spot(_address(sheet, Kind.CALL, call), Phase.FORWARD, math.inf)
+            spot = sheet.spot(Address(Kind.CALL, *key_of(call)), Phase.FORWARD, math.inf)
             sheet.missing(spot.finding(Difference.MISSING_REFERENCE, "absent", "called"))
     if by_keyword:
         sheet.note("by_keyword", step=sheet.step, count=len(by_keyword), module=by_keyword[0])
     _note_order(sheet, reference, candidate)
     sheet.tally.findings.sort(key=lambda finding: finding.moment)
+    return _spans(reference)
 
 
 def compare_forward_output(sheet: Sheet, reference: StepFiles, candidate: StepFiles) -> None:
     """What the model returned, whole numbers (tokens, lengths) first."""
     if sheet.both_have(layout.FORWARD_OUTPUT, reference, candidate):
-        sheet.table(
-            "outputs",
-            whole_numbers_first(reference.forward_output()),
-            candidate.forward_output(),
-            lambda name: sheet.spot(
-                Address(Kind.MODEL_OUTPUT, slot=name, rank=sheet.rank), Phase.FORWARD, math.inf
-            ),
-        )
+        one, other = whole_numbers_first(reference.forward_output()), candidate.forward_output()
+        for name, output, other_output in pairs(one, other):
+            spot = sheet.spot(Address(Kind.MODEL_OUTPUT, slot=name), Phase.FORWARD, math.inf)
+            sheet.pair("outputs", spot, output, other_output)
 
 
-def _address(sheet: Sheet, kind: Kind, call: Call, slot: str = "", path: str = "") -> Address:
-    return Address(kind, call.module, call.call, slot, path, sheet.rank)
+def _spans(calls: Sequence[Call]) -> dict[Key, Span]:
+    keys = {call.index: key_of(call) for call in calls}
+    spans: dict[Key, Span] = {}
+    inside: list[Call] = []  # of which calls, innermost last
+    for call in sorted(calls, key=lambda call: call.start):
+        while inside and inside[-1].end < call.start:
+            inside.pop()
+        producers = {path: keys[index] for path, (index, _) in call.producers.items() if index in keys}
+        parent = key_of(inside[-1]) if inside else None
+        spans[key_of(call)] = Span(call.index, call.start, call.end, parent, producers)
+        inside.append(call)
+    return spans
 
 
 def _compare_inputs(sheet: Sheet, call: Call, other: Call, measured: Measured) -> Iterator[Finding]:
@@ -108,7 +102,7 @@ def _compare_inputs(sheet: Sheet, call: Call, other: Call, measured: Measured) -
     for name, a, b in pairs({**one, "training": call.training}, {**two, "training": other.training}):
         leaves = ({} if value is ABSENT else flatten(value) for value in (a, b))
         for path, leaf, other_leaf in pairs(*leaves):
-            spot = sheet.spot(_address(sheet, Kind.INPUT, call, name, path), Phase.FORWARD, call.start)
+            spot = sheet.spot(Address(Kind.INPUT, *key_of(call), name, path), Phase.FORWARD, call.start)
             if leaf is ABSENT or other_leaf is ABSENT:
                 # None on one side and nothing on the other is a manner of calling.
                 if leaf is not None and other_leaf is not None:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from nest_ssl.base.nested import ABSENT, pairs
+from nest_ssl.base.nested import pairs
 from nest_ssl.compare.rungs.forward import Key, key_of
 from nest_ssl.compare.rungs.sheet import Sheet
-from nest_ssl.compare.values import Measured, absent
+from nest_ssl.compare.values import Measured
 from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.calls import Call
@@ -35,8 +35,7 @@ def compare_output_gradients(sheet: Sheet, reference: Sequence[Call], candidate:
         other = others.get(key_of(call))
         if other is None or not (call.output_grads or other.output_grads):
             continue
-        address = Address(Kind.OUTPUT_GRADIENT, call.module, call.call, rank=sheet.rank)
-        spot = sheet.spot(address, Phase.GRADIENTS, _event(call))
+        spot = sheet.spot(Address(Kind.OUTPUT_GRADIENT, call.module, call.call), Phase.GRADIENTS, _event(call))
         found = sheet.comparer.leaves(spot, call.output_grads, other.output_grads, measured)
         sheet.item("output gradients", found)
         reached.append(key_of(call))
@@ -59,12 +58,9 @@ def compare_parameter_gradients(
         return last.get(module, math.inf) + 0.5
 
     for name, gradient, other_gradient in pairs(one, other):
-        address = of_entry(Kind.GRADIENT, name, rank=sheet.rank)
+        address = of_entry(Kind.GRADIENT, name)
         spot = sheet.spot(address, Phase.GRADIENTS, complete(address.module or ""))
-        if gradient is ABSENT or other_gradient is ABSENT:
-            sheet.missing(absent(spot, gradient, other_gradient))
-        else:
-            sheet.item("parameter gradients", sheet.comparer.nested(spot, gradient, other_gradient))
+        sheet.pair("parameter gradients", spot, gradient, other_gradient)
     if not any(isinstance(gradient, Tensor) for gradient in [*one.values(), *other.values()]):
         sheet.nothing("no_gradient", step=sheet.step)
     sheet.tally.findings.sort(key=lambda finding: finding.moment)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from nest_ssl.compare.rungs.sheet import Sheet
+from nest_ssl.base.nested import pairs
+from nest_ssl.compare.rungs.sheet import Named, Sheet
 from nest_ssl.recording.address import Kind, of_entry
 from nest_ssl.recording.clock import Phase
 from nest_ssl.recording.reader import Recording
@@ -31,14 +31,8 @@ def compare_initial_weights(sheet: Sheet, reference: Recording, candidate: Recor
         sheet.nothing("no_shared_initial")
 
 
-def compare_entries(
-    sheet: Sheet, reference: Mapping[str, Any], candidate: Mapping[str, Any], kinds: Kinds, phase: Phase
-) -> None:
+def compare_entries(sheet: Sheet, reference: Named, candidate: Named, kinds: Kinds, phase: Phase) -> None:
     """Two tables of parameters and buffers; a name that no structure lists counts as a parameter."""
-    both = {name: kinds.get(name, Kind.PARAMETER) for name in (*reference, *candidate)}
-    sheet.table(
-        lambda name: _UNITS[both[name]],
-        reference,
-        candidate,
-        lambda name: sheet.spot(of_entry(both[name], name, rank=sheet.rank), phase),
-    )
+    for name, one, other in pairs(reference, candidate):
+        kind = kinds.get(name, Kind.PARAMETER)
+        sheet.pair(_UNITS[kind], sheet.spot(of_entry(kind, name), phase), one, other)

@@ -18,7 +18,7 @@ def compare_loss(sheet: Sheet, reference: StepFiles, candidate: StepFiles) -> Lo
     if not sheet.both_have(layout.LOSS, reference, candidate):
         return None
     one, other = flatten(reference.loss()), flatten(candidate.loss())
-    sheet.table("losses", one, other, lambda n: sheet.spot(Address(Kind.LOSS, slot=n, rank=sheet.rank), Phase.LOSS))
+    sheet.table("losses", one, other, Phase.LOSS, lambda name: Address(Kind.LOSS, slot=name))
     sheet.need_tensor(one, other)
     values = (side.get("loss") for side in (one, other))
     return Losses(sheet.step, *(float(v) if isinstance(v, Tensor) and v.numel() == 1 else None for v in values))

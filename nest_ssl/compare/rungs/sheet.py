@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,8 @@ from nest_ssl.recording.address import Address
 from nest_ssl.recording.clock import BEFORE_STEPS, Moment, Part, Phase
 from nest_ssl.recording.reader import StepFiles
 
+Named = Mapping[str, Any]
+
 
 class Sheet:
     """Fills the `tally` of one rung, at one step of one rank or of the whole run."""
@@ -22,9 +25,9 @@ class Sheet:
         self.tally = Tally(rung, step, rank)
         self.comparer = comparer
         self.step = BEFORE_STEPS if step is None else step
-        self.rank = rank
 
     def spot(self, address: Address, phase: Phase, event: float = 0, part: Part = Part.VALUE) -> Spot:
+        address = replace(address, rank=self.tally.rank) if self.tally.rank else address
         return Spot(self.tally.rung, Moment(self.step, phase, event, part), address)
 
     def item(self, unit: str, findings: list[Finding]) -> None:
@@ -39,20 +42,19 @@ class Sheet:
         self.tally.missing_candidate += finding.difference == Difference.MISSING_CANDIDATE
         self.tally.findings.append(finding)
 
+    def pair(self, unit: str, spot: Spot, reference: Any, candidate: Any) -> None:
+        """Two nested values, either of which may be `ABSENT`."""
+        if reference is ABSENT or candidate is ABSENT:
+            self.missing(absent(spot, reference, candidate))
+        else:
+            self.item(unit, self.comparer.nested(spot, reference, candidate))
+
     def table(
-        self,
-        unit: str | Callable[[str], str],
-        reference: Mapping[str, Any],
-        candidate: Mapping[str, Any],
-        spot: Callable[[str], Spot],
+        self, unit: str, reference: Named, candidate: Named, phase: Phase, address: Callable[[str], Address]
     ) -> None:
-        """Two tables of named values, in the reference's order; `unit` is what they count as, or says it by name."""
+        """Two tables of named values, in the reference's order."""
         for name, one, other in pairs(reference, candidate):
-            if one is ABSENT or other is ABSENT:
-                self.missing(absent(spot(name), one, other))
-            else:
-                found = self.comparer.nested(spot(name), one, other)
-                self.item(unit if isinstance(unit, str) else unit(name), found)
+            self.pair(unit, self.spot(address(name), phase), one, other)
 
     def note(self, kind: str, **values: Any) -> None:
         self.tally.notes.append(Note(kind, values))
@@ -63,19 +65,19 @@ class Sheet:
 
     def both_have(self, name: str, reference: StepFiles, candidate: StepFiles) -> bool:
         """Whether both recorded this file of the step; what is lacking counts as missing."""
-        lacking = [side for side, step in (("reference", reference), ("candidate", candidate)) if not step.has(name)]
-        for side in lacking:
-            self.tally.missing_reference += side == "reference"
-            self.tally.missing_candidate += side == "candidate"
+        have = reference.has(name), candidate.has(name)
+        self.tally.missing_reference += not have[0]
+        self.tally.missing_candidate += not have[1]
+        for side in [side for side, has in zip(("reference", "candidate"), have, strict=True) if not has]:
             self.nothing("file_missing", step=self.step, side=side, file=name)
-        return not lacking
+        return all(have)
 
-    def need_tensor(self, reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
-        shared = [(reference[name], candidate[name]) for name in reference if name in candidate]
-        if not any(isinstance(value, Tensor) for values in shared for value in values):
+    def need_tensor(self, reference: Named, candidate: Named) -> None:
+        shared = [side[name] for name in reference if name in candidate for side in (reference, candidate)]
+        if not any(isinstance(value, Tensor) for value in shared):
             self.nothing("no_tensor", step=self.step, rung=self.tally.rung)
 
 
-def whole_numbers_first(table: Mapping[str, Any]) -> dict[str, Any]:
+def whole_numbers_first(table: Named) -> Named:
     """Lengths and tokens before sounds and probabilities: where both differ, the former say more."""
     return dict(sorted(table.items(), key=lambda item: isinstance(item[1], Tensor) and item[1].is_floating_point()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from nest_ssl.base.nested import ABSENT, pairs
@@ -53,7 +53,7 @@ def compare_structure(
 
 
 def _by_name(entries: Sequence[Any]) -> Entries:
-    return {entry.name: {key: value for key, value in asdict(entry).items() if key != "name"} for entry in entries}
+    return {entry.name: {key: value for key, value in entry.model_dump().items() if key != "name"} for entry in entries}
 
 
 def _compare(sheet: Sheet, unit: str, spot: Spot, reference: Any, candidate: Any) -> None:

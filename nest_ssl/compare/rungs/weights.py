@@ -9,7 +9,7 @@ from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import StepFiles
+from nest_ssl.recording.reader import OptimizerState, StepFiles
 
 
 def compare_after_step(sheet: Sheet, reference: StepFiles, candidate: StepFiles, kinds: Kinds) -> None:
@@ -26,25 +26,17 @@ def compare_after_step(sheet: Sheet, reference: StepFiles, candidate: StepFiles,
 
 
 def _compare_kind(sheet: Sheet, reference: dict[str, Any], candidate: dict[str, Any], kinds: Kinds, kind: Kind) -> None:
-    sides = ({n: v for n, v in s.items() if kinds.get(n, Kind.PARAMETER) == kind} for s in (reference, candidate))
-    compare_entries(sheet, *sides, kinds, Phase.AFTER_STEP)
+    one, other = ({n: v for n, v in s.items() if kinds.get(n, Kind.PARAMETER) == kind} for s in (reference, candidate))
+    compare_entries(sheet, one, other, kinds, Phase.AFTER_STEP)
 
 
-def _compare_optimizer(sheet: Sheet, reference: dict[str, Any], candidate: dict[str, Any]) -> None:
+def _compare_optimizer(sheet: Sheet, reference: OptimizerState, candidate: OptimizerState) -> None:
     # Which parameters a group holds counts, their order does not.
     one, other = (
         {str(i): {**group, "params": dict.fromkeys(group["params"], "member")} for i, group in enumerate(groups)}
         for groups in (reference["param_groups"], candidate["param_groups"])
     )
-    sheet.table(
-        "optimizer groups",
-        one,
-        other,
-        lambda number: sheet.spot(Address(Kind.OPTIMIZER_SETTING, slot=number, rank=sheet.rank), Phase.AFTER_STEP),
-    )
-    sheet.table(
-        "optimizer states",
-        reference["state"],
-        candidate["state"],
-        lambda name: sheet.spot(of_entry(Kind.OPTIMIZER_STATE, name, rank=sheet.rank), Phase.AFTER_STEP),
-    )
+    phase = Phase.AFTER_STEP
+    sheet.table("optimizer groups", one, other, phase, lambda number: Address(Kind.OPTIMIZER_SETTING, slot=number))
+    states = reference["state"], candidate["state"]
+    sheet.table("optimizer states", *states, phase, lambda name: of_entry(Kind.OPTIMIZER_STATE, name))
