@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor, nn
 
 from nest_ssl.compare import FixedTolerance, compare_recordings
-from nest_ssl.compare.result import Comparison
+from nest_ssl.compare.comparison import Comparison
 from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.index import sealed

@@ -65,7 +65,7 @@ def test_nothing_known_of_how_it_came_about() -> None:
 
 
 def test_nan_on_one_side_has_rows_of_its_own() -> None:
-    metrics = Metrics(1, 1, 1, 1, 0, 1)
+    metrics = Metrics(1, 1, 1, nonfinite_disagree=1, nan_candidate=1)
     first = finding(metrics=metrics, reference=1.0, candidate=math.nan)
     assert rows(diverged(first=first))[-2:] == [["NaN", "0", "1"], ["NaN or infinity on one side only", "1", ""]]
 
