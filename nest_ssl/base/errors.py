@@ -30,6 +30,11 @@ EXIT_CRASHED = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would mean diverg
 EXIT_SIGNAL = 128  # and the signal's number, as shells have it
 
 
+def visible(text: str) -> str:
+    """`text` with what would steer a terminal, break a line or turn the direction of writing shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UserError(Exception):
     """Something the user can mend.
 
@@ -44,9 +49,7 @@ class UserError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
-        line = " ".join(f"{self.what}: {self.where}. {self.fix}".split())
-        # A file may be named, or say, anything: what would steer a terminal is shown as an escape.
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        return visible(" ".join(f"{self.what}: {self.where}. {self.fix}".split()))
 
 
 class InterruptedRun(Exception):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,15 +28,19 @@ Twister = tuple[bytes, int]  # 624 words as uint32, and how many of them are con
 
 def read_states() -> dict[str, State]:
     """The raw state of Python's, NumPy's, torch's CPU and every CUDA generator; reading draws nothing."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     states: dict[str, State] = {
         "python": random.getstate(),
         "numpy": (str(name), keys.tobytes(), int(position), int(has_gauss), float(cached)),
         "torch_cpu": torch.get_rng_state().numpy().tobytes(),
     }
-    for device in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+    for device in range(torch.cuda.device_count() if _cuda_in_use() else 0):
         states[f"torch_cuda_{device}"] = torch.cuda.get_rng_state(device).numpy().tobytes()
     return states
+
+
+def _cuda_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def state_bytes(generator: str, state: State) -> bytes:
@@ -68,7 +72,7 @@ def generator_states() -> dict[str, Any]:
     name, keys, *rest = states["numpy"]
     words = torch.from_numpy(np.frombuffer(keys, np.uint32).astype(np.int64))
     kept = {"python": states["python"], "numpy": [name, words, *rest], "torch_cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
+    if _cuda_in_use():
         kept["torch_cuda"] = torch.cuda.get_rng_state_all()
     return kept
 
@@ -80,7 +84,7 @@ def restore_generators(states: Mapping[str, Any]) -> None:
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch_cpu"])
-    if "torch_cuda" in states and torch.cuda.is_initialized():
+    if "torch_cuda" in states and _cuda_in_use():
         for device, state in enumerate(states["torch_cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(state, device)
 
@@ -145,6 +149,6 @@ _WALKER, _TARGET = np.random.MT19937(0), np.random.MT19937(0)
 
 def _at(generator: np.random.MT19937, keys: bytes, position: int) -> np.random.MT19937:
     """The generator, put into the given state."""
-    state = {"key": np.frombuffer(keys, np.uint32), "pos": position}
+    state: Any = {"key": np.frombuffer(keys, np.uint32), "pos": position}
     generator.state = {"bit_generator": "MT19937", "state": state}
     return generator

@@ -28,7 +28,7 @@ from nest_ssl.base.nested import DEEPEST
 
 # All of them hold data: none opens, imports or calls anything when it is unpickled.
 # fmt: off
-SETTINGS_CLASSES = [
+SETTINGS_CLASSES: list[Any] = [
     DictConfig, ListConfig, ContainerMetadata, Metadata, nodes.AnyNode, nodes.StringNode, nodes.IntegerNode,
     nodes.FloatNode, nodes.BooleanNode, typing.Any, collections.defaultdict, dict, list, tuple, str, int, float, bool,
 ]
@@ -102,7 +102,7 @@ def load_yaml(text: bytes | str, where: str) -> Any:
         for event in yaml.parse(text, yaml.CSafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
-                reason = f"it has an alias or a tag in line {event.start_mark.line + 1}"
+                reason = f"it has an alias or a tag in line {getattr(event.start_mark, 'line', 0) + 1}"
                 break
             if depth > DEEPEST:
                 break

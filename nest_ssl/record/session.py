@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,52 +55,41 @@ def recording(
     *,
     steps: Iterable[int] | None = None,
     output_names: Sequence[str] = (),
-    name: str | None = None,
     config: str = "{}\n",
-    seed: int | None = None,
-    data: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    **index: Any,
 ) -> Iterator[Session]:
     """Record a plain loop into folder `out`; an error in the block leaves nothing of it, and an earlier one as it was.
 
     Args:
         model: what is trained. Calls of its `forward`, and of every module in it, are recorded.
-        steps: training batches to record, counted from 0; None records all.
-        output_names: names for the outputs of the model's `forward`, in order.
-        name: what to call the trainer; the folder's name by default.
-        config: the settings of the experiment as YAML, compared as part of the contract.
-        seed: what the generators were seeded with.
-        data: hashes of the data, by section and file.
+        steps, output_names, config: see `Session`.
         overwrite: whether an earlier recording there may be replaced.
+        index: what else the recording should say, e.g. `seed`, `data` (hashes of the data, by section and file) and
+            `trainer` (`name`, `package`, `version`; by default the folder's name and the model's package).
 
     Raises:
         UserError: the folder must not be replaced or cannot be written, several processes train, or a step that was
             asked for was never reached.
     """
     started = time.perf_counter()
+    package = type(model).__module__.partition(".")[0]
+    trainer = {"name": Path(out).name, "package": package, "version": _version(package)}
     with Session(RecordingWriter(out, overwrite), steps, output_names, config) as session:
         session.begin(model)
         yield session
-        package = type(model).__module__.partition(".")[0]
-        session.finish(
-            trainer={"name": name or Path(out).name, "package": package, "version": _version(package)},
-            seed=seed,
-            flags=flags(),
-            data=dict(data or {}),
-            duration_s=round(time.perf_counter() - started, 1),
-        )
+        took = round(time.perf_counter() - started, 1)
+        session.finish(**{"trainer": trainer, "seed": None, "flags": flags(), "data": {}, "duration_s": took, **index})
 
 
 class Session:
-    """A recording in the making; its methods say where the loop stands, in the order in which they are called.
-
-    As a context manager it drops what is not finished.
+    """A recording in the making. As a context manager it drops what is not finished.
 
     Args:
         writer: where to.
         steps: training batches to record, counted from 0; None records all.
         output_names: names for the outputs of the model's `forward`, in order.
-        config: the resolved configuration as YAML text; secrets in it are masked.
+        config: the settings of the experiment as YAML, compared as part of the contract; secrets in it are masked.
     """
 
     def __init__(
@@ -111,30 +101,26 @@ class Session:
     ) -> None:
         self.writer = writer
         self.steps = None if steps is None else frozenset(steps)
-        self.output_names = tuple(output_names)
-        self.index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {}}
+        self.recorded: list[int] = []
+        self._output_names = tuple(output_names)
+        self._index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {}}
         self._model: nn.Module | None = None
         self._before_steps: DrawObserver | None = None
         self._draws: DrawObserver | None = None  # of the step being recorded, or of the next, from the end of the last
         self._step: _Step | None = None
         self._number = 0  # of the step in progress, or the next
         try:
-            self.index |= describe_run()
+            self._index |= describe_run()
             writer.save_text(files.CONFIG, masked_yaml(config))
         except BaseException:
             self.abort()
             raise
 
-    @property
-    def recorded(self) -> list[int]:
-        """The steps recorded so far."""
-        return [int(step) for step in self.index["steps"]]
-
     # --- before the steps ---
 
     def mark(self, moment: Mark) -> None:
         """Note the generators' states at a moment before the steps."""
-        self.index["rng"][moment] = rng_digests()
+        self._index["rng"][moment] = rng_digests()
         if self._before_steps is None:
             self._before_steps = DrawObserver(moment)
         self._before_steps.charge(_DRAWN_BEFORE[moment])
@@ -150,13 +136,14 @@ class Session:
         Raises:
             UserError: several processes train, or a step to record is already trained or never reached.
         """
-        refuse_several_processes(_processes())
-        self._refuse_steps_outside(first_step, batches)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        refuse_several_processes(torch.distributed.get_world_size() if distributed else 1)
+        refuse_steps_outside(self.steps or frozenset(), first_step, batches)
         self.mark("before_first_batch")
         self._model = model
-        self.index["world_size"] = 1
-        self.index["device"] = describe_device(next((p.device for p in model.parameters()), torch.device("cpu")))
-        self.index["sources"] = describe_sources(model)  # before training: a file edited meanwhile is not what trained
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._index |= {"world_size": 1, "device": describe_device(device)}
+        self._index["sources"] = describe_sources(model)  # now: a file edited meanwhile is not what trained
         self.writer.save_builtins(files.STRUCTURE, describe_structure(model))
         self.writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
         self._await_batch(first_step)
@@ -175,13 +162,12 @@ class Session:
         self._leave_step()
         if number is not None and number != self._number:
             self._await_batch(number)
-        if self._draws is None:
-            return
-        place = {"epoch": epoch, "batch": self._number if position is None else position}
-        self._step = _Step(self._draws, place)
-        self._step.boundary("batch_ready", "training_step")
-        self._step.batch = to_builtins(batch, copy_to_cpu)
-        self._step.calls = CallObserver(self._model, self._draws).attach()
+        if self._draws:
+            place = {"epoch": epoch, "batch": self._number if position is None else position}
+            calls = CallObserver(self._model, self._draws)
+            self._step = _Step(place, self._draws, calls, to_builtins(batch, copy_to_cpu))
+            self._step.boundary("batch_ready", "training_step")
+            calls.attach()
 
     def loss(self, loss: torch.Tensor) -> None:
         """The forward is done, backward not begun. A second loss in the same step is not recorded."""
@@ -192,9 +178,10 @@ class Session:
 
     def backward_done(self) -> None:
         """Gradients are complete, neither clipped nor used."""
-        if self._step and self._model and "backward_done" not in self._step.states:
+        if self._step and self._step.gradients is None:
             self._step.boundary("backward_done", "optimizer_step")
-            self.writer.save_tensors(f"{self._folder}/{files.GRADIENTS}", gradients(self._model))
+            self._step.gradients = gradients(self._step.calls.root)
+            self._save(files.GRADIENTS, self._step.gradients)  # now: they are the model's own, and clipped in place
 
     def step_done(
         self, optimizer: torch.optim.Optimizer | None = None, stepped: bool = True, loader_workers: int | None = 0
@@ -206,28 +193,28 @@ class Session:
             stepped: whether it made a step with this batch (under accumulation it does not with each).
             loader_workers: processes beside this one that load data, with generators of their own that nobody watches.
         """
-        step, model = self._step, self._model
-        if step and model:
-            step.calls.detach()
+        step = self._step
+        if step:
+            calls = step.calls.detach()
             step.boundary("step_done", "fetch")
-            save, folder, calls = self.writer.save_tensors, self._folder, step.calls.calls
-            save(f"{folder}/{files.BATCH}", step.batch)
-            save(f"{folder}/{files.FORWARD_OUTPUT}", self._forward_output(step.calls))
+            self._save(files.BATCH, step.batch)
+            self._save(files.FORWARD_OUTPUT, self._forward_output(step.calls))
             if step.loss is not None:
-                save(f"{folder}/{files.LOSS}", {"loss": step.loss})
-            save(f"{folder}/{files.WEIGHTS}", weights(model))
+                self._save(files.LOSS, {"loss": step.loss})
+            self._save(files.WEIGHTS, weights(step.calls.root))
             if optimizer is not None:
-                save(f"{folder}/{files.OPTIMIZER}", optimizer_state(model, optimizer))
+                self._save(files.OPTIMIZER, optimizer_state(step.calls.root, optimizer))
             rows = {"calls": calls, "later": step.calls.later}
-            save(f"{folder}/{files.CALLS}", {key: [call.as_builtins() for call in row] for key, row in rows.items()})
-            save(f"{folder}/{files.GENERATOR_STATES}", step.draws.states)
+            self._save(files.CALLS, {key: [call.as_builtins() for call in row] for key, row in rows.items()})
+            self._save(files.GENERATOR_STATES, step.draws.states)
             ledger = [entry.model_dump() for entry in step.draws.entries]
             rng = {"states": step.states, "loader_workers": loader_workers, "ledger": ledger}
-            self.writer.save_json(f"{folder}/{files.RNG}", rng)
-            entry = {**step.place, "optimizer_stepped": stepped, "calls": len(calls)}
-            self.index["steps"][str(self._number)] = entry
-            self.index["calls"][str(self._number)] = [call.name for call in calls]
-        self._leave_step()
+            self.writer.save_json(f"{files.step_folder(self._number)}/{files.RNG}", rng)
+            row = {**step.place, "optimizer_stepped": stepped, "calls": len(calls)}
+            self._index["steps"][str(self._number)] = row
+            self._index["calls"][str(self._number)] = [call.name for call in calls]
+            self.recorded.append(self._number)
+        self._step = None
         self._await_batch(self._number + 1)
 
     def validation(self) -> None:
@@ -238,7 +225,7 @@ class Session:
     # --- after the steps ---
 
     def finish(self, **index: Any) -> None:
-        """Complete the recording; `index` is added to `recording.json`.
+        """Complete the recording; `index` is added to `recording.json`, and the model's class to its `trainer`.
 
         Raises:
             UserError: nothing was trained, a step that was asked for was never reached, or the recording cannot be
@@ -249,30 +236,26 @@ class Session:
                 raise UserError("nothing was trained", str(self.writer.target), "Train at least one batch.")
             missing = sorted((self.steps or frozenset()) - set(self.recorded))
             if missing:
-                raise UserError(
-                    "a step to record was never reached",
-                    f"save_steps names {missing[0]}; {len(self.recorded)} of the named steps were trained",
-                    "Steps count from 0; train more batches or ask for fewer steps.",
-                )
-            self.index["ledger"] = [entry.model_dump() for entry in self._before_steps.entries]
-            if "trainer" in index:
-                index["trainer"] = {**index["trainer"], "class": qualified_name(self._model)}
-            self.writer.finish({**self.index, **index})
+                where = f"save_steps names {missing[0]}; {len(self.recorded)} of the named steps were trained"
+                fix = "Steps count from 0; train more batches or ask for fewer steps."
+                raise UserError("a step to record was never reached", where, fix)
+            self._index["ledger"] = [entry.model_dump() for entry in self._before_steps.entries]
+            trainer = {**index.get("trainer", {}), "class": qualified_name(self._model)}
+            self.writer.finish({**self._index, **index, "trainer": trainer})
+
+    def abort(self) -> None:
+        """Drop what was written, if it is not finished; an earlier recording in its place is left as it was."""
+        self._leave_step()
+        self.writer.abort()
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.abort()  # of a recording that is finished nothing is left to drop
+        self.abort()
 
-    def abort(self) -> None:
-        """Drop what was written; an earlier recording in the target's place is left as it was."""
-        self._leave_step()
-        self.writer.abort()
-
-    @property
-    def _folder(self) -> str:
-        return files.step_folder(self._number)
+    def _save(self, name: str, value: Any) -> None:
+        self.writer.save_tensors(f"{files.step_folder(self._number)}/{name}", value)
 
     def _await_batch(self, number: int) -> None:
         """Watch the generators from here on if the next batch is one to record."""
@@ -280,6 +263,7 @@ class Session:
         self._draws = DrawObserver("fetch") if self.steps is None or number in self.steps else None
 
     def _leave_step(self) -> None:
+        """A step that did not come to its end is not recorded; its hooks go."""
         if self._step:
             self._step.calls.detach()
         self._step = None
@@ -289,38 +273,21 @@ class Session:
         root = next((call for call in calls.calls if call.module == ""), None)
         outputs = root.output if root else []
         outputs = outputs if isinstance(outputs, list) else [outputs]
-        names = [*self.output_names, *(f"output_{i}" for i in range(len(self.output_names), len(outputs)))]
+        names = [*self._output_names, *(f"output_{i}" for i in range(len(self._output_names), len(outputs)))]
         return dict(zip(names, outputs, strict=False))  # a forward may return less than it is asked to name
 
-    def _refuse_steps_outside(self, first: int, end: float) -> None:
-        """A step that training cannot reach is a mistake to be reported now, not after hours."""
-        for step in sorted(self.steps or ()):
-            if step < first:
-                raise UserError(
-                    "a step to record is already trained",
-                    f"save_steps names {step}, and this run goes on at {first}",
-                    "Ask for later steps, or save_steps=none.",
-                )
-            if step >= end:
-                raise UserError(
-                    "a step to record is never reached",
-                    f"save_steps names {step}, training ends after {end:,.0f} batches, counted from 0",
-                    "Train more batches (BATCHES, trainer.max_epochs, trainer.limit_train_batches) or ask for fewer "
-                    "steps.",
-                )
 
-
+@dataclass
 class _Step:
     """What is known so far of the step being recorded."""
 
-    batch: Any
+    place: dict[str, int]
+    draws: DrawObserver
     calls: CallObserver
-
-    def __init__(self, draws: DrawObserver, place: dict[str, int]) -> None:
-        self.draws = draws
-        self.place = place
-        self.states: dict[str, dict[str, str]] = {}
-        self.loss: torch.Tensor | None = None
+    batch: Any
+    states: dict[str, dict[str, str]] = field(default_factory=dict)
+    loss: torch.Tensor | None = None
+    gradients: dict[str, torch.Tensor | None] | None = None
 
     def boundary(self, moment: str, phase: str) -> None:
         """Note the generators' states at a moment of the step; `phase` is what draws from there on."""
@@ -339,9 +306,20 @@ def refuse_several_processes(world_size: int) -> None:
         raise UserError("several processes cannot be recorded", f"{world_size} processes train", fix)
 
 
-def _processes() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+def refuse_steps_outside(steps: frozenset[int], first: int, end: float) -> None:
+    """A step that training cannot reach is a mistake to be reported now, not after hours.
+
+    Raises:
+        UserError: a step is below `first`, or not below `end`.
+    """
+    for step in sorted(steps):
+        if step < first:
+            where = f"save_steps names {step}, and this run goes on at {first}"
+            raise UserError("a step to record is already trained", where, "Ask for later steps, or save_steps=none.")
+        if step >= end:
+            where = f"save_steps names {step}, training ends after {end:,.0f} batches, counted from 0"
+            more = "Train more batches (BATCHES, trainer.max_epochs, trainer.limit_train_batches)"
+            raise UserError("a step to record is never reached", where, f"{more} or ask for fewer steps.")
 
 
 def _version(package: str) -> str:

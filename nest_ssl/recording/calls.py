@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 
-Producer = tuple[int, str]  # index of the call whose output it is, and the path in that output
+# Index of the call that returned it, and the path in that output; on disk a list, as every sequence.
+Producer = Annotated[tuple[int, str], Field(strict=False)]
 
 
 @dataclass(slots=True)
@@ -28,6 +30,8 @@ class Call:
         grad_event: the place in the order in which backward reached the outputs; None where it never did.
         raised: whether it ended by an exception, with no output.
     """
+
+    __pydantic_config__ = ConfigDict(strict=True, arbitrary_types_allowed=True, revalidate_instances="always")
 
     index: int
     module: str

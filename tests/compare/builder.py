@@ -22,7 +22,9 @@ from nest_ssl.compare import FixedTolerance, compare_recordings
 from nest_ssl.compare.result import Comparison
 from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
+from nest_ssl.recording.index import sealed
 from nest_ssl.recording.reader import open_recording
+from nest_ssl.recording.tensors import describe_tensors
 from nest_ssl.recording.writer import RecordingWriter
 
 FEATURES, WIDTH, CODES, STRIDE = 4, 8, 5, 8
@@ -149,36 +151,41 @@ class Plan:
 def record(target: Path, plan: Plan | None = None) -> Path:
     """Train as `plan` says, and record every step into `target`."""
     plan = plan or Plan()
-    session = Session(RecordingWriter(target, overwrite=True), plan.steps, OUTPUTS, yaml.safe_dump(plan.config))
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(plan.seed)
-    session.mark("before_model")
-    model = plan.model()
-    plan.after_build(model)
-    session.mark("after_model")
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **plan.optimizer)
-    session.begin(model)
-    for step in plan.steps:
-        batch = batch_of(step)
-        plan.on_batch(step, batch)
-        session.batch(batch, step)
-        outputs = model.forward(**batch)
-        loss = model.loss(outputs[0], outputs[3], masks=outputs[2])
-        replaced = plan.on_loss(step, loss)
-        loss = loss if replaced is None else replaced
-        session.loss(loss)
-        optimizer.zero_grad()
-        loss.backward()
-        plan.on_gradients(step, model)
-        session.backward_done()
-        plan.before_step(step, model)
-        optimizer.step()
-        plan.after_step(step, model)
-        session.step_done(optimizer)
-    trainer = {"name": plan.name, "package": f"{plan.name}-ssl", "version": plan.version}
-    device = {"type": "cpu", "name": "a processor"}
-    session.finish(trainer=trainer, seed=plan.seed, flags=FLAGS, data=DATA, **{"device": device, **plan.index})
+    writer = RecordingWriter(target, overwrite=True)
+    with Session(writer, plan.steps, OUTPUTS, yaml.safe_dump(plan.config)) as session:
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(plan.seed)
+        session.mark("before_model")
+        model = plan.model()
+        plan.after_build(model)
+        session.mark("after_model")
+        optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **plan.optimizer)
+        session.begin(model)
+        for step in plan.steps:
+            _train_step(plan, session, step, model, optimizer)
+        trainer = {"name": plan.name, "package": f"{plan.name}-ssl", "version": plan.version}
+        facts = {"seed": plan.seed, "flags": FLAGS, "data": DATA, "device": {"type": "cpu", "name": "a processor"}}
+        session.finish(**{"trainer": trainer, **facts, **plan.index})
     return target
+
+
+def _train_step(plan: Plan, session: Session, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    batch = batch_of(step)
+    plan.on_batch(step, batch)
+    session.batch(batch, step)
+    outputs = model.forward(**batch)
+    loss = model.loss(outputs[0], outputs[3], masks=outputs[2])
+    replaced = plan.on_loss(step, loss)
+    loss = loss if replaced is None else replaced
+    session.loss(loss)
+    optimizer.zero_grad()
+    loss.backward()
+    plan.on_gradients(step, model)
+    session.backward_done()
+    plan.before_step(step, model)
+    optimizer.step()
+    plan.after_step(step, model)
+    session.step_done(optimizer)
 
 
 def batch_of(step: int) -> dict[str, Tensor]:
@@ -201,7 +208,7 @@ def edit_tensors(recording: Path, name: str, change: Callable[[Any], Any]) -> No
 def edit_index(recording: Path, change: Callable[[dict[str, Any]], None]) -> None:
     index = json.loads((recording / files.INDEX).read_text())
     change(index)
-    (recording / files.INDEX).write_text(json.dumps(index))
+    (recording / files.INDEX).write_text(json.dumps(sealed(index)))
 
 
 def edit_config(recording: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -217,9 +224,16 @@ def remove(recording: Path, name: str) -> None:
 
 
 def reindex(recording: Path, name: str) -> None:
+    """Make the index agree with a file that was edited, as whoever forges a recording would."""
     data = (recording / name).read_bytes()
     entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    edit_index(recording, lambda index: index["files"].update({name: entry}))
+
+    def update(index: dict[str, Any]) -> None:
+        index["files"][name] = entry
+        if name in index["tensors"]:
+            index["tensors"][name] = describe_tensors(torch.load(recording / name, weights_only=True))
+
+    edit_index(recording, update)
 
 
 def judge(reference: Path, candidate: Path, atol: float = 1e-5, rtol: float = 1e-5, **options: Any) -> Comparison:

@@ -44,26 +44,17 @@ class CallObserver:
     `model(...)`. Its name is the empty string. `draws` is asked to close a stretch at every start and end of a call.
     """
 
-    def __init__(self, root: nn.Module, draws: DrawObserver) -> None:
+    def __init__(self, root: nn.Module, draws: DrawObserver | None = None) -> None:
         self.root = root
-        self.draws = draws
+        self.draws = draws or DrawObserver("training_step")
         self._forward, self._later = _Sequence(), _Sequence()
         self._now = self._forward
+        self.calls, self.later = self._forward.calls, self._later.calls  # of the forward; begun after the loss
         self._copies = Copies()
         self._hooks: dict[nn.Module, tuple[RemovableHandle, RemovableHandle]] = {}
         self._tensor_hooks: list[RemovableHandle] = []
         self._own_forward: dict[str, Any] = {}
         self._gradients = 0  # calls that backward has reached
-
-    @property
-    def calls(self) -> list[Call]:
-        """The calls of the forward."""
-        return self._forward.calls
-
-    @property
-    def later(self) -> list[Call]:
-        """Calls that began after the loss."""
-        return self._later.calls
 
     def attach(self) -> CallObserver:
         """Register the hooks; until `detach` every call is recorded."""
@@ -80,8 +71,8 @@ class CallObserver:
         """Keep the calls that begin from here on apart."""
         self._now = self._later
 
-    def detach(self) -> None:
-        """Remove every hook, also those on tensors that live on."""
+    def detach(self) -> list[Call]:
+        """Remove every hook, also those on tensors that live on; returns the calls of the forward."""
         for handle in [handle for pair in self._hooks.values() for handle in pair] + self._tensor_hooks:
             handle.remove()
         self._hooks.clear()
@@ -89,6 +80,11 @@ class CallObserver:
         self.root.__dict__.pop("forward", None)
         self.root.__dict__.update(self._own_forward)
         self._copies = Copies()
+        for sequence in (self._forward, self._later):
+            for call, _ in sequence.open:  # something else than an exception went through it
+                call.end, call.raised = sequence.events, True
+            sequence.open.clear()
+        return self.calls
 
     def _make_hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -125,18 +121,11 @@ class CallObserver:
             hooks[handle.id] = hooks.pop(handle.id)
 
     def _start(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        now = self._now
-        self._count_event(now)
-        call = Call(
-            index=len(now.calls),
-            module=name,
-            call=now.counts[name],
-            training=module.training,
-            args=self._copies.keep(args),
-            arg_names=_positional_names(type(module), len(args)),
-            kwargs=self._copies.keep(kwargs),
-            start=now.events - 1,
-        )
+        now, keep = self._now, self._copies.keep
+        event = self._count_event(now)
+        names = _positional_names(type(module), len(args))
+        place = len(now.calls), name, now.counts[name], module.training
+        call = Call(*place, keep(args), names, keep(kwargs), start=event)
         call.producers = self._copies.producers(call.inputs) if now is self._forward else {}
         now.counts[name] += 1
         now.calls.append(call)
@@ -146,12 +135,12 @@ class CallObserver:
         now = self._now
         if all(call.module != name for call, _ in now.open):
             return  # it never started: another hook raised before ours
-        self._count_event(now)
+        event = self._count_event(now)
         if not name and now is self._forward:
             self.draws.enter("loss")
         while True:
             call, error_before = now.open.pop()
-            call.end = now.events - 1
+            call.end = event
             call.raised = call.module != name or sys.exc_info()[1] is not error_before
             if call.module == name:
                 break
@@ -165,10 +154,12 @@ class CallObserver:
                 handle = tensor.register_hook(self._gradient_hook(call, path))  # type: ignore[no-untyped-call]
                 self._tensor_hooks.append(handle)
 
-    def _count_event(self, now: _Sequence) -> None:
+    def _count_event(self, now: _Sequence) -> int:
+        """The number of this start or end."""
         if now is self._forward:  # later it is backward that draws: checkpointing rewinds the generators and returns
             self.draws.close(now.open[-1][0] if now.open else None, now.events)
         now.events += 1
+        return now.events - 1
 
     def _gradient_hook(self, call: Call, path: str) -> Callable[[torch.Tensor], None]:
         def hook(gradient: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ class Copies:
     """Keeps values as builtins with CPU tensors, and remembers which call returned which of them.
 
     One module's output is the next one's input, so a tensor that is seen again is kept again only if its bits have
-    changed since. They are compared, each time: an address is reused after a tensor dies, and an edit through ``.data``
+    changed since. They are compared each time: an address is reused after a tensor dies, and an edit through ``.data``
     leaves no trace in a tensor's version. Comparing costs less than copying, which also has to find the memory.
     """
 
@@ -30,22 +30,21 @@ class Copies:
         return to_builtins(value, self.copy)
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        seen, kept = self._kept.get(id(tensor), (None, None))
-        if seen is not None and seen() is tensor and kept is not None and same_bits(tensor, kept):
-            return kept
-        kept = copy_to_cpu(tensor)
-        self._kept[id(tensor)] = (weakref.ref(tensor), kept)
-        return kept
+        seen = self._kept.get(id(tensor))
+        if seen is not None and seen[0]() is tensor and same_bits(tensor, seen[1]):
+            return seen[1]
+        copied = copy_to_cpu(tensor)
+        self._kept[id(tensor)] = weakref.ref(tensor), copied
+        return copied
 
     def returned(self, kept: Any, call: int) -> None:
         """Note that `kept`, from `keep`, is what the call with index `call` returned."""
         for path, tensor in tensors(kept):
-            self._returned[id(tensor)] = (tensor, (call, path))  # with the tensor, or its address could be reused
+            self._returned[id(tensor)] = tensor, (call, path)  # with the tensor, or its address could be reused
 
     def producers(self, kept: dict[str, Any]) -> dict[str, Producer]:
         """For each tensor in `kept`, by its path, the call that returned it last, if any did."""
-        found = ((path, self._returned.get(id(tensor))) for path, tensor in tensors(kept))
-        return {path: entry[1] for path, entry in found if entry is not None}
+        return {path: self._returned[id(t)][1] for path, t in tensors(kept) if id(t) in self._returned}
 
 
 def copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
@@ -61,6 +60,5 @@ def same_bits(tensor: torch.Tensor, kept: torch.Tensor) -> bool:
     if here.dtype.is_complex:
         here, kept = torch.view_as_real(here.resolve_conj()), torch.view_as_real(kept.resolve_conj())
     if here.dtype.is_floating_point:
-        bits = _INTEGER_OF[here.dtype.itemsize]
-        here, kept = here.view(bits), kept.view(bits)
+        here, kept = (value.view(_INTEGER_OF[value.dtype.itemsize]) for value in (here, kept))
     return torch.equal(here, kept)

@@ -47,24 +47,25 @@ class DrawObserver:
     def charge(self, phase: str, call: Call | None = None) -> None:
         """End the stretch, drawn by `call`, or by `phase` where there is none; then go on as before."""
         before, self._present = self._present, read_states()
+        module, number, index = (None, None, None) if call is None else (call.module, call.call, call.index)
         for generator, state in self._present.items():
             old = before.get(generator, state)
             if state == old:
                 continue
             started = self._digests.get(generator) or digest(generator, old)
-            self._digests[generator] = digest(generator, state)
-            if call is not None and started not in self.states.setdefault(generator, {}):
-                whole = torch.frombuffer(bytearray(state_bytes(generator, old)), dtype=torch.uint8)
-                self.states[generator][started] = whole
+            ended = self._digests[generator] = digest(generator, state)
             entry = DrawEntry(
                 phase=phase if call is None else "forward",
-                module=None if call is None else call.module,
-                call=None if call is None else call.call,
-                index=None if call is None else call.index,
+                module=module,
+                call=number,
+                index=index,
                 event=self._event,
                 generator=generator,
                 draws=words_between(generator, old, state),
                 before=started,
-                after=self._digests[generator],
+                after=ended,
             )
             self.entries.append(entry)
+            if call is not None and started not in self.states.setdefault(generator, {}):
+                whole = torch.frombuffer(bytearray(state_bytes(generator, old)), dtype=torch.uint8)
+                self.states[generator][started] = whole

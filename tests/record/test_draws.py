@@ -1,4 +1,4 @@
-"""The ledger counts draws exactly, charges them to whoever drew, reads states only, and sleeps on unrecorded steps."""
+"""Draws are counted exactly and charged to whoever drew; states are only read, and not on unrecorded steps."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader
 from nest_ssl.base import rng
 from nest_ssl.base.rng import digest, read_states, rng_digests, words_between
 from nest_ssl.record.lightning import Recorder
-from nest_ssl.record.observers import draws as ledger_module
-from nest_ssl.record.observers.calls import CallCapture
-from nest_ssl.record.observers.draws import Ledger
+from nest_ssl.record.observers import draws as draws_module
+from nest_ssl.record.observers.calls import CallObserver
+from nest_ssl.record.observers.draws import DrawObserver
+from nest_ssl.recording.calls import Call
+from nest_ssl.recording.index import DrawEntry
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.recording.writer import RecordingWriter
 
@@ -36,11 +38,11 @@ def _seeded() -> None:
 
 def drawn(draw: Callable[[], Any]) -> dict[str, int | None]:
     """What `draw` draws, by generator."""
-    ledger = Ledger("here")
+    draws = DrawObserver("here")
     draw()
-    ledger.enter("there")
-    assert {entry["stage"] for entry in ledger.entries} <= {"here"}
-    return {entry["generator"]: entry["draws"] for entry in ledger.entries}
+    draws.enter("there")
+    assert {entry.phase for entry in draws.entries} <= {"here"}
+    return {entry.generator: entry.draws for entry in draws.entries}
 
 
 def stepped(generator: str, before: Any, after: Any) -> int:
@@ -164,7 +166,7 @@ def test_a_gpus_offset_says_it_outright() -> None:
 
 def test_reading_draws_nothing() -> None:
     before = rng_digests()
-    Ledger("x").enter("y")
+    DrawObserver("x").enter("y")
     assert rng_digests() == before
 
 
@@ -198,21 +200,25 @@ class Root(nn.Module):
         return self.nested(x) + random.random()
 
 
-def watched() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    root, ledger = Root(), Ledger("fetch")
+def watched() -> tuple[DrawObserver, list[Call]]:
+    root, draws = Root(), DrawObserver("fetch")
     np.random.uniform()
-    ledger.enter("training_step")
-    capture = CallCapture(root, ledger).attach()
+    draws.enter("training_step")
+    observer = CallObserver(root, draws).attach()
     torch.rand(5)
     root.forward(torch.ones(3))
     torch.rand(6)
-    ledger.enter("backward")
-    return ledger.entries, capture.detach()
+    draws.enter("backward")
+    return draws, observer.detach()
+
+
+def who(entry: DrawEntry) -> str:
+    return entry.phase if entry.module is None else f"{entry.module}#{entry.call}"
 
 
 def test_the_innermost_open_call_is_charged() -> None:
-    entries, _ = watched()
-    assert [(e["stage"], e["generator"], e["draws"]) for e in entries] == [
+    draws, _ = watched()
+    assert [(who(entry), entry.generator, entry.draws) for entry in draws.entries] == [
         ("fetch", "numpy", 2),
         ("training_step", "torch_cpu", 5),
         ("nested#0", "torch_cpu", 1),
@@ -223,23 +229,35 @@ def test_the_innermost_open_call_is_charged() -> None:
         ("#0", "python", 2),
         ("loss", "torch_cpu", 6),
     ]
+    assert {entry.phase for entry in draws.entries if entry.module is not None} == {"forward"}
 
 
 def test_entries_point_into_the_list_of_calls() -> None:
-    entries, calls = watched()
-    for entry in entries:
-        if entry["index"] is not None:
-            call = calls[entry["index"]]
-            assert entry["stage"] == f"{call['module']}#{call['call']}"
+    draws, calls = watched()
+    for entry in draws.entries:
+        if entry.index is not None:
+            assert who(entry) == calls[entry.index].name
     # 0 root starts, 1 nested starts, 2 child starts, 3 ends, 4 silent starts, 5 ends, 6 child starts, 7 ends, ...
-    assert [entry["event"] for entry in entries] == [0, 0, 2, 3, 6, 7, 8, 9, 10]
+    assert [entry.event for entry in draws.entries] == [0, 0, 2, 3, 6, 7, 8, 9, 10]
+    assert (calls[2].name, calls[2].start, calls[2].end) == ("nested.child#0", 2, 3), "the same numbers as the calls'"
 
 
 def test_states_form_a_chain() -> None:
-    entries, _ = watched()
-    chain = [entry for entry in entries if entry["generator"] == "torch_cpu"]
-    assert all(a["after"] == b["before"] for a, b in itertools.pairwise(chain))
-    assert chain[-1]["after"] == rng_digests()["torch_cpu"] == digest("torch_cpu", read_states()["torch_cpu"])
+    draws, _ = watched()
+    chain = [entry for entry in draws.entries if entry.generator == "torch_cpu"]
+    assert all(a.after == b.before for a, b in itertools.pairwise(chain))
+    assert chain[-1].after == rng_digests()["torch_cpu"] == digest("torch_cpu", read_states()["torch_cpu"])
+
+
+def test_the_whole_state_from_which_a_call_drew_is_kept() -> None:
+    """Put back, it gives the call's numbers again, whatever was drawn since."""
+    draws, calls = watched()
+    child = next(entry for entry in draws.entries if entry.module == "nested.child" and entry.call == 1)
+    torch.set_rng_state(draws.states["torch_cpu"][child.before])
+    x = calls[child.index or 0].args[0]
+    assert torch.equal(x + torch.rand(3), calls[child.index or 0].output)
+    kept = {(generator, state) for generator, states in draws.states.items() for state in states}
+    assert kept == {(entry.generator, entry.before) for entry in draws.entries if entry.module is not None}
 
 
 def test_a_call_that_raised_is_not_charged_for_the_rest() -> None:
@@ -258,15 +276,18 @@ def test_a_call_that_raised_is_not_charged_for_the_rest() -> None:
             return x + torch.rand(1)
 
     caught = Caught()
-    ledger = Ledger("training_step")
-    CallCapture(caught, ledger).attach()
+    draws = DrawObserver("training_step")
+    CallObserver(caught, draws).attach()
     caught.forward(torch.ones(3))
     torch.rand(2)
-    ledger.enter("backward")
-    assert [(e["stage"], e["draws"]) for e in ledger.entries] == [("#0", 1), ("loss", 2)]
+    draws.enter("backward")
+    assert [(who(entry), entry.draws) for entry in draws.entries] == [("#0", 1), ("loss", 2)]
 
 
 # --- in a Trainer
+
+
+TRAINER = {"name": "net", "package": "net", "version": "1"}
 
 
 class Net(LightningModule):
@@ -309,40 +330,42 @@ def train(target: Path, steps: frozenset[int] | None, epochs: int = 2) -> Record
     trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
                       enable_progress_bar=False, enable_model_summary=False, callbacks=[recorder])  # fmt: skip
     trainer.fit(net)
-    recorder.finish(trainer={"name": "net"})
+    recorder.finish(trainer=TRAINER)
     return open_recording(target)
 
 
-def stages(entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return [(entry["stage"], entry["generator"]) for entry in entries]
+def ledger_of(recording: Recording, step: int) -> list[DrawEntry]:
+    ledger = recording.step(step).rng().ledger
+    assert ledger is not None
+    return ledger
 
 
-def test_the_stages_of_training(tmp_path: Path) -> None:
+def test_the_phases_of_training(tmp_path: Path) -> None:
     recording = train(tmp_path / "run", None)
-    before = recording.index["ledger"]
-    assert [(e["stage"], e["draws"]) for e in before] == [("model_construction", 5), ("fit_start", 2)]
-    first, last = recording.step(0).rng(), recording.step(2).rng()
+    before = recording.index.ledger or []
+    assert [(entry.phase, entry.draws) for entry in before] == [("model_construction", 5), ("fit_start", 2)]
+    first, last = ledger_of(recording, 0), ledger_of(recording, 2)
+    fetched = [("fetch", "python"), ("fetch", "torch_cpu")]
     rest = [("dropout#0", "torch_cpu"), ("loss", "torch_cpu"), ("optimizer_step", "torch_cpu")]
-    assert stages(first["ledger"]) == [("fetch", "python"), ("fetch", "torch_cpu"), *rest]
-    assert [e["draws"] for e in first["ledger"] if e["stage"] in ("fetch", "loss")] == [2, 2, 7]
+    assert [(who(entry), entry.generator) for entry in first] == [*fetched, *rest]
+    assert [entry.draws for entry in first if who(entry) in ("fetch", "loss")] == [2, 2, 7]
     # A new epoch: the validation's loader and its step, then the next epoch's base seed and order.
-    assert stages(last["ledger"]) == [
-        ("validation", "torch_cpu"), ("validation", "torch_cpu"), ("fetch", "python"), ("fetch", "torch_cpu"), *rest,
-    ]  # fmt: skip
-    assert [e["draws"] for e in last["ledger"]][:4] == [2, 11, 2, 4]
-    assert first["loader_workers"] == 0
+    validated = [("validation", "torch_cpu"), ("validation", "torch_cpu")]
+    assert [(who(entry), entry.generator) for entry in last] == [*validated, *fetched, *rest]
+    assert [entry.draws for entry in last][:4] == [2, 11, 2, 4]
+    assert recording.step(0).rng().loader_workers == 0
 
 
 def test_the_ledger_joins_the_boundaries(tmp_path: Path) -> None:
     recording = train(tmp_path / "run", None)
     for step in recording.steps:
-        rng_of = recording.step(step).rng()
-        after = {e["stage"]: e["after"] for e in rng_of["ledger"] if e["generator"] == "torch_cpu"}
-        assert rng_of["forward_done"]["torch_cpu"] == after["loss"]
-        assert rng_of["step_done"]["torch_cpu"] == after["optimizer_step"]
+        states = recording.step(step).rng().states
+        chain = [entry for entry in ledger_of(recording, step) if entry.generator == "torch_cpu"]
+        after = {who(entry): entry.after for entry in chain}
+        assert states["forward_done"]["torch_cpu"] == after["loss"]
+        assert states["step_done"]["torch_cpu"] == after["optimizer_step"]
         if step:
-            chain = [e for e in rng_of["ledger"] if e["generator"] == "torch_cpu"]
-            assert chain[0]["before"] == recording.step(step - 1).rng()["step_done"]["torch_cpu"]
+            assert chain[0].before == recording.step(step - 1).rng().states["step_done"]["torch_cpu"]
 
 
 def test_unrecorded_steps_are_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +377,7 @@ def test_unrecorded_steps_are_not_watched(tmp_path: Path, monkeypatch: pytest.Mo
             reads.append(1)
             return read_states()
 
-        monkeypatch.setattr(ledger_module, "read_states", counting)
+        monkeypatch.setattr(draws_module, "read_states", counting)
         train(tmp_path / str(len(steps)), steps)
         counts.append(len(reads))
     assert counts[1] == 4, "only before the steps: building the model, and the start of fit"
