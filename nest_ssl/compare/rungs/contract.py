@@ -158,7 +158,7 @@ def _note_sameness(sheet: Sheet, reference: Recording, candidate: Recording) -> 
     """Say when both sides are one recording, or when a side's modules are not its trainer's own."""
     if reference.path.resolve() == candidate.path.resolve():
         sheet.note("same_recording", how="folder")
-    elif reference.index.files == candidate.index.files:
+    elif reference.index == candidate.index:
         sheet.note("same_recording", how="files")
     for side, recording in (("reference", reference), ("candidate", candidate)):
         trainer = recording.index.trainer
