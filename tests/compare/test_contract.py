@@ -253,7 +253,7 @@ def test_the_same_data_at_another_absolute_path(reference: Path, tmp_path: Path,
         assert "data.train.manifests" in [note["path"] for note in noted(comparison, "setting")]
 
 
-# --- both sides one recording, or not what the label says ---------------------------------------------------------------
+# --- both sides one recording, or not what the label says -------------------------------------------------------------
 
 
 def test_the_same_folder_and_a_link_to_it_are_said(reference: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two recordings of a model that is not ours, in a loop that is not ours: batches are pairs, the model returns one tensor."""
+"""Recordings of a model and a loop that are not ours: batches are pairs, the model returns one tensor."""
 
 from __future__ import annotations
 

@@ -35,7 +35,11 @@ def test_a_leaf_is_born_here(reference: Path, make: Make) -> None:
     assert first(comparison) == ("forward", 0, "encoder.layers.0.linear2", 0, "output")
     found = relations(comparison)
     assert found["encoder.layers.0.linear2", 0] == Relation.BORN
-    assert (found["encoder.layers.0", 0], found["encoder", 0], found["", 0]) == (Relation.INSIDE, Relation.INSIDE, Relation.INSIDE)
+    assert (found["encoder.layers.0", 0], found["encoder", 0], found["", 0]) == (
+        Relation.INSIDE,
+        Relation.INSIDE,
+        Relation.INSIDE,
+    )
     assert found["encoder.layers.1", 0] == found["decoder", 0] == Relation.CAME_IN
     assert ("encoder.layers.0.linear1", 0) not in found
     assert comparison.unexplained == []

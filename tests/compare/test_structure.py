@@ -163,7 +163,9 @@ def test_the_committed_list_is_readable() -> None:
     assert all(entry.reason for entry in load_declared(FILE))
 
 
-@pytest.mark.parametrize("text", ["- pattern: x", "- 3", "- {pattern: x, only_in: a, not_in: b, reason: 1}", "{", "3", "x: 1"])
+@pytest.mark.parametrize(
+    "text", ["- pattern: x", "- 3", "- {pattern: x, only_in: a, not_in: b, reason: 1}", "{", "3", "x: 1"]
+)
 def test_a_damaged_list_is_a_users_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "list.yaml").write_text(text)
     with pytest.raises(UserError):
