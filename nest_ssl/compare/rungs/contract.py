@@ -116,10 +116,13 @@ def _shown(sides: Sequence[Settings], same_batches: bool, hashed: bool) -> list[
 
 
 def _note_packages(sheet: Sheet, reference: Index, candidate: Index) -> None:
-    sides = [{k.lower().replace("-", "_"): v for k, v in index.packages.items()} for index in (reference, candidate)]
+    one_side, other_side = (
+        {name.lower().replace("-", "_"): version for name, version in index.packages.items()}
+        for index in (reference, candidate)
+    )
     differing = {
         name: [one, other]
-        for name, one, other in pairs(*sides)
+        for name, one, other in pairs(one_side, other_side)
         if ABSENT not in (one, other) and one != other and name not in _NUMERIC_PACKAGES
     }
     if differing:
@@ -130,7 +133,7 @@ def _note_packages(sheet: Sheet, reference: Index, candidate: Index) -> None:
 def _note_machines(sheet: Sheet, reference: Index, candidate: Index) -> None:
     indexes = (reference, candidate)
     containers = [index.container or {} for index in indexes]
-    facts = {
+    facts: dict[str, list[Any]] = {
         "python": [".".join(index.python.split(".")[:2]) for index in indexes],
         "cpu_capability": [index.host.cpu_capability for index in indexes],
         "driver": [index.cuda.driver for index in indexes],
@@ -155,7 +158,7 @@ def _note_sameness(sheet: Sheet, reference: Recording, candidate: Recording) -> 
     """Say when both sides are one recording, or when a side's modules are not its trainer's own."""
     if reference.path.resolve() == candidate.path.resolve():
         sheet.note("same_recording", how="folder")
-    elif reference.index.files == candidate.index.files:
+    elif reference.index == candidate.index:
         sheet.note("same_recording", how="files")
     for side, recording in (("reference", reference), ("candidate", candidate)):
         trainer = recording.index.trainer

@@ -197,8 +197,8 @@ def _draw(sheet: Sheet, generator: str, reference: _Chain, candidate: _Chain, fa
 
 def _spot(sheet: Sheet, generator: str, entry: _Entry) -> Spot:
     """When and where; a loader draws its order, with torch, before it makes the first batch."""
-    around = ("training_step", "loss")  # the code around the model's own forward
-    phase = Phase.FORWARD if entry.stage.phase in around else Phase[entry.stage.phase.upper()]
+    name = entry.stage.phase.upper()
+    phase = Phase.FORWARD if name == "LOSS" else Phase.__members__.get(name, Phase.FORWARD)  # the code around it, too
     late = phase == Phase.FETCH and not generator.startswith("torch")
     module = entry.stage.module
     address = Address(Kind.DRAW, module, None if module is None else entry.stage.call, generator)

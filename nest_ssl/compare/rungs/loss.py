@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from nest_ssl.compare.comparison import Losses
@@ -20,5 +22,8 @@ def compare_loss(sheet: Sheet, reference: StepFiles, candidate: StepFiles) -> Lo
     one, other = flatten(reference.loss()), flatten(candidate.loss())
     sheet.table("losses", one, other, Phase.LOSS, lambda name: Address(Kind.LOSS, slot=name))
     sheet.need_tensor(one, other)
-    values = (side.get("loss") for side in (one, other))
-    return Losses(sheet.step, *(float(v) if isinstance(v, Tensor) and v.numel() == 1 else None for v in values))
+    values = [side.get("loss") for side in (one, other)]
+    losses = [float(v) if isinstance(v, Tensor) and v.numel() == 1 else None for v in values]
+    if not any(loss is not None and math.isfinite(loss) for loss in losses):
+        sheet.note("loss_not_finite", step=sheet.step)  # the same on both sides, and little is proved by it
+    return Losses(sheet.step, *losses)
