@@ -64,9 +64,9 @@ def _hints(comparison: Comparison) -> list[Text]:
     texts: list[Text] = [(explanation.sentence,) for explanation in weak[:1]]
     texts += [say("hint.weak_too", steps=counted(len(weak) - 1, "steps"))] if len(weak) > 1 else []
     sides = [(loss.step, (loss.reference, loss.candidate)) for loss in comparison.losses]
-    nan = [step for step, pair in sides if all(loss is not None and math.isnan(loss) for loss in pair)]
-    nan = [step for step in nan if step not in {explanation.step for explanation in weak}]
-    texts += [say("hint.loss_nan", steps=steps_text(nan))] if nan else []
+    lost = [step for step, pair in sides if all(loss is not None and not math.isfinite(loss) for loss in pair)]
+    lost = [step for step in lost if step not in {explanation.step for explanation in weak}]
+    texts += [say("hint.loss_not_finite", steps=steps_text(lost))] if lost else []
     if comparison.steps and any(found.address.slot == "steps" for found in comparison.rung("contract").findings):
         option = ",".join(map(str, comparison.steps))
         texts.append(say("hint.steps", steps=steps_text(comparison.steps), option=option))
