@@ -1,6 +1,6 @@
 """Records a training run of any torch model in any loop.
 
-    with recording(model, "outputs/mine", steps=[0, 1], output_names=("logits",)) as r:
+    with recording(model, "outputs/run", steps=[0, 1], output_names=("logits",)) as r:
         for inputs, targets in loader:
             r.batch((inputs, targets))
             loss = criterion(model(inputs), targets)
@@ -183,9 +183,9 @@ class Session:
         """The batch is done with. What is drawn from here on makes the next one.
 
         Args:
-            optimizer: whose state to record.
+            optimizer: to record the state of.
             stepped: whether it made a step with this batch (under accumulation it does not with each).
-            loader_workers: processes beside this one that load data, with generators of their own that nobody watches.
+            loader_workers: processes beside this one that load data, with generators of their own, not watched.
         """
         step = self._step
         if step:

@@ -105,7 +105,7 @@ class CallObserver:
         self.root.__dict__["forward"] = forward
 
     def _come_last(self, module: nn.Module) -> None:
-        """Hooks run in the order of registration, and what one behind ours changed would seem to come from nowhere."""
+        """Hooks run in the order of registration; what a later one changed would seem to come from nowhere."""
         for handle, hooks in zip(self._hooks[module], (module._forward_pre_hooks, module._forward_hooks), strict=True):
             hooks[handle.id] = hooks.pop(handle.id)
 
@@ -125,7 +125,7 @@ class CallObserver:
     def _end(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         now = self._now
         if all(call.module != name for call, _ in now.open):
-            return  # it never started: another hook raised before ours
+            return  # it never started: another hook raised first
         event = self._count_event(now)
         if not name and now is self._forward:
             self.draws.enter("loss")
@@ -147,7 +147,7 @@ class CallObserver:
 
     def _count_event(self, now: _Sequence) -> int:
         """The number of this start or end."""
-        if now is self._forward:  # later it is backward that draws: checkpointing rewinds the generators and returns
+        if now is self._forward:  # backward is one stretch: checkpointing rewinds the generators and returns
             self.draws.close(now.open[-1][0] if now.open else None, now.events)
         now.events += 1
         return now.events - 1
