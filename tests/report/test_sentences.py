@@ -40,7 +40,7 @@ def said(comparison: Comparison) -> dict[str, Any]:
 
 
 def without_numbers(tree: dict[str, Any]) -> dict[str, Any]:
-    """Numbers are N, one of a thing is several, and how many rungs and stages follow depends on them."""
+    """Numbers are N, and one of a thing is several of it."""
 
     def change(text: str) -> str:
         text = re.sub(r"\b\d[\d,.]*(e[-+]\d+)?", "N", text)
@@ -117,7 +117,12 @@ def another_batch(step: int, batch: dict[str, Tensor]) -> None:
 
 
 def noisy(step: int, batch: dict[str, Tensor]) -> None:
-    batch["audio"] += torch.randn(batch["audio"].shape)
+    batch["audio"] += torch.rand(1)
+
+
+def scaled(model: Any) -> None:
+    block = model.encoder.layers[1]
+    block.forward = ScaledBlock.forward.__get__(block)
 
 
 PLANTED: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
@@ -125,12 +130,7 @@ PLANTED: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "rewrite": (on_model(in_double), {"atol": 1e-4}),
     "leaf": (on_model(without_bias), {}),
     "own code after": (on_model(lambda model: setattr(model.encoder.layers[1], "factor", 0.5001)), {}),
-    "own code between": (
-        on_model(
-            lambda model: setattr(block := model.encoder.layers[1], "forward", ScaledBlock.forward.__get__(block))
-        ),
-        {},
-    ),
+    "own code between": (on_model(scaled), {}),
     "own forward": ({"model": OtherFlow}, {}),
     "two births": (on_model(two_births), {}),
     "grown": (on_model(lambda model: setattr(model.encoder.layers[0].norm, "eps", 1.01e-5)), {"atol": 4e-6, "rtol": 0}),
