@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 import yaml
@@ -91,6 +91,15 @@ def load_tensors(source: Path | BinaryIO, where: str = "", mapped: bool = False)
             raise UserError("not a file of weights, or a damaged one", where, ANOTHER_FILE) from error
 
 
+class _Loader(yaml.CSafeLoader):
+    """Dates stay text, as in OmegaConf: nothing but JSON's types comes out."""
+
+    yaml_implicit_resolvers: ClassVar[Any] = {
+        letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for letter, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def load_yaml(text: bytes | str, where: str) -> Any:
     """YAML in builtins: without aliases and tags, which could make a small file endless, nor deep nesting.
 
@@ -99,7 +108,7 @@ def load_yaml(text: bytes | str, where: str) -> Any:
     """
     depth, reason = 0, "it is nested too deep"
     try:
-        for event in yaml.parse(text, yaml.CSafeLoader):
+        for event in yaml.parse(text, _Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
                 reason = f"it has an alias or a tag in line {getattr(event.start_mark, 'line', 0) + 1}"
@@ -107,7 +116,7 @@ def load_yaml(text: bytes | str, where: str) -> Any:
             if depth > DEEPEST:
                 break
         else:
-            return yaml.load(text, yaml.CSafeLoader)
+            return yaml.load(text, _Loader)
     except (yaml.YAMLError, *READER_ERRORS) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
     raise UserError("not YAML that can be read", f"{where}: {reason}", ANOTHER_FILE)
