@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nest_ssl.compare.result import DRAWN_ELSEWHERE, Comparison
 from nest_ssl.recording import layout as files
-from nest_ssl.report.markdown import render_markdown
+from nest_ssl.report.write import report_text
 from tests.compare.builder import STRIDE, Plan, batch_of, edit_index, first, judge, record, reindex, statuses
 
 Make = Callable[..., Path]
@@ -300,7 +300,7 @@ def test_older_recordings_are_judged_by_their_states(copy: Path, make: Make, bot
     assert comparison.verdict == "identical"
     assert statuses(comparison)["draws"] == "identical"
     assert any("has no ledger" in note for note in comparison.notes) is not both
-    assert "## Random draws" not in render_markdown(comparison)
+    assert "## Random draws" not in report_text(comparison)
 
 
 def test_older_recordings_name_the_boundary(copy: Path, make: Make) -> None:

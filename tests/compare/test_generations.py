@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nest_ssl.report.json_report import as_tree
-from nest_ssl.report.markdown import render_markdown
+from nest_ssl.report.render.json import as_tree
+from nest_ssl.report.write import report_text
 from tests.compare.builder import edit_config, edit_index, first, judge
 
 
@@ -85,8 +85,8 @@ def test_one_generation_or_an_unknown_one_is_no_difference(sides: Sides, ours: A
 
 def test_the_report_lists_what_is_known(sides: Sides) -> None:
     comparison = judge(*sides(OLD, NEW, "nemo"))
-    text = render_markdown(comparison)
+    text = report_text(comparison)
     assert "## Known to have changed between NeMo 2.4 and 3.0" in text
     assert "| padding | `preprocessor` | about padding | reflect | constant |" in text
-    assert [entry["name"] for entry in as_tree(comparison)["known_differences"]] == ["mixing", "padding", "late"]
-    assert "Known to have changed" not in render_markdown(judge(*[Path(comparison.reference.path)] * 2))
+    assert [entry.name for entry in as_tree(comparison)["known_differences"]] == ["mixing", "padding", "late"]
+    assert "Known to have changed" not in report_text(judge(*[Path(comparison.reference.path)] * 2))
