@@ -11,9 +11,12 @@ STATES = ("batch_ready", "forward_done", "backward_done", "step_done")
 
 
 def upgrade_index(index: dict[str, Any]) -> dict[str, Any]:
-    """`recording.json`: the trainer has the class of the model too."""
-    rest = {key: value for key, value in index.items() if key != "model_class"}
-    return rest | {"ledger": upgrade_ledger(index.get("ledger"))}
+    """`recording.json`: the class of the model stood beside the trainer."""
+    upgraded = {**index, "ledger": upgrade_ledger(index.get("ledger"))}
+    model_class = upgraded.pop("model_class", "")
+    if isinstance(index.get("trainer"), dict):
+        upgraded["trainer"] = {"class": model_class, **index["trainer"]}
+    return upgraded
 
 
 def upgrade_ledger(ledger: Any) -> Any:

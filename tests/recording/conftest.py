@@ -72,15 +72,16 @@ def either(request: pytest.FixtureRequest, whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(SCHEMA1 if request.param == 1 else whole, tmp_path / "damaged"))
 
 
-def read_all(path: Path, verify: bool = True) -> dict[str, Any]:
-    """Everything in a recording by place; tensors as digests."""
+def read_all(path: Path, verify: bool = True, only: str = "") -> dict[str, Any]:
+    """Everything in a recording by place, or besides the index one file of a step; tensors as digests."""
     recording = open_recording(path, verify)
     parts: dict[str, Any] = {
         "index": recording.index.model_dump(exclude={"sha256"}),
         "config": recording.config,
         "structure": recording.structure.model_dump(),
-        "initial": recording.initial_weights(),
     }
+    if only in ("", files.INITIAL_WEIGHTS):
+        parts["initial"] = recording.initial_weights()
     for number in recording.steps:
         step = recording.step(number)
         read: dict[str, Callable[[], Any]] = {
@@ -89,15 +90,19 @@ def read_all(path: Path, verify: bool = True) -> dict[str, Any]:
             files.GENERATOR_STATES: step.generator_states, files.RNG: lambda step=step: step.rng().model_dump(),
             files.CALLS: lambda step=step: [c.as_builtins() for c in [*step.calls(), *step.later_calls()]],
         }  # fmt: skip
-        parts |= {f"{number}/{name}": method() for name, method in read.items() if step.has(name)}
+        parts |= {
+            f"{number}/{name}": method()
+            for name, method in read.items()
+            if step.has(name) and (not only or only == f"{step.folder}/{name}")
+        }
     flat = leaves(parts)
     return {place: tensor_digest(leaf) if isinstance(leaf, torch.Tensor) else leaf for place, leaf in flat}
 
 
-def refused(path: Path, verify: bool = True) -> str | None:
-    """The one line with which it is refused; None where all of it is read."""
+def refused(path: Path, verify: bool = True, only: str = "") -> str | None:
+    """The one line with which it is refused; None where all of it, or of one file, is read."""
     try:
-        read_all(path, verify)
+        read_all(path, verify, only)
     except UserError as error:
         line = str(error)
         assert "\n" not in line and str(path) in line and line.endswith("Record it again (make nemo, make nest).")

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a recording is one line that names it; nothing hangs, fills the memory or ends in a traceback."""
+"""Whatever is wrong with a recording is one line that names it: nothing hangs, fills the memory or is a traceback."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import yaml
 from nest_ssl.base.errors import UserError
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.reader import load_builtins, open_recording
+from nest_ssl.recording.tensors import check_storable
 
 from .conftest import places, put, read_all, refused, replace, seal
 
@@ -44,16 +45,17 @@ WRONG = [
     {"a": 1},
 ]
 TENSOR_FILES = [files.INITIAL_WEIGHTS, *(f"step_0/{name}" for name in (
-    files.BATCH, files.FORWARD_OUTPUT, files.LOSS, files.GRADIENTS, files.WEIGHTS, files.OPTIMIZER, files.CALLS))]  # fmt: skip
+    files.BATCH, files.FORWARD_OUTPUT, files.LOSS, files.GRADIENTS, files.WEIGHTS, files.OPTIMIZER,
+    files.CALLS))]  # fmt: skip
 ALL_FILES = [files.CONFIG, files.STRUCTURE, f"step_0/{files.RNG}", *TENSOR_FILES]
 
 
-def outcomes(path: Path, cases: list[Callable[[], None]]) -> tuple[int, int]:
+def outcomes(path: Path, cases: list[Callable[[], None]], only: str = "") -> tuple[int, int]:
     """Of many damages, each made anew: how many are refused, how many read as something sound."""
     counted = [0, 0]
     for case in cases:
         case()
-        counted[refused(path) is None] += 1
+        counted[refused(path, only=only) is None] += 1
     return counted[0], counted[1]
 
 
@@ -77,16 +79,19 @@ def test_any_field_of_the_index(either: Path) -> None:
             either / files.INDEX
         ).write_text(json.dumps(index))
 
-    cases = [(field, chosen.choice(WRONG)) for field in [*fields, *chosen.sample(some, 100)]]
-    refusals, sound = outcomes(either, [lambda f=f, w=w: mutate(f, w) for f, w in cases])  # type: ignore[misc]
-    assert refusals > 250 and sound > 5, (refusals, sound)
+    cases = [(field, chosen.choice(WRONG)) for field in [*chosen.sample(fields, 150), *chosen.sample(some, 30)]]
+    refusals, sound = outcomes(either, [lambda f=f, w=w: mutate(f, w) for f, w in cases], f"step_0/{files.LOSS}")  # type: ignore[misc]
+    assert refusals > 100 and sound > 2, (refusals, sound)
 
 
 @pytest.mark.parametrize(
     ("field", "wrong"),
-    [("git", True), ("packages", True), ("host", 1), ("device", [[]]), ("ledger", 5), ("generation", "x"), ("world_size", 0), ("world_size", None),
-     ("world_size", math.inf), ("steps", {"x": {}}), ("steps", {"-1": {}}), ("command", [0]), ("init_from", None), ("container", "x"), ("threads", []),
-     ("cuda", 1), ("data", []), ("rng", {"a": {"b": "c"}}), ("trainer", {"name": 1}), ("trainer", None), ("files", {}), ("unknown", 1),
+    [("git", True), ("packages", True), ("host", 1), ("device", [[]]), ("ledger", 5), ("generation", "x"),
+     ("world_size", 0), ("world_size", None),
+     ("world_size", math.inf), ("steps", {"x": {}}), ("steps", {"-1": {}}), ("command", [0]), ("init_from", None),
+      ("container", "x"), ("threads", []),
+     ("cuda", 1), ("data", []), ("rng", {"a": {"b": "c"}}), ("trainer", {"name": 1}), ("trainer", None), ("files",
+      {}), ("unknown", 1),
      ("tensors", {"../x": {}}), ("calls", {"0": [1]}), ("git", {"commit": []})],
 )  # fmt: skip
 def test_the_field_is_named(either: Path, field: str, wrong: Any) -> None:
@@ -115,7 +120,7 @@ def test_any_field_of_a_file_of_facts(either: Path, name: str) -> None:
 
     fields = [field for field in places(original) if field]
     cases = [(chosen.choice(fields), chosen.choice(WRONG)) for _ in range(40)]
-    refusals, sound = outcomes(either, [lambda f=f, w=w: mutate(f, w) for f, w in cases])  # type: ignore[misc]
+    refusals, sound = outcomes(either, [lambda f=f, w=w: mutate(f, w) for f, w in cases], name)  # type: ignore[misc]
     assert refusals > (0 if name == files.CONFIG else 20) and refusals + sound == 40
     for value in (None, 1, [], "x", {"a": {1: 2}} if name != files.CONFIG else [1]):
         replace(either, name, dump(value))
@@ -123,11 +128,15 @@ def test_any_field_of_a_file_of_facts(either: Path, name: str) -> None:
 
 
 ODD: list[Callable[[], Any]] = [
-    lambda: None, lambda: 1, lambda: "x", list, dict, lambda: {1: torch.ones(1)}, lambda: [None], lambda: torch.Size([1]), lambda: torch.float32,
-    lambda: torch.ones(2).to_sparse(), lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(1)]), lambda: b"x", lambda: 1j,
+    lambda: None, lambda: 1, lambda: "x", list, dict, lambda: {1: torch.ones(1)}, lambda: [None],
+    lambda: torch.Size([1]), lambda: torch.float32,
+    lambda: torch.ones(2).to_sparse(), lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(1)]),
+    lambda: b"x", lambda: 1j,
     lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8), lambda: torch.nn.Parameter(torch.ones(1)),
-    lambda: torch.ones(1, requires_grad=True), lambda: torch.ones(1, dtype=torch.complex64).conj(), lambda: torch.ones(1).expand(1 << 40),
-    lambda: torch.ones(1, device="meta"), lambda: torch.ones(0), lambda: torch.tensor(float("nan")), lambda: deep(300), lambda: endless(), lambda: shared(40),
+    lambda: torch.ones(1, requires_grad=True), lambda: torch.ones(1, dtype=torch.complex64).conj(),
+    lambda: torch.ones(1).expand(1 << 40),
+    lambda: torch.ones(1, device="meta"), lambda: torch.ones(0), lambda: torch.tensor(float("nan")),
+    lambda: deep(300), lambda: endless(), lambda: shared(40),
 ]  # fmt: skip
 
 
@@ -157,14 +166,6 @@ def saved(value: Any) -> bytes:
     return stream.getvalue()
 
 
-def described(value: Any) -> Any:
-    """What a forger can describe of it."""
-    try:
-        return {str(i): t for i, t in enumerate([value]) if t.layout is torch.strided and t.numel() < 99}
-    except (AttributeError, RuntimeError):
-        return {}
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TENSOR_FILES)
 def test_any_value_of_a_file_of_tensors(damaged: Path, name: str) -> None:
@@ -173,30 +174,31 @@ def test_any_value_of_a_file_of_tensors(damaged: Path, name: str) -> None:
     def mutate(field: tuple[Any, ...], odd: Any) -> None:
         value: Any = [torch.load(io.BytesIO(whole), weights_only=True)]
         put(value, (0, *field), odd)
+        content = saved(value[0])
         try:
-            replace(damaged, name, saved(value[0]), value[0])
-        except (
-            ValueError,
-            RuntimeError,
-            TypeError,
-            NotImplementedError,
-            MemoryError,
-        ):  # more than a forger can describe
-            replace(damaged, name, saved(value[0]))
+            check_storable(value[0], len(content))
+        except ValueError:  # more than a forger can describe
+            replace(damaged, name, content)
+        else:
+            replace(damaged, name, content, value[0])
 
     whole = (damaged / name).read_bytes()
     fields = list(places(original))
     cases = [((), make()) for make in ODD] + [(chosen.choice(fields), make()) for make in ODD]
-    refusals, sound = outcomes(damaged, [lambda f=f, o=o: mutate(f, o) for f, o in cases])  # type: ignore[misc]
+    refusals, sound = outcomes(damaged, [lambda f=f, o=o: mutate(f, o) for f, o in cases], name)  # type: ignore[misc]
     assert refusals > 0.6 * len(cases) and refusals + sound == len(cases), (refusals, sound)
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [(files.LOSS, torch.ones(1)), (files.LOSS, [torch.ones(1)]), (files.LOSS, {1: torch.ones(1)}), (files.LOSS, {"loss": 1.0}),
-     (files.OPTIMIZER, {"state": {}}), (files.OPTIMIZER, {"state": [], "param_groups": []}), (files.OPTIMIZER, {"state": {}, "param_groups": [1]}),
-     (files.OPTIMIZER, {"state": {}, "param_groups": [{"lr": 1}]}), (files.OPTIMIZER, {"state": {}, "param_groups": [{"params": [1]}]}),
-     (files.CALLS, {}), (files.CALLS, {"calls": 1}), (files.CALLS, {"calls": []}), (files.CALLS, []), (files.GRADIENTS, {"w": 1})],
+    [(files.LOSS, torch.ones(1)), (files.LOSS, [torch.ones(1)]), (files.LOSS, {1: torch.ones(1)}), (files.LOSS,
+     {"loss": 1.0}),
+     (files.OPTIMIZER, {"state": {}}), (files.OPTIMIZER, {"state": [], "param_groups": []}), (files.OPTIMIZER,
+      {"state": {}, "param_groups": [1]}),
+     (files.OPTIMIZER, {"state": {}, "param_groups": [{"lr": 1}]}), (files.OPTIMIZER, {"state": {},
+      "param_groups": [{"params": [1]}]}),
+     (files.CALLS, {}), (files.CALLS, {"calls": 1}), (files.CALLS, {"calls": []}), (files.CALLS, []),
+      (files.GRADIENTS, {"w": 1})],
 )  # fmt: skip
 def test_files_of_another_shape(damaged: Path, name: str, content: Any) -> None:
     replace(damaged, f"step_0/{name}", saved(content), content)
@@ -205,7 +207,8 @@ def test_files_of_another_shape(damaged: Path, name: str, content: Any) -> None:
 
 @pytest.mark.parametrize(
     ("key", "wrong"),
-    [("index", 7), ("index", "0"), ("module", 1), ("call", -1.5), ("arg_names", ["a", "b", "c"]), ("args", None), ("kwargs", {1: 2}), ("training", 1),
+    [("index", 7), ("index", "0"), ("module", 1), ("call", -1.5), ("arg_names", ["a", "b", "c"]), ("args", None),
+     ("kwargs", {1: 2}), ("training", 1),
      ("output_grads", {"0": 1}), ("module", "another"), ("unknown", 1), ("output_grads", None)],
 )  # fmt: skip
 def test_calls_whose_parts_do_not_fit(either: Path, key: str, wrong: Any) -> None:
@@ -256,7 +259,8 @@ def test_no_edit_of_the_index_is_unnoticed(whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '"x"', "null", '{"schema": "other/9"}', '{"schema": []}', "[" * 100_000, '{"a":' * 100_000, '{"schema": ' + "9" * 5000 + "}",
+    ["", "{", "[]", '"x"', "null", '{"schema": "other/9"}', '{"schema": []}', "[" * 100_000, '{"a":' * 100_000,
+     '{"schema": ' + "9" * 5000 + "}",
      "\ufeff{}", "\0", '{"schema": "nest-ssl-recording/1"}', '{"schema": "nest-ssl-recording/2"}', "\xff"],
 )  # fmt: skip
 def test_an_index_that_is_none(either: Path, text: str) -> None:
@@ -282,7 +286,7 @@ def test_names_of_files(damaged: Path, name: str) -> None:
 def test_a_flipped_bit(damaged: Path, name: str, verify: bool) -> None:
     """Without verifying all files, it is found in what is read, or is in no value."""
     original, whole, chosen = read_all(damaged), (damaged / name).read_bytes(), random.Random(name)
-    for _ in range(8):
+    for _ in range(4):
         content = bytearray(whole)
         content[chosen.randrange(len(content))] ^= 1 << chosen.randrange(8)
         (damaged / name).write_bytes(content)
@@ -294,7 +298,7 @@ def test_a_flipped_bit(damaged: Path, name: str, verify: bool) -> None:
             assert {place: read.get(place) for place in tensors} == tensors
 
 
-@pytest.mark.parametrize("name", ALL_FILES)
+@pytest.mark.parametrize("name", [files.CONFIG, files.STRUCTURE, files.INITIAL_WEIGHTS, f"step_0/{files.LOSS}"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "missing", "empty", "link out", "/dev/zero"])
 def test_no_regular_file(damaged: Path, name: str, kind: str, tmp_path: Path) -> None:
     path, content = damaged / name, (damaged / name).read_bytes()
@@ -340,9 +344,12 @@ def repacked(content: bytes, compression: int, data: bytes | None = None) -> byt
 
 @pytest.mark.parametrize(
     "content",
-    [b"\x80\x02]r\xff\xff\xff\x0f.", b"\x80\x02]r\xff\xff\xff\x7f.", b"\x80\x05\x96\0\0\0\0\x10\0\0\0.", b"\x80\x04\x8d\0\0\0\0\x10\0\0\0.",
-     b"\x80\x04X\xff\xff\xff\xffx.", b"cos\nsystem\n.", b"\x80\x04\x8c\x02os\x8c\x06system\x93.", b"\x80\x04}(K\x01K\x02u.", b"\x80\x02P1\n.", b"",
-     b"\x80\x04.", pickle.dumps(1, 0), b"\x80\x04" + b"(" * 9999 + b".", pickle.dumps(shared(40), 4), pickle.dumps(endless(), 4), pickle.dumps({"a": {1}}, 4)],
+    [b"\x80\x02]r\xff\xff\xff\x0f.", b"\x80\x02]r\xff\xff\xff\x7f.", b"\x80\x05\x96\0\0\0\0\x10\0\0\0.",
+     b"\x80\x04\x8d\0\0\0\0\x10\0\0\0.",
+     b"\x80\x04X\xff\xff\xff\xffx.", b"cos\nsystem\n.", b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+     b"\x80\x04}(K\x01K\x02u.", b"\x80\x02P1\n.", b"",
+     b"\x80\x04.", pickle.dumps(1, 0), b"\x80\x04" + b"(" * 9999 + b".", pickle.dumps(shared(40), 4),
+     pickle.dumps(endless(), 4), pickle.dumps({"a": {1}}, 4)],
 )  # fmt: skip
 def test_structures_that_are_bombs_or_code(damaged: Path, content: bytes) -> None:
     before = memory()
@@ -352,7 +359,8 @@ def test_structures_that_are_bombs_or_code(damaged: Path, content: bytes) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["a0: &a [x, x]\n" + "".join(f"b{n}: &b{n} [*a, *a]\n" for n in range(9)), "a: &a [*a]", "a: !!python/name:os.system", "[" * 20_000, "a: \0",
+    ["a0: &a [x, x]\n" + "".join(f"b{n}: &b{n} [*a, *a]\n" for n in range(9)), "a: &a [*a]",
+     "a: !!python/name:os.system", "[" * 20_000, "a: \0",
      "a: b: c", "- 1", "1", "", "a: !x 1"],
 )  # fmt: skip
 def test_configs_that_are_bombs_or_none(damaged: Path, text: str) -> None:

@@ -66,15 +66,14 @@ def test_events_and_producers() -> None:
 def row(index: int, module: str, end: int | None, args: list[torch.Tensor], output: object) -> dict[str, object]:
     names = [f"a{i}" for i in range(len(args))]
     ends = {} if end is None else {"end_index": end}
-    return {"index": index, "module": module, "call": 0, "training": True, "args": args, "arg_names": names, "kwargs": {},
-            "output": output, "output_grads": {}, "grad_index": None, **ends}  # fmt: skip
+    shared = {"call": 0, "training": True, "kwargs": {}, "output_grads": {}, "grad_index": None}
+    return {"index": index, "module": module, "args": args, "arg_names": names, "output": output, **shared, **ends}
 
 
 def test_a_container_that_hands_on_and_a_call_that_raised() -> None:
     x, y = torch.ones(1), torch.ones(1)
-    calls = upgrade_calls([
-        row(0, "outer", 1, [x], y), row(1, "outer.inner", 0, [x], y), row(2, "raised", None, [y], None), row(3, "last", 2, [y, x], x)
-    ])  # fmt: skip
+    outer, inner = row(0, "outer", 1, [x], y), row(1, "outer.inner", 0, [x], y)
+    calls = upgrade_calls([outer, inner, row(2, "raised", None, [y], None), row(3, "last", 2, [y, x], x)])
     assert [(c.start, c.end, c.raised) for c in calls] == [(0, 3, False), (1, 2, False), (4, 7, True), (5, 6, False)]
     assert calls[3].producers == {"a0": (0, "")}, "the container returned it last; x came from outside"
 
