@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 from nest_ssl.compare.metrics import Metrics
 from nest_ssl.recording.address import Address
@@ -14,9 +14,7 @@ from nest_ssl.recording.clock import Moment
 RungName = Literal[
     "contract", "structure", "initial_weights", "batch", "draws", "forward", "loss", "gradients", "weights", "steps"
 ]
-RUNGS: tuple[RungName, ...] = (
-    "contract", "structure", "initial_weights", "batch", "draws", "forward", "loss", "gradients", "weights", "steps",
-)  # fmt: skip
+RUNGS: tuple[RungName, ...] = get_args(RungName)
 
 
 class Status(str, Enum):
@@ -91,6 +89,20 @@ class Finding:
     @property
     def missing(self) -> bool:
         return self.difference in (Difference.MISSING_REFERENCE, Difference.MISSING_CANDIDATE)
+
+
+class Spot(NamedTuple):
+    """Where on the ladder, when and at what address two things are compared."""
+
+    rung: RungName
+    moment: Moment
+    address: Address
+
+    def inside(self, path: str) -> Spot:
+        return self._replace(address=self.address.at(path)) if path else self
+
+    def finding(self, difference: Difference, reference: Any, candidate: Any, **rest: Any) -> Finding:
+        return Finding(*self, difference, reference, candidate, **rest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ import yaml
 from torch import Tensor, nn
 
 from nest_ssl.compare import FixedTolerance, compare_recordings
-from nest_ssl.compare.result import Comparison
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import Finding
 from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
+from nest_ssl.recording.address import Kind
 from nest_ssl.recording.index import sealed
 from nest_ssl.recording.reader import open_recording
 from nest_ssl.recording.tensors import describe_tensors
@@ -218,6 +221,13 @@ def edit_config(recording: Path, change: Callable[[dict[str, Any]], None]) -> No
     reindex(recording, files.CONFIG)
 
 
+def edit_structure(recording: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    structure = pickle.loads((recording / files.STRUCTURE).read_bytes())
+    change(structure)
+    (recording / files.STRUCTURE).write_bytes(pickle.dumps(structure))
+    reindex(recording, files.STRUCTURE)
+
+
 def remove(recording: Path, name: str) -> None:
     (recording / name).unlink()
     edit_index(recording, lambda index: index["files"].pop(name))
@@ -244,10 +254,42 @@ def judge(reference: Path, candidate: Path, atol: float = 1e-5, rtol: float = 1e
 
 
 def first(comparison: Comparison) -> tuple[Any, ...]:
-    """(rung, step, module, call, tensor) of the headline."""
+    """(rung, step, module, call, name) of the headline; see `name_of`."""
     assert comparison.first is not None
-    place = comparison.first.place
-    return place.rung, place.step, place.module, place.call, place.tensor
+    return place_of(comparison.first)
+
+
+def place_of(finding: Finding) -> tuple[Any, ...]:
+    address, step = finding.address, finding.moment.step
+    return finding.rung, step if step >= 0 else None, address.module, address.call, name_of(finding)
+
+
+def name_of(finding: Finding) -> str | None:
+    """``output``, ``weight.exp_avg``, ``param_groups.0.lr``, ``fetch.torch_cpu``, ``rng.forward_done.numpy``."""
+    address, phase = finding.address, finding.moment.phase.name.lower()
+    if address.kind == Kind.OPTIMIZER_SETTING:
+        return f"param_groups.{address.own_name}"
+    if address.kind == Kind.GENERATOR_STATE:
+        return f"rng.{phase}.{address.slot}"
+    if address.kind == Kind.DRAW and address.module is None:
+        return f"{phase}.{address.slot}"
+    return address.own_name or None
+
+
+def left(comparison: Comparison) -> dict[str, list[str]]:
+    """What is not explained: names by reason."""
+    return {
+        remainder.why.name: [
+            ".".join(part for part in (finding.address.module, name_of(finding)) if part)
+            for finding in remainder.findings
+        ]
+        for remainder in comparison.unexplained
+    }
+
+
+def noted(comparison: Comparison, kind: str) -> list[dict[str, Any]]:
+    """The values of all notes of a kind."""
+    return [note.values for note in comparison.notes if note.kind == kind]
 
 
 def statuses(comparison: Comparison) -> dict[str, str]:

@@ -41,11 +41,11 @@ Sides = Callable[..., tuple[Path, Path]]
 
 @pytest.fixture
 def sides(reference: Path, tmp_path: Path) -> Sides:
-    """`sides(ours, theirs, name)`: the same recording twice, of other generations; the second by trainer `name`."""
+    """`sides(one, other, name)`: the same recording twice, of other generations; the second by trainer `name`."""
 
-    def make(ours: Any, theirs: Any, name: str) -> tuple[Path, Path]:
-        paths = tmp_path / "ours", tmp_path / "theirs"
-        for path, generation in zip(paths, (ours, theirs), strict=True):
+    def make(one: Any, other: Any, name: str) -> tuple[Path, Path]:
+        paths = tmp_path / "one", tmp_path / "other"
+        for path, generation in zip(paths, (one, other), strict=True):
             shutil.copytree(reference, path)
             edit_index(path, lambda index, generation=generation: index.update(generation=generation))
             release = (generation or {}).get("name")
@@ -77,9 +77,11 @@ def test_a_port_that_follows_another_generation_is_told(sides: Sides) -> None:
     assert (comparison.first.reference, comparison.first.candidate) == ("2.4", "3.0")
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(OLD, OLD), (OLD, None), (None, NEW), (None, None)])
-def test_one_generation_or_an_unknown_one_is_no_difference(sides: Sides, ours: Any, theirs: Any) -> None:
-    comparison = judge(*sides(ours, theirs, "nest"))
+@pytest.mark.parametrize(("one", "other"), [(OLD, OLD), (OLD, None), (None, NEW), (None, None)])
+def test_one_generation_or_an_unknown_one_is_no_difference(
+    sides: Sides, one: Any, other: Any
+) -> None:
+    comparison = judge(*sides(one, other, "nest"))
     assert (comparison.verdict, comparison.known) == ("identical", [])
 
 

@@ -1,0 +1,42 @@
+"""Rung 9: what a step left behind: buffers (changed in the forward), then the optimizer, then parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nest_ssl.compare.rungs.initial_weights import Kinds, compare_entries
+from nest_ssl.compare.rungs.sheet import Sheet
+from nest_ssl.recording import layout
+from nest_ssl.recording.address import Address, Kind, of_entry
+from nest_ssl.recording.clock import Phase
+from nest_ssl.recording.reader import OptimizerState, StepFiles
+
+
+def compare_after_step(sheet: Sheet, reference: StepFiles, candidate: StepFiles, kinds: Kinds) -> None:
+    weights = None
+    if sheet.both_have(layout.WEIGHTS, reference, candidate):
+        weights = reference.weights(), candidate.weights()
+        _compare_kind(sheet, *weights, kinds, Kind.BUFFER)
+    if sheet.both_have(layout.OPTIMIZER, reference, candidate):
+        _compare_optimizer(sheet, reference.optimizer_state(), candidate.optimizer_state())
+    if weights:
+        _compare_kind(sheet, *weights, kinds, Kind.PARAMETER)
+        if not sheet.tally.compared["parameters"]:
+            sheet.nothing("no_shared_weights", step=sheet.step)
+
+
+def _compare_kind(sheet: Sheet, reference: dict[str, Any], candidate: dict[str, Any], kinds: Kinds, kind: Kind) -> None:
+    one, other = ({n: v for n, v in s.items() if kinds.get(n, Kind.PARAMETER) == kind} for s in (reference, candidate))
+    compare_entries(sheet, one, other, kinds, Phase.AFTER_STEP)
+
+
+def _compare_optimizer(sheet: Sheet, reference: OptimizerState, candidate: OptimizerState) -> None:
+    # Which parameters a group holds counts, their order does not.
+    one, other = (
+        {str(i): {**group, "params": dict.fromkeys(group["params"], "member")} for i, group in enumerate(groups)}
+        for groups in (reference["param_groups"], candidate["param_groups"])
+    )
+    phase = Phase.AFTER_STEP
+    sheet.table("optimizer groups", one, other, phase, lambda number: Address(Kind.OPTIMIZER_SETTING, slot=number))
+    states = reference["state"], candidate["state"]
+    sheet.table("optimizer states", *states, phase, lambda name: of_entry(Kind.OPTIMIZER_STATE, name))
