@@ -142,10 +142,9 @@ def _describe(error: BaseException) -> tuple[int, str, BaseException | None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what led to it; one raised ``from`` itself leads back."""
-    met: list[BaseException] = []
-    while error is not None and not any(error is one for one in met):
-        met.append(error)
+    seen: set[int] = set()  # a chain may lead back to itself
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 
