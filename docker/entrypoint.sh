@@ -2,6 +2,15 @@
 # Start the trainer as whoever owns /outputs, so that what it writes belongs to the caller and to nobody else.
 # With `docker run --user` there is nothing to change: that user is who we are.
 set -eu
+case "$* " in
+    *" output_dir="* | *" --help "* | *" -h "*) ;;
+    *" scripts/train_"*)
+        if ! grep -q ' /outputs ' /proc/self/mountinfo; then
+            echo "error: nothing is mounted at /outputs: the recording would go with the container." \
+                'Pass -v "$PWD/outputs:/outputs" to docker run' >&2
+            exit 3
+        fi ;;
+esac
 if [ "$(id -u)" = 0 ]; then
     owner=$(stat -c %u /outputs) group=$(stat -c %g /outputs)
     if [ "$owner" != 0 ]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build both images and prove each: it imports, `pip check` is clean, the versions are those of the lock, nest has no NeMo.
+# Build both images and prove each: it imports, `pip check` is clean, the versions are those of the locks, nest has no NeMo.
 #   images.sh [--if-stale] [nemo|nest]    --if-stale: only what is missing, or older than the files it is made of
 # Settings, from the environment: TORCH NEMO_VERSION BASE_IMAGE WHEELS TORCH_INDEX PIP_CONFIG CA_BUNDLE BUILD_ARGS
 set -euo pipefail
@@ -13,7 +13,7 @@ subjects=${*:-nest nemo}
 sha256() { if command -v sha256sum > /dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi; }
 
 source_hash() { # of everything that goes into an image
-    find .dockerignore LICENSE pyproject.toml conf data/dummy_ssl.sha256 nest_ssl scripts docker/*.py docker/*.Dockerfile \
+    find .dockerignore LICENSE pyproject.toml conf data/dummy_ssl.sha256 nest_ssl scripts docker/*.py docker/Dockerfile \
         docker/install.sh docker/entrypoint.sh docker/locks/*.lock docker/locks/*.apt -type f ! -path '*/__pycache__/*' -print0 |
         LC_ALL=C sort -z | while IFS= read -r -d '' file; do sha256 "$file"; done | sha256 | cut -c 1-64
 }
@@ -56,6 +56,8 @@ build() { # nemo|nest
     options+=(--build-arg "TORCH_VERSION=$(pinned torch)" --build-arg "CUDA_VERSION=$(pinned cuda-toolkit)")
     if [ "$1" = nemo ]; then
         options+=(--build-arg "NEMO_VERSION=$NEMO_VERSION" --build-arg "BUILD_TOOLS=$(build_tools)")
+    else
+        options+=(--build-arg "VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)")
     fi
     if [ -n "$wheels" ]; then options+=(--build-context "wheels=$wheels"); fi
     if [ -n "${TORCH_INDEX:-}" ]; then options+=(--secret "id=torch_index,env=TORCH_INDEX"); fi
@@ -65,7 +67,7 @@ build() { # nemo|nest
     if ! docker network inspect bridge > /dev/null 2>&1; then options+=(--network host); fi
     echo "images: building $image on $base (log: $log)"
     # shellcheck disable=SC2086  # BUILD_ARGS holds several options
-    docker build --progress plain --file "docker/$1.Dockerfile" --tag "$image" "${options[@]}" ${BUILD_ARGS:-} . \
+    docker build --progress plain --file docker/Dockerfile --target "$1" --tag "$image" "${options[@]}" ${BUILD_ARGS:-} . \
         > "$log" 2>&1 || fail "$image: $(explain "$log"). The whole output: $log"
     if [ "$(docker image inspect --format '{{len .RepoTags}}' "${replaced:-none}" 2> /dev/null)" = 0 ]; then
         docker image rm "$replaced" > /dev/null 2>&1 || true # nobody has a name for it any more
@@ -73,13 +75,15 @@ build() { # nemo|nest
     prove "$1" "$image" $((SECONDS - started))
 }
 
-prove() { # nemo|nest IMAGE SECONDS
-    local megabytes
+prove() { # nemo|nest IMAGE SECONDS: the same check that `make setup` makes of an environment
+    local megabytes lock facts
+    lock=$(lock_of "$1")
     megabytes=$(($(docker image inspect --format '{{.Size}}' "$2") / 1000000))
-    docker run --rm --network none --read-only --tmpfs /tmp:exec --cap-drop ALL --user 65534:65534 --entrypoint python "$2" \
-        -W ignore docker/prove.py "$1" "$(pinned torch)" 2>> "$logs/image-$1.log" ||
+    facts=$(docker run --rm --network none --read-only --tmpfs /tmp:exec --cap-drop ALL --user 65534:65534 --entrypoint python "$2" \
+        -W ignore scripts/check_environment.py "$1" docker/locks/build.lock "docker/locks/torch-$TORCH.lock" "$lock" \
+        2>> "$logs/image-$1.log") ||
         fail "$2 was built, but does not work: $(tail -n 1 "$logs/image-$1.log"). The whole output: $logs/image-$1.log"
-    echo "images: $2 is ready and proved ($3 s, $megabytes MB)"
+    echo "images: $2 is ready and proved ($3 s, $megabytes MB): $facts"
 }
 
 stale() { # nemo|nest: whether its image is missing, older than its files, or on another base than asked for

@@ -25,7 +25,9 @@ base=${BASE_IMAGE:-$(default_base)}
 if [ "$TORCH" = cpu ] && [ -z "${TORCH_INDEX:-}${PIP_CONFIG:-}" ] && ! ls "$(wheel_folder)"/torch-*+cpu-* > /dev/null 2>&1; then
     choose local "engine $version answers, but images for the CPU need TORCH_INDEX or WHEELS"
 fi
-if ! docker image inspect "$base" > /dev/null 2>&1 && ! docker pull --quiet "$base" > /dev/null 2>&1; then
-    choose local "engine $version answers, but cannot get the base image $base"
+if ! docker image inspect "$base" > /dev/null 2>&1; then
+    if [ -n "${DRY_RUN:-}" ]; then choose docker "$why; the base image $base would have to be fetched"; fi
+    echo "runtime: getting the base image $base; RUNTIME=local does without" >&2
+    docker pull --quiet "$base" > /dev/null 2>&1 || choose local "engine $version answers, but cannot get the base image $base"
 fi
 choose docker "$why; the images are built first. RUNTIME=local does without"

@@ -1,7 +1,7 @@
 """Where NeMo's numbers changed from one release to the next: each difference has a name, one table says who has which.
 
-Whatever behaves differently, in the model or in the data, takes its differences as arguments of these names; nothing
-else asks for a version. Found by reading, side by side, NeMo 2.3.3, 2.4.1, 2.5.3, 2.6.2, 2.7.3 and 3.0.0, in
+Whatever behaves differently, in the model or in the data, takes a `Generation` and asks it for the difference by name;
+nothing asks for a version. Found by reading, side by side, NeMo 2.3.3, 2.4.1, 2.5.3, 2.6.2, 2.7.3 and 3.0.0, in
 `nemo.collections.asr`: `parts.preprocessing`, `parts.submodules`, `modules`, `losses.ssl_losses`, `data.ssl_dataset`.
 """
 
@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nest_ssl.base.errors import UserError
 
@@ -26,41 +26,67 @@ def _named(what: str, where: str) -> Any:
 
 @dataclass(frozen=True)
 class Generation:
-    """The named differences; values are plain, for they go into recordings."""
+    """The named differences; values are plain, for they go into recordings.
+
+    Raises:
+        ValueError: a value that the difference does not have.
+    """
 
     # features
-    stft_padding: str = _named("how the signal is padded for the centred STFT (a pad_mode of torch.stft)", FEATURES)
+    stft_padding: Literal["reflect", "constant"] = _named(
+        "how the signal is padded for the centred STFT (a pad_mode of torch.stft)", FEATURES
+    )
     mask_waveform: bool = _named("whether samples beyond an utterance's end are zeroed after pre-emphasis", FEATURES)
-    extra_frames: int = _named("frames counted on top of samples // hop", FEATURES)
-    std_of_one_frame: str = _named("standard deviation by which the only frame of an utterance is normalised", FEATURES)
-    torchaudio_option: str = _named(
+    extra_frames: Literal[0, 1] = _named("frames counted on top of samples // hop", FEATURES)
+    std_of_one_frame: Literal["nan", "zero"] = _named(
+        "standard deviation by which the only frame of an utterance is normalised", FEATURES
+    )
+    torchaudio_option: Literal["obeyed", "ignored"] = _named(
         "use_torchaudio: ignored, or computes other features (refused; 2.7.3 ignores it)", FEATURES
     )
     # masking
-    block_draw: str = _named(
+    block_draw: Literal["whole_batch", "per_utterance"] = _named(
         "whether masked blocks are drawn for the whole batch at once or utterance by utterance", MASKING
     )
-    block_count: str = _named("generator of the number of overlapping blocks in an utterance", MASKING)
-    block_device: str = _named(
+    block_count: Literal["numpy", "torch"] = _named(
+        "generator of the number of overlapping blocks in an utterance", MASKING
+    )
+    block_device: Literal["features", "cpu"] = _named(
         "device whose torch generator places the blocks: the features' or always the CPU's", MASKING
     )
-    short_audio_rule: str = _named("precision in which an utterance is found too short for overlapping blocks", MASKING)
-    short_audio_offset: str = _named("where the one block of a too short utterance starts (without overlap)", MASKING)
-    mask_writing: str = _named("how the mask vector is put in place (decides the order of its gradient's sum)", MASKING)
-    float64: str = _named(
+    short_audio_rule: Literal["float32", "float64", "none"] = _named(
+        "precision in which an utterance is found too short for overlapping blocks", MASKING
+    )
+    short_audio_offset: Literal["previous", "zero", "none"] = _named(
+        "where the one block of a too short utterance starts (without overlap)", MASKING
+    )
+    mask_writing: Literal["slices", "indices", "where"] = _named(
+        "how the mask vector is put in place (decides the order of its gradient's sum)", MASKING
+    )
+    float64: Literal["runs", "fails"] = _named(
         "training in float64 (trainer.precision=64-true): runs, or fails as the mask is drawn", MASKING
     )
     # subsampling
     subsampling_mask: bool = _named(
         "whether frames beyond the utterance are zeroed before every convolution", SUBSAMPLING
     )
-    subsampled_length: str = _named("integer type of the lengths that subsampling returns", SUBSAMPLING)
+    subsampled_length: Literal["int32", "int64"] = _named(
+        "integer type of the lengths that subsampling returns", SUBSAMPLING
+    )
     # data
-    augmentation_draws: str = _named("generator of the speaker and noise augmentation", BATCH)
-    noisy_length: str = _named("length given to noisy audio: the noise's after augmentation, or the speech's", BATCH)
-    audio_reader: str = _named(
+    augmentation_draws: Literal["python", "numpy"] = _named("generator of the speaker and noise augmentation", BATCH)
+    noisy_length: Literal["noise", "audio"] = _named(
+        "length given to noisy audio: the noise's after augmentation, or the speech's", BATCH
+    )
+    audio_reader: Literal["soundfile", "pydub"] = _named(
         "what reads audio that soundfile cannot, or whose suffix it does not list: nothing, or pydub", BATCH
     )
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(Generation).items():
+            choices = get_args(kind) if get_origin(kind) is Literal else (True, False)
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {choices}")
 
 
 GENERATIONS = {
@@ -123,6 +149,9 @@ GENERATIONS = {
     ),
 }
 NEWEST = "3.0"
+# The release that stands for each generation where one has to be installed, and the one that is installed by default.
+RELEASES = {"2.4": "2.4.1", "2.7": "2.7.3", "3.0": "3.0.0"}
+DEFAULT_RELEASE = RELEASES[NEWEST]
 
 # The first two numbers of a release -> its generation. Releases of one line have the same numbers.
 RELEASE_LINES = {"2.3": "2.4", "2.4": "2.4", "2.5": "2.7", "2.6": "2.7", "2.7": "2.7", "3.0": "3.0"}

@@ -10,6 +10,8 @@ where /q "%python%" 2> nul || if not exist "%python%" (
     echo error: no Python for this: "%python%". Run python scripts\setup.py in "%root%", or set NEST_PYTHON 1>&2
     exit /b 3
 )
+set "PYTHONPATH="
+set "PYTHONHOME="
 if not defined OMP_NUM_THREADS set "OMP_NUM_THREADS=1"
 "%python%" "%root%\scripts\compare_outputs.py" %*
 exit /b %ERRORLEVEL%

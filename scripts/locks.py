@@ -3,8 +3,9 @@
     make locks          python scripts/locks.py write --uv UV    after a change of dependencies
     make check-locks    python scripts/locks.py check            exit code 1 when a hash or a pin is not right
 
-docker/locks/*.txt are what `make setup` installs. *.lock, for the images, are of the same versions and have hashes:
-torch-*.lock is the layer that all images share, and the locks of the trainers hold what comes on top of it.
+docker/locks/*.lock are what `make setup` and the images install, every file by its hash: build.lock has pip and what
+sources are built with, torch-*.lock is the layer that all share, a trainer's own lock holds what comes on top of it,
+and *-dev.lock its tests and linters, which the images do without. *.txt are the versions that all of them agree on.
 `make locks` writes those of the default release, the port and torch; with NEMO_VERSION, another release's and no other.
 CPU wheels of torch are on no default index; docker/locks/torch-cpu.sha256 lists those that may be installed.
 """
@@ -23,39 +24,13 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-LOCKS = ROOT / "docker" / "locks"
+from pins import CPU_WHEELS, LOCKS, ROOT, Pin, cpu_wheels, default_nemo, read_lock
+
 SUMS = "SHA256SUMS"
-CPU_WHEELS = "torch-cpu.sha256"
-OLDEST_PYTHON, OLDEST_IN_A_BASE_IMAGE = "3.10", "3.11"
-DEFAULT_NEMO = "3.0.0"  # the port, torch and the tools are at its versions
+OLDEST_PYTHON = "3.10"
 NOT_SHARED = ("fsspec",)  # torch asks for it, but releases of NeMo do not agree on its version
 JSON_INDEX = "application/vnd.pypi.simple.v1+json"
-
-
-class Pin(NamedTuple):
-    name: str
-    version: str
-    hashes: frozenset[str]
-
-
-def read_lock(path: Path) -> list[Pin]:
-    """Every requirement of a lock.
-
-    Raises:
-        ValueError: a line that is neither a pin with hashes nor a comment.
-    """
-    text = re.sub(r"^ *#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", " ")
-    return [_read_pin(line, path.name) for line in text.splitlines() if line.strip()]
-
-
-def _read_pin(line: str, file: str) -> Pin:
-    match = re.fullmatch(r"([a-z0-9-]+)==([^\s;]+)( ; [^-]+?)?((?:\s+--hash=sha256:[0-9a-f]{64})+)\s*", line)
-    if not match:
-        raise ValueError(f"{file}: not a pin with SHA-256 hashes: {' '.join(line.split())[:80]}")
-    return Pin(match[1], match[2], frozenset(re.findall(r"sha256:([0-9a-f]{64})", match[4])))
 
 
 def locks() -> list[Path]:
@@ -65,26 +40,18 @@ def locks() -> list[Path]:
 # --- Writing --------------------------------------------------------------------------------------------------------
 
 
-class Source(NamedTuple):
-    """Where to resolve from."""
-
-    uv: str
-    wheels: str
-    torch_index: str
-
-
-def write(source: Source, nemo_version: str, upgrade: bool) -> None:
-    """Resolve one release's requirements anew, and the port's with those of the default release."""
+def write(uv: str, nemo_version: str, upgrade: bool) -> None:
+    """Resolve one release's requirements again, and the port's with those of the default release."""
     if not (LOCKS / f"nemo-{nemo_version}.in").is_file():
         sys.exit(f"error: no such file: docker/locks/nemo-{nemo_version}.in. It says what this release is asked for")
-    _write_environments(source.uv, nemo_version, upgrade)
-    _write_images(source, nemo_version)
+    _write_environments(uv, nemo_version, upgrade)
+    _write_images(uv, nemo_version)
     lines = [f"{_sha256(path)}  {path.name}\n" for path in locks()]
     (LOCKS / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def _write_environments(uv: str, nemo_version: str, upgrade: bool) -> None:
-    nemo, default = (LOCKS / f"nemo-{version}.txt" for version in (nemo_version, DEFAULT_NEMO))
+    nemo, default = (LOCKS / f"nemo-{version}.txt" for version in (nemo_version, default_nemo()))
     project, asked = str(ROOT / "pyproject.toml"), str(nemo.with_suffix(".in"))
     if nemo == default:
         _resolve(uv, nemo, nemo, upgrade, asked, project, "--extra=test")
@@ -107,50 +74,51 @@ def _resolve(uv: str, lock: Path, prefer: Path, upgrade: bool, *inputs: str) -> 
     partial.replace(lock)
 
 
-def _write_images(source: Source, nemo_version: str) -> None:
-    project, trainers = ROOT / "pyproject.toml", [f"nemo-{nemo_version}"]
-    if nemo_version == DEFAULT_NEMO:
-        trainers.append("nest")
-        _compile(source, "build", [LOCKS / "build.in"], DEFAULT_NEMO, "cuda", ())
+def _write_images(uv: str, nemo_version: str) -> None:
+    """Each lock leaves out what the layers below it hold."""
+    project, default = ROOT / "pyproject.toml", default_nemo()
+    trainers = {f"nemo-{nemo_version}": "test"}
+    if nemo_version == default:
+        trainers["nest"] = "dev"
+        for name in ("build", "tools"):
+            _compile(uv, name, [LOCKS / f"{name}.in"], default, "cuda", ())
     for build in ("cpu", "cuda"):
-        torch = LOCKS / f"torch-{build}.in"
-        if nemo_version == DEFAULT_NEMO:
-            _compile(source, f"torch-{build}", [torch], DEFAULT_NEMO, build, NOT_SHARED)
-        shared = tuple(pin.name for pin in read_lock(LOCKS / f"torch-{build}.lock"))
+        torch = LOCKS / "torch.in"
+        if nemo_version == default:
+            _compile(uv, f"torch-{build}", [torch], default, build, NOT_SHARED)
+        shared = _names(f"torch-{build}")
         for name in trainers:
             inputs = [torch, project, *LOCKS.glob(f"{name}.in")]
-            _compile(source, f"{name}-{build}", inputs, nemo_version, build, shared)
+            _compile(uv, f"{name}-{build}", inputs, nemo_version, build, shared)
+    for name, extra in trainers.items():
+        below = (*_names("torch-cuda"), *_names(f"{name}-cpu"), *_names(f"{name}-cuda"))
+        inputs = [LOCKS / "torch.in", project, *LOCKS.glob(f"{name}.in")]
+        _compile(uv, f"{name}-dev", inputs, nemo_version, "cuda", below, f"--extra={extra}")
+
+
+def _names(lock: str) -> tuple[str, ...]:
+    return tuple(sorted({pin.name for pin in read_lock(LOCKS / f"{lock}.lock")}))
 
 
 def _compile(
-    source: Source, name: str, inputs: list[Path], nemo_version: str, build: str, leave_out: tuple[str, ...]
+    uv: str, name: str, inputs: list[Path], nemo_version: str, build: str, leave_out: tuple[str, ...], *more: str
 ) -> None:
-    command = [source.uv, "pip", "compile", "--quiet", "--universal", "--python-version", OLDEST_IN_A_BASE_IMAGE,
-               "--no-python-downloads", "--generate-hashes", "--no-annotate", "--custom-compile-command", "make locks",
-               "--no-emit-find-links", "-c", str(LOCKS / f"nemo-{nemo_version}.txt"),
-               *(f"--no-emit-package={package}" for package in leave_out)]  # fmt: skip
-    if build == "cpu":
-        index = ["--extra-index-url", source.torch_index, "--index-strategy", "unsafe-best-match"]
-        command += ["--find-links", source.wheels] if source.wheels else []
-        command += index if source.torch_index else []
+    command = [uv, "pip", "compile", "--quiet", "--universal", "--python-version", OLDEST_PYTHON,
+               "--no-python-downloads", "--fork-strategy", "requires-python", "--generate-hashes", "--no-annotate",
+               "--custom-compile-command", "make locks", "--no-emit-find-links",
+               "-c", str(LOCKS / ("nest.txt" if name.startswith("nest") else f"nemo-{nemo_version}.txt")),
+               *(f"--no-emit-package={package}" for package in leave_out), *more]  # fmt: skip
+    if build == "cpu":  # resolved as the public build of the same version, but with what the CPU build needs
+        command += ["--config-file", str(LOCKS / "torch-cpu.toml")]
     done = subprocess.run([*command, *map(str, inputs)], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        sys.exit(f"error: no lock for {name}: {' '.join(done.stderr.split())[:300]}")
+        sys.exit(f"error: no lock for {name}: {' '.join(done.stderr.split())[:600]}")
     text = done.stdout
-    if build == "cpu":  # a folder of wheels has those of one Python; the list has all
+    if build == "cpu":
         hashes = " \\\n".join(f"    --hash=sha256:{digest}" for digest in sorted(cpu_wheels().values()))
-        text = re.sub(r"^(torch==\S+ \\\n)(?: +--hash=\S+(?: \\)?\n)+", rf"\1{_literal(hashes)}\n", text, flags=re.M)
+        ours = re.compile(r"^torch==(\S+) \\\n(?: +--hash=\S+(?: \\)?\n)+", re.MULTILINE)
+        text = ours.sub(lambda found: f"torch=={found[1]}+cpu \\\n{hashes}\n", text)
     (LOCKS / f"{name}.lock").write_text(text, encoding="utf-8")
-
-
-def _literal(text: str) -> str:
-    return text.replace("\\", r"\\")
-
-
-def cpu_wheels() -> dict[str, str]:
-    """File name of each CPU wheel of torch to its SHA-256."""
-    lines = (LOCKS / CPU_WHEELS).read_text(encoding="utf-8").splitlines()
-    return {name: digest for digest, name in (line.split() for line in lines)}
 
 
 # --- Checking -------------------------------------------------------------------------------------------------------
@@ -213,8 +181,8 @@ def pip_index() -> str:
     """The package index that pip would use."""
     code = "import pip._internal.cli.cmdoptions as o; print(o.index_url().default)"
     asked = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.index-url"], capture_output=True)
-    told = os.environ.get("PIP_INDEX_URL") or asked.stdout.decode().strip()
-    return told or subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+    named = os.environ.get("PIP_INDEX_URL") or asked.stdout.decode().strip()
+    return named or subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
 
 
 # --- The command ----------------------------------------------------------------------------------------------------
@@ -225,13 +193,12 @@ def main() -> int:
     parser.add_argument("what", choices=["write", "check"])
     parser.add_argument("--uv", default="uv", help="the uv program, for write")
     parser.add_argument("--upgrade", action="store_true", help="to the newest versions, for write")
-    parser.add_argument("--nemo-version", default=os.environ.get("NEMO_VERSION") or DEFAULT_NEMO)
+    parser.add_argument("--nemo-version", default=os.environ.get("NEMO_VERSION") or default_nemo())
     parser.add_argument("--wheels", default=os.environ.get("WHEELS") or os.environ.get("PIP_FIND_LINKS") or "")
-    parser.add_argument("--torch-index", default=os.environ.get("TORCH_INDEX") or "")
     parser.add_argument("--offline", action="store_true", help="check without asking the package index")
     options = parser.parse_args()
     if options.what == "write":
-        write(Source(options.uv, options.wheels, options.torch_index), options.nemo_version, options.upgrade)
+        write(options.uv, options.nemo_version, options.upgrade)
     index = None if options.offline else pip_index()
     try:
         wrong = check(index, options.wheels)

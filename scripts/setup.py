@@ -1,13 +1,14 @@
-"""Make the environments: `.venv/nemo-3.0.0` (NVIDIA NeMo) and `.venv/nest` (the port, which has no NeMo in it).
+"""Make the environments: .venv/nemo-RELEASE (NVIDIA NeMo) and .venv/nest (the port, which has no NeMo in it).
 
-`make setup` runs this. It needs a Python 3.10 to 3.12 and a package index; docker/locks/ pins every version.
-Each NeMo release has an environment of its own, made when that release is asked for; the port's serves them all.
-An environment counts when it holds a stamp that fits. The stamp is written last, so an interrupted one is made again.
+`make setup` runs this, as `setup.py nest nemo`; on Windows run it yourself. Needs a Python 3.10 to 3.13 and an index.
+It installs what docker/locks/*.lock pin, as the images do: pip checks the SHA-256 of every file, resolves nothing, and
+builds sources with the locked tools. Only a build of torch that is in no lock (TORCH_INDEX) is not checked, nor what it
+brings, and setup says so. An environment counts when it holds a stamp that fits; the stamp is written last.
 
-Environment variables, all optional (what was chosen once is kept until chosen anew):
+Environment variables, all optional (what was chosen once is kept until chosen again):
     PYTHON        set by make to say that this Python was asked for, and that environments on another are to be replaced
     TORCH_INDEX   package index for torch alone, for example one with CPU wheels
-    NEMO_VERSION  NeMo release, one that has a lock (default 3.0.0); environments of other releases stay as they are
+    NEMO_VERSION  NeMo release, one that has a lock; environments of other releases stay as they are
 """
 
 import hashlib
@@ -22,53 +23,24 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
+from urllib.parse import unquote
 
-if not (3, 10) <= sys.version_info[:2] <= (3, 12):  # this far, the file must parse on much older ones
+if not (3, 10) <= sys.version_info[:2] <= (3, 13):  # this far, the file must parse on much older ones
     found = f"Python {sys.version.split()[0]} ({sys.executable})"
-    print(f"error: wrong Python: {found}. Install 3.10 to 3.12, then: make setup PYTHON=python3.11", file=sys.stderr)
+    print(f"error: wrong Python: {found}. Install 3.10 to 3.13, then: make setup PYTHON=python3.11", file=sys.stderr)
     sys.exit(3)
 
-ROOT = Path(__file__).resolve().parent.parent
+from pins import LOCKS, ROOT, cpu_wheels, default_nemo, read_lock
+
 VENVS = ROOT / ".venv"
-LOCKS = ROOT / "docker" / "locks"
-DEFAULT_NEMO = "3.0.0"
 STAMP = "setup.json"
-RECIPE = 1  # raise it when the way of installing changes, and environments made the old way are made anew
-BIN = "Scripts" if os.name == "nt" else "bin"
-
-NEMO_IMPORTS = ("torch", "lightning", "nemo.collections.asr", "nest_ssl")
-NEST_IMPORTS = ("torch", "lightning", "librosa", "wandb", "nest_ssl")
-
-# Printed by an environment's own Python: every package in it, once the modules that matter have been imported.
-INVENTORY = """
-import importlib, json, sys
-from importlib.metadata import distributions
-from importlib.util import find_spec
-[importlib.import_module(name) for name in sys.argv[1:]]
-packages = {found.metadata["Name"]: found.version for found in distributions()}
-print(json.dumps({"packages": packages, "nemo": bool(find_spec("nemo"))}))
-"""
+RECIPE = 2  # raise it when the way of installing changes, and environments made the old way are made again
+TORCH = threading.Lock()  # by far the largest download: the second environment finds it in pip's cache
 
 
 class SetupError(Exception):
-    """Something the user can mend, told in one line."""
-
-
-class Environment(NamedTuple):
-    name: str  # its folder under .venv
-    lock: Path
-    asks: tuple[str, ...]  # what pip is asked for; the lock says in which versions
-    imports: tuple[str, ...]  # what has to work in the end
-    gigabytes: float  # room it takes with a CPU torch
-
-    @property
-    def folder(self) -> Path:
-        return VENVS / self.name
-
-    @property
-    def python(self) -> Path:
-        return self.folder / BIN / ("python.exe" if os.name == "nt" else "python")
+    """Something the user can mend, in one line."""
 
 
 class Choice(NamedTuple):
@@ -78,58 +50,70 @@ class Choice(NamedTuple):
     torch_index: str
 
 
-def environments(nemo_version: str) -> list[Environment]:
-    """A release's environment and the port's. Only the first has NeMo, and only the second has the linters."""
-    nemo_lock, nest_lock = LOCKS / f"nemo-{nemo_version}.txt", LOCKS / "nest.txt"
-    if not nemo_lock.is_file():
-        known = ", ".join(sorted(path.stem[len("nemo-") :] for path in LOCKS.glob("nemo-*.txt")))
+class Environment(NamedTuple):
+    trainer: str  # nest or nemo
+    lock: str  # its name among the locks, and under .venv
+    gigabytes: float  # room it takes with a CPU torch
+
+    @property
+    def folder(self) -> Path:
+        return VENVS / self.lock
+
+    @property
+    def python(self) -> Path:
+        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    @property
+    def log(self) -> Path:
+        return VENVS / f"{self.lock}.log"
+
+    def locks(self, build: str) -> list[Path]:
+        """Layer upon layer, as in the images; tests and linters come last."""
+        names = ("build", f"torch-{build}", f"{self.lock}-{build}", f"{self.lock}-dev")
+        return [LOCKS / f"{name}.lock" for name in names]
+
+    def stamp(self) -> dict[str, str]:
+        try:
+            stamp = json.loads((self.folder / STAMP).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return stamp if isinstance(stamp, dict) else {}
+
+    def wanted(self, choice: Choice) -> dict[str, str]:
+        locks = sorted({path for build in ("cpu", "cuda") for path in self.locks(build)})
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in locks)).hexdigest()
+        # Neither a venv nor an editable install survives being moved.
+        return {"recipe": str(RECIPE), "locks": digest, "root": str(ROOT), **choice._asdict()}
+
+    def is_current(self, choice: Choice) -> bool:
+        """Whether it was completed with what is wanted now, and its Python still starts."""
+        stamp = self.stamp()
+        if any(stamp.get(key) != value for key, value in self.wanted(choice).items()):
+            return False
+        try:
+            return subprocess.run([str(self.python), "-I", "-c", ""], capture_output=True).returncode == 0
+        except PermissionError as error:
+            advice = "Ask its owner, or clone to a folder of your own"
+            raise SetupError(f"not executable for you: {self.python}. {advice}") from error
+        except OSError:
+            return False
+
+
+def environments(trainers: list[str], nemo_version: str) -> list[Environment]:
+    """The port's, which serves every release, and that of one release of NeMo."""
+    if not (LOCKS / f"nemo-{nemo_version}.in").is_file():
+        known = ", ".join(sorted(path.stem[len("nemo-") :] for path in LOCKS.glob("nemo-*.in")))
         raise SetupError(f"no lock for this NeMo: NEMO_VERSION={nemo_version}. Use one of: {known}")
-    nemo_asks = ("-r", str(nemo_lock.with_suffix(".in")), "-e", ".[test]")
-    return [
-        Environment(f"nemo-{nemo_version}", nemo_lock, nemo_asks, NEMO_IMPORTS, 3.0),
-        Environment("nest", nest_lock, ("-e", ".[dev]"), NEST_IMPORTS, 2.3),
-    ]
-
-
-# --- Is there anything to do? ---------------------------------------------------------------------------------------
-
-
-def stamp_of(env: Environment) -> dict[str, str]:
-    try:
-        stamp = json.loads((env.folder / STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return stamp if isinstance(stamp, dict) else {}
-
-
-def wanted_stamp(env: Environment, choice: Choice) -> dict[str, str]:
-    return {
-        "recipe": str(RECIPE),
-        "lock": hashlib.sha256(env.lock.read_bytes()).hexdigest(),
-        "root": str(ROOT),  # neither a venv nor an editable install survives being moved
-        "python": choice.python,
-        "torch_index": choice.torch_index,
-    }
-
-
-def is_current(env: Environment, choice: Choice) -> bool:
-    """Whether the environment was completed with what is wanted now, and its Python still starts."""
-    stamp = stamp_of(env)
-    if any(stamp.get(key) != value for key, value in wanted_stamp(env, choice).items()):
-        return False
-    try:
-        return subprocess.run([str(env.python), "-I", "-c", ""], capture_output=True).returncode == 0
-    except OSError:
-        return False
+    both = [Environment("nest", "nest", 2.3), Environment("nemo", f"nemo-{nemo_version}", 3.0)]
+    return [each for each in both if each.trainer in trainers]
 
 
 def choose(envs: list[Environment]) -> Choice:
     """What was asked for now, else what an existing environment was made with, else this Python and its usual index.
 
-    The port's environment, the last one, has the first word: asking for another release must not make it anew.
+    The port's has the first word: asking for another release must not make it again.
     """
-    stamps = [stamp for stamp in map(stamp_of, reversed(envs)) if stamp]
-    earlier = stamps[0] if stamps else {}
+    earlier = next(filter(None, (env.stamp() for env in envs)), {})
     python = str(getattr(sys, "_base_executable", "") or sys.executable)  # never the Python of a venv made here
     if not os.environ.get("PYTHON") and Path(earlier.get("python", "")).is_file():
         python = earlier["python"]
@@ -139,92 +123,102 @@ def choose(envs: list[Environment]) -> Choice:
 # --- Making one -----------------------------------------------------------------------------------------------------
 
 
-def locked_versions(lock: Path) -> dict[str, set[str]]:
-    """Package name to the versions that the lock allows (more than one where they depend on Python or the system)."""
-    versions: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", lock.read_text(encoding="utf-8"), re.MULTILINE):
-        versions.setdefault(canonical(name), set()).add(version)
-    return versions
-
-
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def steps(env: Environment, choice: Choice) -> list[tuple[str, list[str]]]:
-    """Labels and commands. Torch comes first and bare, so that its index serves nothing but torch."""
-    (torch_version,) = locked_versions(env.lock)["torch"]
-    pip = [str(env.python), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    # Without --no-compile pip spends half of all the time on byte code that is never used.
-    install = [*pip, "install", "--no-compile", "--progress-bar", "off", "-c", str(env.lock)]
-    index = ["--index-url", choice.torch_index] if choice.torch_index else []
-    return [
-        ("empty environment", [choice.python, "-I", "-m", "venv", "--clear", str(env.folder)]),
-        ("package index answers", [*install, "--retries", "1", "--no-deps", "pluggy"]),
-        (f"torch {torch_version}", [*install, "--no-deps", *index, f"torch=={torch_version}"]),
-        ("torch's own dependencies", [*install, f"torch=={torch_version}"]),
-        ("all packages", [*install, *env.asks]),
-        ("pip check", [*pip, "check"]),
-    ]
-
-
-class Builder:
-    """Builds environments side by side; the first failure stops them all."""
+class Maker:
+    """Makes environments side by side; the first failure stops them all."""
 
     def __init__(self, choice: Choice) -> None:
         self.choice = choice
         self.started = time.monotonic()
         self.stopped = False
-        self.processes: set[subprocess.Popen] = set()
-        self.torch_turn = threading.Lock()  # by far the largest download: the second one finds it in pip's cache
+        self.processes: set[subprocess.Popen[str]] = set()
 
-    def build_all(self, envs: list[Environment]) -> dict[str, str]:
-        """Returns the version of torch in each environment, by the environment's name."""
+    def make(self, envs: list[Environment]) -> dict[str, str]:
+        """Returns the version of torch in each environment, by its name."""
         with ThreadPoolExecutor(max_workers=len(envs)) as pool:
             try:
-                building = {pool.submit(self._build, env): env.name for env in envs}
-                return {building[done]: done.result() for done in as_completed(building)}
+                making = {pool.submit(self._make, env): env.lock for env in envs}
+                return {making[done]: done.result() for done in as_completed(making)}
             except BaseException:
                 self.stopped = True
                 for process in list(self.processes):
                     process.terminate()
                 raise
 
-    def _build(self, env: Environment) -> str:
-        with log_file(env).open("w", encoding="utf-8") as log:
-            for label, command in steps(env, self.choice):
-                with self.torch_turn if "torch" in label else threading.Lock():
-                    self._step(env, label, command, log)
-        torch_version = check(env, self.choice)
-        self._say(env, "imports, and has the versions of the lock")
-        return torch_version
+    def _make(self, env: Environment) -> str:
+        env.log.write_text("", encoding="utf-8")
+        pip = [str(env.python), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input"]
+        # Without --no-compile pip spends half of all the time on byte code that is never used.
+        install = [*pip, "install", "--no-compile", "--progress-bar", "off"]
+        locked = [*install, "--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517"]
+        index = ["--index-url", self.choice.torch_index] if self.choice.torch_index else []
+        self._step(env, "empty environment", [self.choice.python, "-I", "-m", "venv", "--clear", str(env.folder)])
+        self._step(env, "pip and build tools", [*locked, "--retries", "1", "-r", str(LOCKS / "build.lock")])
+        with TORCH:
+            version, build = self._torch_on_offer(env, [*install, "--dry-run", "--no-deps", *index])
+            _, torch, trainer, dev = env.locks(build or "cuda")
+            if build:
+                alone = env.folder / "torch.lock"  # its own index serves nothing but torch
+                alone.write_text(requirement("torch", torch), encoding="utf-8")
+                self._step(env, f"torch {version}", [*locked, *index, "-r", str(alone)])
+                self._step(env, "what torch needs", [*locked, "-r", str(torch)])
+            else:
+                self._say(env, f"torch {version} is in no lock: its hash is not checked, nor those of what it brings")
+                self._step(env, f"torch {version}", [*install, "--no-deps", *index, f"torch=={version}"])
+                versions = ["-c", str(LOCKS / f"{env.lock}.txt")]
+                self._step(env, "what torch needs", [*install, *versions, f"torch=={version}", "setuptools", "fsspec"])
+        self._step(env, "all packages", [*locked, "-r", str(trainer), "-r", str(dev)])
+        editable = ["--no-index", "--no-deps", "--no-build-isolation", "--editable", "."]
+        self._step(env, "this package", [*install, *editable])
+        check = [str(env.python), "-E", "-s", str(ROOT / "scripts" / "check_environment.py"), env.trainer]
+        words = [*([] if build else ["--any-torch"]), *map(str, env.locks(build or "cuda"))]
+        facts = self._step(env, "the check", [*check, *words])
+        self._say(env, facts.splitlines()[-1])
+        return version
 
-    def _step(self, env: Environment, label: str, command: list[str], log: IO[str]) -> None:
+    def _torch_on_offer(self, env: Environment, dry: list[str]) -> tuple[str, str]:
+        """Version of torch that pip would take, and which of our locks has that file: cpu, cuda, or none."""
+        (pin,) = (pin for pin in read_lock(LOCKS / "torch-cuda.lock") if pin.name == "torch")
+        report = env.folder / "torch.json"
+        self._step(env, "a torch on offer", [*dry, "--report", str(report), f"torch=={pin.version}"])
+        (offer,) = json.loads(report.read_text(encoding="utf-8"))["install"]
+        version, file = offer["metadata"]["version"], unquote(offer["download_info"]["url"].rpartition("/")[2])
+        if file in cpu_wheels():
+            return version, "cpu"
+        return version, "cuda" if version == pin.version else ""
+
+    def _step(self, env: Environment, label: str, command: list[str]) -> str:
+        """Run it; returns what it printed."""
         if self.stopped:
             raise SetupError("stopped, because the other environment failed")
-        log.write(f"\n$ {' '.join(command)}\n")
-        log.flush()
-        environment = {**os.environ, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
-        self.processes.add(process)
-        code = process.wait()
-        self.processes.discard(process)
+        outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        with env.log.open("a+", encoding="utf-8", errors="replace") as log:
+            log.write(f"\n$ {' '.join(command)}\n")
+            log.flush()
+            start = log.tell()
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, text=True,
+                                       env={**outside, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"})  # fmt: skip
+            self.processes.add(process)
+            code = process.wait()
+            self.processes.discard(process)
+            log.seek(start)
+            output = log.read()
         if code:
-            output = log_file(env).read_text(encoding="utf-8", errors="replace")
-            raise SetupError(f"{explain(output, label)}. The whole output: {log_file(env)}")
-        self._say(env, label)
+            raise SetupError(f"{explain(output, label)}. The whole output: {env.log}")
+        if label not in ("the check", "a torch on offer"):
+            self._say(env, label)
+        return output
 
     def _say(self, env: Environment, done: str) -> None:
-        print(f"  [{time.monotonic() - self.started:4.0f} s] {env.name}: {done}", flush=True)
+        print(f"  [{time.monotonic() - self.started:4.0f} s] {env.lock}: {done}", flush=True)
 
 
-def log_file(env: Environment) -> Path:
-    return VENVS / f"{env.name}.log"
+def requirement(package: str, lock: Path) -> str:
+    """One package's lines of a lock."""
+    return "".join(re.findall(rf"^{package}==(?:.*\\\n)*.*\n", lock.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def explain(log: str, label: str) -> str:
-    """What failed, in one line, from the output of venv or pip."""
-    log = log[log.rfind("\n$ ") :]  # the last command only
+    """What failed, in one line, from the output of venv, pip or the check."""
     if re.search(r"No space left on device|Errno 28|Disk quota exceeded", log):
         return "no space left on the disk: installing. Free about 5 GB; TMPDIR= moves pip's temporary files elsewhere"
     if re.search(r"ensurepip is not available|No module named (venv|ensurepip|pip)", log):
@@ -237,79 +231,50 @@ def explain(log: str, label: str) -> str:
         where = index[1] if index else "pip's default"
         return f"no answer from the package index: {where}. Check network, proxy and pip's index-url (or TORCH_INDEX)"
     if "sha256" in log and "DO NOT MATCH" in log:
-        return f"a download differs from what the index promises: {label}. Run make setup again"
+        package = re.search(r"^ +(\S+) .*from .*:$", log, re.MULTILINE)
+        return f"a download has another hash than the lock: {package[1] if package else label}. Run make setup again"
     errors = re.findall(r"^(?:ERROR|Error|error): (?!ResolutionImpossible)(.+)$", log, re.MULTILINE)
-    return f"could not install: {label}: {errors[-1].strip(' .') if errors else 'pip does not say why'}"
-
-
-def check(env: Environment, choice: Choice) -> str:
-    """Import what matters and compare every version with the lock; return torch's version."""
-    command = [str(env.python), "-I", "-c", INVENTORY, *env.imports]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SetupError(f"installed, but does not work: .venv/{env.name}: {reason}")
-    inventory = json.loads(done.stdout.strip().splitlines()[-1])
-    packages = {canonical(name): version for name, version in inventory["packages"].items()}
-    locked = locked_versions(env.lock)
-    wrong = [
-        f"{name} {version}"
-        for name, version in packages.items()
-        if name in locked and version.split("+")[0] not in locked[name]
-    ]
-    if not choice.torch_index:  # another torch may well bring other CUDA libraries
-        wrong += [name for name in packages if name not in locked and name not in ("pip", "nest-ssl")]
-    if wrong:
-        raise SetupError(f"not what the lock says: {env.lock.name}: {', '.join(sorted(wrong))}. Run make locks")
-    if inventory["nemo"] == (env.name == "nest"):
-        raise SetupError(f"NeMo belongs in every environment but .venv/nest: .venv/{env.name}. Remove it, make setup")
-    return packages["torch"]
-
-
-def finish(env: Environment, choice: Choice, torch_version: str) -> None:
-    """Write the stamp, whole or not at all: from here on the environment counts."""
-    stamp = {**wanted_stamp(env, choice), "torch": torch_version}
-    partial = env.folder / f"{STAMP}.partial"
-    partial.write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
-    partial.replace(env.folder / STAMP)
+    last = (errors or log.strip().splitlines() or ["nothing was said"])[-1]
+    return f"setup stopped at {label}: {last.strip(' .')}"
 
 
 # --- The whole of it ------------------------------------------------------------------------------------------------
 
 
-def check_disk(envs: list[Environment]) -> None:
-    needed = sum(env.gigabytes for env in envs)
-    free = shutil.disk_usage(ROOT).free / 1e9
+def main(words: list[str]) -> None:
+    trainers = [word for word in words if word != "--quiet"] or ["nest", "nemo"]
+    if set(trainers) - {"nest", "nemo"}:
+        raise SetupError(f"usage: setup.py [--quiet] [nest] [nemo]; not {' '.join(words)}")
+    envs = environments(trainers, os.environ.get("NEMO_VERSION") or default_nemo())
+    choice = choose(envs)
+    missing = [env for env in envs if not env.is_current(choice)]
+    if not missing:
+        if "--quiet" not in words:
+            names = ", ".join(f".venv/{env.lock}" for env in envs)
+            print(f"setup: up to date ({names}; torch {envs[0].stamp()['torch']})")
+        return
+    needed, free = sum(env.gigabytes for env in missing), shutil.disk_usage(ROOT).free / 1e9
     if free < needed:
         raise SetupError(f"not enough disk: {ROOT}: {free:.1f} GB free, {needed:.1f} GB needed. Free some space")
-
-
-def main() -> None:
-    envs = environments(os.environ.get("NEMO_VERSION") or DEFAULT_NEMO)
-    choice = choose(envs)
-    missing = [env for env in envs if not is_current(env, choice)]
-    if not missing:
-        names = ", ".join(f".venv/{env.name}" for env in envs)
-        print(f"setup: up to date ({names}; torch {stamp_of(envs[0])['torch']})")
-        return
-    check_disk(missing)
     VENVS.mkdir(exist_ok=True)
-    names = " and ".join(f".venv/{env.name} from {env.lock.relative_to(ROOT).as_posix()}" for env in missing)
-    print(f"setup: making {names}, on {choice.python}; a few minutes", flush=True)
-    builder = Builder(choice)
-    torch_versions = builder.build_all(missing)
-    others = {stamp_of(env).get("torch", "") for env in envs if env not in missing}
-    if len(others | set(torch_versions.values())) != 1:
-        raise SetupError(f"the two environments have different torch: {torch_versions}. Run rm -r .venv and make setup")
-    for env in missing:
-        finish(env, choice, torch_versions[env.name])
-    print(f"setup: done in {time.monotonic() - builder.started:.0f} s, torch {torch_versions[missing[0].name]} in both")
+    names = " and ".join(f".venv/{env.lock}" for env in missing)
+    print(f"setup: making {names} from docker/locks, on {choice.python}; a few minutes", flush=True)
+    maker = Maker(choice)
+    torch = maker.make(missing)
+    others = {env.stamp()["torch"] for env in envs if env not in missing}
+    if len(others | set(torch.values())) != 1:
+        raise SetupError(f"the two environments have different torch: {torch}. Run rm -r .venv and make setup")
+    for env in missing:  # the stamp, whole or not at all: from here on the environment counts
+        partial, stamp = env.folder / f"{STAMP}.partial", {**env.wanted(choice), "torch": torch[env.lock]}
+        partial.write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+        partial.replace(env.folder / STAMP)
+    print(f"setup: done in {time.monotonic() - maker.started:.0f} s, torch {torch[missing[0].lock]}")
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill, too, stops pip before it ends
     try:
-        main()
+        main(sys.argv[1:])
     except SetupError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(3)

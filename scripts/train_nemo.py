@@ -5,14 +5,15 @@ python scripts/train_nemo.py size=tiny save_steps=0,1,2 batches=3 output_dir=out
 
 from __future__ import annotations
 
-from typing import Any
-
-from lightning.pytorch import LightningModule, Trainer
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, Any
 
 from nest_ssl.base.errors import run_command
-from nest_ssl.run.experiment import Subject, run
-from nest_ssl.train.checkpoint.init_from import loading_sources
+from nest_ssl.cli.train import train
+from nest_ssl.run.subject import Inputs, Subject
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from omegaconf import DictConfig
 
 
 def load_model_class() -> Any:
@@ -22,8 +23,10 @@ def load_model_class() -> Any:
     return EncDecDenoiseMaskedTokenPredModel
 
 
-def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> LightningModule:
+def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs | None = None) -> LightningModule:
     """NeMo's own model, loaders and optimizer from NeMo's own `model` section, and what `init_from_*` names."""
+    from nest_ssl.train.checkpoint.init_from import loading_sources
+
     model = load_model_class()(cfg=cfg.model, trainer=trainer)
     with loading_sources(cfg):
         model.maybe_init_from_pretrained_checkpoint(cfg.copy())  # it takes what it has read out of the configuration
@@ -33,4 +36,4 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> LightningMod
 NEMO = Subject(name="nemo", package="nemo_toolkit", load=load_model_class, build_model=build_model)
 
 if __name__ == "__main__":
-    run_command(lambda: run(NEMO))
+    run_command(lambda: train(NEMO))

@@ -5,15 +5,15 @@ python scripts/train_nest.py size=tiny save_steps=0,1,2 batches=3 output_dir=out
 
 from __future__ import annotations
 
-from typing import Any
-
-from lightning.pytorch import LightningModule, Trainer
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, Any
 
 from nest_ssl.base.errors import run_command
-from nest_ssl.data.skipping import SkippedAudio
-from nest_ssl.run.experiment import Subject, run
-from nest_ssl.train.checkpoint.init_from import init_from_pretrained, loading_sources
+from nest_ssl.cli.train import train
+from nest_ssl.run.subject import Inputs, Subject
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from omegaconf import DictConfig
 
 
 def load_model_class() -> Any:
@@ -23,12 +23,16 @@ def load_model_class() -> Any:
     return NestModule
 
 
-def build_model(cfg: DictConfig, trainer: Trainer | None = None) -> LightningModule:
+def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs | None = None) -> LightningModule:
     """The port's model, loaders and optimizer from NeMo's own `model` section, and what `init_from_*` names."""
+    from nest_ssl.data.skipping import SkippedAudio
+    from nest_ssl.train.checkpoint.init_from import init_from_pretrained, loading_sources
+
+    read = inputs or Inputs()
     skipped = SkippedAudio() if cfg.bad_audio == "skip" else None
-    model = load_model_class()(cfg.model, cfg.nemo, cfg.no_masked_token, skipped)
+    model = load_model_class()(cfg.model, cfg.nemo, cfg.no_masked_token, skipped, read.corpora)
     with loading_sources(cfg):
-        init_from_pretrained(model, cfg)
+        init_from_pretrained(model, cfg, read.sources)
     return model
 
 
@@ -42,4 +46,4 @@ NEST = Subject(
 )
 
 if __name__ == "__main__":
-    run_command(lambda: run(NEST))
+    run_command(lambda: train(NEST))

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Fate
 from nest_ssl.data import draws as draws_of_data
-from nest_ssl.model.masking import RandomBlockMasking
-from nest_ssl.releases import concerning, generation
+from nest_ssl.releases import generation
 from nest_ssl.train.module import NestModule
 from tests.test_planted_faults import EXPECTED, Plant, compare, judged, named, patch_forward, record
 
@@ -60,10 +59,7 @@ def dither_of_its_own(model: NestModule) -> None:
 
 def mask_per_utterance(model: NestModule) -> None:
     """As NeMo drew it before 3.0: how many blocks, then where, utterance by utterance."""
-    processor, older = model.mask_processor, concerning(RandomBlockMasking, generation("2.7"))
-    sizes = {name: getattr(processor, name) for name in ("block_size", "mask_prob", "allow_overlap")}
-    other = RandomBlockMasking(len(processor.mask_embedding), mask_value=0.0, **sizes, **older)  # draws nothing itself
-    processor.block_draw, processor.mask_writing, processor.how = other.block_draw, other.mask_writing, other.how
+    model.mask_processor.differences = generation("2.7")
 
 
 def dropout_as_a_function(model: NestModule) -> None:

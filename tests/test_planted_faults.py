@@ -39,8 +39,8 @@ Plant = Callable[[Any], None]
 def record(target: Path, plant: Plant | None = None, *overrides: str) -> None:
     """Train and record; `plant` edits the built model before it trains."""
 
-    def build(cfg: DictConfig, trainer: Trainer | None = None) -> LightningModule:
-        model = NEST.build_model(cfg, trainer)
+    def build(cfg: DictConfig, trainer: Trainer, inputs: Any) -> LightningModule:
+        model = NEST.build_model(cfg, trainer, inputs)
         if plant:
             plant(model)
         return model

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import nest_ssl
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import compose
-from nest_ssl.data.loader import build_dataloader
-from nest_ssl.model.build import PARTS
 from nest_ssl.model.nest import NestModel
 from nest_ssl.releases import (
     GENERATIONS,
     NEWEST,
     RELEASE_LINES,
+    RELEASES,
     Generation,
     concerning,
     describe,
     generation,
     generation_of,
 )
-from nest_ssl.run.command_line import check_precision
 
 NAMES = [f.name for f in fields(Generation)]
 
@@ -56,7 +57,8 @@ def test_a_generation_that_is_not_there() -> None:
 
 def test_every_line_of_releases_has_its_row_and_the_newest_is_the_default() -> None:
     assert set(RELEASE_LINES.values()) == set(GENERATIONS)
-    assert NEWEST == list(GENERATIONS)[-1] == inspect.signature(NestModel).parameters["release"].default
+    assert NEWEST == list(GENERATIONS)[-1] == inspect.signature(NestModel).parameters["generation"].default
+    assert {generation_of(release): release for release in RELEASES.values()} == RELEASES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,9 +68,15 @@ def test_every_difference_is_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_difference_is_asked_for(name: str) -> None:
-    takers = [part.cls for part in PARTS.values()] + [build_dataloader, check_precision]
-    defaults = [p[name].default for p in (inspect.signature(taker).parameters for taker in takers) if name in p]
-    assert defaults == [getattr(GENERATIONS[NEWEST], name)], "one taker, and without a word it does as the newest"
+    package = Path(nest_ssl.__file__).parent
+    sources = [path.read_text() for room in ("model", "data", "run") for path in (package / room).rglob("*.py")]
+    assert any(re.search(rf"\b{name}\b", source) for source in sources)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_that_a_difference_does_not_have(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}='other' is none of"):
+        replace(GENERATIONS[NEWEST], **{name: "other"})
 
 
 def test_a_recording_tells_all_of_it_in_plain_json() -> None:
@@ -97,8 +105,9 @@ def test_concerning_gives_what_there_is_an_argument_for() -> None:
 
 
 @pytest.fixture
-def step(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[Generation], list[torch.Tensor]]:
+def step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Generation], list[torch.Tensor]]:
     """What the tiny model makes of a batch, as a release with these differences."""
+    tiny = compose(["size=tiny", "run=full"]).model
     tiny.preprocessor.dither, tiny.masking.mask_prob = 0.0, 0.05
 
     def run(row: Generation) -> list[torch.Tensor]:

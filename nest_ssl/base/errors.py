@@ -142,7 +142,10 @@ def _describe(error: BaseException) -> tuple[int, str, BaseException | None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    """An exception and what led to it; one raised ``from`` itself leads back."""
+    met: list[BaseException] = []
+    while error is not None and not any(error is one for one in met):
+        met.append(error)
         yield error
         error = error.__cause__ or error.__context__
 

@@ -1,14 +1,15 @@
-"""The experiment's configuration: composed by Hydra, checked before anything runs, the same for both trainers.
+"""The experiment's configuration, composed: a file, its groups by Hydra, and overrides on top of them.
 
     cfg = compose(["size=tiny", "trainer.precision=32"])
 
-Overrides may be written `key=value`, `+key=value` or `++key=value`, whether or not the key is in the file. Misspelt
-keys are `train/keys.py`'s matter, for it takes the model and the Trainer to know what may stand where.
+Overrides may be written `key=value`, `+key=value` or `++key=value`, whether or not the key is in the file. Hydra sees
+the groups alone, size and run: it takes any override for a group if a folder of that name, say the recording nemo/,
+lies beside the config. Whether keys and values make sense is `strict.py`'s matter.
 """
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,99 +19,79 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.schema import Experiment
+from nest_ssl.config.section import takes_text
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 DEFAULT_NAME = "nest_fast-conformer"
 GROUPS = ("size", "run")
-OWN_DEFAULTS: dict[str, Any] = {
-    "nemo": "3.0",
-    "seed": 42,
-    "output_dir": None,
-    "save_steps": 0,
-    "overwrite": False,
-    "batches": None,
-    "no_masked_token": "nan",
-    "bad_audio": "stop",
-}
-NO_MASKED_TOKEN = ("nan", "zero")
-BAD_AUDIO = ("stop", "skip")
+OWN_KEYS = ("nemo", "seed", "output_dir", "save_steps", "overwrite", "batches", "no_masked_token", "bad_audio")
+WRITTEN_TO = ("output_dir", "exp_manager.exp_dir", "exp_manager.explicit_log_dir",
+              "exp_manager.resume_from_checkpoint", "exp_manager.checkpoint_callback_params.dirpath")  # fmt: skip
 PATH_KEYS = ("manifest_filepath", "noise_manifest")  # of train_ds and validation_ds
 SOURCE_KEYS = ("init_from_nemo_model", "init_from_ptl_ckpt")  # a path, or groups with a `path`
-ALL_STEPS = None
 
 
 def compose(
-    overrides: Sequence[str] = (),
-    config_path: str | Path | None = None,
-    config_name: str = DEFAULT_NAME,
-    strict: bool = True,
+    overrides: Sequence[str] = (), config_path: str | Path | None = None, config_name: str = DEFAULT_NAME
 ) -> DictConfig:
-    """The resolved configuration.
+    """The configuration, its references resolved, and our own keys' defaults filled in.
 
     Args:
         overrides: in Hydra's syntax; the leading ``+`` or ``++`` may be there or not.
         config_path: folder of another config, e.g. NeMo's own; ours when None.
         config_name: its file name, with or without ``.yaml``.
-        strict: resolve references and refuse missing values; otherwise the file is given as it stands.
 
     Raises:
-        UserError: no such config, a value that is missing or cannot be read.
+        UserError: no such config, one that cannot be read, a value that is missing or refers to nothing, a sweep.
     """
-    folder = Path(config_path).resolve() if config_path else CONF
-    name = config_name.removesuffix(".yaml")
-    if not (folder / f"{name}.yaml").is_file():
-        raise UserError("no such config", str(folder / f"{name}.yaml"), "Check --config-path and --config-name.")
-    nemo = [o for o in overrides if re.match(r"\+*nemo\s*=", o)]
-    cfg = _compose_with_hydra(folder, name, [_normalise(o, folder) for o in overrides if o not in nemo])
-    for key, default in OWN_DEFAULTS.items():
+    folder, name = config_file(config_path, config_name)
+    groups = [o for o in overrides if o.lstrip("+").partition("=")[0] in GROUPS]
+    cfg = _compose_groups(folder, name, [_group(o, folder, name) for o in groups])
+    for override in overrides:
+        if override not in groups:
+            _apply(cfg, _parse(override))
+    for key in OWN_KEYS:
         if key not in cfg:
-            OmegaConf.update(cfg, key, default, force_add=True)
-    if nemo:  # not through Hydra, which takes a folder nemo/ beside the config, such as a recording, for a group
-        cfg.nemo = split_override(nemo[-1])[1].strip().strip("'\"")
+            OmegaConf.update(cfg, key, Experiment.model_fields[key].default, force_add=True)
     for section in ("model", "trainer"):
         if not isinstance(cfg.get(section), DictConfig):
-            raise UserError(
-                "a section is missing", section, f"Give {section} as a group of keys, as our config has it."
-            )
-    if not strict:
-        return cfg
-    _apply_batches(cfg)
+            fix = f"Give {section} as a group of keys, as our config has it."
+            raise UserError("a section is missing", section, fix)
+    _fill_in(cfg)
     return _resolve(cfg)
 
 
-def parse_steps(value: Any) -> frozenset[int] | None:
-    """The training batches to record: `0`, `"0"`, `"0,1,2"`, `[0, 1, 2]`, `"0-9"`, `"all"` (gives None), `"none"`.
+def config_file(config_path: str | Path | None = None, config_name: str = DEFAULT_NAME) -> tuple[Path, str]:
+    """Folder and name (without `.yaml`) of the main file.
 
     Raises:
-        UserError: anything else.
+        UserError: it is not there.
     """
-    if isinstance(value, str) and value.strip().lower() == "all":
-        return ALL_STEPS
-    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none")):
-        return frozenset()
-    parts = (
-        value if isinstance(value, Sequence) and not isinstance(value, str) else str(value).strip("[]() ").split(",")
-    )
-    return frozenset(step for part in parts for step in _step_range(str(part).strip(), value))
+    folder = Path(config_path).expanduser().resolve() if config_path else CONF
+    name = config_name.removesuffix(".yaml")
+    if not (folder / f"{name}.yaml").is_file():
+        raise UserError("no such config", str(folder / f"{name}.yaml"), "Check --config-path and --config-name.")
+    return folder, name
 
 
-def split_override(override: str) -> tuple[str, str]:
-    """Key and value of `key=value`, `+key=value` or `++key=value`.
-
-    Raises:
-        UserError: it is neither.
-    """
-    key, equals, value = override.partition("=")
-    key = key.lstrip("+").strip()
-    if not equals or not key:
-        raise UserError("not an override", repr(override), "Write key=value, e.g. size=tiny or model.optim.lr=1.0.")
-    return key, value
+def chosen_groups(folder: Path, name: str) -> dict[str, str | None]:
+    """The groups in the defaults list of a config file, and what it chooses of each."""
+    try:
+        content = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = f"{folder / name}.yaml: {error}"
+        raise UserError("a config file is not YAML", where, "Correct the file.") from error
+    entries = content.get("defaults") if isinstance(content, dict) else None
+    chosen = [entry for entry in entries or () if isinstance(entry, dict)]
+    return {str(group).split()[-1]: choice for entry in chosen for group, choice in entry.items()}
 
 
 def data_paths(cfg: DictConfig) -> DictConfig:
@@ -123,145 +104,141 @@ def data_paths(cfg: DictConfig) -> DictConfig:
                 OmegaConf.update(cfg, f"model.{section}.{key}", _absolute(value))
     for key in SOURCE_KEYS:
         if isinstance(cfg.get(key), str):
-            cfg[key] = _absolute_path(cfg[key])
+            cfg[key] = _absolute(cfg[key], separator=None)
         elif isinstance(cfg.get(key), DictConfig):
             for entry in cfg[key].values():
                 if isinstance(entry, DictConfig) and isinstance(entry.get("path"), str):
-                    entry.path = _absolute_path(entry.path)
+                    entry.path = _absolute(entry.path, separator=None)
     return cfg
 
 
-def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
-    """Turn NeMo's many-GPU trainer settings into what this machine can run; returns a line for each change.
-
-    Lightning rejects ``devices=-1``, ``ddp`` and synchronised batch norm without a GPU; NeMo's YAML has all three.
-    """
-    trainer, changes = cfg.trainer, []
-    on_cpu = trainer.get("accelerator", "auto") == "cpu" or (
-        trainer.get("accelerator") in ("auto", None) and not cuda_devices
-    )
-    wanted = {}
-    if on_cpu and trainer.get("devices") in (-1, "-1", "auto", None):
-        wanted["devices"] = 1
-    if (
-        on_cpu
-        and str(trainer.get("strategy", "auto")).startswith("ddp")
-        and trainer.get("devices") in (1, -1, "-1", None)
-    ):
-        wanted["strategy"] = "auto"
-    if on_cpu and trainer.get("sync_batchnorm"):
-        wanted["sync_batchnorm"] = False
-    for key, value in wanted.items():
-        changes.append(f"trainer.{key}={trainer.get(key)} needs GPUs and none is used: {value} instead")
-        OmegaConf.update(cfg, f"trainer.{key}", value, force_add=True)
-    return changes
+# --- groups, by Hydra
 
 
-# --- composing
-
-
-def _compose_with_hydra(folder: Path, name: str, overrides: list[str]) -> DictConfig:
+def _compose_groups(folder: Path, name: str, groups: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
-    extra = [] if folder == CONF else [f"hydra.searchpath=[{_quote(CONF.as_uri())}]"]
+    path = CONF.as_uri().replace("'", "\\'")
+    extra = [] if folder == CONF else [f"hydra.searchpath=['{path}']"]
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            cfg = hydra_compose(config_name=name, overrides=overrides + extra)
+            cfg = hydra_compose(config_name=name, overrides=groups + extra)
     except (HydraException, OmegaConfBaseException) as error:
         message = str(error).split("\n")[0]
-        raise UserError(
-            "the configuration cannot be composed", message, "Check the override and the config file."
-        ) from error
+        raise UserError("the configuration cannot be composed", message, "Check the config file.") from error
     except yaml.YAMLError as error:
-        raise UserError("a config file is not YAML", str(error), "Mend the file.") from error
+        raise UserError("a config file is not YAML", str(error), "Correct the file.") from error
     OmegaConf.set_struct(cfg, False)
     return cfg
 
 
-def _normalise(override: str, folder: Path) -> str:
-    """`key=value` with any or no plus signs, as Hydra adds or overrides; its value quoted if need be."""
+def _group(override: str, folder: Path, name: str) -> str:
+    """A choice of a group as Hydra wants it: with a plus unless the file's own defaults list has the group."""
+    group, _, choice = override.lstrip("+").partition("=")
+    choices = sorted({path.stem for place in (CONF, folder) for path in (place / group).glob("*.yaml")})
+    if choice not in choices:
+        raise UserError(f"no such {group}", repr(choice), f"Choose one of: {', '.join(choices)}.")
+    return f"{group}={choice}" if group in chosen_groups(folder, name) else f"+{group}={choice}"
+
+
+# --- overrides
+
+
+def _parse(override: str) -> Override:
+    """One `key=value` or `~key`, its value as Hydra's grammar has it, or text where that has no such value.
+
+    Raises:
+        UserError: neither, several values of which one is to be taken at a time, or a setting of Hydra's own.
+    """
+    key, equals, value = override.lstrip("+~").partition("=")
+    if not key.strip() or not (equals or override.startswith("~")):
+        fix = "Write key=value, e.g. size=tiny or model.optim.lr=1.0."
+        raise UserError("not an override", repr(override), fix)
+    if key.partition(".")[0].partition("/")[0] == "hydra":
+        raise UserError("Hydra's own settings are not used", override, "output_dir=... says where a recording goes.")
+    parser = OverridesParser.create()
     if override.startswith("~"):
-        return override
-    key, value = split_override(override)
-    if key in GROUPS:
-        _check_group(key, value)
-        return f"{key}={value}" if _has_default(folder, key) else f"+{key}={value}"
-    plain = f"++{key}={value}"
-    return plain if _is_simple(plain) else f"++{key}={_quote(value)}"
-
-
-def _is_simple(override: str) -> bool:
-    """Whether Hydra reads it as one value (`0,1,2` would be a sweep over three)."""
+        if key in GROUPS:
+            raise UserError("a group that cannot be left out", override, f"Choose one of its files: {key}=...")
+        return parser.parse_override(f"~{key}")
     try:
-        return not OverridesParser.create().parse_override(override).is_sweep_override()
+        parsed = parser.parse_override(f"++{key.strip()}={value}")
+        if not parsed.is_sweep_override():
+            return parsed
+        if parsed.value_type is not ValueType.SIMPLE_CHOICE_SWEEP or not takes_text(Experiment, key.strip()):
+            raise UserError("a sweep is not an experiment", override, "Give one value, and run once for each.")
     except HydraException:
-        return False
+        pass
+    quoted = value.replace("'", "\\'")
+    return parser.parse_override(f"++{key.strip()}='{quoted}'")
 
 
-def _quote(value: str) -> str:
-    return "'" + value.replace("'", "\\'") + "'"
-
-
-def _check_group(group: str, value: str) -> None:
-    choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    if value not in choices:
-        raise UserError(f"no such {group}", repr(value), f"Choose one of: {', '.join(choices)}.")
-
-
-def _has_default(folder: Path, group: str) -> bool:
-    return folder == CONF and group in GROUPS
-
-
-def _apply_batches(cfg: DictConfig) -> None:
-    """`batches=N` trains exactly N batches: enough epochs, no more than N steps."""
-    if cfg.batches is None:
+def _apply(cfg: DictConfig, override: Override) -> None:
+    """Set or remove a key. What refers to a removed section, as validation to training's augmentor, goes with it."""
+    key = override.key_or_group
+    if not override.is_delete():
+        OmegaConf.update(cfg, key, override.value(), merge=True, force_add=True)
+        if override.value() is None:
+            _drop_references(cfg, f"{key}.")
         return
-    if not isinstance(cfg.batches, int) or isinstance(cfg.batches, bool) or cfg.batches < 1:
-        raise UserError("not a number of batches", f"batches={cfg.batches}", "Give a whole number from 1.")
-    accumulate = int(OmegaConf.select(cfg, "trainer.accumulate_grad_batches") or 1)
-    steps = -(-cfg.batches // accumulate)
-    for key, value in {"max_steps": steps, "limit_train_batches": cfg.batches, "max_epochs": cfg.batches}.items():
-        OmegaConf.update(cfg, f"trainer.{key}", value, force_add=True)
+    parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
+    if not isinstance(parent, DictConfig) or key.rpartition(".")[2] not in parent:
+        raise UserError("no such key to remove", f"~{key}", "See --cfg job for the keys that there are.")
+    is_section = isinstance(OmegaConf.select(cfg, key, throw_on_resolution_failure=False), DictConfig)
+    del parent[key.rpartition(".")[2]]
+    if is_section:
+        _drop_references(cfg, key)
+        _drop_references(cfg, f"{key}.")
+
+
+def _drop_references(section: DictConfig, key: str) -> None:
+    """Remove what refers to `key`; with a dot at its end, to anything below it."""
+    text = OmegaConf.to_container(section, resolve=False)
+    assert isinstance(text, dict)
+    for name, value in text.items():
+        if isinstance(section._get_node(name), DictConfig) and isinstance(value, dict):
+            _drop_references(section[name], key)
+        elif isinstance(value, str) and (value == f"${{{key}}}" or (key[-1] == "." and value.startswith(f"${{{key}"))):
+            del section[name]
+
+
+# --- values
+
+
+def _fill_in(cfg: DictConfig) -> None:
+    """Settle what a file or a command line may say in several ways."""
+    if isinstance(cfg.nemo, (int, float)):
+        cfg.nemo = str(cfg.nemo)
+    if isinstance(cfg.no_masked_token, float):  # `nan` is a number to Hydra
+        cfg.no_masked_token = str(cfg.no_masked_token)
+    for key in WRITTEN_TO:
+        value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+        if isinstance(value, str):
+            OmegaConf.update(cfg, key, os.path.expanduser(value))
+    if isinstance(cfg.batches, int) and cfg.batches > 0:  # exactly so many: enough epochs, and no more steps
+        accumulate = OmegaConf.select(cfg, "trainer.accumulate_grad_batches", throw_on_resolution_failure=False)
+        steps = -(-cfg.batches // accumulate) if isinstance(accumulate, int) and accumulate > 0 else cfg.batches
+        cfg.trainer.update(max_steps=steps, limit_train_batches=cfg.batches, max_epochs=cfg.batches)
 
 
 def _resolve(cfg: DictConfig) -> DictConfig:
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError("a value is missing", missing[0], f"Give it: {missing[0]}=...")
-    parse_steps(cfg.save_steps)  # a mistake here shows now, not after training
-    cfg.no_masked_token = str(cfg.no_masked_token)  # Hydra reads `nan` as a number
-    if cfg.no_masked_token not in NO_MASKED_TOKEN:
-        where = f"no_masked_token={cfg.no_masked_token}"
-        raise UserError("not a loss for a batch without a masked token", where, "Choose nan or zero.")
-    if cfg.bad_audio not in BAD_AUDIO:
-        raise UserError("not a way with bad audio", f"bad_audio={cfg.bad_audio}", "Choose stop or skip.")
     try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError("a value is missing", missing[0], f"Give it: {missing[0]}=...")
         return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
-        raise UserError(
-            "a value cannot be resolved", str(error).split("\n")[0], "Check its ${...} reference."
-        ) from error
+        key = f"{error.full_key}: " if error.full_key else ""
+        where = key + str(error).split("\n")[0]
+        raise UserError("a value cannot be resolved", where, "Check its ${...} reference.") from error
+    except RecursionError as error:
+        raise UserError("values that refer to one another", "${...}", "Break the circle of references.") from error
 
 
-# --- steps and paths
-
-
-def _step_range(part: str, value: Any) -> range:
-    match = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", part)
-    if not match or (match[2] and int(match[2]) < int(match[1])):
-        raise UserError(
-            "steps that cannot be read", f"save_steps={value}", "Write 0, 0,1,2, [0,1,2], 0-9, all or none."
-        )
-    first, last = int(match[1]), int(match[2] or match[1])
-    return range(first, last + 1)
-
-
-def _absolute(value: Any) -> Any:
-    if isinstance(value, str):
-        return ",".join(_absolute_path(part.strip()) for part in value.split(","))
-    return [_absolute(part) for part in value]
-
-
-def _absolute_path(path: str) -> str:
-    given = Path(path).expanduser()
+def _absolute(value: Any, separator: str | None = ",") -> Any:
+    if not isinstance(value, str):
+        return [_absolute(part) for part in value]
+    if separator:
+        return separator.join(_absolute(part.strip(), None) for part in value.split(separator))
+    given = Path(value).expanduser()
     from_here = Path.cwd() / given
     return str(from_here if given.is_absolute() or from_here.exists() else ROOT / given)

@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Le
 from pydantic import Field, model_validator
 
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.steps import parse_steps
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.optim import Optim
 from nest_ssl.config.parts import Decoder, Encoder, Loss, Masking, Preprocessor, Quantizer, SpecAugment
@@ -23,8 +25,21 @@ PARTS = ("preprocessor", "encoder", "loss", "quantizer", "mask_processor", "deco
 ANOTHER_MODEL = "This file is for NeMo's {}, and not for a NEST model (EncDecDenoiseMaskedTokenPredModel)."
 
 
-class Model(Section):
-    """`model:`; what builds a module is in `parts.py`."""
+class Architecture(Section):
+    """What `model:` says of the model itself."""
+
+    # NeMo itself fails in `post_conv`: it hands features to convolutions transposed.
+    mask_position: Literal["pre_conv"] = "pre_conv"
+    preprocessor: Preprocessor
+    masking: Masking
+    quantizer: Quantizer
+    encoder: Encoder
+    decoder: Decoder
+    loss: Loss
+
+
+class Model(Architecture):
+    """`model:`, with data and optimizer."""
 
     ACCEPTED = silent("target nemo_version")
     REFUSED: ClassVar = {"test_ds": "NeMo's NEST model stops at it. Remove it: ~model.test_ds."} | {
@@ -41,18 +56,10 @@ class Model(Section):
     num_books: Positive  # NeMo reads this one and the next beside those of the parts
     code_dim: Positive | None = None
     squeeze_single: bool
-    # NeMo itself fails in `post_conv`: it hands features to convolutions transposed.
-    mask_position: Literal["pre_conv"] = "pre_conv"
 
     train_ds: Dataset
     validation_ds: Dataset | None = None
-    preprocessor: Preprocessor
     spec_augment: SpecAugment
-    masking: Masking
-    quantizer: Quantizer
-    encoder: Encoder
-    decoder: Decoder
-    loss: Loss
     optim: Optim
     optim_param_groups: dict[str, dict[str, Any]] | None = None
 
@@ -123,7 +130,11 @@ class Experiment(Section):
     exp_manager: ExpManager | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> Experiment:
+    def _of_one_run(self) -> Experiment:
+        try:
+            parse_steps(self.save_steps)
+        except UserError as error:
+            raise Unfit(error.what, f"save_steps={self.save_steps}", error.fix) from error
         given = sorted(self.model_fields_set & {"init_from_nemo_model", "init_from_ptl_ckpt"})
         if len(given) > 1:  # NeMo counts those that are null, too
             raise Unfit("only one source of weights is allowed", given[1], f"Remove it: ~{given[1]}.")

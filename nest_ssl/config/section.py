@@ -9,17 +9,18 @@ what to do instead. Whatever else stands in a section is a mistake, and the near
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le
+from omegaconf import Container, OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.spelling import nearest
 
 Whole = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
@@ -122,10 +123,25 @@ def sections_of(field: FieldInfo) -> tuple[type[Section], ...]:
     return tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section))
 
 
+def takes_text(root: type[Section], path: str) -> bool:
+    """Whether the key of that path may hold text; true of keys that are not known or handed on as they are."""
+    kinds: tuple[type[Section], ...] = (root,)
+    *sections, key = path.split(".")
+    for name in sections:
+        field = kinds[0].fields().get(name)
+        kinds = sections_of(field) if field else ()
+        if not kinds:
+            return True
+    field = kinds[0].fields().get(key)
+    return field is None or any(member in (str, Any) for member in _members(field.annotation))
+
+
 def plain(value: Any) -> Any:
     """Nested mappings and sequences (OmegaConf's too) as dicts and lists, references resolved."""
+    if isinstance(value, Container):
+        value = OmegaConf.to_container(value, resolve=True)
     if isinstance(value, Mapping):
-        return {str(key): plain(value[key]) for key in value}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(item) for item in value]
     return value
@@ -161,14 +177,14 @@ def _nearest(key: str, cls: type[Section], where: str) -> str:
     if key in cls.RENAMED:
         today = cls.RENAMED[key]
         return f"Today it is {today if '.' in today else prefix + today}."
-    near = difflib.get_close_matches(key, sorted(cls.known()), n=1, cutoff=0.6)
+    near = nearest(key, cls.known(), cutoff=0.6)
     if near:
-        return f"Did you mean {prefix}{near[0]}?"
+        return f"Did you mean {prefix}{near}?"
     from nest_ssl.config.schema import Experiment  # the whole tree, which is made of sections
 
     everywhere = sorted(_paths(Experiment, ""), key=len)
     same = [path for path in everywhere if path.rsplit(".", 1)[-1] == key]
-    return f"Did you mean {(same or difflib.get_close_matches(prefix + key, everywhere, n=1, cutoff=0.0))[0]}?"
+    return f"Did you mean {same[0] if same else nearest(prefix + key, everywhere)}?"
 
 
 def _paths(cls: type[Section], where: str) -> Iterator[str]:

@@ -66,7 +66,7 @@ class SpeakerNoiseAugmentation:
         assert batch.audio is not None
         assert batch.noise is not None
         for i in range(batch.audio.size(0)):
-            if not self.draws.part() > self.prob:
+            if not self.draws.fraction() > self.prob:
                 self.augment(batch, i)
         batch.noisy_audio = batch.audio + batch.noise
         batch.noisy_audio_len = batch.noise_len
@@ -100,7 +100,7 @@ class SpeakerNoiseAugmentation:
 
     def draw_mode(self, batch_size: int) -> tuple[str, float]:
         """Noise or speech, and the energy ratio in dB."""
-        if self.draws.part() < self.noise_ratio or batch_size == 1:
+        if self.draws.fraction() < self.noise_ratio or batch_size == 1:
             return "noise", self.draws.uniform(self.min_r_noise, self.max_r_noise)
         return "speech", self.draws.uniform(self.min_r_speech, self.max_r_speech)
 

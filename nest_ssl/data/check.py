@@ -1,76 +1,106 @@
 """A data section checked before anything trains, for both trainers alike: a bad file is one line, not a traceback.
 
-What NeMo would train on is accepted; only truncated files, which NeMo takes without a word, are refused.
+What NeMo would train on is accepted, but for what spoils a training without a word: truncated files, samples that are
+no numbers, seconds that are no seconds.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from nest_ssl.base.errors import UserError
-from nest_ssl.data.audio import AudioProblem, check_header
-from nest_ssl.data.dataset import as_user_error, load_utterance
-from nest_ssl.data.manifest import Entry, NoiseClip, read_noise, read_speech
-from nest_ssl.data.settings import read_settings
+import soundfile
 
-CHECKED_AT_MOST = 20_000  # files (about 2 s); of more, every n-th. The loader tells of the others when it meets them.
+from nest_ssl.base.errors import UserError
+from nest_ssl.data.audio import Decoding, load
+from nest_ssl.data.corpus import Corpora, Corpus
+from nest_ssl.data.dataset import load_utterance
+from nest_ssl.data.header import check_header
+from nest_ssl.data.manifest import Entry, is_seconds
+from nest_ssl.data.problems import AudioProblem, BadAudio, ReaderProblem, UnfitAudio, as_user_error
+from nest_ssl.data.settings import read_settings
+from nest_ssl.data.torch_internals import raised_in_a_dataset
+
+CHECKED_AT_MOST = 20_000  # files (about 2 s); of more, every n-th. The loader reports the others when it meets them.
+DECODED_AT_MOST = 2_000  # floating-point files that are searched for NaN
 
 log = logging.getLogger(__name__)
 Checked = TypeVar("Checked")
 
 
-def check_dataset(section: Mapping[str, Any], skip_bad: bool = False) -> None:
+def check_dataset(section: Mapping[str, Any], skip_bad: bool = False, corpora: Corpora | None = None) -> Corpus:
     """Read the section's manifests and the header of each audio file.
 
     Args:
         section: NeMo's `train_ds` or `validation_ds`.
         skip_bad: only warn of audio files that cannot be used, unless there are no others.
+        corpora: takes the manifests that are read, for whoever needs them next.
+
+    Returns:
+        What there is to train on.
 
     Raises:
         UserError: the first thing wrong: an option, a manifest, a line, a file.
     """
     settings = read_settings(section)
-    entries = _pieces(_some(read_speech(settings.manifests, settings.min_duration, settings.max_duration)))
-    bad = _bad_files(entries, settings.decoding.channel_selector)
+    corpus = settings.read(corpora or Corpora())
+    entries = _distinct_pieces(_sample(corpus.entries))
+    bad = _bad_files(entries, settings.decoding)
     if skip_bad:
         _warn_of_speech(list(bad), len(entries))
     elif error := next(bad, None):
         raise error
-    _warn_of_noise(read_noise(settings.noise_manifests), settings.noise_manifests)
+    _warn_of_noise(corpus, settings.decoding.sample_rate)
+    return corpus
 
 
-def find_bad_audio(sections: Sequence[Mapping[str, Any]]) -> UserError | None:
-    """Decode one file after another until one cannot be used: what a trainer met that did not say in which file.
+def audio_behind(error: Exception, sections: Sequence[Mapping[str, Any]], corpora: Corpora) -> UserError | None:
+    """The file over which NeMo's reader raised `error`, one of `audio.decoder_errors`, if it was that which raised it.
+
+    The port's errors name their file themselves, and what was not raised while a dataset was read is no file's fault.
 
     Args:
-        sections: data sections, in the order in which to look.
+        error: what ended training.
+        sections: the data sections, in the order in which to look.
+        corpora: their manifests.
     """
-    for section in sections:
-        settings = read_settings(section)
-        for entry in _pieces(read_speech(settings.manifests, settings.min_duration, settings.max_duration)):
+    return find_bad_audio(sections, corpora) if raised_in_a_dataset(error) else None
+
+
+def find_bad_audio(sections: Sequence[Mapping[str, Any]], corpora: Corpora | None = None) -> UserError | None:
+    """Decode one utterance after another until one cannot be used."""
+    for settings in map(read_settings, sections):
+        for entry in _distinct_pieces(settings.read(corpora or Corpora()).entries):
             try:
                 load_utterance(entry, settings.decoding)
-            except UserError as error:
-                return error
+            except BadAudio as bad:
+                return bad
     return None
 
 
-def _pieces(entries: Sequence[Entry]) -> list[Entry]:
-    """Each piece of audio once."""
+def _distinct_pieces(entries: Sequence[Entry]) -> list[Entry]:
     pieces: dict[Any, Entry] = {}
     for entry in entries:
         pieces.setdefault((str(entry.audio_file), entry.offset, entry.duration), entry)
     return list(pieces.values())
 
 
-def _bad_files(entries: Sequence[Entry], selector: Any) -> Iterator[UserError]:
+def _bad_files(entries: Sequence[Entry], decoding: Decoding) -> Iterator[UserError]:
+    decoded = 0
     for entry in entries:
         try:
-            check_header(entry.audio_file, entry.offset, entry.duration, selector)
+            floating = check_header(entry.audio_file, entry.offset, entry.duration, decoding.channel_selector)
+            decoded += floating
+            if floating and decoded <= DECODED_AT_MOST:
+                load_utterance(entry, decoding)
+        except ReaderProblem as problem:
+            raise as_user_error(problem, entry) from problem
         except AudioProblem as problem:
             yield as_user_error(problem, entry)
+        except BadAudio as error:
+            yield error
 
 
 def _warn_of_speech(bad: Sequence[UserError], checked: int) -> None:
@@ -84,24 +114,32 @@ def _warn_of_speech(bad: Sequence[UserError], checked: int) -> None:
                 len(bad), checked, bad[0])  # fmt: skip
 
 
-def _warn_of_noise(clips: Sequence[NoiseClip], manifests: Sequence[str]) -> None:
+def _warn_of_noise(corpus: Corpus, sample_rate: int) -> None:
     """Clips that cannot be read are no error: NeMo draws others, and trains without noise when there are none."""
-    bad = [(clip, problem) for clip in _some(clips) if (problem := _problem(clip)) is not None]
-    if manifests and not clips:
-        log.warning("warning: no noise clip in %s: training without noise", ",".join(manifests))
+    clips = _sample(corpus.clips)
+    if corpus.noise_manifests and not clips:
+        names = ",".join(manifest.path for manifest in corpus.noise_manifests)
+        log.warning("warning: no noise clip in %s: training without noise", names)
+    bad: list[str] = []
+    decoded = 0
+    for clip in clips:
+        try:
+            decoded += (floating := check_header(clip.audio_file, None, None, None))
+            if floating and decoded <= DECODED_AT_MOST:
+                load(clip.audio_file, None, None, Decoding(sample_rate))
+            for key, value in (("duration", clip.duration), ("offset", clip.offset)):
+                if value is not None and not is_seconds(value):
+                    raise AudioProblem(f"{key} is not a number of seconds", "Correct the manifest.")
+        except (UnfitAudio, ReaderProblem) as problem:
+            raise as_user_error(problem, clip) from problem
+        except (AudioProblem, soundfile.SoundFileError) as problem:
+            what = problem.what if isinstance(problem, AudioProblem) else str(problem)
+            bad.append(f"{clip.audio_file} ({clip.place}): {what}")
     if bad:
-        clip, problem = bad[0]
-        text = "warning: %d of %d noise clips cannot be used and will be passed over, the first: %s (%s): %s"
-        log.warning(text, len(bad), len(clips), clip.audio_file, clip.place, problem.what)
+        text = "warning: %d of %d noise clips cannot be used and will be passed over, the first: %s"
+        log.warning(text, len(bad), len(clips), bad[0])
 
 
-def _problem(clip: NoiseClip) -> AudioProblem | None:
-    try:
-        check_header(clip.audio_file, None, None, None)
-    except AudioProblem as problem:
-        return problem
-    return None
-
-
-def _some(items: Sequence[Checked]) -> Sequence[Checked]:
-    return items[:: max(1, -(-len(items) // CHECKED_AT_MOST))]
+def _sample(items: Sequence[Checked]) -> Sequence[Checked]:
+    """All of them, or so many at even distances that checking takes seconds."""
+    return items[:: max(1, math.ceil(len(items) / CHECKED_AT_MOST))]

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.data.audio import AudioProblem, Decoding, load
+from nest_ssl.data.audio import Decoding, load
 from nest_ssl.data.batch import AudioNoiseBatch, AudioNoiseItem, Augmentor, collate
+from nest_ssl.data.header import as_problem
 from nest_ssl.data.manifest import Entry, NoiseClip
 from nest_ssl.data.noise import draw_noise
-from nest_ssl.data.skipping import LoadFailure, Remainder
+from nest_ssl.data.problems import AudioProblem, BadAudio, ReaderProblem, as_user_error
+from nest_ssl.data.skipping import LoadFailure, PartialBatch
 
 SHORTEST_SECONDS = 1.0  # shorter audio is repeated up to this
 
@@ -31,7 +33,7 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
     Args:
         entries: the utterances, in order.
         clips: the noises to draw from; may be none.
-        how: the decoding of the utterances.
+        decoding: of the utterances.
         augmentor: mixes a batch; None adds the noise as it is.
         noisy_length: see `batch.collate`.
         skip_bad: leave utterances that cannot be used out of their batch, see `skipping.py`.
@@ -41,12 +43,12 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         self,
         entries: Sequence[Entry],
         clips: Sequence[NoiseClip],
-        how: Decoding,
+        decoding: Decoding,
         augmentor: Augmentor | None = None,
         noisy_length: str = "noise",
         skip_bad: bool = False,
     ) -> None:
-        self.entries, self.clips, self.how = entries, clips, how
+        self.entries, self.clips, self.decoding = entries, clips, decoding
         self.augmentor, self.noisy_length, self.skip_bad = augmentor, noisy_length, skip_bad
 
     def __len__(self) -> int:
@@ -58,54 +60,54 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         Raises:
             UserError: the file cannot be used (in a worker process, or to be skipped: returned as a `LoadFailure`).
         """
+        entry, decoding = self.entries[index], self.decoding
         try:
-            audio = load_utterance(self.entries[index], self.how)
-            noise, noise_len = draw_noise(self.clips, self.how.sample_rate, audio.size(0), self.how.reader)
+            audio = load_utterance(entry, decoding)
+            noise, noise_len = draw_noise(self.clips, decoding.sample_rate, audio.size(0), decoding.reader)
         except UserError as error:
-            if get_worker_info() is None and not self.skip_bad:
+            is_bad_audio = isinstance(error, BadAudio)
+            if get_worker_info() is None and not (self.skip_bad and is_bad_audio):
                 raise
-            return LoadFailure(error, self.entries[index])
+            return LoadFailure(error, entry if is_bad_audio else None)
         return AudioNoiseItem(audio, torch.tensor(audio.size(0)), noise, noise_len)
 
-    def collate(self, items: Sequence[AudioNoiseItem | LoadFailure]) -> AudioNoiseBatch | Remainder | LoadFailure:
-        """The batch; what went wrong with its first bad utterance; or, if those are skipped, what is left of it."""
+    def collate(self, items: Sequence[AudioNoiseItem | LoadFailure]) -> AudioNoiseBatch | PartialBatch | LoadFailure:
+        """The batch; or the first failure that stops the run; or, if bad audio is skipped, what is left of it."""
         good = [item for item in items if isinstance(item, AudioNoiseItem)]
         failures = [item for item in items if isinstance(item, LoadFailure)]
-        if failures and not self.skip_bad:
-            return failures[0]
+        for failure in failures:
+            if not self.skip_bad or failure.entry is None:
+                return failure
         try:
             batch = collate(good, self.augmentor, self.noisy_length) if good else None
-            return Remainder(batch, failures) if failures else batch
         except UserError as error:
             if get_worker_info() is None:
                 raise
             return LoadFailure(error)
+        return PartialBatch(batch, failures) if failures or batch is None else batch
 
 
-def load_utterance(entry: Entry, how: Decoding) -> Tensor:
+def load_utterance(entry: Entry, decoding: Decoding) -> Tensor:
     """An entry's audio, float32 [T], repeated to at least a second.
 
     Raises:
-        UserError: the file cannot be used; says why, and which line of which manifest names it.
+        BadAudio: the file cannot be used; says why, and which line of which manifest names it.
+        UserError: no such file could be used here: a decoder is missing, the disk or the file handles are used up.
     """
     try:
-        samples = load(entry.audio_file, entry.offset, entry.duration, how)
+        samples = load(entry.audio_file, entry.offset, entry.duration, decoding)
+        if samples.ndim != 1:
+            fix = "Set channel_selector to one, or to average."
+            raise AudioProblem(f"{samples.shape[-1]} channels are left", fix)
     except AudioProblem as problem:
         raise as_user_error(problem, entry) from problem
     except Exception as error:  # decoders raise anything; whatever it is, this file is the reason
+        told = as_problem(error) if isinstance(error, OSError) else None
         problem = AudioProblem(f"audio that cannot be decoded ({error})", "Copy the file again, or convert it.")
-        raise as_user_error(problem, entry) from error
-    if samples.ndim != 1:
-        problem = AudioProblem(f"{samples.shape[-1]} channels are left", "Set channel_selector to one, or to average.")
-        raise as_user_error(problem, entry)
+        raise as_user_error(told if isinstance(told, ReaderProblem) else problem, entry) from error
     if samples.size == 0:
         log.warning("%s (%s) gives no samples: a second of silence instead", entry.audio_file, entry.place)
-    return repeat_short(torch.tensor(samples, dtype=torch.float), int(SHORTEST_SECONDS * how.sample_rate))
-
-
-def as_user_error(problem: AudioProblem, entry: Entry) -> UserError:
-    """A file's problem, with the line of the manifest that names the file."""
-    return UserError(problem.what, f"{entry.audio_file} ({entry.place})", problem.fix)
+    return repeat_short(torch.tensor(samples, dtype=torch.float), int(SHORTEST_SECONDS * decoding.sample_rate))
 
 
 def repeat_short(audio_T: Tensor, shortest: int) -> Tensor:

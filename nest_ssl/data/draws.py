@@ -18,7 +18,7 @@ import numpy as np
 class Draws(Protocol):
     """What the augmentation draws."""
 
-    def part(self) -> float:
+    def fraction(self) -> float:
         """From 0 up to 1."""
 
     def uniform(self, low: float, high: float) -> float:
@@ -40,7 +40,7 @@ class Draws(Protocol):
 class PythonDraws:
     """Since NeMo 2.5."""
 
-    def part(self) -> float:
+    def fraction(self) -> float:
         return random.random()
 
     def uniform(self, low: float, high: float) -> float:
@@ -66,7 +66,7 @@ class PythonDraws:
 class NumpyDraws:
     """NeMo 2.3 and 2.4."""
 
-    def part(self) -> float:
+    def fraction(self) -> float:
         return np.random.rand()
 
     def uniform(self, low: float, high: float) -> float:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch
-from nest_ssl.data.skipping import LoadFailure, Remainder, SkippedAudio
+from nest_ssl.data.skipping import LoadFailure, PartialBatch, SkippedAudio
+from nest_ssl.data.torch_internals import indices_of
 
 
 class Raising:
@@ -19,10 +19,10 @@ class Raising:
     def __init__(self, batches: Iterator[Any]) -> None:
         self.batches = batches
 
-    def __iter__(self) -> Iterator[AudioNoiseBatch | Remainder]:
+    def __iter__(self) -> Iterator[AudioNoiseBatch | PartialBatch]:
         return self
 
-    def __next__(self) -> AudioNoiseBatch | Remainder:
+    def __next__(self) -> AudioNoiseBatch | PartialBatch:
         batch = next(self.batches)
         if isinstance(batch, LoadFailure):
             self.batches = iter(())  # ends the workers now; left to the garbage collector it may take them 5 s each
@@ -59,14 +59,13 @@ class Epoch:
     def pass_over(self, count: int) -> None:
         """Leave out `count` batches. Workers decode them, since their generators move with every utterance; the main
         process need not, since its own are restored."""
-        source = self._batches.batches if isinstance(self._batches, Raising) else None
-        if isinstance(source, _SingleProcessDataLoaderIter):
-            for _ in range(count):
-                next(source._sampler_iter)
-            self.handed_out += count
-        else:
-            for _ in range(count):
+        indices = indices_of(self._batches.batches) if isinstance(self._batches, Raising) else None
+        for _ in range(count):
+            if indices is None:
                 next(self)
+            else:
+                next(indices)
+                self.handed_out += 1
 
     def _begin_pass(self) -> None:
         self._earlier, self._generator = self.handed_out, torch.get_rng_state()
@@ -77,8 +76,8 @@ class SkippingEpoch(Epoch):
     """An epoch without the utterances that cannot be used, see `skipping.py`.
 
     Args:
-        start: see `Epoch`; its batches may be a `Remainder`.
-        skipped: told of everything left out.
+        start: see `Epoch`; its batches may be a `PartialBatch`.
+        skipped: counts everything left out.
         length: batches that the epoch must have; None: as many as one pass gives.
         earlier: see `Epoch`.
     """
@@ -112,8 +111,8 @@ class SkippingEpoch(Epoch):
         super()._begin_pass()
         self._empty = False
 
-    def _without_failures(self, got: AudioNoiseBatch | Remainder) -> AudioNoiseBatch | None:
-        if not isinstance(got, Remainder):
+    def _without_failures(self, got: AudioNoiseBatch | PartialBatch) -> AudioNoiseBatch | None:
+        if not isinstance(got, PartialBatch):
             return got
         self._skipped.add(got.failures)
         return got.batch

@@ -1,95 +1,101 @@
-"""Which bytes a run was trained on: hashes of the manifests and of the audio files that they name.
+"""Which bytes a run was trained on: hashes of the manifests as they were parsed, and of the audio that they name.
 
-Names are relative to the manifest's folder, with forward slashes, so that two machines with the same data agree.
+They are taken before training. When it has ended, files whose state is another one are hashed again, and those with
+other bytes are listed as changed: the hashes are of what was there when training began.
+
+Names are relative to the manifest's folder, with forward slashes, so that two machines with the same data agree. Where
+even these differ, `content` says whether the same audio was trained on in the same order.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nest_ssl.data.manifest import Entry, NoiseClip, manifest_paths, read_noise, read_speech
-from nest_ssl.data.settings import plain
+from nest_ssl.data.corpus import Corpus
+from nest_ssl.data.files import FileState, file_sha256, relative_name, state_of
+from nest_ssl.data.manifest import Entry, Manifest, NoiseClip, parts_of
+from nest_ssl.data.skipping import SkippedAudio
 
 HASHED_IN_FULL = 2_000  # files; of larger corpora the size, the first and the last MiB of each
-MIB = 1 << 20
 
 
-def fingerprint(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The data of a section.
+class DataRecord:
+    """The data of a run, hashed when this is made.
 
     Args:
-        section: NeMo's `train_ds` or `validation_ds`, checked.
-
-    Returns:
-        ``{"manifests": [{"name", "sha256"}], "audio": {name: sha256}, "audio_hash": "full" | "sampled"}``, and under
-        ``"noise"`` the same of the noise manifests, if there are any. A file that cannot be read has None.
-
-    Raises:
-        UserError: a manifest that cannot be used.
+        corpora: by the name of their section, ``train`` and ``validation``.
     """
-    given = plain(section)
-    manifests = manifest_paths(given["manifest_filepath"])
-    speech = read_speech(manifests, given.get("min_duration"), given.get("max_duration"))
-    result = _of(manifests, speech)
-    if given.get("noise_manifest") is not None:
-        noise_manifests = manifest_paths(given["noise_manifest"])
-        result["noise"] = _of(noise_manifests, read_noise(noise_manifests))
-    return result
+
+    def __init__(self, corpora: Mapping[str, Corpus]) -> None:
+        self._speech = {name: _Files(corpus.manifests, corpus.entries) for name, corpus in corpora.items()}
+        self._noise = {name: _Files(corpus.noise_manifests, corpus.clips) for name, corpus in corpora.items()
+                       if corpus.noise_manifests is not None}  # fmt: skip
+
+    def describe(self, skipped: SkippedAudio | None = None) -> dict[str, Any]:
+        """For `recording.json`; looks at the files once more.
+
+        Returns:
+            For each section ``{"manifests": [{"name", "sha256"}], "audio": {name: sha256}, "audio_hash": "full" |
+            "sampled", "content": sha256, "changed": [name]}``, with the same of the noise manifests under ``"noise"``
+            if there are any. A file that cannot be read has None. And what was ``"skipped"``, if that was allowed.
+        """
+        data: dict[str, Any] = {name: files.describe() for name, files in self._speech.items()}
+        for name, files in self._noise.items():
+            data[name]["noise"] = files.describe()
+        return data if skipped is None else {**data, "skipped": skipped.describe()}
 
 
-def _of(manifests: Sequence[str], entries: Sequence[Entry | NoiseClip]) -> dict[str, Any]:
-    files: dict[str, str] = {}  # path -> name
-    for entry in entries:
-        for path in entry.audio_file if isinstance(entry.audio_file, list) else [entry.audio_file]:
-            files.setdefault(path, relative_name(path, entry.place.manifest))
-    sampled = len(files) > HASHED_IN_FULL
-    hashes = (file_sha256(path, sampled) for path in files)
-    return {
-        "manifests": [{"name": os.path.basename(m), "sha256": file_sha256(os.path.expanduser(m))} for m in manifests],
-        "audio": dict(sorted(zip(_distinct(files.values()), hashes, strict=True))),
-        "audio_hash": "sampled" if sampled else "full",
-    }
+class _Files:
+    """Some manifests and the audio files of their lines."""
+
+    def __init__(self, manifests: Sequence[Manifest[Any]], lines: Sequence[Entry | NoiseClip]) -> None:
+        self._manifests = manifests
+        names: dict[str, str] = {}  # path -> name
+        taken: dict[str, int] = {}
+        for line in lines:
+            for path in parts_of(line):
+                if path not in names:
+                    names[path] = _distinct(relative_name(path, line.place.manifest), taken)
+        self._names = names
+        self._sampled = len(names) > HASHED_IN_FULL
+        self._states = {path: state_of(path) for path in names}
+        self._hashes = {path: file_sha256(path, self._sampled) for path in names}
+        digest = hashlib.sha256()
+        for line in lines:
+            hashes = [self._hashes[path] for path in parts_of(line)]
+            digest.update(json.dumps([hashes, line.offset or 0, line.duration]).encode() + b"\n")
+        self._content = digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "manifests": [{"name": os.path.basename(m.path), "sha256": m.sha256} for m in self._manifests],
+            "audio": dict(sorted((name, self._hashes[path]) for path, name in self._names.items())),
+            "audio_hash": "sampled" if self._sampled else "full",
+            "content": self._content,
+            "changed": [*self._changed_manifests(), *self._changed_audio()],
+        }
+
+    def _changed_manifests(self) -> list[str]:
+        files = ((os.path.basename(m.path), *m.file, m.sha256) for m in self._manifests)
+        return [name for name, path, state, before in files if _has_changed(path, state, before, sampled=False)]
+
+    def _changed_audio(self) -> list[str]:
+        return sorted(
+            name
+            for path, name in self._names.items()
+            if _has_changed(path, self._states[path], self._hashes[path], self._sampled)
+        )
 
 
-def relative_name(path: str, manifest: str) -> str:
-    """A file's name from the folder of the manifest that names it, with forward slashes."""
-    if not os.path.isabs(path):
-        return Path(path).as_posix()  # as written: it was found from the working folder, or nowhere
-    folder = os.path.dirname(os.path.abspath(os.path.expanduser(manifest)))
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:  # another drive of a Windows machine
-        return Path(path).as_posix()
+def _has_changed(path: str, state: FileState | None, sha256: str | None, sampled: bool) -> bool:
+    return state_of(path) != state and file_sha256(path, sampled) != sha256
 
 
-def _distinct(names: Iterable[str]) -> list[str]:
+def _distinct(name: str, taken: dict[str, int]) -> str:
     """Two manifests in two folders may name different files alike: the later ones get a number."""
-    count: dict[str, int] = {}
-    result = []
-    for name in names:
-        count[name] = count.get(name, 0) + 1
-        result.append(name if count[name] == 1 else f"{name}#{count[name]}")
-    return result
-
-
-def file_sha256(path: str, sampled: bool = False) -> str | None:
-    """SHA-256 of a file, or of its size and ends; None if it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            if sampled:
-                size = file.seek(0, os.SEEK_END)
-                digest.update(b"%d\n" % size)
-                for start in (0, max(0, size - MIB)):
-                    file.seek(start)
-                    digest.update(file.read(MIB))
-            else:
-                while chunk := file.read(MIB):
-                    digest.update(chunk)
-    except OSError:
-        return None
-    return digest.hexdigest()
+    taken[name] = taken.get(name, 0) + 1
+    return name if taken[name] == 1 else f"{name}#{taken[name]}"

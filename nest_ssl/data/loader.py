@@ -19,16 +19,23 @@ import torch
 from torch.utils.data import DataLoader
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.data.audio import Reader
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.check import check_dataset
+from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.dataset import AudioNoiseDataset
 from nest_ssl.data.epoch import Epoch, Raising, SkippingEpoch
-from nest_ssl.data.fingerprint import fingerprint
-from nest_ssl.data.manifest import is_url, read_noise, read_speech
+from nest_ssl.data.fingerprint import DataRecord
+from nest_ssl.data.manifest import is_url
 from nest_ssl.data.settings import allowed_keys, plain, read_settings
 from nest_ssl.data.skipping import SkippedAudio
 
 __all__ = ["allowed_keys", "build_dataloader", "check_dataset", "fingerprint", "validation_sections"]
+
+
+def fingerprint(section: Mapping[str, Any]) -> dict[str, Any]:
+    """For `run/`, until it keeps a `DataRecord` itself."""
+    return DataRecord({"": read_settings(section).read(Corpora())}).describe()[""]
 
 
 class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
@@ -41,7 +48,7 @@ class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
     data, see `skipping.py`, begins that one again.)
 
     Args:
-        skipped: told of the utterances left out; None: the first one is raised. The arguments are attributes too:
+        skipped: counts the utterances left out; None: the first one is raised. The arguments are attributes too:
             Lightning makes another loader of them to give each process its part of the data.
         keep_length: whether batches of which nothing is left are made up for at the end of the epoch.
     """
@@ -104,7 +111,8 @@ def build_dataloader(
     training: bool = False,
     augmentation_draws: str = "python",
     noisy_length: str = "noise",
-    audio_reader: str = "soundfile",
+    audio_reader: Reader = "soundfile",
+    corpora: Corpora | None = None,
 ) -> AudioNoiseLoader | None:
     """The loader that a data section describes; None for no section.
 
@@ -116,6 +124,7 @@ def build_dataloader(
         training: whether an epoch must have all its batches, whatever is skipped.
         augmentation_draws, noisy_length, audio_reader: what differs between NeMo's generations; the defaults are the
             newest's (`draws.DRAWS`, `batch.collate`, `audio.Decoding`).
+        corpora: manifests that have been read already.
 
     Raises:
         UserError: an option that is wrong or not supported, a manifest that cannot be used or leaves nothing.
@@ -123,10 +132,10 @@ def build_dataloader(
     if section is None:
         return None
     settings = read_settings(section, sample_rate, shuffle, augmentation_draws)
-    entries = read_speech(settings.manifests, settings.min_duration, settings.max_duration)
-    clips = read_noise(settings.noise_manifests)
-    how = replace(settings.decoding, reader=audio_reader)
-    dataset = AudioNoiseDataset(entries, clips, how, settings.augmentor, noisy_length, skipped is not None)
+    corpus = settings.read(corpora or Corpora())
+    decoding = replace(settings.decoding, reader=audio_reader)
+    skip_bad = skipped is not None
+    dataset = AudioNoiseDataset(corpus.entries, corpus.clips, decoding, settings.augmentor, noisy_length, skip_bad)
     return AudioNoiseLoader(
         dataset,
         batch_size=settings.batch_size,

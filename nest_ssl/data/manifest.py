@@ -1,23 +1,29 @@
 """Manifests: one JSON object a line, each a piece of an audio file.
 
 Source of the behaviour: NeMo 3.0.0 `nemo.collections.common.parts.preprocessing.manifest` and `.collections`
-(speech), `nemo.collections.asr.parts.utils.manifest_utils` (noise).
+(speech), `nemo.collections.asr.parts.utils.manifest_utils` (noise). What NeMo cannot train on is refused here, and so
+are seconds that it would take for something else (NaN, negative, true).
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import urlparse
 
 from nest_ssl.base.errors import UserError, from_os_error
+from nest_ssl.base.files import is_regular
+from nest_ssl.data.files import FileState
 
 LONGEST_RELATIVE = 255  # characters; a longer path is never taken relative to the manifest
+MOST_SECONDS = 1e9  # 31 years; more is no place in a recording, and overflows when counted in samples
 
 
 class Place(NamedTuple):
@@ -36,7 +42,7 @@ class Entry:
 
     Args:
         audio_file: path, or paths of single-channel files that together make one recording.
-        duration: seconds to read from `offset`; None, 0 or less: to the end.
+        duration: seconds to read from `offset`; None or 0: to the end.
         offset: seconds from the start; None is 0.
         place: the line that names it.
     """
@@ -57,6 +63,26 @@ class NoiseClip:
     place: Place
 
 
+Line = TypeVar("Line", Entry, NoiseClip)
+
+
+@dataclass(frozen=True)
+class Manifest(Generic[Line]):
+    """A manifest as it was read, once.
+
+    Args:
+        path: as the configuration has it.
+        lines: what its lines name, in order.
+        sha256: of the bytes that were parsed.
+        file: where they were read from, and its state then.
+    """
+
+    path: str
+    lines: Sequence[Line]
+    sha256: str
+    file: tuple[str, FileState | None]
+
+
 def manifest_paths(value: Any) -> list[str]:
     """The manifests that a config value names: a path, several joined by commas, or a list.
 
@@ -69,46 +95,30 @@ def manifest_paths(value: Any) -> list[str]:
     return [str(p) for p in paths]
 
 
-def read_speech(manifests: Sequence[str], shortest: float | None = None, longest: float | None = None) -> list[Entry]:
-    """The entries of all manifests, in order, that last from `shortest` to `longest` seconds (None: no limit).
-
-    Entries of unknown duration always stay.
+def read_speech(path: str) -> Manifest[Entry]:
+    """A manifest of utterances; `~` is the home folder.
 
     Raises:
-        UserError: a manifest that is not there; a line that cannot be used (file and number are told); nothing left.
+        UserError: it is not there, or is no regular file; a line that cannot be used (with file and number).
     """
-    entries = [_speech_entry(item, place) for item, place in _items(manifests, expand_home=True)]
-    kept = [entry for entry in entries if _lasts(entry.duration, shortest, longest)]
-    if not entries:
-        fix = 'Write lines like {"audio_filepath": "a.wav", "duration": 1.0}.'
-        raise UserError("an empty manifest", ",".join(manifests) or "manifest_filepath=[]", fix)
-    if not kept:
-        limits = f"min_duration={shortest}, max_duration={longest}"
-        raise UserError(f"none of {len(entries)} entries lasts as long as asked ({limits})", ",".join(manifests),
-                        "Change the limits or the manifest.")  # fmt: skip
-    return kept
+    return _read_manifest(path, os.path.expanduser(path), _speech_entry)
 
 
-def read_noise(manifests: Sequence[str]) -> list[NoiseClip]:
-    """All noise clips of all manifests, in order.
+def read_noise(path: str) -> Manifest[NoiseClip]:
+    """A manifest of noise clips; `~` is a name like others, as in NeMo.
 
     Raises:
         UserError: as `read_speech`.
     """
-    return [_noise_clip(item, place) for item, place in _items(manifests, expand_home=False)]
+    return _read_manifest(path, path, _noise_clip)
 
 
-def full_path(audio_file: str | list[str], manifest: str) -> str | list[str]:
+def full_path(audio_file: str, manifest: str) -> str:
     """Where an audio file of a manifest lies: below the manifest's folder if it is there, else as written.
 
     Raises:
-        ValueError: not a path or a list of paths.
         UserError: a URL; object stores are not supported.
     """
-    if isinstance(audio_file, list):
-        return [str(full_path(part, manifest)) for part in audio_file]
-    if not isinstance(audio_file, str):
-        raise ValueError(f"{audio_file!r} is not a path")
     if is_url(audio_file):
         raise UserError("audio in an object store", audio_file, "Copy it to a disk and name the copy.")
     if _in_tarred_set(audio_file, manifest):
@@ -120,75 +130,118 @@ def full_path(audio_file: str | list[str], manifest: str) -> str | list[str]:
     return os.path.expanduser(audio_file)
 
 
+def parts_of(line: Entry | NoiseClip) -> list[str]:
+    """The paths of the files that make one recording."""
+    return line.audio_file if isinstance(line.audio_file, list) else [line.audio_file]
+
+
 def is_url(path: str) -> bool:
     """Whether NeMo would look for it in an object store: anything like scheme://host/..."""
-    parts = urlparse(path)
+    try:
+        parts = urlparse(path)
+    except ValueError:  # brackets that are no IPv6 address
+        return False
     return bool(parts.scheme) and bool(parts.netloc)
+
+
+def is_seconds(value: Any) -> bool:
+    """Whether it is a number of seconds from 0 that can be counted in samples."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MOST_SECONDS
 
 
 # --- lines ------------------------------------------------------------------------------------------------------------
 
 
-def _items(manifests: Sequence[str], *, expand_home: bool) -> Iterator[tuple[dict[str, Any], Place]]:
-    """Every line's object and its place. Blank lines are skipped; `~` is the home folder for speech manifests only."""
-    for manifest in manifests:
-        if is_url(manifest):
-            raise UserError("a manifest in an object store", manifest, "Copy it to a disk and name the copy.")
-        try:
-            with open(os.path.expanduser(manifest) if expand_home else manifest, encoding="utf-8") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        place = Place(manifest, number)
-                        yield _parse(line.strip(), place), place
-        except FileNotFoundError as error:
-            fix = "Check the path; `make data` writes data/dummy_ssl."
-            raise UserError("no such manifest", manifest or "''", fix) from error
-        except UnicodeDecodeError as error:
-            raise UserError("a manifest that is not UTF-8 text", manifest, "Write one JSON object a line.") from error
-        except OSError as error:
-            raise from_os_error(error, manifest) from error
+def _read_manifest(path: str, location: str, parse: Callable[[dict[str, Any], Place], Line]) -> Manifest[Line]:
+    if is_url(path):
+        raise UserError("a manifest in an object store", path, "Copy it to a disk and name the copy.")
+    data, state = _read_bytes(path, location)
+    try:
+        lines = [parse(item, place) for item, place in _items(data, path)]
+    except UnicodeDecodeError as error:
+        raise UserError("a manifest that is not UTF-8 text", path, "Write one JSON object a line.") from error
+    return Manifest(path, lines, hashlib.sha256(data).hexdigest(), (location, state))
+
+
+def _read_bytes(path: str, location: str) -> tuple[bytes, FileState | None]:
+    fix = "Check the path; `make data` writes data/dummy_ssl."
+    try:
+        if os.path.exists(location) and not is_regular(location):
+            raise UserError("a manifest that is not a regular file", path, fix)
+        with open(location, "rb") as file:
+            state = FileState.of(os.fstat(file.fileno()))
+            return (file.read() if state.size else b""), state  # files of /proc have no size, and may not end
+    except FileNotFoundError as error:
+        raise UserError("no such manifest", path or "''", fix) from error
+    except ValueError as error:  # a character that no path can have
+        raise UserError("not the path of a manifest", repr(path), fix) from error
+    except OSError as error:
+        raise from_os_error(error, path) from error
+
+
+def _items(data: bytes, path: str) -> Iterator[tuple[dict[str, Any], Place]]:
+    """Every line's object and its place; blank lines are skipped."""
+    if data.startswith(b"\xef\xbb\xbf"):
+        fix = "Save the file as UTF-8 without it (in an editor: UTF-8, not UTF-8 with BOM)."
+        raise UserError("a manifest that begins with a byte-order mark", path, fix)
+    for number, line in enumerate(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"), start=1):
+        if line.strip():
+            place = Place(path, number)
+            yield _parse(line.strip(), place), place
 
 
 def _parse(line: str, place: Place) -> dict[str, Any]:
+    fix = "Write one JSON object a line."
     try:
         item = json.loads(line)
     except json.JSONDecodeError as error:
-        what = f"not JSON ({error.msg}, column {error.colno})"
-        raise UserError(what, str(place), "Write one JSON object a line.") from error
+        raise UserError(f"not JSON ({error.msg}, column {error.colno})", str(place), fix) from error
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        raise UserError("JSON that is too long or too deep to be read", str(place), fix) from error
     if not isinstance(item, dict):
         raise UserError("not a JSON object", str(place), 'Write {"audio_filepath": ..., "duration": ...}.')
     return item
 
 
 def _speech_entry(item: dict[str, Any], place: Place) -> Entry:
-    audio_file = _resolve(item.get("audio_filename", item.get("audio_filepath")), place)
+    audio_file = _audio_files(item.get("audio_filename", item.get("audio_filepath")), place)
     return Entry(audio_file, _seconds(item, "duration", place), _seconds(item, "offset", place), place)
 
 
-def _lasts(duration: float | None, shortest: float | None, longest: float | None) -> bool:
-    if duration is None:
-        return True
-    return not (shortest is not None and duration < shortest) and not (longest is not None and duration > longest)
-
-
 def _noise_clip(item: dict[str, Any], place: Place) -> NoiseClip:
-    return NoiseClip(_resolve(item.get("audio_filepath"), place), item.get("duration"), item.get("offset", 0.0), place)
+    audio_file = _audio_files(item.get("audio_filepath"), place)
+    return NoiseClip(audio_file, item.get("duration"), item.get("offset", 0.0), place)
 
 
-def _resolve(audio_file: Any, place: Place) -> str | list[str]:
-    if audio_file is None:
+def _audio_files(value: Any, place: Place) -> str | list[str]:
+    if value is None:
         raise UserError("no audio_filepath", str(place), "Name the audio file of this line.")
+    parts = value if isinstance(value, list) and value else [value]
+    for part in parts:
+        if not isinstance(part, str):
+            raise UserError("audio_filepath is not a path", str(place), "Write it as a string.")
+        if "\0" in part or not _can_be_encoded(part):
+            raise UserError("audio_filepath has a character that no path can have", str(place), "Correct it.")
+    found = [full_path(part, place.manifest) for part in parts]
+    return found if isinstance(value, list) else found[0]
+
+
+def _can_be_encoded(path: str) -> bool:
+    """Whether the file system can name it; JSON may hold half of a surrogate pair."""
     try:
-        return full_path(audio_file, place.manifest)
-    except ValueError as error:
-        raise UserError("audio_filepath is not a path", str(place), "Write it as a string.") from error
+        os.fsencode(path)
+    except UnicodeError:
+        return False
+    return True
 
 
 def _seconds(item: dict[str, Any], key: str, place: Place) -> float | None:
     value = item.get(key)
-    if value is None or isinstance(value, (int, float)):
+    if value is None or is_seconds(value):
         return value
-    raise UserError(f"{key} is not a number", str(place), f"Give {key} in seconds, without quotes.")
+    if isinstance(value, (str, list, dict)):
+        raise UserError(f"{key} is not a number", str(place), f"Give {key} in seconds, without quotes.")
+    raise UserError(f"{key} is not a number of seconds", str(place), f"Give {key} in seconds, from 0; or leave it out.")
 
 
 def _in_tarred_set(audio_file: str, manifest: str) -> bool:

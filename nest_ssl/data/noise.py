@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from nest_ssl.base.errors import UserError
-from nest_ssl.data.audio import Decoding, Samples, load
+from nest_ssl.data.audio import Decoding, Reader, load
 from nest_ssl.data.batch import fit
+from nest_ssl.data.channels import Samples
 from nest_ssl.data.manifest import NoiseClip
+from nest_ssl.data.problems import ReaderProblem, UnfitAudio, as_user_error
 
 CLIP_TRIALS = 20  # clips drawn before the utterance is left without noise
 PIECE_TRIALS = 100  # pieces of one clip drawn before a poor one is taken
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def draw_noise(
-    clips: Sequence[NoiseClip], sample_rate: int, length: int, reader: str = "soundfile"
+    clips: Sequence[NoiseClip], sample_rate: int, length: int, reader: Reader = "soundfile"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise for `length` samples of speech.
 
@@ -41,15 +42,15 @@ def draw_noise(
         float32 [T], zero where a short clip has ended; and how many samples the clip lasts, int64 [].
 
     Raises:
-        UserError: it takes pydub to read a clip, and pydub is not installed.
+        UserError: a clip that NeMo would train on and must not be (NaN); a decoder that is missing here.
     """
     for _ in range(CLIP_TRIALS if clips else 0):
         clip = clips[np.random.randint(len(clips))]
         try:
             noise = torch.tensor(_read_piece(clip, Decoding(sample_rate, reader=reader), length), dtype=torch.float)
             return fit(noise, length), torch.tensor(min(noise.size(0), length))
-        except UserError:
-            raise
+        except (ReaderProblem, UnfitAudio) as problem:
+            raise as_user_error(problem, clip) from problem
         except Exception as error:  # noqa: BLE001 (whatever is wrong with a clip, NeMo goes on to draw another)
             log.warning("noise clip %s (%s) cannot be used, drawing another: %s", clip.audio_file, clip.place, error)
     if clips:
@@ -57,17 +58,17 @@ def draw_noise(
     return torch.zeros(length), torch.tensor(length)
 
 
-def _read_piece(clip: NoiseClip, how: Decoding, length: int) -> Samples:
-    seconds = length / how.sample_rate
+def _read_piece(clip: NoiseClip, decoding: Decoding, length: int) -> Samples:
+    seconds = length / decoding.sample_rate
     if clip.duration is not None and clip.duration > seconds:
         for _ in range(PIECE_TRIALS):
             offset = np.random.uniform(0, clip.duration - seconds)
-            samples = load(clip.audio_file, offset, seconds, how)
+            samples = load(clip.audio_file, offset, seconds, decoding)
             total = running_sum(samples)
             if total > 0:
                 break
     else:
-        samples = load(clip.audio_file, clip.offset, clip.duration, how)
+        samples = load(clip.audio_file, clip.offset, clip.duration, decoding)
         total = running_sum(samples)
     if total == 0:
         log.warning("noise clip %s (%s) is silent here: white noise instead", clip.audio_file, clip.place)

@@ -20,6 +20,7 @@ from nest_ssl.data.augment import (
     argument_names,
     build_augmentor,
 )
+from nest_ssl.data.corpus import Corpora, Corpus
 from nest_ssl.data.manifest import manifest_paths
 
 # fmt: off
@@ -63,7 +64,7 @@ class Settings:
     """A section, checked."""
 
     manifests: list[str]
-    noise_manifests: list[str]
+    noise_manifests: list[str] | None
     min_duration: float | None
     max_duration: float | None
     decoding: Decoding
@@ -73,6 +74,10 @@ class Settings:
     drop_last: bool
     num_workers: int
     pin_memory: bool
+
+    def read(self, corpora: Corpora) -> Corpus:
+        """What there is to train on, see `Corpora.read`."""
+        return corpora.read(self.manifests, self.noise_manifests, self.min_duration, self.max_duration)
 
 
 def plain(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def read_settings(
             raise UserError("not supported", f"{key}={given[key]}", instead)
     return Settings(
         manifests=_manifests(given),
-        noise_manifests=manifest_paths(given["noise_manifest"]) if given.get("noise_manifest") is not None else [],
+        noise_manifests=manifest_paths(given["noise_manifest"]) if given.get("noise_manifest") is not None else None,
         min_duration=_number(given, "min_duration"),
         max_duration=_number(given, "max_duration"),
         decoding=_decoding(given, sample_rate),

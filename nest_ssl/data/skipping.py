@@ -17,8 +17,8 @@ from typing import Any
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch
-from nest_ssl.data.fingerprint import relative_name
-from nest_ssl.data.manifest import Entry
+from nest_ssl.data.files import relative_name
+from nest_ssl.data.manifest import Entry, parts_of
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ class LoadFailure:
     Across processes torch rebuilds an exception from its traceback's text, which would lose the one-line message.
 
     Args:
-        error: what to tell.
-        entry: the utterance that cannot be used; None for what is wrong with a whole batch.
+        error: what to report.
+        entry: the utterance whose own audio cannot be used; None for what no skipping of it would mend.
     """
 
     error: UserError
@@ -39,7 +39,7 @@ class LoadFailure:
 
 
 @dataclass
-class Remainder:
+class PartialBatch:
     """A batch some of whose utterances could not be used; None if that was all of them."""
 
     batch: AudioNoiseBatch | None
@@ -67,13 +67,12 @@ class SkippedAudio:
         return {"utterances": self.utterances, "files": list(self.files.values())}
 
     def first(self) -> str:
-        """The first of them, told in a few words."""
+        """The first of them, in a few words."""
         where, file = next(iter(self.files.items()))
         return f"{file['reason']}: {where}"
 
 
 def _describe(entry: Entry, reason: str) -> dict[str, Any]:
-    files = entry.audio_file if isinstance(entry.audio_file, list) else [entry.audio_file]
     manifest, line = entry.place
-    audio = ", ".join(relative_name(path, manifest) for path in files)
+    audio = ", ".join(relative_name(path, manifest) for path in parts_of(entry))
     return {"audio": audio, "manifest": os.path.basename(manifest), "line": line, "reason": reason}

@@ -1,8 +1,8 @@
 """Log-mel features: dither, pre-emphasis, STFT, mel filters, logarithm, normalisation of each feature.
 
 Source: NeMo 3.0.0, in `nemo.collections.asr`: `parts.preprocessing.features` and `modules.audio_preprocessing`; what
-older releases do otherwise has a name in `generations.py`.
-Not here: narrow-band augmentation, frame splicing, exact padding (`registry.py` refuses them).
+older releases do otherwise has a name in `releases.py`.
+Not here: narrow-band augmentation, frame splicing, exact padding (`config/parts.py` refuses them).
 
 Shapes: B batch, N samples, T frames, K STFT bins, F mel bands.
 """
@@ -10,14 +10,18 @@ Shapes: B batch, N samples, T frames, K STFT bins, F mel bands.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.parts import Preprocessor
+from nest_ssl.releases import GENERATIONS, NEWEST, Generation
 
+OneFrame = Literal["nan", "zero"]  # see `releases.Generation.std_of_one_frame`
 TINY_STD = 1e-5  # added to a standard deviation, so that silence is not divided by zero
 WINDOWS = {
     "hann": torch.hann_window,
@@ -30,76 +34,18 @@ WINDOWS = {
 class AudioToMelSpectrogramPreprocessor(nn.Module):
     """Audio to log-mel features, in float32 whatever the precision of training.
 
-    Args:
-        sample_rate: in Hz.
-        window_size, window_stride: in seconds; or `n_window_size`, `n_window_stride` in samples with the others null.
-        features: mel bands.
-        use_torchaudio, torchaudio_option: see `generations.Generation`.
-        others: as `FilterbankFeatures` has them.
-
     Raises:
-        UserError: a window given both in seconds and in samples, or not at all; torchaudio's features.
+        UserError: torchaudio's features.
     """
 
-    def __init__(
-        self,
-        sample_rate: int = 16000,
-        window_size: float | None = 0.02,
-        window_stride: float | None = 0.01,
-        n_window_size: int | None = None,
-        n_window_stride: int | None = None,
-        window: str = "hann",
-        normalize: str | None = "per_feature",
-        n_fft: int | None = None,
-        preemph: float | None = 0.97,
-        features: int = 64,
-        lowfreq: float = 0,
-        highfreq: float | None = None,
-        log: bool = True,
-        log_zero_guard_type: str = "add",
-        log_zero_guard_value: float | str = 2**-24,
-        dither: float = 1e-5,
-        pad_to: int = 16,
-        pad_value: float = 0,
-        mag_power: float = 2.0,
-        mel_norm: str | None = "slaney",
-        use_torchaudio: bool = False,
-        stft_padding: str = "constant",
-        mask_waveform: bool = True,
-        extra_frames: int = 0,
-        std_of_one_frame: str = "zero",
-        torchaudio_option: str = "ignored",
-    ) -> None:
+    def __init__(self, settings: Preprocessor, differences: Generation = GENERATIONS[NEWEST]) -> None:
         super().__init__()
-        if use_torchaudio and torchaudio_option == "obeyed":
+        if settings.use_torchaudio and differences.torchaudio_option == "obeyed":
             what = "NeMo before 2.7 computes other features with torchaudio, and the port does not"
             raise UserError(what, "model.preprocessor.use_torchaudio=true", "Set it to false.")
         # Empty, and converted with the model: it tells which precision the features must leave in.
         self.register_buffer("dtype_sentinel_tensor", torch.tensor((), dtype=torch.float32), persistent=False)
-        self.featurizer = FilterbankFeatures(
-            sample_rate=sample_rate,
-            n_window_size=_samples("window_size", window_size, n_window_size, sample_rate),
-            n_window_stride=_samples("window_stride", window_stride, n_window_stride, sample_rate),
-            window=window,
-            normalize=normalize,
-            n_fft=n_fft,
-            preemph=preemph,
-            nfilt=features,
-            lowfreq=lowfreq,
-            highfreq=highfreq,
-            log=log,
-            log_zero_guard_type=log_zero_guard_type,
-            log_zero_guard_value=log_zero_guard_value,
-            dither=dither,
-            pad_to=pad_to,
-            pad_value=pad_value,
-            mag_power=mag_power,
-            mel_norm=mel_norm,
-            stft_padding=stft_padding,
-            mask_waveform=mask_waveform,
-            extra_frames=extra_frames,
-            std_of_one_frame=std_of_one_frame,
-        )
+        self.featurizer = FilterbankFeatures(settings, differences)
 
     @torch.no_grad()
     def forward(self, input_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,55 +58,30 @@ class AudioToMelSpectrogramPreprocessor(nn.Module):
 
 
 class FilterbankFeatures(nn.Module):
-    """The computation behind `AudioToMelSpectrogramPreprocessor`; `registry.py` has checked its settings.
+    """The computation behind `AudioToMelSpectrogramPreprocessor`."""
 
-    Args:
-        n_window_size, n_window_stride: window and hop of the STFT, in samples.
-        normalize: ``per_feature``, ``all_features`` or None.
-        nfilt: mel bands, from `lowfreq` to `highfreq` Hz (half the sample rate when None).
-        log_zero_guard_type: ``add`` something before the logarithm, or ``clamp`` to it.
-        log_zero_guard_value: a number, ``tiny`` or ``eps``.
-        dither: amplitude of the white noise that is added in training.
-        pad_to: the number of frames becomes a multiple of it; 0 leaves it alone.
-        stft_padding, mask_waveform, extra_frames, std_of_one_frame: see `generations.Generation`.
-    """
-
-    def __init__(
-        self,
-        sample_rate: int,
-        n_window_size: int,
-        n_window_stride: int,
-        window: str,
-        normalize: str | None,
-        n_fft: int | None,
-        preemph: float | None,
-        nfilt: int,
-        lowfreq: float,
-        highfreq: float | None,
-        log: bool,
-        log_zero_guard_type: str,
-        log_zero_guard_value: float | str,
-        dither: float,
-        pad_to: int,
-        pad_value: float,
-        mag_power: float,
-        mel_norm: str | None,
-        stft_padding: str = "constant",
-        mask_waveform: bool = True,
-        extra_frames: int = 0,
-        std_of_one_frame: str = "zero",
-    ) -> None:
+    def __init__(self, settings: Preprocessor, differences: Generation = GENERATIONS[NEWEST]) -> None:
         super().__init__()
-        self.win_length, self.hop_length = n_window_size, n_window_stride
-        self.n_fft = n_fft or 2 ** math.ceil(math.log2(n_window_size))
-        self.normalize, self.dither, self.preemph = normalize, dither, preemph
-        self.mag_power, self.log = mag_power, log
-        self.log_zero_guard_type, self.log_zero_guard_value = log_zero_guard_type, log_zero_guard_value
-        self.pad_to, self.pad_value = pad_to, pad_value
-        self.stft_padding, self.mask_waveform, self.extra_frames = stft_padding, mask_waveform, extra_frames
-        self.std_of_one_frame = std_of_one_frame
-        filters_FK = mel_filters(sample_rate, self.n_fft, nfilt, lowfreq, highfreq or sample_rate / 2, mel_norm)
-        self.register_buffer("window", WINDOWS[window](n_window_size, periodic=False))
+        import librosa.filters  # NeMo's own filters; here, for it takes most of a second and only this needs it
+
+        self.win_length, self.hop_length = settings.window_samples, settings.hop_samples
+        self.n_fft = settings.n_fft or 2 ** math.ceil(math.log2(self.win_length))
+        self.normalize, self.dither, self.preemph = settings.normalize, settings.dither, settings.preemph
+        self.mag_power, self.log = settings.mag_power, settings.log
+        self.log_zero_guard_type = settings.log_zero_guard_type
+        self.log_zero_guard_value = settings.log_zero_guard_value
+        self.pad_to, self.pad_value = settings.pad_to, settings.pad_value
+        self.stft_padding, self.mask_waveform = differences.stft_padding, differences.mask_waveform
+        self.extra_frames, self.std_of_one_frame = differences.extra_frames, differences.std_of_one_frame
+        filters_FK = librosa.filters.mel(
+            sr=settings.sample_rate,
+            n_fft=self.n_fft,
+            n_mels=settings.features,
+            fmin=settings.lowfreq,
+            fmax=settings.highfreq or settings.sample_rate / 2,
+            norm=settings.mel_norm,
+        )
+        self.register_buffer("window", WINDOWS[settings.window](self.win_length, periodic=False))
         self.register_buffer("fb", torch.from_numpy(filters_FK).unsqueeze(0))
 
     @torch.no_grad()
@@ -222,7 +143,7 @@ class FilterbankFeatures(nn.Module):
         return F.pad(x_BFT, (0, missing), value=self.pad_value) if missing else x_BFT
 
 
-def normalise_per_feature(x_BFT: Tensor, valid_BT: Tensor, std_of_one_frame: str = "zero") -> Tensor:
+def normalise_per_feature(x_BFT: Tensor, valid_BT: Tensor, std_of_one_frame: OneFrame = "zero") -> Tensor:
     """Every feature to mean 0 and standard deviation 1 (n - 1 in the denominator) over the valid frames."""
     valid_B1T, count_B1 = valid_BT.unsqueeze(1), valid_BT.sum(1, keepdim=True)
     mean_BF = torch.where(valid_B1T, x_BFT, 0.0).sum(2) / count_B1
@@ -234,7 +155,7 @@ def normalise_per_feature(x_BFT: Tensor, valid_BT: Tensor, std_of_one_frame: str
     return centred_BFT / (std_BF + TINY_STD).unsqueeze(2)
 
 
-def normalise_all_features(x_BFT: Tensor, valid_BT: Tensor, std_of_one_frame: str = "zero") -> Tensor:
+def normalise_all_features(x_BFT: Tensor, valid_BT: Tensor, std_of_one_frame: OneFrame = "zero") -> Tensor:
     """Every utterance to mean 0 and standard deviation 1, over its valid frames and all features (never but one)."""
     utterances = [x_FT[:, :frames] for x_FT, frames in zip(x_BFT, valid_BT.sum(1).tolist(), strict=True)]
     mean_B11 = torch.stack([x.mean() for x in utterances]).view(-1, 1, 1)
@@ -242,41 +163,7 @@ def normalise_all_features(x_BFT: Tensor, valid_BT: Tensor, std_of_one_frame: st
     return (x_BFT - mean_B11) / std_B11
 
 
-NORMALISATIONS = {"per_feature": normalise_per_feature, "all_features": normalise_all_features}
-
-
-def mel_filters(
-    sample_rate: int, n_fft: int, bands: int, low: float, high: float, norm: str | None = "slaney"
-) -> np.ndarray:
-    """Triangular filters (F, K) float32, evenly spaced in mel from `low` to `high` Hz, of equal area with ``slaney``.
-
-    Source: Slaney's Auditory Toolbox, in the arithmetic of `librosa.filters.mel` (the same bits; NeMo calls that).
-    """
-    edges = _mel_to_hz(np.linspace(_hz_to_mel(low), _hz_to_mel(high), bands + 2))
-    slopes = np.subtract.outer(edges, np.fft.rfftfreq(n_fft, d=1.0 / sample_rate))
-    widths = np.diff(edges)[:, None]
-    rising, falling = -slopes[:-2] / widths[:-1], slopes[2:] / widths[1:]
-    filters = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
-    if norm == "slaney":
-        filters = (filters * (2.0 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32)
-    return filters
-
-
-# Slaney's mel scale: linear up to 1 kHz, which is 15 mel, and from there 27 mel for each factor of 6.4.
-_HZ_PER_MEL, _BREAK_HZ, _LOG_STEP = 200.0 / 3, 1000.0, np.log(6.4) / 27.0
-_BREAK_MEL = _BREAK_HZ / _HZ_PER_MEL
-
-
-def _hz_to_mel(hz: float) -> float:
-    return hz / _HZ_PER_MEL if hz < _BREAK_HZ else _BREAK_MEL + np.log(hz / _BREAK_HZ) / _LOG_STEP
-
-
-def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
-    return np.where(mel < _BREAK_MEL, _HZ_PER_MEL * mel, _BREAK_HZ * np.exp(_LOG_STEP * (mel - _BREAK_MEL)))
-
-
-def _samples(key: str, seconds: float | None, samples: int | None, sample_rate: int) -> int:
-    if bool(seconds) == bool(samples):
-        where = f"model.preprocessor.{key}"
-        raise UserError(f"{key} needs one value", where, f"Give {key} or n_{key}, and null for the other.")
-    return int(seconds * sample_rate) if seconds else int(samples or 0)
+NORMALISATIONS: dict[str, Callable[[Tensor, Tensor, OneFrame], Tensor]] = {
+    "per_feature": normalise_per_feature,
+    "all_features": normalise_all_features,
+}

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nest_ssl.config.parts import Decoder
+
 INITIALISATIONS = {
     "xavier_uniform": nn.init.xavier_uniform_,
     "xavier_normal": nn.init.xavier_normal_,
@@ -20,28 +22,15 @@ INITIALISATIONS = {
 
 
 class MultiSoftmaxDecoder(nn.Module):
-    """One linear layer for all codebooks, one softmax for each.
+    """One linear layer for all codebooks, one softmax for each."""
 
-    Args:
-        feat_in, num_classes, num_decoders: D, C, H.
-        init_mode: a key of `INITIALISATIONS`, for the weight; the bias keeps torch's own.
-        squeeze_single: drop the codebook axis if there is but one.
-    """
-
-    def __init__(
-        self,
-        feat_in: int,
-        num_classes: int,
-        num_decoders: int = 1,
-        init_mode: str | None = "xavier_uniform",
-        use_bias: bool = False,
-        squeeze_single: bool = False,
-    ) -> None:
+    def __init__(self, settings: Decoder) -> None:
         super().__init__()
-        self.num_classes, self.num_decoders = num_classes, num_decoders
-        self.squeeze_single = squeeze_single and num_decoders == 1
-        linear = nn.Conv1d(feat_in, num_classes * num_decoders, kernel_size=1, bias=use_bias)
-        INITIALISATIONS[init_mode](linear.weight)
+        self.num_classes, self.num_decoders = settings.num_classes, settings.num_decoders
+        self.squeeze_single = settings.squeeze_single and settings.num_decoders == 1
+        outputs = settings.num_classes * settings.num_decoders
+        linear = nn.Conv1d(settings.feat_in, outputs, kernel_size=1, bias=settings.use_bias)
+        INITIALISATIONS[settings.init_mode](linear.weight)  # drawn again; the bias keeps torch's own draw
         self.decoder_layers = nn.Sequential(linear)
 
     def forward(self, encoder_output: Tensor) -> Tensor:

@@ -11,13 +11,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nest_ssl.config.parts import Loss
+
 
 class MLMLoss(nn.Module):
     """The loss of one codebook.
-
-    Args:
-        combine_time_steps: frames in a token.
-        mask_threshold: a token counts if more than this part of its frames is masked.
 
     Attributes:
         no_masked_token: what the loss is if no token counts: ``nan``, as in NeMo, or ``zero``. It is no setting of
@@ -26,10 +24,10 @@ class MLMLoss(nn.Module):
 
     no_masked_token = "nan"
 
-    def __init__(self, combine_time_steps: int = 1, mask_threshold: float = 0.8) -> None:
+    def __init__(self, settings: Loss) -> None:
         super().__init__()
         self.nll_loss = nn.NLLLoss()
-        self.combine_time_steps, self.mask_threshold = combine_time_steps, mask_threshold
+        self.combine_time_steps, self.mask_threshold = settings.combine_time_steps, settings.mask_threshold
 
     def forward(
         self,
@@ -53,25 +51,13 @@ class MLMLoss(nn.Module):
 
 
 class MultiMLMLoss(nn.Module):
-    """The mean loss over codebooks.
+    """The mean loss over codebooks."""
 
-    Args:
-        num_decoders: H.
-        squeeze_single: whether there is no codebook axis if there is but one codebook.
-        others: as `MLMLoss` has them.
-    """
-
-    def __init__(
-        self,
-        combine_time_steps: int = 1,
-        mask_threshold: float = 0.8,
-        num_decoders: int = 1,
-        squeeze_single: bool = False,
-    ) -> None:
+    def __init__(self, settings: Loss) -> None:
         super().__init__()
-        self.num_decoders = num_decoders
-        self.squeeze_single = squeeze_single and num_decoders == 1
-        self.mlm_loss = MLMLoss(combine_time_steps, mask_threshold)
+        self.num_decoders = settings.num_decoders
+        self.squeeze_single = settings.squeeze_single and settings.num_decoders == 1
+        self.mlm_loss = MLMLoss(settings)
 
     def forward(
         self,

@@ -3,6 +3,30 @@
 Source: NEST (arXiv 2408.13106, section 2); NeMo 3.0.0 `nemo.collections.asr.models.ssl_models`,
 `EncDecDenoiseMaskedTokenPredModel`. Module and parameter names are NeMo's, and from the same seed so is every bit.
 
+Each number that torch's CPU generator draws while the model is built, in this order (torch's own initialisations are
+U(-b, b), b = 1 / sqrt(fan in), for weights and then biases):
+
+    part             what is drawn                                                           as
+    preprocessor     nothing
+    encoder          subsampling: conv 0, 2, 3, 5, 6 (as many as there are), then out        torch's own
+                     each layer: feed_forward1.linear1, .linear2,                            torch's own
+                       conv.pointwise_conv1, .depthwise_conv, .pointwise_conv2,
+                       self_attn.linear_q, _k, _v, _out, _pos (no bias),
+                       feed_forward2.linear1, .linear2
+                     out_proj, where feat_out asks for one                                   torch's own
+    decoder          its one layer: weight and bias                                          torch's own
+                     the weight, again                                                       init_mode (Xavier uniform)
+    both are dropped: NeMo's parent class builds an encoder and a decoder, and its child builds others in their place
+    quantizer        proj.weight                                                             torch's own
+                     proj.weight, again                                                      Xavier normal
+                     codebooks, in float32, dropped                                          N(0, 1)
+                     codebooks, in float64, then scaled to length 1                          N(0, 1)
+    mask_processor   mask_embedding, unless mask_value is given                              N(0, 0.1)
+    encoder          as above; this one stays
+    decoder          as above; this one stays
+
+Norms, position biases (zeros) and the loss draw nothing.
+
 Shapes: B batch, N samples, F features, T frames, S tokens (T / 8), C codes, H codebooks.
 """
 
@@ -14,11 +38,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.base.errors import UserError
-from nest_ssl.model.build import allowed_keys, build, plain
-from nest_ssl.releases import NEWEST, generation
-
-__all__ = ["NestModel", "allowed_keys"]
+from nest_ssl.config.schema import Architecture
+from nest_ssl.config.section import plain, read
+from nest_ssl.model.encoder.encoder import ConformerEncoder
+from nest_ssl.model.features import AudioToMelSpectrogramPreprocessor
+from nest_ssl.model.heads import MultiSoftmaxDecoder
+from nest_ssl.model.loss import MultiMLMLoss
+from nest_ssl.model.masking.random_blocks import RandomBlockMasking
+from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer
+from nest_ssl.releases import NEWEST
+from nest_ssl.releases import generation as differences_of
 
 
 class NestModel(nn.Module):
@@ -26,29 +55,28 @@ class NestModel(nn.Module):
 
     Args:
         cfg: NeMo's `model:` section, resolved.
-        release: the generation of NeMo whose numbers to reproduce, a key of `generations.GENERATIONS`.
+        generation: of NeMo, whose numbers to reproduce, a key of `releases.GENERATIONS`.
 
     Raises:
         UserError: a key or value that is unknown, missing or not supported.
     """
 
-    def __init__(self, cfg: Mapping[str, Any], release: str = NEWEST) -> None:
+    def __init__(self, cfg: Mapping[str, Any], generation: str = NEWEST) -> None:
         super().__init__()
-        config, numbers = plain(cfg), generation(release)
-        _check_mask_position(config)
-        # The order of these lines is the order of the random draws. NeMo builds an encoder and a decoder twice, and
-        # throws the first pair away; so do we, for the draws.
-        preprocessor = build("preprocessor", config, numbers)
-        build("encoder", config, numbers)
-        build("decoder", config, numbers)
-        quantizer = build("quantizer", config, numbers)
-        mask_processor = build("masking", config, numbers)
-        encoder = build("encoder", config, numbers)
-        decoder = build("decoder", config, numbers)
-        # And the order of these is NeMo's order of names.
+        config, differences = plain(cfg), differences_of(generation)
+        parts = read(Architecture, {key: config[key] for key in Architecture.known() & config.keys()}, "model")
+        # The order of these lines is the order of the random draws, those of a pair that is thrown away among them.
+        preprocessor = AudioToMelSpectrogramPreprocessor(parts.preprocessor, differences)
+        ConformerEncoder(parts.encoder, differences)
+        MultiSoftmaxDecoder(parts.decoder)
+        quantizer = RandomProjectionVectorQuantizer(parts.quantizer)
+        mask_processor = RandomBlockMasking(parts.masking, differences)
+        encoder = ConformerEncoder(parts.encoder, differences)
+        decoder = MultiSoftmaxDecoder(parts.decoder)
+        # The order of these is NeMo's order of names: of parameters in the optimizer, and of entries in a file.
         self.preprocessor = preprocessor
         self.encoder = encoder
-        self.loss = build("loss", config, numbers)
+        self.loss = MultiMLMLoss(parts.loss)
         self.quantizer = quantizer
         self.mask_processor = mask_processor
         self.decoder = decoder
@@ -104,9 +132,3 @@ class NestModel(nn.Module):
         if has_audio == is_ready:
             raise ValueError("give a signal and its length, or its features and their length")
         return (ready, ready_length) if is_ready else self.preprocessor(input_signal=audio, length=audio_length)
-
-
-def _check_mask_position(config: Mapping[str, Any]) -> None:
-    position = config.get("mask_position", "pre_conv")
-    if position != "pre_conv":  # NeMo 3.0.0 itself fails in `post_conv`: it hands features to convolutions transposed
-        raise UserError(f"not supported: {position}", "model.mask_position", "Supported: pre_conv.")

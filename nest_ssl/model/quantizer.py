@@ -13,46 +13,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SURE = 1e-9  # a lead in score that puts the nearest code beyond doubt
+from nest_ssl.config.parts import Quantizer
+
+DECISIVE_MARGIN = 1e-9  # a lead in score that puts the nearest code beyond doubt
 SCORES_AT_ONCE = 2**20  # 8 MB, which caches hold: twice as fast as all at once, and memory does not grow with the batch
 
 
 class RandomProjectionVectorQuantizer(nn.Module):
-    """Features to tokens.
+    """Features to tokens."""
 
-    Args:
-        feat_in: F.
-        code_dim, num_classes, num_books: D, C, H.
-        dist_fn: ``l2``.
-        time_ahead: whether the input is (B, T, F) and not (B, F, T).
-        freeze: whether projection and codebooks are left out of training.
-        squeeze_single: drop the codebook axis if there is but one.
-        combine_time_steps: frames stacked into a token.
-    """
-
-    def __init__(
-        self,
-        feat_in: int,
-        code_dim: int,
-        num_classes: int,
-        num_books: int,
-        dist_fn: str = "cosine",
-        time_ahead: bool = False,
-        freeze: bool = True,
-        squeeze_single: bool = False,
-        combine_time_steps: int = 1,
-    ) -> None:
+    def __init__(self, settings: Quantizer) -> None:
         super().__init__()
-        assert dist_fn == "l2", dist_fn
-        self.code_dim, self.num_classes, self.num_books = code_dim, num_classes, num_books
-        self.combine_time_steps, self.time_ahead = combine_time_steps, time_ahead
-        self.squeeze_single = squeeze_single and num_books == 1
-        self.proj = nn.Linear(feat_in * combine_time_steps, num_books * code_dim, bias=False)
+        self.code_dim, self.num_classes, self.num_books = settings.code_dim, settings.num_classes, settings.num_books
+        self.combine_time_steps, self.time_ahead = settings.combine_time_steps, settings.time_ahead
+        self.squeeze_single = settings.squeeze_single and settings.num_books == 1
+        stacked = settings.feat_in * settings.combine_time_steps
+        self.proj = nn.Linear(stacked, settings.num_books * settings.code_dim, bias=False)
         nn.init.xavier_normal_(self.proj.weight)
-        codes_HCD = torch.randn(num_books, num_classes, code_dim).double()  # drawn only to be overwritten, as in NeMo
+        # Drawn in float32 only to be overwritten, as in NeMo: whatever is drawn later depends on it.
+        codes_HCD = torch.randn(settings.num_books, settings.num_classes, settings.code_dim).double()
         nn.init.normal_(codes_HCD)
         self.codebooks = nn.Parameter(F.normalize(codes_HCD, dim=-1))
-        if freeze:
+        if settings.freeze:
             self.requires_grad_(False).eval()
 
     def forward(self, input_signal: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,14 +70,14 @@ def nearest_codes(x_RD: Tensor, codes_CD: Tensor) -> Tensor:
 
     NeMo takes, in float64, the first least of |x - c|. As |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), the largest score
     x.c - |c|^2 / 2 is the nearest code. Rows and codes are no longer than 1, so the float64 rounding of either way is
-    some 1e-14 at most, and a code that leads by `SURE` leads in NeMo too. The other rows are few, but for silence: it
-    projects to zero, as far from every code but for rounding. For these the distances are computed as NeMo does, once
-    for each different row.
+    some 1e-14 at most, and a code that leads by `DECISIVE_MARGIN` leads in NeMo too. The other rows are few, but for
+    silence: it projects to zero, as far from every code but for rounding. For these the distances are computed as NeMo
+    does, once for each different row.
     """
     bias_C = codes_CD.square().sum(-1) / -2
     parts = x_RD.split(max(1, SCORES_AT_ONCE // len(codes_CD)))
     leads, tokens = zip(*(_best_scores(part_RD, codes_CD, bias_C) for part_RD in parts), strict=True)
-    tokens_R, unsure_R = torch.cat(tokens), ~(torch.cat(leads) > SURE)  # so written, NaN is unsure
+    tokens_R, unsure_R = torch.cat(tokens), ~(torch.cat(leads) > DECISIVE_MARGIN)  # so written, NaN is unsure
     if unsure_R.any():
         rows_UD, which = torch.unique(x_RD[unsure_R], dim=0, return_inverse=True)
         tokens_R[unsure_R] = distances(rows_UD, codes_CD).argmin(-1)[which]

@@ -30,6 +30,7 @@ def describe_run() -> dict[str, Any]:
         UserError: the facts of the image that this runs in cannot be read.
     """
     container = _container()
+    make = os.environ.get("NEST_SSL_COMMAND")  # the words that make was called with; the Makefile exports them
     packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     packages["torch"] = torch.__version__
     relevant = sorted(n for n in os.environ if n.startswith(ENVIRONMENT_PREFIXES) and n != "TORCH_INDEX")
@@ -62,7 +63,7 @@ def describe_run() -> dict[str, Any]:
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": masked_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "make_command": _make_command(),
+        "make_command": " ".join(masked_command(make.split(" "))) if make else None,
         "python": platform.python_version(),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
         "environment": {name: masked(os.environ[name], name) for name in relevant},
@@ -76,12 +77,6 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         return Device(type="cuda", name=torch.cuda.get_device_name(device), index=device.index or 0).model_dump()
     return Device(type=device.type, name=_processor()).model_dump(exclude_none=True)
-
-
-def _make_command() -> str | None:
-    """The words that make was called with, if it was (the Makefile exports them)."""
-    words = os.environ.get("NEST_SSL_COMMAND")
-    return " ".join(masked_command(words.split(" "))) if words else None
 
 
 def _processor() -> str:

@@ -1,6 +1,6 @@
 """A recording travels; passwords must not. What looks like a secret is masked before it is written.
 
-Masked are values of settings, options and environment variables in whose own name one of `WORDS` stands (``api_key``,
+Masked are values of settings, options and environment variables with one of `WORDS` in their own name (``api_key``,
 ``--hf-token``, ``TORCH_SECRET``), and the password in ``https://user:password@host``.
 """
 

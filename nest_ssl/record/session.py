@@ -1,6 +1,6 @@
 """Records a training run of any torch model in any loop.
 
-    with recording(model, "outputs/mine", steps=[0, 1], output_names=("logits",)) as r:
+    with recording(model, "outputs/run", steps=[0, 1], output_names=("logits",)) as r:
         for inputs, targets in loader:
             r.batch((inputs, targets))
             loss = criterion(model(inputs), targets)
@@ -18,7 +18,6 @@ where the batch before one ends, since what is drawn from there on makes the nex
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from nest_ssl.record.provenance import describe_device, describe_run
 from nest_ssl.record.secrets import masked_yaml
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
 from nest_ssl.recording import layout as files
+from nest_ssl.recording.calls import Call
 from nest_ssl.recording.writer import RecordingWriter
 
 Mark = Literal["before_model", "after_model", "before_first_batch"]
@@ -66,20 +66,19 @@ def recording(
         steps, output_names, config: see `Session`.
         overwrite: whether an earlier recording there may be replaced.
         index: what else the recording should say, e.g. `seed`, `data` (hashes of the data, by section and file) and
-            `trainer` (`name`, `package`, `version`; by default the folder's name and the model's package).
+            `trainer` (`name`, `package`, `version`; by default the folder's name, the model's package and no version).
 
     Raises:
         UserError: the folder must not be replaced or cannot be written, several processes train, or a step that was
             asked for was never reached.
     """
     started = time.perf_counter()
-    package = type(model).__module__.partition(".")[0]
-    trainer = {"name": Path(out).name, "package": package, "version": _version(package)}
-    with Session(RecordingWriter(out, overwrite), steps, output_names, config) as session:
+    trainer = {"name": Path(out).name, "package": type(model).__module__.partition(".")[0], "version": ""}
+    with RecordingWriter(out, overwrite) as writer, Session(writer, steps, output_names, config) as session:
         session.begin(model)
         yield session
         took = round(time.perf_counter() - started, 1)
-        session.finish(**{"trainer": trainer, "seed": None, "flags": flags(), "data": {}, "duration_s": took, **index})
+        session.finish(**{"trainer": trainer, "flags": flags(), "duration_s": took, **index})
 
 
 class Session:
@@ -103,18 +102,13 @@ class Session:
         self.steps = None if steps is None else frozenset(steps)
         self.recorded: list[int] = []
         self._output_names = tuple(output_names)
-        self._index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {}}
+        self._index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {}, **describe_run()}
         self._model: nn.Module | None = None
         self._before_steps: DrawObserver | None = None
         self._draws: DrawObserver | None = None  # of the step being recorded, or of the next, from the end of the last
         self._step: _Step | None = None
         self._number = 0  # of the step in progress, or the next
-        try:
-            self._index |= describe_run()
-            writer.save_text(files.CONFIG, masked_yaml(config))
-        except BaseException:
-            self.abort()
-            raise
+        writer.save_text(files.CONFIG, masked_yaml(config))
 
     # --- before the steps ---
 
@@ -189,30 +183,30 @@ class Session:
         """The batch is done with. What is drawn from here on makes the next one.
 
         Args:
-            optimizer: whose state to record.
+            optimizer: to record the state of.
             stepped: whether it made a step with this batch (under accumulation it does not with each).
-            loader_workers: processes beside this one that load data, with generators of their own that nobody watches.
+            loader_workers: processes beside this one that load data, with generators of their own, not watched.
         """
         step = self._step
         if step:
-            calls = step.calls.detach()
+            calls, model = step.calls.detach(), step.calls.root
             step.boundary("step_done", "fetch")
             self._save(files.BATCH, step.batch)
-            self._save(files.FORWARD_OUTPUT, self._forward_output(step.calls))
+            self._save(files.FORWARD_OUTPUT, self._forward_output(calls))
             if step.loss is not None:
                 self._save(files.LOSS, {"loss": step.loss})
-            self._save(files.WEIGHTS, weights(step.calls.root))
+            self._save(files.WEIGHTS, weights(model))
             if optimizer is not None:
-                self._save(files.OPTIMIZER, optimizer_state(step.calls.root, optimizer))
+                self._save(files.OPTIMIZER, optimizer_state(model, optimizer))
             rows = {"calls": calls, "later": step.calls.later}
             self._save(files.CALLS, {key: [call.as_builtins() for call in row] for key, row in rows.items()})
             self._save(files.GENERATOR_STATES, step.draws.states)
             ledger = [entry.model_dump() for entry in step.draws.entries]
             rng = {"states": step.states, "loader_workers": loader_workers, "ledger": ledger}
             self.writer.save_json(f"{files.step_folder(self._number)}/{files.RNG}", rng)
-            row = {**step.place, "optimizer_stepped": stepped, "calls": len(calls)}
-            self._index["steps"][str(self._number)] = row
-            self._index["calls"][str(self._number)] = [call.name for call in calls]
+            number = str(self._number)
+            self._index["steps"][number] = {**step.place, "optimizer_stepped": stepped, "calls": len(calls)}
+            self._index["calls"][number] = [call.name for call in calls]
             self.recorded.append(self._number)
         self._step = None
         self._await_batch(self._number + 1)
@@ -268,11 +262,10 @@ class Session:
             self._step.calls.detach()
         self._step = None
 
-    def _forward_output(self, calls: CallObserver) -> dict[str, Any]:
+    def _forward_output(self, calls: list[Call]) -> dict[str, Any]:
         """The outputs of the root's first call, by name."""
-        root = next((call for call in calls.calls if call.module == ""), None)
-        outputs = root.output if root else []
-        outputs = outputs if isinstance(outputs, list) else [outputs]
+        output: Any = next((call.output for call in calls if call.module == ""), [])
+        outputs = output if isinstance(output, list) else [output]
         names = [*self._output_names, *(f"output_{i}" for i in range(len(self._output_names), len(outputs)))]
         return dict(zip(names, outputs, strict=False))  # a forward may return less than it is asked to name
 
@@ -296,22 +289,14 @@ class _Step:
 
 
 def refuse_several_processes(world_size: int) -> None:
-    """A recording holds one process; several would write over one another.
-
-    Raises:
-        UserError: `world_size` is not 1.
-    """
+    """A recording holds one process; several would write over one another."""
     if world_size > 1:
         fix = "Record with one process (trainer.devices=1, trainer.num_nodes=1)."
         raise UserError("several processes cannot be recorded", f"{world_size} processes train", fix)
 
 
 def refuse_steps_outside(steps: frozenset[int], first: int, end: float) -> None:
-    """A step that training cannot reach is a mistake to be reported now, not after hours.
-
-    Raises:
-        UserError: a step is below `first`, or not below `end`.
-    """
+    """A step that training cannot reach is a mistake to be reported now, not after hours."""
     for step in sorted(steps):
         if step < first:
             where = f"save_steps names {step}, and this run goes on at {first}"
@@ -320,10 +305,3 @@ def refuse_steps_outside(steps: frozenset[int], first: int, end: float) -> None:
             where = f"save_steps names {step}, training ends after {end:,.0f} batches, counted from 0"
             more = "Train more batches (BATCHES, trainer.max_epochs, trainer.limit_train_batches)"
             raise UserError("a step to record is never reached", where, f"{more} or ask for fewer steps.")
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""  # a model of no distribution, e.g. from a script

@@ -286,7 +286,9 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise error if error.fix == RERUN else UserError("damaged recording", f"{path}: {error.what}", RERUN) from error
+        if error.fix == RERUN:
+            raise
+        raise UserError("damaged recording", f"{path}: {error.what}", RERUN) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])

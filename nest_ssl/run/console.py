@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +14,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from tqdm import tqdm
 
-from nest_ssl.base.errors import from_os_error
+from nest_ssl.base.errors import write_errors
 from nest_ssl.data.skipping import SkippedAudio
+
+BATCHES_A_LINE = 100  # where there is no terminal
 
 
 class Progress(Callback):
-    """A bar over the training batches with step, last loss and learning rate, and a line a validation, on `console`.
+    """On a terminal a bar over the training batches, elsewhere a line every so many; and a line a validation.
 
     Lightning's own bar writes wherever stdout then points, which is the log file.
+
+    Args:
+        console: what a person sees.
+        name: of the trainer.
     """
 
     def __init__(self, console: TextIO, name: str) -> None:
@@ -30,38 +36,45 @@ class Progress(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
-        total = trainer.num_training_batches
-        self._bar = tqdm(
-            total=int(total) if total != float("inf") else None,
-            initial=trainer.fit_loop.batch_idx + 1 if trainer.fit_loop.restarting else 0,
-            desc=f"{self._name} epoch {trainer.current_epoch}",
-            unit="batch",
-            file=self._console,
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+        if self._console.isatty():
+            total = trainer.num_training_batches
+            self._bar = tqdm(
+                total=int(total) if total != float("inf") else None,
+                initial=trainer.fit_loop.batch_idx + 1 if trainer.fit_loop.restarting else 0,
+                desc=f"{self._name} epoch {trainer.current_epoch}",
+                unit="batch",
+                file=self._console,
+                dynamic_ncols=True,
+                mininterval=0.5,
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        assert self._bar is not None
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        rate = f"{_learning_rate(trainer):.3e}"
-        loss = f"{float(torch.as_tensor(loss)):.6f}"
-        self._bar.set_postfix(step=trainer.global_step, loss=loss, lr=rate, refresh=False)
-        self._bar.update()
+        shown = {"loss": f"{float(torch.as_tensor(loss)):.6f}", "lr": f"{_learning_rate(trainer):.3e}"}
+        if self._bar is not None:
+            self._bar.set_postfix(step=trainer.global_step, **shown, refresh=False)
+            self._bar.update()
+        elif (trainer.fit_loop.total_batch_idx + 1) % BATCHES_A_LINE == 0:
+            self._write(f"step {trainer.global_step}: loss {shown['loss']}, lr {shown['lr']}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and trainer.is_global_zero:
             losses = _losses(trainer, "val_loss")
-            line = f"{self._name} step {trainer.global_step}: {losses}, lr {_learning_rate(trainer):.3e}"
-            tqdm.write(line, file=self._console)
+            self._write(f"step {trainer.global_step}: {losses}, lr {_learning_rate(trainer):.3e}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()  # when time is up, Lightning calls nothing else
+
+    def _write(self, line: str) -> None:
+        tqdm.write(f"{self._name} {line}", file=self._console)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -98,35 +111,44 @@ def _learning_rate(trainer: Trainer) -> float:
 
 
 @contextlib.contextmanager
-def noise_to_file(path: Path) -> Iterator[TextIO]:
-    """Meanwhile stdout, stderr and every logger write to `path`; yields the console, for what a person should see.
+def quiet(path: Path) -> Iterator[TextIO]:
+    """Meanwhile all that is written to stdout and stderr, by libraries in C and child processes too, goes to `path`.
+
+    Yields the console, for what a person should see. Loggers keep the stream that they were made with: it is the file
+    behind that stream that changes.
 
     Raises:
         UserError: the file cannot be written.
     """
-    try:
+    with write_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = path.open("w", encoding="utf-8", buffering=1)
-    except OSError as error:
-        raise from_os_error(error, str(path)) from error
-    console = sys.stderr
-    with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        moved = [
-            handler for handler in _stream_handlers() if handler.stream in (sys.__stdout__, sys.__stderr__, console)
-        ]
-        for handler in moved:
-            handler.setStream(log)
-        try:
-            yield console
-        finally:
-            for handler in _stream_handlers():  # also those that libraries made meanwhile
-                if handler in moved or handler.stream is log:
-                    handler.setStream(console)
+        log = path.open("w", encoding="utf-8", buffering=1, errors="backslashreplace")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(log)
+        console: TextIO = sys.stderr
+        if (number := _number(console)) is not None:
+            copy = os.fdopen(os.dup(number), "w", encoding=console.encoding, buffering=1, errors="backslashreplace")
+            console = stack.enter_context(copy)
+        for stream in (sys.stdout, sys.stderr):
+            if (number := _number(stream)) is not None:
+                stream.flush()
+                before = os.dup(number)
+                os.dup2(log.fileno(), number)
+                stack.callback(_put_back, stream, number, before)
+        stack.enter_context(contextlib.redirect_stdout(log))
+        stack.enter_context(contextlib.redirect_stderr(log))
+        yield console
 
 
-def _stream_handlers() -> list[logging.StreamHandler[Any]]:
-    """Handlers that hold a stream of their own (some only look up sys.stderr, and files are files)."""
-    loggers = [logging.root, *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
-    handlers = {id(handler): handler for logger in loggers for handler in logger.handlers}
-    streams = [h for h in handlers.values() if isinstance(h, logging.StreamHandler) and "stream" in vars(h)]
-    return [h for h in streams if not isinstance(h, logging.FileHandler)]
+def _number(stream: TextIO) -> int | None:
+    """Its file descriptor; None for a stream without one, such as a notebook's."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _put_back(stream: TextIO, number: int, before: int) -> None:
+    stream.flush()
+    os.dup2(before, number)
+    os.close(before)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch
+from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.model.build import plain
@@ -36,6 +37,7 @@ class NestModule(NestModel, LightningModule):
         release: the generation of NeMo whose numbers to reproduce, a key of `generations.GENERATIONS`.
         no_masked_token: the loss of a batch in which no token counts, in training and validation: ``nan`` or ``zero``.
         skipped: go on without audio files that cannot be used, and count them here; None: stop at the first.
+        corpora: manifests that have been read already.
     """
 
     def __init__(
@@ -44,12 +46,13 @@ class NestModule(NestModel, LightningModule):
         release: str = NEWEST,
         no_masked_token: str = "nan",
         skipped: SkippedAudio | None = None,
+        corpora: Corpora | None = None,
     ) -> None:
         super().__init__(cfg, release)
         self.loss.mlm_loss.no_masked_token = no_masked_token
         self.save_hyperparameters({"cfg": plain(cfg)})  # for loggers, as NeMo; builtins, for checkpoints hold them too
         self.settings, self.skipped = cfg, skipped
-        data = {"skipped": skipped, **concerning(build_dataloader, generation(release))}
+        data = {"skipped": skipped, "corpora": corpora, **concerning(build_dataloader, generation(release))}
         train, rate = cfg.get("train_ds"), cfg.sample_rate
         self._train_loader = build_dataloader(train, rate, shuffle=True, training=True, **data)
         sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []

@@ -223,7 +223,7 @@ def test_nemo_refuses_what_we_refuse(files: dict[str, dict[str, Path]]) -> None:
     ):
         cfg = OmegaConf.create(wrong)
         with pytest.raises(UserError):
-            init_from.check_sources(cfg)
+            init_from.load_sources(cfg)
         with pytest.raises(theirs):
             nemo_model(seed=1).maybe_init_from_pretrained_checkpoint(cfg)
 
@@ -272,7 +272,8 @@ def test_planted_faults_are_named(
     path = files["init_from_nemo_model"]["a"]
     entry = f"init_from_nemo_model={{x: {{path: {path}, exclude: [decoder]}}}}"
     with monkeypatch.context() as fault:
-        fault.setattr(init_from, "_weights", lambda source, strict: load_nemo(source.path)[1])
+        fault.setattr(init_from, "_check_archive", lambda *_: None)
+        fault.setattr(init_from, "load_nemo", lambda path: (None, load_nemo(path)[1]))
         code, report = align_from(tmp_path, entry)
     first = report["first_difference"]
     assert code == 1 and first["rung"] == "draws" and "model_construction" in json.dumps(first), first

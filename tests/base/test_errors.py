@@ -171,3 +171,13 @@ def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=20)
     assert process.returncode == 130 and printed == "interrupted (SIGINT); nothing already written was lost\n"
+
+
+def test_an_error_raised_from_itself_ends_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        error = UserError("damaged", "a file", "Copy it again.")
+        raise error from error
+
+    with pytest.raises(SystemExit, match="3"):
+        run_command(fail)
+    assert capsys.readouterr().err == "error: damaged: a file. Copy it again.\n"

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASES = ("2.4.1", "2.7.3", "3.0.0")  # of NeMo: those that have a lock
+DEFAULT_NEMO = RELEASES[-1]
 
 
 @pytest.fixture
@@ -27,13 +28,14 @@ def environment() -> dict[str, str]:
         "SIZE RUN SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS RUNTIME THREADS NEMO_VERSION "
         "GENERATIONS TEST_LOGS "
         "TORCH_INDEX PYTHON NEMO_PYTHON NEST_PYTHON OMP_NUM_THREADS MAKEFLAGS MAKEOVERRIDES MAKELEVEL MFLAGS "
-        "TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE DATA MEMORY SHM GPUS BUILD_ARGS"
+        "TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE DATA MEMORY SHM GPUS BUILD_ARGS UPGRADE "
+        "NEST_SSL_COMMAND PYTHONPATH PYTHONHOME"
     ).split()
     return {name: value for name, value in os.environ.items() if name not in settings}
 
 
 class FakePython:
-    """A program that notes how it was called, and fails when called with a word that it was told to fail for."""
+    """A program that writes down how it was called, and fails when called with a word that was given to `fail`."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self._notes, self._codes = folder / "fake python", folder / "calls", folder / "codes.json"
@@ -43,6 +45,8 @@ class FakePython:
             "import json, os, pathlib, sys\n"
             "call = {'argv': sys.argv[1:], 'cwd': os.getcwd(), 'threads': os.environ.get('OMP_NUM_THREADS')}\n"
             "if 'setup.py' in call['argv'][0]: call['NEMO_VERSION'] = os.environ.get('NEMO_VERSION')\n"
+            "if 'train' in call['argv'][0]: call['command'] = os.environ.get('NEST_SSL_COMMAND')\n"
+            "if 'PYTHONPATH' in os.environ: call['PYTHONPATH'] = os.environ['PYTHONPATH']\n"
             f"open({str(self._notes)!r}, 'a').write(json.dumps(call) + '\\n')\n"
             f"codes = json.load(open({str(self._codes)!r}))\n"
             "print('my last line:', sys.argv[1:])\n"
@@ -73,9 +77,9 @@ def make(environment: dict[str, str], fake_python: FakePython) -> Callable[..., 
     """`make("align", "SIZE=tiny")`, with `fake_python` for both environments, without the real setup or an engine."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        quoted = str(fake_python.path).replace(" ", "\\ ")
-        pythons = [f"NEMO_PYTHON={quoted}", f"NEST_PYTHON={quoted}"]
-        command = ["make", "--no-print-directory", "--assume-old=setup", "RUNTIME=local", *pythons, *arguments]
+        pythons = [f"NEMO_PYTHON={fake_python.path}", f"NEST_PYTHON={fake_python.path}"]
+        old = [f"--assume-old={name}" for name in ("setup", "setup-nest", "ready", "ready-nest")]
+        command = ["make", "--no-print-directory", *old, "RUNTIME=local", *pythons, *arguments]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
     return run

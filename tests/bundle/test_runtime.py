@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,8 +117,22 @@ def test_docker_where_it_can_work(
     docker.answer(**{**ENGINE, **answers})
     done = call("runtime.sh", **settings)
     assert done.stdout == f"{word}\n"
-    assert done.stderr.startswith(f"runtime: {word} (")
+    assert done.stderr.splitlines()[-1].startswith(f"runtime: {word} (")
     assert why in done.stderr
+
+
+def test_a_base_image_is_fetched_by_a_run_and_says_so_but_by_no_dry_run(
+    docker: FakeDocker, environment: dict[str, str], root: Path, call: Any
+) -> None:
+    docker.answer(**{**ENGINE, "source": ("", 0), "base": ("", 1), "pull": ("", 0)})
+    settings = {"BASE_IMAGE": "b:1", "TORCH_INDEX": "x"}
+    words = [f"{name}={value}" for name, value in settings.items()]
+    command = ["make", "--dry-run", "align", *words]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert "the base image b:1 would have to be fetched" in done.stderr
+    assert [call for call in docker.calls if call[0] == "pull"] == []
+    assert "runtime: getting the base image b:1; RUNTIME=local does without\n" in call("runtime.sh", **settings).stderr
+    assert [call for call in docker.calls if call[0] == "pull"] == [["pull", "--quiet", "b:1"]]
 
 
 def test_make_asks_no_engine_unless_it_runs_something(
@@ -136,17 +152,17 @@ def test_make_starts_everything_in_containers(
     command = ["make", "--dry-run", "align", "SIZE=tiny", *words]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr.startswith("runtime: docker (")
-    lines = [line.split()[:3] for line in done.stdout.replace("\\\n", "").splitlines()]
-    assert lines == [
-        ["docker/images.sh", "--if-stale"],
-        ["docker/run.sh", "nest", "scripts/make_data.py"],
-        ["docker/run.sh", "nemo", "scripts/train_nemo.py"],
-        ["docker/run.sh", "nest", "scripts/train_nest.py"],
-        ["docker/run.sh", "nest", "scripts/compare_outputs.py"],
+    assert re.findall(r"docker/[\w.]+ [\w-]+(?: \S+\.py|(?: nest)?$)", done.stdout, re.MULTILINE) == [
+        "docker/images.sh --if-stale",
+        "docker/images.sh --if-stale nest",
+        "docker/run.sh nest scripts/make_data.py",
+        "docker/run.sh nemo scripts/train_nemo.py",
+        "docker/run.sh nest scripts/train_nest.py",
+        "docker/run.sh nest scripts/compare_outputs.py",
     ]
 
 
-def test_make_tells_what_was_asked_for(docker: FakeDocker, environment: dict[str, str], root: Path) -> None:
+def test_make_says_what_was_asked_for(docker: FakeDocker, environment: dict[str, str], root: Path) -> None:
     docker.answer(**ENGINE)
     command = ["make", "--dry-run", "nest", "TORCH=cuda"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True, timeout=60)
@@ -170,7 +186,8 @@ def test_a_container_can_do_little(docker: FakeDocker, call: Any, tmp_path: Path
     run = docker.run
     assert run[-5:] == ["nest-ssl/nest:cpu", "scripts/train_nest.py", *arguments]
     asked = {"--user": f"{os.getuid()}:{os.getgid()}", "--network": "none", "--cap-drop": "ALL",
-             "--security-opt": "no-new-privileges", "--memory": "900000000", "--shm-size": "4g"}  # fmt: skip
+             "--security-opt": "no-new-privileges", "--memory": "900000000", "--shm-size": "4g",
+             "--pids-limit": "4096"}  # fmt: skip
     assert {name: options(run, name) for name in asked} == {name: [value] for name, value in asked.items()}
     assert "--read-only" in run
     assert "--gpus" not in run
@@ -185,9 +202,9 @@ def test_a_container_can_do_little(docker: FakeDocker, call: Any, tmp_path: Path
 
 def test_the_gpus_are_used_where_the_engine_has_them(docker: FakeDocker, call: Any, tmp_path: Path) -> None:
     docker.answer(**{**ENGINE, "runtimes": ("nvidia runc", 0)})
-    call("run.sh", "nemo", "scripts/train_nemo.py", OUT=str(tmp_path), MEMORY="32g", SHM="8g")
+    call("run.sh", "nemo", "scripts/train_nemo.py", OUT=str(tmp_path), MEMORY="32g", SHM="8g", GPUS="device=1")
     run = docker.run
-    assert options(run, "--gpus") == ["all"]
+    assert options(run, "--gpus") == ["device=1"]
     assert (options(run, "--memory"), options(run, "--shm-size")) == (["32g"], ["8g"])
     assert "nest-ssl/nemo:3.0.0-cuda" in run
 
@@ -198,6 +215,26 @@ def test_the_data_are_writable_only_while_they_are_made(
     docker.answer(**ENGINE)
     call("run.sh", "nest", "scripts/make_data.py", OUT=str(tmp_path))
     assert options(docker.run, "--mount")[0] == f'type=bind,"source={root}/data","target=/app/data"'
+
+
+def test_folders_have_any_name(docker: FakeDocker, call: Any, tmp_path: Path) -> None:
+    docker.answer(**ENGINE)
+    names = ["my data", 'a"b', "a,b", "日本"]
+    folders = [tmp_path / name for name in names]
+    for folder in folders:
+        folder.mkdir()
+    done = call("run.sh", "nest", "scripts/train_nest.py", OUT=str(tmp_path / 'o"ut'), DATA=":".join(map(str, folders)))
+    assert (done.returncode, done.stderr) == (0, "")
+    fields = [next(csv.reader([mount])) for mount in options(docker.run, "--mount")]  # as docker reads it
+    assert [row[1] for row in fields[1:]] == [f"source={path}" for path in (*folders, tmp_path / 'o"ut')]
+
+
+def test_folders_may_have_spaces_between_them(docker: FakeDocker, call: Any, tmp_path: Path) -> None:
+    docker.answer(**ENGINE)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    call("run.sh", "nest", "scripts/train_nest.py", OUT=str(tmp_path / "o"), DATA=f"{tmp_path}/a {tmp_path}/b")
+    assert [f'"source={tmp_path}/{name}"' in " ".join(docker.run) for name in "ab"] == [True, True]
 
 
 @pytest.mark.parametrize(("oom", "lines"), [("true", 1), ("false", 0)])
@@ -216,6 +253,10 @@ def test_out_of_memory_is_said_in_one_line(docker: FakeDocker, call: Any, tmp_pa
         ({"id": ("", 1)}, {}, "error: no such image: nest-ssl/nest:cpu. Run make images"),
         ({}, {"OUT": "/proc/nowhere"}, "error: cannot make the folder: /proc/nowhere"),
         ({}, {"DATA": "/nowhere"}, "error: no such folder: /nowhere"),
+        ({}, {"OUT": "."}, "error: OUT=. holds this repository."),
+        ({}, {"OUT": ".."}, "error: OUT=.. holds this repository."),
+        ({}, {"OUT": "nest_ssl"}, "error: OUT=nest_ssl is a folder of this repository's own."),
+        ({}, {"OUT": "tests/data"}, "error: OUT=tests/data is a folder of this repository's own."),
         ({}, {"TORCH": "rocm"}, "error: no such build of torch: TORCH=rocm"),
     ],
 )
@@ -269,7 +310,8 @@ def test_a_release_is_built_with_what_its_lock_needs(
     built = builds(docker)
     assert list(built) == ["nest-ssl/nest:cpu", f"nest-ssl/nemo:{release}-cpu"]
     nest, nemo = built.values()
-    assert nemo == [*nest, f"NEMO_VERSION={release}", f"BUILD_TOOLS={tools}"]
+    shared = [word for word in nest if not word.startswith("VERSION=")]
+    assert nemo == [*shared, f"NEMO_VERSION={release}", f"BUILD_TOOLS={tools}"]
     assert {"TORCH=cpu", "TORCH_VERSION=2.13.0+cpu", "CUDA_VERSION=", "BASE_IMAGE=b:1"} <= set(nest)
 
 

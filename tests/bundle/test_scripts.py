@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from scripts.setup import DEFAULT_NEMO
+from tests.bundle.conftest import DEFAULT_NEMO
 
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
     "nemo": ("train_nemo.py", "nemo-RELEASE", "NEMO_PYTHON"),
     "nest_train": ("train_nest.py", "nest", "NEST_PYTHON"),
@@ -26,7 +28,7 @@ class Said(NamedTuple):
     comment: str
     entry: str
     venv: str
-    release: list[str]  # of NeMo: the variable that names it, and what it is otherwise
+    release: list[str]  # of NeMo: the variable that names it
     variable: str
     passes_all: bool
     threads: str
@@ -39,11 +41,16 @@ def plain(comment: list[str]) -> str:
 
 def read_sh(text: str) -> Said:
     comment = plain(re.findall(r"^# ?(.*)$", text, re.MULTILINE))
-    variable, venv = re.findall(r"^python=\$\{(\w+):-\$root/\.venv/([\w$-]+)/bin/python\}$", text, re.MULTILINE)[0]
-    release = [word for found in re.findall(r"^release=\$\{(\w+):-([\d.]+)\}$", text, re.MULTILINE) for word in found]
-    entry, arguments = re.findall(r'^exec "\$python" "\$root/scripts/(\w+\.py)" (.*)$', text, re.MULTILINE)[0]
-    threads = re.findall(r'^export OMP_NUM_THREADS="\$\{OMP_NUM_THREADS:-(\d+)\}"$', text, re.MULTILINE)[0]
-    exit_code = re.findall(r"^    exit (\d+)$", text, re.MULTILINE)[0]
+    variable, same, venv = re.findall(
+        r"^variable=(\w+) python=\$\{(\w+):-\$root/\.venv/([\w$-]+)/bin/python\}$", text, re.MULTILINE
+    )[0]
+    assert variable == same
+    release = re.findall(r"^release=\$\{(\w+):-\$DEFAULT_NEMO\}$", text, re.MULTILINE)
+    entry, arguments = re.findall(r'^launch "[^"]+" (\w+\.py) (.*)$', text, re.MULTILINE)[0]
+    launch = (ROOT / "scripts" / "launch.sh").read_text()
+    threads = re.findall(r'^    export OMP_NUM_THREADS="\$\{OMP_NUM_THREADS:-(\d+)\}"$', launch, re.MULTILINE)[0]
+    (exit_code,) = set(re.findall(r"^        exit (\d+)$", launch, re.MULTILINE))
+    assert launch.rstrip().endswith('exec "$python" "$root/scripts/$script" "$@"\n}')
     venv = venv.replace("$release", "RELEASE")
     return Said(comment, entry, venv, release, variable, arguments == '"$@"', threads, exit_code)
 
@@ -51,8 +58,7 @@ def read_sh(text: str) -> Said:
 def read_bat(text: str) -> Said:
     comment = plain(re.findall(r"^rem ?(.*)$", text, re.MULTILINE))
     venv = re.findall(r'^set "python=%root%\\\.venv\\([\w%-]+)\\Scripts\\python\.exe"$', text, re.MULTILINE)[0]
-    otherwise = re.findall(r'^set "release=([\d.]+)"$', text, re.MULTILINE)
-    release = re.findall(r'^if defined (\w+) set "release=%\1%"$', text, re.MULTILINE) + otherwise
+    release = re.findall(r'^if defined (\w+) set "release=%\1%"$', text, re.MULTILINE)
     variable = re.findall(r'^if defined (\w+) set "python=%\1%"$', text, re.MULTILINE)[0]
     entry, arguments = re.findall(r'^"%python%" "%root%\\scripts\\(\w+\.py)" (.*)$', text, re.MULTILINE)[0]
     threads = re.findall(r'^if not defined OMP_NUM_THREADS set "OMP_NUM_THREADS=(\d+)"$', text, re.MULTILINE)[0]
@@ -63,7 +69,8 @@ def read_bat(text: str) -> Said:
 
 def test_every_script_comes_as_a_pair(root: Path) -> None:
     for suffix in (".sh", ".bat"):
-        assert {path.stem for path in (root / "scripts").glob(f"*{suffix}")} == set(SCRIPTS)
+        helpers = {"launch", "with_words", "clean"} if suffix == ".sh" else set()  # read by the others, called by make
+        assert {path.stem for path in (root / "scripts").glob(f"*{suffix}")} == set(SCRIPTS) | helpers
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -76,25 +83,28 @@ def test_pairs_say_the_same(root: Path, name: str) -> None:
     assert said == read_bat(bat.replace("\r\n", "\n"))
     assert (said.entry, said.venv, said.variable) == SCRIPTS[name]
     assert (said.passes_all, said.threads, said.exit_code) == (True, "1", "3")
-    assert said.release == (["NEMO_VERSION", DEFAULT_NEMO] if name == "nemo" else [])
+    assert said.release == (["NEMO_VERSION"] if name == "nemo" else [])
     assert bat.endswith("exit /b %ERRORLEVEL%\r\n")
 
 
+@pytest.mark.parametrize("how", ["plain", "link"])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_arguments_arrive_as_written_from_any_folder(
-    root: Path, tmp_path: Path, environment: dict[str, str], fake_python: Any, name: str
+    root: Path, tmp_path: Path, environment: dict[str, str], fake_python: Any, name: str, how: str
 ) -> None:
     entry, _, variable = SCRIPTS[name]
     fake_python.fail(entry, 4)
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
-    script = os.path.relpath(root / "scripts" / f"{name}.sh", elsewhere)
-    environment |= {variable: str(fake_python.path), "CDPATH": str(root)}
+    (elsewhere / "a link").symlink_to(root / "scripts" / f"{name}.sh")
+    (elsewhere / "another").symlink_to("a link")
+    script = {"plain": os.path.relpath(root / "scripts" / f"{name}.sh", elsewhere), "link": "./another"}[how]
+    environment |= {variable: str(fake_python.path), "CDPATH": str(root), "PYTHONPATH": "/another/torch"}
     done = subprocess.run([script, *AWKWARD], cwd=elsewhere, env=environment, timeout=30)
     assert done.returncode == 4
-    assert fake_python.calls == [
-        {"argv": [str(root / "scripts" / entry), *AWKWARD], "cwd": str(elsewhere), "threads": "1"}
-    ]
+    (call,) = fake_python.calls
+    assert call.pop("command", None) is None
+    assert call == {"argv": [str(root / "scripts" / entry), *AWKWARD], "cwd": str(elsewhere), "threads": "1"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -104,11 +114,18 @@ def test_without_an_environment_one_line_says_what_to_do(
 ) -> None:
     if release != DEFAULT_NEMO:
         environment["NEMO_VERSION"] = release
+    for path in (f"scripts/{name}.sh", "scripts/launch.sh", "docker/.env"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        shutil.copy(root / path, tmp_path / path)
     script = tmp_path / "scripts" / f"{name}.sh"
-    script.parent.mkdir()
-    script.write_bytes((root / "scripts" / f"{name}.sh").read_bytes())
     done = subprocess.run(["sh", str(script)], env=environment, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 3
-    assert done.stderr.count("\n") == 1
-    assert f".venv/{SCRIPTS[name][1].replace('RELEASE', release)}/bin/python" in done.stderr
-    assert f"make setup NEMO_VERSION={release} in" in done.stderr or (name != "nemo" and "make setup in" in done.stderr)
+    python = f".venv/{SCRIPTS[name][1].replace('RELEASE', release)}/bin/python"
+    hint = f"make setup NEMO_VERSION={release}" if name == "nemo" else "make setup"
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert f"no Python for this: {tmp_path}/{python}. Run {hint} in {tmp_path}, or set" in done.stderr
+
+    (tmp_path / python).parent.mkdir(parents=True)  # somebody else's, as far as we can tell
+    (tmp_path / python).touch(mode=0o644)
+    done = subprocess.run(["sh", str(script)], env=environment, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert f"error: not executable for you: {tmp_path}/{python}." in done.stderr

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
+from torch.utils.data import DataLoader, Dataset
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.data import check
-from nest_ssl.data.check import check_dataset, find_bad_audio
+from nest_ssl.data.check import audio_behind, check_dataset, find_bad_audio
+from nest_ssl.data.corpus import Corpora
 
 Section = dict[str, Any]
 
@@ -79,3 +83,81 @@ def test_a_file_that_only_decoding_tells_of(section: Section, tmp_path: Path) ->
     (tmp_path / "b.wav").write_bytes((tmp_path / "b.wav").read_bytes()[:9_000])
     check_dataset(section)
     assert "b.wav" in str(error := find_bad_audio([section])) and "line 2" in str(error)
+
+
+# --- what spoils a training without a word ----------------------------------------------------------------------------
+
+
+def test_nan_is_found_before_training(section: Section, manifest: Callable[..., str], tmp_path: Path,
+                                      caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+    samples = np.full(16_000, 0.1)
+    samples[777] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, 16_000, subtype="FLOAT")
+    lines = [{"audio_filepath": "a.wav"}, {"audio_filepath": "nan.wav"}]
+    bad = manifest(*lines, name="bad.json")
+    with pytest.raises(UserError, match=r"samples that are no numbers .*nan.wav \(.*bad.json, line 2\)"):
+        check_dataset({**section, "manifest_filepath": bad})
+    with pytest.raises(UserError, match=r"samples that are no numbers .*nan.wav \(.*bad.json, line 2\)"):
+        check_dataset({**section, "noise_manifest": bad})
+    check_dataset({**section, "manifest_filepath": bad}, skip_bad=True)
+    assert "1 of 2 audio files cannot be used and will be skipped, the first: an audio file with samples" in caplog.text
+
+
+def test_a_rate_of_11_hz_as_noise_stops(section: Section, manifest: Callable[..., str], tmp_path: Path) -> None:
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    data[24:28] = (11).to_bytes(4, "little")
+    (tmp_path / "slow.wav").write_bytes(data)
+    section["noise_manifest"] = manifest({"audio_filepath": "slow.wav"}, name="noise.json")
+    with pytest.raises(UserError, match=r"header says 11 Hz: .*slow.wav \(.*noise.json, line 1\)"):
+        check_dataset(section)
+
+
+@pytest.mark.parametrize("value", ["NaN", "true", "-1", '"2.0"', "Infinity"])
+def test_seconds_of_noise_that_are_none(value: str, section: Section, manifest: Callable[..., str],
+                                        caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+    """A warning: what NeMo makes of it, it makes while it draws."""
+    line = f'{{"audio_filepath": "a.wav", "duration": {value}}}'
+    check_dataset({**section, "noise_manifest": manifest(line, name="noise.json")})
+    assert "1 of 1 noise clips cannot be used" in caplog.text and "duration is not a number of seconds" in caplog.text
+
+
+def test_only_so_many_floating_point_files_are_decoded(section: Section, manifest: Callable[..., str], tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    for name in "xyz":
+        soundfile.write(tmp_path / f"{name}.wav", np.full(16_000, np.nan if name == "z" else 0.1), 16_000, "FLOAT")
+    many = manifest(*({"audio_filepath": f"{name}.wav"} for name in "axyz"), name="many.json")
+    monkeypatch.setattr(check, "DECODED_AT_MOST", 2)
+    check_dataset({**section, "manifest_filepath": many, "noise_manifest": many})
+    monkeypatch.setattr(check, "DECODED_AT_MOST", 3)
+    for key in ("manifest_filepath", "noise_manifest"):
+        with pytest.raises(UserError, match="line 4"):
+            check_dataset({**section, key: many})
+
+
+# --- whom to blame ----------------------------------------------------------------------------------------------------
+
+
+class Reading(Dataset[Any]):
+    """Raises an error when it is read."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.filterwarnings("ignore"))])
+def test_only_what_reading_raised_blames_a_file(workers: int, section: Section, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    (tmp_path / "b.wav").write_text("not audio")
+    with pytest.raises(soundfile.LibsndfileError) as raised:
+        list(DataLoader(Reading(soundfile.LibsndfileError(5)), num_workers=workers))
+    assert "b.wav" in str(audio_behind(raised.value, [section], Corpora()))
+    monkeypatch.setattr(check, "load_utterance", None)  # decodes nothing, or fails
+    with pytest.raises(OSError, match="No space left") as full:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert audio_behind(full.value, [section], Corpora()) is None

@@ -19,7 +19,7 @@ each = pytest.mark.parametrize("draws", DRAWS.values(), ids=DRAWS)
 def test_ranges(draws: Draws, seed: int, low: int, width: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
-    assert 0 <= draws.part() < 1
+    assert 0 <= draws.fraction() < 1
     assert low <= draws.uniform(low, low + width) <= low + width
     assert low <= draws.integer(low, low + width) < low + width
     among = list(range(low, low + width))
@@ -41,7 +41,7 @@ def test_every_value_of_a_range_comes_up(draws: Draws) -> None:
 def test_each_draws_from_its_own_generator_only(name: str) -> None:
     def draw() -> list[object]:
         draws = DRAWS[name]
-        return [draws.part(), draws.uniform(0, 1), draws.integer(0, 99), draws.choice(range(99)),
+        return [draws.fraction(), draws.uniform(0, 1), draws.integer(0, 99), draws.choice(range(99)),
                 draws.sample(range(99), 5), draws.cut(99, 3)]  # fmt: skip
 
     drawn = []

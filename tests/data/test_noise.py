@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data import noise
 from nest_ssl.data.manifest import NoiseClip, Place, read_noise
+from nest_ssl.data.problems import BadAudio
 
 RATE = 16_000
 Draw = tuple[str, tuple[Any, ...]]
@@ -89,11 +91,26 @@ def test_bad_clips_cost_their_draws(draws: list[Draw], tmp_path: Path, caplog: p
     assert "noise.json, line 7" in caplog.text and "this utterance has none" in caplog.text
 
 
+@pytest.mark.parametrize(("name", "message"), [
+    ("nan.wav", "samples that are no numbers"), ("slow.wav", "header says 11 Hz"),
+])  # fmt: skip
+def test_a_clip_that_nemo_would_train_on_and_must_not_be(name: str, message: str, tmp_path: Path) -> None:
+    clip(tmp_path / "nan.wav", np.array([0.5] * 800 + [np.nan]), subtype="FLOAT")
+    clip(tmp_path / "slow.wav", np.full(900, 0.5))
+    data = bytearray((tmp_path / "slow.wav").read_bytes())
+    data[24:28] = (11).to_bytes(4, "little")
+    (tmp_path / "slow.wav").write_bytes(data)
+    bad = NoiseClip(str(tmp_path / name), None, 0.0, Place("noise.json", 3))
+    with pytest.raises(UserError, match=rf"{message}.*: .*{name} \(noise.json, line 3\)") as raised:
+        noise.draw_noise([bad], RATE, 800)
+    assert not isinstance(raised.value, BadAudio), "no utterance is to be skipped for it"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_good_clip_is_found_among_bad(seed: int, tmp_path: Path, wav: Callable[..., str],
                                         manifest: Callable[..., str]) -> None:  # fmt: skip
     (tmp_path / "bad.wav").write_bytes(b"")
-    clips = read_noise([manifest({"audio_filepath": "bad.wav"}, {"audio_filepath": wav("good.wav")})])
+    clips = read_noise(manifest({"audio_filepath": "bad.wav"}, {"audio_filepath": wav("good.wav")})).lines
     np.random.seed(seed)
     assert noise.draw_noise(clips, RATE, 800)[0].any()
 

@@ -16,7 +16,7 @@ SECTION = {"manifest_filepath": "m.json", "batch_size": 2}
 
 def test_defaults() -> None:
     settings = read_settings(SECTION, 8_000)
-    assert (settings.manifests, settings.noise_manifests, settings.augmentor) == (["m.json"], [], None)
+    assert (settings.manifests, settings.noise_manifests, settings.augmentor) == (["m.json"], None, None)
     assert (settings.shuffle, settings.drop_last, settings.pin_memory, settings.num_workers) == (False, False, False, 0)
     assert (settings.min_duration, settings.max_duration, settings.decoding.sample_rate) == (None, None, 8_000)
     assert settings.decoding.strict

@@ -11,13 +11,13 @@ import pytest
 
 from tests.docker.conftest import ROOT, sh
 
-DOCKERFILES = ["docker/nemo.Dockerfile", "docker/nest.Dockerfile"]
+DOCKERFILE = "docker/Dockerfile"
 SCRIPTS = [path.relative_to(ROOT) for folder in ("docker", "scripts") for path in (ROOT / folder).glob("*.sh")]
 TOOLS = ROOT / ".venv" / "linters" / "bin"  # `make test-docker` installs them
 
 
 def test_hadolint_finds_nothing() -> None:
-    done = sh(TOOLS / "hadolint", *DOCKERFILES)
+    done = sh(TOOLS / "hadolint", DOCKERFILE)
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -26,11 +26,12 @@ def test_shellcheck_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("file", DOCKERFILES)
-def test_docker_build_check_finds_nothing(images: dict[str, str], file: str) -> None:
+@pytest.mark.parametrize("target", ["nemo", "nest"])
+def test_docker_build_check_finds_nothing(images: dict[str, str], release: str, target: str) -> None:
     base = sh("docker", "image", "inspect", "--format", '{{index .Config.Labels "org.opencontainers.image.base.name"}}',
               images["nest"]).stdout.strip()  # fmt: skip
-    done = sh("docker", "build", "--check", "--build-arg", f"BASE_IMAGE={base}", "--file", file, ".")
+    told = ["--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"NEMO_VERSION={release}", "--target", target]
+    done = sh("docker", "build", "--check", *told, "--file", DOCKERFILE, ".")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no warnings found" in done.stdout
 
@@ -41,12 +42,7 @@ def test_the_locks_are_right() -> None:
     assert "are right" in done.stdout
 
 
-def test_the_twins_differ_only_where_they_say_so() -> None:
-    nemo, nest = ((ROOT / file).read_text().split("# --- everything else")[0] for file in DOCKERFILES)
-    assert nemo[nemo.index("ARG BASE_IMAGE") :] == nest[nest.index("ARG BASE_IMAGE") :]
-
-
-@pytest.mark.parametrize("file", [*DOCKERFILES, "docker/compose.yaml"])
+@pytest.mark.parametrize("file", [DOCKERFILE, "docker/compose.yaml"])
 def test_nothing_is_fetched_but_the_base_by_its_digest(file: str) -> None:
     text = (ROOT / file).read_text()
     assert not re.search(r"^# *syntax=|://|\.(io|com|org|net)/", text, re.MULTILINE)
@@ -69,5 +65,6 @@ def test_a_wrong_hash_stops_the_build(images: dict[str, str], tmp_path: Path, to
     before = sh("docker", "image", "inspect", "--format", "{{.Id}}", images["nest"]).stdout
     done = sh(copy / "docker" / "images.sh", TORCH=torch_build, PATH=os.environ["PATH"])
     assert done.returncode == 3
-    assert re.fullmatch(r"error: .*: a download has another hash than the lock: flit-core.*\n", done.stderr)
+    assert done.stderr.count("\n") == 1
+    assert re.search(r"a download has another hash than the lock: (flit-core|pip|pybind11)", done.stderr)
     assert sh("docker", "image", "inspect", "--format", "{{.Id}}", images["nest"]).stdout == before

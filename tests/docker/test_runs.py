@@ -49,7 +49,9 @@ def test_align_in_containers_is_identical(images: dict[str, str], torch_build: s
     ids = [sh("docker", "image", "inspect", "--format", "{{.Id}}", images[name]).stdout.strip() for name in images]
     assert [nemo["image"], nest["image"]] == ids
     assert (nemo["base"], nemo["base_id"]) == (nest["base"], nest["base_id"])
-    assert set(nemo["locks"]) == {f"torch-{torch_build}.lock", f"nemo-{release}-{torch_build}.lock"}
+    assert set(nemo["locks"]) == {
+        "build.lock", f"torch-{torch_build}.lock", f"nemo-{release}-{torch_build}.lock",
+    }  # fmt: skip
     assert nemo["locks"][f"torch-{torch_build}.lock"] == nest["locks"][f"torch-{torch_build}.lock"]
     assert owners(out) == {me()}
 
@@ -80,8 +82,20 @@ def test_compose_runs_the_three_in_order(images: dict[str, str], torch_build: st
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
         sh(*compose, "down", **settings)
+    left = sh("docker", "ps", "--all", "--quiet", "--filter", "label=com.docker.compose.project=nest-ssl-test")
+    assert left.stdout == ""
     assert json.loads((out / "report" / "report.json").read_text())["verdict"] == "identical"
     assert owners(out) == {me()}
+
+
+def test_compose_makes_no_folder_of_its_own(images: dict[str, str], torch_build: str, tmp_path: Path) -> None:
+    compose = ["docker", "compose", "-f", "docker/compose.yaml", "--project-name", "nest-ssl-test"]
+    settings = {"SIZE": "tiny", "TORCH": torch_build, "OUT": str(tmp_path / "missing")}
+    done = sh(*compose, "run", "--rm", "--no-deps", "nest", **settings)
+    sh(*compose, "down", **settings)
+    assert done.returncode != 0
+    assert "missing" in done.stderr
+    assert not (tmp_path / "missing").exists()
 
 
 # --- By hand --------------------------------------------------------------------------------------------------------
@@ -93,6 +107,22 @@ def test_the_plain_command_works(images: dict[str, str], out: Path, subject: str
     assert done.returncode == 0, done.stderr
     assert f"{subject}: recorded step 0 in outputs/{subject}" in done.stdout
     assert owners(out) == {me()}
+
+
+@pytest.mark.parametrize("subject", ["nemo", "nest"])
+def test_the_tight_command_of_the_readme_works(images: dict[str, str], out: Path, subject: str) -> None:
+    user = f"{os.getuid()}:{os.getgid()}"
+    tight = ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--pids-limit", "4096",
+             "--security-opt", "no-new-privileges", "--user", user]  # fmt: skip
+    done = sh("docker", "run", "--rm", *tight, "-v", f"{out}:/outputs", images[subject], *TINY)
+    assert done.returncode == 0, done.stderr
+    assert owners(out) == {me()}
+
+
+def test_without_a_mount_nothing_is_trained(images: dict[str, str]) -> None:
+    done = sh("docker", "run", "--rm", "--network", "none", images["nest"], *TINY)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert done.stderr.startswith("error: nothing is mounted at /outputs")
 
 
 def test_somebody_elses_folder_gets_somebody_elses_files(images: dict[str, str], out: Path) -> None:

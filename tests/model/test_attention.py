@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nest_ssl.model.attention import (
+from nest_ssl.model.encoder.attention import (
     RelPositionalEncoding,
     RelPositionMultiHeadAttention,
     by_pair,

@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.model.conformer import CausalConv1D, ConformerConvolution, ConformerEncoder
+from nest_ssl.config.parts import Encoder
+from nest_ssl.config.section import read
+from nest_ssl.model.encoder.encoder import ConformerEncoder
+from nest_ssl.model.encoder.layer import CausalConv1D, ConformerConvolution
 
 
 def make(**options: Any) -> ConformerEncoder:
     torch.manual_seed(0)
     sizes = {"feat_in": 16, "n_layers": 2, "d_model": 8, "n_heads": 2, "subsampling_factor": 4, "conv_kernel_size": 5}
-    return ConformerEncoder(**{**sizes, "subsampling": "dw_striding", **options})
+    return ConformerEncoder(read(Encoder, {**sizes, "subsampling": "dw_striding", **options}))
 
 
 def test_shape_and_lengths() -> None:
@@ -71,7 +74,7 @@ def test_the_convolution_module_returns_a_transposed_view() -> None:
     assert out.stride() == (56, 1, 7)  # dropout draws in memory order
 
 
-@pytest.mark.parametrize("context", [[1, 1], [4], "left", [2, 3]])
+@pytest.mark.parametrize("context", [[1, 1], [4], [2, 3]])
 def test_a_context_that_does_not_fit_the_kernel(context: Any) -> None:
     with pytest.raises(UserError, match="does not fit"):
         make(conv_context_size=context)

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nest_ssl.model.masking import RandomBlockMasking, overlapping_blocks, separate_blocks
+from nest_ssl.config.parts import Masking
+from nest_ssl.model.masking.random_blocks import RandomBlockMasking
+from nest_ssl.model.masking.whole_batch import overlapping_blocks, separate_blocks
 
 
 def masked_by_hand(starts_BT: torch.Tensor, block_size: int) -> torch.Tensor:
@@ -52,7 +54,7 @@ def test_an_utterance_too_short_for_its_block_gets_a_smaller_one() -> None:
 @pytest.mark.parametrize("allow_overlap", [True, False])
 def test_masked_frames_become_the_embedding_and_others_stay(allow_overlap: bool) -> None:
     torch.manual_seed(0)
-    module = RandomBlockMasking(feat_in=8, mask_prob=0.1, block_size=5, allow_overlap=allow_overlap)
+    module = RandomBlockMasking(Masking(feat_in=8, mask_prob=0.1, block_size=5, allow_overlap=allow_overlap))
     features = torch.randn(2, 8, 200)
     masked, masks = module(features, torch.tensor([200, 90]))
     assert masks.shape == features.shape
@@ -62,11 +64,11 @@ def test_masked_frames_become_the_embedding_and_others_stay(allow_overlap: bool)
 
 def test_what_is_put_in_place_and_whether_it_learns() -> None:
     torch.manual_seed(0)
-    drawn = RandomBlockMasking(feat_in=1000)
+    drawn = RandomBlockMasking(Masking(feat_in=1000))
     assert drawn.mask_embedding.std().item() == pytest.approx(0.1, rel=0.1)
     assert not drawn.mask_embedding.requires_grad
     assert not drawn.training
-    assert RandomBlockMasking(feat_in=8, freeze=False).mask_embedding.requires_grad
-    given_value = RandomBlockMasking(feat_in=8, mask_value=0.25, freeze=False).mask_embedding
+    assert RandomBlockMasking(Masking(feat_in=8, freeze=False)).mask_embedding.requires_grad
+    given_value = RandomBlockMasking(Masking(feat_in=8, mask_value=0.25, freeze=False)).mask_embedding
     assert given_value.tolist() == [0.25] * 8
     assert not given_value.requires_grad

@@ -8,10 +8,12 @@ import torch
 from lightning.pytorch import LightningModule
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.model.build import build as build_part
-from nest_ssl.model.build import plain
+from nest_ssl.config.parts import Decoder, Encoder, Quantizer
+from nest_ssl.config.section import read
+from nest_ssl.model.encoder.encoder import ConformerEncoder
+from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.nest import NestModel
-from nest_ssl.releases import generation
+from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer
 
 
 @pytest.fixture
@@ -42,11 +44,11 @@ def test_a_seed_decides_everything(build: Callable[..., NestModel], batch: dict[
 
 
 def test_the_first_encoder_and_decoder_are_drawn_and_thrown_away(build: Callable[..., NestModel], tiny: Any) -> None:
-    model, config = build(), plain(tiny)
+    model = build()
     torch.manual_seed(0)
-    first = build_part("encoder", config, generation("3.0"))
-    build_part("decoder", config, generation("3.0"))
-    quantizer = build_part("quantizer", config, generation("3.0"))
+    first = ConformerEncoder(read(Encoder, tiny.encoder))
+    MultiSoftmaxDecoder(read(Decoder, tiny.decoder))
+    quantizer = RandomProjectionVectorQuantizer(read(Quantizer, tiny.quantizer))
     assert not torch.equal(first.pre_encode.out.weight, model.encoder.pre_encode.out.weight)
     assert torch.equal(quantizer.codebooks, model.quantizer.codebooks)
 

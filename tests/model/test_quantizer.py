@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nest_ssl.config.parts import Quantizer
 from nest_ssl.model import quantizer
 from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer, distances, nearest_codes
 
@@ -13,7 +14,7 @@ from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer, distances,
 def make(**options: Any) -> RandomProjectionVectorQuantizer:
     torch.manual_seed(0)
     sizes = {"feat_in": 8, "code_dim": 4, "num_classes": 50, "num_books": 1, "combine_time_steps": 2}
-    return RandomProjectionVectorQuantizer(**{**sizes, "dist_fn": "l2", **options})
+    return RandomProjectionVectorQuantizer(Quantizer(**{**sizes, "dist_fn": "l2", **options}))
 
 
 def unit_rows(count: int, width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -7,13 +7,20 @@ import torch
 from torch import nn
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.model import subsampling
-from nest_ssl.model.subsampling import ConvSubsampling
+from nest_ssl.config.parts import Encoder
+from nest_ssl.config.section import read
+from nest_ssl.model.encoder import subsampling
+from nest_ssl.model.encoder.subsampling import ConvSubsampling
+from nest_ssl.releases import GENERATIONS, Generation
 
 
-def make(kind: str = "dw_striding", factor: int = 8, **options: Any) -> ConvSubsampling:
+def make(
+    kind: str = "dw_striding", factor: int = 8, differences: Generation = GENERATIONS["3.0"], **options: Any
+) -> ConvSubsampling:
     torch.manual_seed(0)
-    return ConvSubsampling(kind, factor, feat_in=80, feat_out=32, conv_channels=16, **options)
+    given = {"subsampling": kind, "subsampling_factor": factor, "feat_in": 80, "n_layers": 1, "d_model": 32}
+    settings = read(Encoder, {**given, "subsampling_conv_channels": 16, **options})
+    return ConvSubsampling(settings, differences)
 
 
 @pytest.mark.parametrize("kind", ["dw_striding", "striding"])
@@ -75,7 +82,7 @@ def test_plain_convolutions_see_padding_and_count_the_same_lengths(kind: str, ch
     """As before NeMo 2.5."""
     options = {"subsampling_conv_chunking_factor": chunking}
     masked = make(kind, **options)
-    plain = make(kind, **options, subsampling_mask=False, subsampled_length="int32")
+    plain = make(kind, differences=GENERATIONS["2.4"], **options)
     assert type(plain.conv) is nn.Sequential
     x, lengths = torch.randn(4, 160, 80), torch.tensor([160, 100, 1, 0])
     (seen, seen_lengths), (hidden, hidden_lengths) = plain(x, lengths), masked(x, lengths)

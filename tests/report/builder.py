@@ -115,7 +115,8 @@ def finding(
 
 
 def measured(max_abs: float = 4.1e-3, ratio: float = 300.0, relative: float = 2.2e-2, **fields: Any) -> Finding:
-    metrics = Metrics(64, 60, 10, 0, 0, 0, max_abs, relative, 0.99, 78_412, (0, 1, 2))
+    sizes = {"max_abs": max_abs, "relative": relative, "cosine": 0.99, "max_ulp": 78_412}
+    metrics = Metrics(64, 60, 10, ratio, index=(0, 1, 2), **sizes)
     judgement = Judgement(ratio <= 1, "fixed", {"atol": 1e-5, "rtol": 1e-5}, ratio)
     shape = {"index": (0, 1, 2), "shape": (2, 4, 8), "dtype": "float32"}
     return finding(metrics=metrics, judgement=judgement, **{**shape, **fields})

@@ -65,7 +65,7 @@ def test_nothing_known_of_how_it_came_about() -> None:
 
 
 def test_nan_on_one_side_has_rows_of_its_own() -> None:
-    metrics = Metrics(1, 1, 1, 1, 0, 1)
+    metrics = Metrics(1, 1, 1, nonfinite_disagree=1, nan_candidate=1)
     first = finding(metrics=metrics, reference=1.0, candidate=math.nan)
     assert rows(diverged(first=first))[-2:] == [["NaN", "0", "1"], ["NaN or infinity on one side only", "1", ""]]
 
@@ -124,11 +124,14 @@ def test_too_little_says_what_is_lacking() -> None:
 def test_what_proves_little_stands_in_the_verdict() -> None:
     """Two NaN have the same bits; so have two gradients of zeros."""
     made = comparison(losses=[Losses(0, math.nan, math.nan), Losses(1, 5.0, 5.0)])
-    assert lines(made)[1].endswith("The loss is NaN on both sides at step 0: little is proved by that.")
+    assert lines(made)[1].endswith("The loss is NaN or infinite on both sides at step 0: little is proved by that.")
     made.explanations = [Explanation("nest", 0, "No token counts at step 0.", {}, True)]
     assert lines(made)[1].endswith("Nothing missing on either side. No token counts at step 0.")
     made.explanations += [Explanation("nest", 1, "No token counts at step 1.", {}, True)] * 2
     assert lines(made)[1].endswith("No token counts at step 0. So it is at 2 steps more.")
+    made.losses = [Losses(0, math.nan, math.inf), Losses(3, -math.inf, -math.inf)]
+    made.explanations = []
+    assert "on both sides at steps 0, 3: " in lines(made)[1]
     made.losses = [Losses(0, math.nan, 5.0)]
     assert "NaN" not in lines(made)[1]
 

@@ -60,10 +60,11 @@ class CallObserver:
         """Register the hooks; until `detach` every call is recorded."""
         for name, module in self.root.named_modules():
             if module is not self.root:
-                before, after = self._make_hooks(name)
-                pre = module.register_forward_pre_hook(before, with_kwargs=True)
-                post = module.register_forward_hook(after, with_kwargs=True, always_call=True)
-                self._hooks[module] = pre, post
+                start, end = functools.partial(self._start, name), functools.partial(self._end, name)
+                self._hooks[module] = (
+                    module.register_forward_pre_hook(start, with_kwargs=True),
+                    module.register_forward_hook(end, with_kwargs=True, always_call=True),
+                )
         self._wrap_root()
         return self
 
@@ -86,16 +87,6 @@ class CallObserver:
             sequence.open.clear()
         return self.calls
 
-    def _make_hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._come_last(module)
-            self._start(name, module, args, kwargs)
-
-        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self._end(name, output)
-
-        return before, after
-
     def _wrap_root(self) -> None:
         original = self.root.forward
         self._own_forward = {k: v for k, v in self.root.__dict__.items() if k == "forward"}  # not the class's
@@ -104,26 +95,26 @@ class CallObserver:
             for module in self._hooks:
                 self._come_last(module)
             self._start("", self.root, args, kwargs)
+            output = None
             try:
                 output = original(*args, **kwargs)
-            except BaseException:
-                self._end("", None)
-                raise
-            self._end("", output)
-            return output
+                return output
+            finally:
+                self._end("", self.root, args, kwargs, output)
 
         self.root.__dict__["forward"] = forward
 
     def _come_last(self, module: nn.Module) -> None:
-        """Hooks run in the order of registration, and what one behind ours changed would seem to come from nowhere."""
-        ours = self._hooks[module]
-        for handle, hooks in zip(ours, (module._forward_pre_hooks, module._forward_hooks), strict=True):
+        """Hooks run in the order of registration; what a later one changed would seem to come from nowhere."""
+        for handle, hooks in zip(self._hooks[module], (module._forward_pre_hooks, module._forward_hooks), strict=True):
             hooks[handle.id] = hooks.pop(handle.id)
 
     def _start(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module in self._hooks:
+            self._come_last(module)
         now, keep = self._now, self._copies.keep
         event = self._count_event(now)
-        names = _positional_names(type(module), len(args))
+        names = _positional_names(type(module).forward, len(args))
         place = len(now.calls), name, now.counts[name], module.training
         call = Call(*place, keep(args), names, keep(kwargs), start=event)
         call.producers = self._copies.producers(call.inputs) if now is self._forward else {}
@@ -131,10 +122,10 @@ class CallObserver:
         now.calls.append(call)
         now.open.append((call, sys.exc_info()[1]))
 
-    def _end(self, name: str, output: Any) -> None:
+    def _end(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         now = self._now
         if all(call.module != name for call, _ in now.open):
-            return  # it never started: another hook raised before ours
+            return  # it never started: another hook raised first
         event = self._count_event(now)
         if not name and now is self._forward:
             self.draws.enter("loss")
@@ -151,37 +142,30 @@ class CallObserver:
             self._copies.returned(call.output, call.index)
         for path, tensor in tensors(output):
             if tensor.requires_grad:
-                handle = tensor.register_hook(self._gradient_hook(call, path))  # type: ignore[no-untyped-call]
+                handle = tensor.register_hook(functools.partial(self._gradient, call, path))  # type: ignore[no-untyped-call]
                 self._tensor_hooks.append(handle)
 
     def _count_event(self, now: _Sequence) -> int:
         """The number of this start or end."""
-        if now is self._forward:  # later it is backward that draws: checkpointing rewinds the generators and returns
+        if now is self._forward:  # backward is one stretch: checkpointing rewinds the generators and returns
             self.draws.close(now.open[-1][0] if now.open else None, now.events)
         now.events += 1
         return now.events - 1
 
-    def _gradient_hook(self, call: Call, path: str) -> Callable[[torch.Tensor], None]:
-        def hook(gradient: torch.Tensor) -> None:
-            if call.grad_event is None:
-                call.grad_event = self._gradients
-                self._gradients += 1
-            call.output_grads[path] = self._copies.copy(gradient)
-
-        return hook
+    def _gradient(self, call: Call, path: str, gradient: torch.Tensor) -> None:
+        if call.grad_event is None:
+            call.grad_event = self._gradients
+            self._gradients += 1
+        call.output_grads[path] = self._copies.copy(gradient)
 
 
 @functools.cache
-def _parameter_names(forward: Callable[..., Any]) -> list[str]:
+def _positional_names(forward: Callable[..., Any], count: int) -> list[str]:
+    """The names that `count` positional arguments of `forward` have; their positions where it takes `*args`."""
     try:
         parameters = list(inspect.signature(forward).parameters.values())[1:]
     except (TypeError, ValueError):
-        return []
+        parameters = []
     named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [parameter.name for parameter in parameters if parameter.kind in named]
-
-
-def _positional_names(kind: type[nn.Module], count: int) -> list[str]:
-    """The names that `count` positional arguments of `forward` have; their positions where it takes `*args`."""
-    names = _parameter_names(kind.forward)
+    names = [parameter.name for parameter in parameters if parameter.kind in named]
     return [names[i] if i < len(names) else str(i) for i in range(count)]

@@ -6,9 +6,9 @@ draws.enter("training_step")
 draws.close(call, event)         # at each start and end of a module's call: what was drawn until then, `call` drew
 draws.enter("backward")
 
-A stretch is what lies between two such moments. It becomes an entry for each generator whose state it changed, and is
-charged to the innermost module call that is open, or to the phase where none is. Only states are read: nothing is ever
-drawn, and where nothing was drawn nothing is digested.
+A stretch is what lies between two such moments. It becomes an entry for each generator that has another
+state after it, and is charged to the innermost module call that is open, or to the phase where none is. Only states are
+read: nothing is ever drawn, and where nothing was drawn nothing is digested.
 """
 
 from __future__ import annotations

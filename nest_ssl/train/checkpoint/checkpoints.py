@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -9,20 +10,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
 
-from nest_ssl.base.errors import InterruptedRun
+from nest_ssl.base.errors import InterruptedRun, UserError
 from nest_ssl.train.checkpoint.checkpoint_io import remove_partial
+from nest_ssl.train.lightning_internals import CheckpointCallback, TimeIsUp
 
 
-class Checkpoints(ModelCheckpoint):
+class Checkpoints(CheckpointCallback):
     """Lightning's ModelCheckpoint, which also saves before it lets a signal or the clock stop training.
 
     SIGTERM, SIGINT and the time limit take effect behind the batch that is being trained or validated. The checkpoint
-    written then is named and replaced like any other last one.
+    written then is named and replaced like any other last one. A metric that is not known yet is left out of a file's
+    name, where Lightning would write a perfect 0.
 
     Args:
         last_name: template of the last checkpoint's name.
@@ -40,24 +43,52 @@ class Checkpoints(ModelCheckpoint):
     # --- what is saved besides, so that a resumed run makes the same choices ---
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "dirpath": str(self.dirpath), "saved_at_step": self._last_global_step_saved}
+        return {**super().state_dict(), "dirpath": str(self.dirpath), "saved_at_step": self.saved_at_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._last_global_step_saved = state_dict.get("saved_at_step", 0)
+        self.saved_at_step = state_dict.get("saved_at_step", 0)
         self.current_score = state_dict.get("current_score")  # which Lightning saves and does not load
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        before = self._last_global_step_saved
+        before = self.saved_at_step
         if not self._stopping:  # a checkpoint of a stop takes no regular one's place
-            self._last_global_step_saved = trainer.global_step  # Lightning sets it behind the file that holds it
+            self.saved_at_step = trainer.global_step  # Lightning sets it behind the file that holds it
         super()._save_checkpoint(trainer, filepath)
         if self._stopping:
-            self._last_global_step_saved = before
+            self.saved_at_step = before
 
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
         """Lightning would keep what it resumed from, one file more with every resume."""
         return previous != current and Path(str(self.dirpath)) in Path(previous).absolute().parents
+
+    def format_checkpoint_name(self, metrics: dict[str, Tensor], filename: str | None = None, ver: Any = None) -> str:
+        name = filename or self.filename or ""
+        for metric in re.findall(r"\{([^:}]+)", name):
+            if metric not in metrics:
+                name = re.sub(rf"([^-{{}}]*=)?\{{{re.escape(metric)}(:[^}}]*)?\}}-?", "", name).rstrip("-")
+        return super().format_checkpoint_name(metrics, name, ver)
+
+    def check_name(self, key: str) -> None:
+        """Refuse a template that no name can be made of, now and not after the first validation.
+
+        Args:
+            key: of the setting, for the message.
+
+        Raises:
+            UserError: its format does not fit a number (or `epoch` and `step`, whole numbers).
+        """
+        for template in (str(self.filename), self.CHECKPOINT_NAME_LAST):
+            names = re.findall(r"\{([^:}]+)", template)
+            values = {name: torch.tensor(1 if name in ("epoch", "step") else 0.5) for name in names}
+            try:
+                name = self.format_checkpoint_name(values, template)
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+                fix = "Write it like {epoch}-{val_loss:.4f}."
+                raise UserError("a file name that cannot be made", f"{key}={self.filename}: {error}", fix) from error
+            if Path(name).parent != Path(str(self.dirpath)):
+                fix = "Give exp_manager.checkpoint_callback_params.dirpath."
+                raise UserError("a file name that names a folder", f"{key}={self.filename}", fix)
 
     # --- Lightning's hooks ---
 
@@ -90,8 +121,8 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last checkpoint is that of the last step, whatever the interval (as NeMo's)."""
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if not self.is_saved(trainer):
+            self.save_last_now(trainer)
 
     # --- stopping ---
 
@@ -105,13 +136,13 @@ class Checkpoints(ModelCheckpoint):
 
         Raises:
             InterruptedRun: a signal came.
-            _TunerExitException: time is up; Lightning then ends training as if it were done.
+            TimeIsUp: Lightning then ends training as if it were done.
         """
         if self._asked is None and time.monotonic() < self._deadline:
             return
         self._stopping = True
-        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self.save_last_now(trainer)
         saved = Path(self.last_model_path) if self.save_last else None
         if self._asked is None:
-            raise _TunerExitException
+            raise TimeIsUp
         raise InterruptedRun(self._asked, saved)

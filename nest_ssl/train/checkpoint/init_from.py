@@ -1,7 +1,8 @@
 """Weights to start from: `init_from_nemo_model` and `init_from_ptl_ckpt`, with NeMo's meaning.
 
 Source: NeMo 3.0.0 `ModelPT.maybe_init_from_pretrained_checkpoint` and `load_part_of_state_dict` in
-`nemo.core.classes.modelPT`. Both trainers check their files here before they train; ours also loads them here.
+`nemo.core.classes.modelPT`. Both trainers check their files here before they train; ours also loads them here, from
+what was read then: a file is opened once.
 
     init_from_nemo_model: a.nemo
     init_from_nemo_model: {first: {path: a.nemo, include: [encoder]}, second: {path: b.nemo, exclude: [decoder]}}
@@ -9,12 +10,12 @@ Source: NeMo 3.0.0 `ModelPT.maybe_init_from_pretrained_checkpoint` and `load_par
 
 from __future__ import annotations
 
-import difflib
 import logging
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import nn
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.safe_load import opened, settings_allowed
-from nest_ssl.data.fingerprint import file_sha256
+from nest_ssl.base.files import sha256_of
+from nest_ssl.base.safe_load import ANOTHER_FILE, READER_ERRORS, check_finite, opened, settings_allowed
+from nest_ssl.base.spelling import did_you_mean
 from nest_ssl.model.build import NEMO
 from nest_ssl.model.nest import NestModel
 from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
@@ -31,6 +33,10 @@ from nest_ssl.train.checkpoint.nemo_archive import load_nemo
 
 ARCHIVE, CHECKPOINT, CLOUD = "init_from_nemo_model", "init_from_ptl_ckpt", "init_from_pretrained_model"
 KEYS = (ARCHIVE, CHECKPOINT, CLOUD)
+OTHER_WEIGHTS = "Use another file; init_strict=false takes missing and unexpected names."
+# Far beyond any model that was ever trained: more than this is asked for to fill the memory.
+AT_MOST = {"encoder.n_layers": 256, "preprocessor.features": 1024, "preprocessor.n_fft": 1 << 15,
+           "preprocessor.window_size": 1, "quantizer.num_books": 256, "decoder.num_decoders": 256}  # fmt: skip
 # Both have the same parts, in the same order. Another class of NeMo draws other numbers while it is built.
 CLASSES = ("EncDecDenoiseMaskedTokenPredModel", "EncDecMaskedTokenPredModel")
 
@@ -82,36 +88,61 @@ def read_sources(cfg: Mapping[str, Any]) -> list[Source]:
     return [_read_entry(f"{key}.{name}", entry) for name, entry in value.items()]
 
 
-def check_sources(cfg: Mapping[str, Any]) -> None:
-    """Read every source once, so that its mistakes show before training, and NeMo opens none that does harm.
+@dataclass(frozen=True)
+class Loaded:
+    """What one source holds.
+
+    Args:
+        source: where it came from.
+        sha256: of the file, as it was read.
+        config: an archive's own settings, whose model NeMo builds; None for a checkpoint.
+        weights: on the CPU.
+    """
+
+    source: Source
+    sha256: str
+    config: dict[str, Any] | None
+    weights: Mapping[str, torch.Tensor]
+
+
+def load_sources(cfg: Mapping[str, Any]) -> list[Loaded]:
+    """Read every source, so that its mistakes show before training, and NeMo opens none that does harm.
 
     Raises:
         UserError: see `read_sources`, and what is wrong with a file.
     """
+    loaded = []
     for source in read_sources(cfg):
-        state_dict = _weights(source, _is_strict(cfg))
-        if state_dict and not any(map(source.takes, state_dict)):
+        config, weights = _read(source, bool(cfg.get("init_strict", True)))
+        if weights and not any(map(source.takes, weights)):
             log.warning("warning: %s: include and exclude leave none of the entries of %s", source.name, source.path)
-
-
-def fingerprint_sources(cfg: Mapping[str, Any]) -> dict[str, str | None]:
-    """SHA-256 of every source's file, by the name of its setting; empty if the weights come from the seed."""
-    return {source.name: file_sha256(source.path) for source in read_sources(cfg)}
+        loaded.append(Loaded(source, sha256_of(Path(source.path)), config, weights))
+    return loaded
 
 
 @rank_zero_only  # as in NeMo; a distributed strategy hands the weights on
-def init_from_pretrained(model: nn.Module, cfg: Mapping[str, Any]) -> None:
+def init_from_pretrained(model: nn.Module, cfg: Mapping[str, Any], sources: Sequence[Loaded] | None = None) -> None:
     """Load into `model` what `cfg` names; entries that the model does not have are passed over.
 
     As in NeMo, each archive's own model is built first, which draws from torch's generator: dropout and masks
     afterwards are other ones than without a source.
 
+    Args:
+        model: to change.
+        cfg: the whole configuration.
+        sources: what `load_sources` found; read here when None.
+
     Raises:
-        UserError: see `check_sources`.
+        UserError: see `load_sources`.
         RuntimeError: an entry of another shape than the model's.
     """
-    for source in read_sources(cfg):
-        _load(model, source, _weights(source, _is_strict(cfg)))
+    for loaded in load_sources(cfg) if sources is None else sources:
+        weights = loaded.weights
+        if loaded.config is not None:
+            own = NestModel(loaded.config)
+            own.load_state_dict(weights, strict=bool(cfg.get("init_strict", True)))
+            weights = own.state_dict()
+        _load(model, loaded.source, weights)
 
 
 @contextmanager
@@ -140,8 +171,7 @@ def _read_entry(where: str, entry: Any) -> Source:
     known = ("path", "include", "exclude")
     for name in entry:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise UserError("unknown key", f"{where}.{name}", f"Did you mean {near}?")
+            raise UserError("unknown key", f"{where}.{name}", did_you_mean(str(name), known))
     if not isinstance(entry.get("path"), str):
         raise UserError("a path is missing", where, f"Write {where}.path=file.")
     patterns = {name: _patterns(entry[name], f"{where}.{name}") for name in known[1:] if name in entry}
@@ -155,26 +185,52 @@ def _patterns(value: Any, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _is_strict(cfg: Mapping[str, Any]) -> bool:
-    return bool(cfg.get("init_strict", True))  # whether an archive must fit its own configuration
-
-
-def _weights(source: Source, strict: bool) -> Mapping[str, torch.Tensor]:
+def _read(source: Source, strict: bool) -> tuple[dict[str, Any] | None, Mapping[str, torch.Tensor]]:
     _check_kind(source)
     if source.key == CHECKPOINT:
-        return load_checkpoint(source.path)[1]
-    config, state_dict = load_nemo(source.path)
-    _check_class(config.get("target"), source.path)
+        config, weights = None, load_checkpoint(source.path)[1]
+    else:
+        config, weights = load_nemo(source.path)
+        _check_archive(config, weights, source.path, strict)
+    check_finite(weights, source.path)
+    return config, weights
+
+
+def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], path: str, strict: bool) -> None:
+    """Refuse what NeMo could not build, or would need more memory for than the weights. Built on torch's `meta`
+    device, the model takes none, and draws nothing.
+
+    Args:
+        config: of the archive.
+        weights: of the archive.
+        path: of the archive.
+        strict: whether every weight of the model must be there (`init_strict`).
+    """
+    target = config.get("target")
+    if not isinstance(target, str) or not target.startswith(NEMO) or target.rsplit(".", 1)[-1] not in CLASSES:
+        raise UserError("not a NEST model", f"{path}: target is {target}", f"Only NeMo's {CLASSES[0]} is read.")
+    for key, limit in AT_MOST.items():
+        section, name = key.split(".")
+        value = config[section].get(name) if isinstance(config.get(section), dict) else None
+        if value is not None and (not isinstance(value, int | float) or not 0 < value <= limit):
+            raise UserError("a setting of the archive that cannot be", f"{path}: {key}={value}", ANOTHER_FILE)
+    layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layers.")})
+    if strict and isinstance(config.get("encoder"), dict) and config["encoder"].get("n_layers", layers) != layers:
+        where = f"{path}: encoder.n_layers={config['encoder']['n_layers']}, and weights of {layers} layers"
+        raise UserError("an archive whose weights do not fit its model", where, OTHER_WEIGHTS)
     try:
-        model = NestModel(config)
-        model.load_state_dict(state_dict, strict=strict)
+        with torch.device("meta"):
+            model = NestModel(config).to("meta")  # the mel filters are NumPy's
+        model.load_state_dict({name: weight.to("meta") for name, weight in weights.items()}, strict=strict)
     except UserError as error:
-        raise UserError(error.what, f"{source.path}, {error.where}", error.fix) from error
+        raise UserError(error.what, f"{path}, {error.where}", error.fix) from error
     except RuntimeError as error:
-        first = (str(error).splitlines()[1:2] or [str(error)])[0].strip().rstrip(".")
-        fix = "Use another file; init_strict=false takes missing and unexpected names."
-        raise UserError("an archive whose weights do not fit its model", f"{source.path}: {first}", fix) from error
-    return model.state_dict()
+        lines = [line.strip().rstrip(".") for line in str(error).splitlines()] or ["RuntimeError"]
+        where = f"{path}: {lines[1] if len(lines) > 1 else lines[0]}"
+        raise UserError("an archive whose weights do not fit its model", where, OTHER_WEIGHTS) from error
+    except READER_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError("settings of which no model can be built", f"{path}: {reason}", ANOTHER_FILE) from error
 
 
 def _check_kind(source: Source) -> None:
@@ -185,11 +241,6 @@ def _check_kind(source: Source) -> None:
         raise UserError("not an archive but a checkpoint", f"{source.name}={source.path}", f"Use {CHECKPOINT}.")
     if source.key == CHECKPOINT and not is_zip and tarfile.is_tarfile(source.path):
         raise UserError("not a checkpoint but an archive", f"{source.name}={source.path}", f"Use {ARCHIVE}.")
-
-
-def _check_class(target: Any, path: str) -> None:
-    if not isinstance(target, str) or not target.startswith(NEMO) or target.rsplit(".", 1)[-1] not in CLASSES:
-        raise UserError("not a NEST model", f"{path}: target is {target}", f"Only NeMo's {CLASSES[0]} is read.")
 
 
 def _load(model: nn.Module, source: Source, state_dict: Mapping[str, torch.Tensor]) -> None:

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.safe_load import ANOTHER_FILE, check_state_dict, load_tensors, opened, plain_settings
+from nest_ssl.base.safe_load import ANOTHER_FILE, check_state_dict, load_tensors, plain_settings
 from nest_ssl.train.checkpoint.nemo_archive import nemo_config
 
 
@@ -24,12 +24,13 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Any] | None, dict[str, 
     Raises:
         UserError: no such file, no Lightning checkpoint, a damaged one, or one that would run code.
     """
-    with opened(path) as stream:
-        value = load_tensors(stream, str(path))
+    value = load_tensors(Path(path))
     if not isinstance(value, Mapping) or "state_dict" not in value:
         raise UserError("not a Lightning checkpoint", f"{path} has no state_dict", ANOTHER_FILE)
-    settings = value.get("hyper_parameters")
-    config = plain_settings(settings, f"{path}, hyper_parameters").get("cfg") if settings else None
+    settings, where = value.get("hyper_parameters"), f"{path}, hyper_parameters"
+    config = None if settings is None else plain_settings(settings, where).get("cfg")
+    if config is not None and not isinstance(config, dict):
+        raise UserError("no settings", f"{where}.cfg", ANOTHER_FILE)
     return config, check_state_dict(value["state_dict"], f"{path}, state_dict")
 
 

@@ -12,18 +12,46 @@ Source of the behaviour: Lightning 2.4 `lightning.pytorch.loops`; NeMo 3.0.0 rep
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loops.fetchers import _DataFetcher
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from nest_ssl.base.nested import ABSENT, leaves, pairs
 from nest_ssl.base.rng import generator_states, restore_generators
+from nest_ssl.base.safe_load import plain_settings
 from nest_ssl.train.checkpoint.checkpoint_io import KEY
+from nest_ssl.train.checkpoint.nemo_archive import nemo_config
+from nest_ssl.train.lightning_internals import DataFetcher, EpochLoop, accumulates, begin_epoch_again, restore_metrics
+
+OPTIMIZER = "optim."  # settings below it come back with the checkpoint's optimizer and schedule
 
 
-class ResumableEpochLoop(_TrainingEpochLoop):
+def differing_settings(checkpoint: Mapping[str, Any], model: Mapping[str, Any], steps: float) -> list[str]:
+    """Lines about settings that are not those of the checkpoint, and which of the two holds.
+
+    Args:
+        checkpoint: its content.
+        model: the `model` section of this run.
+        steps: of the optimizer in this run, from the very beginning.
+    """
+    lines = []
+    if checkpoint.get("hyper_parameters"):
+        saved = plain_settings(checkpoint["hyper_parameters"], "hyper_parameters").get("cfg")
+        for name, old, new in pairs(dict(leaves(saved)), dict(leaves(nemo_config(model)))):
+            if old is not ABSENT and new is not ABSENT and old != new:
+                which = "the checkpoint's stays" if name.startswith(OPTIMIZER) else "this run's holds from here on"
+                lines.append(f"model.{name} is {old} in the checkpoint and {new} in this run: {which}")
+    for schedule in checkpoint.get("lr_schedulers") or ():
+        planned = schedule.get("max_steps") if isinstance(schedule, Mapping) else None
+        if isinstance(planned, int) and planned != steps:
+            now = f"{steps:,.0f}" if steps != float("inf") else "no end"
+            lines.append(f"the schedule stays planned for {planned:,} steps, as in the checkpoint; this run has {now}")
+    return lines
+
+
+class ResumableEpochLoop(EpochLoop):
     """Lightning's loop over the batches of an epoch, which knows how far into its last batch a checkpoint was written.
 
     Lightning's own runs a validation again that the checkpoint already has behind it, and forgets one when the batch
@@ -31,10 +59,9 @@ class ResumableEpochLoop(_TrainingEpochLoop):
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        super().__init__(trainer, trainer.min_steps, trainer.max_steps)
+        super().__init__(trainer)
         self.validated = True  # whether the validation that follows the last batch, if any, is done
         self._closed = True  # whether the loggers' step has moved on behind the last batch
-        self._validation_is_owed = False
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         return {**super().on_save_checkpoint(), "validated": self.validated, "closed": self._closed}
@@ -43,32 +70,24 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         super().on_load_checkpoint(state_dict)
         self.validated, self._closed = state_dict.get("validated", True), state_dict.get("closed", True)
 
-    @property
-    def _is_validation_done(self) -> bool:
-        return not self._validation_is_owed
-
-    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+    def on_run_start(self, data_fetcher: DataFetcher) -> None:
         super().on_run_start(data_fetcher)
         if self.restarting:
             self.val_loop.restarting = False  # a validation starts at its beginning
-            self._validation_is_owed = not self.validated and self._should_check_val_fx(data_fetcher)
-            if not (self._closed or self._validation_is_owed):
-                self._close_batch()
+            self.validation_is_owed = not self.validated and self.validation_is_due(data_fetcher)
+            if not (self._closed or self.validation_is_owed):
+                self.count_batch()
+                self._closed = True
 
-    def advance(self, data_fetcher: _DataFetcher) -> None:
-        self._restarting = False
-        if not self._validation_is_owed:  # else the batch is trained, and `on_advance_end` goes on with it
+    def advance(self, data_fetcher: DataFetcher) -> None:
+        self.begin_batch()
+        if not self.validation_is_owed:  # else the batch is trained, and `on_advance_end` goes on with it
             self.validated = self._closed = False
             super().advance(data_fetcher)
 
-    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
-        self._validation_is_owed = False
+    def on_advance_end(self, data_fetcher: DataFetcher) -> None:
+        self.validation_is_owed = False
         super().on_advance_end(data_fetcher)
-        self._closed = True
-
-    def _close_batch(self) -> None:
-        if not self._should_accumulate():
-            self._batches_that_stepped += 1
         self._closed = True
 
 
@@ -78,7 +97,6 @@ class ExactState(Callback):
     def __init__(self) -> None:
         self._generators = generator_states()
         self._loaded: dict[str, Any] | None = None
-        self.batches_before = 0  # training batches behind the checkpoint that was resumed from
 
     # --- saving ---
 
@@ -94,9 +112,10 @@ class ExactState(Callback):
             trainer.fit_loop.epoch_loop.validated = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        trained = pl_module.named_parameters()
         checkpoint[KEY] = {
             "generators": self._generators,
-            "gradients": _gradients(pl_module) if trainer.fit_loop._should_accumulate() else {},
+            "gradients": {n: p.grad for n, p in trained if p.grad is not None} if accumulates(trainer) else {},
             "metrics": dict(trainer.callback_metrics),
         }
         midst_of_validation = trainer.validating and not trainer.fit_loop.epoch_loop.validated
@@ -112,12 +131,11 @@ class ExactState(Callback):
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
-        self.batches_before = trainer.fit_loop.total_batch_idx + 1
-        _begin_epoch_again(trainer)
+        begin_epoch_again(trainer)
         for name, parameter in pl_module.named_parameters():
             if name in loaded.get("gradients", {}):
                 parameter.grad = loaded["gradients"][name].to(parameter.device)
-        trainer._logger_connector._callback_metrics.update(loaded.get("metrics", {}))
+        restore_metrics(trainer, loaded.get("metrics", {}))
         if "generators" in loaded:
             restore_generators(loaded["generators"])
         self._generators = generator_states()
@@ -138,16 +156,3 @@ def _settle(fit_loop: dict[str, Any], midst_of_validation: bool) -> None:
     if midst_of_validation:  # it is run from its beginning
         validated = fit_loop["epoch_loop.val_loop.batch_progress"]
         validated["total"] = {key: count - validated["current"][key] for key, count in validated["total"].items()}
-
-
-def _gradients(model: LightningModule) -> dict[str, Any]:
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def _begin_epoch_again(trainer: Trainer) -> None:
-    """Give the loader its place in the epoch. Lightning does so only where it has not made the batches' iterator yet,
-    which it has to count the steps for a schedule."""
-    loop = trainer.fit_loop
-    if loop._combined_loader_states_to_load:
-        loop._load_combined_loader_states()
-        iter(loop._data_fetcher)

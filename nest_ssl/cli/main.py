@@ -1,0 +1,49 @@
+"""`nest-ssl VERB ...`: each verb is the `main` of the file of its name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from nest_ssl.base.errors import UserError, run_command
+from nest_ssl.base.spelling import did_you_mean
+
+VERBS = {
+    "data": "write the practice data and check its hashes",
+    "train": "train and record: nest-ssl train nest key=value ... (or nemo, in NeMo's environment)",
+    "compare": "compare two recordings and write the report",
+}
+USAGE = """usage: nest-ssl VERB ...
+
+{verbs}
+
+examples:
+  nest-ssl data --out data/dummy_ssl
+  nest-ssl train nest size=tiny batches=2 save_steps=0,1 output_dir=outputs/nest overwrite=true
+  nest-ssl compare --reference outputs/nemo --candidate outputs/nest --out outputs/report
+each verb has a --help of its own; make runs all of them in order: make align"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb that comes first.
+
+    Raises:
+        UserError: there is no such verb.
+    """
+    verb, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if verb in ("-h", "--help"):
+        print(USAGE.format(verbs="\n".join(f"  {name:<9} {what}" for name, what in VERBS.items())))
+        return 0
+    if verb not in VERBS:
+        raise UserError("no such verb", repr(verb), did_you_mean(verb, VERBS))
+    return importlib.import_module(f"nest_ssl.cli.{verb}").main(rest)  # only its own imports are waited for
+
+
+def entry_point() -> None:
+    """The console script."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,42 @@
+"""Train and record: `scripts/train_nemo.py`, `scripts/train_nest.py` and `nest-ssl train` end here."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Sequence
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.config.compose import ROOT
+from nest_ssl.run.command_line import read_command_line
+from nest_ssl.run.subject import Subject
+
+
+def train(subject: Subject, argv: Sequence[str] | None = None) -> int:
+    """Train and record what the command line asks for; returns the exit code.
+
+    torch and Lightning take seconds to import: `--help` and mistakes in the configuration do not wait for them.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    cfg = read_command_line(subject.name, argv)
+    from nest_ssl.run.experiment import record
+
+    return record(subject, cfg)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`nest-ssl train nemo|nest key=value ...`: the script of that trainer, for nothing in this package imports NeMo.
+
+    Raises:
+        UserError: no such trainer, or no repository around this package.
+    """
+    trainer, *rest = (sys.argv[1:] if argv is None else list(argv)) or [""]
+    script = ROOT / "scripts" / f"train_{trainer}.py"
+    if trainer not in ("nemo", "nest"):
+        raise UserError("no such trainer", repr(trainer), "Write: nest-ssl train nest (or nemo) key=value ...")
+    if not script.is_file():
+        raise UserError("no such script", str(script), "Install the package in place: pip install -e REPOSITORY.")
+    names = runpy.run_path(str(script))
+    return train(names[trainer.upper()], rest)

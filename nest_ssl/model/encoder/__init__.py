@@ -1,0 +1,1 @@
+"""The FastConformer: `encoder` first, then `subsampling`, `layer` and `attention`."""

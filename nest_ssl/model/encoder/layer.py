@@ -1,0 +1,114 @@
+"""One layer of the FastConformer, and the modules in it.
+
+Source: Conformer (arXiv 2005.08100, section 2); NeMo 3.0.0, in `nemo.collections.asr.parts.submodules`:
+`conformer_modules` and `causal_convs`. Parameters named `cache...` are NeMo's streaming interface: always None, and
+there so that calls read alike on both sides.
+
+Shapes: B batch, T time, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nest_ssl.config.parts import Encoder
+from nest_ssl.model.encoder.attention import RelPositionMultiHeadAttention
+
+
+class Swish(nn.SiLU):
+    """x * sigmoid(x), under NeMo's name."""
+
+
+class CausalConv1D(nn.Conv1d):
+    """A 1-D convolution padded by `context` (frames to the left, frames to the right)."""
+
+    def __init__(self, channels: int, kernel_size: int, context: Sequence[int], bias: bool) -> None:
+        super().__init__(channels, channels, kernel_size, groups=channels, bias=bias)
+        self.context = tuple(context)
+
+    def forward(self, x: Tensor, cache: None = None) -> Tensor:
+        """(B, D, T) to (B, D, T)."""
+        return super().forward(F.pad(x, self.context))
+
+
+class ConformerFeedForward(nn.Module):
+    """Two linear layers with an activation and dropout between; `activation` may be shared with other modules."""
+
+    def __init__(self, d_model: int, d_ff: int, dropout: float, activation: nn.Module, use_bias: bool = True) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(d_model, d_ff, bias=use_bias)
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(d_ff, d_model, bias=use_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+class ConformerConvolution(nn.Module):
+    """Pointwise convolution with a gate, depthwise convolution over time, batch norm, pointwise convolution back."""
+
+    def __init__(self, d_model: int, kernel_size: int, context: Sequence[int], use_bias: bool = True) -> None:
+        super().__init__()
+        self.pointwise_conv1 = nn.Conv1d(d_model, 2 * d_model, kernel_size=1, bias=use_bias)
+        self.depthwise_conv = CausalConv1D(d_model, kernel_size, context, bias=use_bias)
+        self.batch_norm = nn.BatchNorm1d(d_model)
+        self.activation = Swish()
+        self.pointwise_conv2 = nn.Conv1d(d_model, d_model, kernel_size=1, bias=use_bias)
+
+    def forward(self, x: Tensor, pad_mask: Tensor | None = None, cache: None = None) -> Tensor:
+        """`x` (B, T, D) and `pad_mask` (B, T), true beyond the end, to (B, T, D): a transposed view."""
+        x_BDT = F.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
+        if pad_mask is not None:
+            x_BDT = x_BDT.masked_fill(pad_mask.unsqueeze(1), 0.0)
+        x_BDT = self.activation(self.batch_norm(self.depthwise_conv(x_BDT, cache=cache)))
+        return self.pointwise_conv2(x_BDT).transpose(1, 2)
+
+
+class ConformerLayer(nn.Module):
+    """Half a feed-forward step, attention, convolution, half a feed-forward step: each normed, dropped out, added."""
+
+    def __init__(
+        self,
+        settings: Encoder,
+        activation: nn.Module,
+        pos_bias_u: nn.Parameter | None = None,
+        pos_bias_v: nn.Parameter | None = None,
+    ) -> None:
+        super().__init__()
+        d_model, d_ff = settings.d_model, settings.d_model * settings.ff_expansion_factor
+        dropout, use_bias = settings.dropout, settings.use_bias
+        self.norm_feed_forward1 = nn.LayerNorm(d_model)
+        self.feed_forward1 = ConformerFeedForward(d_model, d_ff, dropout, activation, use_bias)
+        self.norm_conv = nn.LayerNorm(d_model)
+        self.conv = ConformerConvolution(d_model, settings.conv_kernel_size, settings.conv_context, use_bias)
+        self.norm_self_att = nn.LayerNorm(d_model)
+        self.self_attn = RelPositionMultiHeadAttention(
+            settings.n_heads, d_model, settings.dropout_att, pos_bias_u, pos_bias_v, use_bias
+        )
+        self.norm_feed_forward2 = nn.LayerNorm(d_model)
+        self.feed_forward2 = ConformerFeedForward(d_model, d_ff, dropout, activation, use_bias)
+        self.dropout = nn.Dropout(dropout)
+        self.norm_out = nn.LayerNorm(d_model)
+
+    def forward(
+        self,
+        x: Tensor,
+        att_mask: Tensor | None = None,
+        pos_emb: Tensor | None = None,
+        pad_mask: Tensor | None = None,
+        cache_last_channel: None = None,
+        cache_last_time: None = None,
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D). Masks are true where nothing may be seen: `att_mask` (B, T, T), `pad_mask` (B, T)."""
+        x = x + self.dropout(self.feed_forward1(self.norm_feed_forward1(x))) * 0.5
+        y = self.norm_self_att(x)
+        y = self.self_attn(query=y, key=y, value=y, mask=att_mask, pos_emb=pos_emb, cache=cache_last_channel)
+        x = x + self.dropout(y)
+        x = x + self.dropout(self.conv(self.norm_conv(x), pad_mask=pad_mask, cache=cache_last_time))
+        x = x + self.dropout(self.feed_forward2(self.norm_feed_forward2(x))) * 0.5
+        return self.norm_out(x)

@@ -1,0 +1,120 @@
+"""Convolutional subsampling: features in, one vector of the model's width for every 2^n frames out.
+
+Source: FastConformer (arXiv 2305.05084, section 2.1) for `dw_striding`; NeMo 3.0.0
+`nemo.collections.asr.parts.submodules.subsampling` (before 2.5 frames beyond an utterance are not masked).
+
+Shapes: B batch, T frames (fewer after each strided convolution), F features, C channels, D model width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.config.parts import Encoder
+from nest_ssl.releases import GENERATIONS, NEWEST, Generation
+
+KERNEL, STRIDE, PADDING = 3, 2, 1
+MAX_ELEMENTS = 2**31  # a tensor with more cannot be indexed by some kernels
+LENGTH_DTYPES = {"int32": torch.int32, "int64": torch.int64}
+Length = TypeVar("Length", int, Tensor)
+
+
+class ConvSubsampling(nn.Module):
+    """Strided convolutions, then a linear layer over channels and the features that are left.
+
+    Raises:
+        UserError: in `forward`, a batch too large that cannot be split.
+    """
+
+    def __init__(self, settings: Encoder, differences: Generation = GENERATIONS[NEWEST]) -> None:
+        super().__init__()
+        self.conv_channels, self.chunking_factor = settings.conv_channels, settings.subsampling_conv_chunking_factor
+        stages = int(math.log2(settings.subsampling_factor))
+        layers = list(_layers(settings.subsampling, stages, self.conv_channels))  # drawn before `out`, named after it
+        features = settings.feat_in
+        for _ in range(stages):
+            features = conv_length(features, KERNEL, STRIDE, PADDING)
+        self.out = nn.Linear(self.conv_channels * features, settings.d_model)
+        self.conv = MaskedConvSequential(*layers) if differences.subsampling_mask else nn.Sequential(*layers)
+        self.stages, self.length_dtype = stages, LENGTH_DTYPES[differences.subsampled_length]
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, T, F) and lengths (B) to vectors (B, T', D) and lengths."""
+        parts = self.parts(x)
+        if parts == 1:
+            x_BCTF, lengths = self.convolve(x, lengths)
+        else:
+            size = self.part_size(x.size(0), parts)
+            done = [self.convolve(*part) for part in zip(x.split(size), lengths.split(size), strict=True)]
+            x_BCTF, lengths = torch.cat([x for x, _ in done]), torch.cat([n for _, n in done])
+        batch, _, frames, _ = x_BCTF.shape
+        return self.out(x_BCTF.transpose(1, 2).reshape(batch, frames, -1)), lengths.to(self.length_dtype)
+
+    def convolve(self, x_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The convolutions of one part, (B, C, T', F'), and lengths."""
+        if isinstance(self.conv, MaskedConvSequential):
+            return self.conv(x_BTF, lengths_B)
+        for _ in range(self.stages):
+            lengths_B = conv_length(lengths_B, KERNEL, STRIDE, PADDING)
+        return self.conv(x_BTF.unsqueeze(1)), lengths_B
+
+    def parts(self, x_BTF: Tensor) -> int:
+        """Into how many parts to split the batch, so that the first convolution's output stays below 2^31 elements."""
+        if self.chunking_factor > 1:
+            return self.chunking_factor
+        limit = MAX_ELEMENTS / self.conv_channels * STRIDE * STRIDE
+        return 2 ** math.ceil(math.log2(x_BTF.numel() / limit)) if x_BTF.numel() > limit else 1
+
+    def part_size(self, batch: int, parts: int) -> int:
+        if batch == 1 or batch < parts:
+            raise UserError(
+                f"a batch of {batch} cannot be split into {parts} parts",
+                "model.encoder.subsampling_conv_chunking_factor",
+                "Use shorter audio (max_duration), or a smaller factor.",
+            )
+        return batch // parts
+
+
+class MaskedConvSequential(nn.Sequential):
+    """Convolutions that see nothing beyond the end of an utterance: frames past it are zeroed before every layer."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, T, F) and lengths (B) to (B, C, T', F') and lengths."""
+        x_BCTF = x.unsqueeze(1)
+        mask_B1T1 = _time_mask(x_BCTF, lengths)
+        for layer in self:
+            x_BCTF = layer(x_BCTF * mask_B1T1)
+            if isinstance(layer, nn.Conv2d) and layer.stride != (1, 1):
+                lengths = conv_length(lengths, layer.kernel_size[0], layer.stride[0], PADDING)
+                mask_B1T1 = _time_mask(x_BCTF, lengths)
+        return x_BCTF * mask_B1T1, lengths
+
+
+def conv_length(length: Length, kernel: int, stride: int, padding: int) -> Length:
+    """Output frames of a convolution over so many frames."""
+    return (length + 2 * padding - kernel) // stride + 1
+
+
+def _time_mask(x_BCTF: Tensor, lengths_B: Tensor) -> Tensor:
+    valid_BT = torch.arange(x_BCTF.size(2), device=x_BCTF.device) < lengths_B.unsqueeze(1)
+    return valid_BT[:, None, :, None].to(x_BCTF.dtype)
+
+
+def _layers(subsampling: Literal["striding", "dw_striding"], stages: int, channels: int) -> Iterator[nn.Module]:
+    """One strided convolution and ReLU a stage; `dw_striding` splits all but the first into depthwise and pointwise."""
+    activation = nn.ReLU(inplace=True)  # one module for all stages, as in NeMo
+    yield nn.Conv2d(1, channels, KERNEL, STRIDE, PADDING)
+    yield activation
+    for _ in range(stages - 1):
+        if subsampling == "dw_striding":
+            yield nn.Conv2d(channels, channels, KERNEL, STRIDE, PADDING, groups=channels)
+            yield nn.Conv2d(channels, channels, kernel_size=1)
+        else:
+            yield nn.Conv2d(channels, channels, KERNEL, STRIDE, PADDING)
+        yield activation

@@ -1,0 +1,233 @@
+"""Before anything is built: what this machine, Lightning and the data cannot do together, the same for both trainers.
+
+Single settings are the schema's matter (`nest_ssl.config`), which has refused wrong ones already.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.config.optim import Optim
+from nest_ssl.config.section import plain, read
+from nest_ssl.data.check import check_dataset
+from nest_ssl.data.corpus import Corpora
+from nest_ssl.data.fingerprint import DataRecord
+from nest_ssl.data.settings import read_settings
+from nest_ssl.model.nest import NestModel
+from nest_ssl.releases import concerning, generation, generation_of
+from nest_ssl.run.subject import Inputs, Subject
+from nest_ssl.train.checkpoint.init_from import load_sources
+from nest_ssl.train.optim import build_optimizer
+from nest_ssl.train.schedules import build_schedule
+from nest_ssl.train.validation import loss_prefixes
+
+FLOAT64 = ("64", "64-true")  # Lightning's names
+MANY_BATCHES = 10_000  # of which a run says beforehand that it trains so many, unless it keeps checkpoints
+SOME_STEPS = 1_000_000  # that a schedule is tried with
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run trains.
+
+    Args:
+        epoch: batches in an epoch.
+        batches: in all; infinite where nothing but a signal or the clock ends it.
+        steps: of the optimizer.
+    """
+
+    epoch: int
+    batches: float
+    steps: float
+
+
+def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
+    """Refuse what cannot work here; change what NeMo's own recipes ask of many GPUs. A line for each change.
+
+    Raises:
+        UserError: the first such setting.
+    """
+    accelerator = cfg.trainer.get("accelerator")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        fix = "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build."
+        raise UserError("no GPU that torch can use", f"trainer.accelerator={accelerator}", fix)
+    _check_generation(subject, cfg.nemo)
+    check_precision(str(cfg.trainer.get("precision")), cfg.nemo, **concerning(check_precision, generation(cfg.nemo)))
+    notes = adapt_to_machine(cfg, torch.cuda.device_count())
+    _check_one_process(cfg)
+    _check_model(cfg)
+    if subject.package == "nemo_toolkit":
+        if cfg.no_masked_token != "nan":
+            notes.append(f"no_masked_token={cfg.no_masked_token} is the port's alone: NeMo's loss stays NaN there")
+        if cfg.bad_audio == "skip":
+            notes.append("bad_audio=skip is the port's alone: NeMo stops at a file that cannot be used")
+        if cfg.get("exp_manager"):
+            notes.append("exp_manager is not used: no logger or checkpoint is written")
+    return notes
+
+
+def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, Length, list[str]]:
+    """Read manifests, audio headers and sources of weights once, hash the data, and see how long training will be.
+
+    Returns:
+        what was read, the record of the data, the length of training, and lines that the user should read.
+
+    Raises:
+        UserError: the first file that is missing or cannot be read, and where it is named; validation sets whose
+            losses would have no name; nothing to train; a validation that never comes.
+    """
+    skip = cfg.bad_audio == "skip" and subject.skips_bad_audio
+    sections = {"train": cfg.model.train_ds, "validation": cfg.model.get("validation_ds")}
+    corpora = Corpora()
+    checked = {name: check_dataset(section, skip, corpora) for name, section in sections.items() if section is not None}
+    if "validation" in checked:
+        loss_prefixes(plain(cfg.model.validation_ds))
+    settings = read_settings(cfg.model.train_ds)
+    length = planned_length(cfg, len(checked["train"].entries), settings.batch_size, settings.drop_last)
+    notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
+    notes += _fit_validation(cfg, length)
+    if length.batches > MANY_BATCHES and not (cfg.get("exp_manager") or {}).get("exp_dir"):
+        notes.append(f"this trains {length.batches:,.0f} batches and keeps no checkpoint; batches=N ends it earlier")
+    return Inputs(load_sources(cfg), corpora), DataRecord(checked), length, notes
+
+
+def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last: bool) -> Length:
+    """How long `cfg.trainer` trains.
+
+    Args:
+        cfg: the whole configuration.
+        utterances: in an epoch.
+        batch_size: utterances in a batch.
+        drop_last: whether an incomplete last batch is left out.
+
+    Raises:
+        UserError: there is nothing to train, or no end to it.
+    """
+    trainer, limit = cfg.trainer, cfg.trainer.get("limit_train_batches")
+    epoch = math.floor(utterances / batch_size) if drop_last else math.ceil(utterances / batch_size)
+    if epoch == 0:
+        where, fix = f"model.train_ds.batch_size={batch_size}, {utterances} utterances", "Lower it, or drop_last=false."
+        raise UserError("no batch is full, so there is nothing to train", where, fix)
+    if limit is not None:
+        epoch = min(epoch, limit) if isinstance(limit, int) else int(epoch * limit)
+    max_epochs, max_steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
+    if 0 in (epoch, max_epochs, max_steps):
+        where = f"trainer.limit_train_batches={limit}, max_epochs={max_epochs}, max_steps={max_steps}"
+        raise UserError("nothing to train", where, "Give each of them more, or leave it out.")
+    steps = math.inf if max_steps in (-1, None) else max_steps
+    if max_epochs is None:
+        max_epochs = 1000 if steps == math.inf else -1  # as in Lightning
+    epochs = math.inf if max_epochs == -1 else max_epochs
+    if steps == epochs == math.inf and not (
+        trainer.get("max_time") or (cfg.get("exp_manager") or {}).get("max_time_per_run")
+    ):
+        fix = "Give trainer.max_steps, trainer.max_epochs or batches=N."
+        raise UserError("training without end", "trainer.max_epochs=-1 and no max_steps", fix)
+    accumulate = trainer.get("accumulate_grad_batches") or 1
+    steps_of_epoch = math.ceil(epoch / accumulate)
+    if epochs * steps_of_epoch <= steps:
+        return Length(epoch, epochs * epoch, epochs * steps_of_epoch)
+    whole_epochs, left = divmod(steps, steps_of_epoch)  # an epoch's last step may have fewer batches
+    return Length(epoch, whole_epochs * epoch + left * accumulate, steps)
+
+
+def check_precision(precision: str, nemo: str, float64: str = "runs") -> None:
+    """Refuse a precision in which the generation `nemo` cannot train; `float64`: see `releases.Generation`.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if precision in FLOAT64 and float64 == "fails":
+        fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
+        raise UserError(f"NeMo {nemo} does not train in float64", f"trainer.precision={precision}", fix)
+
+
+def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
+    """Turn NeMo's many-GPU trainer settings into what this machine can run; returns a line for each change.
+
+    Lightning rejects ``devices=-1``, ``ddp`` and synchronised batch norm without a GPU; NeMo's YAML has all three.
+    """
+    trainer = cfg.trainer
+    accelerator = trainer.get("accelerator")
+    if not (accelerator == "cpu" or (accelerator in ("auto", None) and not cuda_devices)):
+        return []
+    one = str(trainer.get("devices")) in ("1", "-1", "auto", "None")
+    wanted: dict[str, Any] = {}
+    if one:
+        wanted["devices"] = 1
+    if one and str(trainer.get("strategy", "auto")).startswith("ddp"):
+        wanted["strategy"] = "auto"
+    if trainer.get("sync_batchnorm"):
+        wanted["sync_batchnorm"] = False
+    changes = []
+    for key, value in wanted.items():
+        if trainer.get(key) != value:
+            changes.append(f"trainer.{key}={trainer.get(key)} needs GPUs and none is used: {value} instead")
+            OmegaConf.update(cfg, f"trainer.{key}", value, force_add=True)
+    return changes
+
+
+def _check_one_process(cfg: DictConfig) -> None:
+    """Several processes are not recorded yet, nor resumed with the same bits; a second node would be waited for."""
+    devices, nodes = plain(cfg.trainer.get("devices")), cfg.trainer.get("num_nodes", 1)
+    if str(devices) in ("-1", "auto", "None"):
+        number = max(1, torch.cuda.device_count())
+    elif isinstance(devices, list) or (isinstance(devices, str) and "," in devices):
+        number = len([part for part in (devices.split(",") if isinstance(devices, str) else devices) if part != ""])
+    else:
+        number = int(devices) if str(devices).isdecimal() else 0
+    if number != 1 or nodes != 1:
+        where = f"trainer.devices={devices}, num_nodes={nodes}"
+        raise UserError("training in several processes is not offered", where, "Give trainer.devices=1, num_nodes=1.")
+    strategy = str(cfg.trainer.get("strategy", "auto"))
+    if any(word in strategy for word in ("spawn", "fork", "notebook", "fsdp", "deepspeed", "xla", "model_parallel")):
+        raise UserError("not offered", f"trainer.strategy={strategy}", "Give trainer.strategy=auto.")
+
+
+def _check_generation(subject: Subject, wanted: str) -> None:
+    """The port is exact with any generation of NeMo, NeMo itself only with its own."""
+    if subject.package != "nemo_toolkit":
+        return
+    release = importlib.metadata.version(subject.package)
+    installed = generation_of(release)
+    if installed != wanted:
+        what = f"NeMo {release} is installed, of generation {installed}, and generation {wanted} is asked for"
+        raise UserError(what, f"nemo={wanted}", f"Pass nemo={installed}, or take another NeMo with NEMO_VERSION=...")
+
+
+def _check_model(cfg: DictConfig) -> None:
+    """Build the port's model without memory (torch's `meta` device) and its optimizer: what fails, fails now, and
+    NeMo, which would end in a traceback, is not asked."""
+    section = read(Optim, plain(cfg.model.optim), "model.optim")
+    with torch.device("meta"):
+        model = NestModel(cfg.model, cfg.nemo)
+    optimizer = build_optimizer(model, plain(cfg.model.optim), plain(cfg.model.get("optim_param_groups")))
+    if section.sched is not None:
+        build_schedule(optimizer, plain(cfg.model.optim.sched), SOME_STEPS)
+
+
+def _fit_validation(cfg: DictConfig, length: Length) -> list[str]:
+    """Lightning stops at a `val_check_interval` of more batches than an epoch has. Where that is our own doing
+    (`batches=N` of a long recipe), it is shortened to the epoch; a line that says so.
+
+    Raises:
+        UserError: it is not.
+    """
+    trainer = cfg.trainer
+    interval = trainer.get("val_check_interval")
+    counted_in_epochs = trainer.get("check_val_every_n_epoch", 1) is not None
+    if not isinstance(interval, int) or interval <= length.epoch or not counted_in_epochs:
+        return []
+    where = f"trainer.val_check_interval={interval}, and an epoch has {length.epoch} batches"
+    if cfg.batches is None:
+        fix = "Lower it, or count over epochs: trainer.check_val_every_n_epoch=null."
+        raise UserError("a validation that never comes", where, fix)
+    trainer.val_check_interval = 1.0
+    return [f"{where}, for batches={cfg.batches}: a validation at its end instead"]

@@ -1,0 +1,49 @@
+"""What differs between two trainers under test; everything else of a run is the same code for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a command line is read before any of this is imported
+    from lightning.pytorch import LightningModule, Trainer
+    from omegaconf import DictConfig
+
+    from nest_ssl.data.corpus import Corpora
+    from nest_ssl.train.checkpoint.init_from import Loaded
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was read while it was checked, so that nothing is read twice.
+
+    Args:
+        sources: the weights to start from; None: whoever needs them reads them.
+        corpora: the manifests; None alike.
+    """
+
+    sources: list[Loaded] | None = None
+    corpora: Corpora | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trainer under test.
+
+    Args:
+        name: what to call it; also its default output folder.
+        package: the distribution whose version is recorded.
+        load: imports what the model needs, before anything is seeded.
+        build_model: makes the model from the whole configuration (data paths absolute), the Trainer and the inputs.
+        keeps_experiments: whether `exp_manager` has effect: checkpoints, resuming, logs.
+        skips_bad_audio: whether it can go on without audio files that cannot be used (`bad_audio=skip`). Its model then
+            has an attribute `skipped`.
+    """
+
+    name: str
+    package: str
+    load: Callable[[], Any]
+    build_model: Callable[[DictConfig, Trainer, Inputs], LightningModule]
+    keeps_experiments: bool = False
+    skips_bad_audio: bool = False

@@ -1,0 +1,115 @@
+"""Every private name of Lightning that resuming and checkpoints lean on, under public names of ours.
+
+Lightning promises nothing about them, so another release fails here, at import, and not in the midst of training.
+Read in Lightning 2.4.0: `loops.training_epoch_loop`, `loops.fit_loop`, `callbacks.model_checkpoint`,
+`trainer.connectors.logger_connector`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
+from lightning.pytorch.utilities.exceptions import _TunerExitException
+
+from nest_ssl.base.errors import UserError
+
+RELEASES = ("2.4.0",)  # in which the names below mean what is written beside them
+USED = {
+    _TrainingEpochLoop: ("_should_check_val_fx", "_should_accumulate", "_is_validation_done", "advance"),
+    ModelCheckpoint: ("_save_checkpoint", "_save_last_checkpoint", "_monitor_candidates", "_should_remove_checkpoint",
+                      "_should_skip_saving_checkpoint"),
+    _FitLoop: ("_should_accumulate", "_load_combined_loader_states"),
+}  # fmt: skip
+
+DataFetcher = _DataFetcher
+TimeIsUp = _TunerExitException  # raised in a hook, it ends training as if it were done
+
+
+def check_release(installed: str = lightning.__version__) -> None:
+    """Refuse a Lightning that was not read.
+
+    Raises:
+        UserError: another release, or one that lacks a name used here.
+    """
+    lacking = [f"{cls.__name__}.{name}" for cls, names in USED.items() for name in names if not hasattr(cls, name)]
+    if installed not in RELEASES or lacking:
+        where = f"lightning {installed}" + (f" (without {lacking[0]})" if lacking else "")
+        fix = f"Install lightning=={RELEASES[-1]}: make setup."
+        raise UserError("a release of Lightning that checkpoints and resuming were not tried with", where, fix)
+
+
+check_release()
+
+
+class EpochLoop(_TrainingEpochLoop):
+    """Lightning's loop over the batches of an epoch; what a subclass needs of its inside."""
+
+    validation_is_owed = False  # whether a checkpoint was written between a batch and the validation that follows it
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer, trainer.min_steps, trainer.max_steps)
+
+    @property
+    def _is_validation_done(self) -> bool:  # Lightning's own forgets a validation, or runs it twice
+        return not self.validation_is_owed
+
+    def validation_is_due(self, fetcher: DataFetcher) -> bool:
+        """Whether a validation follows the last batch."""
+        return self._should_check_val_fx(fetcher)
+
+    def begin_batch(self) -> None:
+        self._restarting = False
+
+    def count_batch(self) -> None:
+        """Move the loggers' step on behind a batch that made an optimizer step."""
+        if not self._should_accumulate():
+            self._batches_that_stepped += 1
+
+
+class CheckpointCallback(ModelCheckpoint):
+    """Lightning's ModelCheckpoint; what a subclass needs of its inside."""
+
+    @property
+    def saved_at_step(self) -> int:
+        """The optimizer step of the last checkpoint; the same step is not saved twice."""
+        return self._last_global_step_saved
+
+    @saved_at_step.setter
+    def saved_at_step(self, step: int) -> None:
+        self._last_global_step_saved = step
+
+    def save_last_now(self, trainer: Trainer) -> None:
+        """Write the last checkpoint, whatever the interval."""
+        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def is_saved(self, trainer: Trainer) -> bool:
+        """Whether nothing was trained since the last checkpoint (or nothing is saved at all now)."""
+        return self._should_skip_saving_checkpoint(trainer)
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether the gradients of the last batch wait for the next one's."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def restore_metrics(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
+    """Put back `trainer.callback_metrics`."""
+    connector: _LoggerConnector = trainer._logger_connector
+    connector._callback_metrics.update(metrics)
+
+
+def begin_epoch_again(trainer: Trainer) -> None:
+    """Give the loader its place in the epoch. Lightning does so only where it has not made the batches' iterator yet,
+    which it has to count the steps for a schedule."""
+    loop = trainer.fit_loop
+    if loop._combined_loader_states_to_load:
+        loop._load_combined_loader_states()
+        iter(loop._data_fetcher)

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# clean.sh OUT: what `make clean` removes there: nemo/ and nest/ that are recordings, report/ that is a report, their logs,
+# and what killed runs left. A folder that only has such a name stays, and so does everything of a run that goes on.
+set -eu
+out=${1:?the folder that the runs wrote to}
+shopt -s nullglob
+
+lives() { # PARTIAL: whether the process that writes it may still be there
+    local process=${1##*.partial-}
+    case $process in
+        *"@$(hostname)") kill -0 "${process%%@*}" 2> /dev/null ;;
+        *) [ -n "$(find "$1" -maxdepth 0 -mtime -1)" ] ;; # another machine's, or a container's: one day
+    esac
+}
+
+for name in nemo nest report; do
+    index=$out/$name/recording.json
+    if [ $name = report ]; then index=$out/report/report.json; fi
+    for partial in "$out/.$name".partial-*; do
+        if lives "$partial"; then echo "clean: $out/$name is being written, left alone" >&2; continue 2; fi
+        rm -rf "$partial"
+    done
+    rm -rf "$out/.$name".replaced-*
+    if [ -f "$index" ]; then rm -rf "${out:?}/$name" "$out/$name.log"
+    elif [ -e "$out/$name" ]; then echo "clean: $out/$name holds no ${index##*/}, left alone" >&2
+    elif [ $name != report ]; then rm -f "$out/$name.log"
+    fi
+done
