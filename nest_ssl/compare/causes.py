@@ -193,16 +193,17 @@ def _cause_in_gradients(first: Finding, step: StepFindings) -> Cause:
 
 
 def consequences(first: Finding, tallies: Iterable[Tally]) -> list[f.Consequence]:
-    """How much differs from the headline on, rung by rung."""
+    """How much differs from the headline on, rung by rung, in the order in which they begin to."""
     found = []
     for tally in tallies if first.rung != "contract" else ():
         own = any(finding is first for finding in tally.findings)
         count = tally.differing + tally.missing_reference + tally.missing_candidate - own
-        if count > 0 and any(finding.moment >= first.moment for finding in tally.findings):
+        later = [finding.moment for finding in tally.findings if finding.moment >= first.moment]
+        if count > 0 and later:
             sizes = [one.metrics.max_abs for one in tally.findings if one.metrics and one.metrics.max_abs is not None]
             largest = float(max(sizes)) if sizes and tally.rung == "loss" else None
-            found.append(f.Consequence(tally.rung, tally.step, count, largest))
-    return found
+            found.append((min(later), f.Consequence(tally.rung, tally.step, count, largest)))
+    return [consequence for _, consequence in sorted(found, key=lambda each: each[0])]
 
 
 def unexplained(
