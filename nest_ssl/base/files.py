@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import filelock
-
 from nest_ssl.base.errors import UserError
 
 CHUNK = 1 << 22  # bytes hashed at a time
@@ -95,6 +93,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
     Raises:
         UserError: another process holds it; names that process.
     """
+    import filelock  # here alone: writing the practice data needs no package
+
     path.parent.mkdir(parents=True, exist_ok=True)
     held = filelock.FileLock(path)
     try:
