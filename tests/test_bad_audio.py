@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -15,6 +19,7 @@ from train_nest import NEST
 
 from nest_ssl.base.errors import UserError, run_command
 from nest_ssl.config.compose import compose
+from nest_ssl.data import check
 from nest_ssl.recording.reader import open_recording
 from nest_ssl.run.experiment import Subject, run
 from nest_ssl.run.preflight import check_data
@@ -111,8 +116,37 @@ def test_all_are_bad(corpus: Path, capfd: pytest.CaptureFixture[str]) -> None:
         run(NEST, options(corpus, "bad_audio=skip"))
 
 
+@pytest.mark.parametrize("bad_audio", ["stop", "skip"])
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "outputs/events.out"), ConnectionResetError(104, "logger is gone"),
+    FileNotFoundError(2, os.strerror(2), "outputs/log"),
+], ids=lambda error: type(error).__name__ if isinstance(error, Exception) else None)  # fmt: skip
+def test_what_reading_did_not_raise_blames_no_file(
+    corpus: Path, bad_audio: str, error: OSError, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk, or a logger, with a bad file in the corpus: named is what happened, and nothing is decoded."""
+
+    def build(*arguments: Any) -> Any:
+        model = NEST.build_model(*arguments)
+        monkeypatch.setattr(check, "load_utterance", None)  # decodes nothing, or fails
+
+        def training_step(*_: Any) -> Any:
+            raise error
+
+        model.training_step = training_step
+        return model
+
+    subject = dataclasses.replace(NEST, build_model=build)
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: run(subject, options(corpus, f"bad_audio={bad_audio}")))
+    message = capfd.readouterr().err
+    assert stop.value.code == 3
+    assert "flac" not in message and "audio" not in message.replace(str(corpus.parent), "")
+    assert error.errno != errno.ENOSPC or "no space left on the disk: outputs/events.out" in message
+
+
 def test_another_word_for_it(corpus: Path) -> None:
-    with pytest.raises(UserError, match="bad_audio=ignore. Choose stop or skip"):
+    with pytest.raises(UserError, match="not supported: ignore: bad_audio. Supported: stop, skip"):
         run(NEST, options(corpus, "bad_audio=ignore"))
 
 

@@ -95,17 +95,12 @@ def words_between(generator: str, before: State, after: State) -> int | None:
     None if it was seeded anew in between, went backwards, or gave more than `MOST`. A normal number kept for the next
     call is part of the state and no word: taking it counts 0.
     """
-    if generator.startswith("torch_cuda"):
-        return _offset_between(before, after)
+    if generator.startswith("torch_cuda"):  # a seed and an offset, 8 bytes each
+        (seed, offset), (new_seed, new_offset) = (np.frombuffer(state[:16], np.int64) for state in (before, after))
+        return int(new_offset - offset) if seed == new_seed and new_offset >= offset else None
     if generator == "torch_cpu" and before[:8] != after[:8]:
         return None  # another initial seed
     return _count(_twister(generator, before), _twister(generator, after))
-
-
-def _offset_between(before: bytes, after: bytes) -> int | None:
-    """A CUDA state is a seed and an offset, 8 bytes each."""
-    (seed, offset), (new_seed, new_offset) = (np.frombuffer(state[:16], dtype=np.int64) for state in (before, after))
-    return int(new_offset - offset) if seed == new_seed and new_offset >= offset else None
 
 
 def _twister(generator: str, state: State) -> Twister:
@@ -114,17 +109,10 @@ def _twister(generator: str, state: State) -> Twister:
         return np.asarray(keys, dtype=np.uint32).tobytes(), position
     if generator == "numpy":
         return state[1], state[2]
-    return _torch_twister(state)
-
-
-def _torch_twister(state: bytes) -> Twister:
-    """torch keeps a seed (8 bytes), the words left of a block (4), a flag (4), the position (8), 624 words (8 each).
-
-    One word left means that the block is used up: the next draw makes a new one first.
-    """
+    # torch: a seed (8 bytes), the words left of a block (4), a flag (4), the position (8), 624 words (8 each).
     left, position = int(np.frombuffer(state, np.int32, 1, 8)[0]), int(np.frombuffer(state, np.int64, 1, 16)[0])
     keys = np.frombuffer(state, np.uint64, BLOCK, 24).astype(np.uint32)
-    return keys.tobytes(), BLOCK if left == 1 else position
+    return keys.tobytes(), BLOCK if left == 1 else position  # one left: used up, the next draw makes a new block first
 
 
 def _count(before: Twister, after: Twister) -> int | None:

@@ -113,6 +113,16 @@ def check_zip(stream: BinaryIO, where: str, checksums: bool = True) -> None:
     stream.seek(0)
 
 
+class _Loader(yaml.CSafeLoader):
+    """Dates stay text, as in OmegaConf: nothing but JSON's types comes out."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for letter, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def load_yaml(text: bytes | str, where: str) -> Any:
     """YAML in builtins: without aliases and tags, which could make a small file endless, nor deep nesting.
 
@@ -121,7 +131,7 @@ def load_yaml(text: bytes | str, where: str) -> Any:
     """
     depth, reason = 0, "it is nested too deep"
     try:
-        for event in yaml.parse(text, yaml.CSafeLoader):
+        for event in yaml.parse(text, _Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
                 reason = f"it has an alias or a tag in line {getattr(event.start_mark, 'line', 0) + 1}"
@@ -129,7 +139,7 @@ def load_yaml(text: bytes | str, where: str) -> Any:
             if depth > DEEPEST:
                 break
         else:
-            return yaml.load(text, yaml.CSafeLoader)
+            return yaml.load(text, _Loader)
     except (yaml.YAMLError, *READER_ERRORS) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
     raise UserError("not YAML that can be read", f"{where}: {reason}", ANOTHER_FILE)

@@ -24,7 +24,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: see exit code 3.
     """
-    options = _parse(argv)
+    parser = Parser(description=__doc__)
+    folders = {
+        "--reference": ("outputs/nemo", "folder of the recording to measure against"),
+        "--candidate": ("outputs/nest", "folder of the recording to judge"),
+        "--out": ("outputs/report", "folder for report.md and report.json"),
+    }
+    for option, (default, what) in folders.items():
+        parser.add_argument(option, type=Path, default=Path(default), help=f"{what} (default {default})")
+    for option, kind in (("--atol", "absolute"), ("--rtol", "relative")):
+        parser.add_argument(option, type=_bound, default=1e-5, help=f"{kind} tolerance of `equivalent` (default 1e-5)")
+    parser.add_argument("--steps", default="all", help="compare only these: 0, 0,1 or 0-9 (default: all recorded)")
+    parser.add_argument("--declared", type=Path, help="YAML list of more structural differences that are meant")
+    parser.add_argument("--no-verify", dest="verify", action="store_false", help="trust the files: skip their SHA-256")
+    options = parser.parse_args(argv)
+    steps = parse_steps(options.steps)
+    if steps is not None and not steps:
+        raise UserError("no step to compare", f"--steps {options.steps}", "Leave it out to compare all recorded steps.")
+
     # Only now what takes seconds to import: --help and bad usage answer at once.
     from nest_ssl.compare import FixedTolerance, compare_recordings
     from nest_ssl.compare.declared import load_declared
@@ -34,27 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     declared = [*load_declared(), *(load_declared(options.declared) if options.declared else [])]
     reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
-    rule = FixedTolerance(options.atol, options.rtol)
-    comparison = compare_recordings(reference, candidate, rule, options.steps, declared, [explain_nest])
+    rule, wanted = FixedTolerance(options.atol, options.rtol), None if steps is None else sorted(steps)
+    comparison = compare_recordings(reference, candidate, rule, wanted, declared, [explain_nest])
     print_summary(comparison, write_reports(comparison, options.out))
     return comparison.exit_code
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    folders = {
-        "--reference": ("outputs/nemo", "folder of the recording to measure against"),
-        "--candidate": ("outputs/nest", "folder of the recording to judge"),
-        "--out": ("outputs/report", "folder for report.md and report.json"),
-    }
-    for option, (default, what) in folders.items():
-        parser.add_argument(option, type=Path, default=Path(default), help=f"{what} (default {default})")
-    parser.add_argument("--atol", type=_bound, default=1e-5, help="absolute tolerance of `equivalent` (default 1e-5)")
-    parser.add_argument("--rtol", type=_bound, default=1e-5, help="relative tolerance of `equivalent` (default 1e-5)")
-    parser.add_argument("--steps", type=_steps, help="compare only these steps: 0, 0,1 or 0-9 (default: all recorded)")
-    parser.add_argument("--declared", type=Path, help="YAML list of structural differences that are meant, beside ours")
-    parser.add_argument("--no-verify", dest="verify", action="store_false", help="trust the files: skip their SHA-256")
-    return parser.parse_args(argv)
 
 
 def _bound(text: str) -> float:
@@ -62,10 +62,3 @@ def _bound(text: str) -> float:
     if not math.isfinite(value) or value < 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0")
     return value
-
-
-def _steps(text: str) -> list[int] | None:
-    steps = parse_steps(text)
-    if steps is not None and not steps:
-        raise UserError("no step to compare", f"--steps {text}", "Leave it out to compare all that were recorded.")
-    return None if steps is None else sorted(steps)

@@ -25,7 +25,7 @@ examples:
 each verb has a --help of its own; make runs all of them in order: make align"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def dispatch(argv: Sequence[str] | None = None) -> int:
     """Run the verb that comes first.
 
     Raises:
@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return importlib.import_module(f"nest_ssl.cli.{verb}").main(rest)  # only its own imports are waited for
 
 
-def entry_point() -> None:
-    """The console script."""
-    run_command(main)
+def main() -> None:
+    """The console script; ends the process with the verb's exit code."""
+    run_command(dispatch)
 
 
 if __name__ == "__main__":
-    entry_point()
+    main()

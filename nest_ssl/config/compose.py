@@ -225,7 +225,9 @@ def _resolve(cfg: DictConfig) -> DictConfig:
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
             raise UserError("a value is missing", missing[0], f"Give it: {missing[0]}=...")
-        return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+        resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+        assert isinstance(resolved, DictConfig)
+        return resolved
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
         where = key + str(error).split("\n")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import MinLen
 from pydantic import BeforeValidator, model_validator
 
 from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, silent
@@ -104,7 +105,7 @@ class Dataset(Section):
     min_duration: Number | None = None  # s
     max_duration: Number | None = None
     trim_silence: bool = False
-    channel_selector: Literal["average"] | Whole | list[int] | None = None
+    channel_selector: Literal["average"] | int | Annotated[list[int], MinLen(1)] | None = None
     int_values: bool = False
     batch_augmentor: Annotated[MultiBatchAugmentor | BatchAugmentor | None, BeforeValidator(_augmentor)] = None
     val_dl_idx: int = 0  # of validation: which of several losses is `val_loss`

@@ -117,7 +117,7 @@ class Encoder(Section):
         ("causal_downsampling", "reduction", "att_chunk_context_size", "stochastic_depth_drop_prob", "global_tokens",
          "global_attn_separate", "use_pytorch_sdpa"),
         "The port does not have it: switch it off, or leave the key out.",
-    ) | {"conv_dual_mode": "Set it to false: NeMo's own layers stop at it."}  # fmt: skip
+    )  # fmt: skip
 
     feat_in: Positive
     n_layers: Positive

@@ -48,9 +48,12 @@ class Trainer(Section):
     max_steps: Limit = -1
     num_nodes: Positive = 1
     num_sanity_val_steps: Literal[-1] | Whole | None = None
-    precision: Literal[16, 32, 64, "16", "32", "64", "bf16", "16-mixed", "bf16-mixed", "32-true", "64-true"] | None = (
-        None
-    )
+    precision: (
+        Literal[
+            16, 32, 64, "16", "32", "64", "bf16", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "32-true", "64-true"
+        ]
+        | None
+    ) = None
     sync_batchnorm: bool = False
     val_check_interval: Positive | Annotated[Number, Gt(0), Le(1)] | None = None
 

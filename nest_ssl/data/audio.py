@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 
+from nest_ssl.config.data import Dataset
 from nest_ssl.data.channels import Samples, choose_files, refuse_channels, select_channel
 from nest_ssl.data.header import (
     FLOATING,
@@ -53,6 +54,18 @@ class Decoding:
     channel_selector: int | str | Sequence[int] | None = None
     strict: bool = False
     reader: Reader = "soundfile"
+
+    @classmethod
+    def of(cls, dataset: Dataset, sample_rate: int, reader: Reader = "soundfile") -> Decoding:
+        """The decoding of a section's utterances; `sample_rate` is the model's, used where the section gives none."""
+        return cls(
+            sample_rate=dataset.sample_rate or sample_rate,
+            int_values=dataset.int_values,
+            trim=dataset.trim_silence,
+            channel_selector=dataset.channel_selector,
+            strict=True,
+            reader=reader,
+        )
 
 
 def load(audio_file: str | list[str], offset: Any, duration: Any, decoding: Decoding) -> Samples:

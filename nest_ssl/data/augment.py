@@ -13,66 +13,36 @@ Legend: B utterances, T samples, S samples of a segment.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.data.batch import AudioNoiseBatch, fit
-from nest_ssl.data.draws import DRAWS, Draws
+from nest_ssl.config.data import BatchAugmentor, MultiBatchAugmentor
+from nest_ssl.data.batch import AudioNoiseBatch, UnmixedBatch, fit
+from nest_ssl.data.draws import DRAWS, Draws, DrawsFrom
 
 
-@dataclass
 class SpeakerNoiseAugmentation:
     """Mixes one stretch of noise or of one other utterance into each utterance chosen.
 
     Args:
-        prob: of augmenting an utterance.
-        noise_ratio: of noise; otherwise another utterance of the batch (always noise in a batch of one).
-        min_r_speech, max_r_speech: energy of the utterance over that of another speaker, dB.
-        min_r_noise, max_r_noise: the same over noise, dB.
-        min_mix_rate, max_mix_rate: length of the stretch, a part of the utterance's.
+        settings: how often, how much, how loud; see there.
         draws: where the numbers come from; no setting, but a difference between NeMo's generations.
-
-    Raises:
-        UserError: a value out of its range.
     """
 
-    prob: float = 0.0
-    noise_ratio: float = 0.0
-    min_r_speech: float = -5.0
-    max_r_speech: float = 5.0
-    min_r_noise: float = -5.0
-    max_r_noise: float = 20.0
-    min_mix_rate: float = 0.0
-    max_mix_rate: float = 1.0
-    draws: Draws = field(default=DRAWS["python"], kw_only=True)
+    def __init__(self, settings: BatchAugmentor, draws: Draws) -> None:
+        self.settings, self.draws = settings, draws
 
-    def __post_init__(self) -> None:
-        for name in ("prob", "noise_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise _bad(name, f"{getattr(self, name)} is not between 0 and 1")
-        for low, high in (("min_r_speech", "max_r_speech"), ("min_r_noise", "max_r_noise")):
-            if not getattr(self, low) <= getattr(self, high):
-                raise _bad(low, f"{getattr(self, low)} is above {high} {getattr(self, high)}")
-        if not 0 <= self.min_mix_rate <= self.max_mix_rate <= 1:
-            raise _bad("min_mix_rate", "0 <= min_mix_rate <= max_mix_rate <= 1 does not hold")
-
-    def __call__(self, batch: AudioNoiseBatch) -> AudioNoiseBatch:
-        """Augments in place: `noise` and `noise_len` change, the noisy fields are set."""
-        assert batch.audio is not None
-        assert batch.noise is not None
+    def __call__(self, batch: UnmixedBatch) -> AudioNoiseBatch:
+        """Augments in place: `noise` and `noise_len` change."""
         for i in range(batch.audio.size(0)):
-            if not self.draws.fraction() > self.prob:
+            if not self.draws.fraction() > self.settings.prob:
                 self.augment(batch, i)
-        batch.noisy_audio = batch.audio + batch.noise
-        batch.noisy_audio_len = batch.noise_len
-        return batch
+        return batch.mix(batch.noise_len)
 
-    def augment(self, batch: AudioNoiseBatch, i: int) -> None:
+    def augment(self, batch: UnmixedBatch, i: int) -> None:
         """Put into `noise[i]` what is to be added to utterance `i`."""
         audio_BT, noise_BT, audio_len_B, noise_len_B = batch.audio, batch.noise, batch.audio_len, batch.noise_len
         mix_len = self._draw_mix_len(audio_len_B[i])
@@ -98,52 +68,36 @@ class SpeakerNoiseAugmentation:
         noise_BT[i] = mixed_T
         noise_len_B[i] = audio_len_B[i]
 
-    def draw_mode(self, batch_size: int) -> tuple[str, float]:
+    def draw_mode(self, batch_size: int) -> tuple[Literal["noise", "speech"], float]:
         """Noise or speech, and the energy ratio in dB."""
-        if self.draws.fraction() < self.noise_ratio or batch_size == 1:
-            return "noise", self.draws.uniform(self.min_r_noise, self.max_r_noise)
-        return "speech", self.draws.uniform(self.min_r_speech, self.max_r_speech)
+        if self.draws.fraction() < self.settings.noise_ratio or batch_size == 1:
+            return "noise", self.draws.uniform(self.settings.min_r_noise, self.settings.max_r_noise)
+        return "speech", self.draws.uniform(self.settings.min_r_speech, self.settings.max_r_speech)
 
     def _draw_mix_len(self, audio_len: Tensor) -> int:
-        shortest = int(audio_len * self.min_mix_rate)
-        if self.min_mix_rate == self.max_mix_rate:
+        shortest = int(audio_len * self.settings.min_mix_rate)
+        if self.settings.min_mix_rate == self.settings.max_mix_rate:
             return max(1, shortest)
-        longest = int(audio_len * self.max_mix_rate) - 1
+        longest = int(audio_len * self.settings.max_mix_rate) - 1
         if longest < shortest:
             raise _bad("max_mix_rate", f"too near to min_mix_rate for {int(audio_len)} samples")
         return self.draws.integer(shortest, longest + 1)
 
 
-@dataclass
 class MultiSpeakerNoiseAugmentation(SpeakerNoiseAugmentation):
-    """Mixes several segments, of noise or of other speakers, at drawn places (the NEST recipe's, with one segment).
+    """Mixes several segments, of noise or of other speakers, at drawn places (the NEST recipe's, with one segment)."""
 
-    Args:
-        min_num_segments, max_num_segments: how many pieces the stretch is cut into.
-        min_num_speakers, max_num_speakers: how many other utterances they come from.
-    """
+    settings: MultiBatchAugmentor
 
-    min_num_segments: int = 1
-    max_num_segments: int = 5
-    min_num_speakers: int = 1
-    max_num_speakers: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.prob > 0 and not 1 <= self.min_num_segments <= self.max_num_segments:
-            raise _bad("min_num_segments", "1 <= min_num_segments <= max_num_segments does not hold")
-        if self.prob > 0 and not 0 <= self.min_num_speakers <= self.max_num_speakers:
-            raise _bad("min_num_speakers", "0 <= min_num_speakers <= max_num_speakers does not hold")
-
-    def augment(self, batch: AudioNoiseBatch, i: int) -> None:
+    def augment(self, batch: UnmixedBatch, i: int) -> None:
         """Put into `noise[i]` what is to be added to utterance `i`."""
         audio_BT, noise_BT, audio_len_B, noise_len_B = batch.audio, batch.noise, batch.audio_len, batch.noise_len
-        mix_rate = self.min_mix_rate
-        if self.min_mix_rate < self.max_mix_rate:
-            mix_rate = self.draws.uniform(self.min_mix_rate, self.max_mix_rate)
+        mix_rate = self.settings.min_mix_rate
+        if self.settings.min_mix_rate < self.settings.max_mix_rate:
+            mix_rate = self.draws.uniform(self.settings.min_mix_rate, self.settings.max_mix_rate)
         mix_len = max(1, int(audio_len_B[i] * mix_rate))  # in float32: 0.7 of 20,500 is 14,350 (in Python 14,349)
-        num_segments = self.draws.integer(self.min_num_segments, self.max_num_segments + 1)
-        num_speakers = self.draws.integer(self.min_num_speakers, self.max_num_speakers + 1)
+        num_segments = self.draws.integer(self.settings.min_num_segments, self.settings.max_num_segments + 1)
+        num_speakers = self.draws.integer(self.settings.min_num_speakers, self.settings.max_num_speakers + 1)
         lengths = self.draws.cut(mix_len, num_segments)
         mode, ratio_db = self.draw_mode(audio_BT.size(0))
         if mode == "noise":
@@ -171,9 +125,7 @@ def _noise_segments(noise_T: Tensor, length: int, lengths: list[int]) -> list[Te
     return list(filled_T[: sum(lengths)].split(lengths))
 
 
-def _speech_segments(
-    batch: AudioNoiseBatch, i: int, lengths: list[int], num_speakers: int, draws: Draws
-) -> list[Tensor]:
+def _speech_segments(batch: UnmixedBatch, i: int, lengths: list[int], num_speakers: int, draws: Draws) -> list[Tensor]:
     """Pieces of other utterances, the speakers in turn; once all have spoken, each next one is drawn."""
     audio_BT, audio_len_B = batch.audio, batch.audio_len
     others = [x for x in range(audio_BT.size(0)) if x != i]
@@ -214,43 +166,10 @@ def _gain(audio_energy: Tensor, noise_energy: Tensor | int, ratio_db: float) -> 
     return math.sqrt(audio_energy / (10 ** (ratio_db / 10) * noise_energy)) if noise_energy > 0 else 0
 
 
-# --- from the config --------------------------------------------------------------------------------------------------
-
-_MODULES = ("nemo.collections.asr.modules.ssl_modules", "nemo.collections.asr.modules.ssl_modules.augmentation")
-TARGETS = {
-    f"{module}.{kind.__name__}": kind
-    for kind in (SpeakerNoiseAugmentation, MultiSpeakerNoiseAugmentation)
-    for module in (*_MODULES, __name__)
-}
-
-
-def argument_names(kind: type[SpeakerNoiseAugmentation]) -> set[str]:
-    """The keys that a section may give to this kind of augmentor."""
-    return {f.name for f in fields(kind)} - {"draws"}
-
-
-def build_augmentor(config: Mapping[str, Any], draws: str = "python") -> SpeakerNoiseAugmentation:
-    """The augmentor that a `batch_augmentor` section describes.
-
-    Args:
-        config: the section.
-        draws: where its numbers come from, a key of `DRAWS`.
-
-    Raises:
-        UserError: an unknown `_target_`, argument or value.
-    """
-    target = config.get("_target_")
-    if target not in TARGETS:
-        fix = f"Use {_MODULES[0]}.MultiSpeakerNoiseAugmentation, or drop the section."
-        raise UserError("no such batch augmentor", f"batch_augmentor._target_={target}", fix)
-    arguments = {key: value for key, value in config.items() if key != "_target_"}
-    kind = TARGETS[target]
-    for key, value in arguments.items():
-        if key not in argument_names(kind):
-            raise _bad(key, f"{kind.__name__} has no such argument")
-        if not isinstance(value, (int, float)):
-            raise _bad(key, f"{value!r} is not a number")
-    return kind(**arguments, draws=DRAWS[draws])
+def build_augmentor(settings: BatchAugmentor, draws: DrawsFrom = "python") -> SpeakerNoiseAugmentation:
+    """The augmentor that a `batch_augmentor` section describes, and where its numbers come from."""
+    is_multi = isinstance(settings, MultiBatchAugmentor)
+    return (MultiSpeakerNoiseAugmentation if is_multi else SpeakerNoiseAugmentation)(settings, DRAWS[draws])
 
 
 def _bad(key: str, why: str) -> UserError:

@@ -9,11 +9,14 @@ Legend: B utterances, T samples of the longest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+NoisyLength = Literal["noise", "audio"]
 
 
 @dataclass
@@ -41,40 +44,51 @@ class AudioNoiseBatch:
             its noise clip's own length here; without one it is `audio_len`. Before NeMo 2.5: a copy of `audio_len`.
     """
 
-    sample_id: list[str] | None = None
-    audio: Tensor | None = None
-    audio_len: Tensor | None = None
-    noise: Tensor | None = None
-    noise_len: Tensor | None = None
-    noisy_audio: Tensor | None = None
-    noisy_audio_len: Tensor | None = None
+    sample_id: None = field(default=None, kw_only=True)
+    audio: Tensor
+    audio_len: Tensor
+    noise: Tensor
+    noise_len: Tensor
+    noisy_audio: Tensor
+    noisy_audio_len: Tensor
 
 
-Augmentor = Callable[[AudioNoiseBatch], AudioNoiseBatch]
+@dataclass
+class UnmixedBatch:
+    """A batch before its noise is added; see `AudioNoiseBatch`."""
+
+    audio: Tensor
+    audio_len: Tensor
+    noise: Tensor
+    noise_len: Tensor
+
+    def mix(self, noisy_audio_len: Tensor) -> AudioNoiseBatch:
+        """Audio and noise added up."""
+        noisy_audio = self.audio + self.noise
+        return AudioNoiseBatch(self.audio, self.audio_len, self.noise, self.noise_len, noisy_audio, noisy_audio_len)
+
+
+Augmentor = Callable[[UnmixedBatch], AudioNoiseBatch]
 
 
 def collate(
-    items: Sequence[AudioNoiseItem], augmentor: Augmentor | None = None, noisy_length: str = "noise"
+    items: Sequence[AudioNoiseItem], augmentor: Augmentor | None = None, noisy_length: NoisyLength = "noise"
 ) -> AudioNoiseBatch:
     """Pad utterances and noises to the longest utterance, then mix: by `augmentor`, or by adding them up.
 
     Args:
         items: at least one.
-        augmentor: changes the noise, and gives the batch its noisy fields.
+        augmentor: changes the noise, then mixes.
         noisy_length: whose length noisy audio has: the ``noise``'s after augmentation, or the ``audio``'s.
     """
     longest = max(int(item.audio_len) for item in items)
-    batch = AudioNoiseBatch(
+    unmixed = UnmixedBatch(
         audio=torch.stack([fit(item.audio, longest) for item in items]),
         audio_len=torch.stack([item.audio_len for item in items]),
         noise=torch.stack([fit(item.noise, longest) for item in items]),
         noise_len=torch.stack([item.noise_len for item in items]),
     )
-    if augmentor is not None:
-        batch = augmentor(batch)
-    else:
-        batch.noisy_audio = batch.audio + batch.noise
-        batch.noisy_audio_len = batch.audio_len
+    batch = augmentor(unmixed) if augmentor is not None else unmixed.mix(unmixed.audio_len)
     if noisy_length == "audio":
         batch.noisy_audio_len = batch.audio_len.clone()
     return batch

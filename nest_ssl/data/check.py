@@ -8,33 +8,36 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import soundfile
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.data import Dataset
 from nest_ssl.data.audio import Decoding, load
 from nest_ssl.data.corpus import Corpora, Corpus
 from nest_ssl.data.dataset import load_utterance
 from nest_ssl.data.header import check_header
 from nest_ssl.data.manifest import Entry, is_seconds
 from nest_ssl.data.problems import AudioProblem, BadAudio, ReaderProblem, UnfitAudio, as_user_error
-from nest_ssl.data.settings import read_settings
 from nest_ssl.data.torch_internals import raised_in_a_dataset
 
 CHECKED_AT_MOST = 20_000  # files (about 2 s); of more, every n-th. The loader reports the others when it meets them.
 DECODED_AT_MOST = 2_000  # floating-point files that are searched for NaN
 
+ANY_RATE = 16_000  # Hz; whether a file can be decoded does not depend on what it is resampled to
+
 log = logging.getLogger(__name__)
 Checked = TypeVar("Checked")
 
 
-def check_dataset(section: Mapping[str, Any], skip_bad: bool = False, corpora: Corpora | None = None) -> Corpus:
+def check_dataset(dataset: Dataset, sample_rate: int, skip_bad: bool = False, corpora: Corpora | None = None) -> Corpus:
     """Read the section's manifests and the header of each audio file.
 
     Args:
-        section: NeMo's `train_ds` or `validation_ds`.
+        dataset: NeMo's `train_ds` or `validation_ds`.
+        sample_rate: the model's, Hz.
         skip_bad: only warn of audio files that cannot be used, unless there are no others.
         corpora: takes the manifests that are read, for whoever needs them next.
 
@@ -42,39 +45,37 @@ def check_dataset(section: Mapping[str, Any], skip_bad: bool = False, corpora: C
         What there is to train on.
 
     Raises:
-        UserError: the first thing wrong: an option, a manifest, a line, a file.
+        UserError: the first thing wrong: a manifest, a line, a file.
     """
-    settings = read_settings(section)
-    corpus = settings.read(corpora or Corpora())
+    corpus = (corpora or Corpora()).read(dataset)
+    decoding = Decoding.of(dataset, sample_rate)
     entries = _distinct_pieces(_sample(corpus.entries))
-    bad = _bad_files(entries, settings.decoding)
+    bad = _bad_files(entries, decoding)
     if skip_bad:
         _warn_of_speech(list(bad), len(entries))
     elif error := next(bad, None):
         raise error
-    _warn_of_noise(corpus, settings.decoding.sample_rate)
+    _warn_of_noise(corpus, decoding.sample_rate)
     return corpus
 
 
-def audio_behind(error: Exception, sections: Sequence[Mapping[str, Any]], corpora: Corpora) -> UserError | None:
-    """The file over which NeMo's reader raised `error`, one of `audio.decoder_errors`, if it was that which raised it.
+def audio_behind(error: Exception, datasets: Sequence[Dataset], corpora: Corpora) -> UserError | None:
+    """The file over which NeMo's reader raised `error`, one of `audio.decoder_errors`, if it was that which raised it:
+    the first that cannot be decoded.
 
     The port's errors name their file themselves, and what was not raised while a dataset was read is no file's fault.
 
     Args:
         error: what ended training.
-        sections: the data sections, in the order in which to look.
+        datasets: the data sections, in the order in which to look.
         corpora: their manifests.
     """
-    return find_bad_audio(sections, corpora) if raised_in_a_dataset(error) else None
-
-
-def find_bad_audio(sections: Sequence[Mapping[str, Any]], corpora: Corpora | None = None) -> UserError | None:
-    """Decode one utterance after another until one cannot be used."""
-    for settings in map(read_settings, sections):
-        for entry in _distinct_pieces(settings.read(corpora or Corpora()).entries):
+    if not raised_in_a_dataset(error):
+        return None
+    for dataset in datasets:
+        for entry in _distinct_pieces(corpora.read(dataset).entries):
             try:
-                load_utterance(entry, settings.decoding)
+                load_utterance(entry, Decoding.of(dataset, ANY_RATE))
             except BadAudio as bad:
                 return bad
     return None

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.data.manifest import Entry, Manifest, NoiseClip, read_noise, read_speech
+from nest_ssl.config.data import Dataset
+from nest_ssl.data.manifest import Entry, Manifest, NoiseClip, manifest_paths, read_noise, read_speech
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,15 @@ class Corpora:
         self._speech: dict[str, Manifest[Entry]] = {}
         self._noise: dict[str, Manifest[NoiseClip]] = {}
 
-    def read(
-        self,
-        manifests: Sequence[str],
-        noise_manifests: Sequence[str] | None = None,
-        shortest: float | None = None,
-        longest: float | None = None,
-    ) -> Corpus:
-        """The utterances that last from `shortest` to `longest` seconds (of unknown duration: all), and the noise.
+    def read(self, dataset: Dataset) -> Corpus:
+        """What a section trains on: the utterances within its limits (of unknown duration: all), and the noise.
 
         Raises:
             UserError: a manifest that is not there; a line that cannot be used (with file and number); nothing left.
         """
+        manifests = manifest_paths(dataset.manifest_filepath)
+        noise_manifests = None if dataset.noise_manifest is None else manifest_paths(dataset.noise_manifest)
+        shortest, longest = dataset.min_duration, dataset.max_duration
         speech = [self._speech.get(path) or self._speech.setdefault(path, read_speech(path)) for path in manifests]
         noise = [self._noise.get(p) or self._noise.setdefault(p, read_noise(p)) for p in noise_manifests or ()]
         kept: list[Entry] = []

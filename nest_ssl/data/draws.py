@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -86,4 +86,5 @@ class NumpyDraws:
         return np.random.multinomial(length, [1 / parts] * parts).tolist()
 
 
-DRAWS: dict[str, Draws] = {"python": PythonDraws(), "numpy": NumpyDraws()}
+DrawsFrom = Literal["python", "numpy"]
+DRAWS: dict[DrawsFrom, Draws] = {"python": PythonDraws(), "numpy": NumpyDraws()}

@@ -64,3 +64,9 @@ def relative_name(path: str, manifest: str) -> str:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # another drive of a Windows machine
         return Path(path).as_posix()
+
+
+def where_to_look(fix: str) -> str:
+    """What to do about a file that is not there; in a container it may be only out of sight."""
+    in_container = bool(os.environ.get("NEST_SSL_IMAGE"))
+    return f"{fix} A container sees only the folders that DATA= names." if in_container else fix

@@ -14,6 +14,7 @@ from typing import Any
 import soundfile
 
 from nest_ssl.data.channels import choose_files, refuse_channels
+from nest_ssl.data.files import where_to_look
 from nest_ssl.data.problems import AudioProblem, ReaderProblem, UnfitAudio
 
 MISSING_SECONDS = 0.25  # a file is taken for truncated if it lacks this much of what its header or manifest
@@ -82,7 +83,7 @@ def refuse_unreadable(path: str) -> None:
         fix = "Check the path; it is looked up from the manifest's folder."
         if "\\" in path:
             fix = "Write its path with forward slashes, as NeMo needs it."
-        raise AudioProblem("no such audio file", fix) from error
+        raise AudioProblem("no such audio file", where_to_look(fix)) from error
     except (OSError, ValueError) as error:
         raise as_problem(error) from error
     if not stat.S_ISREG(status.st_mode):

@@ -1,6 +1,6 @@
 """A data section of the config -> a DataLoader that gives NeMo's batches.
 
-    loader = build_dataloader(cfg.model.train_ds, cfg.model.sample_rate)
+    loader = build_dataloader(read(Dataset, cfg.model.train_ds, "model.train_ds"), cfg.model.sample_rate)
 
 The same entries in the same order, the same samples, the same draws from the same generators; with worker processes
 too, for torch seeds them the same way. What torch draws itself (a base seed an epoch, a seed to shuffle) is untouched.
@@ -12,30 +12,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.data.audio import Reader
-from nest_ssl.data.batch import AudioNoiseBatch
-from nest_ssl.data.check import check_dataset
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import plain
+from nest_ssl.data.audio import Decoding, Reader
+from nest_ssl.data.augment import build_augmentor
+from nest_ssl.data.batch import AudioNoiseBatch, NoisyLength
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.dataset import AudioNoiseDataset
+from nest_ssl.data.draws import DrawsFrom
 from nest_ssl.data.epoch import Epoch, Raising, SkippingEpoch
-from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.data.manifest import is_url
-from nest_ssl.data.settings import allowed_keys, plain, read_settings
 from nest_ssl.data.skipping import SkippedAudio
-
-__all__ = ["allowed_keys", "build_dataloader", "check_dataset", "fingerprint", "validation_sections"]
-
-
-def fingerprint(section: Mapping[str, Any]) -> dict[str, Any]:
-    """For `run/`, until it keeps a `DataRecord` itself."""
-    return DataRecord({"": read_settings(section).read(Corpora())}).describe()[""]
 
 
 class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
@@ -103,21 +96,21 @@ class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
 
 
 def build_dataloader(
-    section: Mapping[str, Any] | None,
+    dataset: Dataset | None,
     sample_rate: int,
     *,
     shuffle: bool = False,
     skipped: SkippedAudio | None = None,
     training: bool = False,
-    augmentation_draws: str = "python",
-    noisy_length: str = "noise",
+    augmentation_draws: DrawsFrom = "python",
+    noisy_length: NoisyLength = "noise",
     audio_reader: Reader = "soundfile",
     corpora: Corpora | None = None,
 ) -> AudioNoiseLoader | None:
     """The loader that a data section describes; None for no section.
 
     Args:
-        section: NeMo's `train_ds` or `validation_ds`.
+        dataset: NeMo's `train_ds` or `validation_ds`.
         sample_rate: the model's, Hz; used where the section gives none.
         shuffle: used where the section says nothing (NeMo: true for training, false for validation).
         skipped: go on without utterances that cannot be used, and count them here; None: stop at the first.
@@ -127,23 +120,24 @@ def build_dataloader(
         corpora: manifests that have been read already.
 
     Raises:
-        UserError: an option that is wrong or not supported, a manifest that cannot be used or leaves nothing.
+        UserError: a manifest that cannot be used, or leaves nothing.
     """
-    if section is None:
+    if dataset is None:
         return None
-    settings = read_settings(section, sample_rate, shuffle, augmentation_draws)
-    corpus = settings.read(corpora or Corpora())
-    decoding = replace(settings.decoding, reader=audio_reader)
+    corpus = (corpora or Corpora()).read(dataset)
+    decoding = Decoding.of(dataset, sample_rate, audio_reader)
+    mixing = dataset.batch_augmentor
+    augmentor = build_augmentor(mixing, augmentation_draws) if mixing is not None else None
     skip_bad = skipped is not None
-    dataset = AudioNoiseDataset(corpus.entries, corpus.clips, decoding, settings.augmentor, noisy_length, skip_bad)
+    items = AudioNoiseDataset(corpus.entries, corpus.clips, decoding, augmentor, noisy_length, skip_bad)
     return AudioNoiseLoader(
-        dataset,
-        batch_size=settings.batch_size,
-        collate_fn=dataset.collate,
-        drop_last=settings.drop_last,
-        shuffle=settings.shuffle,
-        num_workers=settings.num_workers,
-        pin_memory=settings.pin_memory,
+        items,
+        batch_size=dataset.batch_size,
+        collate_fn=items.collate,
+        drop_last=dataset.drop_last,
+        shuffle=bool(dataset.shuffle) if "shuffle" in dataset.model_fields_set else shuffle,  # given as null: false
+        num_workers=dataset.num_workers,
+        pin_memory=dataset.pin_memory,
         skipped=skipped,
         keep_length=training,
     )

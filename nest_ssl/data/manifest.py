@@ -20,7 +20,7 @@ from urllib.parse import urlparse
 
 from nest_ssl.base.errors import UserError, from_os_error
 from nest_ssl.base.files import is_regular
-from nest_ssl.data.files import FileState
+from nest_ssl.data.files import FileState, where_to_look
 
 LONGEST_RELATIVE = 255  # characters; a longer path is never taken relative to the manifest
 MOST_SECONDS = 1e9  # 31 years; more is no place in a recording, and overflows when counted in samples
@@ -172,7 +172,7 @@ def _read_bytes(path: str, location: str) -> tuple[bytes, FileState | None]:
             state = FileState.of(os.fstat(file.fileno()))
             return (file.read() if state.size else b""), state  # files of /proc have no size, and may not end
     except FileNotFoundError as error:
-        raise UserError("no such manifest", path or "''", fix) from error
+        raise UserError("no such manifest", path or "''", where_to_look(fix)) from error
     except ValueError as error:  # a character that no path can have
         raise UserError("not the path of a manifest", repr(path), fix) from error
     except OSError as error:

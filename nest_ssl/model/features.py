@@ -60,6 +60,9 @@ class AudioToMelSpectrogramPreprocessor(nn.Module):
 class FilterbankFeatures(nn.Module):
     """The computation behind `AudioToMelSpectrogramPreprocessor`."""
 
+    window: Tensor
+    fb: Tensor
+
     def __init__(self, settings: Preprocessor, differences: Generation = GENERATIONS[NEWEST]) -> None:
         super().__init__()
         import librosa.filters  # NeMo's own filters; here, for it takes most of a second and only this needs it

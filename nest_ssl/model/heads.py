@@ -7,12 +7,14 @@ Shapes: B batch, T time, D model width, C codes, H codebooks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from nest_ssl.config.parts import Decoder
 
-INITIALISATIONS = {
+INITIALISATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "xavier_uniform": nn.init.xavier_uniform_,
     "xavier_normal": nn.init.xavier_normal_,
     "kaiming_uniform": lambda weight: nn.init.kaiming_uniform_(weight, nonlinearity="relu"),

@@ -47,7 +47,8 @@ class MLMLoss(nn.Module):
         if self.no_masked_token == "zero" and counted_KC.size(0) == 0:
             return counted_KC.sum()  # of nothing, yet it hangs on the graph: every parameter gets a gradient of zero
         # The mean of one number: it only makes a tensor of its own, so that recorded gradients arrive in NeMo's order.
-        return self.nll_loss(counted_KC, targets[counts_BS]).mean()
+        loss: Tensor = self.nll_loss(counted_KC, targets[counts_BS]).mean()
+        return loss
 
 
 class MultiMLMLoss(nn.Module):
@@ -70,15 +71,19 @@ class MultiMLMLoss(nn.Module):
         """`masks` (B, F, T), `decoder_outputs` (B, S, C, H) and `targets` (B, S, H) to a scalar."""
 
         def loss_of_one(outputs_BSC: Tensor, targets_BS: Tensor) -> Tensor:
-            return self.mlm_loss(
+            loss: Tensor = self.mlm_loss(
                 spec_masks=masks,
                 decoder_outputs=outputs_BSC,
                 targets=targets_BS,
                 decoder_lengths=decoder_lengths,
                 target_lengths=target_lengths,
             )
+            return loss
 
         if self.squeeze_single:
             return loss_of_one(decoder_outputs, targets)
         books = range(self.num_decoders)
-        return sum(loss_of_one(decoder_outputs[..., h], targets[..., h]) for h in books) / self.num_decoders
+        # Summed from Python's 0, book after book, and divided last: NeMo's order of rounding.
+        mean = sum(loss_of_one(decoder_outputs[..., h], targets[..., h]) for h in books) / self.num_decoders
+        assert isinstance(mean, Tensor)
+        return mean

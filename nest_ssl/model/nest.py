@@ -128,7 +128,10 @@ class NestModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Features (B, F, T) and lengths of the audio, unless they are `ready`."""
         has_audio = audio is not None and audio_length is not None
-        is_ready = ready is not None and ready_length is not None
-        if has_audio == is_ready:
+        if has_audio == (ready is not None and ready_length is not None):
             raise ValueError("give a signal and its length, or its features and their length")
-        return (ready, ready_length) if is_ready else self.preprocessor(input_signal=audio, length=audio_length)
+        if has_audio:
+            ready, ready_length = self.preprocessor(input_signal=audio, length=audio_length)
+        assert ready is not None
+        assert ready_length is not None
+        return ready, ready_length

@@ -74,8 +74,10 @@ def nearest_codes(x_RD: Tensor, codes_CD: Tensor) -> Tensor:
     silence: it projects to zero, as far from every code but for rounding. For these the distances are computed as NeMo
     does, once for each different row.
     """
+    parts = torch.split(x_RD, max(1, SCORES_AT_ONCE // len(codes_CD)))
+    if codes_CD.dtype != torch.float64:  # in half precision all lie within rounding of others, and NeMo's own decides
+        return torch.cat([distances(part_RD, codes_CD).argmin(-1) for part_RD in parts])
     bias_C = codes_CD.square().sum(-1) / -2
-    parts = x_RD.split(max(1, SCORES_AT_ONCE // len(codes_CD)))
     leads, tokens = zip(*(_best_scores(part_RD, codes_CD, bias_C) for part_RD in parts), strict=True)
     tokens_R, unsure_R = torch.cat(tokens), ~(torch.cat(leads) > DECISIVE_MARGIN)  # so written, NaN is unsure
     if unsure_R.any():
@@ -85,8 +87,9 @@ def nearest_codes(x_RD: Tensor, codes_CD: Tensor) -> Tensor:
 
 
 def distances(x_RD: Tensor, codes_CD: Tensor) -> Tensor:
-    """Euclidean distances (R, C) in NeMo's arithmetic: float64, summed over D with the codes side by side in memory."""
-    return (x_RD.unsqueeze(-1) - codes_CD.T.unsqueeze(0)).norm(dim=-2)
+    """Euclidean distances (R, C) in NeMo's arithmetic: the codes' type, summed over D, codes side by side in memory."""
+    distances_RC: Tensor = (x_RD.unsqueeze(-1) - codes_CD.T.unsqueeze(0)).norm(dim=-2)
+    return distances_RC
 
 
 def _best_scores(x_RD: Tensor, codes_CD: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import struct
-import tempfile
 import wave
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from nest_ssl.base.errors import UserError, from_os_error
+from nest_ssl.base.files import partial_path, remove_leftovers, replace_folder, sha256_of, write_atomically
 from nest_ssl.practice import synth
 
 # Milliseconds. The first two of `train` last exactly 3 s each, so that the default first batch, of two, is not padded.
@@ -63,11 +62,19 @@ def checksum_lines(files: Mapping[str, bytes]) -> str:
 
 def wrong_files(folder: Path, checksums: Mapping[str, str]) -> list[str]:
     """The files of the corpus that are missing from `folder` or differ."""
-    return [name for name, digest in sorted(checksums.items()) if _sha256(folder / name) != digest]
+    wrong = []
+    for name, digest in sorted(checksums.items()):
+        try:
+            if sha256_of(folder / name) == digest:
+                continue
+        except OSError:  # not there, or not to be read: to be written again either way
+            pass
+        wrong.append(name)
+    return wrong
 
 
 def write_corpus(folder: Path, checksums: Mapping[str, str]) -> list[str]:
-    """Make the corpus in `folder` unless it is there; what is missing or damaged is made anew, the rest left alone.
+    """Make the corpus in `folder` unless it is there; what is missing or damaged is written again, the rest left alone.
 
     Returns:
         The files written; empty when all was there.
@@ -79,9 +86,14 @@ def write_corpus(folder: Path, checksums: Mapping[str, str]) -> list[str]:
     if not wrong:
         return []
     files = build_corpus()
-    _refuse_other_bytes(files, checksums)
+    made = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    for name, digest in sorted({**made, **checksums}.items()):
+        if made.get(name) != digest or name not in checksums:
+            raise UserError("the generated corpus has other bytes than the committed checksums", name,
+                            "Restore nest_ssl/practice/ and data/dummy_ssl.sha256 from the repository.")  # fmt: skip
     try:
-        _write_atomically(folder, {name: files[name] for name in wrong})
+        remove_leftovers(folder)
+        _write(folder, {name: files[name] for name in wrong})
     except OSError as error:
         raise from_os_error(error, str(folder)) from error
     still_wrong = wrong_files(folder, checksums)
@@ -102,36 +114,14 @@ def _wav(samples: Iterable[int]) -> bytes:
     return buffer.getvalue()
 
 
-def _sha256(path: Path) -> str | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return None
-
-
-def _refuse_other_bytes(files: Mapping[str, bytes], checksums: Mapping[str, str]) -> None:
-    made = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    for name in sorted({*made, *checksums}):
-        if made.get(name) != checksums.get(name):
-            raise UserError("the generated corpus has other bytes than the committed checksums", name,
-                            "Restore nest_ssl/practice/ and data/dummy_ssl.sha256 from the repository.")  # fmt: skip
-
-
-def _write_atomically(folder: Path, files: Mapping[str, bytes]) -> None:
-    """All files complete beside `folder` first, then moved; a new folder appears in one rename."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Each file whole or not at all; a new folder appears with all of them."""
+    place = folder if folder.exists() else partial_path(folder)
     try:
         for name, data in files.items():
-            path = staging / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data)
-        staging.chmod(0o755)  # mkdtemp makes it private
-        if not folder.exists():
-            staging.rename(folder)
-            return
-        for name in files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staging / name, folder / name)
+            write_atomically(place / name, data)
+        if place != folder:
+            replace_folder(place, folder)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if place != folder:
+            shutil.rmtree(place, ignore_errors=True)

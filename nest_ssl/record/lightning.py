@@ -1,8 +1,8 @@
 """The recorder as a Lightning callback, the same for every trainer: which hook is which boundary of a `Session`.
 
-    recorder = Recorder(RecordingWriter("outputs/nest"), steps=frozenset({0}), output_names=("log_probs", "tokens"))
-    Trainer(callbacks=[recorder]).fit(model)
-    recorder.finish(trainer={"name": "nest", "package": "nest-ssl", "version": "0.1.0"}, seed=42)
+recorder = Recorder(RecordingWriter("outputs/nest"), steps=frozenset({0}), output_names=("log_probs", "tokens"))
+Trainer(callbacks=[recorder]).fit(model)
+recorder.finish(trainer={"name": "nest", "package": "nest-ssl", "version": "0.1.0"}, seed=42)
 """
 
 from __future__ import annotations

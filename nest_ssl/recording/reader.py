@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from nest_ssl.base.errors import UserError
@@ -36,11 +36,17 @@ from nest_ssl.recording.tensors import check_storable, describe_tensor, describe
 T = TypeVar("T")
 
 
+def _with_names(group: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(group.get("params"), list) or not all(isinstance(name, str) for name in group["params"]):
+        raise ValueError("params has to be a list of names")
+    return group
+
+
 class OptimizerState(TypedDict):
     """By parameter name; every group has the names of its parameters as `params`, and its settings."""
 
     state: dict[str, dict[str, Any]]
-    param_groups: list[dict[str, Any]]
+    param_groups: list[Annotated[dict[str, Any], AfterValidator(_with_names)]]
 
 
 RERUN = "Record it again (make nemo, make nest)."
@@ -129,7 +135,12 @@ class StepFiles:
             calls = _CALLS.validate_python(schema1.upgrade_calls(rows) if is_1 else [Call(**row) for row in rows])
             for place, call in enumerate(calls):
                 known = all(0 <= index < len(calls) for index, _ in call.producers.values())
-                if call.index != place or len(call.args) != len(call.arg_names) or call.end < call.start or not known:
+                if (
+                    call.index != place
+                    or len(call.args) != len(call.arg_names)
+                    or not 0 <= call.start <= call.end
+                    or not known
+                ):
                     raise ValueError(f"{key}.{place}: its numbers do not fit each other")
             if key == "calls" and [call.name for call in calls] != self._recording.index.calls.get(self._number):
                 raise ValueError(f"its calls are not those that {files.INDEX} lists")

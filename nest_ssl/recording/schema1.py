@@ -11,19 +11,22 @@ STATES = ("batch_ready", "forward_done", "backward_done", "step_done")
 
 
 def upgrade_index(index: dict[str, Any]) -> dict[str, Any]:
-    """`recording.json`: the trainer has the class of the model too."""
-    rest = {key: value for key, value in index.items() if key != "model_class"}
-    return rest | {"ledger": upgrade_ledger(index.get("ledger"))}
+    """`recording.json`: the class of the model stood beside the trainer."""
+    upgraded = {**index, "ledger": upgrade_ledger(index.get("ledger"))}
+    model_class = upgraded.pop("model_class", "")
+    if isinstance(index.get("trainer"), dict):
+        upgraded["trainer"] = {"class": model_class, **index["trainer"]}
+    return upgraded
 
 
-def upgrade_ledger(ledger: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """Stages, ``name#call`` or a phase, to phase, module and call."""
-    if ledger is None:
-        return None
+def upgrade_ledger(ledger: Any) -> Any:
+    """Stages, ``name#call`` or a phase, to phase, module and call. What is no ledger stays, to be refused as one."""
+    if not isinstance(ledger, list) or not all(isinstance(entry, dict) and "stage" in entry for entry in ledger):
+        return ledger
     rows = []
     for entry in ledger:
-        module, call_of, number = str(entry["stage"]).rpartition("#")
-        stage = {"phase": "forward", "module": module, "call": int(number)} if call_of else {"phase": number}
+        module, is_call, number = str(entry["stage"]).rpartition("#")
+        stage = {"phase": "forward", "module": module, "call": int(number)} if is_call else {"phase": number}
         rows.append({key: value for key, value in entry.items() if key != "stage"} | stage)
     return rows
 

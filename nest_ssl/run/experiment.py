@@ -35,7 +35,7 @@ from nest_ssl.run.command_line import read_command_line
 from nest_ssl.run.console import Progress, quiet, summary
 from nest_ssl.run.exp_manager import Experiment, open_experiment
 from nest_ssl.run.loggers import build_loggers, closing
-from nest_ssl.run.preflight import check_data, check_settings
+from nest_ssl.run.preflight import check_data, check_settings, data_sections
 from nest_ssl.run.subject import Inputs, Subject
 
 # What `forward` of a NEST model returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`).
@@ -126,8 +126,10 @@ def _train(
         try:
             _fit(trainer, model, experiment.attach(trainer, model))
         except decoder_errors() as error:  # NeMo's do not say which file
-            sections = [cfg.model[name] for name in ("train_ds", "validation_ds") if cfg.model.get(name) is not None]
-            raise audio_behind(error, sections, inputs.corpora or Corpora()) or error from None
+            bad = audio_behind(error, list(data_sections(cfg).values()), inputs.corpora or Corpora())
+            if bad is None:
+                raise
+            raise bad from error
     return trainer
 
 
@@ -157,7 +159,7 @@ def _fit(trainer: Trainer, model: LightningModule, checkpoint: str | None) -> No
     except SystemExit as stop:
         raise InterruptedRun(signal.SIGINT) from stop
     except MisconfigurationException as error:
-        raise UserError("a setting is wrong", str(error), "See Lightning's documentation of it.") from error
+        raise UserError("a setting is wrong", str(error).rstrip("."), "See Lightning's documentation of it.") from error
 
 
 def _describe(subject: Subject) -> dict[str, Any]:

@@ -70,7 +70,9 @@ def _tensorboard(settings: dict[str, Any], log_dir: Path) -> Logger:
         logger = TensorBoardLogger(save_dir=log_dir, name="", version="", **settings)
         _ = logger.experiment  # opens the file of events
     except (TypeError, ValueError) as error:
-        raise UserError("a TensorBoard setting is wrong", f"{where}: {error}", "See TensorBoardLogger.") from error
+        raise UserError(
+            "a TensorBoard setting is wrong", f"{where}: {error}".rstrip("."), "See TensorBoardLogger."
+        ) from error
     except OSError as error:
         raise from_os_error(error, str(log_dir)) from error
     return logger
@@ -91,10 +93,12 @@ def _wandb(settings: dict[str, Any], log_dir: Path) -> Logger:
         logger = WandbLogger(**settings)
         _ = logger.experiment  # starts the run; online, this is where W&B asks for a login
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError("a W&B setting is wrong", f"{where}: {error}", "See Lightning's WandbLogger.") from error
+        raise UserError(
+            "a W&B setting is wrong", f"{where}: {error}".rstrip("."), "See Lightning's WandbLogger."
+        ) from error
     except wandb.errors.Error as error:
         fix = "Log in (wandb login), or keep the run on disk: WANDB_MODE=offline or wandb_logger_kwargs.offline=true."
-        raise UserError("W&B cannot start a run", f"{where}: {error}", fix) from error
+        raise UserError("W&B cannot start a run", f"{where}: {error}".rstrip("."), fix) from error
     except OSError as error:
         raise from_os_error(error, str(settings["save_dir"])) from error
     return logger

@@ -59,7 +59,7 @@ def _counts(step: StepFiles, settings: Any) -> tuple[int, int, int] | None:
     if stride < 1 or masks.shape[2] % stride:
         return None
     per_frame_BT = masks.to(float32).mean(1)
-    per_token_BS = per_frame_BT.unflatten(1, (-1, stride)).mean(-1)
+    per_token_BS = per_frame_BT.reshape(masks.shape[0], -1, stride).mean(-1)
     return int((per_frame_BT > 0).sum()), int((per_token_BS > threshold).sum()), per_token_BS.numel()
 
 

@@ -14,21 +14,20 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.config.optim import Optim
+from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.fingerprint import DataRecord
-from nest_ssl.data.settings import read_settings
 from nest_ssl.model.nest import NestModel
-from nest_ssl.releases import concerning, generation, generation_of
+from nest_ssl.releases import generation, generation_of
 from nest_ssl.run.subject import Inputs, Subject
 from nest_ssl.train.checkpoint.init_from import load_sources
 from nest_ssl.train.optim import build_optimizer
 from nest_ssl.train.schedules import build_schedule
 from nest_ssl.train.validation import loss_prefixes
 
-FLOAT64 = ("64", "64-true")  # Lightning's names
+FLOAT64 = (64, "64", "64-true")  # Lightning's names
 MANY_BATCHES = 10_000  # of which a run says beforehand that it trains so many, unless it keeps checkpoints
 SOME_STEPS = 1_000_000  # that a schedule is tried with
 
@@ -59,7 +58,9 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
         fix = "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build."
         raise UserError("no GPU that torch can use", f"trainer.accelerator={accelerator}", fix)
     _check_generation(subject, cfg.nemo)
-    check_precision(str(cfg.trainer.get("precision")), cfg.nemo, **concerning(check_precision, generation(cfg.nemo)))
+    if cfg.trainer.get("precision") in FLOAT64 and generation(cfg.nemo).float64 == "fails":
+        fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
+        raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={cfg.trainer.precision}", fix)
     notes = adapt_to_machine(cfg, torch.cuda.device_count())
     _check_one_process(cfg)
     _check_model(cfg)
@@ -84,18 +85,24 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
             losses would have no name; nothing to train; a validation that never comes.
     """
     skip = cfg.bad_audio == "skip" and subject.skips_bad_audio
-    sections = {"train": cfg.model.train_ds, "validation": cfg.model.get("validation_ds")}
-    corpora = Corpora()
-    checked = {name: check_dataset(section, skip, corpora) for name, section in sections.items() if section is not None}
+    datasets, corpora = data_sections(cfg), Corpora()
+    rate = cfg.model.sample_rate
+    checked = {name: check_dataset(dataset, rate, skip, corpora) for name, dataset in datasets.items()}
     if "validation" in checked:
         loss_prefixes(plain(cfg.model.validation_ds))
-    settings = read_settings(cfg.model.train_ds)
-    length = planned_length(cfg, len(checked["train"].entries), settings.batch_size, settings.drop_last)
+    train = datasets["train"]
+    length = planned_length(cfg, len(checked["train"].entries), train.batch_size, train.drop_last)
     notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
     notes += _fit_validation(cfg, length)
     if length.batches > MANY_BATCHES and not (cfg.get("exp_manager") or {}).get("exp_dir"):
         notes.append(f"this trains {length.batches:,.0f} batches and keeps no checkpoint; batches=N ends it earlier")
     return Inputs(load_sources(cfg), corpora), DataRecord(checked), length, notes
+
+
+def data_sections(cfg: DictConfig) -> dict[str, Dataset]:
+    """The settings of ``train`` and, if there is any, ``validation`` data."""
+    given = {name: cfg.model.get(f"{name}_ds") for name in ("train", "validation")}
+    return {name: read(Dataset, section, f"model.{name}_ds") for name, section in given.items() if section is not None}
 
 
 def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last: bool) -> Length:
@@ -136,17 +143,6 @@ def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last:
         return Length(epoch, epochs * epoch, epochs * steps_of_epoch)
     whole_epochs, left = divmod(steps, steps_of_epoch)  # an epoch's last step may have fewer batches
     return Length(epoch, whole_epochs * epoch + left * accumulate, steps)
-
-
-def check_precision(precision: str, nemo: str, float64: str = "runs") -> None:
-    """Refuse a precision in which the generation `nemo` cannot train; `float64`: see `releases.Generation`.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if precision in FLOAT64 and float64 == "fails":
-        fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
-        raise UserError(f"NeMo {nemo} does not train in float64", f"trainer.precision={precision}", fix)
 
 
 def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
@@ -205,12 +201,11 @@ def _check_generation(subject: Subject, wanted: str) -> None:
 def _check_model(cfg: DictConfig) -> None:
     """Build the port's model without memory (torch's `meta` device) and its optimizer: what fails, fails now, and
     NeMo, which would end in a traceback, is not asked."""
-    section = read(Optim, plain(cfg.model.optim), "model.optim")
+    section = plain(cfg.model.optim)
     with torch.device("meta"):
         model = NestModel(cfg.model, cfg.nemo)
-    optimizer = build_optimizer(model, plain(cfg.model.optim), plain(cfg.model.get("optim_param_groups")))
-    if section.sched is not None:
-        build_schedule(optimizer, plain(cfg.model.optim.sched), SOME_STEPS)
+    optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
+    build_schedule(optimizer, section.get("sched"), SOME_STEPS)
 
 
 def _fit_validation(cfg: DictConfig, length: Length) -> list[str]:

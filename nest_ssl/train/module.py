@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.loader import build_dataloader, validation_sections
@@ -51,12 +53,13 @@ class NestModule(NestModel, LightningModule):
         super().__init__(cfg, release)
         self.loss.mlm_loss.no_masked_token = no_masked_token
         self.save_hyperparameters({"cfg": plain(cfg)})  # for loggers, as NeMo; builtins, for checkpoints hold them too
-        self.settings, self.skipped = cfg, skipped
+        self.settings, self.generation, self.skipped = cfg, release, skipped
         data = {"skipped": skipped, "corpora": corpora, **concerning(build_dataloader, generation(release))}
-        train, rate = cfg.get("train_ds"), cfg.sample_rate
+        train, rate = None if cfg.get("train_ds") is None else read(Dataset, cfg.train_ds, "train_ds"), cfg.sample_rate
         self._train_loader = build_dataloader(train, rate, shuffle=True, training=True, **data)
         sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []
-        self._validation_loaders = [build_dataloader(section, rate, **data) for section in sections]
+        validation = [read(Dataset, section, "validation_ds") for section in sections]
+        self._validation_loaders = [build_dataloader(dataset, rate, **data) for dataset in validation]
         self._validation_losses = ValidationLosses(cfg.get("validation_ds"))
 
     @classmethod
@@ -78,7 +81,7 @@ class NestModule(NestModel, LightningModule):
         return model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(hyper_parameters(self.settings))
+        checkpoint.update(hyper_parameters(self.settings, self.generation))
 
     def train_dataloader(self) -> DataLoader[Any] | None:
         return self._train_loader

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.section import plain
 from nest_ssl.data.loader import validation_sections
-from nest_ssl.data.settings import plain
 
 
 class ValidationLosses:

@@ -22,6 +22,7 @@ from nest_ssl.base.determinism import seed_all
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.rng import rng_digests
 from nest_ssl.config.compose import compose
+from nest_ssl.config.strict import read_config
 from nest_ssl.model.nest import NestModel
 from nest_ssl.run.experiment import run
 from nest_ssl.train.checkpoint import init_from
@@ -222,8 +223,8 @@ def test_nemo_refuses_what_we_refuse(files: dict[str, dict[str, Path]]) -> None:
         ({"init_from_nemo_model": {"a": {"path": path, "include": None}}}, TypeError),
     ):
         cfg = OmegaConf.create(wrong)
-        with pytest.raises(UserError):
-            init_from.load_sources(cfg)
+        with pytest.raises(UserError, match="init_from"):
+            read_config(["size=tiny", *(f"{key}={json.dumps(value)}".replace('"', "") for key, value in wrong.items())])
         with pytest.raises(theirs):
             nemo_model(seed=1).maybe_init_from_pretrained_checkpoint(cfg)
 

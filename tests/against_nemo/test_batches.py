@@ -22,8 +22,11 @@ import torch
 from omegaconf import OmegaConf
 
 from nest_ssl.config.compose import ROOT, compose
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
 from nest_ssl.data.batch import AudioNoiseBatch
-from nest_ssl.data.loader import build_dataloader, check_dataset, validation_sections
+from nest_ssl.data.check import check_dataset
+from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.practice.corpus import read_checksums, write_corpus
 from nest_ssl.releases import concerning, generation
 
@@ -252,7 +255,8 @@ def nemo_model(release: str) -> Any:
 @pytest.fixture(scope="module")
 def build_ours(release: str) -> Callable[[dict[str, Any]], Any]:
     """`build_ours(section)`: our loader, of the generation of the NeMo that is installed."""
-    return lambda section: build_dataloader(section, RATE, **concerning(build_dataloader, generation(release)))
+    differences = concerning(build_dataloader, generation(release))
+    return lambda section: build_dataloader(read(Dataset, section), RATE, **differences)
 
 
 def seed(value: int) -> None:
@@ -300,7 +304,7 @@ def assert_same(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> Non
 )
 def test_batches_and_draws_are_nemos(case: str, value: int, corpus: Path, nemo_model: Any, build_ours: Any) -> None:
     section = section_of(case, corpus)
-    check_dataset(section)
+    check_dataset(read(Dataset, section), RATE)
     expected, their_ledger = walk(lambda: nemo_model._setup_dataloader_from_config(OmegaConf.create(section)), value)
     got, our_ledger = walk(lambda: build_ours(section), value)
     assert_same(expected, got)

@@ -205,6 +205,15 @@ def test_tokens_of_equal_and_nearly_equal_codes(pair: Any, same_bits: Any, run: 
     same_bits(*(run(module, input_signal=features) for module in (nemo, nest)))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(pair: Any, same_bits: Any, training_step: Any, step_batch: Any, dtype: torch.dtype) -> None:
+    """`trainer.precision=bf16-true`: the codebooks too are in half precision, and many codes are equally near."""
+    models = pair(*TINY, "model.masking.mask_prob=0.03")
+    theirs, ours = (training_step(model.to(dtype), step_batch) for model in (models.nemo, models.nest))
+    assert len(theirs["calls"]) > 80
+    same_bits(theirs, ours)
+
+
 @pytest.mark.parametrize("overlap", ["true", "false"])
 @pytest.mark.parametrize("probability", [0.01, 0.2, 0.95])
 def test_masks(pair: Any, same_bits: Any, run: Any, overlap: str, probability: float) -> None:

@@ -18,6 +18,14 @@ RATE = 16_000
 HOW = Decoding(RATE, strict=True)
 
 
+@pytest.fixture(scope="session")
+def _librosa() -> None:
+    """Imported, and compiled by numba, before a test is timed."""
+    import librosa
+
+    librosa.effects.trim(librosa.resample(np.zeros(1_000), orig_sr=8_000, target_sr=16_000))
+
+
 @pytest.fixture
 def folder(tmp_path: Path, wav: Callable[..., str]) -> Path:
     wav("a.wav", 2.0)
@@ -41,12 +49,14 @@ def test_integers_give_the_same_values_for_pcm(folder: Path) -> None:
     assert np.array_equal(load(path, 0, 0, Decoding(RATE, int_values=True)), load(path, 0, 0, HOW))
 
 
+@pytest.mark.usefixtures("_librosa")
 def test_resampled_length(folder: Path) -> None:
     samples = load(str(folder / "fast.wav"), 0, 0, HOW)
     assert samples.dtype == np.float32
     assert samples.shape == (RATE,)
 
 
+@pytest.mark.usefixtures("_librosa")
 def test_trim(folder: Path) -> None:
     samples = np.zeros(3 * RATE)
     samples[RATE : 2 * RATE] = np.random.default_rng(0).uniform(-0.5, 0.5, RATE)

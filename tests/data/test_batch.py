@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nest_ssl.data.batch import AudioNoiseBatch, AudioNoiseItem, collate, fit
+from nest_ssl.data.batch import AudioNoiseBatch, AudioNoiseItem, UnmixedBatch, collate, fit
 
 
 def item(audio: int, noise: int) -> AudioNoiseItem:
@@ -29,14 +29,13 @@ def test_padded_to_the_longest_utterance(lengths: list[tuple[int, int]]) -> None
 
 
 def test_an_augmentor_does_the_mixing() -> None:
-    wanted = AudioNoiseBatch()
+    wanted = AudioNoiseBatch(*[torch.zeros(1)] * 6)
     assert collate([item(3, 3)], lambda batch: wanted) is wanted
 
 
 def test_before_nemo_2_5_noisy_audio_is_as_long_as_the_speech() -> None:
-    def mixes(batch: AudioNoiseBatch) -> AudioNoiseBatch:
-        batch.noisy_audio, batch.noisy_audio_len = batch.audio + batch.noise, batch.noise_len
-        return batch
+    def mixes(batch: UnmixedBatch) -> AudioNoiseBatch:
+        return batch.mix(batch.noise_len)
 
     for augmentor in (None, mixes):
         batch = collate([item(9, 4), item(5, 7)], augmentor, noisy_length="audio")

@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
 from nest_ssl.data.audio import Decoding
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.dataset import AudioNoiseDataset, AudioNoiseItem, load_utterance, repeat_short
@@ -25,7 +27,7 @@ HOW = Decoding(16_000, strict=True)
 
 
 def read_speech(path: str) -> Sequence[Entry]:
-    return Corpora().read([path]).entries
+    return Corpora().read(read(Dataset, {"manifest_filepath": path, "batch_size": 1})).entries
 
 
 @given(length=st.integers(0, 50), shortest=st.integers(1, 50))

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import AudioNoiseLoader, build_dataloader
 from nest_ssl.data.skipping import SkippedAudio
@@ -32,7 +34,9 @@ def loader(section: dict[str, Any], wav: Callable[..., str], manifest: Callable[
         for name in spoilt:
             (tmp_path / f"{name}.wav").write_text("not audio")
         skipped = SkippedAudio() if spoilt else None
-        built = build_dataloader({**settings, "num_workers": workers}, 16_000, skipped=skipped, training=True)
+        built = build_dataloader(
+            read(Dataset, {**settings, "num_workers": workers}), 16_000, skipped=skipped, training=True
+        )
         assert built is not None
         return built
 

@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
 from nest_ssl.data import files
 from nest_ssl.data import fingerprint as module
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.fingerprint import DataRecord
-from nest_ssl.data.settings import read_settings
 
 Section = dict[str, Any]
 
 
 def record_of(section: Section) -> DataRecord:
-    return DataRecord({"train": read_settings(section).read(Corpora())})
+    return DataRecord({"train": Corpora().read(read(Dataset, section))})
 
 
 def fingerprint(section: Section) -> dict[str, Any]:

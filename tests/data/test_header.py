@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.data.audio import Decoding, load
 from nest_ssl.data.header import check_header
+from nest_ssl.data.manifest import read_speech
 from nest_ssl.data.problems import AudioProblem, ReaderProblem, UnfitAudio
 
 RATE = 16_000
@@ -159,6 +161,14 @@ def test_backslashes(folder: Path) -> None:
     assert "forward" not in both_say("train/utt_00.wav").fix
     (folder / "a\\b.wav").write_bytes((folder / "a.wav").read_bytes())
     assert len(load(str(folder / "a\\b.wav"), None, None, HOW)) == 2 * RATE, "a letter like others where it is there"
+
+
+def test_in_a_container_files_may_be_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "DATA=" not in both_say("gone.wav").fix
+    monkeypatch.setenv("NEST_SSL_IMAGE", "nest-ssl-nest")
+    assert both_say("gone.wav").fix.endswith("A container sees only the folders that DATA= names.")
+    with pytest.raises(UserError, match="no such manifest: gone.json.* A container sees only the folders that DATA="):
+        read_speech("gone.json")
 
 
 @pytest.mark.parametrize("rate", [1, 2, 11, 999, 1_000_001, 16_000 ^ 1 << 30, 0x7FFFFFFF])

@@ -17,6 +17,8 @@ import torch
 from nest_ssl.base.determinism import seed_all
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.rng import generator_states, restore_generators
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
@@ -34,10 +36,10 @@ def noise(wav: Callable[..., str], manifest: Callable[..., str]) -> str:
 
 
 def test_batches_in_order(section: Section) -> None:
-    loader = build_dataloader(section, 16_000)
+    loader = build_dataloader(read(Dataset, section), 16_000)
     assert len(loader) == 2
     assert [batch.audio_len.tolist() for batch in loader] == [[24_000, 32_000], [19_200]]
-    assert len(build_dataloader({**section, "drop_last": True}, 16_000)) == 1
+    assert len(build_dataloader(read(Dataset, {**section, "drop_last": True}), 16_000)) == 1
 
 
 def test_no_section_no_loader() -> None:
@@ -48,7 +50,7 @@ def test_nothing_is_drawn_until_it_is_asked(section: Section) -> None:
     """torch draws a base seed at `iter()`, and a seed for shuffling at the first `next()`."""
     torch.manual_seed(0)
     states = [torch.get_rng_state()]
-    loader = build_dataloader({**section, "shuffle": True}, 16_000)
+    loader = build_dataloader(read(Dataset, {**section, "shuffle": True}), 16_000)
     states.append(torch.get_rng_state())
     batches = iter(loader)
     states.append(torch.get_rng_state())
@@ -62,7 +64,11 @@ def test_nothing_is_drawn_until_it_is_asked(section: Section) -> None:
 def test_shuffling_follows_the_seed(section: Section) -> None:
     def order(seed: int) -> list[int]:
         torch.manual_seed(seed)
-        return [n for batch in build_dataloader(section, 16_000, shuffle=True) for n in batch.audio_len.tolist()]
+        return [
+            n
+            for batch in build_dataloader(read(Dataset, section), 16_000, shuffle=True)
+            for n in batch.audio_len.tolist()
+        ]
 
     assert order(0) == order(1) == [24_000, 32_000, 19_200], "the section says shuffle: false"
     del section["shuffle"]
@@ -80,14 +86,14 @@ def test_workers_give_the_same_from_the_same_seed(
     for _ in range(2):
         torch.manual_seed(7)
         np.random.seed(np.random.default_rng().integers(1 << 30))  # of no influence: workers have their own
-        runs.append([batch.noise for batch in build_dataloader({**section, "num_workers": 2}, 16_000)])
+        runs.append([batch.noise for batch in build_dataloader(read(Dataset, {**section, "num_workers": 2}), 16_000)])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=with_workers)])
 def test_a_bad_file_is_a_user_error_also_from_a_worker(workers: int, section: Section, tmp_path: Path) -> None:
     (tmp_path / "b.wav").write_text("not audio")
-    loader = build_dataloader({**section, "num_workers": workers, "batch_size": 1}, 16_000)
+    loader = build_dataloader(read(Dataset, {**section, "num_workers": workers, "batch_size": 1}), 16_000)
     batches = iter(loader)
     next(batches)
     with pytest.raises(UserError, match=r"not an audio file that can be read: .*b.wav \(.*manifest.json, line 2\)"):
@@ -98,7 +104,7 @@ def test_a_bad_file_is_a_user_error_also_from_a_worker(workers: int, section: Se
 def test_a_mistake_met_while_mixing(workers: int, section: Section) -> None:
     mixing = {"_target_": "nemo.collections.asr.modules.ssl_modules.SpeakerNoiseAugmentation", "prob": 1.0,
               "min_mix_rate": 1, "max_mix_rate": 1}  # fmt: skip
-    loader = build_dataloader({**section, "num_workers": workers, "batch_augmentor": mixing}, 16_000)
+    loader = build_dataloader(read(Dataset, {**section, "num_workers": workers, "batch_augmentor": mixing}), 16_000)
     with pytest.raises(UserError, match="leaves no place to draw"):
         next(iter(loader))
 
@@ -109,11 +115,10 @@ def test_mistakes_of_the_section(section: Section, manifest: Callable[..., str])
         "an empty manifest": {"manifest_filepath": manifest(name="empty.json")},
         "none of 3 entries": {"min_duration": 50},
         "no such manifest: gone.json": {"noise_manifest": "gone.json"},
-        "not supported: is_tarred": {"is_tarred": True},
     }
     for message, change in cases.items():
         with pytest.raises(UserError, match=message):
-            build_dataloader({**section, **change}, 16_000)
+            build_dataloader(read(Dataset, {**section, **change}), 16_000)
 
 
 def test_validation_sections(section: Section, manifest: Callable[..., str]) -> None:
@@ -141,7 +146,7 @@ def tensors(batch: AudioNoiseBatch) -> dict[str, bytes]:
 def test_an_epoch_is_taken_up_where_it_was_left(section: Section, noise: str, workers: int, shuffle: bool) -> None:
     section = {**section, "shuffle": shuffle, "batch_size": 1, "num_workers": workers, "noise_manifest": noise}
     seed_all(3)
-    whole = build_dataloader(section, 16_000)
+    whole = build_dataloader(read(Dataset, section), 16_000)
     list(whole)  # an epoch before
     batches, state, generators = iter(whole), None, None
     for _ in range(2):
@@ -150,7 +155,7 @@ def test_an_epoch_is_taken_up_where_it_was_left(section: Section, noise: str, wo
     rest, end = list(batches), state_of_generators()
 
     seed_all(99)
-    resumed = build_dataloader(section, 16_000)
+    resumed = build_dataloader(read(Dataset, section), 16_000)
     resumed.load_state_dict(state)
     batches = iter(resumed)
     assert resumed.state_dict()["batches"] == 2
@@ -164,18 +169,18 @@ def test_an_epoch_is_taken_up_where_it_was_left(section: Section, noise: str, wo
 
 
 def test_a_finished_epoch_stays_finished(section: Section) -> None:
-    loader = build_dataloader(section, 16_000)
+    loader = build_dataloader(read(Dataset, section), 16_000)
     list(loader)
-    resumed = build_dataloader({**section, "num_workers": 2}, 16_000)
+    resumed = build_dataloader(read(Dataset, {**section, "num_workers": 2}), 16_000)
     resumed.load_state_dict(loader.state_dict())
     assert list(resumed) == [] and resumed.state_dict()["batches"] == 2
 
 
 def test_data_that_has_shrunk_cannot_be_resumed(section: Section) -> None:
-    loader = build_dataloader(section, 16_000)
+    loader = build_dataloader(read(Dataset, section), 16_000)
     list(loader)
     with pytest.raises(UserError, match="2 batches into an epoch that has 1 now"):
-        build_dataloader({**section, "batch_size": 3}, 16_000).load_state_dict(loader.state_dict())
+        build_dataloader(read(Dataset, {**section, "batch_size": 3}), 16_000).load_state_dict(loader.state_dict())
 
 
 # --- what older releases of NeMo do otherwise -------------------------------------------------------------------------
@@ -188,7 +193,9 @@ def test_the_augmentation_draws_from_the_generator_asked_for(section: Section) -
     def first(draws: str, python_seed: int, numpy_seed: int) -> torch.Tensor:
         random.seed(python_seed)
         np.random.seed(numpy_seed)
-        loader = build_dataloader({**section, "batch_augmentor": mixing}, 16_000, augmentation_draws=draws)
+        loader = build_dataloader(
+            read(Dataset, {**section, "batch_augmentor": mixing}), 16_000, augmentation_draws=draws
+        )
         return next(iter(loader)).noise
 
     for draws, python_counts in (("python", True), ("numpy", False)):
@@ -207,11 +214,11 @@ def test_what_takes_pydub_is_told_where_there_is_none(
     soundfile.write(tmp_path / "a.WAV", np.full(20_000, 0.1), 16_000)
     (tmp_path / "m.json").write_text(json.dumps({"audio_filepath": "a.WAV", "duration": 1.25}))
     section = {**section, whose: str(tmp_path / "m.json"), "num_workers": workers}
-    assert next(iter(build_dataloader(section, 16_000))).audio.any()
+    assert next(iter(build_dataloader(read(Dataset, section), 16_000))).audio.any()
     skipped = SkippedAudio()
     for how in ({}, {"skipped": skipped}):
         with pytest.raises(UserError) as raised:
-            next(iter(build_dataloader(section, 16_000, audio_reader="pydub", **how)))
+            next(iter(build_dataloader(read(Dataset, section), 16_000, audio_reader="pydub", **how)))
         assert str(raised.value) == (
             "NeMo before 3.0 reads this audio file through pydub, which is not installed here: "
             f"{tmp_path}/a.WAV ({tmp_path}/m.json, line 1). "

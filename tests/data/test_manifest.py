@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
 from nest_ssl.data import manifest as manifest_module
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.manifest import Entry, NoiseClip, full_path, is_url, manifest_paths
@@ -17,12 +19,16 @@ Manifest = Callable[..., str]
 GOOD = {"audio_filepath": "/x/good.wav"}
 
 
+def dataset_of(manifests: Sequence[str], noise: Sequence[str] | None = None) -> Dataset:
+    return read(Dataset, {"manifest_filepath": manifests, "noise_manifest": noise, "batch_size": 1})
+
+
 def read_speech(manifests: Sequence[str]) -> Sequence[Entry]:
-    return Corpora().read(manifests).entries
+    return Corpora().read(dataset_of(manifests)).entries
 
 
 def read_noise(manifests: Sequence[str], manifest: Manifest) -> Sequence[NoiseClip]:
-    return Corpora().read([manifest(GOOD, name="speech.json")], manifests).clips
+    return Corpora().read(dataset_of([manifest(GOOD, name="speech.json")], manifests)).clips
 
 
 @pytest.mark.parametrize(("value", "paths"), [
@@ -108,9 +114,8 @@ def test_only_regular_files_are_manifests(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/zero")
     for path in ("/dev/zero", "/dev/null", str(tmp_path / "pipe"), str(tmp_path / "link"), str(tmp_path)):
-        for role in ({"manifests": [path]}, {"manifests": ["unused"], "noise_manifests": [path]}):
-            with pytest.raises(UserError, match="a manifest that is not a regular file: |no such manifest: unused"):
-                Corpora().read(**role)
+        with pytest.raises(UserError, match="a manifest that is not a regular file: "):
+            read_speech([path])
         with pytest.raises(UserError, match="a manifest that is not a regular file: "):
             manifest_module.read_noise(path)
 

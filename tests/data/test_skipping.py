@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.loader import AudioNoiseLoader, build_dataloader
@@ -40,7 +42,7 @@ def five(section: Section, wav: Callable[..., str], manifest: Callable[..., str]
 
 def load(section: Section, training: bool = True, **settings: Any) -> tuple[AudioNoiseLoader, SkippedAudio]:
     skipped = SkippedAudio()
-    loader = build_dataloader({**section, **settings}, 16_000, skipped=skipped, training=training)
+    loader = build_dataloader(read(Dataset, {**section, **settings}), 16_000, skipped=skipped, training=training)
     assert loader is not None
     return loader, skipped
 
@@ -73,7 +75,7 @@ def spoil(folder: Path, names: str) -> None:
 def test_without_a_bad_file_nothing_differs(workers: int, five: Section) -> None:
     settings = {**five, "num_workers": workers, "shuffle": True}
     runs = []
-    for loader in (build_dataloader(settings, 16_000), load(settings)[0]):
+    for loader in (build_dataloader(read(Dataset, settings), 16_000), load(settings)[0]):
         seed()
         runs.append(([values(batch) for _ in range(2) for batch in loader], states()))
     assert runs[0] == runs[1]
@@ -181,12 +183,12 @@ def test_a_mistake_that_is_no_files_still_stops(five: Section, tmp_path: Path) -
 
 
 def test_the_check_warns(five: Section, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    check_dataset(five, skip_bad=True)
+    check_dataset(read(Dataset, five), 16_000, skip_bad=True)
     assert caplog.text == ""
     spoil(tmp_path, "bd")
-    check_dataset(five, skip_bad=True)
+    check_dataset(read(Dataset, five), 16_000, skip_bad=True)
     assert "2 of 5 audio files cannot be used and will be skipped, the first: not an audio file" in caplog.text
     assert "manifest.json, line 2" in caplog.text
     spoil(tmp_path, "ace")
     with pytest.raises(UserError, match=r"none of the audio can be used: .*a\.wav .*line 1"):
-        check_dataset(five, skip_bad=True)
+        check_dataset(read(Dataset, five), 16_000, skip_bad=True)

@@ -85,3 +85,13 @@ def test_codes_are_unit_vectors_in_float64() -> None:
     codes = make().codebooks
     assert codes.dtype == torch.float64
     torch.testing.assert_close(codes.norm(dim=-1), torch.ones(1, 50, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_first_of_the_nearest_is_taken(dtype: torch.dtype) -> None:
+    """Rounding makes many codes equally near; scores of a rearranged formula would choose others among them."""
+    torch.manual_seed(0)
+    x, codes = (F.normalize(torch.randn(n, 16), dim=-1).to(dtype) for n in (300, 500))
+    expected = (x.unsqueeze(-1) - codes.T.unsqueeze(0)).norm(dim=-2)
+    assert int((expected == expected.min(1, keepdim=True).values).sum()) > len(x), "there are ties"
+    assert torch.equal(nearest_codes(x, codes), expected.argmin(-1))

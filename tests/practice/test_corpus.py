@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
 import time
@@ -153,6 +154,24 @@ def test_script_without_any_package(made: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "nothing to do" in done.stdout
+
+
+def test_help_answers_at_once_and_writes_nothing(tmp_path: Path) -> None:
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-S", "-X", "importtime", str(SCRIPT), "--help"], cwd=tmp_path,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0 and "--out" in done.stdout
+    assert "numpy" not in done.stderr and "torch" not in done.stderr, "what takes seconds is not imported"
+    assert time.perf_counter() - started < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_goes(made: Path) -> None:
+    left = made.parent / f".{made.name}.partial-999999999@{socket.gethostname()}"
+    left.mkdir()
+    (made / "noise/pink.wav").unlink()
+    corpus.write_corpus(made, CHECKSUMS)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

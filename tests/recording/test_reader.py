@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.recording import layout as files
-from nest_ssl.recording.index import sealed
 from nest_ssl.recording.reader import load_builtins, open_recording
 from nest_ssl.recording.tensors import tensor_digest
 from nest_ssl.recording.writer import RecordingWriter
@@ -90,23 +88,6 @@ def test_a_truncated_file_is_found_without_hashing(tmp_path: Path) -> None:
         open_recording(path, verify=False)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "other/9"}', json.dumps({"schema": files.SCHEMA})])
-def test_a_damaged_index_is_refused(tmp_path: Path, text: str) -> None:
-    path = write(tmp_path / "run")
-    (path / files.INDEX).write_text(text)
-    with pytest.raises(UserError):
-        open_recording(path)
-
-
-def test_an_index_cannot_name_files_outside(tmp_path: Path) -> None:
-    path = write(tmp_path / "run")
-    index = json.loads((path / files.INDEX).read_text())
-    index["files"]["../secret"] = {"bytes": 1, "sha256": "0" * 64}
-    (path / files.INDEX).write_text(json.dumps(sealed(index)))
-    with pytest.raises(UserError, match=r"files\.\.\./secret"):
-        open_recording(path)
-
-
 def test_reading_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="only plain builtins"):
         load_builtins(pickle.dumps({"x": Evil()}))
@@ -128,18 +109,3 @@ def test_digests_tell_what_is_on_disk_not_what_memory_became(tmp_path: Path) -> 
     path = writer.finish({"trainer": TRAINER})
     entry = open_recording(path).index.tensors[files.INITIAL_WEIGHTS]["w"]
     assert entry.digest == tensor_digest(torch.ones(4))
-
-
-def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = RecordingWriter(tmp_path / "run")
-
-    def full(*_: object) -> None:
-        raise RuntimeError(
-            "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0 PytorchStreamWriter failed"
-        )
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="disk full"):
-        writer.save_tensors("step_0/batch.pt", {"x": torch.ones(1)})
-    writer.abort()
-    assert list(tmp_path.iterdir()) == []

@@ -72,14 +72,14 @@ def test_a_recording_of_the_port_tells_what_it_was_exact_with(tmp_path: Path) ->
      {"trainer": "nemo"}, {"generation": None}, {"generation": {"name": "2.8"}}],
 )  # fmt: skip
 def test_a_recording_that_does_not_tell(tmp_path: Path, index: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"does not tell NeMo's release: .*recording\.json|no such generation"):
+    with pytest.raises(UserError, match=r"does not say NeMo's release: .*recording\.json|no such generation"):
         reference_generation(recording(tmp_path / "a", **index))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00"])
 def test_a_damaged_recording(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "recording.json").write_bytes(content)
-    with pytest.raises(UserError, match="does not tell NeMo's release"):
+    with pytest.raises(UserError, match="does not say NeMo's release"):
         reference_generation(str(tmp_path))
 
 

@@ -28,6 +28,8 @@ class RelPositionalEncoding(nn.Module):
         xscale: factor on the input, or None.
     """
 
+    pe: Tensor
+
     def __init__(
         self, d_model: int, dropout_rate: float, max_len: int, xscale: float | None, dropout_rate_emb: float
     ) -> None:
@@ -92,9 +94,8 @@ class RelPositionMultiHeadAttention(nn.Module):
         self.linear_out = nn.Linear(n_feat, n_feat, bias=use_bias)
         self.dropout = nn.Dropout(dropout_rate)
         self.linear_pos = nn.Linear(n_feat, n_feat, bias=False)
-        own = pos_bias_u is None or pos_bias_v is None
-        self.pos_bias_u = nn.Parameter(torch.zeros(self.h, self.d_k)) if own else pos_bias_u
-        self.pos_bias_v = nn.Parameter(torch.zeros(self.h, self.d_k)) if own else pos_bias_v
+        self.pos_bias_u = nn.Parameter(torch.zeros(self.h, self.d_k)) if pos_bias_u is None else pos_bias_u
+        self.pos_bias_v = nn.Parameter(torch.zeros(self.h, self.d_k)) if pos_bias_v is None else pos_bias_v
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, pos_emb: Tensor, cache: None = None
@@ -116,7 +117,8 @@ class RelPositionMultiHeadAttention(nn.Module):
 
         attention_BhTT = self.dropout(masked_softmax(scores_BhTT, mask))
         x_BhTk = torch.matmul(attention_BhTT, v_BhTk)
-        return self.linear_out(x_BhTk.transpose(1, 2).reshape(query.size(0), -1, self.h * self.d_k))
+        x_BTD: Tensor = self.linear_out(x_BhTk.transpose(1, 2).reshape(query.size(0), -1, self.h * self.d_k))
+        return x_BTD
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.view(x_BTD.size(0), -1, self.h, self.d_k)

@@ -46,7 +46,8 @@ class ConformerFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+        x_BTD: Tensor = self.linear2(self.dropout(self.activation(self.linear1(x))))
+        return x_BTD
 
 
 class ConformerConvolution(nn.Module):
@@ -66,7 +67,8 @@ class ConformerConvolution(nn.Module):
         if pad_mask is not None:
             x_BDT = x_BDT.masked_fill(pad_mask.unsqueeze(1), 0.0)
         x_BDT = self.activation(self.batch_norm(self.depthwise_conv(x_BDT, cache=cache)))
-        return self.pointwise_conv2(x_BDT).transpose(1, 2)
+        x_BTD: Tensor = self.pointwise_conv2(x_BDT).transpose(1, 2)
+        return x_BTD
 
 
 class ConformerLayer(nn.Module):
@@ -111,4 +113,5 @@ class ConformerLayer(nn.Module):
         x = x + self.dropout(y)
         x = x + self.dropout(self.conv(self.norm_conv(x), pad_mask=pad_mask, cache=cache_last_time))
         x = x + self.dropout(self.feed_forward2(self.norm_feed_forward2(x))) * 0.5
-        return self.norm_out(x)
+        x = self.norm_out(x)
+        return x

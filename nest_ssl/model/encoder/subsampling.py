@@ -51,7 +51,8 @@ class ConvSubsampling(nn.Module):
             x_BCTF, lengths = self.convolve(x, lengths)
         else:
             size = self.part_size(x.size(0), parts)
-            done = [self.convolve(*part) for part in zip(x.split(size), lengths.split(size), strict=True)]
+            pairs = zip(torch.split(x, size), torch.split(lengths, size), strict=True)
+            done = [self.convolve(*pair) for pair in pairs]
             x_BCTF, lengths = torch.cat([x for x, _ in done]), torch.cat([n for _, n in done])
         batch, _, frames, _ = x_BCTF.shape
         return self.out(x_BCTF.transpose(1, 2).reshape(batch, frames, -1)), lengths.to(self.length_dtype)
@@ -59,7 +60,8 @@ class ConvSubsampling(nn.Module):
     def convolve(self, x_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """The convolutions of one part, (B, C, T', F'), and lengths."""
         if isinstance(self.conv, MaskedConvSequential):
-            return self.conv(x_BTF, lengths_B)
+            masked: tuple[Tensor, Tensor] = self.conv(x_BTF, lengths_B)
+            return masked
         for _ in range(self.stages):
             lengths_B = conv_length(lengths_B, KERNEL, STRIDE, PADDING)
         return self.conv(x_BTF.unsqueeze(1)), lengths_B
@@ -84,7 +86,7 @@ class ConvSubsampling(nn.Module):
 class MaskedConvSequential(nn.Sequential):
     """Convolutions that see nothing beyond the end of an utterance: frames past it are zeroed before every layer."""
 
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Features (B, T, F) and lengths (B) to (B, C, T', F') and lengths."""
         x_BCTF = x.unsqueeze(1)
         mask_B1T1 = _time_mask(x_BCTF, lengths)

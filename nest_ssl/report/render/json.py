@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 
 from nest_ssl.compare.comparison import Comparison, Side
 from nest_ssl.compare.findings import CallJudgement, Draw, Finding, Rung, Stage, Tally
-from nest_ssl.report.document import Text, plain
+from nest_ssl.report.document import plain
 from nest_ssl.report.sections.causes import cause_text, consequence_texts, note_text, remainder_text
 from nest_ssl.report.words.names import own_name
 
 SCHEMA = "nest-ssl-report/1"
-# Long lists that a reader of the report can look up in the recording itself.
-_LEFT_OUT = {"tensors", "calls", "files"}
+_LEFT_OUT = {"tensors", "calls", "files"}  # long lists of the index, to be looked up in the recording itself
+_COUNTS = "status compared differing missing_reference missing_candidate"
 Tree = dict[str, object]
 
 
@@ -31,44 +30,34 @@ def as_tree(comparison: Comparison) -> Tree:
     counted = {explanation.step: explanation.values for explanation in reversed(comparison.explanations)}
     return {
         "schema": SCHEMA,
-        "verdict": comparison.verdict,
-        "exit_code": comparison.exit_code,
-        "first_difference": first and {**_finding(first), "born_in": born_in},
+        **_pick(comparison, "verdict exit_code"),
+        "first_difference": first and {**_record(first), "born_in": born_in},
         "first_bit_difference": comparison.first_bits,
         "first_beyond_tolerance": comparison.first_beyond,
         "origin": plain(cause_text(comparison)),
         "cause": cause,
-        "follows": _plain(consequence_texts(comparison)),
+        "follows": [plain(text) for text in consequence_texts(comparison)],
         "consequences": comparison.follows,
-        "not_explained": _plain(map(remainder_text, comparison.unexplained)),
+        "not_explained": [plain(remainder_text(remainder)) for remainder in comparison.unexplained],
         "unexplained": comparison.unexplained,
-        "rungs": comparison.rungs,
         "tolerance": comparison.rule,
-        "steps": comparison.steps,
         "losses": [{**counted.get(loss.step, {}), **asdict(loss)} for loss in comparison.losses],
-        "explanations": comparison.explanations,
-        "facts": comparison.facts,
-        "declared": comparison.declared,
         "known_differences": comparison.known,
-        "notes": _plain(dict.fromkeys(map(note_text, comparison.notes))),
+        "notes": list(dict.fromkeys(plain(note_text(note)) for note in comparison.notes)),
         "notes_by_kind": comparison.notes,
         "differences": [found for rung in comparison.rungs if rung.name != "steps" for found in rung.findings],
-        "draws": comparison.draws,
-        "calls": comparison.calls,
-        "reference": comparison.reference,
-        "candidate": comparison.candidate,
+        **_pick(comparison, "rungs steps explanations facts declared draws calls reference candidate"),
     }
 
 
 def strict(value: object) -> object:
     """The same tree in what JSON knows."""
-    convert = _CONVERTED.get(type(value))
-    if convert is not None:
-        return strict(convert(value))
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, Stage):
+        return value.phase if value.module is None else f"{value.module}#{value.call}"
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: strict(getattr(value, field.name)) for field in fields(value)}
+        return strict(_record(value))
     if isinstance(value, dict):
         return {str(key): strict(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
@@ -77,64 +66,39 @@ def strict(value: object) -> object:
     return value if known else str(value)
 
 
-def _plain(texts: Iterable[Text]) -> list[str]:
-    return [plain(text) for text in texts]
-
-
 def _pick(source: object, names: str) -> Tree:
     return {name: getattr(source, name) for name in names.split()}
 
 
-def _finding(finding: Finding) -> Tree:
-    address, moment = finding.address, finding.moment
-    metrics = asdict(finding.metrics) if finding.metrics else None
-    for key in ("index", "reference", "candidate"):
-        (metrics or {}).pop(key, None)
-    return {
-        "rung": finding.rung,
-        "step": None if moment.step < 0 else moment.step,
-        **_pick(address, "module call rank"),
-        "tensor": own_name(finding),
-        **_pick(finding, "index reference candidate shape dtype judgement"),
-        "kind": finding.difference,
-        "within_tolerance": finding.within,
-        "metrics": metrics,
-        "address": address,
-        "phase": moment.phase.name.lower(),
-        "event": moment.event,
-    }
-
-
-def _rung(rung: Rung) -> Tree:
-    counts = _pick(rung, "name status compared differing missing_reference missing_candidate")
-    return {**counts, "steps": rung.tallies}
-
-
-def _tally(tally: Tally) -> Tree:
-    counts = _pick(tally, "step rank status compared differing missing_reference missing_candidate")
-    return {**counts, "not_compared": _plain(map(note_text, tally.absent))}
-
-
-def _judgement(judgement: CallJudgement) -> Tree:
-    worst, metrics = judgement.worst, judgement.worst.metrics
-    sizes = _pick(metrics, "max_abs relative") if metrics else {"max_abs": None, "relative": None}
-    return {**_pick(judgement, "step rank order module call relation"), "tensor": own_name(worst), **sizes}
-
-
-def _draw(draw: Draw) -> Tree:
-    found = {"relation": draw.fate, "differs": draw.finding is not None, "event": draw.moment.event}
-    return {**_pick(draw, "step rank generator reference candidate draws came_in"), **found}
-
-
-def _stage(stage: Stage) -> str:
-    return stage.phase if stage.module is None else f"{stage.module}#{stage.call}"
-
-
-def _side(side: Side) -> Tree:
-    index = side.index.model_dump(mode="json", by_alias=True, exclude=_LEFT_OUT)
-    return {**_pick(side, "label path config"), "recording": index}
-
-
-_CONVERTED: dict[type, Callable[..., object]] = {
-    Finding: _finding, Rung: _rung, Tally: _tally, CallJudgement: _judgement, Draw: _draw, Stage: _stage, Side: _side,
-}  # fmt: skip
+def _record(value: object) -> Tree:
+    """The keys of one record; those of `Finding`, `Draw` and the rungs are not their fields."""
+    if isinstance(value, Finding):
+        moment, metrics = value.moment, asdict(value.metrics) if value.metrics else None
+        for key in ("index", "reference", "candidate"):
+            (metrics or {}).pop(key, None)
+        return {
+            **_pick(value, "rung index reference candidate shape dtype judgement address"),
+            **_pick(value.address, "module call rank"),
+            "step": None if moment.step < 0 else moment.step,
+            "tensor": own_name(value),
+            "kind": value.difference,
+            "within_tolerance": value.within,
+            "metrics": metrics,
+            "phase": moment.phase.name.lower(),
+            "event": moment.event,
+        }
+    if isinstance(value, Rung):
+        return {**_pick(value, f"name {_COUNTS}"), "steps": value.tallies}
+    if isinstance(value, Tally):
+        return {**_pick(value, f"step rank {_COUNTS}"), "not_compared": [plain(note_text(n)) for n in value.absent]}
+    if isinstance(value, CallJudgement):
+        sizes = _pick(value.worst.metrics, "max_abs relative") if value.worst.metrics else {}
+        own = _pick(value, "step rank order module call relation")
+        return {**own, "tensor": own_name(value.worst), "max_abs": None, "relative": None, **sizes}
+    if isinstance(value, Draw):
+        found = {"relation": value.fate, "differs": value.finding is not None, "event": value.moment.event}
+        return {**_pick(value, "step rank generator reference candidate draws came_in"), **found}
+    if isinstance(value, Side):
+        index = value.index.model_dump(mode="json", by_alias=True, exclude=_LEFT_OUT)
+        return {**_pick(value, "label path config"), "recording": index}
+    return {field.name: getattr(value, field.name) for field in fields(value)}  # type: ignore[arg-type]

@@ -20,10 +20,10 @@ def render_markdown(blocks: Sequence[Block]) -> str:
 def _lines(block: Block) -> list[str]:
     if isinstance(block, Heading):
         return [f"{'#' * block.level} {_text(block.text)}"]
-    if isinstance(block, Paragraph):
-        return [_line(block.text)]
-    if isinstance(block, Bullets):
-        return [f"- {_line(item)}" for item in block.items]
+    if isinstance(block, (Paragraph, Bullets)):
+        mark, texts = ("", [block.text]) if isinstance(block, Paragraph) else ("- ", block.items)
+        lines = [_text(text).strip() for text in texts]
+        return [mark + _OPENING.sub(lambda match: f"{match[0]}\\", line) for line in lines]
     if isinstance(block, CodeBlock):
         lines = [visible(line) for line in block.lines]
         return [_fence(lines, 3), *lines, _fence(lines, 3)]
@@ -32,17 +32,15 @@ def _lines(block: Block) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (rows[0], marks, *rows[1:])]
 
 
-def _line(text: Sequence[Inline]) -> str:
-    return _OPENING.sub(lambda match: f"{match[0]}\\", _text(text).strip())
-
-
 def _text(text: Sequence[Inline], in_table: bool = False) -> str:
     shown = []
     for part in text:
         if isinstance(part, Ref):
             shown.append(_text(part.shown, in_table))
-        elif isinstance(part, Code):
-            shown.append(_code(part.text, in_table))
+        elif isinstance(part, Code):  # behind a fence longer than any in it; a bar would end the cell of a table
+            code = visible(part.text).replace("|", "\\x7c" if in_table else "|")
+            edge = " " if code[:1] in ("", "`", " ") or code[-1:] in ("`", " ") else ""
+            shown.append(f"{_fence([code], 1)}{edge}{code}{edge}{_fence([code], 1)}")
         elif isinstance(part, StatusWord):
             shown.append(f"**{part.word}**" if part.strong else part.word)
         else:
@@ -53,13 +51,6 @@ def _text(text: Sequence[Inline], in_table: bool = False) -> str:
 def escape(text: str) -> str:
     """Text that stays text: no heading, list, link, image, HTML, entity, address or mention is made of it."""
     return _MARKUP.sub(lambda match: f"\\{match[0]}", visible(text)).replace("@", "`@`")
-
-
-def _code(text: str, in_table: bool) -> str:
-    """A code span; its fence is longer than any run of backticks in it. A bar would end the cell of a table."""
-    text = visible(text).replace("|", "\\x7c" if in_table else "|")
-    edge = " " if text[:1] in ("", "`", " ") or text[-1:] in ("`", " ") else ""
-    return f"{_fence([text], 1)}{edge}{text}{edge}{_fence([text], 1)}"
 
 
 def _fence(lines: Sequence[str], least: int) -> str:

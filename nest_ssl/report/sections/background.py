@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 
 from nest_ssl.compare.comparison import Comparison, Side
 from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Heading, Paragraph, Text, join, table
@@ -15,15 +14,18 @@ from nest_ssl.report.words.names import labels, number
 
 def overview(comparison: Comparison) -> list[Block]:
     """``Large (113,106,000 parameters), 2 x 3.0 s, cpu, 1 thread, torch 2.13.0 on both sides.``, and the loss."""
-    sides = (comparison.reference, comparison.candidate)
-    size = next((given[5:].capitalize() for given in sides[0].index.command if given.startswith("size=")), "")
+    indexes = (comparison.reference.index, comparison.candidate.index)
+    size = next((given[5:].capitalize() for given in indexes[0].command if given.startswith("size=")), "")
     count = comparison.facts.parameters
     model = counted(count, "parameters") if count is not None else ""
+    devices = [(index.device.type, index.device.name) for index in indexes]
+    shown = [kind if kind in ("", "cpu") else f"{kind} ({name})" for kind, name in devices]
+    threads = ["" if index.threads.torch is None else counted(index.threads.torch, "threads") for index in indexes]
     parts = [say("model", size=size, parameters=model) if size and model else model, comparison.facts.batch]
-    parts += [_against(*map(_device, sides)), _against(*map(_threads, sides))]
-    torch = [side.index.packages.get("torch", "") for side in sides]
+    torch = [index.packages.get("torch", "") for index in indexes]
     key = "overview.same" if torch[0] == torch[1] else "overview"
-    lines = [say(key, facts=join(parts), torch=say("torch", version=_against(*torch)))]
+    facts = join([*parts, _against(*shown), _against(*threads)])
+    lines = [say(key, facts=facts, torch=say("torch", version=_against(*torch)))]
     lines += [(said.sentence,) for said in comparison.explanations[:1] if not said.weakens]  # else the verdict has it
     return [Paragraph(join(lines, " "))]
 
@@ -32,15 +34,6 @@ def _against(reference: str, candidate: str) -> Text:
     unknown = word("name", "unknown")
     both = {"reference": reference or unknown, "candidate": candidate or unknown}
     return (reference,) if reference == candidate else say("against", **both)
-
-
-def _device(side: Side) -> str:
-    device = side.index.device
-    return device.type if device.type in ("", "cpu") else f"{device.type} ({device.name})"
-
-
-def _threads(side: Side) -> str:
-    return "" if side.index.threads.torch is None else counted(side.index.threads.torch, "threads")
 
 
 def reproduce(comparison: Comparison) -> list[Block]:
@@ -59,20 +52,19 @@ def reproduce(comparison: Comparison) -> list[Block]:
 def commands_of(comparison: Comparison) -> list[str]:
     """What make was called with, where it made both sides; else the command of each side, and the comparison's."""
     sides = (comparison.reference, comparison.candidate)
-    made = [side.index.make_command or _script(side.index.command) for side in sides]
-    if sides[0].index.make_command and made[0] == made[1]:
-        return made[:1]
+    made = [side.index.make_command for side in sides]
+    if made[0] and made[0] == made[1]:
+        return [made[0]]
+    given = [side.index.command for side in sides]
+    scripts = [["python", f"scripts/{words[0]}", *words[1:]] if words else [] for words in given]
     compare = ["python", "scripts/compare_outputs.py", "--reference", sides[0].path, "--candidate", sides[1].path]
-    return [command for command in [*made, shlex.join(compare)] if command]
-
-
-def _script(command: list[str]) -> str:
-    return shlex.join(["python", f"scripts/{command[0]}", *command[1:]]) if command else ""
+    commands = [words or shlex.join(script) for words, script in zip(made, scripts, strict=True)]
+    return [command for command in [*commands, shlex.join(compare)] if command]
 
 
 def known(comparison: Comparison) -> list[Block]:
     """What to expect between two generations of NeMo; nothing where both sides follow the same."""
-    generations = [s.index.generation for s in (comparison.reference, comparison.candidate)]
+    generations = [side.index.generation for side in (comparison.reference, comparison.candidate)]
     names = [generation.name if generation else "" for generation in generations]
     rows = [[k.name, Code(k.where), k.what, number(k.reference), number(k.candidate)] for k in comparison.known]
     heading = Heading(say("known", reference=names[0], candidate=names[1]))
@@ -98,49 +90,40 @@ def declared(comparison: Comparison) -> list[Block]:
     return [Heading(say("heading.declared")), text, *([found] if rows else [])]
 
 
-_PROVENANCE: dict[str, Callable[[Side], object]] = {
-    "folder": lambda side: Code(side.path),
-    "trainer": lambda side: f"{side.index.trainer.package} {side.index.trainer.version}",
-    "model class": lambda side: Code(side.index.trainer.model_class),
-    "recorded": lambda side: side.index.created,
-    "command": lambda side: Code(shlex.join(side.index.command)) if side.index.command else None,
-    "seed": lambda side: side.index.seed,
-    "Python": lambda side: side.index.python,
-    "torch": lambda side: side.index.packages.get("torch"),
-    "numpy": lambda side: side.index.packages.get("numpy"),
-    "librosa": lambda side: side.index.packages.get("librosa"),
-    "CUDA": lambda side: side.index.cuda.runtime,
-    "cuDNN": lambda side: side.index.cuda.cudnn,
-    "device": lambda side: side.index.device.name,
-    "threads": lambda side: side.index.threads.torch,
-    "system": lambda side: f"{side.index.host.system} {side.index.host.release}".strip(),
-    "container": lambda side: (side.index.container or {}).get("image"),
-    "git": lambda side: _git(side),
-    "data": lambda side: _data(side),
-    "weights from": lambda side: ", ".join(f"{k} {str(v)[:12]}" for k, v in side.index.init_from.items()),
-}
-
-
 def provenance(comparison: Comparison) -> list[Block]:
-    rows = []
-    for what, read in _PROVENANCE.items():
-        values = [read(side) for side in (comparison.reference, comparison.candidate)]
-        rows.append([word("provenance", what), *("-" if value in (None, "", ()) else value for value in values)])
+    reference, candidate = _facts(comparison.reference), _facts(comparison.candidate)
+    rows = [[word("provenance", what), value or "-", candidate[what] or "-"] for what, value in reference.items()]
     return [Heading(say("heading.provenance")), table(["", *labels(comparison)], rows)]
 
 
-def _git(side: Side) -> Text:
-    git = side.index.git
-    return (git.commit[:7], *(say("commit.dirty") if git.dirty else ())) if git.commit else ()
-
-
-def _data(side: Side) -> Text:
-    texts = []
-    for name, section in (("train", side.index.data.train), ("validation", side.index.data.validation)):
+def _facts(side: Side) -> dict[str, object]:
+    """What a recording says of its making, by what it is; empty where it says nothing."""
+    index, git = side.index, side.index.git
+    data = []
+    for name, section in (("train", index.data.train), ("validation", index.data.validation)):
         if section is not None:
             manifests = ", ".join(manifest.name for manifest in section.manifests)
-            texts.append(say("data", section=name, files=counted(len(section.audio), "files"), manifests=manifests))
-    return join(texts, "; ")
+            data.append(say("data", section=name, files=counted(len(section.audio), "files"), manifests=manifests))
+    versions = {name: index.packages.get(name) for name in ("torch", "numpy", "librosa")}
+    return {
+        "folder": Code(side.path),
+        "trainer": f"{index.trainer.package} {index.trainer.version}",
+        "model class": Code(index.trainer.model_class),
+        "recorded": index.created,
+        "command": Code(shlex.join(index.command)) if index.command else "",
+        "seed": str(index.seed),
+        "Python": index.python,
+        **versions,
+        "CUDA": index.cuda.runtime,
+        "cuDNN": index.cuda.cudnn,
+        "device": index.device.name,
+        "threads": index.threads.torch,
+        "system": f"{index.host.system} {index.host.release}".strip(),
+        "container": (index.container or {}).get("image"),
+        "git": (git.commit[:7], *(say("commit.dirty") if git.dirty else ())) if git.commit else "",
+        "data": join(data, "; "),
+        "weights from": ", ".join(f"{name} {str(digest)[:12]}" for name, digest in index.init_from.items()),
+    }
 
 
 def notes(comparison: Comparison) -> list[Block]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Birth, Cause, Consequence, Draw, Fate, Finding, Note, Remainder, Stage
+from nest_ssl.compare.findings import Birth, Draw, Fate, Note, Remainder, Stage
 from nest_ssl.report.document import Code, Text, initial, join
 from nest_ssl.report.words import counted, knows, say, word
 from nest_ssl.report.words.names import number, own_name, small, stage_name, steps_text
@@ -20,7 +20,16 @@ def cause_text(comparison: Comparison) -> Text:
     cause, first = comparison.cause, comparison.first
     if cause is None or first is None:
         return ()
-    sentences = [_birth(cause, first)]
+    code = {None: "code.none", "": "code.root"}.get(cause.module, "code.module")
+    birth = say(
+        f"born.{cause.birth.value}",
+        code=say(code, module=cause.module),
+        order="" if cause.order is None else say("order", order=number(cause.order + 1), calls=number(cause.calls)),
+        after=cause.after or word("name", "root"),
+        generator=first.address.slot,
+        boundary=word("boundary", first.moment.phase.name.lower()),
+    )
+    sentences = [birth]
     if cause.draw is not None:
         sentence = draw_sentence(cause.draw, comparison.draws)
         sentences.append(sentence if cause.birth in _DRAW_IS_IT else say("draws_after", draw=sentence))
@@ -34,27 +43,14 @@ def cause_text(comparison: Comparison) -> Text:
     return join(sentences, " ")
 
 
-def _birth(cause: Cause, first: Finding) -> Text:
-    code = {None: "code.none", "": "code.root"}.get(cause.module, "code.module")
-    order = () if cause.order is None else say("order", order=number(cause.order + 1), calls=number(cause.calls))
-    return say(
-        f"born.{cause.birth.value}",
-        code=say(code, module=cause.module),
-        order=order,
-        after=cause.after or word("name", "root"),
-        generator=first.address.slot,
-        boundary=word("boundary", first.moment.phase.name.lower()),
-    )
-
-
 def draw_sentence(draw: Draw, draws: Sequence[Draw]) -> Text:
     """One sentence on a draw that differs; `draws` are all that were compared."""
     who, counts = draw.reference or draw.candidate, draw.draws
     key = f"draw.{draw.fate.value}"
     if draw.fate is Fate.ONE_SIDED:
         key = "draw.none" if draw.reference else "draw.extra"
-    values = {"count": _count(counts[0]), "other": _count(counts[1]), "generator": draw.generator}
     numbers = _count(counts[1] if key == "draw.extra" else counts[0], "number")
+    values = {"count": _count(counts[0]), "other": _count(counts[1]), "generator": draw.generator}
     parts = [say(key, stage=_stages(who, subject=True), place=_stages(who), numbers=numbers, **values)]
     if draw.fate is Fate.OTHER_COUNT and draw.candidate != draw.reference:
         parts.append(say("draw.in", place=_stages(draw.candidate)))
@@ -82,11 +78,13 @@ def _count(draws: int | None, noun: str = "") -> str:
 def consequence_texts(comparison: Comparison) -> list[Text]:
     """Counts of what differs after the headline: in full for its own step, later steps by number."""
     by_step: dict[int, list[Text]] = {}
-    for consequence in comparison.follows:
-        by_step.setdefault(-1 if consequence.step is None else consequence.step, []).append(_consequence(consequence))
-    before, steps = by_step.pop(-1, None), sorted(by_step)
-    first = comparison.first
-    own = first.moment.step if first and first.moment.step >= 0 else min(steps, default=-1)
+    for found in comparison.follows:
+        text: Text = (counted(found.count, f"differing.{found.rung}"),)
+        if found.rung == "loss":
+            text = say("loss_differs") if found.largest is None else say("loss_by", size=small(found.largest))
+        by_step.setdefault(-1 if found.step is None else found.step, []).append(text)
+    before, first = by_step.pop(-1, None), comparison.first
+    own = first.moment.step if first and first.moment.step >= 0 else min(by_step, default=-1)
     texts = [join(before)] if before else []
     if own in by_step:
         texts.append(say("at_step", steps=steps_text([own]), what=join(by_step.pop(own))))
@@ -95,41 +93,33 @@ def consequence_texts(comparison: Comparison) -> list[Text]:
     return texts
 
 
-def _consequence(consequence: Consequence) -> Text:
-    if consequence.rung == "loss":
-        largest = consequence.largest
-        return say("loss_differs") if largest is None else say("loss_by", size=small(largest))
-    return (counted(consequence.count, f"differing.{consequence.rung}"),)
-
-
 def remainder_text(remainder: Remainder) -> Text:
-    names = list(dict.fromkeys(map(_full_name, remainder.findings)))
+    """The first few of what the headline does not explain: of a call its module, of anything else its whole name."""
+    names = []
+    for finding in remainder.findings:
+        address, own = finding.address, own_name(finding)
+        full = ".".join(part for part in (address.module, own if address.call is None else "") if part) or own
+        names.append(say("name_of_call", name=full, call=address.call) if address.call else (Code(full),))
+    names = list(dict.fromkeys(names))
     more = say("more", count=number(len(names) - SHOWN)) if len(names) > SHOWN else ()
     steps = sorted({finding.moment.step for finding in remainder.findings if finding.moment.step >= 0})
     return say(f"unexplained.{remainder.why.value}", names=(*join(names[:SHOWN]), *more), steps=steps_text(steps))
 
 
-def _full_name(finding: Finding) -> Text:
-    """Of a call its module, of anything else its whole name."""
-    address, own = finding.address, own_name(finding)
-    full = ".".join(part for part in (address.module, own if address.call is None else "") if part) or own
-    return say("name_of_call", name=full, call=address.call) if address.call else (Code(full),)
-
-
 def note_text(note: Note) -> Text:
     """The sentence of a note; one of an unknown kind is shown as it is, so that nothing is lost."""
     if not knows(f"note.{note.kind}"):
-        values = ", ".join(f"{key} {number(value)}" for key, value in note.values.items())
-        return say("note.other", kind=note.kind, values=values)
-    values = {key: _value(key, value) for key, value in note.values.items()}
+        shown = ", ".join(f"{key} {number(value)}" for key, value in note.values.items())
+        return say("note.other", kind=note.kind, values=shown)
+    values: dict[str, Text] = {}
+    for key, value in note.values.items():
+        if isinstance(value, Stage):
+            values[key] = stage_name(value)
+        elif isinstance(value, dict):  # name to the values of both sides
+            texts = [say("package", name=name, reference=a, candidate=b) for name, (a, b) in value.items()]
+            more = say("more", count=number(len(texts) - PACKAGES)) if len(texts) > PACKAGES else ()
+            values[key] = (*join(texts[:PACKAGES]), *more)
+        else:
+            values[key] = (word("container" if isinstance(value, bool) else key, number(value)),)
     same = knows(f"note.{note.kind}.same") and values["reference"] == values["candidate"]
     return say(f"note.{note.kind}.same" if same else f"note.{note.kind}", **values)
-
-
-def _value(key: str, value: object) -> Text:
-    if isinstance(value, Stage):
-        return stage_name(value)
-    if isinstance(value, dict):  # name to the values of both sides
-        texts = [say("package", name=name, reference=a, candidate=b) for name, (a, b) in value.items()]
-        return join(texts[:PACKAGES]) + (say("more", count=number(len(texts) - PACKAGES)) if texts[PACKAGES:] else ())
-    return (word("container" if isinstance(value, bool) else key, number(value)),)

@@ -19,14 +19,21 @@ def draws(comparison: Comparison) -> list[Block]:
     steps = sorted({draw.step for draw in comparison.draws if draw.step is not None})
     differing = {draw.step for draw in comparison.draws if draw.finding}
     step = next((step for step in steps if step in differing), steps[0] if steps else None)
-    rows = [_row(group) for group in collapse([draw for draw in comparison.draws if draw.step in (None, step)])]
+    rows = []
+    for group in collapse([draw for draw in comparison.draws if draw.step in (None, step)]):
+        first = group[0]
+        only = word("side", "reference" if first.reference else "candidate")
+        fate = say(f"drawn.{first.fate.value}", place=_like(first.candidate)[:1], side=only)
+        counts = [[draw.draws[i] for draw in group] for i in (0, 1)]
+        drawn = [word("name", "not counted") if None in side else number(sum(filter(None, side))) for side in counts]
+        who = ["-" if first.step is None else number(first.step), _like(first.reference or first.candidate)[:1]]
+        rows.append([*who, number(len(group)), first.generator, *drawn, fate])
     if not rows:
         return []
     head = [*heads("step", "stage", "times", "generator"), *labels(comparison), ""]
     blocks: list[Block] = [Heading(say("draws")), Paragraph(say("draws.legend")), table(head, rows[:ROWS])]
     blocks += cut("draws.more", ROWS, rows)
-    others = set(steps) - {step}
-    if others:
+    if others := set(steps) - {step}:
         key = "draws.others_differ" if others & differing else "draws.others_same"
         count = number(len(others & differing))
         blocks.append(Paragraph(say(key, count=count, steps=counted(len(others), "steps"))))
@@ -44,24 +51,8 @@ def collapse(found: Sequence[Draw]) -> list[list[Draw]]:
 
 def _like(stages: Sequence[Stage]) -> tuple[Inline, ...]:
     """Modules without the numbers of layers and calls, each once; a part of training by its phase."""
-    names = [
-        stage.phase.replace("_", " ")
-        if stage.module is None
-        else module_name(re.sub(r"(?<=\.)\d+(?=\.)", "*", stage.module))
-        for stage in stages
-    ]
+    names: list[Inline] = []
+    for stage in stages:
+        like = re.sub(r"(?<=\.)\d+(?=\.)", "*", stage.module or "")
+        names.append(stage.phase.replace("_", " ") if stage.module is None else module_name(like))
     return tuple(dict.fromkeys(names))
-
-
-def _row(group: list[Draw]) -> list[object]:
-    first = group[0]
-    side = word("side", "reference" if first.reference else "candidate")
-    fate = say(f"drawn.{first.fate.value}", place=_like(first.candidate)[:1], side=side)
-    step = "-" if first.step is None else number(first.step)
-    stage = _like(first.reference or first.candidate)[:1]
-    return [step, stage, number(len(group)), first.generator, _drawn(group, 0), _drawn(group, 1), fate]
-
-
-def _drawn(group: list[Draw], side: int) -> str:
-    counts = [count for draw in group if (count := draw.draws[side]) is not None]
-    return number(sum(counts)) if len(counts) == len(group) else word("name", "not counted")

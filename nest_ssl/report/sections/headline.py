@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Finding, Status
+from nest_ssl.compare.findings import Status
 from nest_ssl.report.document import Block, Heading, Paragraph, Text, initial, join, table
 from nest_ssl.report.sections.causes import cause_text, consequence_texts, note_text, remainder_text
 from nest_ssl.report.words import counted, say, status, word
 from nest_ssl.report.words.names import labels, name, number, small, steps_text, where
 
-REASONS = 3  # shown for an inconclusive verdict
+REASONS = 3  # why too little was compared: shown in the verdict; the notes have all
 
 
 def contract_differs(comparison: Comparison) -> bool:
@@ -37,6 +37,9 @@ def verdict(comparison: Comparison) -> Text:
     tensors = {"same": number(facts.tensors_same), "all": number(facts.tensors)}
     cause = initial(cause_text(comparison), upper=False)
     others = comparison.rung("contract").differing - 1
+    absent = [note for rung in comparison.rungs for tally in rung.tallies for note in tally.absent]
+    reasons = list(dict.fromkeys(map(note_text, absent))) or [say("no_shared_step")]
+    more_reasons = [say("more_reasons", count=number(len(reasons) - REASONS))] if len(reasons) > REASONS else []
     key = "contract" if contract_differs(comparison) else found.value
     return say(
         "verdict.unknown" if found is Status.DIVERGED and not cause else f"verdict.{key}",
@@ -46,16 +49,8 @@ def verdict(comparison: Comparison) -> Text:
         rule=rule_name(comparison),
         cause=cause,
         more=say("more", count=number(others)) if others > 0 else "",
-        reasons=_reasons(comparison),
+        reasons=join([*reasons[:REASONS], *more_reasons], "; "),
     )
-
-
-def _reasons(comparison: Comparison) -> Text:
-    """Why too little was compared: the first few reasons; the notes have all."""
-    absent = [note for rung in comparison.rungs for tally in rung.tallies for note in tally.absent]
-    reasons = list(dict.fromkeys(map(note_text, absent))) or [say("no_shared_step")]
-    more = [say("more_reasons", count=number(len(reasons) - REASONS))] if len(reasons) > REASONS else []
-    return join([*reasons[:REASONS], *more], "; ")
 
 
 def _hints(comparison: Comparison) -> list[Text]:
@@ -87,7 +82,10 @@ def first_difference(comparison: Comparison) -> list[Block]:
     if first is None:
         return []
     values = (first.reference, first.candidate)
-    rows: list[list[object]] = [[_what(first), *(str(value) if first.missing else number(value) for value in values)]]
+    what = name(first)
+    what += () if first.shape is None else say("first.shape", shape=list(first.shape), dtype=first.dtype)
+    what += say("first.index", index=list(first.index)) if first.index else ()
+    rows: list[list[object]] = [[what, *(str(value) if first.missing else number(value) for value in values)]]
     metrics = first.metrics
     if metrics:
         sizes = (metrics.max_abs, metrics.relative, metrics.max_ulp)
@@ -103,11 +101,6 @@ def first_difference(comparison: Comparison) -> list[Block]:
             size = say("by", size=small(other.metrics.max_abs)) if other.metrics else ""
             blocks.append(Paragraph(say(key, where=where(other), size=size)))
     return blocks
-
-
-def _what(first: Finding) -> Text:
-    shape = () if first.shape is None else say("first.shape", shape=list(first.shape), dtype=first.dtype)
-    return name(first) + shape + (say("first.index", index=list(first.index)) if first.index else ())
 
 
 def consequences(comparison: Comparison) -> list[Block]:

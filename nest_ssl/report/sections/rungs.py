@@ -22,11 +22,11 @@ def rung_table(comparison: Comparison) -> list[Block]:
     for rung in comparison.rungs:
         sides = {"reference": number(rung.missing_reference), "candidate": number(rung.missing_candidate)}
         missing = say("missing", **sides) if rung.missing_reference or rung.missing_candidate else "0"
-        compared = _compared(rung)
+        what = compared(rung)
         if rung.name == "loss" and losses:
-            compared = say("compared.losses", what=compared, losses=losses)
+            what = say("compared.losses", what=what, losses=losses)
         shown = _shown(comparison, rung.name, rung.status)
-        rows.append([word("rung", rung.name), shown, compared, number(rung.differing), missing])
+        rows.append([word("rung", rung.name), shown, what, number(rung.differing), missing])
     return [table(heads("rung", "status", "compared", "differing", "missing"), rows, right=3)]
 
 
@@ -36,22 +36,19 @@ def _shown(comparison: Comparison, rung: RungName, found: Status) -> Inline:
     return word("status", "not judged") if meaningless else status(found)
 
 
-def _compared(rung: Rung) -> Text:
+def compared(rung: Rung) -> Text:
     """What was compared: ``3 x (1,004 calls, 4 outputs)``, ``503 modules, 643 parameters``."""
     run = [tally.compared for tally in rung.tallies if tally.step is None and tally.compared]
     steps = [tally.compared for tally in rung.tallies if tally.step is not None]
     if len(run) == 1 and len(steps) == 1:
         run, steps = [run[0] + steps[0]], []
-    if len(steps) > 1 and steps[0] and all(step == steps[0] for step in steps):
-        units = _units(steps[0])
-        repeated = say("several", count=len(steps), what=f"({units})" if "," in units else units)
-    else:
-        repeated = (_units(sum(steps, Counter())),)
-    return join([*map(_units, run), repeated]) or say("compared.nothing")
-
-
-def _units(counts: Counter[str]) -> str:
-    return ", ".join(counted(count, noun) for noun, count in counts.items())
+    alike = len(steps) > 1 and all(step == steps[0] for step in steps)
+    counts = [*run, steps[0] if alike else sum(steps, Counter())]
+    texts = [", ".join(counted(count, noun) for noun, count in units.items()) for units in counts]
+    if alike and texts[-1]:
+        times = say("several", count=len(steps), what=f"({texts[-1]})" if "," in texts[-1] else texts[-1])
+        return join([*texts[:-1], times])
+    return join(texts) or say("compared.nothing")
 
 
 def over_steps(comparison: Comparison) -> list[Block]:
@@ -68,9 +65,12 @@ def over_steps(comparison: Comparison) -> list[Block]:
 
 def differences(comparison: Comparison) -> list[Block]:
     """A section for every rung in which something differs; it counts as the table of rungs does."""
+    drawn = {(draw.moment.step, draw.rank, draw.generator) for draw in comparison.draws if draw.finding}
     blocks: list[Block] = []
     for rung in comparison.rungs:
-        found = _listed(comparison, rung)
+        found = rung.findings if rung.name != "steps" else []  # each of them stands in another rung as well
+        if rung.name == "draws":  # they have a table of their own, and from them the states at boundaries follow
+            found = [f for f in found if (f.moment.step, f.address.rank, f.address.slot) not in drawn]
         if not found:
             continue
         missing = rung.missing_reference + rung.missing_candidate
@@ -81,51 +81,43 @@ def differences(comparison: Comparison) -> list[Block]:
         if len(found) > rung.differing + missing:
             unit = say("places.forward" if rung.name == "forward" else "places.other")
             blocks.append(Paragraph(say("rung.places", places=counted(len(found), "places"), unit=unit)))
-        blocks += _unmeasured(comparison, [finding for finding in found if not finding.metrics])
-        blocks += _measured(comparison, [finding for finding in found if finding.metrics])
+        blocks += _tables(comparison, found)
     return blocks
 
 
-def _listed(comparison: Comparison, rung: Rung) -> list[Finding]:
-    """Draws have a table of their own; states at boundaries follow from them, unless nothing drew from that one."""
-    if rung.name != "draws":
-        return rung.findings if rung.name != "steps" else []
-    drawn = {(draw.moment.step, draw.rank, draw.generator) for draw in comparison.draws if draw.finding}
-    return [f for f in rung.findings if (f.moment.step, f.address.rank, f.address.slot) not in drawn]
+def _tables(comparison: Comparison, found: list[Finding]) -> list[Block]:
+    """What has no measure, in order of execution; then what has one, by how far it is beyond what the rule allows.
 
+    So noise in a tiny tensor does not lead, however large it is beside itself.
+    """
 
-def _unmeasured(comparison: Comparison, found: list[Finding]) -> list[Block]:
-    rows = [[_step(f), name(f), f.difference.value.replace("_", " "), *_values(f)] for f in found[:WORST]]
-    head = [*heads("step", "what", "kind"), *labels(comparison)]
-    return [table(head, rows), *cut("differences.order", WORST, found)] if rows else []
+    def rank(finding: Finding) -> tuple[bool, int, float, float]:
+        metrics, judgement = finding.metrics, finding.judgement
+        ratio = math.inf if judgement is None else judgement.ratio or 0.0  # no rule, no bound
+        disagree, largest = (metrics.nonfinite_disagree, metrics.max_abs) if metrics else (0, 0)
+        return not finding.within, disagree, ratio, float(largest or 0)
 
-
-def _measured(comparison: Comparison, found: list[Finding]) -> list[Block]:
-    rows = [_row(finding) for finding in sorted(found, key=_rank, reverse=True)[:WORST]]
-    sizes = heads("largest", "relative", "ulp", "bound", "within")
-    head = [*heads("step", "what", "at"), *labels(comparison), *sizes]
-    return [table(head, rows, right=5), *cut("differences.worst", WORST, found)] if rows else []
-
-
-def _row(finding: Finding) -> list[object]:
-    metrics, judgement = finding.metrics, finding.judgement
-    assert metrics is not None
-    at = Code(str(list(finding.index))) if finding.index else "-"
-    sizes = map(small, (metrics.max_abs, metrics.relative, metrics.max_ulp, judgement.ratio if judgement else None))
-    return [_step(finding), name(finding), at, *_values(finding), *sizes, word("within", str(finding.within))]
-
-
-def _rank(finding: Finding) -> tuple[bool, int, float, float]:
-    """By how far beyond what the rule allows, so that noise in a tiny tensor does not lead; no rule, no bound."""
-    metrics, judgement = finding.metrics, finding.judgement
-    assert metrics is not None
-    ratio = math.inf if judgement is None else judgement.ratio or 0.0
-    return not finding.within, metrics.nonfinite_disagree, ratio, float(metrics.max_abs or 0.0)
-
-
-def _values(finding: Finding) -> list[str]:
-    return [number(finding.reference), number(finding.candidate)]
-
-
-def _step(finding: Finding) -> str:
-    return "-" if finding.moment.step < 0 else number(finding.moment.step)
+    measured = sorted((finding for finding in found if finding.metrics), key=rank, reverse=True)
+    others = [finding for finding in found if not finding.metrics]
+    rows: list[list[object]] = []
+    for finding in [*others[:WORST], *measured[:WORST]]:
+        metrics, judgement = finding.metrics, finding.judgement
+        values = [number(finding.reference), number(finding.candidate)]
+        row = ["-" if finding.moment.step < 0 else number(finding.moment.step), name(finding)]
+        if metrics is None:
+            rows.append([*row, finding.difference.value.replace("_", " "), *values])
+            continue
+        at = Code(str(list(finding.index))) if finding.index else "-"
+        ratio = judgement.ratio if judgement else None
+        sizes = map(small, (metrics.max_abs, metrics.relative, metrics.max_ulp, ratio))
+        rows.append([*row, at, *values, *sizes, word("within", str(finding.within))])
+    sides, split = labels(comparison), len(others[:WORST])
+    blocks: list[Block] = []
+    if others:
+        blocks += [table([*heads("step", "what", "kind"), *sides], rows[:split])]
+        blocks += cut("differences.order", WORST, others)
+    if measured:
+        sizes_of = heads("largest", "relative", "ulp", "bound", "within")
+        blocks += [table([*heads("step", "what", "at"), *sides, *sizes_of], rows[split:], right=5)]
+        blocks += cut("differences.worst", WORST, measured)
+    return blocks

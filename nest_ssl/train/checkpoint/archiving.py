@@ -54,7 +54,7 @@ class Archives(Callback):
         then the model is what it will hold."""
         best = Path(self.checkpoints.best_model_path)
         if best.is_file():
-            write_nemo(nemo_config(model.settings), load_checkpoint(best)[1], self.path)
+            write_nemo(nemo_config(model.settings, model.generation), load_checkpoint(best)[1], self.path)
         else:
             save_nemo(model, self.path)
         self._archived = str(best)

@@ -25,14 +25,14 @@ from torch import nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import sha256_of
 from nest_ssl.base.safe_load import ANOTHER_FILE, READER_ERRORS, check_finite, opened, settings_allowed
-from nest_ssl.base.spelling import did_you_mean
+from nest_ssl.config.schema import InitFrom
+from nest_ssl.config.section import read
 from nest_ssl.model.build import NEMO
 from nest_ssl.model.nest import NestModel
 from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
 from nest_ssl.train.checkpoint.nemo_archive import load_nemo
 
-ARCHIVE, CHECKPOINT, CLOUD = "init_from_nemo_model", "init_from_ptl_ckpt", "init_from_pretrained_model"
-KEYS = (ARCHIVE, CHECKPOINT, CLOUD)
+ARCHIVE, CHECKPOINT = "init_from_nemo_model", "init_from_ptl_ckpt"
 OTHER_WEIGHTS = "Use another file; init_strict=false takes missing and unexpected names."
 # Far beyond any model that was ever trained: more than this is asked for to fill the memory.
 AT_MOST = {"encoder.n_layers": 256, "preprocessor.features": 1024, "preprocessor.n_fft": 1 << 15,
@@ -49,43 +49,37 @@ class Source:
 
     Args:
         name: the setting that names it, e.g. `init_from_nemo_model.first`.
-        path: where it is.
-        include: an entry is taken if its name contains one of these,
-        exclude: unless it contains one of these.
+        settings: its path, and parts of names to include and to exclude.
     """
 
     name: str
-    path: str
-    include: tuple[str, ...] = ("",)
-    exclude: tuple[str, ...] = ()
+    settings: InitFrom
+
+    @property
+    def path(self) -> str:
+        return self.settings.path
 
     @property
     def key(self) -> str:
         return self.name.partition(".")[0]
 
     def takes(self, name: str) -> bool:
-        return any(p in name for p in self.include) and not any(p in name for p in self.exclude)
+        wanted, unwanted = self.settings.include, self.settings.exclude
+        return any(part in name for part in wanted) and not any(part in name for part in unwanted)
 
 
 def read_sources(cfg: Mapping[str, Any]) -> list[Source]:
     """The files that the configuration names, in the order in which they are loaded.
 
     Raises:
-        UserError: more than one of the keys, a model from the cloud, or an entry that is not as NeMo has it.
+        UserError: an entry that is not as NeMo has it. (That only one key is given is the schema's matter.)
     """
-    given = [key for key in KEYS if key in cfg]
-    if len(given) > 1:  # NeMo counts those that are null, too
-        raise UserError("only one source of weights is allowed", ", ".join(given), f"Remove all but one: ~{given[1]}.")
-    if not given or cfg[given[0]] is None:
+    key = next((key for key in (ARCHIVE, CHECKPOINT) if cfg.get(key) is not None), None)
+    if key is None:
         return []
-    key, value = given[0], cfg[given[0]]
-    if key == CLOUD:
-        raise UserError("no model is fetched from a network", f"{CLOUD}={value}", f"Download it and use {ARCHIVE}.")
-    if isinstance(value, str):
-        return [Source(key, value)]
-    if not isinstance(value, Mapping):
-        raise UserError("neither a path nor a group of paths", f"{key}={value}", f"Write {key}=file.")
-    return [_read_entry(f"{key}.{name}", entry) for name, entry in value.items()]
+    if isinstance(cfg[key], str):
+        return [Source(key, InitFrom(path=cfg[key]))]
+    return [Source(f"{key}.{name}", read(InitFrom, entry, f"{key}.{name}")) for name, entry in cfg[key].items()]
 
 
 @dataclass(frozen=True)
@@ -165,26 +159,6 @@ def loading_sources(cfg: Mapping[str, Any]) -> Iterator[None]:
         raise UserError("weights of another shape", f"{paths}: {lines[0]}", "Leave it out with exclude.") from error
 
 
-def _read_entry(where: str, entry: Any) -> Source:
-    if not isinstance(entry, Mapping):
-        raise UserError("not a group of path, include and exclude", where, f"Write {where}.path=file.")
-    known = ("path", "include", "exclude")
-    for name in entry:
-        if name not in known:
-            raise UserError("unknown key", f"{where}.{name}", did_you_mean(str(name), known))
-    if not isinstance(entry.get("path"), str):
-        raise UserError("a path is missing", where, f"Write {where}.path=file.")
-    patterns = {name: _patterns(entry[name], f"{where}.{name}") for name in known[1:] if name in entry}
-    return Source(where, entry["path"], **patterns)
-
-
-def _patterns(value: Any, where: str) -> tuple[str, ...]:
-    """NeMo takes a text as a list of its letters, which match nearly everything: surely a mistake."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(item, str) for item in value):
-        raise UserError("not a list of parts of names", f"{where}={value}", "Write it as a list, e.g. [encoder].")
-    return tuple(value)
-
-
 def _read(source: Source, strict: bool) -> tuple[dict[str, Any] | None, Mapping[str, torch.Tensor]]:
     _check_kind(source)
     if source.key == CHECKPOINT:
@@ -247,7 +221,7 @@ def _load(model: nn.Module, source: Source, state_dict: Mapping[str, torch.Tenso
     part = {name: tensor for name, tensor in state_dict.items() if source.takes(name)}
     model.load_state_dict(part, strict=False)
     used = part.keys() & model.state_dict().keys()
-    left_out = sorted(name for name in state_dict if any(p in name for p in source.exclude))
+    left_out = sorted(name for name in state_dict if any(part in name for part in source.settings.exclude))
     rank_zero_info(f"{source.name}: {len(used)} of the model's {len(model.state_dict())} entries from {source.path}")
     if left_out:
         rank_zero_info(f"{source.name}: excluded {', '.join(left_out)}")

@@ -34,7 +34,7 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Any] | None, dict[str, 
     return config, check_state_dict(value["state_dict"], f"{path}, state_dict")
 
 
-def hyper_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+def hyper_parameters(settings: Mapping[str, Any], generation: str) -> dict[str, Any]:
     """What NeMo's `load_from_checkpoint` needs in a checkpoint, as NeMo has it: its model takes a DictConfig only."""
-    config = OmegaConf.create({"cfg": nemo_config(settings)})
+    config = OmegaConf.create({"cfg": nemo_config(settings, generation)})
     return {"hparams_name": "kwargs", "hyper_parameters": config, "hparams_type": DictConfig}

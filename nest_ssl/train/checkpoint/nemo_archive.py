@@ -40,26 +40,27 @@ from nest_ssl.base.safe_load import (
     opened,
     plain_settings,
 )
+from nest_ssl.releases import NEWEST, RELEASES
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 TARGET = "nemo.collections.asr.models.ssl_models.EncDecDenoiseMaskedTokenPredModel"
-NEMO_VERSION = "3.0.0"  # whose format this is
 
 MIB = 1 << 20
 CONFIG_AT_MOST = MIB // 2  # NeMo's is 6 kB
 GZIP_RATIO = 20  # trained weights shrink by a tenth; what grows more than this was made to fill the memory
 
 
-def nemo_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+def nemo_config(settings: Mapping[str, Any], generation: str = NEWEST) -> dict[str, Any]:
     """NeMo's `model` section as NeMo keeps it beside the weights: resolved, and naming the class and the release."""
+    named = {"target": TARGET, "nemo_version": RELEASES[generation]}
     config = plain_settings(settings, "model")
-    return {**config, "target": config.get("target", TARGET), "nemo_version": config.get("nemo_version", NEMO_VERSION)}
+    return {**config, **{key: config.get(key, value) for key, value in named.items()}}
 
 
 @rank_zero_only
 def save_nemo(model: nn.Module, path: Path | str) -> None:
     """Write a `NestModule` (its `settings` and state dict) to `path`, as `write_nemo` does; on the first rank only."""
-    write_nemo(nemo_config(model.settings), model.state_dict(), path)  # type: ignore[arg-type]
+    write_nemo(nemo_config(model.settings, model.generation), model.state_dict(), path)  # type: ignore[arg-type]
 
 
 def write_nemo(config: Mapping[str, Any], state_dict: dict[str, torch.Tensor], path: Path | str) -> None:

@@ -1,4 +1,4 @@
-"""A 60-step run that is killed or terminated ten times, in real processes, ends with the bits of one left alone."""
+"""A run that is killed or terminated again and again, in real processes, ends with the bits of one left alone."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from nest_ssl.run.experiment import run
 from nest_ssl.train.module import NestModule
 from tests.train.checkpoint.resuming import COMMON, assert_same
 
-STEPS, MOMENTS, SEED = 60, 10, 20
+STEPS, MOMENTS, SEED = 30, 5, 20
 KINDS = (signal.SIGKILL, signal.SIGTERM)
-# 12 epochs of 5 batches, a validation in the middle and at the end of every third, checkpoints also between them.
-SETTINGS = (*COMMON, "trainer.max_epochs=12", "trainer.check_val_every_n_epoch=3", "trainer.val_check_interval=0.5",
+# 6 epochs of 5 batches, a validation in the middle and at the end of every second, checkpoints also between them.
+SETTINGS = (*COMMON, "trainer.max_epochs=6", "trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=0.5",
             "exp_manager.checkpoint_callback_params.every_n_train_steps=4")  # fmt: skip
 # Children are forked from a server that has imported everything: a real process each, without 4 s of importing.
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -65,6 +65,11 @@ def test_code_in_it_is_not_run(tmp_path: Path, checkpoint: Callable[..., Path], 
         (lambda value: {**value, "state_dict": {"a": 1}}, "no state dict"),
         (lambda value: [1], "has no state_dict"),
         (lambda value: {**value, "hyper_parameters": {"cfg": "${oc.env:HOME}"}}, "oc.env"),
+        (lambda value: {**value, "hyper_parameters": {"cfg": [1]}}, "no settings"),
+        (lambda value: {**value, "hyper_parameters": {"cfg": "text"}}, "no settings"),
+        (lambda value: {**value, "hyper_parameters": torch.ones(3)}, "no settings"),
+        (lambda value: {**value, "hyper_parameters": torch.zeros(0)}, "no settings"),
+        (lambda value: {**value, "state_dict": {"a": torch.ones(1).bool()}}, "cannot be a weight"),
         (lambda value: {**value, "hyper_parameters": 3}, "no settings"),
     ],
 )
@@ -81,3 +86,15 @@ def test_without_settings_the_weights_can_be_read(tmp_path: Path) -> None:
     assert load_checkpoint(path)[0] is None
     with pytest.raises(UserError, match="without its settings"):
         NestModule.load_from_checkpoint(path)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
+    """33 of 150 such files were loaded as other weights."""
+    whole = checkpoint("a").read_bytes()
+    start = whole.index(b"data/0")  # the first tensor's record lies behind its name
+    for place in (start + 100, len(whole) // 2, len(whole) // 3):
+        content = bytearray(whole)
+        content[place] ^= 16
+        (tmp_path / "b.ckpt").write_bytes(content)
+        with pytest.raises(UserError, match="damaged.*checksum"):
+            load_checkpoint(tmp_path / "b.ckpt")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import random
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 from nest_ssl.base.errors import UserError
 from nest_ssl.model.nest import NestModel
 from nest_ssl.train.checkpoint import nemo_archive
-from nest_ssl.train.checkpoint.nemo_archive import CONFIG, WEIGHTS, load_nemo, save_nemo
+from nest_ssl.train.checkpoint.nemo_archive import CONFIG, WEIGHTS, load_nemo, save_nemo, write_nemo
 from nest_ssl.train.module import NestModule
 
 Parts = dict[str, bytes]
@@ -65,6 +67,15 @@ def test_same_content_same_bytes(tmp_path: Path, tiny: Callable[..., NestModule]
         members = archive.getmembers()
     assert [m.name for m in members] == [f"./{CONFIG}", f"./{WEIGHTS}"]
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
+
+
+@pytest.mark.parametrize(("generation", "release"), [("2.4", "2.4.1"), ("2.7", "2.7.3"), ("3.0", "3.0.0")])
+def test_the_release_is_the_one_to_be_exact_with(
+    tmp_path: Path, tiny: Callable[..., NestModule], generation: str, release: str
+) -> None:
+    settings = tiny().settings
+    save_nemo(NestModule(settings, generation), tmp_path / "a.nemo")
+    assert load_nemo(tmp_path / "a.nemo")[0]["nemo_version"] == release
 
 
 def test_the_release_that_the_settings_came_from_is_kept(tmp_path: Path, tiny: Callable[..., NestModule]) -> None:
@@ -161,8 +172,77 @@ EVIL = {
     "a list": (lambda f, p, t: write_tar(p, {**f, C: b"[1, 2]"}), CONFIG),
     "resolver": (lambda f, p, t: write_tar(p, {**f, C: b"a: ${oc.env:HOME}"}), "oc.env"),
     "resolver, hidden": (lambda f, p, t: write_tar(p, {**f, C: b"b: oc.env\na: ${${b}:HOME}"}), "HOME"),
+    "an unfinished reference": (lambda f, p, t: write_tar(p, {**f, C: b"a: ${b"}), CONFIG),
+    "a reference in a text": (lambda f, p, t: write_tar(p, {**f, C: b"b: 1\na: x${b}"}), "not a value"),
+    "a reference to itself": (lambda f, p, t: write_tar(p, {**f, C: b"a: {b: '${a}'}"}), "without end"),
+    "references that double": (lambda f, p, t: write_tar(p, {**f, C: doubling()}), "without end"),
+    "model is a list": (lambda f, p, t: write_tar(p, {**f, C: b"model: [1]"}), "no settings"),
+    "a member of a terabyte": (lambda f, p, t: _prepend(p, f, _header("x", 1 << 40)), "damaged"),
+    "a member of 2^63": (lambda f, p, t: _prepend(p, f, _header("x", 1 << 63)), "damaged"),
+    "pax, a petabyte": (lambda f, p, t: _prepend(p, f, _pax("size", str(1 << 50))), "damaged"),
+    "pax, a header of a terabyte": (
+        lambda f, p, t: _prepend(p, f, _header("x", 1 << 40, b"x")), "damaged"),
+    "a name of a terabyte": (
+        lambda f, p, t: _prepend(p, f, _header("x", 1 << 40, b"L")), "damaged"),
+    "complex weights": (lambda f, p, t: write_tar(p, {**f, W: saved({"a": torch.ones(2) * 1j})}), "cannot be a weight"),
+    "true or false": (lambda f, p, t: write_tar(p, {**f, W: saved({"a": torch.ones(2) > 0})}), "cannot be a weight"),
+    "whole numbers": (lambda f, p, t: write_tar(p, {**f, W: saved({"a": torch.ones(2).int()})}), "cannot be a weight"),
+    "float8": (
+        lambda f, p, t: write_tar(p, {**f, W: saved({"a": torch.ones(2).to(torch.float8_e5m2)})}), "be a weight"),
+    "sparse": (lambda f, p, t: write_tar(p, {**f, W: saved({"a": torch.ones(2).to_sparse()})}), "evil.nemo"),
+    "larger than its data": (
+        lambda f, p, t: write_tar(p, {**f, W: saved({"a": torch.ones(1).expand(1 << 40)})}), "cannot be a weight"),
     "reference to nothing": (lambda f, p, t: write_tar(p, {**f, C: b"a: ${b}"}), "a reference to nothing"),
 }  # fmt: skip
+
+
+def doubling() -> bytes:
+    """Sixty lines that name the one before them twice: 2^60 values."""
+    return b"a0: 1\n" + b"".join(b"a%d: ['${a%d}', '${a%d}']\n" % (n, n - 1, n - 1) for n in range(1, 60))
+
+
+def _prepend(path: Path, files: Parts, header: bytes) -> None:
+    path.write_bytes(header + write_tar(path, files).read_bytes())
+
+
+def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = entry(name, kind)
+    member.size = size
+    return member.tobuf()
+
+
+def _pax(key: str, value: str) -> bytes:
+    """A header that gives the next member another size."""
+    member = entry("./x")
+    member.pax_headers = {key: value}
+    return member.tobuf(format=tarfile.PAX_FORMAT)
+
+
+def test_every_flipped_bit_in_the_weights_is_found(tmp_path: Path, archive: Callable[..., Path]) -> None:
+    """torch itself compares no checksum: 54 of 120 such archives were loaded as sound."""
+    whole, weights = archive("a").read_bytes(), load_nemo(tmp_path / "a.nemo")[1]
+    path, draw, loaded = tmp_path / "b.nemo", random.Random(7), 0
+    for _ in range(60):
+        content = bytearray(whole)
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        try:
+            found = load_nemo(path)[1]
+        except UserError:
+            continue
+        loaded += 1
+        assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    assert loaded < 20, "the rest are bits of padding, names and times"
+
+
+def test_a_model_is_in_memory_once(tmp_path: Path) -> None:
+    """Of 64 MiB of weights in 16 tensors, no more than one is held besides torch's own memory."""
+    write_nemo({"a": 1}, {f"w{number}": torch.ones(1 << 20) for number in range(16)}, path := tmp_path / "a.nemo")
+    tracemalloc.start()  # which does not see torch's own memory
+    load_nemo(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 << 20
 
 
 def _declare(path: Path, files: Parts, name: str, size: int) -> None:

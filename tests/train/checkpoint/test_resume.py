@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ import torch
 
 from nest_ssl.base.errors import InterruptedRun, UserError
 from nest_ssl.recording.reader import open_recording
+from nest_ssl.train.checkpoint import archiving
+from nest_ssl.train.checkpoint.nemo_archive import load_nemo
 from nest_ssl.train.module import NestModule
 from tests.train.checkpoint.resuming import assert_same, last, leaves, train
 
@@ -56,7 +59,8 @@ CASES: dict[str, tuple[list[str], list[Stop]]] = {
     ),
     "half accumulated, in bfloat16": (
         ["trainer.accumulate_grad_batches=3", "trainer.precision=bf16-mixed", "trainer.val_check_interval=2",
-         "trainer.gradient_clip_val=0.5", "trainer.max_epochs=1"],  # one epoch: bfloat16 is slow on a CPU
+         "trainer.gradient_clip_val=0.5", "trainer.max_epochs=1",  # little of all: bfloat16 is slow on a CPU
+         "model.encoder.n_layers=1", "model.encoder.subsampling_conv_channels=8"],
         [(TERMINATED, 2), (IN_VALIDATION, 1)],
     ),
     "steps counted, no validation, in order, an incomplete batch": (
@@ -136,6 +140,44 @@ def test_a_disk_that_fills_leaves_what_can_be_resumed(tmp_path: Path, monkeypatc
             train(tmp_path / "parts", *settings)
     train(tmp_path / "parts", *settings)
     assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_disk_that_is_full_at_the_very_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is trained and saved but the archive: the next run, which has nothing to train, writes that."""
+    for length in ("trainer.max_epochs=1", "trainer.max_steps=5"):
+        folder, archive = tmp_path / length, tmp_path / length / "x" / "checkpoints" / "x.nemo"
+
+        def fail(*_: Any) -> None:
+            raise UserError("no space left on the disk", "x.nemo", "Free some.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(archiving, "save_nemo", fail)
+            with pytest.raises(UserError, match="no space left"):
+                train(folder, length)
+        assert not archive.exists() and not (folder / "recording").exists()
+        train(folder, length)
+        weights, saved = load_nemo(archive)[1], last(folder)["state_dict"]
+        assert all(torch.equal(weights[name], saved[name]) for name in saved)
+
+
+def test_a_run_with_nothing_to_do_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Above all no further file of TensorBoard's; and it says that there is no recording where there is none."""
+    logged = "exp_manager.create_tensorboard_logger=true"
+    train(tmp_path, "trainer.max_epochs=1", logged)
+    shutil.rmtree(tmp_path / "recording")
+    before = sorted(path for path in (tmp_path / "x").rglob("*") if path.is_file())
+    assert any("tfevents" in path.name for path in before)
+    capsys.readouterr()
+    train(tmp_path, "trainer.max_epochs=1", logged)
+    assert sorted(path for path in (tmp_path / "x").rglob("*") if path.is_file()) == before
+    assert "nothing is left to train; an earlier recording in" in (said := capsys.readouterr().out)
+    assert "there is none" in said
+
+
+def test_a_metric_that_is_not_known_yet_is_left_out_of_the_name(tmp_path: Path) -> None:
+    """Lightning writes `val_loss=0.0000`, which looks like a perfect score."""
+    train(tmp_path, "trainer.max_epochs=1", "exp_manager.max_time_per_run=0")
+    assert [path.name for path in (tmp_path / "x" / "checkpoints").glob("*.ckpt")] == ["x--epoch=0-last.ckpt"]
 
 
 def test_time_that_is_up_ends_a_run_well(tmp_path: Path) -> None:

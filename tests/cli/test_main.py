@@ -1,0 +1,63 @@
+"""`nest-ssl VERB`: quick help, known verbs, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.cli import main as command
+from nest_ssl.cli import train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_help_names_every_verb_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"], ["-h"]):
+        assert command.dispatch(argv) == 0
+        text = capsys.readouterr().out
+        assert all(f"nest-ssl {verb}" in text for verb in command.VERBS)
+
+
+def test_a_misspelt_verb() -> None:
+    with pytest.raises(UserError, match="no such verb: 'trian'. Did you mean train"):
+        command.dispatch(["trian"])
+
+
+def test_a_verb_is_its_files_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "main", lambda argv: len(argv))
+    assert command.dispatch(["train", "a", "b"]) == 2
+
+
+def test_the_console_script_ends_with_the_verbs_code() -> None:
+    done = subprocess.run([sys.executable, "-m", "nest_ssl.cli.main", "trian"], capture_output=True, text=True)
+    assert done.returncode == 3 and done.stderr.startswith("error: no such verb") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [[], ["nem"], ["../x"]])
+def test_which_trainer(argv: list[str]) -> None:
+    with pytest.raises(UserError, match="no such trainer"):
+        train.main(argv)
+
+
+def test_mistakes_do_not_wait_for_torch() -> None:
+    """`--help`, and everything that is wrong in the configuration by itself."""
+    code = (
+        "import sys; sys.path.insert(0, 'scripts'); import train_nest, nest_ssl.cli.main\n"
+        "from nest_ssl.cli.train import main\n"
+        "from nest_ssl.base.errors import UserError\n"
+        "for argv in (['--help'], ['seed=-1'], ['size=huge'], ['trainer.precision=13'], ['--nothing']):\n"
+        "    try: main(['nest', *argv])\n"
+        "    except (UserError, SystemExit): pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'librosa')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_the_trainer_runs_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link.py").symlink_to(ROOT / "scripts" / "train_nest.py")
+    done = subprocess.run([sys.executable, str(tmp_path / "link.py"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "size=tiny run=full" in done.stdout, done.stderr

@@ -1,0 +1,66 @@
+"""What a data section makes of its settings; the settings themselves are tested in tests/config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.config.compose import compose
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
+from nest_ssl.data.audio import Decoding
+
+SECTION = {"manifest_filepath": "m.json", "batch_size": 2}
+
+
+@pytest.mark.parametrize(("rate", "wanted"), [(None, 8_000), (16_000, 16_000)])
+def test_sample_rate_of_the_section_goes_first(rate: int | None, wanted: int) -> None:
+    assert Decoding.of(read(Dataset, {**SECTION, "sample_rate": rate}), 8_000).sample_rate == wanted
+    assert Decoding.of(read(Dataset, SECTION), 8_000) == Decoding(8_000, strict=True)
+
+
+def test_how_files_are_decoded() -> None:
+    options = {"int_values": True, "trim_silence": True, "channel_selector": "average"}
+    wanted = Decoding(16_000, int_values=True, trim=True, channel_selector="average", strict=True, reader="pydub")
+    assert Decoding.of(read(Dataset, {**SECTION, **options}), 16_000, "pydub") == wanted
+
+
+@pytest.mark.parametrize("key", Dataset.REFUSED)
+def test_refused_options_say_what_to_use(key: str) -> None:
+    read(Dataset, {**SECTION, key: None})
+    read(Dataset, {**SECTION, key: {} if key == "augmentor" else False})
+    with pytest.raises(UserError, match=f"not supported: .*{key}"):
+        read(Dataset, {**SECTION, key: {"white_noise": {"prob": 1}} if key == "augmentor" else True})
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"manifest_filepath": None}, "no manifest is given"),
+    ({"manifest_filepath": "???"}, "no manifest is given"),
+    ({"manifest_filepath": 5}, "manifest_filepath"),
+    ({"batch_size": None}, "batch_size"),
+    ({"batch_size": 0}, "batch_size"),
+    ({"batch_size": 2.5}, "batch_size"),
+    ({"batch_size": True}, "batch_size"),
+    ({"num_workers": -1}, "num_workers"),
+    ({"num_workers": None}, "num_workers"),
+    ({"sample_rate": 0}, "sample_rate"),
+    ({"min_duration": "1"}, "min_duration"),
+    ({"max_duration": float("nan")}, "max_duration"),
+    ({"min_duration": True}, "min_duration"),
+    ({"channel_selector": "left"}, "channel_selector"),
+    ({"channel_selector": []}, "channel_selector"),
+    ({"batch_augmentor": None}, "no batch augmentor is named"),
+    ({"batch_augmentor": {"prob": 0.5}}, "batch_augmentor._target_"),
+])  # fmt: skip
+def test_wrong_values(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        read(Dataset, {**SECTION, **change}, "model.train_ds")
+    assert "\n" not in str(raised.value)
+
+
+def test_our_config_is_a_section() -> None:
+    cfg = compose(["run=full"])
+    for section in (cfg.model.train_ds, cfg.model.validation_ds):
+        assert read(Dataset, section).batch_augmentor is not None
