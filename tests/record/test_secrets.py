@@ -13,8 +13,8 @@ def test_names_of_secrets(name: str) -> None:
     assert is_secret(name)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "num_tokens", "monkey", "keys.value", "secretary", "optimizer.lr", "",
-                                  "no_masked_token", "use_start_end_token", "model.pad_token", "audio_key"])  # fmt: skip
+@pytest.mark.parametrize("name", ["tokenizer", "num_tokens", "monkey", "keys.value", "optimizer.lr", "", "audio_key",
+                                  "no_masked_token", "use_start_end_token", "model.pad_token"])  # fmt: skip
 def test_other_names(name: str) -> None:
     assert not is_secret(name)
 
