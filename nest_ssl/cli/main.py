@@ -37,7 +37,8 @@ def dispatch(argv: Sequence[str] | None = None) -> int:
         return 0
     if verb not in VERBS:
         raise UserError("no such verb", repr(verb), did_you_mean(verb, VERBS))
-    return importlib.import_module(f"nest_ssl.cli.{verb}").main(rest)  # only its own imports are waited for
+    run = importlib.import_module(f"nest_ssl.cli.{verb}").main  # only its own imports are waited for
+    return int(run(rest))
 
 
 def main() -> None:

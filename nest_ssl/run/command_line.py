@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,14 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
     Raises:
         UserError: whatever is wrong in the configuration by itself (`preflight` knows what the machine and data say).
     """
-    args = _parse(trainer, argv)
+    parser = Parser(
+        prog=f"train_{trainer}.py", description="Train a NEST model and record the steps asked for.", epilog=EXAMPLES
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides, Hydra's syntax")
+    parser.add_argument("--config-path", "-cp", type=Path, help="folder of another config, e.g. NeMo's own")
+    parser.add_argument("--config-name", "-cn", default=DEFAULT_NAME, help="its file name")
+    parser.add_argument("--cfg", "-c", choices=["job"], help="print the resolved config and stop")
+    args = parser.parse_intermixed_args(argv)
     threads = os.environ.get(THREADS, "1")
     if not threads.isdecimal() or int(threads) < 1:  # OpenMP would take as many as it likes, and the bits are others
         raise UserError("not a number of threads", f"{THREADS}={threads}", "Give a whole number from 1 (THREADS=1).")
@@ -43,14 +49,3 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
         raise SystemExit(0)
     cfg.output_dir = cfg.output_dir or f"outputs/{trainer}"
     return cfg
-
-
-def _parse(trainer: str, argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=f"train_{trainer}.py", description="Train a NEST model and record the steps asked for.", epilog=EXAMPLES
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides, Hydra's syntax")
-    parser.add_argument("--config-path", "-cp", type=Path, help="folder of another config, e.g. NeMo's own")
-    parser.add_argument("--config-name", "-cn", default=DEFAULT_NAME, help="its file name")
-    parser.add_argument("--cfg", "-c", choices=["job"], help="print the resolved config and stop")
-    return parser.parse_intermixed_args(argv)

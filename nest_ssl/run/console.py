@@ -54,7 +54,7 @@ class Progress(Callback):
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         shown = {"loss": f"{float(torch.as_tensor(loss)):.6f}", "lr": f"{_learning_rate(trainer):.3e}"}
         if self._bar is not None:
-            self._bar.set_postfix(step=trainer.global_step, **shown, refresh=False)
+            self._bar.set_postfix({"step": trainer.global_step, **shown}, refresh=False)
             self._bar.update()
         elif (trainer.fit_loop.total_batch_idx + 1) % BATCHES_A_LINE == 0:
             self._write(f"step {trainer.global_step}: loss {shown['loss']}, lr {shown['lr']}")
@@ -100,7 +100,7 @@ def summary(trainer: Trainer, skipped: SkippedAudio | None, log: Path) -> str:
 
 
 def _losses(trainer: Trainer, *endings: str) -> str:
-    """The last value of every metric whose name ends so, as text; nothing of those that were never logged."""
+    """The last value of every metric with a name that ends so, as text; nothing of those that were never logged."""
     metrics = trainer.callback_metrics
     named = [(name, float(value)) for end in endings for name, value in metrics.items() if name.endswith(end)]
     return ", ".join(f"{name} {value:.6f}" for name, value in named)

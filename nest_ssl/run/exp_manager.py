@@ -25,11 +25,11 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from nest_ssl.base.errors import UserError, write_errors
 from nest_ssl.base.files import lock
-from nest_ssl.config.section import read
+from nest_ssl.config.section import plain, read
 from nest_ssl.config.trainer import CheckpointParams, ExpManager
 from nest_ssl.run.preflight import Length
 from nest_ssl.train.checkpoint.archiving import Archives
@@ -67,7 +67,7 @@ class Experiment:
         if not self.callbacks:
             return {}
         writes = any(isinstance(callback, Checkpoints) for callback in self.callbacks)
-        return {"enable_checkpointing": writes, "plugins": [AtomicCheckpointIO()]}  # true without ours: Lightning's own
+        return {"enable_checkpointing": writes, "plugins": [AtomicCheckpointIO()]}  # true without it: Lightning's own
 
     def attach(self, trainer: Trainer, model: LightningModule) -> str | None:
         """Make ready to train; the path to give to `Trainer.fit`.
@@ -112,11 +112,10 @@ def open_experiment(cfg: DictConfig, length: Length) -> Iterator[Experiment]:
         UserError: a key that is unknown or not offered, a wrong value, nothing to resume from though there must be,
             another training that writes there.
     """
-    given = OmegaConf.to_container(cfg.exp_manager) if cfg.get("exp_manager") else None
+    given = plain(cfg.exp_manager) if cfg.get("exp_manager") else None
     if not given:
         yield Experiment()
         return
-    assert isinstance(given, dict)
     section = read(ExpManager, given, "exp_manager")
     if not (section.exp_dir or section.explicit_log_dir):
         yield Experiment(notes=["exp_manager is not used: exp_manager.exp_dir names no folder"])
@@ -170,9 +169,9 @@ def _log_dir(section: ExpManager) -> Path:
 
 def _find(section: ExpManager, folder: Path) -> tuple[Found | None, list[str]]:
     """The checkpoint to go on from, and what to say about it."""
-    given = section.resume_from_checkpoint
+    given, said = section.resume_from_checkpoint, list[str]()
     if not section.resume_if_exists:
-        found, said = (examine(Path(given).expanduser().absolute()) if given else None), []
+        found = examine(Path(given).expanduser().absolute()) if given else None
     else:
         found, said = newest_whole(folder)
         if found is None and not section.resume_ignore_no_checkpoint:

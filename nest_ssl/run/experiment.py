@@ -103,9 +103,9 @@ def build_trainer(cfg: DictConfig, callbacks: list[Any], **settings: Any) -> Tra
     given = OmegaConf.to_container(cfg.trainer)
     assert isinstance(given, dict)
     shown = [c for c in callbacks if given.get("enable_progress_bar") in (True, None) or not isinstance(c, Progress)]
-    ours = {"callbacks": shown, "enable_progress_bar": False, "enable_model_summary": False}
+    fixed = {"callbacks": shown, "enable_progress_bar": False, "enable_model_summary": False}
     try:
-        return Trainer(**{**given, **settings, **ours})
+        return Trainer(**{**given, **settings, **fixed})
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError("a trainer setting is wrong", f"trainer: {error}", "See lightning.pytorch.Trainer.") from error
 

@@ -65,7 +65,7 @@ def _finish(loggers: Sequence[Logger], exit_code: int) -> None:
 def _tensorboard(settings: dict[str, Any], log_dir: Path) -> Logger:
     where = "exp_manager.summary_writer_kwargs"
     if "log_dir" in settings:
-        raise UserError("a setting that is not yours to make", f"{where}.log_dir", "Set exp_manager.explicit_log_dir.")
+        raise UserError("a setting that is made elsewhere", f"{where}.log_dir", "Set exp_manager.explicit_log_dir.")
     try:
         logger = TensorBoardLogger(save_dir=log_dir, name="", version="", **settings)
         _ = logger.experiment  # opens the file of events

@@ -81,8 +81,8 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
         what was read, the record of the data, the length of training, and lines that the user should read.
 
     Raises:
-        UserError: the first file that is missing or cannot be read, and where it is named; validation sets whose
-            losses would have no name; nothing to train; a validation that never comes.
+        UserError: the first file that is missing or cannot be read, and where it is named; validation sets with
+            losses that would have no name; nothing to train; a validation that never comes.
     """
     skip = cfg.bad_audio == "skip" and subject.skips_bad_audio
     datasets, corpora = data_sections(cfg), Corpora()

@@ -33,7 +33,7 @@ class Subject:
 
     Args:
         name: what to call it; also its default output folder.
-        package: the distribution whose version is recorded.
+        package: the distribution, its version is recorded.
         load: imports what the model needs, before anything is seeded.
         build_model: makes the model from the whole configuration (data paths absolute), the Trainer and the inputs.
         keeps_experiments: whether `exp_manager` has effect: checkpoints, resuming, logs.

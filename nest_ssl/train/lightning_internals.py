@@ -1,4 +1,4 @@
-"""Every private name of Lightning that resuming and checkpoints lean on, under public names of ours.
+"""Every private name of Lightning that resuming and checkpoints lean on, under public names.
 
 Lightning promises nothing about them, so another release fails here, at import, and not in the midst of training.
 Read in Lightning 2.4.0: `loops.training_epoch_loop`, `loops.fit_loop`, `callbacks.model_checkpoint`,
@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from nest_ssl.base.errors import UserError
@@ -102,14 +101,13 @@ def accumulates(trainer: Trainer) -> bool:
 
 def restore_metrics(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
     """Put back `trainer.callback_metrics`."""
-    connector: _LoggerConnector = trainer._logger_connector
-    connector._callback_metrics.update(metrics)
+    trainer._logger_connector._callback_metrics.update(metrics)
 
 
 def begin_epoch_again(trainer: Trainer) -> None:
     """Give the loader its place in the epoch. Lightning does so only where it has not made the batches' iterator yet,
     which it has to count the steps for a schedule."""
     loop = trainer.fit_loop
-    if loop._combined_loader_states_to_load:
+    if loop._combined_loader_states_to_load and loop._data_fetcher is not None:
         loop._load_combined_loader_states()
         iter(loop._data_fetcher)

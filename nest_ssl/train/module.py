@@ -5,6 +5,7 @@ Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel` and `nem
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class NestModule(NestModel, LightningModule):
 
     Args:
         cfg: NeMo's `model` section, resolved.
-        release: the generation of NeMo whose numbers to reproduce, a key of `generations.GENERATIONS`.
+        release: the generation of NeMo to be exact with, a key of `releases.GENERATIONS`.
         no_masked_token: the loss of a batch in which no token counts, in training and validation: ``nan`` or ``zero``.
         skipped: go on without audio files that cannot be used, and count them here; None: stop at the first.
         corpora: manifests that have been read already.
@@ -64,7 +65,7 @@ class NestModule(NestModel, LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Path | str, **arguments: Any) -> NestModule:  # type: ignore[override]
-        """The model of a Lightning checkpoint, NeMo's or ours, without its data; no code of the file runs.
+        """The model of a Lightning checkpoint, NeMo's or the port's, without its data; no code of the file runs.
 
         Args:
             checkpoint_path: the file.
@@ -86,12 +87,12 @@ class NestModule(NestModel, LightningModule):
     def train_dataloader(self) -> DataLoader[Any] | None:
         return self._train_loader
 
-    def val_dataloader(self) -> list[DataLoader[Any] | None]:
+    def val_dataloader(self) -> Sequence[DataLoader[Any] | None]:
         return self._validation_loaders
 
     def training_step(self, batch: AudioNoiseBatch, batch_idx: int) -> torch.Tensor:
         loss = self._loss(batch)
-        rate = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         logs = {"learning_rate": rate, "global_step": self.trainer.global_step, "train_loss": loss}
         self.log_dict(logs, on_step=True)
         return loss
@@ -121,6 +122,7 @@ class NestModule(NestModel, LightningModule):
             noisy_input_signal_length=batch.noisy_audio_len,
             apply_mask=True,
         )
-        return self.loss(
+        loss: torch.Tensor = self.loss(
             masks=masks_BDT, decoder_outputs=log_probs_BTCH, targets=tokens_BTH, decoder_lengths=encoded_len_B
         )
+        return loss

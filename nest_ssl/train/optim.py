@@ -35,7 +35,8 @@ def build_optimizer(
     settings = read(Optim, section, WHERE)
     name = TORCH_CLASSES[settings.optimizer]
     try:
-        return getattr(torch.optim, name)(parameter_groups(model, groups), **settings.settings())
+        optimizer: type[torch.optim.Optimizer] = getattr(torch.optim, name)
+        return optimizer(parameter_groups(model, groups), **settings.settings())
     except (TypeError, ValueError) as error:
         raise UserError("an optimizer setting is wrong", f"{WHERE}: {error}", f"See torch's {name}.") from error
 

@@ -37,19 +37,19 @@ class WarmupPolicy(LRScheduler):
         self.warmup_steps = _stage(settings, "warmup", max_steps)
         super().__init__(optimizer, settings.last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[Any]:  # a whole number stays one, as in NeMo
         return [self.rate(self.last_epoch, peak) for peak in self.base_lrs]
 
-    def rate(self, step: int, peak: float) -> float:
+    def rate(self, step: int, peak: Any) -> Any:
         """The rate of optimizer step `step`, counted from 0."""
         if self.is_warming_up(step):
             return peak * ((step + 1) / (self.warmup_steps + 1))
         return self.min_lr if step > self.max_steps else self.annealed(step, peak)
 
     def is_warming_up(self, step: int) -> bool:
-        return self.warmup_steps > 0 and step <= self.warmup_steps
+        return bool(self.warmup_steps > 0 and step <= self.warmup_steps)
 
-    def annealed(self, step: int, peak: float) -> float:
+    def annealed(self, step: int, peak: Any) -> Any:
         """The rate after warm-up and hold."""
         return peak
 
@@ -63,7 +63,7 @@ class WarmupHoldPolicy(WarmupPolicy):
         self.hold_steps = ends if has_hold else 0
         super().__init__(optimizer, settings, max_steps)
 
-    def rate(self, step: int, peak: float) -> float:
+    def rate(self, step: int, peak: Any) -> Any:
         holds = self.warmup_steps <= step < self.hold_steps
         return peak if holds and not self.is_warming_up(step) else super().rate(step, peak)
 
@@ -77,7 +77,7 @@ class NoamHoldAnnealing(WarmupHoldPolicy):
         if not self.warmup_steps:
             raise ValueError("NoamHoldAnnealing needs warmup_steps or warmup_ratio")
 
-    def annealed(self, step: int, peak: float) -> float:
+    def annealed(self, step: int, peak: Any) -> Any:
         held = self.hold_steps - self.warmup_steps if self.hold_steps > 0 else 0
         scaled = peak * max(1, self.warmup_steps**self.decay_rate)
         return max(scaled / max(1, (step - held) ** self.decay_rate), self.min_lr)
@@ -97,7 +97,7 @@ class CosineAnnealing(WarmupPolicy):
         if "min_lr" not in settings.model_fields_set:
             self.min_lr = 0  # NeMo's default here is a whole number, and goes into rates and checkpoints as one
 
-    def rate(self, step: int, peak: float) -> float:
+    def rate(self, step: int, peak: Any) -> Any:
         if not self.constant_steps:
             return super().rate(step, peak)
         peak = self.base_lrs[0]
@@ -108,7 +108,7 @@ class CosineAnnealing(WarmupPolicy):
         part = float(step - self.warmup_steps) / float(self.decay_steps)
         return self.min_lr + 0.5 * (math.cos(math.pi * part) + 1.0) * (peak - self.min_lr)
 
-    def annealed(self, step: int, peak: float) -> float:
+    def annealed(self, step: int, peak: Any) -> Any:
         part = 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / (self.max_steps - self.warmup_steps)))
         return (peak - self.min_lr) * part + self.min_lr
 
@@ -126,7 +126,7 @@ class NoamAnnealing(WarmupPolicy):
         self._normalize = settings.d_model ** (-0.5)
         super().__init__(optimizer, settings, max_steps)
 
-    def rate(self, step: int, peak: float) -> float:
+    def rate(self, step: int, peak: Any) -> Any:
         step = max(1, step)
         falling = step ** (-0.5)
         rising = step * self.warmup_steps ** (-1.5) if self.warmup_steps > 0 else falling
@@ -155,12 +155,13 @@ def build_schedule(
         UserError: a schedule that is not offered, or settings that it does not take or that contradict each other.
     """
     settings = read(Sched, section or {}, WHERE)
-    if settings.name is None or max_steps is None:
+    name = settings.name
+    if name is None or max_steps is None:
         return None
     if settings.args is not None:  # NeMo then reads nothing else
-        settings = read(Sched, {"name": settings.name, **settings.args}, WHERE)
+        settings = read(Sched, {"name": name, **settings.args}, WHERE)
     try:
-        return SCHEDULES[settings.name](optimizer, settings, max_steps)
+        return SCHEDULES[name](optimizer, settings, max_steps)
     except (TypeError, ValueError, ZeroDivisionError, KeyError) as error:
         raise UserError("a schedule that cannot be right", f"{WHERE}: {error}", "Correct its settings.") from error
 
@@ -169,7 +170,7 @@ def planned_steps(section: Mapping[str, Any], trainer: Any, loader: Any) -> int 
     """The optimizer steps that NeMo plans a schedule for; None where it makes no schedule.
 
     They are the trainer's `max_steps`, or else the section's (where -1 means: no schedule), or else those in
-    `max_epochs` as the data loader stands before Lightning shards it.
+    `max_epochs` as the data loader stands before Lightning shards it. Source: NeMo 3.0.0 `compute_max_steps`.
 
     Args:
         trainer: Lightning's.
@@ -178,23 +179,18 @@ def planned_steps(section: Mapping[str, Any], trainer: Any, loader: Any) -> int 
     Raises:
         UserError: a negative `max_steps` in the section.
     """
-    if trainer.max_steps >= 0:
-        return trainer.max_steps
-    given = section.get("max_steps")
+    given: int | None = trainer.max_steps if trainer.max_steps >= 0 else section.get("max_steps")
     if given is not None:
         if given < -1:
             raise UserError("a negative number of steps", f"{WHERE}.max_steps={given}", "Give a whole number from 0.")
         return None if given == -1 else given
-    return None if loader is None else _steps_in_epochs(trainer, loader)
-
-
-def _steps_in_epochs(trainer: Any, loader: Any) -> int:
-    """Source: NeMo 3.0.0 `compute_max_steps` in `nemo.core.optim.lr_scheduler`."""
+    if loader is None:
+        return None
     round_batches = math.floor if loader.drop_last else math.ceil
     samples = math.ceil(len(loader.dataset) / max(1, trainer.num_devices * trainer.num_nodes))
     batches, limit = round_batches(samples / loader.batch_size), trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+    return math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs)
 
 
 def _stage(settings: Sched, name: str, max_steps: int) -> Any:

@@ -29,7 +29,7 @@ class ValidationLosses:
         section: NeMo's `validation_ds`; None where there is no validation.
 
     Raises:
-        UserError: manifests whose names leave none for their losses.
+        UserError: manifests with names that leave none for their losses.
     """
 
     def __init__(self, section: Mapping[str, Any] | None) -> None:
@@ -62,13 +62,12 @@ def loss_prefixes(section: Mapping[str, Any]) -> list[str]:
     if isinstance(names, str) or len(names) != len(loaders):
         where = f"validation_ds.name={names}"
         raise UserError("not a name for each validation set", where, f"Give a list of {len(loaders)} names.")
-    return [_prefix(str(name)) for name in names]
-
-
-def _prefix(name: str) -> str:
-    text = Path(name).stem if Path(name).exists() else name
-    text = text.replace("-", "_").replace("manifest", "").replace("dataset", "")
-    if not text:
-        fix = "Rename the file, e.g. dev_manifest.json, or give validation_ds.name a list."
-        raise UserError("a validation set whose losses cannot be named", name, fix)
-    return text if text.endswith("_") else f"{text}_"
+    prefixes = []
+    for name in map(str, names):
+        text = Path(name).stem if Path(name).exists() else name
+        text = text.replace("-", "_").replace("manifest", "").replace("dataset", "")
+        if not text:
+            fix = "Rename the file, e.g. dev_manifest.json, or give validation_ds.name a list."
+            raise UserError("the losses of a validation set cannot be named", name, fix)
+        prefixes.append(text if text.endswith("_") else f"{text}_")
+    return prefixes

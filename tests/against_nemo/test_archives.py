@@ -240,7 +240,7 @@ def test_nemo_never_sees_a_harmful_archive(tmp_path: Path, files: dict[str, dict
     from nest_ssl.train.checkpoint.nemo_archive import write_nemo
 
     config, state_dict = load_nemo(files["init_from_nemo_model"]["a"])
-    config["encoder"] = {"_target_": "os.mkdir", "path": str(tmp_path / "trap")}
+    config["encoder"]["_target_"] = "os.mkdir"
     write_nemo(config, state_dict, path := tmp_path / "evil.nemo")
     with pytest.raises(UserError, match="_target_"):
         run(

@@ -50,7 +50,7 @@ def test_what_is_built(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"summary_writer_kwargs": {"log_dir": "x"}}, "not yours to make: .*summary_writer_kwargs.log_dir"),
+        ({"summary_writer_kwargs": {"log_dir": "x"}}, "made elsewhere: .*summary_writer_kwargs.log_dir"),
         ({"summary_writer_kwargs": {"flush_sex": 1}}, "a TensorBoard setting is wrong: .*flush_sex"),
         ({"create_wandb_logger": True}, "needs a project or a name"),
         ({"create_wandb_logger": True, "wandb_logger_kwargs": {"project": "p", "colour": 1}}, "W&B setting.*colour"),

@@ -49,7 +49,7 @@ class Archives(Callback):
             save_nemo(pl_module, self.path)
 
     @rank_zero_only
-    def _save_best(self, model: LightningModule) -> None:
+    def _save_best(self, model: Any) -> None:
         """From its file, for the model has been trained further. At a new best's own saving, the file is not there yet:
         then the model is what it will hold."""
         best = Path(self.checkpoints.best_model_path)

@@ -19,7 +19,8 @@ from torch import nn
 
 from nest_ssl.base.errors import UserError, write_errors
 from nest_ssl.base.files import remove_leftovers, replacing
-from nest_ssl.base.safe_load import READER_ERRORS, check_state_dict, check_zip, load_tensors, opened, settings_allowed
+from nest_ssl.base.safe_load import READER_ERRORS, check_zip, opened
+from nest_ssl.train.checkpoint.weights import check_state_dict, load_weights, settings_allowed
 
 KEY = "nest_ssl"  # of what we add to a checkpoint
 # What Lightning reads of a checkpoint while it restores; where one is missing or of another kind, it fails deep inside.
@@ -42,7 +43,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
         with settings_allowed():
-            return torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return checkpoint
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Found:
 
     @property
     def exact(self) -> bool:
-        """Whether it holds what the same bits take (it is ours)."""
+        """Whether it holds what the same bits take (the port wrote it)."""
         return KEY in self.content
 
 
@@ -143,7 +145,7 @@ def _read(path: Path) -> Found:
         UserError: it cannot be read, or a part is of another kind or missing.
     """
     try:
-        content = load_tensors(path, mapped=True)
+        content = load_weights(path, mapped=True)
     except UserError as error:
         if error.what.startswith("it holds "):
             fix = "Begin with its weights: init_from_ptl_ckpt."

@@ -1,7 +1,7 @@
 """Weights to start from: `init_from_nemo_model` and `init_from_ptl_ckpt`, with NeMo's meaning.
 
 Source: NeMo 3.0.0 `ModelPT.maybe_init_from_pretrained_checkpoint` and `load_part_of_state_dict` in
-`nemo.core.classes.modelPT`. Both trainers check their files here before they train; ours also loads them here, from
+`nemo.core.classes.modelPT`. Both trainers check their files here before they train; the port also loads them here, from
 what was read then: a file is opened once.
 
     init_from_nemo_model: a.nemo
@@ -24,13 +24,14 @@ from torch import nn
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import sha256_of
-from nest_ssl.base.safe_load import ANOTHER_FILE, READER_ERRORS, check_finite, opened, settings_allowed
+from nest_ssl.base.safe_load import ANOTHER_FILE, READER_ERRORS, opened
 from nest_ssl.config.schema import InitFrom
 from nest_ssl.config.section import read
 from nest_ssl.model.build import NEMO
 from nest_ssl.model.nest import NestModel
 from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
 from nest_ssl.train.checkpoint.nemo_archive import load_nemo
+from nest_ssl.train.checkpoint.weights import check_finite, settings_allowed
 
 ARCHIVE, CHECKPOINT = "init_from_nemo_model", "init_from_ptl_ckpt"
 OTHER_WEIGHTS = "Use another file; init_strict=false takes missing and unexpected names."
@@ -78,7 +79,7 @@ def read_sources(cfg: Mapping[str, Any]) -> list[Source]:
     if key is None:
         return []
     if isinstance(cfg[key], str):
-        return [Source(key, InitFrom(path=cfg[key]))]
+        return [Source(key, read(InitFrom, {"path": cfg[key]}, key))]
     return [Source(f"{key}.{name}", read(InitFrom, entry, f"{key}.{name}")) for name, entry in cfg[key].items()]
 
 
@@ -89,7 +90,7 @@ class Loaded:
     Args:
         source: where it came from.
         sha256: of the file, as it was read.
-        config: an archive's own settings, whose model NeMo builds; None for a checkpoint.
+        config: an archive's own settings, of which NeMo builds a model; None for a checkpoint.
         weights: on the CPU.
     """
 
@@ -105,9 +106,16 @@ def load_sources(cfg: Mapping[str, Any]) -> list[Loaded]:
     Raises:
         UserError: see `read_sources`, and what is wrong with a file.
     """
-    loaded = []
+    loaded: list[Loaded] = []
+    config: dict[str, Any] | None
     for source in read_sources(cfg):
-        config, weights = _read(source, bool(cfg.get("init_strict", True)))
+        _check_kind(source)
+        if source.key == CHECKPOINT:
+            config, weights = None, load_checkpoint(source.path)[1]
+        else:
+            config, weights = load_nemo(source.path)
+            _check_archive(config, weights, source.path, bool(cfg.get("init_strict", True)))
+        check_finite(weights, source.path)
         if weights and not any(map(source.takes, weights)):
             log.warning("warning: %s: include and exclude leave none of the entries of %s", source.name, source.path)
         loaded.append(Loaded(source, sha256_of(Path(source.path)), config, weights))
@@ -136,7 +144,14 @@ def init_from_pretrained(model: nn.Module, cfg: Mapping[str, Any], sources: Sequ
             own = NestModel(loaded.config)
             own.load_state_dict(weights, strict=bool(cfg.get("init_strict", True)))
             weights = own.state_dict()
-        _load(model, loaded.source, weights)
+        source = loaded.source
+        part = {name: tensor for name, tensor in weights.items() if source.takes(name)}
+        model.load_state_dict(part, strict=False)
+        used, names = part.keys() & model.state_dict().keys(), model.state_dict()
+        rank_zero_info(f"{source.name}: {len(used)} of the model's {len(names)} entries from {source.path}")
+        left_out = sorted(name for name in weights if any(word in name for word in source.settings.exclude))
+        if left_out:
+            rank_zero_info(f"{source.name}: excluded {', '.join(left_out)}")
 
 
 @contextmanager
@@ -157,17 +172,6 @@ def loading_sources(cfg: Mapping[str, Any]) -> Iterator[None]:
             raise
         paths = ", ".join(source.path for source in read_sources(cfg))
         raise UserError("weights of another shape", f"{paths}: {lines[0]}", "Leave it out with exclude.") from error
-
-
-def _read(source: Source, strict: bool) -> tuple[dict[str, Any] | None, Mapping[str, torch.Tensor]]:
-    _check_kind(source)
-    if source.key == CHECKPOINT:
-        config, weights = None, load_checkpoint(source.path)[1]
-    else:
-        config, weights = load_nemo(source.path)
-        _check_archive(config, weights, source.path, strict)
-    check_finite(weights, source.path)
-    return config, weights
 
 
 def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], path: str, strict: bool) -> None:
@@ -191,7 +195,7 @@ def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor
     layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layers.")})
     if strict and isinstance(config.get("encoder"), dict) and config["encoder"].get("n_layers", layers) != layers:
         where = f"{path}: encoder.n_layers={config['encoder']['n_layers']}, and weights of {layers} layers"
-        raise UserError("an archive whose weights do not fit its model", where, OTHER_WEIGHTS)
+        raise UserError("an archive of weights that do not fit its model", where, OTHER_WEIGHTS)
     try:
         with torch.device("meta"):
             model = NestModel(config).to("meta")  # the mel filters are NumPy's
@@ -201,7 +205,7 @@ def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor
     except RuntimeError as error:
         lines = [line.strip().rstrip(".") for line in str(error).splitlines()] or ["RuntimeError"]
         where = f"{path}: {lines[1] if len(lines) > 1 else lines[0]}"
-        raise UserError("an archive whose weights do not fit its model", where, OTHER_WEIGHTS) from error
+        raise UserError("an archive of weights that do not fit its model", where, OTHER_WEIGHTS) from error
     except READER_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError("settings of which no model can be built", f"{path}: {reason}", ANOTHER_FILE) from error
@@ -215,13 +219,3 @@ def _check_kind(source: Source) -> None:
         raise UserError("not an archive but a checkpoint", f"{source.name}={source.path}", f"Use {CHECKPOINT}.")
     if source.key == CHECKPOINT and not is_zip and tarfile.is_tarfile(source.path):
         raise UserError("not a checkpoint but an archive", f"{source.name}={source.path}", f"Use {ARCHIVE}.")
-
-
-def _load(model: nn.Module, source: Source, state_dict: Mapping[str, torch.Tensor]) -> None:
-    part = {name: tensor for name, tensor in state_dict.items() if source.takes(name)}
-    model.load_state_dict(part, strict=False)
-    used = part.keys() & model.state_dict().keys()
-    left_out = sorted(name for name in state_dict if any(part in name for part in source.settings.exclude))
-    rank_zero_info(f"{source.name}: {len(used)} of the model's {len(model.state_dict())} entries from {source.path}")
-    if left_out:
-        rank_zero_info(f"{source.name}: excluded {', '.join(left_out)}")

@@ -14,8 +14,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.safe_load import ANOTHER_FILE, check_state_dict, load_tensors, plain_settings
+from nest_ssl.base.safe_load import ANOTHER_FILE
 from nest_ssl.train.checkpoint.nemo_archive import nemo_config
+from nest_ssl.train.checkpoint.weights import check_state_dict, load_weights, plain_settings
 
 
 def load_checkpoint(path: Path | str) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
@@ -24,7 +25,7 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Any] | None, dict[str, 
     Raises:
         UserError: no such file, no Lightning checkpoint, a damaged one, or one that would run code.
     """
-    value = load_tensors(Path(path))
+    value = load_weights(Path(path))
     if not isinstance(value, Mapping) or "state_dict" not in value:
         raise UserError("not a Lightning checkpoint", f"{path} has no state_dict", ANOTHER_FILE)
     settings, where = value.get("hyper_parameters"), f"{path}, hyper_parameters"

@@ -31,16 +31,9 @@ from torch import nn
 
 from nest_ssl.base.errors import UserError, write_errors
 from nest_ssl.base.files import replacing
-from nest_ssl.base.safe_load import (
-    ANOTHER_FILE,
-    READER_ERRORS,
-    check_state_dict,
-    load_tensors,
-    load_yaml,
-    opened,
-    plain_settings,
-)
+from nest_ssl.base.safe_load import ANOTHER_FILE, READER_ERRORS, load_yaml, opened
 from nest_ssl.releases import NEWEST, RELEASES
+from nest_ssl.train.checkpoint.weights import check_state_dict, load_weights, plain_settings
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 TARGET = "nemo.collections.asr.models.ssl_models.EncDecDenoiseMaskedTokenPredModel"
@@ -96,7 +89,7 @@ def load_nemo(path: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tensor]
                 raise UserError("a file of the archive cannot be what it says", f"{path}: {CONFIG}", ANOTHER_FILE)
             config = _read_config(_stream(archive, members[CONFIG]).read(), f"{path}, {CONFIG}")
             where = f"{path}, {WEIGHTS}"
-            return config, check_state_dict(load_tensors(_stream(archive, members[WEIGHTS]), where), where)
+            return config, check_state_dict(load_weights(_stream(archive, members[WEIGHTS]), where), where)
     except (tarfile.TarError, zlib.error, gzip.BadGzipFile, *READER_ERRORS) as error:
         raise UserError("not a .nemo archive, or a damaged one", str(path), ANOTHER_FILE) from error
 
@@ -105,7 +98,7 @@ def load_nemo(path: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tensor]
 
 
 def _add(archive: tarfile.TarFile, name: str, content: BinaryIO | io.BytesIO) -> None:
-    """Add a file whose owner and times say nothing of this machine."""
+    """Add a file; its owner and times say nothing of this machine."""
     member = tarfile.TarInfo(f"./{name}")
     member.size = content.seek(0, os.SEEK_END)
     content.seek(0)

@@ -20,9 +20,9 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from nest_ssl.base.nested import ABSENT, leaves, pairs
 from nest_ssl.base.rng import generator_states, restore_generators
-from nest_ssl.base.safe_load import plain_settings
 from nest_ssl.train.checkpoint.checkpoint_io import KEY
 from nest_ssl.train.checkpoint.nemo_archive import nemo_config
+from nest_ssl.train.checkpoint.weights import plain_settings
 from nest_ssl.train.lightning_internals import DataFetcher, EpochLoop, accumulates, begin_epoch_again, restore_metrics
 
 OPTIMIZER = "optim."  # settings below it come back with the checkpoint's optimizer and schedule
@@ -43,9 +43,10 @@ def differing_settings(checkpoint: Mapping[str, Any], model: Mapping[str, Any], 
             if old is not ABSENT and new is not ABSENT and old != new:
                 which = "the checkpoint's stays" if name.startswith(OPTIMIZER) else "this run's holds from here on"
                 lines.append(f"model.{name} is {old} in the checkpoint and {new} in this run: {which}")
+    own = ((model.get("optim") or {}).get("sched") or {}).get("max_steps")  # which a schedule prefers to epochs
     for schedule in checkpoint.get("lr_schedulers") or ():
         planned = schedule.get("max_steps") if isinstance(schedule, Mapping) else None
-        if isinstance(planned, int) and planned != steps:
+        if isinstance(planned, int) and planned > 0 and own is None and planned != steps:
             now = f"{steps:,.0f}" if steps != float("inf") else "no end"
             lines.append(f"the schedule stays planned for {planned:,} steps, as in the checkpoint; this run has {now}")
     return lines

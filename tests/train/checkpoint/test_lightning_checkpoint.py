@@ -12,14 +12,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.safe_load import load_tensors, opened
 from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
+from nest_ssl.train.checkpoint.weights import load_weights
 from nest_ssl.train.module import NestModule
 
 
 def opened_safely(path: Path) -> Any:
-    with opened(path) as stream:
-        return load_tensors(stream, str(path))
+    return load_weights(path)
 
 
 def test_round_trip(checkpoint: Callable[..., Path], tiny: Callable[..., NestModule]) -> None:
