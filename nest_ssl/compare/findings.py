@@ -87,6 +87,12 @@ class Finding:
         return self.judgement is not None and self.judgement.within
 
     @property
+    def size(self) -> tuple[bool, float]:
+        """For the worst of several: what is no distance between numbers first, then by the largest distance."""
+        unlike = self.metrics is None or bool(self.metrics.nonfinite_disagree)
+        return unlike, float(self.metrics.max_abs or 0.0) if self.metrics and not unlike else 0.0
+
+    @property
     def missing(self) -> bool:
         return self.difference in (Difference.MISSING_REFERENCE, Difference.MISSING_CANDIDATE)
 
@@ -278,7 +284,8 @@ class Cause:
     Args:
         birth: how.
         module: the module in whose own code it was born, None where no module's.
-        after: the last call whose gradient was the same, for `BETWEEN_BACKWARDS`.
+        after: for `BETWEEN_BACKWARDS` the last call whose gradient was the same; for `BEFORE_CALL` the one whose output
+            the reference hands on unedited, if there is one.
         order, calls: place in execution order and number of calls, for a call.
         draw: the random draw that is to blame, or that shows first behind the headline.
         states: generators that this forward left in other states, where no ledger tells more.

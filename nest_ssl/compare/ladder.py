@@ -80,7 +80,10 @@ def compare_recordings(
     rungs = [Rung(name, [tally for tally in tallies if tally.rung == name]) for name in RUNGS]
     ordered = causes.in_causal_order(before_steps, results)
     first = causes.headline(ordered)
-    cause = causes.cause_of(first, ordered, results, before, shared) if first else None
+    cause = None
+    if first:
+        its_step = next((r for r in results if (r.step, r.rank) == (first.moment.step, first.address.rank)), None)
+        cause = causes.cause_of(first, its_step, before, shared, grown=first is not ordered[0])
     verdict, code = _judge(rungs)
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
     return Comparison(

@@ -95,40 +95,32 @@ class _Floats(_Integers):
     squares: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # of the reference, the candidate, their product and difference
 
     def add(self, reference: Tensor, candidate: Tensor) -> None:
-        bits = [_signed_bits(side) for side in (reference, candidate)]
+        metrics, (atol, rtol) = self.metrics, self.bound
+        patterns = (as_integers(side).numpy() for side in (reference, candidate))
+        bits = [side.view(_SIGNED[side.itemsize]) for side in patterns]
         unlike = bits[0] != bits[1]
-        if count := int(np.count_nonzero(unlike)):
-            self.metrics.differing += count
+        metrics.differing += int(np.count_nonzero(unlike))
+        if unlike.any():
             self.show(_BITS, 0.0, int(unlike.argmax()))
         a, b = (side.to(float64).numpy() for side in (reference, candidate))
         finite = np.isfinite(a) & np.isfinite(b)
         if not finite.all():
-            self._count_nonfinite(a, b, finite)
+            metrics.nan_reference += int(np.count_nonzero(np.isnan(a)))
+            metrics.nan_candidate += int(np.count_nonzero(np.isnan(b)))
+            disagree = ~(finite | (np.isnan(a) & np.isnan(b)) | (a == b))
+            if disagree.any():
+                self.show(_NONFINITE, 0.0, int(disagree.argmax()))
+            metrics.nonfinite_disagree += int(np.count_nonzero(disagree))
+            metrics.outside += int(np.count_nonzero(disagree))
+            if not finite.any():
+                return
             a, b, *bits = (np.where(finite, values, 0) for values in (a, b, *bits))
-        if finite.any():
-            self._add_numbers(a, b, bits if count else None)
-
-    def _count_nonfinite(self, a: Array, b: Array, finite: Array) -> None:
-        metrics, a_nan, b_nan = self.metrics, np.isnan(a), np.isnan(b)
-        metrics.nan_reference += int(np.count_nonzero(a_nan))
-        metrics.nan_candidate += int(np.count_nonzero(b_nan))
-        disagree = ~(finite | (a_nan & b_nan) | (a == b))
-        if count := int(np.count_nonzero(disagree)):
-            self.show(_NONFINITE, 0.0, int(disagree.argmax()))
-            metrics.nonfinite_disagree += count
-            metrics.outside += count
-
-    def _add_numbers(self, a: Array, b: Array, bits: list[Array] | None) -> None:
-        metrics, (atol, rtol) = self.metrics, self.bound
         difference = np.abs(b - a)
         added = (float(a @ a), float(b @ b), float(a @ b), float(difference @ difference))
         self.squares = tuple(old + new for old, new in zip(self.squares, added, strict=True))
-        metrics.max_abs = max(metrics.max_abs or 0.0, float(difference.max(initial=0.0)))
-        metrics.max_ulp = metrics.max_ulp or 0
-        if bits is None:
-            return
-        metrics.max_ulp = max(metrics.max_ulp, int(_distance(_ranks(bits[0]), _ranks(bits[1])).max()))
         at = int(difference.argmax())
+        metrics.max_abs = max(metrics.max_abs or 0.0, float(difference[at]))
+        metrics.max_ulp = max(metrics.max_ulp or 0, int(_distance(_ranks(bits[0]), _ranks(bits[1])).max()))
         if difference[at] > 0:
             self.show(_NUMBER, float(difference[at]), at)
         allowed = atol + rtol * np.abs(a)
@@ -150,11 +142,6 @@ def _distance(a: Array, b: Array) -> Array:
     unsigned = _UNSIGNED[a.itemsize]
     distance: Array = np.maximum(a, b).view(unsigned) - np.minimum(a, b).view(unsigned)
     return distance
-
-
-def _signed_bits(tensor: Tensor) -> Array:
-    bits = as_integers(tensor).numpy()
-    return bits.view(_SIGNED[bits.itemsize])
 
 
 def _ranks(bits: Array) -> Array:

@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 WORDS = frozenset({"password", "passwd", "passphrase", "token", "secret", "key", "apikey", "credential", "credentials"})
+# Before `token` or `key` these make a setting of a model or of its data: masked, two experiments would seem the same.
+VOCABULARY = frozenset("masked mask start end stop pad bos eos cls sep unk blank special audio text lang sort".split())
 MASK = "***"
 _USER_INFO = re.compile(r"(\w://[^/\s@:]*:)[^@\s/]+@")
 _PAIR = re.compile(r"([\w.+-]+)['\"]?\s*[:=]\s*(?=([^,}\]\s]+))")  # inside a value: {api_key:abc}
@@ -20,8 +22,8 @@ _PAIR = re.compile(r"([\w.+-]+)['\"]?\s*[:=]\s*(?=([^,}\]\s]+))")  # inside a va
 
 def is_secret(name: str) -> bool:
     """Whether the last part of a dotted name has one of `WORDS` in it, as `apiKey` and `wandb_api_key` have."""
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name.rpartition(".")[2])
-    return any(word.lower() in WORDS for word in words)
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name.rpartition(".")[2])]
+    return any(word in WORDS and before not in VOCABULARY for before, word in zip(["", *words], words, strict=False))
 
 
 def masked(value: Any, name: str = "") -> Any:

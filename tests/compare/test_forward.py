@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Birth, Relation
+from nest_ssl.compare.rungs.forward import spans_of
+from nest_ssl.recording.calls import Call
 from tests.compare.builder import Block, Encoder, Model, Plan, edit_tensors, first, judge, left, noted, record
 
 Make = Callable[..., Path]
@@ -230,3 +232,22 @@ def test_another_order_of_the_same_calls_is_noted(tmp_path: Path, reference: Pat
 def test_the_models_outputs_are_compared_too(reference: Path, copy: Path) -> None:
     edit_tensors(copy, "step_0/forward_output.pt", lambda output: output["tokens"].add_(1))
     assert first(judge(reference, copy)) == ("forward", 0, None, None, "tokens")
+
+
+def test_spans_know_what_they_are_inside_of() -> None:
+    events = {"": (0, 9), "a": (1, 4), "a.x": (2, 3), "b": (5, 8), "b.x": (6, 7)}
+    calls = [
+        Call(index, name, 0, True, [], [], {}, start, end, producers={"x": (1, "")} if name == "b" else {})
+        for index, (name, (start, end)) in enumerate(events.items())
+    ]
+    spans = spans_of(calls)
+    assert {key[0]: span.parent and span.parent[0] for key, span in spans.items()} == {
+        "": None, "a": "", "a.x": "a", "b": "", "b.x": "b",
+    }  # fmt: skip
+    assert spans["b", 0].producers == {"x": ("a", 0)}
+
+
+def test_an_input_changed_on_its_way_names_the_call_it_comes_from(reference: Path, make: Make) -> None:
+    """The reference hands the encoder what the masking returned, as it is."""
+    comparison = judge(reference, make(model=OtherFlow))
+    assert comparison.cause is not None and comparison.cause.after == "masking"

@@ -78,9 +78,7 @@ def test_a_port_that_follows_another_generation_is_told(sides: Sides) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [(OLD, OLD), (OLD, None), (None, NEW), (None, None)])
-def test_one_generation_or_an_unknown_one_is_no_difference(
-    sides: Sides, one: Any, other: Any
-) -> None:
+def test_one_generation_or_an_unknown_one_is_no_difference(sides: Sides, one: Any, other: Any) -> None:
     comparison = judge(*sides(one, other, "nest"))
     assert (comparison.verdict, comparison.known) == ("identical", [])
 

@@ -164,9 +164,24 @@ def test_the_committed_list_is_readable() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["- pattern: x", "- 3", "- {pattern: x, only_in: a, not_in: b, reason: 1}", "{", "3", "x: 1"]
+    "text",
+    [
+        "- pattern: x",
+        "- 3",
+        "- {pattern: x, only_in: a, not_in: b, reason: 1}",
+        "{",
+        "3",
+        "x: 1",
+        "&a [*a]",
+        "- !!python/object:x {}",
+    ],
 )
 def test_a_damaged_list_is_a_users_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "list.yaml").write_text(text)
     with pytest.raises(UserError):
         load_declared(tmp_path / "list.yaml")
+
+
+def test_a_list_that_is_not_there_is_a_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        load_declared(tmp_path / "none.yaml")

@@ -13,7 +13,8 @@ def test_names_of_secrets(name: str) -> None:
     assert is_secret(name)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "num_tokens", "monkey", "keys.value", "secretary", "optimizer.lr", ""])
+@pytest.mark.parametrize("name", ["tokenizer", "num_tokens", "monkey", "keys.value", "optimizer.lr", "", "audio_key",
+                                  "no_masked_token", "use_start_end_token", "model.pad_token"])  # fmt: skip
 def test_other_names(name: str) -> None:
     assert not is_secret(name)
 
@@ -44,6 +45,6 @@ def test_settings() -> None:
 
 
 def test_a_configuration_without_secrets_stays_to_the_letter() -> None:
-    text = "seed: 42   # the seed\nmodel: {lr: 1e-3}\n"
+    text = "seed: 42   # the seed\nno_masked_token: nan\nmodel: {lr: 1e-3}\n"
     assert masked_yaml(text) == text
     assert yaml.safe_load(masked_yaml(text + "password: x\n")) == {**yaml.safe_load(text), "password": "***"}

@@ -14,9 +14,9 @@ from typing import Any
 from nest_ssl.base.nested import ABSENT, pairs
 from nest_ssl.compare.findings import Difference
 from nest_ssl.compare.rungs.sheet import Sheet
+from nest_ssl.compare.rungs.surroundings import note_surroundings
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.index import Index
 from nest_ssl.recording.reader import Recording
 
 # By setting: no number changes with where a run writes and what it saves; the generation, the steps saved and what was
@@ -28,10 +28,6 @@ _PATHS = ("model.*_ds.manifest_filepath", "model.*_ds.noise_manifest")  # the ha
 _SPELLINGS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # of trainer.precision
 
 _NUMERIC_PACKAGES = ("torch",)  # another version computes other numbers; of every other package it is a note
-# Named first among the notes, because they read the audio or make the features.
-_NOTABLE_PACKAGES = ("numpy", "librosa", "soundfile", "scipy", "lightning", "nemo_toolkit")
-# What two images of different trainers have in common. Their torch, CUDA and cuDNN are compared with the versions.
-_IMAGE_FACTS = ("base", "base_id", "locks", "source_sha256")
 Settings = dict[str, Any]  # by dotted path
 
 
@@ -63,9 +59,7 @@ def compare_contract(
     sheet.tally.differing = len(sheet.tally.findings)
     if not any(recording.index.data.train for recording in recordings):
         sheet.note("no_data_hashes")
-    _note_packages(sheet, reference.index, candidate.index)
-    _note_machines(sheet, reference.index, candidate.index)
-    _note_sameness(sheet, reference, candidate)
+    note_surroundings(sheet, reference, candidate, _NUMERIC_PACKAGES)
 
 
 def _experiment(recording: Recording, steps: Sequence[int] | None) -> Settings:
@@ -113,55 +107,3 @@ def _shown(sides: Sequence[Settings], same_batches: bool, hashed: bool) -> list[
         if content[0] is not None and content[0] == content[1]:
             noted.append(f"data.{name}.*")
     return noted
-
-
-def _note_packages(sheet: Sheet, reference: Index, candidate: Index) -> None:
-    one_side, other_side = (
-        {name.lower().replace("-", "_"): version for name, version in index.packages.items()}
-        for index in (reference, candidate)
-    )
-    differing = {
-        name: [one, other]
-        for name, one, other in pairs(one_side, other_side)
-        if ABSENT not in (one, other) and one != other and name not in _NUMERIC_PACKAGES
-    }
-    if differing:
-        names = sorted(differing, key=lambda name: (name not in _NOTABLE_PACKAGES, name))
-        sheet.note("packages", versions={name: differing[name] for name in names})
-
-
-def _note_machines(sheet: Sheet, reference: Index, candidate: Index) -> None:
-    indexes = (reference, candidate)
-    containers = [index.container or {} for index in indexes]
-    facts: dict[str, list[Any]] = {
-        "python": [".".join(index.python.split(".")[:2]) for index in indexes],
-        "cpu_capability": [index.host.cpu_capability for index in indexes],
-        "driver": [index.cuda.driver for index in indexes],
-        "container": [bool(container) for container in containers],
-    }
-    for kind, (one, other) in facts.items():
-        if one != other:
-            sheet.note(kind, reference=one, candidate=other)
-    images = [_flat({fact: container.get(fact) for fact in _IMAGE_FACTS}) for container in containers]
-    tables: dict[str, list[Settings]] = {"environment": [dict(index.environment) for index in indexes]}
-    if all(containers):
-        tables["image"] = images
-    for kind, sides in tables.items():
-        for path, one, other in pairs(*sides):
-            lock = path.startswith("locks.") and ABSENT in (one, other)  # of packages that only one of them has
-            if one != other and not lock:
-                values = ["absent" if value is ABSENT else value for value in (one, other)]
-                sheet.note(kind, path=path, reference=values[0], candidate=values[1])
-
-
-def _note_sameness(sheet: Sheet, reference: Recording, candidate: Recording) -> None:
-    """Say when both sides are one recording, or when a side's modules are not its trainer's own."""
-    if reference.path.resolve() == candidate.path.resolve():
-        sheet.note("same_recording", how="folder")
-    elif reference.index == candidate.index:
-        sheet.note("same_recording", how="files")
-    for side, recording in (("reference", reference), ("candidate", candidate)):
-        trainer = recording.index.trainer
-        foreign = "nest_ssl" if trainer.name == "nemo" else "nemo"
-        if any(module.module_class.partition(".")[0] == foreign for module in recording.structure.modules):
-            sheet.note("foreign_classes", side=side, label=trainer.package, package=foreign)

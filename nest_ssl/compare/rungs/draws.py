@@ -17,7 +17,7 @@ from difflib import SequenceMatcher
 from typing import TypeVar
 
 from nest_ssl.base.nested import ABSENT, pairs
-from nest_ssl.compare.findings import Difference, Draw, Fate, Spot, Stage
+from nest_ssl.compare.findings import Difference, Draw, Fate, Stage
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.calls import Call
@@ -181,7 +181,11 @@ def _total(entries: _Chain) -> int | None:
 
 def _draw(sheet: Sheet, generator: str, reference: _Chain, candidate: _Chain, fate: Fate) -> Draw:
     first = (reference or candidate)[0]
-    spot = _spot(sheet, generator, first)
+    name, module = first.stage.phase.upper(), first.stage.module
+    phase = Phase.FORWARD if name == "LOSS" else Phase.__members__.get(name, Phase.FORWARD)  # the code around it, too
+    late = phase == Phase.FETCH and not generator.startswith("torch")  # a loader first draws its order, with torch
+    address = Address(Kind.DRAW, module, None if module is None else first.stage.call, generator)
+    spot = sheet.spot(address, phase, first.event + 0.5 * late, Part.DRAW)
     came_in = bool(reference and candidate) and reference[0].before != candidate[0].before
     draws = _total(reference), _total(candidate)
     finding = None
@@ -193,13 +197,3 @@ def _draw(sheet: Sheet, generator: str, reference: _Chain, candidate: _Chain, fa
         finding = spot.finding(Difference.DRAWS, *(UNCOUNTED if count is None else count for count in draws))
     stages, others = (tuple(dict.fromkeys(entry.stage for entry in side)) for side in (reference, candidate))
     return Draw(spot.moment, sheet.tally.rank, generator, stages, others, draws, fate, came_in, finding)
-
-
-def _spot(sheet: Sheet, generator: str, entry: _Entry) -> Spot:
-    """When and where; a loader draws its order, with torch, before it makes the first batch."""
-    name = entry.stage.phase.upper()
-    phase = Phase.FORWARD if name == "LOSS" else Phase.__members__.get(name, Phase.FORWARD)  # the code around it, too
-    late = phase == Phase.FETCH and not generator.startswith("torch")
-    module = entry.stage.module
-    address = Address(Kind.DRAW, module, None if module is None else entry.stage.call, generator)
-    return sheet.spot(address, phase, entry.event + 0.5 * late, Part.DRAW)

@@ -70,7 +70,7 @@ def compare_calls(sheet: Sheet, reference: Sequence[Call], candidate: Sequence[C
         sheet.note("by_keyword", step=sheet.step, count=len(by_keyword), module=by_keyword[0])
     _note_order(sheet, reference, candidate)
     sheet.tally.findings.sort(key=lambda finding: finding.moment)
-    return _spans(reference)
+    return spans_of(reference)
 
 
 def compare_forward_output(sheet: Sheet, reference: StepFiles, candidate: StepFiles) -> None:
@@ -82,7 +82,7 @@ def compare_forward_output(sheet: Sheet, reference: StepFiles, candidate: StepFi
             sheet.pair("outputs", spot, output, other_output)
 
 
-def _spans(calls: Sequence[Call]) -> dict[Key, Span]:
+def spans_of(calls: Sequence[Call]) -> dict[Key, Span]:
     keys = {call.index: key_of(call) for call in calls}
     spans: dict[Key, Span] = {}
     inside: list[Call] = []  # of which calls, innermost last

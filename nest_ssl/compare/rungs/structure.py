@@ -9,7 +9,7 @@ from typing import Any
 from nest_ssl.base.nested import ABSENT, pairs
 from nest_ssl.compare.comparison import Declared
 from nest_ssl.compare.declared import Entry, apply_declared
-from nest_ssl.compare.findings import Difference, Finding, Spot
+from nest_ssl.compare.findings import Difference, Spot
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.clock import Phase
@@ -62,17 +62,13 @@ def _compare(sheet: Sheet, unit: str, spot: Spot, reference: Any, candidate: Any
     elif candidate is ABSENT:
         sheet.missing(spot.finding(Difference.MISSING_CANDIDATE, _outline(reference), "absent"))
     else:
-        sheet.item(unit, _changes(spot, reference, candidate))
-
-
-def _changes(spot: Spot, reference: dict[str, Any], candidate: dict[str, Any]) -> list[Finding]:
-    """Properties that are not the same, typed: True is not 1."""
-    found = []
-    for key, one, other in pairs(reference, candidate):
-        if repr(one) != repr(other):
-            here = spot._replace(address=replace(spot.address, slot=key)) if not spot.address.slot else spot.inside(key)
-            found.append(here.finding(Difference.SETTING, *("absent" if v is ABSENT else v for v in (one, other))))
-    return found
+        found = []
+        for key, one, other in pairs(reference, candidate):
+            if repr(one) != repr(other):  # typed: True is not 1
+                own = spot._replace(address=replace(spot.address, slot=key))  # of a module; of all else it is inside
+                here = spot.inside(key) if spot.address.slot else own
+                found.append(here.finding(Difference.SETTING, *("absent" if v is ABSENT else v for v in (one, other))))
+        sheet.item(unit, found)
 
 
 def _outline(entry: dict[str, Any]) -> str:

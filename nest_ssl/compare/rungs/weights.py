@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from nest_ssl.compare.rungs.initial_weights import Kinds, compare_entries
@@ -9,7 +10,7 @@ from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import OptimizerState, StepFiles
+from nest_ssl.recording.reader import StepFiles
 
 
 def compare_after_step(sheet: Sheet, reference: StepFiles, candidate: StepFiles, kinds: Kinds) -> None:
@@ -18,7 +19,15 @@ def compare_after_step(sheet: Sheet, reference: StepFiles, candidate: StepFiles,
         weights = reference.weights(), candidate.weights()
         _compare_kind(sheet, *weights, kinds, Kind.BUFFER)
     if sheet.both_have(layout.OPTIMIZER, reference, candidate):
-        _compare_optimizer(sheet, reference.optimizer_state(), candidate.optimizer_state())
+        state, other_state = reference.optimizer_state(), candidate.optimizer_state()
+        groups, other_groups = (  # which parameters a group holds counts, their order does not
+            {str(i): {**group, "params": dict.fromkeys(group["params"], "member")} for i, group in enumerate(groups)}
+            for groups in (state["param_groups"], other_state["param_groups"])
+        )
+        setting = partial(Address, Kind.OPTIMIZER_SETTING, None, None)
+        sheet.table("optimizer groups", groups, other_groups, Phase.AFTER_STEP, setting)
+        own = partial(of_entry, Kind.OPTIMIZER_STATE)
+        sheet.table("optimizer states", state["state"], other_state["state"], Phase.AFTER_STEP, own)
     if weights:
         _compare_kind(sheet, *weights, kinds, Kind.PARAMETER)
         if not sheet.tally.compared["parameters"]:
@@ -28,15 +37,3 @@ def compare_after_step(sheet: Sheet, reference: StepFiles, candidate: StepFiles,
 def _compare_kind(sheet: Sheet, reference: dict[str, Any], candidate: dict[str, Any], kinds: Kinds, kind: Kind) -> None:
     one, other = ({n: v for n, v in s.items() if kinds.get(n, Kind.PARAMETER) == kind} for s in (reference, candidate))
     compare_entries(sheet, one, other, kinds, Phase.AFTER_STEP)
-
-
-def _compare_optimizer(sheet: Sheet, reference: OptimizerState, candidate: OptimizerState) -> None:
-    # Which parameters a group holds counts, their order does not.
-    one, other = (
-        {str(i): {**group, "params": dict.fromkeys(group["params"], "member")} for i, group in enumerate(groups)}
-        for groups in (reference["param_groups"], candidate["param_groups"])
-    )
-    phase = Phase.AFTER_STEP
-    sheet.table("optimizer groups", one, other, phase, lambda number: Address(Kind.OPTIMIZER_SETTING, slot=number))
-    states = reference["state"], candidate["state"]
-    sheet.table("optimizer states", *states, phase, lambda name: of_entry(Kind.OPTIMIZER_STATE, name))
