@@ -166,7 +166,7 @@ class _Tolerant(io.FileIO):
 
 
 def _keep_writing() -> None:
-    """Make stdout and stderr take anything: closed (``>&-``), a pipe that nobody reads, a terminal without Unicode."""
+    """Make stdout and stderr take anything: closed (``>&-``), a pipe without a reader, a terminal without Unicode."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:  # closed: take the number, or the next file opened would be written to by every print

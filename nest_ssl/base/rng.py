@@ -20,7 +20,7 @@ import torch
 
 BOUNDARIES = ("batch_ready", "forward_done", "backward_done", "step_done")
 BLOCK = 624  # words that a Mersenne Twister makes at a time
-MOST = 1 << 26  # words after which counting gives up: seconds of drawing, or a generator that was seeded anew
+MOST = 1 << 26  # words after which counting gives up: seconds of drawing, or a generator that was seeded again
 
 State = Any  # compared with ==; see `read_states`
 Twister = tuple[bytes, int]  # 624 words as uint32, and how many of them are consumed
@@ -92,7 +92,7 @@ def restore_generators(states: Mapping[str, Any]) -> None:
 def words_between(generator: str, before: State, after: State) -> int | None:
     """How many 32-bit words `generator` gave between two of its states; on CUDA, how far its offset moved.
 
-    None if it was seeded anew in between, went backwards, or gave more than `MOST`. A normal number kept for the next
+    None if it was seeded again in between, went backwards, or gave more than `MOST`. A normal number kept for the next
     call is part of the state and no word: taking it counts 0.
     """
     if generator.startswith("torch_cuda"):  # a seed and an offset, 8 bytes each

@@ -164,7 +164,7 @@ class DrawEntry(_Strict):
 
 
 class StepRandom(_Strict):
-    """`rng.json` of a step: states of generators at its boundaries, and who drew; None where nobody kept account."""
+    """`rng.json` of a step: states of generators at its boundaries, and who drew; None where no account was kept."""
 
     states: dict[Boundary, Generators]
     loader_workers: Count | None = None

@@ -7,6 +7,7 @@ from typing import Any
 from nest_ssl.base.nested import tensors
 from nest_ssl.recording.calls import Call, Producer
 
+_KEPT = ("index", "module", "call", "training", "args", "arg_names", "kwargs", "output", "output_grads")
 STATES = ("batch_ready", "forward_done", "backward_done", "step_done")
 
 
@@ -43,7 +44,7 @@ def upgrade_calls(rows: list[dict[str, Any]]) -> list[Call]:
     The order of the ends was kept, and calls nest: the next one to end does so before another starts if it is the
     innermost that is open. A tensor that was handed on unedited was kept once, and is one object.
     """
-    calls = [_call(row) for row in rows]
+    calls = [Call(**{name: row[name] for name in _KEPT}, start=0, grad_event=row["grad_index"]) for row in rows]
     ends = [
         row["index"] for row in sorted((r for r in rows if "end_index" in r), key=lambda row: int(row["end_index"]))
     ]
@@ -72,8 +73,3 @@ def upgrade_calls(rows: list[dict[str, Any]]) -> list[Call]:
     for call in open_calls:
         call.end, call.raised = event, True
     return calls
-
-
-def _call(row: dict[str, Any]) -> Call:
-    kept = ("index", "module", "call", "training", "args", "arg_names", "kwargs", "output", "output_grads")
-    return Call(**{name: row[name] for name in kept}, start=0, grad_event=row["grad_index"])
