@@ -25,7 +25,7 @@ from train_nest import NEST
 from nest_ssl.compare import FixedTolerance, compare_recordings
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.data.dataset import AudioNoiseDataset
-from nest_ssl.model import attention
+from nest_ssl.model.encoder import attention
 from nest_ssl.recording.reader import open_recording
 from nest_ssl.run.experiment import Subject, run
 from nest_ssl.run.nest_report import explain_nest
