@@ -50,7 +50,7 @@ class Generation:
         "generator of the number of overlapping blocks in an utterance", MASKING
     )
     block_device: Literal["features", "cpu"] = _named(
-        "device whose torch generator places the blocks: the features' or always the CPU's", MASKING
+        "device of the torch generator that places the blocks: the features' or always the CPU's", MASKING
     )
     short_audio_rule: Literal["float32", "float64", "none"] = _named(
         "precision in which an utterance is found too short for overlapping blocks", MASKING
