@@ -6,12 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_planted_faults import Plant, compare, norm_eps, record, residual_factor, split_k_product
+from tests.test_planted_faults import (
+    EXPECTED,
+    Plant,
+    compare,
+    judged,
+    named,
+    norm_eps,
+    record,
+    residual_factor,
+    split_k_product,
+)
 
 FLOAT64 = "trainer.precision=64-true"
 # Measured, the least power of ten that lets them pass. In float32: both bugs and the correct rewrite at 1e-4.
 # In float64: the bugs at 1e-5 and 1e-6, the rewrite at 1e-12.
-STRICT = ("--atol", "1e-9", "--rtol", "1e-9")
+STRICT = 1e-9
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +31,19 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.parametrize("plant", [norm_eps, residual_factor], ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("plant", [norm_eps, residual_factor], ids=named)
 def test_a_bug_that_float32_calls_equivalent_stands_out(reference: Path, tmp_path: Path, plant: Plant) -> None:
     record(tmp_path / "nest", plant, FLOAT64)
-    code, report = compare(reference, tmp_path / "nest", *STRICT)
-    assert (code, report["verdict"], report["first_difference"]["rung"]) == (1, "diverged", "forward")
+    assert judged(compare(reference, tmp_path / "nest", STRICT)) == EXPECTED[f"{plant.__name__} in float64"]
 
 
 def test_a_correct_rewrite_does_not(reference: Path, tmp_path: Path) -> None:
     record(tmp_path / "nest", split_k_product, FLOAT64)
-    code, report = compare(reference, tmp_path / "nest", *STRICT)
-    assert (code, report["verdict"]) == (0, "equivalent"), report["first_difference"]
+    assert judged(compare(reference, tmp_path / "nest", STRICT)) == EXPECTED["split_k_product in float64"]
 
 
 def test_in_float32_that_tolerance_cannot_tell_them_apart(tmp_path: Path) -> None:
     record(tmp_path / "reference")
     record(tmp_path / "nest", split_k_product)
-    assert compare(tmp_path / "reference", tmp_path / "nest", *STRICT)[0] == 1
+    found = judged(compare(tmp_path / "reference", tmp_path / "nest", STRICT))
+    assert found == EXPECTED["split_k_product in float32"]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +16,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import Fate
 from nest_ssl.data import draws as draws_of_data
 from nest_ssl.releases import generation
 from nest_ssl.train.module import NestModule
-from tests.test_planted_faults import Plant, compare, patch_forward, record
+from tests.test_planted_faults import EXPECTED, Plant, compare, judged, named, patch_forward, record
 
 LOADING = ("num_workers=0", "pin_memory=false")
 EVERYTHING = ["run=full", *(f"model.{ds}.{how}" for ds in ("train_ds", "validation_ds") for how in LOADING)]
-Draws = tuple[int | str, int | str]
+Draws = tuple[int, int]
 
 
 @pytest.fixture(scope="module")
@@ -73,30 +74,28 @@ def dropout_as_a_function(model: NestModule) -> None:
 
 
 RANDOM_FAULTS = [
-    (number_before_the_mask, "", "torch_cpu", lambda draws: draws == (0, 1)),
-    (dropout_twice, "encoder.layers.1.feed_forward2.dropout", "torch_cpu", lambda draws: 0 < draws[0] < draws[1]),
-    (dither_of_its_own, "preprocessor.featurizer", "torch_cpu", lambda draws: draws[0] > 0 == draws[1]),
-    (mask_per_utterance, "mask_processor", "torch_cpu", lambda draws: 0 < draws[0] != draws[1] > 0),
+    (number_before_the_mask, lambda draws: draws == (0, 1)),
+    (dropout_twice, lambda draws: 0 < draws[0] < draws[1]),
+    (dither_of_its_own, lambda draws: draws[0] > 0 == draws[1]),
+    (mask_per_utterance, lambda draws: 0 < draws[0] != draws[1] > 0),
 ]
 
 
-def first_draw(reference: Path, candidate: Path) -> tuple[str | None, str, Draws]:
-    """Module, generator (after its stage where no module drew), and both counts of the headline, a random draw."""
-    code, report = compare(reference, candidate)
-    first = report["first_difference"]
-    assert (code, report["verdict"], first["rung"], first["kind"]) == (1, "diverged", "draws", "draws"), first
-    return first["module"], first["tensor"], (first["reference"], first["candidate"])
+def counts(comparison: Comparison) -> Draws:
+    """How many numbers were drawn where the headline is."""
+    assert comparison.first is not None and comparison.cause is not None and comparison.cause.draw is not None
+    assert comparison.cause.draw.finding is comparison.first
+    return comparison.first.reference, comparison.first.candidate
 
 
-@pytest.mark.parametrize(
-    ("plant", "module", "generator", "right"), RANDOM_FAULTS, ids=lambda value: getattr(value, "__name__", None)
-)
+@pytest.mark.parametrize(("plant", "right"), RANDOM_FAULTS, ids=[named(plant) for plant, _ in RANDOM_FAULTS])
 def test_another_draw_is_found_and_named(
-    random_reference: Path, tmp_path: Path, plant: Plant, module: str, generator: str, right: Callable[[Draws], bool]
+    random_reference: Path, tmp_path: Path, plant: Plant, right: Callable[[Draws], bool]
 ) -> None:
     record(tmp_path / "nest", plant, *EVERYTHING)
-    found = first_draw(random_reference, tmp_path / "nest")
-    assert found[:2] == (module, generator) and right(found[2]), found
+    comparison = compare(random_reference, tmp_path / "nest")
+    assert judged(comparison) == EXPECTED[plant.__name__]
+    assert right(counts(comparison)), counts(comparison)
 
 
 def test_an_extra_draw_to_shuffle_is_found(
@@ -110,7 +109,8 @@ def test_an_extra_draw_to_shuffle_is_found(
 
     monkeypatch.setattr(torch.utils.data.RandomSampler, "__iter__", twice)
     record(tmp_path / "nest", None, *EVERYTHING)
-    assert first_draw(random_reference, tmp_path / "nest") == (None, "fetch.torch_cpu", (2, 4))
+    comparison = compare(random_reference, tmp_path / "nest")
+    assert (judged(comparison), counts(comparison)) == (EXPECTED["shuffled_twice"], (2, 4))
 
 
 def test_augmentation_from_another_generator_is_found(
@@ -121,18 +121,18 @@ def test_augmentation_from_another_generator_is_found(
 
     monkeypatch.setattr(draws_of_data, "random", SimpleNamespace(**{**vars(random), "choices": choices}))
     record(tmp_path / "nest", None, *EVERYTHING)
-    module, generator, draws = first_draw(random_reference, tmp_path / "nest")
-    assert (module, generator) == (None, "fetch.python") and draws[0] > draws[1] > 0
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
-    numpy = next(d for d in report["draws"] if d["generator"] == "numpy" and d["relation"] == "other count")
-    assert numpy["draws"][1] > numpy["draws"][0] and "from numpy" in report["origin"]
+    comparison = compare(random_reference, tmp_path / "nest")
+    assert judged(comparison) == EXPECTED["augmentation_from_numpy"]
+    assert counts(comparison)[0] > counts(comparison)[1] > 0
+    numpy = next(d for d in comparison.draws if d.generator == "numpy" and d.fate == Fate.OTHER_COUNT)
+    assert numpy.draws[0] is not None and numpy.draws[1] is not None and numpy.draws[1] > numpy.draws[0]
 
 
 def test_the_same_draws_by_a_function_are_no_other_draws(random_reference: Path, tmp_path: Path) -> None:
     record(tmp_path / "nest", dropout_as_a_function, *EVERYTHING)
-    _, report = compare(random_reference, tmp_path / "nest")
-    assert {r["name"]: r["status"] for r in report["rungs"]}["draws"] == "identical"
-    elsewhere = [d for d in report["draws"] if d["relation"] == "drawn elsewhere"]
-    assert elsewhere[0]["reference"] == ["encoder.layers.0.feed_forward1.dropout#0"]
-    assert elsewhere[0]["candidate"] == ["encoder.layers.0.feed_forward1#0"]
-    assert report["first_difference"]["module"] == "encoder.layers.0.feed_forward1.dropout"  # never called
+    comparison = compare(random_reference, tmp_path / "nest")
+    assert judged(comparison) == EXPECTED["dropout_as_a_function"], "a module that is never called"
+    assert comparison.rung("draws").status == "identical"
+    elsewhere = next(draw for draw in comparison.draws if draw.fate == Fate.ELSEWHERE)
+    assert elsewhere.reference[0].module == "encoder.layers.0.feed_forward1.dropout"
+    assert elsewhere.candidate[0].module == "encoder.layers.0.feed_forward1"

@@ -1,7 +1,8 @@
 """The comparer is guilty until proven innocent: real bugs, planted one by one in the trainer, must be found and named.
 
 Each fault is one that people really made (NeMo's own history, ports of it). The trainer runs with and without it; the
-report must give exit code 1 and name the rung and the place. Twin runs, and rewrites that keep the bits, must pass.
+comparison must have the verdict, the exit code, the first difference and the birthplace that `planted_verdicts.json`
+has for it. That table was made by the comparer before its rebuild. Twin runs and rewrites that keep bits must pass.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from compare_outputs import main as compare_outputs
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import nn
 from train_nest import NEST
 
+from nest_ssl.compare import FixedTolerance, compare_recordings
+from nest_ssl.compare.comparison import Comparison
 from nest_ssl.data.dataset import AudioNoiseDataset
 from nest_ssl.model.encoder import attention
+from nest_ssl.recording.reader import open_recording
 from nest_ssl.run.experiment import Subject, run
+from nest_ssl.run.nest_report import explain_nest
 from nest_ssl.train.module import NestModule
+from tests.compare.builder import left, place_of
 
 OVERRIDES = ["size=tiny", "batches=2", "save_steps=0,1", "model.train_ds.batch_size=3"]  # the third is shorter: padding
 Plant = Callable[[Any], None]
@@ -44,11 +49,28 @@ def record(target: Path, plant: Plant | None = None, *overrides: str) -> None:
     assert run(subject, [*OVERRIDES, *overrides, f"output_dir={target}"]) == 0
 
 
-def compare(reference: Path, candidate: Path, *options: str) -> tuple[int, dict[str, Any]]:
-    out = candidate.parent / "report"
-    places = ["--reference", str(reference), "--candidate", str(candidate), "--out", str(out)]
-    code = compare_outputs([*places, *options])
-    return code, json.loads((out / "report.json").read_text())
+EXPECTED = json.loads(Path(__file__).with_name("planted_verdicts.json").read_text())
+
+
+def compare(reference: Path, candidate: Path, tolerance: float = 1e-5) -> Comparison:
+    rule = FixedTolerance(tolerance, tolerance)
+    return compare_recordings(open_recording(reference), open_recording(candidate), rule, explainers=[explain_nest])
+
+
+def judged(comparison: Comparison) -> dict[str, Any]:
+    """What `planted_verdicts.json` holds; `first` is rung, step, module, call, name, in what way it differs."""
+    first, cause = comparison.first, comparison.cause
+    return {
+        "verdict": comparison.verdict.value,
+        "exit_code": comparison.exit_code,
+        "first": [*place_of(first), first.difference.value] if first else None,
+        "born_in": cause.module if cause else None,
+        "unexplained": {why: len(set(names)) for why, names in left(comparison).items()},
+    }
+
+
+def named(plant: Plant) -> str:
+    return plant.__name__
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +207,7 @@ def optimizer_setting(key: str, value: Any) -> Plant:
     def plant(model: NestModule) -> None:
         model.settings.optim[key] = value
 
+    plant.__name__ = f"optimizer {key}"
     return plant
 
 
@@ -223,76 +246,57 @@ def weight_nudged_after_the_step(model: NestModule) -> None:
 
 
 FAULTS = [
-    (other_class, "structure", "encoder.layers.0.conv.activation"),
-    (frozen_parameter_trained, "structure", "mask_processor"),
-    (extra_buffer, "structure", "encoder"),
-    (initialisation, "initial_weights", "encoder.layers.1.self_attn.linear_q"),
-    (weights_by_position, "initial_weights", "encoder.layers.0.self_attn.linear_q"),
-    (length_off_by_one, "batch", "noisy_audio_len"),
-    (loader_order, "batch", "audio_len"),
-    (one_number_more, "draws", "mask_processor.torch_cpu"),
-    (stft_padding, "forward", "preprocessor.featurizer"),
-    (preemphasis_over_padding, "forward", "preprocessor.featurizer"),
-    (features_longer, "forward", "preprocessor.featurizer"),
-    (mask_length, "forward", "mask_processor"),
-    (subsampling_without_mask, "forward", "encoder.pre_encode.conv"),
-    (padded_key_visible, "forward", "encoder.layers.0.self_attn"),
-    (activation, "forward", "encoder.layers.0.conv.activation"),
-    (loss_threshold, "forward", "loss.mlm_loss"),
-    (label_smoothing, "forward", "loss.mlm_loss.nll_loss"),
-    (loss_scale, "loss", "loss"),
-    (one_gradient, "gradients", "encoder.layers.0.feed_forward1.linear1"),
-    (detached_branch, "gradients", "encoder.layers.1.conv"),
-    (optimizer_setting("eps", 1e-7), "weights", "eps"),
-    (optimizer_setting("weight_decay", 0.0011), "weights", "weight_decay"),
-    (schedule_off_by_one, "weights", "lr"),
-    (batch_norm_momentum, "weights", "encoder.layers.0.conv.batch_norm"),
-    (clipping, "weights", "exp_avg"),
-    (weight_nudged_after_the_step, "weights", "encoder.layers.0.norm_out"),
+    other_class,
+    frozen_parameter_trained,
+    extra_buffer,
+    initialisation,
+    weights_by_position,
+    length_off_by_one,
+    loader_order,
+    one_number_more,
+    stft_padding,
+    preemphasis_over_padding,
+    features_longer,
+    mask_length,
+    subsampling_without_mask,
+    padded_key_visible,
+    activation,
+    loss_threshold,
+    label_smoothing,
+    loss_scale,
+    one_gradient,
+    detached_branch,
+    optimizer_setting("eps", 1e-7),
+    optimizer_setting("weight_decay", 0.0011),
+    schedule_off_by_one,
+    batch_norm_momentum,
+    clipping,
+    weight_nudged_after_the_step,
 ]
+
+
+@pytest.mark.parametrize("plant", FAULTS, ids=named)
+def test_a_planted_fault_is_found_and_named(reference: Path, tmp_path: Path, plant: Plant) -> None:
+    record(tmp_path / "nest", plant)
+    assert judged(compare(reference, tmp_path / "nest")) == EXPECTED[plant.__name__]
+
 
 # A correct rewrite moves an element behind tiny's batch norm by 1.3e-5, so this is the least that lets one pass here.
-LOOSE = ("--atol", "1e-4", "--rtol", "1e-4")
-
-# Bugs too small for a fixed tolerance that rounding passes: it calls them equivalent, and says where the first one is.
-# Bits decide.
-SMALL_FAULTS = [
-    (norm_eps, "forward", "encoder.layers.1.norm_conv"),
-    (residual_factor, "forward", "encoder.layers.0"),
-]
+LOOSE = 1e-4
 
 
-@pytest.mark.parametrize(("plant", "rung", "place"), FAULTS, ids=lambda value: getattr(value, "__name__", None))
-def test_a_planted_fault_is_found_and_named(
-    reference: Path, tmp_path: Path, plant: Plant, rung: str, place: str
-) -> None:
+@pytest.mark.parametrize("plant", [norm_eps, residual_factor], ids=named)
+def test_a_small_fault_is_found_by_its_bits(reference: Path, tmp_path: Path, plant: Plant) -> None:
+    """Too small for a fixed tolerance that rounding passes: it calls them equivalent, and names the first one."""
     record(tmp_path / "nest", plant)
-    code, report = compare(reference, tmp_path / "nest")
-    first = report["first_difference"]
-    assert (code, report["exit_code"], report["verdict"]) == (1, 1, "diverged")
-    assert first["rung"] == rung, first
-    assert place in f"{first['module']}.{first['tensor']}", first
-
-
-@pytest.mark.parametrize(("plant", "rung", "place"), SMALL_FAULTS, ids=lambda value: getattr(value, "__name__", None))
-def test_a_small_fault_is_found_by_its_bits(
-    reference: Path, tmp_path: Path, plant: Plant, rung: str, place: str
-) -> None:
-    record(tmp_path / "nest", plant)
-    code, report = compare(reference, tmp_path / "nest", "--atol", "0", "--rtol", "0")
-    first = report["first_difference"]
-    assert (code, report["verdict"], first["rung"]) == (1, "diverged", rung), first
-    assert place in f"{first['module']}.{first['tensor']}", first
-    code, report = compare(reference, tmp_path / "nest", *LOOSE)
-    assert (code, report["verdict"], report["first_difference"]["module"]) == (0, "equivalent", first["module"])
+    assert judged(compare(reference, tmp_path / "nest", 0.0)) == EXPECTED[f"{plant.__name__} by bits"]
+    assert judged(compare(reference, tmp_path / "nest", LOOSE)) == EXPECTED[f"{plant.__name__} within 1e-4"]
 
 
 def test_an_attention_scale_is_found(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "math", SimpleNamespace(log=math.log, sqrt=lambda x: math.sqrt(x) * 1.01))
     record(tmp_path / "nest")
-    code, report = compare(reference, tmp_path / "nest")
-    first = report["first_difference"]
-    assert (code, first["rung"], first["module"]) == (1, "forward", "encoder.layers.0.self_attn.dropout"), first
+    assert judged(compare(reference, tmp_path / "nest")) == EXPECTED["attention_scale"]
 
 
 def test_a_resampler_or_decoder_that_reads_otherwise(
@@ -307,9 +311,9 @@ def test_a_resampler_or_decoder_that_reads_otherwise(
 
     monkeypatch.setattr(AudioNoiseDataset, "__getitem__", nudged)
     record(tmp_path / "nest")
-    code, report = compare(reference, tmp_path / "nest")
-    assert code == 1 and report["first_difference"]["rung"] == "batch"
-    assert report["first_difference"]["tensor"] == "audio" and report["first_difference"]["index"] == [0, 100]
+    comparison = compare(reference, tmp_path / "nest")
+    assert judged(comparison) == EXPECTED["audio_nudged"]
+    assert comparison.first is not None and comparison.first.index == (0, 100)
 
 
 # --- the innocent
@@ -329,11 +333,10 @@ def unread_attribute(model: NestModule) -> None:
     model.encoder.comment = "not a number"
 
 
-@pytest.mark.parametrize("change", [twin, layer_norm_by_hand, unread_attribute], ids=lambda value: value.__name__)
+@pytest.mark.parametrize("change", [twin, layer_norm_by_hand, unread_attribute], ids=named)
 def test_the_innocent_are_left_alone(reference: Path, tmp_path: Path, change: Plant) -> None:
     record(tmp_path / "nest", change)
-    code, report = compare(reference, tmp_path / "nest")
-    assert (code, report["verdict"], report["first_difference"]) == (0, "identical", None)
+    assert judged(compare(reference, tmp_path / "nest")) == EXPECTED[change.__name__]
 
 
 def split_k_product(model: NestModule) -> None:
@@ -349,19 +352,10 @@ def split_k_product(model: NestModule) -> None:
 
 def test_a_correct_rewrite_with_other_rounding_is_equivalent(reference: Path, tmp_path: Path) -> None:
     record(tmp_path / "nest", split_k_product)
-    code, report = compare(reference, tmp_path / "nest", *LOOSE)
-    assert (code, report["verdict"]) == (0, "equivalent")
-    assert report["first_difference"]["module"] == "encoder.layers.0.feed_forward1.linear2"
+    assert judged(compare(reference, tmp_path / "nest", LOOSE)) == EXPECTED["split_k_product within 1e-4"]
 
 
-@pytest.mark.parametrize(
-    ("override", "setting"),
-    [("seed=43", "seed"), ("model.encoder.dropout=0.1", "dropout"), ("save_steps=0", "step")],
-)
-def test_another_experiment_is_not_compared_as_the_same(
-    reference: Path, tmp_path: Path, override: str, setting: str
-) -> None:
+@pytest.mark.parametrize("override", ["seed=43", "model.encoder.dropout=0.1", "save_steps=0"])
+def test_another_experiment_is_not_compared_as_the_same(reference: Path, tmp_path: Path, override: str) -> None:
     record(tmp_path / "nest", None, override)
-    code, report = compare(reference, tmp_path / "nest")
-    assert code == report["exit_code"] == 4
-    assert report["first_difference"]["rung"] == "contract" and setting in report["first_difference"]["tensor"]
+    assert judged(compare(reference, tmp_path / "nest")) == EXPECTED[override]

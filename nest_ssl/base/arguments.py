@@ -9,7 +9,7 @@ from nest_ssl.base.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are a `UserError` (exit 3; argparse's own 2 means inconclusive), its help as written."""
+    """argparse with errors as `UserError` (exit 3; its own 2 means inconclusive) and help as it is written."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         written = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}

@@ -38,9 +38,9 @@ def check_seed(seed: Any) -> int:
     Raises:
         UserError: it is not a whole number from 0 to 2**32 - 1.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError("not a seed", f"seed={seed}", "Give a whole number from 0 to 4294967295.")
-    return seed
+    if isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32:
+        return seed
+    raise UserError("not a seed", f"seed={seed}", "Give a whole number from 0 to 4294967295.")
 
 
 def seed_all(seed: int) -> None:

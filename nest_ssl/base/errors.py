@@ -30,6 +30,11 @@ EXIT_CRASHED = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would mean diverg
 EXIT_SIGNAL = 128  # and the signal's number, as shells have it
 
 
+def visible(text: str) -> str:
+    """`text` with what would steer a terminal, break a line or turn the direction of writing shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UserError(Exception):
     """Something the user can mend.
 
@@ -44,9 +49,7 @@ class UserError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
-        line = " ".join(f"{self.what}: {self.where}. {self.fix}".split())
-        # A file may be named, or say, anything: what would steer a terminal is shown as an escape.
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        return visible(" ".join(f"{self.what}: {self.where}. {self.fix}".split()))
 
 
 class InterruptedRun(Exception):
@@ -109,50 +112,47 @@ def run_command(main: Callable[[], int | None]) -> None:
     anything else.
     """
     _keep_writing()
-    code, line, failure = EXIT_OK, "", None
     try:
         code = main() or EXIT_OK
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
-        code, line, failure = _describe(error)
-    if failure is not None and os.environ.get("NEST_SSL_TRACEBACK"):  # for us, when a message itself must be hunted
-        traceback.print_exception(failure)
-    if line:
-        print(line, file=sys.stderr)
+        code, line = _describe(error)
+        if code in (EXIT_BAD_INPUT, EXIT_CRASHED) and os.environ.get("NEST_SSL_TRACEBACK"):  # to hunt a message itself
+            traceback.print_exception(error)
+        print(line, end="\n" if line else "", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
 
 
-def _describe(error: BaseException) -> tuple[int, str, BaseException | None]:
-    """Exit code, the line to print, and the exception if it is one that a developer may want to see."""
+def _describe(error: BaseException) -> tuple[int, str]:
+    """Exit code, and the line to print."""
     if isinstance(error, SystemExit) and error.code in (None, EXIT_OK):  # --help
-        return EXIT_OK, "", None
+        return EXIT_OK, ""
     if isinstance(error, InterruptedRun):
-        return EXIT_SIGNAL + error.signal_number, str(error), None
+        return EXIT_SIGNAL + error.signal_number, str(error)
     if any(isinstance(cause, KeyboardInterrupt) for cause in _chain(error)):  # an import may make anything of it
-        return EXIT_SIGNAL + signal.SIGINT, str(InterruptedRun(signal.SIGINT)), None
+        return EXIT_SIGNAL + signal.SIGINT, str(InterruptedRun(signal.SIGINT))
     if isinstance(error, OSError) and error.errno is not None:
         error = from_os_error(error, str(error.filename or "input or output"))
     if isinstance(error, UserError):
-        return EXIT_BAD_INPUT, f"error: {error}", error
-    what = UserError(f"{type(error).__name__}, which this program did not expect", str(error)[:200] or "no message", "")
-    return EXIT_CRASHED, f"crash: {str(what).rstrip('. ')}. {_save_traceback(error)}", error
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _save_traceback(error: BaseException) -> str:
+        return EXIT_BAD_INPUT, f"error: {error}"
     text = "".join(traceback.format_exception(error))
     try:
         handle, path = tempfile.mkstemp(prefix="nest-ssl-crash-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(text)
+        where = f"Please report it with its traceback: {path}"
     except OSError:
-        return "Its traceback could not be saved; set NEST_SSL_TRACEBACK=1 to see it."
-    return f"Please report it with its traceback: {path}"
+        where = "Its traceback could not be saved; set NEST_SSL_TRACEBACK=1 to see it."
+    message = visible(" ".join(str(error)[:200].split())) or "no message"
+    return EXIT_CRASHED, f"crash: {type(error).__name__}, which this program did not expect: {message}. {where}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()  # a chain may lead back to itself
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class _Tolerant(io.FileIO):
@@ -166,7 +166,7 @@ class _Tolerant(io.FileIO):
 
 
 def _keep_writing() -> None:
-    """Make stdout and stderr take anything: closed (``>&-``), a pipe that nobody reads, a terminal without Unicode."""
+    """Make stdout and stderr take anything: closed (``>&-``), a pipe without a reader, a terminal without Unicode."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:  # closed: take the number, or the next file opened would be written to by every print

@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    _sync_folder(path.parent)
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -65,7 +65,7 @@ def replace_folder(new: Path, target: Path) -> None:
             os.rename(aside, target)
             raise
         os.rename(aside, new)  # the name under which it may be found half deleted
-    sync_folder(target.parent)
+    _sync_folder(target.parent)
     shutil.rmtree(new, ignore_errors=True)
 
 
@@ -79,7 +79,10 @@ def remove_leftovers(target: Path) -> None:
         os.rename(left, target if not target.exists() else left.with_name(left.name.replace(".replaced-", ".partial-")))
     for left in [p for form in ("partial", "replaced") for p in target.parent.glob(f".{target.name}.{form}-*")]:
         with suppress(OSError):
-            if not _in_use(left):
+            alive = _is_alive(left.name)
+            if alive is None:
+                alive = time.time() - left.stat().st_mtime < DAY
+            if not alive or left == partial_path(target):  # under the lock no other writer of this process is at it
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
 
@@ -97,16 +100,17 @@ def lock(path: Path, what: str) -> Iterator[None]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     held = filelock.FileLock(path)
+    holder = ""
+    with suppress(OSError):
+        holder = path.read_text(encoding="utf-8")
     try:
-        held.acquire(blocking=False)
+        # Loader workers keep the lock of a killed process for the seconds until they notice.
+        held.acquire(timeout=10 if _is_alive(holder) is False else 0)
     except filelock.Timeout as error:
-        with suppress(OSError):
-            what = path.read_text(encoding="utf-8") or what
         fix = "Wait until it has ended, or choose another folder."
-        raise UserError(f"another process writes here ({what})", str(path.parent), fix) from error
+        raise UserError(f"another process writes here ({holder or what})", str(path.parent), fix) from error
     try:
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        path.write_text(f"{what}, pid {os.getpid()} on {socket.gethostname()}, since {now}", encoding="utf-8")
+        path.write_text(f"{what}, pid {_process()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is held: whoever waits for it sees that, and makes it again
@@ -115,7 +119,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
 
 def partial_path(target: Path) -> Path:
     """Where this process writes what will become `target`."""
-    return target.with_name(f".{target.name}.partial-{os.getpid()}@{socket.gethostname()}")
+    return target.with_name(f".{target.name}.partial-{_process()}")
 
 
 def sha256_of(path: Path) -> str:
@@ -127,12 +131,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def is_regular(path: Path | str, follow: bool = True) -> bool:
-    """Whether it is a file with content: no folder, pipe or device. `follow`: a link to one is one too."""
-    return Path(path).is_file() and (follow or not Path(path).is_symlink())
+def is_regular(path: Path | str) -> bool:
+    """Whether it is, or links to, a file with content: no folder, pipe or device, which may never end."""
+    return Path(path).is_file()
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make a renaming last through a power cut; Windows has no such call."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
@@ -145,20 +149,24 @@ def sync_folder(folder: Path) -> None:
 def _exchange(one: Path, other: Path) -> bool:
     """Whether the two names were exchanged in one step."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
-    if renameat2 is None:
-        return False
-    return renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+    return renameat2 is not None and not renameat2(
+        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
+    )
 
 
-def _in_use(left: Path) -> bool:
-    """Whether the process that wrote `left` may still be at it; under our lock we are not."""
-    name = re.search(r"-(\d+)@(.+)$", left.name)
-    if name is None or name[2] != socket.gethostname() or os.name != "posix":
-        return time.time() - left.stat().st_mtime < DAY
+def _process() -> str:
+    return f"{os.getpid()}@{socket.gethostname()}"
+
+
+def _is_alive(text: str) -> bool | None:
+    """Whether there is the process that a text or name mentions as `_process` does; None where that cannot be known."""
+    found = re.search(r"(\d+)@([^\s,]+)", text)
+    if found is None or found[2] != socket.gethostname() or os.name != "posix":
+        return None
     try:
-        os.kill(int(name[1]), 0)  # asks only whether there is such a process
+        os.kill(int(found[1]), 0)  # asks only
     except PermissionError:
         return True  # another user's
     except (ProcessLookupError, OverflowError):
         return False
-    return int(name[1]) != os.getpid()
+    return True

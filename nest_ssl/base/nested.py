@@ -13,7 +13,9 @@ from typing import Any, Final, Literal, TypeVar
 import torch
 
 DEEPEST = 100  # nesting that anything real has; deeper, or endless, is damage
-K, R, C = TypeVar("K"), TypeVar("R"), TypeVar("C")
+K = TypeVar("K")
+R = TypeVar("R")
+C = TypeVar("C")
 
 
 class Absent(Enum):

@@ -13,14 +13,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 BOUNDARIES = ("batch_ready", "forward_done", "backward_done", "step_done")
 BLOCK = 624  # words that a Mersenne Twister makes at a time
-MOST = 1 << 26  # words after which counting gives up: seconds of drawing, or a generator that was seeded anew
+MOST = 1 << 26  # words after which counting gives up: seconds of drawing, or a generator that was seeded again
 
 State = Any  # compared with ==; see `read_states`
 Twister = tuple[bytes, int]  # 624 words as uint32, and how many of them are consumed
@@ -28,15 +28,19 @@ Twister = tuple[bytes, int]  # 624 words as uint32, and how many of them are con
 
 def read_states() -> dict[str, State]:
     """The raw state of Python's, NumPy's, torch's CPU and every CUDA generator; reading draws nothing."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     states: dict[str, State] = {
         "python": random.getstate(),
         "numpy": (str(name), keys.tobytes(), int(position), int(has_gauss), float(cached)),
         "torch_cpu": torch.get_rng_state().numpy().tobytes(),
     }
-    for device in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+    for device in range(torch.cuda.device_count() if _cuda_in_use() else 0):
         states[f"torch_cuda_{device}"] = torch.cuda.get_rng_state(device).numpy().tobytes()
     return states
+
+
+def _cuda_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def state_bytes(generator: str, state: State) -> bytes:
@@ -68,7 +72,7 @@ def generator_states() -> dict[str, Any]:
     name, keys, *rest = states["numpy"]
     words = torch.from_numpy(np.frombuffer(keys, np.uint32).astype(np.int64))
     kept = {"python": states["python"], "numpy": [name, words, *rest], "torch_cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
+    if _cuda_in_use():
         kept["torch_cuda"] = torch.cuda.get_rng_state_all()
     return kept
 
@@ -80,7 +84,7 @@ def restore_generators(states: Mapping[str, Any]) -> None:
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch_cpu"])
-    if "torch_cuda" in states and torch.cuda.is_initialized():
+    if "torch_cuda" in states and _cuda_in_use():
         for device, state in enumerate(states["torch_cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(state, device)
 
@@ -88,20 +92,15 @@ def restore_generators(states: Mapping[str, Any]) -> None:
 def words_between(generator: str, before: State, after: State) -> int | None:
     """How many 32-bit words `generator` gave between two of its states; on CUDA, how far its offset moved.
 
-    None if it was seeded anew in between, went backwards, or gave more than `MOST`. A normal number kept for the next
+    None if it was seeded again in between, went backwards, or gave more than `MOST`. A normal number kept for the next
     call is part of the state and no word: taking it counts 0.
     """
-    if generator.startswith("torch_cuda"):
-        return _offset_between(before, after)
+    if generator.startswith("torch_cuda"):  # a seed and an offset, 8 bytes each
+        (seed, offset), (new_seed, new_offset) = (np.frombuffer(state[:16], np.int64) for state in (before, after))
+        return int(new_offset - offset) if seed == new_seed and new_offset >= offset else None
     if generator == "torch_cpu" and before[:8] != after[:8]:
         return None  # another initial seed
     return _count(_twister(generator, before), _twister(generator, after))
-
-
-def _offset_between(before: bytes, after: bytes) -> int | None:
-    """A CUDA state is a seed and an offset, 8 bytes each."""
-    (seed, offset), (new_seed, new_offset) = (np.frombuffer(state[:16], dtype=np.int64) for state in (before, after))
-    return int(new_offset - offset) if seed == new_seed and new_offset >= offset else None
 
 
 def _twister(generator: str, state: State) -> Twister:
@@ -110,17 +109,10 @@ def _twister(generator: str, state: State) -> Twister:
         return np.asarray(keys, dtype=np.uint32).tobytes(), position
     if generator == "numpy":
         return state[1], state[2]
-    return _torch_twister(state)
-
-
-def _torch_twister(state: bytes) -> Twister:
-    """torch keeps a seed (8 bytes), the words left of a block (4), a flag (4), the position (8), 624 words (8 each).
-
-    One word left means that the block is used up: the next draw makes a new one first.
-    """
+    # torch: a seed (8 bytes), the words left of a block (4), a flag (4), the position (8), 624 words (8 each).
     left, position = int(np.frombuffer(state, np.int32, 1, 8)[0]), int(np.frombuffer(state, np.int64, 1, 16)[0])
     keys = np.frombuffer(state, np.uint64, BLOCK, 24).astype(np.uint32)
-    return keys.tobytes(), BLOCK if left == 1 else position
+    return keys.tobytes(), BLOCK if left == 1 else position  # one left: used up, the next draw makes a new block first
 
 
 def _count(before: Twister, after: Twister) -> int | None:
@@ -145,6 +137,6 @@ _WALKER, _TARGET = np.random.MT19937(0), np.random.MT19937(0)
 
 def _at(generator: np.random.MT19937, keys: bytes, position: int) -> np.random.MT19937:
     """The generator, put into the given state."""
-    state = {"key": np.frombuffer(keys, np.uint32), "pos": position}
+    state: Any = {"key": np.frombuffer(keys, np.uint32), "pos": position}
     generator.state = {"bit_generator": "MT19937", "state": state}
     return generator

@@ -1,6 +1,6 @@
-"""Compares two recordings, of any two trainers: see `ladder.py` for the order, `result.py` for what comes out."""
+"""Compares two recordings: `compare_recordings(reference, candidate, FixedTolerance())`."""
 
 from nest_ssl.compare.ladder import compare_recordings
-from nest_ssl.compare.tolerance import FixedTolerance, Tolerance
+from nest_ssl.compare.rules.fixed import FixedTolerance
 
-__all__ = ["FixedTolerance", "Tolerance", "compare_recordings"]
+__all__ = ["FixedTolerance", "compare_recordings"]

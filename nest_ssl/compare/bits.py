@@ -35,7 +35,7 @@ def as_real(tensor: Tensor) -> Tensor:
 def chunks(reference: Tensor, candidate: Tensor, size: int = CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
     """Both tensors as flat pieces of at most `size` elements, in row-major order, whatever their strides."""
     if reference.is_contiguous() and candidate.is_contiguous():
-        yield from zip(reference.reshape(-1).split(size), candidate.reshape(-1).split(size), strict=True)
+        yield from zip(*(torch.split(side.reshape(-1), size) for side in (reference, candidate)), strict=True)
         return
     row = reference[0].numel() if reference.numel() else 0
     if row > size:
@@ -43,14 +43,5 @@ def chunks(reference: Tensor, candidate: Tensor, size: int = CHUNK) -> Iterator[
             yield from chunks(reference_row, candidate_row, size)
         return
     rows = max(1, size // max(1, row))
-    for slab, other in zip(reference.split(rows), candidate.split(rows), strict=True):
+    for slab, other in zip(torch.split(reference, rows), torch.split(candidate, rows), strict=True):
         yield slab.reshape(-1), other.reshape(-1)
-
-
-def unravel(flat: int, shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
-    """The index tuple of row-major position `flat`."""
-    index = []
-    for size in reversed(shape):
-        flat, position = divmod(flat, size)
-        index.append(position)
-    return tuple(reversed(index))

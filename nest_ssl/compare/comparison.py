@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,8 @@ from nest_ssl.compare.findings import (
     RungName,
     Status,
 )
+from nest_ssl.recording.index import Index
+from nest_ssl.recording.reader import Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,10 @@ class Explanation:
     sentence: str
     values: dict[str, Any] = field(default_factory=dict)
     weakens: bool = False  # little is proved by this step (say, no token counts and every gradient is zero)
+
+
+# Called for each step that both sides recorded: the reference, the candidate, the step.
+Explainer = Callable[[Recording, Recording, int], Explanation | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,7 @@ class Side:
 
     label: str
     path: str
-    index: dict[str, Any]
+    index: Index
     config: dict[str, Any]
 
 

@@ -1,4 +1,4 @@
-"""The short committed list of structural differences that carry no number, `declared.yaml`.
+"""Structural differences that carry no number and are meant: the committed `declared.yaml`, or a user's own list.
 
     - pattern: spec_augmentation        # a module name; * matches anything
       only_in: nemo                     # the trainer that has it
@@ -12,19 +12,18 @@ date, and an error.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from nest_ssl.base.errors import UserError
-from nest_ssl.compare.result import Declared
+from nest_ssl.base.errors import UserError, from_os_error
+from nest_ssl.base.safe_load import load_yaml
+from nest_ssl.compare.comparison import Declared
 from nest_ssl.recording.reader import Recording
 
 FILE = Path(__file__).with_name("declared.yaml")
-KEYS = {"pattern", "only_in", "not_in", "reason"}
+_KEYS = {"pattern", "only_in", "not_in", "reason"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,64 +35,50 @@ class Entry:
 
 
 def load_declared(path: Path = FILE) -> list[Entry]:
-    """The entries of a declared list.
+    """The entries of a list of declared differences.
 
     Raises:
-        UserError: the file is missing or has entries of another shape.
+        UserError: the file cannot be read or has entries of another shape.
     """
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError("the list of declared differences cannot be read", str(path), "Restore the file.") from error
-    return [_entry(entry, path) for entry in entries]
-
-
-def _entry(entry: Any, path: Path) -> Entry:
-    if not isinstance(entry, dict) or set(entry) != KEYS or not all(isinstance(value, str) for value in entry.values()):
-        fix = f"Give each entry exactly the texts {', '.join(sorted(KEYS))}."
-        raise UserError("a declared difference of another shape", f"{path}: {entry!r}", fix)
-    return Entry(**entry)
+        entries = load_yaml(path.read_bytes(), str(path)) or []
+    except OSError as error:
+        raise from_os_error(error, str(path)) from error
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not isinstance(entry, dict) or set(entry) != _KEYS or not all(isinstance(v, str) for v in entry.values()):
+            fix = f"Give each entry exactly the texts {', '.join(sorted(_KEYS))}."
+            raise UserError("a declared difference of another shape", f"{path}: {entry!r}", fix)
+    return [Entry(**entry) for entry in entries]
 
 
 def apply_declared(
-    entries: list[Entry], reference: Recording, candidate: Recording, one_sided: dict[str, list[str]]
-) -> tuple[list[Declared], list[str]]:
-    """Match `entries` with modules that only one side has.
-
-    Args:
-        one_sided: module names by the side that has them, ``"reference"`` or ``"candidate"``.
+    entries: Sequence[Entry], recordings: dict[str, Recording], one_sided: dict[str, list[str]]
+) -> tuple[list[Declared], list[tuple[str, str]]]:
+    """Match `entries` with modules that only one side has; all by side, ``"reference"`` or ``"candidate"``.
 
     Returns:
-        The entries about this pair of trainers with the modules that they excuse, and complaints: a module that carries
-        numbers, an entry that is out of date.
+        The entries about this pair of trainers with the modules that they excuse, and complaints, as (why, what): a
+        module that carries numbers, an entry that is out of date.
     """
     found, complaints = [], []
+    reference, candidate = (recording.index.trainer.name for recording in recordings.values())
+    sides = {(reference, candidate): "reference", (candidate, reference): "candidate"}
     for entry in entries:
-        side = _side(entry, reference, candidate)
+        side = sides.get((entry.only_in, entry.not_in))
         if side is None:
             continue  # about another pair of trainers
-        recording = reference if side == "reference" else candidate
         modules = [name for name in one_sided[side] if fnmatchcase(name, entry.pattern)]
-        refused = [name for name in modules if carries_numbers(recording, name)]
-        complaints += [f"declared, but it carries parameters, buffers or calls: {name}" for name in refused]
+        refused = [name for name in modules if _carries_numbers(recordings[side], name)]
+        complaints += [("carries numbers", name) for name in refused]
         if not modules:
-            complaints.append(f"declared, but no longer a difference: {entry.pattern} only in {entry.only_in}")
+            complaints.append(("no longer a difference", f"{entry.pattern} only in {entry.only_in}"))
         excused = tuple(name for name in modules if name not in refused)
         found.append(Declared(entry.pattern, side, entry.reason, excused))
     return found, complaints
 
 
-def carries_numbers(recording: Recording, module: str) -> bool:
+def _carries_numbers(recording: Recording, module: str) -> bool:
     """Whether a module (or one inside it) has a parameter, a buffer, or a recorded call."""
-    prefix = f"{module}."
-    entries = [*recording.structure["parameters"], *recording.structure["buffers"]]
-    if any(entry["name"].startswith(prefix) for entry in entries):
-        return True
-    calls = (call.rpartition("#")[0] for calls in recording.index.get("calls", {}).values() for call in calls)
-    return any(name == module or name.startswith(prefix) for name in calls)
-
-
-def _side(entry: Entry, reference: Recording, candidate: Recording) -> str | None:
-    names = tuple(recording.index["trainer"].get("name") for recording in (reference, candidate))
-    sides = {(entry.only_in, entry.not_in): "reference", (entry.not_in, entry.only_in): "candidate"}
-    return sides.get(names)
+    names = [p.name for p in recording.structure.parameters] + [b.name for b in recording.structure.buffers]
+    calls = [call.rpartition("#")[0] for step in recording.index.calls.values() for call in step]
+    return module in calls or any(name.startswith(f"{module}.") for name in [*names, *calls])

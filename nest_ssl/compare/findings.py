@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 from nest_ssl.compare.metrics import Metrics
 from nest_ssl.recording.address import Address
@@ -14,9 +14,7 @@ from nest_ssl.recording.clock import Moment
 RungName = Literal[
     "contract", "structure", "initial_weights", "batch", "draws", "forward", "loss", "gradients", "weights", "steps"
 ]
-RUNGS: tuple[RungName, ...] = (
-    "contract", "structure", "initial_weights", "batch", "draws", "forward", "loss", "gradients", "weights", "steps",
-)  # fmt: skip
+RUNGS: tuple[RungName, ...] = get_args(RungName)
 
 
 class Status(str, Enum):
@@ -89,8 +87,28 @@ class Finding:
         return self.judgement is not None and self.judgement.within
 
     @property
+    def size(self) -> tuple[bool, float]:
+        """For the worst of several: what is no distance between numbers first, then by the largest distance."""
+        unlike = self.metrics is None or bool(self.metrics.nonfinite_disagree)
+        return unlike, float(self.metrics.max_abs or 0.0) if self.metrics and not unlike else 0.0
+
+    @property
     def missing(self) -> bool:
         return self.difference in (Difference.MISSING_REFERENCE, Difference.MISSING_CANDIDATE)
+
+
+class Spot(NamedTuple):
+    """Where on the ladder, when and at what address two things are compared."""
+
+    rung: RungName
+    moment: Moment
+    address: Address
+
+    def inside(self, path: str) -> Spot:
+        return self._replace(address=self.address.at(path)) if path else self
+
+    def finding(self, difference: Difference, reference: Any, candidate: Any, **rest: Any) -> Finding:
+        return Finding(*self, difference, reference, candidate, **rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +284,8 @@ class Cause:
     Args:
         birth: how.
         module: the module in whose own code it was born, None where no module's.
-        after: the last call whose gradient was the same, for `BETWEEN_BACKWARDS`.
+        after: for `BETWEEN_BACKWARDS` the last call whose gradient was the same; for `BEFORE_CALL` the one whose output
+            the reference hands on unedited, if there is one.
         order, calls: place in execution order and number of calls, for a call.
         draw: the random draw that is to blame, or that shows first behind the headline.
         states: generators that this forward left in other states, where no ledger tells more.

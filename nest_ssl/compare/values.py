@@ -3,135 +3,127 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from nest_ssl.base.nested import ABSENT, pairs
 from nest_ssl.compare.bits import same_bits
+from nest_ssl.compare.findings import Difference, Finding, Spot
 from nest_ssl.compare.metrics import Metrics, measure
-from nest_ssl.compare.result import (
-    DTYPE,
-    MISSING_CANDIDATE,
-    MISSING_REFERENCE,
-    NONE,
-    SHAPE,
-    TYPE,
-    VALUES,
-    Difference,
-    Place,
-)
-from nest_ssl.compare.tolerance import Tolerance
+from nest_ssl.compare.rules import Rule
 
-_UNSTORED = "__repr__"  # how the recorder marks an object that it could not keep
+# What was measured between two storages of one pair of mapped files (None: the same bits). Addresses are used again
+# once a file is unmapped, so it must not outlive the function that holds both files open.
+Measured = dict[tuple[Any, ...], Metrics | None]
+Leaves = Mapping[str, Any]
 
 
+@dataclass(slots=True)
 class Comparer:
-    """Compares leaves under one tolerance, and counts the tensors it has seen.
+    """Compares leaves under one rule, and counts the tensors that it has seen."""
 
-    The recorder stores a tensor that passes from module to module once, so results are remembered by storage: call
-    `forget` before the tensors of another file are compared.
-    """
+    rule: Rule
+    tensors: int = 0
+    tensors_same: int = 0
+    bytes: int = 0
 
-    def __init__(self, tolerance: Tolerance) -> None:
-        self.tolerance = tolerance
-        self.tensors = 0
-        self.tensors_same = 0
-        self.bytes = 0
-        self._known: dict[tuple[Any, ...], Metrics | None] = {}  # None: the same bits
+    def nested(self, spot: Spot, reference: Any, candidate: Any, measured: Measured | None = None) -> list[Finding]:
+        """Differences between two nested values, in the reference's order.
 
-    def forget(self) -> None:
-        self._known.clear()
+        Args:
+            spot: of the whole.
+            measured: results by storage, where tensors of one file stand in many places; see `Measured`.
+        """
+        return self.leaves(spot, flatten(reference), flatten(candidate), measured)
 
-    def leaf(self, place: Place, reference: Any, candidate: Any) -> Difference | None:
+    def leaves(
+        self, spot: Spot, reference: Leaves, candidate: Leaves, measured: Measured | None = None
+    ) -> list[Finding]:
+        """Differences between two tables of leaves by path below `spot`."""
+        found = []
+        for path, one, other in pairs(reference, candidate):
+            here = spot.inside(path)
+            if one is ABSENT or other is ABSENT:
+                found.append(absent(here, one, other))
+            elif difference := self.leaf(here, one, other, measured):
+                found.append(difference)
+        return found
+
+    def leaf(self, spot: Spot, reference: Any, candidate: Any, measured: Measured | None = None) -> Finding | None:
         """The difference between two leaves, or None where they are the same."""
         if isinstance(reference, Tensor) and isinstance(candidate, Tensor):
             self.tensors += 1
-            difference = self._tensors(place, reference, candidate)
-            self.tensors_same += difference is None
-            return difference
+            found = self._tensors(spot, reference, candidate, {} if measured is None else measured)
+            self.tensors_same += found is None
+            return found
         if reference is None and candidate is None:
             return None
         if reference is None or candidate is None:
-            return Difference(place, NONE, describe(reference), describe(candidate))
+            return spot.finding(Difference.NONE, describe(reference), describe(candidate))
         if type(reference) is not type(candidate):
-            return Difference(place, TYPE, describe(reference), describe(candidate))
-        return None if _same_plain(reference, candidate) else Difference(place, VALUES, reference, candidate)
+            return spot.finding(Difference.TYPE, describe(reference), describe(candidate))
+        if isinstance(reference, float):
+            same = struct.pack("<d", reference) == struct.pack("<d", candidate)
+        else:
+            same = bool(reference == candidate)
+        return None if same else spot.finding(Difference.VALUES, reference, candidate)
 
-    def nested(self, place: Place, reference: Any, candidate: Any) -> list[Difference]:
-        """Differences between two nested values, in the reference's order; `place.tensor` is the name of the whole."""
-        ours, theirs = flatten(reference, place.tensor or ""), flatten(candidate, place.tensor or "")
-        found = []
-        for path in dict.fromkeys([*ours, *theirs]):
-            here = at(place, path)
-            if path not in theirs:
-                found.append(Difference(here, MISSING_CANDIDATE, describe(ours[path]), "absent"))
-            elif path not in ours:
-                found.append(Difference(here, MISSING_REFERENCE, "absent", describe(theirs[path])))
-            else:
-                found.append(self.leaf(here, ours[path], theirs[path]))
-        return [difference for difference in found if difference]
-
-    def _tensors(self, place: Place, reference: Tensor, candidate: Tensor) -> Difference | None:
-        dtypes = [str(t.dtype).removeprefix("torch.") for t in (reference, candidate)]
-        if dtypes[0] != dtypes[1]:
-            return Difference(place, DTYPE, describe(reference), describe(candidate))
+    def _tensors(self, spot: Spot, reference: Tensor, candidate: Tensor, measured: Measured) -> Finding | None:
+        if reference.dtype != candidate.dtype:
+            return spot.finding(Difference.DTYPE, describe(reference), describe(candidate))
         if reference.shape != candidate.shape:
-            return Difference(place, SHAPE, describe(reference), describe(candidate))
-        metrics = self._measure(place, reference, candidate)
+            return spot.finding(Difference.SHAPE, describe(reference), describe(candidate))
+        bound = self.rule.bound(spot.address)
+        storages = ((t.data_ptr(), tuple(t.shape), t.stride(), t.dtype) for t in (reference, candidate))
+        key = (*storages, bound)
+        if key not in measured:
+            self.bytes += reference.numel() * reference.element_size()
+            measured[key] = None if same_bits(reference, candidate) else measure(reference, candidate, *bound)
+        metrics = measured[key]
         if metrics is None:
             return None
         floating = reference.is_floating_point() or reference.is_complex()
-        within = floating and self.tolerance.accepts(place, metrics)
-        values = {"reference": metrics.reference, "candidate": metrics.candidate, "index": metrics.index}
-        return Difference(
-            place, VALUES, **values, within=within, shape=tuple(reference.shape), dtype=dtypes[0], metrics=metrics
+        return spot.finding(
+            Difference.VALUES,
+            metrics.reference,
+            metrics.candidate,
+            judgement=self.rule.judge(spot.address, metrics) if floating else None,
+            index=metrics.index,
+            shape=tuple(reference.shape),
+            dtype=str(reference.dtype).removeprefix("torch."),
+            metrics=metrics,
         )
 
-    def _measure(self, place: Place, reference: Tensor, candidate: Tensor) -> Metrics | None:
-        bound = self.tolerance.bound(place)
-        key = (*(_storage(tensor) for tensor in (reference, candidate)), bound)
-        if key not in self._known:
-            self.bytes += reference.numel() * reference.element_size()
-            same = same_bits(reference, candidate)
-            self._known[key] = None if same else measure(reference, candidate, *bound)
-        return self._known[key]
+
+def absent(spot: Spot, reference: Any, candidate: Any) -> Finding:
+    """What one side lacks: `ABSENT` there, whatever the other side has."""
+    kind = Difference.MISSING_REFERENCE if reference is ABSENT else Difference.MISSING_CANDIDATE
+    return spot.finding(kind, *("absent" if value is ABSENT else describe(value) for value in (reference, candidate)))
 
 
-def flatten(value: Any, name: str) -> dict[str, Any]:
-    """The leaves of a nested value by dotted path below `name`; an empty list or dict is a leaf too."""
-    if isinstance(value, dict) and value.keys() == {_UNSTORED}:
-        # Packages differ, the class need not: an object that was not kept counts by its unqualified class name.
-        return {name: f"object of class {str(value[_UNSTORED]).rsplit('.', 1)[-1]}"}
-    if isinstance(value, dict) and value:
-        children = list(value.items())
-    elif isinstance(value, (list, tuple)) and value:
-        children = list(enumerate(value))
-    else:
-        return {name: value if not isinstance(value, (dict, list, tuple)) else f"empty {type(value).__name__}"}
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of a nested value by dotted path below `name`; an empty list or dict is a leaf too.
+
+    Packages differ, the class need not: an object that was not kept counts by its unqualified class name.
+    """
+    if isinstance(value, dict) and value.keys() == {"__repr__"}:
+        return {name: f"object of class {str(value['__repr__']).rsplit('.', 1)[-1]}"}
+    if not isinstance(value, (dict, list, tuple)):
+        return {name: value}
+    if not value:
+        return {name: f"empty {type(value).__name__}"}
+    children = value.items() if isinstance(value, dict) else enumerate(value)
     found: dict[str, Any] = {}
     for key, child in children:
         found |= flatten(child, f"{name}.{key}" if name else str(key))
     return found
 
 
-def at(place: Place, tensor: str) -> Place:
-    return Place(place.rung, place.step, place.module, place.call, tensor, place.rank)
-
-
 def describe(value: Any) -> str:
     """What kind of thing a value is, for a reader: ``[2, 80, 304] float32``, ``None``, ``3``."""
     if isinstance(value, Tensor):
         return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, (bool, int, float, str)) or value is None:
-        return repr(value)
-    return type(value).__name__
-
-
-def _storage(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
-
-
-def _same_plain(reference: Any, candidate: Any) -> bool:
-    if isinstance(reference, float):
-        return struct.pack("<d", reference) == struct.pack("<d", candidate)
-    return reference == candidate
+    return repr(value) if isinstance(value, (bool, int, float, str)) or value is None else type(value).__name__

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from nest_ssl.recording.writer import describe_tensor, file_sha256
+from nest_ssl.base.files import sha256_of
+from nest_ssl.recording.tensors import describe_tensor
 
 
 def describe_structure(model: nn.Module) -> dict[str, Any]:
@@ -24,29 +26,21 @@ def describe_structure(model: nn.Module) -> dict[str, Any]:
 
 
 def describe_sources(model: nn.Module) -> dict[str, dict[str, str]]:
-    """For every module class: the file that it came from, and the hash of that file."""
+    """For every module class: the file that it came from (`nemo/core/x.py`, wherever it is installed) and its hash."""
+    sha256 = functools.cache(sha256_of)
     sources: dict[str, dict[str, str]] = {}
-    hashes: dict[str, str] = {}
-    for module in model.modules():
-        name = qualified_name(module)
-        if name not in sources and (file := _source_file(type(module))):
-            hashes.setdefault(file, file_sha256(Path(file)))
-            sources[name] = {"file": _below_package(file, type(module)), "sha256": hashes[file]}
+    for kind in {type(module): None for module in model.modules()}:
+        try:
+            file = inspect.getsourcefile(kind)
+        except TypeError:  # a class made in a session, not in a file
+            continue
+        if file is not None and Path(file).is_file():
+            depth = kind.__module__.count(".") + 1
+            below_package = "/".join(Path(file).parts[-depth:])
+            sources[f"{kind.__module__}.{kind.__qualname__}"] = {"file": below_package, "sha256": sha256(Path(file))}
     return sources
 
 
 def qualified_name(module: nn.Module) -> str:
+    """Module and name of a module's class."""
     return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def _source_file(kind: type) -> str | None:
-    try:
-        return inspect.getsourcefile(kind)
-    except TypeError:  # a class made in a session, not in a file
-        return None
-
-
-def _below_package(file: str, kind: type) -> str:
-    """`nemo/core/x.py`, not where this machine keeps its packages."""
-    depth = kind.__module__.count(".") + 1
-    return "/".join(Path(file).parts[-depth:])

@@ -1,17 +1,26 @@
-"""The index of a recording, `recording.json`: typed, and validated once when it is opened.
+"""The index of a recording, `recording.json`, and its other files of plain facts: typed, and validated when opened.
 
 Field names are a contract. Everything above reads attributes; nothing above asks whether a field is there.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{1,128}$")]  # of whatever kind another trainer takes
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 StateDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-Count = Annotated[int, Field(ge=0)]
+FileName = Annotated[
+    str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*){0,3}$", max_length=200)
+]  # below the recording's folder
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Boundary = Literal["batch_ready", "forward_done", "backward_done", "step_done"]
+Generators = dict[str, StateDigest]  # of each generator its state
 Scalar = str | int | float | bool | None
 
 
@@ -85,17 +94,48 @@ class Generation(_Strict):
 
 class Manifest(_Strict):
     name: str
-    sha256: Sha256 | None
+    sha256: Hash | None
 
 
 class DataSection(_Strict):
-    """The files of one section of the data, hashed as they were read."""
+    """The files of one section of the data, hashed as they were read; None for one that could not be.
+
+    `content` is one hash over what is read, in order, independent of names and folders. `changed` names files that were
+    others when the run ended.
+    """
 
     manifests: list[Manifest] = []
-    audio: dict[str, Sha256 | None] = {}
-    noise: dict[str, Sha256 | None] = {}
-    audio_hash: str = "full"
-    changed: list[str] = []  # files that changed while the run went on
+    audio: dict[str, Hash | None] = {}
+    audio_hash: Literal["full", "sampled"] = "full"
+    content: Hash | None = None
+    changed: list[str] = []
+    noise: DataSection | None = None
+
+
+class SkippedFile(_Strict):
+    audio: str | list[str]
+    manifest: str
+    line: Count
+    reason: str
+
+
+class Skipped(_Strict):
+    """Audio that could not be used and was left out (`bad_audio=skip`)."""
+
+    utterances: Count
+    files: list[SkippedFile]
+
+
+class Data(_Strict):
+    train: DataSection | None = None
+    validation: DataSection | None = None
+    skipped: Skipped | None = None
+
+
+class ResumedFrom(_Strict):
+    checkpoint: str
+    batches: Count
+    steps: Count
 
 
 class Step(_Strict):
@@ -112,7 +152,7 @@ class DrawEntry(_Strict):
     it). `event` is how many starts and ends of calls came before the draw was complete. `draws` counts 32-bit words.
     """
 
-    phase: str
+    phase: str = Field(pattern=r"^[a-z_]+$")
     module: str | None = None
     call: Count | None = None
     index: Count | None = None  # of the call in `layer_outputs.pkl`
@@ -121,6 +161,14 @@ class DrawEntry(_Strict):
     draws: Count | None
     before: StateDigest
     after: StateDigest
+
+
+class StepRandom(_Strict):
+    """`rng.json` of a step: states of generators at its boundaries, and who drew; None where no account was kept."""
+
+    states: dict[Boundary, Generators]
+    loader_workers: Count | None = None
+    ledger: list[DrawEntry] | None = None
 
 
 class TensorEntry(_Strict):
@@ -132,3 +180,78 @@ class TensorEntry(_Strict):
 class FileEntry(_Strict):
     bytes: Count
     sha256: Sha256
+
+
+class ModuleEntry(_Strict):
+    name: str
+    module_class: str = Field(alias="class")
+    training: bool
+
+
+class ParameterEntry(_Strict):
+    name: str
+    shape: list[Count]
+    dtype: str
+    requires_grad: bool
+
+
+class BufferEntry(_Strict):
+    name: str
+    shape: list[Count]
+    dtype: str
+    persistent: bool
+
+
+class Structure(_Strict):
+    """`model_structure.pkl`. The root module has the empty name."""
+
+    modules: list[ModuleEntry] = []
+    parameters: list[ParameterEntry] = []
+    buffers: list[BufferEntry] = []
+
+
+class Index(_Strict):
+    """`recording.json`. What is not known has the default."""
+
+    schema_name: Literal["nest-ssl-recording/1", "nest-ssl-recording/2"] = Field(alias="schema")
+    trainer: Trainer
+    created: str = ""
+    command: list[str] = []
+    make_command: str | None = None
+    duration_s: float = 0
+    seed: Scalar = None
+    world_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    generation: Generation | None = None
+    init_from: dict[str, Sha256 | None] = {}
+    resumed_from: ResumedFrom | None = None
+    data: Data = Data()
+    flags: dict[str, Scalar] = {}
+    python: str = ""
+    packages: dict[str, str] = {}
+    sources: dict[str, Source] = {}
+    git: Git = Git()
+    container: dict[str, Scalar | dict[str, Scalar]] | None = None
+    host: Host = Host()
+    device: Device = Device()
+    cuda: Cuda = Cuda()
+    threads: Threads = Threads()
+    environment: dict[str, str] = {}
+    steps: dict[Count, Step] = {}
+    calls: dict[Count, list[str]] = {}  # of each step, ``module#call`` in the order of their starts
+    rng: dict[str, Generators] = {}  # at moments before the steps
+    ledger: list[DrawEntry] | None = None  # of what is drawn before the steps
+    tensors: dict[FileName, dict[str, TensorEntry]] = {}
+    files: dict[FileName, FileEntry]
+    sha256: Sha256 | None = None  # of the rest, see `sealed`
+
+
+def canonical(index: Mapping[str, Any]) -> bytes:
+    """The index without its own checksum, as bytes that do not depend on how it is laid out."""
+    rest = {key: value for key, value in index.items() if key != "sha256"}
+    return json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+
+
+def sealed(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The index with its checksum as the last key."""
+    content = canonical(index)
+    return {**{k: v for k, v in index.items() if k != "sha256"}, "sha256": hashlib.sha256(content).hexdigest()}

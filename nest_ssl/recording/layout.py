@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-SCHEMA = "nest-ssl-recording/1"
+SCHEMA = "nest-ssl-recording/2"
+SCHEMA_1 = "nest-ssl-recording/1"  # still read, see `schema1`
 
 INDEX = "recording.json"
 CONFIG = "config.yaml"
@@ -17,6 +18,7 @@ WEIGHTS = "parameter_weights.pt"
 CALLS = "layer_outputs.pkl"
 OPTIMIZER = "optimizer_state.pt"
 RNG = "rng.json"
+GENERATOR_STATES = "generator_states.pt"  # whole states from which a call drew: {generator: {digest: uint8 tensor}}
 
 
 def step_folder(step: int, rank: int = 0, world_size: int = 1) -> str:

@@ -1,197 +1,309 @@
 """Opens a recording for reading: checked first, then mapped, never unpickled into code.
 
-`open_recording` refuses what is missing, half written or damaged. Tensors are mapped from disk, so a recording of any
-size can be walked in little memory.
+`open_recording` refuses what is missing, half written or damaged, and every file is checked against its type when it is
+read: a recording may come from a stranger. Whatever is wrong is one line that names the file and the field. Tensors are
+mapped from disk, so a recording of any size can be walked in little memory.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
+import os
 import pickle
+import pickletools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import torch
-import yaml
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.files import is_regular, sha256_of
+from nest_ssl.base.nested import plain, tensors
+from nest_ssl.base.safe_load import READER_ERRORS, load_tensors, load_yaml
 from nest_ssl.recording import layout as files
-from nest_ssl.recording.writer import file_sha256
+from nest_ssl.recording import schema1
+from nest_ssl.recording.calls import Call
+from nest_ssl.recording.index import Index, StepRandom, Structure, canonical
+from nest_ssl.recording.tensors import check_storable, describe_tensor, describe_tensors
+
+T = TypeVar("T")
+
+
+def _with_names(group: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(group.get("params"), list) or not all(isinstance(name, str) for name in group["params"]):
+        raise ValueError("params has to be a list of names")
+    return group
+
+
+class OptimizerState(TypedDict):
+    """By parameter name; every group has the names of its parameters as `params`, and its settings."""
+
+    state: dict[str, dict[str, Any]]
+    param_groups: list[Annotated[dict[str, Any], AfterValidator(_with_names)]]
+
 
 RERUN = "Record it again (make nemo, make nest)."
+MOST_TEXT = 1 << 28  # bytes of a file that is read as a whole
+_CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True)
+_NESTED = TypeAdapter(Any)
+_BY_NAME = TypeAdapter(dict[str, Any], config=_CONFIG)
+_TENSORS = TypeAdapter(dict[str, torch.Tensor], config=_CONFIG)
+_GRADIENTS = TypeAdapter(dict[str, torch.Tensor | None], config=_CONFIG)
+_STATES = TypeAdapter(dict[str, dict[str, torch.Tensor]], config=_CONFIG)
+_OPTIMIZER = TypeAdapter(OptimizerState)
+_CALLS = TypeAdapter(list[Call])
+# What protocol 4 writes for str, int, float, bool, None, list, tuple and dict; no other opcode is read.
+_BUILTIN_OPCODES = frozenset(
+    "PROTO FRAME STOP MARK MEMOIZE BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "
+    "SHORT_BINUNICODE BINUNICODE EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM "
+    "SETITEMS".split()
+)
 
 
 class StepFiles:
-    """What was recorded of one training step. Every method maps its file afresh, so drop what you no longer need."""
+    """What was recorded of one training step. Every method maps its file afresh, so drop what you no longer need.
 
-    def __init__(self, recording: Recording, folder: str) -> None:
-        self._recording = recording
-        self.folder = folder
+    Raises:
+        UserError: (every method) the file is damaged, or holds anything but what it should.
+    """
+
+    def __init__(self, recording: Recording, number: int, rank: int) -> None:
+        self._recording, self._number = recording, number
+        self.folder = files.step_folder(number, rank, recording.world_size)
 
     def has(self, name: str) -> bool:
-        return f"{self.folder}/{name}" in self._recording.index["files"]
+        """Whether the file, named as in `layout`, was recorded."""
+        return f"{self.folder}/{name}" in self._recording.index.files
 
-    def batch(self) -> dict[str, Any]:
-        return self._load(files.BATCH)
+    def batch(self) -> Any:
+        return self._load(files.BATCH, _NESTED)
 
     def forward_output(self) -> dict[str, Any]:
-        return self._load(files.FORWARD_OUTPUT)
+        return self._load(files.FORWARD_OUTPUT, _BY_NAME)
 
     def loss(self) -> dict[str, torch.Tensor]:
-        return self._load(files.LOSS)
+        return self._load(files.LOSS, _TENSORS)
 
     def gradients(self) -> dict[str, torch.Tensor | None]:
-        return self._load(files.GRADIENTS)
+        """By parameter; None where backward reached none."""
+        return self._load(files.GRADIENTS, _GRADIENTS)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return self._load(files.WEIGHTS)
+        """Parameters and buffers after the step."""
+        return self._load(files.WEIGHTS, _TENSORS)
 
-    def optimizer_state(self) -> dict[str, Any]:
-        return self._load(files.OPTIMIZER)
+    def optimizer_state(self) -> OptimizerState:
+        return self._load(files.OPTIMIZER, _OPTIMIZER)
 
-    def rng(self) -> dict[str, Any]:
+    def rng(self) -> StepRandom:
         """Digests of every generator's state at the step's boundaries, and the ledger of draws."""
-        return self._recording.read_json(f"{self.folder}/{files.RNG}")
+        path = self._recording.listed(f"{self.folder}/{files.RNG}")
+        with _damage(path):
+            raw = json.loads(_read(path))
+            raw = schema1.upgrade_rng(raw) if self._recording.index.schema_name == files.SCHEMA_1 else raw
+            return StepRandom.model_validate_json(json.dumps(raw))
 
-    def calls(self) -> list[dict[str, Any]]:
+    def generator_states(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Whole states from which a call drew: of each generator, by digest, the bytes of `base.rng.state_bytes`."""
+        states = self._load(files.GENERATOR_STATES, _STATES)
+        with _damage(self._recording.path / self.folder / files.GENERATOR_STATES):
+            for digest, state in ((d, s) for by_digest in states.values() for d, s in by_digest.items()):
+                if hashlib.sha256(state.numpy().tobytes()).hexdigest()[:16] != digest:
+                    raise ValueError(f"the state {digest} is another one")
+        return states
+
+    def calls(self) -> list[Call]:
         """Every call of every module, in the order in which they started."""
-        return self._load(files.CALLS)["calls"]
+        return self._calls("calls")
 
-    def _load(self, name: str) -> Any:
-        return self._recording.load(f"{self.folder}/{name}")
+    def later_calls(self) -> list[Call]:
+        """Calls that began after the loss was known, as when backward runs a part again; numbered on their own."""
+        return self._calls("later")
+
+    def _calls(self, key: str) -> list[Call]:
+        raw = self._load(files.CALLS, _BY_NAME)
+        with _damage(self._recording.path / self.folder / files.CALLS):
+            rows = raw.get(key, [])
+            is_1 = self._recording.index.schema_name == files.SCHEMA_1
+            calls = _CALLS.validate_python(schema1.upgrade_calls(rows) if is_1 else [Call(**row) for row in rows])
+            for place, call in enumerate(calls):
+                known = all(0 <= index < len(calls) for index, _ in call.producers.values())
+                if (
+                    call.index != place
+                    or len(call.args) != len(call.arg_names)
+                    or not 0 <= call.start <= call.end
+                    or not known
+                ):
+                    raise ValueError(f"{key}.{place}: its numbers do not fit each other")
+            if key == "calls" and [call.name for call in calls] != self._recording.index.calls.get(self._number):
+                raise ValueError(f"its calls are not those that {files.INDEX} lists")
+            return calls
+
+    def _load(self, name: str, shape: TypeAdapter[T]) -> T:
+        return self._recording.load(f"{self.folder}/{name}", shape)
 
 
 class Recording:
     """A finished recording on disk; make one with `open_recording`."""
 
-    def __init__(self, path: Path, index: dict[str, Any]) -> None:
+    def __init__(self, path: Path, index: Index, verified: bool) -> None:
         self.path = path
         self.index = index
+        self._verified = verified
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / files.CONFIG).read_text(encoding="utf-8"))
+        path = self.listed(files.CONFIG)
+        with _damage(path):
+            return _BY_NAME.validate_python(plain(load_yaml(_read(path), files.CONFIG)))
 
     @cached_property
-    def structure(self) -> dict[str, Any]:
-        return load_builtins(self.path / files.STRUCTURE)
+    def structure(self) -> Structure:
+        path = self.listed(files.STRUCTURE)
+        with _damage(path):
+            return Structure.model_validate(load_builtins(_read(path)))
 
     @property
     def steps(self) -> list[int]:
-        return sorted(int(step) for step in self.index["steps"])
+        return sorted(self.index.steps)
 
     @property
     def world_size(self) -> int:
-        return int(self.index.get("world_size", 1))
+        return self.index.world_size
 
     def step(self, number: int, rank: int = 0) -> StepFiles:
-        return StepFiles(self, files.step_folder(number, rank, self.world_size))
+        return StepFiles(self, number, rank)
 
     def initial_weights(self) -> dict[str, torch.Tensor]:
-        return self.load(files.INITIAL_WEIGHTS)
+        """Parameters and buffers before the first step."""
+        return self.load(files.INITIAL_WEIGHTS, _TENSORS)
 
-    def read_json(self, name: str) -> Any:
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
-
-    def load(self, name: str) -> Any:
-        """Map one `torch.save` file of tensors and builtins.
+    def listed(self, name: str) -> Path:
+        """The path of a file that the index lists.
 
         Raises:
-            UserError: the file is damaged, or holds anything but tensors and builtins.
+            UserError: it does not.
         """
-        try:
-            return torch.load(self.path / name, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-            raise UserError("damaged recording", f"{self.path / name} does not open as tensors", RERUN) from error
+        if name not in self.index.files:
+            raise UserError("damaged recording", f"{self.path / files.INDEX} does not list {name}", RERUN)
+        return self.path / name
+
+    def load(self, name: str, shape: TypeAdapter[T]) -> T:
+        """Map one `torch.save` file of tensors and builtins, and check it against `shape` and the index.
+
+        Where the files were not verified as a whole, the digests of what is read here are.
+
+        Raises:
+            UserError: the file is damaged, or holds anything else.
+        """
+        path = self.listed(name)
+        with _damage(path):
+            value = load_tensors(path, mapped=True)
+            check_storable(value, path.stat().st_size)
+            wanted = self.index.tensors.get(name, {})
+            found = dict(tensors(value))
+            if list(wanted) != list(found):
+                raise ValueError(f"its tensors are not those that {files.INDEX} lists")
+            digests = {} if self._verified else describe_tensors(value)
+            for place, tensor in found.items():
+                entry = wanted[place].model_dump()
+                if entry != (digests.get(place) or {**entry, **describe_tensor(tensor)}):
+                    raise ValueError(f"{place}: it is not the tensor that {files.INDEX} lists")
+            return shape.validate_python(value)
 
 
 def open_recording(path: Path | str, verify: bool = True) -> Recording:
     """Open the recording in folder `path`.
 
     Args:
-        verify: also compare every file's SHA-256 with the index (sizes are always compared).
+        verify: compare every file's SHA-256 with the index now. Otherwise only what is read later is compared.
 
     Raises:
         UserError: no recording there, half written, damaged, or of another schema.
     """
     path = Path(path)
-    recording = Recording(path, _read_index(path))
-    for name, entry in recording.index["files"].items():
-        _check_size(path, name, entry)
+    index = _read_index(path)
+    root = os.path.realpath(path)
+    for name, entry in index.files.items():
+        where = path / name
+        if not os.path.realpath(where).startswith(root + os.sep):
+            raise UserError("damaged recording", f"{where} is outside its folder", RERUN)
+        if not is_regular(where):
+            raise UserError("damaged recording", f"{where} is missing, or no regular file", RERUN)
+        if (size := where.stat().st_size) != entry.bytes:
+            raise UserError("damaged recording", f"{where} has {size:,} bytes, not {entry.bytes:,}", RERUN)
+    recording = Recording(path, index, verify)
     if verify:
-        _check_hashes(recording)
+        with ThreadPoolExecutor(max_workers=2) as pool, _damage(path):
+            for name, found in zip(index.files, pool.map(lambda n: sha256_of(path / n), index.files), strict=True):
+                if found != index.files[name].sha256:
+                    raise UserError("damaged recording", f"{path / name} differs from its SHA-256", RERUN)
+    assert recording.config is not None and recording.structure is not None  # read now: what is wrong shows early
     return recording
 
 
-def load_builtins(path: Path) -> Any:
-    """`pickle.load` that refuses every global, so that nothing read can run code.
+def load_builtins(data: bytes) -> Any:
+    """Unpickle builtins, and nothing that names, builds or calls anything or asks for memory that it does not hold.
 
     Raises:
-        UserError: the file is damaged or names a class or function.
+        ValueError: it has another opcode.
     """
-    try:
-        return _BuiltinsUnpickler(io.BytesIO(path.read_bytes())).load()
-    except (OSError, pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
-        raise UserError("damaged recording", f"{path} ({error})", RERUN) from error
+    for opcode, _, position in pickletools.genops(data):
+        if opcode.name not in _BUILTIN_OPCODES:
+            raise ValueError(f"byte {position} is {opcode.name}; only plain builtins are allowed")
+    value = pickle.loads(data)
+    check_storable(value, len(data))
+    return value
 
 
-class _BuiltinsUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}; only plain builtins are allowed")
-
-
-def _read_index(path: Path) -> dict[str, Any]:
+def _read_index(path: Path) -> Index:
     if not path.is_dir():
         raise UserError("no such recording", str(path), RERUN)
     index_path = path / files.INDEX
-    if not index_path.is_file():
+    if not is_regular(index_path):
         raise UserError("not a complete recording", f"{path} has no {files.INDEX}", RERUN)
+    with _damage(index_path):
+        raw = json.loads(_read(index_path))
+        schema = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+        if schema not in (files.SCHEMA, files.SCHEMA_1):
+            raise UserError("unknown recording schema", f"{index_path} has {schema!r}, not {files.SCHEMA!r}", RERUN)
+        if schema == files.SCHEMA_1:
+            raw = schema1.upgrade_index(raw)
+        elif raw.get("sha256") != hashlib.sha256(canonical(raw)).hexdigest():
+            raise ValueError("it differs from its own SHA-256")
+        index = Index.model_validate_json(json.dumps(raw))
+        for name in (files.CONFIG, files.STRUCTURE, files.INITIAL_WEIGHTS):
+            if name not in index.files:
+                raise ValueError(f"it does not list {name}")
+        return index
+
+
+def _read(path: Path) -> bytes:
+    if path.stat().st_size > MOST_TEXT:
+        raise ValueError(f"more than {MOST_TEXT:,} bytes")
+    return path.read_bytes()
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while `path` is read is damage of it, in one line."""
     try:
-        index = json.loads(index_path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError("damaged recording", f"{index_path} is not JSON ({error})", RERUN) from error
-    if not isinstance(index, dict) or index.get("schema") != files.SCHEMA:
-        found = index.get("schema") if isinstance(index, dict) else type(index).__name__
-        raise UserError("unknown recording schema", f"{index_path} has {found!r}, not {files.SCHEMA!r}", RERUN)
-    _check_index_shape(index, index_path)
-    return index
-
-
-def _check_index_shape(index: dict[str, Any], index_path: Path) -> None:
-    for key in ("files", "steps", "trainer"):
-        if not isinstance(index.get(key), dict):
-            raise UserError("damaged recording", f"{index_path} has no {key!r}", RERUN)
-    for name in (files.CONFIG, files.STRUCTURE, files.INITIAL_WEIGHTS):
-        if name not in index["files"]:
-            raise UserError("damaged recording", f"{index_path} does not list {name}", RERUN)
-
-
-def _check_size(path: Path, name: str, entry: dict[str, Any]) -> None:
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise UserError("damaged recording", f"{path / files.INDEX} names {name!r}, outside its folder", RERUN)
-    try:
-        size = (path / name).stat().st_size
-    except OSError as error:
-        raise UserError("damaged recording", f"{path / name} is missing", RERUN) from error
-    if size != entry["bytes"]:
-        raise UserError("damaged recording", f"{path / name} has {size:,} bytes, not {entry['bytes']:,}", RERUN)
-
-
-def _check_hashes(recording: Recording) -> None:
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for name, right in pool.map(lambda item: _hash_agrees(recording.path, *item), _listed(recording)):
-            if not right:
-                raise UserError("damaged recording", f"{recording.path / name} differs from its SHA-256", RERUN)
-
-
-def _hash_agrees(path: Path, name: str, entry: dict[str, Any]) -> tuple[str, bool]:
-    return name, file_sha256(path / name) == entry["sha256"]
-
-
-def _listed(recording: Recording) -> Iterator[tuple[str, dict[str, Any]]]:
-    return iter(recording.index["files"].items())
+        yield
+    except UserError as error:
+        if error.fix == RERUN:
+            raise
+        raise UserError("damaged recording", f"{path}: {error.what}", RERUN) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError("damaged recording", f"{path}: {where}: {first['msg']}", RERUN) from error
+    except (OSError, *READER_ERRORS) as error:
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UserError("damaged recording", f"{path}: {reason[:200]}", RERUN) from error

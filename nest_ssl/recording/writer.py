@@ -1,35 +1,36 @@
 """Writes one recording: beside its target, file by file, and into its place only when complete.
 
-No `recording.json`, no recording: it is written last, and the finished folder then takes the target's place by
-renaming, so a killed run leaves either the old recording or the new one.
+No `recording.json`, no recording: it is written last, and the finished folder then takes the target's place in one
+step, so a killed run leaves either the old recording or the new one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import pickle
 import shutil
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from nest_ssl.base.errors import UserError, write_errors
-from nest_ssl.base.nested import tensors
+from nest_ssl.base.files import lock, partial_path, remove_leftovers, replace_folder, sha256_of, write_atomically
 from nest_ssl.recording import layout as files
-
-CHUNK = 1 << 22  # bytes hashed at a time
+from nest_ssl.recording.index import Index, sealed
+from nest_ssl.recording.tensors import describe_tensors, storable
 
 
 class RecordingWriter:
     """A recording in the making.
+
+    As a context manager it drops what is half written unless `finish` was reached. It holds a lock on its target from
+    the beginning to `finish` or `abort`.
 
     Args:
         target: the folder that the finished recording takes the place of.
@@ -37,55 +38,85 @@ class RecordingWriter:
 
     Raises:
         UserError: the target holds an earlier recording and `overwrite` is off, holds something that is no recording,
-            or cannot be written.
+            cannot be written, or another process records there.
     """
 
     def __init__(self, target: Path | str, overwrite: bool = False) -> None:
         self.target = Path(target).absolute()
+        self.folder = partial_path(self.target)
         check_target(self.target, overwrite)
-        with write_errors(str(self.target)):
-            self.target.parent.mkdir(parents=True, exist_ok=True)
+        with write_errors(str(self.target)), ExitStack() as held:
+            held.enter_context(lock(self.target.with_name(f".{self.target.name}.lock"), "recording"))
             remove_leftovers(self.target)
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.partial-", dir=self.target.parent))
-            self.folder.chmod(0o777 & ~_umask())
-        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording-hash")
+            check_target(self.target, overwrite)  # again: an earlier one may have been put back
+            self.folder.mkdir()
+            held.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording-hash")
+            held.callback(self._hasher.shutdown, cancel_futures=True)
+            self._held = held.pop_all()
         self._hashes: dict[str, Future[dict[str, Any]]] = {}
         self._tensors: dict[str, Future[dict[str, Any]]] = {}
+
+    def __enter__(self) -> RecordingWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
 
     def save_tensors(self, name: str, value: Any) -> None:
         """Write nested tensors and builtins with `torch.save`; their digests go to the index."""
         with self._writing(name) as path:
-            torch.save(value, path)
-        self._tensors[name] = self._hasher.submit(_describe_tensors, path)
+            torch.save(storable(value), path)
+        # Of what is on the disk: the values in memory may be the model's own, and training goes on.
+        self._tensors[name] = self._hasher.submit(
+            lambda: describe_tensors(torch.load(path, weights_only=True, mmap=True))
+        )
 
     def save_json(self, name: str, value: Any) -> None:
-        with self._writing(name) as path:
-            path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        """Write builtins as JSON."""
+        self.save_text(name, json.dumps(value, indent=1) + "\n")
 
     def save_text(self, name: str, text: str) -> None:
+        """Write text as UTF-8."""
         with self._writing(name) as path:
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(text.encode())
 
     def save_builtins(self, name: str, value: Any) -> None:
         """Write plain builtins with `pickle` (the name `model_structure.pkl` is a contract)."""
         with self._writing(name) as path:
             path.write_bytes(pickle.dumps(value, protocol=4))
 
-    def finish(self, index: dict[str, Any]) -> Path:
-        """Write `recording.json` and put the recording in its place; returns the place."""
-        index = {"schema": files.SCHEMA, **index}
-        index["tensors"] = {name: future.result() for name, future in self._tensors.items()}
-        index["files"] = {name: future.result() for name, future in self._hashes.items()}
-        self._hasher.shutdown()
+    def finish(self, index: Mapping[str, Any]) -> Path:
+        """Write `recording.json` and put the recording in its place; returns the place. Once is enough.
+
+        Raises:
+            UserError: `index` has a field that `Index` does not have or of another type, or the recording cannot be
+                written.
+        """
+        if not self.folder.exists():
+            return self.target
+        made = {name: {k: f.result() for k, f in futures.items()} for name, futures in
+                (("tensors", self._tensors), ("files", self._hashes))}  # fmt: skip
+        whole = {"schema": files.SCHEMA, **index, **made}
+        try:
+            Index.model_validate_json(json.dumps(whole))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise UserError(
+                "a recording needs other facts", f"{where}: {first['msg']}", "See recording/index.py."
+            ) from error
         with write_errors(str(self.target)):
-            _write_atomically(self.folder / files.INDEX, json.dumps(index, indent=1) + "\n")
-            _take_place(self.folder, self.target)
+            write_atomically(self.folder / files.INDEX, json.dumps(sealed(whole), indent=1) + "\n")
+            replace_folder(self.folder, self.target)
+        self.abort()
         return self.target
 
     def abort(self) -> None:
-        """Drop what was written; an earlier recording in the target's place is left as it was."""
-        self._hasher.shutdown(wait=True, cancel_futures=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Drop what was written; an earlier recording in the target's place is left as it was. Harmless afterwards."""
+        self._held.close()
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
@@ -94,7 +125,7 @@ class RecordingWriter:
         with write_errors(f"{self.target / name}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield path
-        self._hashes[name] = self._hasher.submit(_describe_file, path)
+        self._hashes[name] = self._hasher.submit(lambda: {"bytes": path.stat().st_size, "sha256": sha256_of(path)})
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -110,99 +141,8 @@ def check_target(target: Path, overwrite: bool) -> None:
             raise UserError("the output folder is a file", str(target), "Choose another output_dir.")
         if (target / files.INDEX).exists():
             if not overwrite:
-                raise UserError(
-                    "an earlier recording is there",
-                    str(target),
-                    "Pass overwrite=true to replace it, or choose another output_dir.",
-                )
+                fix = "Pass overwrite=true to replace it, or choose another output_dir."
+                raise UserError("an earlier recording is there", str(target), fix)
         elif any(target.iterdir()):
-            raise UserError(
-                "the output folder holds files that are no recording",
-                str(target),
-                "Choose an empty or new output_dir; nothing was deleted.",
-            )
-
-
-def remove_leftovers(target: Path) -> None:
-    """Delete half-written folders that killed runs left beside `target`, unless one is younger than a day.
-
-    A younger one may belong to a run that is still going.
-    """
-    for folder in target.parent.glob(f".{target.name}.partial-*"):
-        with _ignored_os_errors():
-            if time.time() - folder.stat().st_mtime > 86_400:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def tensor_digest(tensor: torch.Tensor) -> str:
-    """SHA-256 of a tensor's raw bytes in row-major order."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _describe_file(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def _describe_tensors(path: Path) -> dict[str, Any]:
-    """Digests of what the file holds: the values in memory may be the model's own and change meanwhile."""
-    value = torch.load(path, weights_only=True, mmap=True)
-    seen: dict[int, str] = {}  # one tensor may stand in many places: hash it once
-
-    def digest(tensor: torch.Tensor) -> str:
-        if id(tensor) not in seen:
-            seen[id(tensor)] = tensor_digest(tensor)
-        return seen[id(tensor)]
-
-    return {place: describe_tensor(leaf) | {"digest": digest(leaf)} for place, leaf in tensors(value)}
-
-
-def describe_tensor(tensor: torch.Tensor) -> dict[str, Any]:
-    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
-def _take_place(folder: Path, target: Path) -> None:
-    """Rename `folder` to `target`; an earlier recording is moved aside first and deleted last."""
-    if not target.exists():
-        os.rename(folder, target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.replaced-", dir=target.parent)) / target.name
-    os.rename(target, aside)
-    try:
-        os.rename(folder, target)
-    except OSError:
-        os.rename(aside, target)
-        raise
-    finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-@contextmanager
-def _ignored_os_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        return
+            fix = "Choose an empty or new output_dir; nothing was deleted."
+            raise UserError("the output folder holds files that are no recording", str(target), fix)

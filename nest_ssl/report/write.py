@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import hashlib
 from pathlib import Path
+from typing import TextIO
 
-from nest_ssl.base.errors import from_os_error
-from nest_ssl.compare.result import Comparison
-from nest_ssl.report.json_report import render_json
-from nest_ssl.report.markdown import render_markdown
+from nest_ssl.base.errors import write_errors
+from nest_ssl.base.files import replacing
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.report.document import Paragraph
+from nest_ssl.report.render.json import render_json
+from nest_ssl.report.render.markdown import render_markdown
+from nest_ssl.report.render.terminal import print_blocks
+from nest_ssl.report.sections import details, summary
+from nest_ssl.report.words import say
 
 MARKDOWN, JSON = "report.md", "report.json"
+DIGEST = 16  # letters of the SHA-256 of report.json that report.md carries
 
 
 def write_reports(comparison: Comparison, folder: Path) -> Path:
-    """Write `report.md` and `report.json` into `folder`, and return the path of the first.
+    """Write `report.json` and `report.md` into `folder`, and return the path of the second.
 
-    Both are written beside their places first, so an earlier report is lost only to a complete new one.
+    Both are written beside their places before either is moved there, so an earlier report is lost only to a complete
+    new one. `report.md` names the digest of its `report.json`: the halves of two runs cannot pass for one.
 
     Raises:
         UserError: the folder cannot be made or written.
     """
-    texts = {MARKDOWN: render_markdown(comparison), JSON: render_json(comparison)}
-    waiting: dict[Path, Path] = {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            waiting[folder / name] = _write_beside(folder / name, text)
-        for target, temporary in waiting.items():
-            os.replace(temporary, target)
-    except OSError as error:
-        for temporary in waiting.values():
-            temporary.unlink(missing_ok=True)
-        raise from_os_error(error, str(folder)) from error
+    findings = render_json(comparison).encode()
+    digest = hashlib.sha256(findings).hexdigest()[:DIGEST]
+    text = report_text(comparison, digest)
+    with write_errors(str(folder)), replacing(folder / MARKDOWN) as report, replacing(folder / JSON) as data:
+        data.write_bytes(findings)
+        report.write_bytes(text.encode())
     return folder / MARKDOWN
 
 
-def _write_beside(target: Path, text: str) -> Path:
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    path = Path(temporary)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        path.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner reads
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    return path
+def report_text(comparison: Comparison, digest: str = "") -> str:
+    """The whole of `report.md`; `digest` is of the `report.json` that it belongs to."""
+    belongs = [Paragraph(say("belongs", digest=digest))] if digest else []
+    return render_markdown([*summary(comparison), *details(comparison), *belongs])
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def print_summary(comparison: Comparison, report: Path, stream: TextIO | None = None) -> None:
+    """Verdict, first difference, the table of rungs, and where the report lies."""
+    print_blocks([*summary(comparison), Paragraph(say("report", path=report))], stream)

@@ -68,20 +68,18 @@ def record(subject: Subject, cfg: DictConfig) -> int:
         for note in notes + more + experiment.notes:
             print(f"note: {note}")
         log = target.with_name(f"{target.name}.log")
-        writer = RecordingWriter(target, cfg.overwrite)
-        try:
+        with RecordingWriter(target, cfg.overwrite) as writer:  # drops what is not finished
             recorder = Recorder(writer, parse_steps(cfg.save_steps), FORWARD_OUTPUTS, OmegaConf.to_yaml(cfg))
             with quiet(log) as console:
                 trainer = _train(subject, checked, inputs, experiment, recorder, Progress(console, subject.name))
                 trained = experiment.close(trainer)
             if not trained:
-                writer.abort()
                 kept_as = "stays as it was" if (target / layout.INDEX).exists() else "there is none"
                 print(f"{subject.name}: nothing is left to train; an earlier recording in {target}: {kept_as}")
                 return EXIT_OK
             skipped = getattr(trainer.lightning_module, "skipped", None) if subject.skips_bad_audio else None
             recorder.finish(
-                trainer=_describe(subject, recorder),
+                trainer=_describe(subject),
                 seed=cfg.seed,
                 flags=flags(),
                 data=data.describe(skipped),
@@ -90,10 +88,7 @@ def record(subject: Subject, cfg: DictConfig) -> int:
                 duration_s=round(time.perf_counter() - started, 1),
                 **experiment.describe(),
             )
-        except BaseException:
-            writer.abort()
-            raise
-    steps = ", ".join(recorder.index["steps"]) or "none"
+    steps = ", ".join(map(str, recorder.session.recorded)) or "none"
     print(f"{subject.name}: {summary(trainer, skipped, log)}")
     print(f"{subject.name}: recorded step {steps} in {target} ({time.perf_counter() - started:.1f} s)")
     return EXIT_OK
@@ -167,11 +162,6 @@ def _fit(trainer: Trainer, model: LightningModule, checkpoint: str | None) -> No
         raise UserError("a setting is wrong", str(error).rstrip("."), "See Lightning's documentation of it.") from error
 
 
-def _describe(subject: Subject, recorder: Recorder) -> dict[str, Any]:
+def _describe(subject: Subject) -> dict[str, Any]:
     version = importlib.metadata.version(subject.package)
-    return {
-        "name": subject.name,
-        "package": subject.package,
-        "version": version,
-        "class": recorder.index["model_class"],
-    }
+    return {"name": subject.name, "package": subject.package, "version": version}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nest_ssl.base.nested import leaves
 from nest_ssl.config.compose import compose
 from nest_ssl.model.nest import NestModel
-from nest_ssl.record.observers.calls import CallCapture
+from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.releases import generation_of
 
 
@@ -163,14 +163,14 @@ def training_step() -> Callable[..., dict[str, Any]]:
         batch = {name: tensor.clone() for name, tensor in batch.items()}
         model.zero_grad()
         set_seed(seed)
-        capture = CallCapture(model).attach()
+        capture = CallObserver(model).attach()
         output = model.forward(**batch, apply_mask=True)
         log_probs, encoded_len, masks, tokens = output
         loss = model.loss(masks=masks, decoder_outputs=log_probs, targets=tokens, decoder_lengths=encoded_len)
         rng = rng_states()
         loss.backward()
         return {
-            "calls": capture.detach(),
+            "calls": [call.as_builtins() for call in capture.detach()],
             "output": [o.detach() for o in output],
             "loss": loss.detach(),
             "gradients": {name: p.grad for name, p in model.named_parameters()},

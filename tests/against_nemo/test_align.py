@@ -15,7 +15,7 @@ from train_nest import NEST
 from nest_ssl.base.determinism import seed_all, set_determinism
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import compose, data_paths
-from nest_ssl.record.lightning import weights
+from nest_ssl.record.observers.parameters import weights
 from nest_ssl.recording.reader import open_recording
 from nest_ssl.releases import GENERATIONS, describe
 from nest_ssl.run.experiment import Subject, build_trainer, run

@@ -73,6 +73,12 @@ def test_an_interrupt_that_an_import_made_something_else_of(capsys: pytest.Captu
     assert capsys.readouterr().err.startswith("interrupted (SIGINT)")
 
 
+def test_an_error_that_is_its_own_cause_ends() -> None:
+    error = ZeroDivisionError("x")
+    error.__cause__ = error
+    assert _exit_code(lambda: _raise(error)) == 70
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), ImportError("no torch"), MemoryError(), SystemExit(1),
                                    SystemExit("no"), OSError("not the system's"), AssertionError("a\nb")])  # fmt: skip
 def test_our_own_mistakes_are_70_and_their_traceback_a_file(
@@ -171,3 +177,13 @@ def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=20)
     assert process.returncode == 130 and printed == "interrupted (SIGINT); nothing already written was lost\n"
+
+
+def test_an_error_raised_from_itself_ends_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        error = UserError("damaged", "a file", "Copy it again.")
+        raise error from error
+
+    with pytest.raises(SystemExit, match="3"):
+        run_command(fail)
+    assert capsys.readouterr().err == "error: damaged: a file. Copy it again.\n"

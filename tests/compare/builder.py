@@ -5,9 +5,9 @@ record(tmp_path / "nest", Plan(name="nest", after_build=lambda model: ...))
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
+import pickle
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,23 +19,21 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from nest_ssl.base.nested import to_builtins
-from nest_ssl.base.rng import rng_digests
 from nest_ssl.compare import FixedTolerance, compare_recordings
-from nest_ssl.compare.result import Comparison
-from nest_ssl.record.lightning import gradients, optimizer_state, weights
-from nest_ssl.record.observers.calls import CallCapture, copy_to_cpu
-from nest_ssl.record.observers.draws import Ledger
-from nest_ssl.record.provenance import describe_run
-from nest_ssl.record.structure import describe_sources, describe_structure
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import Finding
+from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
+from nest_ssl.recording.address import Kind
+from nest_ssl.recording.index import sealed
 from nest_ssl.recording.reader import open_recording
-from nest_ssl.recording.stages import BACKWARD, FETCH, FIT_START, MODEL_CONSTRUCTION, OPTIMIZER_STEP, TRAINING_STEP
+from nest_ssl.recording.tensors import describe_tensors
 from nest_ssl.recording.writer import RecordingWriter
 
 FEATURES, WIDTH, CODES, STRIDE = 4, 8, 5, 8
 FRAMES, RATE = 32, 16  # a "clip" of 2 s at 16 Hz
 DATA = {"train": {"manifests": [{"name": "train.json", "sha256": "aa"}], "audio": {"a.wav": "11", "b.wav": "22"}}}
+OUTPUTS = ("log_probs", "encoded_len", "masks", "tokens")
 FLAGS = {"deterministic_algorithms": False, "matmul_tf32": False}
 CONFIG = {
     "seed": 42,
@@ -157,84 +155,46 @@ def record(target: Path, plan: Plan | None = None) -> Path:
     """Train as `plan` says, and record every step into `target`."""
     plan = plan or Plan()
     writer = RecordingWriter(target, overwrite=True)
-    writer.save_text(files.CONFIG, yaml.safe_dump(plan.config))
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(plan.seed)
-    index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {"before_model": rng_digests()}, **_provenance()}
-    ledger = Ledger(MODEL_CONSTRUCTION)
-    model = plan.model()
-    plan.after_build(model)
-    index["rng"]["after_model"] = rng_digests()
-    ledger.enter(FIT_START)
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **plan.optimizer)
-    index["rng"]["before_first_batch"] = rng_digests()
-    ledger.enter(FETCH)
-    index["ledger"] = ledger.entries
-    writer.save_builtins(files.STRUCTURE, describe_structure(model))
-    writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
-    for step in plan.steps:
-        _record_step(writer, plan, index, step, model, optimizer)
-    trainer = {"name": plan.name, "package": f"{plan.name}-ssl", "version": plan.version, "class": "Model"}
-    rest = {"trainer": trainer, "seed": plan.seed, "flags": FLAGS, "data": DATA, "world_size": 1}
-    writer.finish({**index, **rest, "sources": describe_sources(model), **plan.index})
+    with Session(writer, plan.steps, OUTPUTS, yaml.safe_dump(plan.config)) as session:
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(plan.seed)
+        session.mark("before_model")
+        model = plan.model()
+        plan.after_build(model)
+        session.mark("after_model")
+        optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), **plan.optimizer)
+        session.begin(model)
+        for step in plan.steps:
+            _train_step(plan, session, step, model, optimizer)
+        trainer = {"name": plan.name, "package": f"{plan.name}-ssl", "version": plan.version}
+        facts = {"seed": plan.seed, "flags": FLAGS, "data": DATA, "device": {"type": "cpu", "name": "a processor"}}
+        session.finish(**{"trainer": trainer, **facts, **plan.index})
     return target
+
+
+def _train_step(plan: Plan, session: Session, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    batch = batch_of(step)
+    plan.on_batch(step, batch)
+    session.batch(batch, step)
+    outputs = model.forward(**batch)
+    loss = model.loss(outputs[0], outputs[3], masks=outputs[2])
+    replaced = plan.on_loss(step, loss)
+    loss = loss if replaced is None else replaced
+    session.loss(loss)
+    optimizer.zero_grad()
+    loss.backward()
+    plan.on_gradients(step, model)
+    session.backward_done()
+    plan.before_step(step, model)
+    optimizer.step()
+    plan.after_step(step, model)
+    session.step_done(optimizer)
 
 
 def batch_of(step: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1000 + step)
     audio = torch.randn(2, FRAMES, generator=generator)
     return {"audio": audio, "audio_len": torch.tensor([FRAMES, FRAMES - STRIDE])}
-
-
-def _record_step(
-    writer: RecordingWriter, plan: Plan, index: dict[str, Any], step: int, model: nn.Module, optimizer: Any
-) -> None:
-    ledger = Ledger(FETCH)
-    batch = batch_of(step)
-    plan.on_batch(step, batch)
-    rng: dict[str, Any] = {"batch_ready": rng_digests()}
-    ledger.enter(TRAINING_STEP)
-    kept = to_builtins(batch, copy_to_cpu)
-    capture = CallCapture(model, ledger).attach()
-    outputs = model.forward(**batch)
-    loss = model.loss(outputs[0], outputs[3], masks=outputs[2])
-    replaced = plan.on_loss(step, loss)
-    loss = loss if replaced is None else replaced
-    rng["forward_done"] = rng_digests()
-    ledger.enter(BACKWARD)
-    optimizer.zero_grad()
-    loss.backward()
-    rng["backward_done"] = rng_digests()
-    ledger.enter(OPTIMIZER_STEP)
-    plan.on_gradients(step, model)
-    save = functools.partial(_save, writer, f"step_{step}")
-    save(files.GRADIENTS, gradients(model))
-    plan.before_step(step, model)
-    optimizer.step()
-    plan.after_step(step, model)
-    calls = capture.detach()
-    rng["step_done"] = rng_digests()
-    ledger.enter(FETCH)
-    rng |= {"loader_workers": 0, "ledger": ledger.entries}
-    save(files.BATCH, kept)
-    root = next(call for call in calls if call["module"] == "")
-    save(files.FORWARD_OUTPUT, dict(zip(("log_probs", "encoded_len", "masks", "tokens"), root["output"], strict=True)))
-    save(files.LOSS, {"loss": loss.detach().clone()})
-    save(files.WEIGHTS, weights(model))
-    save(files.OPTIMIZER, optimizer_state(model, optimizer))
-    save(files.CALLS, {"calls": calls})
-    writer.save_json(f"step_{step}/{files.RNG}", rng)
-    index["steps"][str(step)] = {"epoch": 0, "batch": step, "optimizer_stepped": True, "calls": len(calls)}
-    index["calls"][str(step)] = [f"{call['module']}#{call['call']}" for call in calls]
-
-
-def _save(writer: RecordingWriter, folder: str, name: str, value: Any) -> None:
-    writer.save_tensors(f"{folder}/{name}", value)
-
-
-@functools.cache
-def _provenance() -> dict[str, Any]:
-    return {**describe_run(), "device": {"type": "cpu", "name": "a processor"}}
 
 
 # --- editing what was recorded ----------------------------------------------------------------------------------------
@@ -251,7 +211,7 @@ def edit_tensors(recording: Path, name: str, change: Callable[[Any], Any]) -> No
 def edit_index(recording: Path, change: Callable[[dict[str, Any]], None]) -> None:
     index = json.loads((recording / files.INDEX).read_text())
     change(index)
-    (recording / files.INDEX).write_text(json.dumps(index))
+    (recording / files.INDEX).write_text(json.dumps(sealed(index)))
 
 
 def edit_config(recording: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -261,15 +221,29 @@ def edit_config(recording: Path, change: Callable[[dict[str, Any]], None]) -> No
     reindex(recording, files.CONFIG)
 
 
+def edit_structure(recording: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    structure = pickle.loads((recording / files.STRUCTURE).read_bytes())
+    change(structure)
+    (recording / files.STRUCTURE).write_bytes(pickle.dumps(structure))
+    reindex(recording, files.STRUCTURE)
+
+
 def remove(recording: Path, name: str) -> None:
     (recording / name).unlink()
     edit_index(recording, lambda index: index["files"].pop(name))
 
 
 def reindex(recording: Path, name: str) -> None:
+    """Make the index agree with a file that was edited, as whoever forges a recording would."""
     data = (recording / name).read_bytes()
     entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    edit_index(recording, lambda index: index["files"].update({name: entry}))
+
+    def update(index: dict[str, Any]) -> None:
+        index["files"][name] = entry
+        if name in index["tensors"]:
+            index["tensors"][name] = describe_tensors(torch.load(recording / name, weights_only=True))
+
+    edit_index(recording, update)
 
 
 def judge(reference: Path, candidate: Path, atol: float = 1e-5, rtol: float = 1e-5, **options: Any) -> Comparison:
@@ -280,10 +254,42 @@ def judge(reference: Path, candidate: Path, atol: float = 1e-5, rtol: float = 1e
 
 
 def first(comparison: Comparison) -> tuple[Any, ...]:
-    """(rung, step, module, call, tensor) of the headline."""
+    """(rung, step, module, call, name) of the headline; see `name_of`."""
     assert comparison.first is not None
-    place = comparison.first.place
-    return place.rung, place.step, place.module, place.call, place.tensor
+    return place_of(comparison.first)
+
+
+def place_of(finding: Finding) -> tuple[Any, ...]:
+    address, step = finding.address, finding.moment.step
+    return finding.rung, step if step >= 0 else None, address.module, address.call, name_of(finding)
+
+
+def name_of(finding: Finding) -> str | None:
+    """``output``, ``weight.exp_avg``, ``param_groups.0.lr``, ``fetch.torch_cpu``, ``rng.forward_done.numpy``."""
+    address, phase = finding.address, finding.moment.phase.name.lower()
+    if address.kind == Kind.OPTIMIZER_SETTING:
+        return f"param_groups.{address.own_name}"
+    if address.kind == Kind.GENERATOR_STATE:
+        return f"rng.{phase}.{address.slot}"
+    if address.kind == Kind.DRAW and address.module is None:
+        return f"{phase}.{address.slot}"
+    return address.own_name or None
+
+
+def left(comparison: Comparison) -> dict[str, list[str]]:
+    """What is not explained: names by reason."""
+    return {
+        remainder.why.name: [
+            ".".join(part for part in (finding.address.module, name_of(finding)) if part)
+            for finding in remainder.findings
+        ]
+        for remainder in comparison.unexplained
+    }
+
+
+def noted(comparison: Comparison, kind: str) -> list[dict[str, Any]]:
+    """The values of all notes of a kind."""
+    return [note.values for note in comparison.notes if note.kind == kind]
 
 
 def statuses(comparison: Comparison) -> dict[str, str]:

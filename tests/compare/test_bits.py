@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nest_ssl.compare.bits import CHUNK, as_integers, chunks, same_bits, unravel
+from nest_ssl.compare.bits import CHUNK, as_integers, chunks, same_bits
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
 
@@ -65,9 +65,3 @@ def test_chunks_cover_both_tensors_in_row_major_order(shape: list[int], size: in
 def test_chunks_fit_the_cache() -> None:
     tensor = torch.zeros(3, CHUNK)
     assert max(a.numel() for a, _ in chunks(tensor, tensor)) == CHUNK
-
-
-@given(st.integers(0, 59))
-def test_unravel_inverts_row_major_numbering(flat: int) -> None:
-    index = unravel(flat, (3, 4, 5))
-    assert torch.arange(60).reshape(3, 4, 5)[index] == flat

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from nest_ssl.compare.settings import Change, count_leaves, typed_diff, without
-from tests.compare.builder import edit_config, edit_index, first, judge
+from tests.compare.builder import DATA, edit_config, edit_index, edit_structure, first, judge, noted
 
 Edit = Callable[[dict[str, Any]], Any]
 
@@ -39,7 +38,7 @@ def set_at(*path: Any) -> Edit:
         (set_at("device", "name", "another"), "device.name", ("a processor", "another")),
         (set_at("device", "type", "cuda"), "device.type", ("cpu", "cuda")),
         (set_at("data", "train", "audio", "a.wav", "99"), "data.train.audio.a.wav", ("11", "99")),
-        (set_at("data", "train", "manifests", []), "data.train.manifests.0", (None, "absent")),
+        (set_at("data", "train", "manifests", []), "data.train.manifests", (None, [])),
     ],
 )
 def test_another_experiment(reference: Path, copy: Path, edit: Edit, setting: str, values: tuple[Any, Any]) -> None:
@@ -55,7 +54,7 @@ def test_another_experiment(reference: Path, copy: Path, edit: Edit, setting: st
 @pytest.mark.parametrize(
     "edit",
     [
-        set_at("trainer", {"name": "nest", "package": "nest-ssl", "version": "9"}),
+        set_at("trainer", {"name": "nest", "package": "nest-ssl", "version": "9", "class": "Model"}),
         set_at("packages", "numpy", "1.0"),
         set_at("packages", "only-here", "1.0"),
         set_at("python", "3.12.1"),
@@ -80,7 +79,7 @@ def test_the_same_experiment(reference: Path, copy: Path, edit: Edit) -> None:
         (set_at("model", "encoder", "d_model", 8.0), "config.model.encoder.d_model"),
         (set_at("model", "encoder", "d_model", "8"), "config.model.encoder.d_model"),
         (set_at("model", "encoder", "new", None), "config.model.encoder.new"),
-        (lambda config: config["model"].pop("optim"), "config.model.optim"),
+        (lambda config: config["model"].pop("optim"), "config.model.optim.lr"),
     ],
 )
 def test_another_config(reference: Path, copy: Path, edit: Edit, setting: str) -> None:
@@ -122,7 +121,8 @@ def test_the_other_rungs_are_still_compared(reference: Path, make: Callable[...,
 
 def test_other_packages_are_noted(reference: Path, copy: Path) -> None:
     edit_index(copy, set_at("packages", "numpy", "1.0"))
-    assert any("numpy" in note and "against 1.0" in note for note in judge(reference, copy, steps=[0]).notes)
+    versions = noted(judge(reference, copy, steps=[0]), "packages")[0]["versions"]
+    assert versions["numpy"][1] == "1.0" and len(versions) == 1
 
 
 NEMO_IMAGE = {"image": "1", "name": "nemo", "base": "b", "locks": {"torch-cpu.lock": "a", "nemo-cpu.lock": "b"}}
@@ -133,20 +133,24 @@ NEST_IMAGE = {"image": "2", "name": "nest", "base": "b", "locks": {"torch-cpu.lo
     ("reference_image", "candidate_image", "notes"),
     [
         (NEMO_IMAGE, NEST_IMAGE, []),
-        (None, NEST_IMAGE, ["Container: none against a container."]),
-        (NEMO_IMAGE, {**NEST_IMAGE, "base": "c"}, ["Image base: b against c."]),
-        (NEMO_IMAGE, {**NEST_IMAGE, "locks": {"torch-cpu.lock": "d"}}, ["Image locks.torch-cpu.lock: a against d."]),
+        (None, NEST_IMAGE, [{"reference": False, "candidate": True}]),
+        (NEMO_IMAGE, {**NEST_IMAGE, "base": "c"}, [{"path": "base", "reference": "b", "candidate": "c"}]),
+        (
+            NEMO_IMAGE,
+            {**NEST_IMAGE, "locks": {"torch-cpu.lock": "d"}},
+            [{"path": "locks.torch-cpu.lock", "reference": "a", "candidate": "d"}],
+        ),
     ],
 )
 def test_images_of_another_make_are_noted(
-    make: Callable[..., Path], tmp_path: Path, reference_image: Any, candidate_image: Any, notes: list[str]
+    make: Callable[..., Path], tmp_path: Path, reference_image: Any, candidate_image: Any, notes: list[Any]
 ) -> None:
     reference, candidate = make(index={"container": reference_image}), tmp_path / "candidate"
     shutil.copytree(reference, candidate)
     edit_index(candidate, set_at("container", candidate_image))
     comparison = judge(reference, candidate)
     assert comparison.verdict == "identical"
-    assert [note for note in comparison.notes if note.startswith(("Container", "Image"))] == notes
+    assert noted(comparison, "container") + noted(comparison, "image") == notes
 
 
 def test_the_most_telling_setting_comes_first(reference: Path, copy: Path) -> None:
@@ -154,25 +158,129 @@ def test_the_most_telling_setting_comes_first(reference: Path, copy: Path) -> No
     assert first(judge(reference, copy, steps=[0]))[-1] == "seed"
 
 
-# --- typed differences ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("one", [1, 1.0, "1", True, None])
+@pytest.mark.parametrize("other", [1, 1.0, "1", True, None])
+def test_types_tell_settings_apart(reference: Path, tmp_path: Path, one: Any, other: Any) -> None:
+    sides = [Path(shutil.copytree(reference, tmp_path / name)) for name in ("one", "other")]
+    for side, value in zip(sides, (one, other), strict=True):
+        edit_config(side, set_at("model", "x", value))
+    same = type(one) is type(other)
+    assert judge(*sides, steps=[0]).exit_code == (0 if same else 4)
 
 
-def test_types_tell_settings_apart() -> None:
-    values = [1, 1.0, "1", True, None]
-    for i, one in enumerate(values):
-        for j, other in enumerate(values):
-            assert bool(typed_diff({"a": one}, {"a": other})) is (i != j)
+def test_a_list_is_one_setting(reference: Path, copy: Path) -> None:
+    edit_config(copy, set_at("model", "encoder", "att_context_size", [-1, 4, -1]))
+    comparison = judge(reference, copy, steps=[0])
+    assert comparison.rung("contract").differing == 1
+    assert comparison.first is not None
+    assert (comparison.first.reference, comparison.first.candidate) == ([-1, -1], [-1, 4, -1])
 
 
-def test_an_inserted_item_is_one_change() -> None:
-    assert typed_diff({"a": [1, 2, 3]}, {"a": [1, 9, 2, 3]}) == [Change("a.1", "absent", 9)]
+def test_nan_is_the_same_setting(copy: Path, tmp_path: Path) -> None:
+    edit_config(copy, set_at("model", "x", float("nan")))
+    assert judge(copy, Path(shutil.copytree(copy, tmp_path / "twin")), steps=[0]).verdict == "identical"
 
 
-def test_nan_is_the_same_setting() -> None:
-    assert not typed_diff({"a": float("nan")}, {"a": float("nan")})
+# --- settings that change no number -----------------------------------------------------------------------------------
 
 
-def test_leaves_are_counted_and_paths_left_out() -> None:
-    tree = {"a": {"b": 1, "c": [1, 2]}, "d": {}}
-    assert count_leaves(tree) == 4
-    assert without(tree, frozenset({"a.b", "d"})) == {"a": {"c": [1, 2]}}
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        (("name",), ("a", "b")),
+        (("trainer", "enable_progress_bar"), (True, False)),
+        (("trainer", "log_every_n_steps"), (10, 1)),
+        (("trainer", "logger"), (False, True)),
+        (("model", "train_ds", "num_workers"), (0, 1)),
+        (("model", "train_ds", "pin_memory"), (False, True)),
+        (("model", "train_ds", "manifest_filepath"), ("data/train.json", "/home/me/train.json")),
+    ],
+)
+def test_what_is_shown_or_how_data_is_fetched_is_a_note(
+    reference: Path, tmp_path: Path, path: tuple[str, ...], values: tuple[Any, Any]
+) -> None:
+    sides = [Path(shutil.copytree(reference, tmp_path / name)) for name in ("one", "other")]
+    for side, value in zip(sides, values, strict=True):
+        edit_config(side, set_at(*path, value))
+    comparison = judge(*sides, steps=[0])
+    assert (comparison.verdict, comparison.exit_code) == ("identical", 0)
+    said = {"path": ".".join(("config", *path)), "reference": values[0], "candidate": values[1]}
+    assert noted(comparison, "setting") == [said]
+
+
+@pytest.mark.parametrize("values", [(32, "32-true"), ("bf16", "bf16-mixed"), ("32", 32)])
+def test_another_spelling_of_a_precision_is_nothing(reference: Path, tmp_path: Path, values: tuple[Any, Any]) -> None:
+    sides = [Path(shutil.copytree(reference, tmp_path / name)) for name in ("one", "other")]
+    for side, value in zip(sides, values, strict=True):
+        edit_config(side, set_at("trainer", "precision", value))
+    comparison = judge(*sides, steps=[0])
+    assert (comparison.verdict, noted(comparison, "setting")) == ("identical", [])
+    edit_config(sides[1], set_at("trainer", "precision", "64-true"))
+    assert judge(*sides, steps=[0]).exit_code == 4
+
+
+@pytest.mark.parametrize(("limit", "code"), [(2, 0), (-1, 4)])
+def test_more_epochs_matter_only_where_they_make_more_batches(
+    reference: Path, tmp_path: Path, limit: int, code: int
+) -> None:
+    sides = [Path(shutil.copytree(reference, tmp_path / name)) for name in ("one", "other")]
+    for side, epochs in zip(sides, (1, 2), strict=True):
+        edit_config(side, set_at("trainer", {"max_epochs": epochs, "max_steps": limit}))
+    assert judge(*sides, steps=[0]).exit_code == code
+
+
+def test_workers_matter_where_the_batches_differ(reference: Path, make: Callable[..., Path]) -> None:
+    candidate = make(on_batch=lambda step, batch: batch["audio"].add_(1))
+    edit_config(candidate, set_at("model", "train_ds", {"num_workers": 1}))
+    comparison = judge(reference, candidate)
+    assert (comparison.exit_code, first(comparison)[-1]) == (4, "config.model.train_ds.num_workers")
+
+
+CONTENT = "c" * 64
+
+
+@pytest.mark.parametrize(("content", "code"), [(CONTENT, 0), ("d" * 64, 4)])
+def test_the_same_data_at_another_absolute_path(reference: Path, tmp_path: Path, content: str, code: int) -> None:
+    """The manifests name other folders, so their hashes differ; what they lead to has one hash."""
+    sides = [Path(shutil.copytree(reference, tmp_path / name)) for name in ("one", "other")]
+    for side, folder, hashed in zip(sides, ("/a", "/b"), (CONTENT, content), strict=True):
+        manifest = {"name": "train.json", "sha256": folder[1] * 64}
+        section = {"manifests": [manifest], "audio": {f"{folder}/x.wav": "1" * 64}, "content": hashed}
+        edit_index(side, set_at("data", "train", section))
+    comparison = judge(*sides, steps=[0])
+    assert comparison.exit_code == code
+    if code == 0:
+        assert "data.train.manifests" in [note["path"] for note in noted(comparison, "setting")]
+
+
+def test_a_recording_made_before_there_was_one_hash_of_all_data(reference: Path, copy: Path) -> None:
+    edit_index(copy, set_at("data", "train", {**DATA["train"], "content": CONTENT}))
+    assert judge(reference, copy, steps=[0]).exit_code == 0
+    edit_index(copy, set_at("data", "train", "audio", {"a.wav": "99", "b.wav": "22"}))
+    assert judge(reference, copy, steps=[0]).exit_code == 4, "then the files' own hashes decide"
+
+
+# --- both sides one recording, or not what the label says -------------------------------------------------------------
+
+
+def test_the_same_folder_and_a_link_to_it_are_said(reference: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(reference)
+    for other in (reference, link):
+        assert noted(judge(reference, other), "same_recording") == [{"how": "folder"}]
+
+
+def test_a_copy_is_said_and_a_twin_is_not(reference: Path, copy: Path, make: Callable[..., Path]) -> None:
+    assert noted(judge(reference, copy), "same_recording") == [{"how": "files"}]
+    assert noted(judge(reference, make()), "same_recording") == []
+
+
+def test_a_label_that_does_not_fit_the_classes_is_said(reference: Path, copy: Path) -> None:
+    def rename(structure: dict[str, Any]) -> None:
+        structure["modules"][0]["class"] = "nemo.collections.asr.models.ssl_models.Model"
+
+    edit_structure(copy, rename)
+    edit_index(copy, lambda index: index["trainer"].update(name="nest", package="nest-ssl"))
+    comparison = judge(reference, copy)
+    assert noted(comparison, "foreign_classes") == [{"side": "candidate", "label": "nest-ssl", "package": "nemo"}]
+    assert noted(judge(reference, reference), "foreign_classes") == []

@@ -12,10 +12,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.compare.result import DRAWN_ELSEWHERE, Comparison
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import Birth, Draw, Fate
 from nest_ssl.recording import layout as files
-from nest_ssl.report.markdown import render_markdown
-from tests.compare.builder import STRIDE, Plan, batch_of, edit_index, first, judge, record, reindex, statuses
+from nest_ssl.report.write import report_text
+from tests.compare.builder import (
+    STRIDE,
+    Plan,
+    batch_of,
+    edit_index,
+    first,
+    judge,
+    left,
+    noted,
+    record,
+    reindex,
+    statuses,
+)
 
 Make = Callable[..., Path]
 
@@ -24,6 +37,15 @@ def headline(comparison: Comparison) -> tuple[Any, ...]:
     """Place and both values of the headline."""
     assert comparison.first is not None
     return (*first(comparison), comparison.first.reference, comparison.first.candidate)
+
+
+def blamed(comparison: Comparison) -> Draw:
+    assert comparison.cause is not None and comparison.cause.draw is not None
+    return comparison.cause.draw
+
+
+def of_module(comparison: Comparison, module: str) -> list[Draw]:
+    return [draw for draw in comparison.draws if draw.stage.module == module]
 
 
 def patch(name: str, change: Callable[..., Any]) -> Callable[[nn.Module], None]:
@@ -43,22 +65,22 @@ def patch(name: str, change: Callable[..., Any]) -> Callable[[nn.Module], None]:
 def test_a_module_that_draws_more(reference: Path, make: Make) -> None:
     comparison = judge(reference, make(after_build=patch("masking", lambda f, x: (torch.rand(3), f(x))[1])))
     assert headline(comparison) == ("draws", 0, "masking", 0, "torch_cpu", 8, 11)
-    assert "`masking` drew 8 numbers from torch_cpu, the candidate 11." in comparison.origin
+    assert (blamed(comparison).stage.module, blamed(comparison).fate) == ("masking", Fate.OTHER_COUNT)
     assert comparison.exit_code == 1
     assert comparison.unexplained == []
     assert statuses(comparison)["batch"] == "identical", "it was made without the global generator"
-    by_step = {draw.step: draw.relation for draw in comparison.draws if draw.stage == "masking#0"}
+    by_step = {draw.step: draw.fate for draw in of_module(comparison, "masking")}
     assert by_step == {0: "other count", 1: "other count"}
-    born = next(j for j in comparison.judgements if j.module == "masking")
+    born = next(call for call in comparison.calls if call.module == "masking")
     assert born.relation == "other random numbers"
 
 
 def test_a_draw_that_changes_no_value(reference: Path, make: Make) -> None:
     comparison = judge(reference, make(after_build=patch("quantizer", lambda f, x: f(x * (torch.rand(1) * 0 + 1)))))
     assert headline(comparison) == ("draws", 0, "quantizer", 0, "torch_cpu", 0, 1)
-    assert "An extra draw in `quantizer`: 1 number from torch_cpu, in the candidate only." in comparison.origin
-    after = next(draw for draw in comparison.draws if draw.stage == "masking#0")
-    assert (after.relation, after.draws) == ("came in", (8, 8))
+    assert (blamed(comparison).reference, blamed(comparison).fate) == ((), Fate.ONE_SIDED)
+    after = of_module(comparison, "masking")[0]
+    assert (after.fate, after.draws) == ("came in", (8, 8))
     assert comparison.unexplained == []
 
 
@@ -66,7 +88,7 @@ def test_a_draw_that_the_candidate_lacks(make: Make, tmp_path: Path) -> None:
     more = record(tmp_path / "more", Plan(after_build=patch("quantizer", lambda f, x: (torch.rand(1), f(x))[1])))
     comparison = judge(more, make())
     assert headline(comparison) == ("draws", 0, "quantizer", 0, "torch_cpu", 1, 0)
-    assert "`quantizer` drew 1 number from torch_cpu, the candidate none." in comparison.origin
+    assert (blamed(comparison).candidate, blamed(comparison).fate) == ((), Fate.ONE_SIDED)
 
 
 def test_another_generator(reference: Path, make: Make) -> None:
@@ -81,19 +103,20 @@ def test_another_generator(reference: Path, make: Make) -> None:
 
     comparison = judge(reference, make(after_build=plant))
     assert headline(comparison) == ("draws", 0, "masking", 0, "torch_cpu", 8, 0)
-    told = "`masking` drew 8 numbers from torch_cpu, the candidate none; from numpy 0 against 16."
-    assert told in comparison.origin
+    by_generator = {draw.generator: draw.draws for draw in of_module(comparison, "masking") if draw.step == 0}
+    assert by_generator == {"torch_cpu": (8, 0), "numpy": (0, 16)}
 
 
 def test_a_draw_after_the_forward(reference: Path, make: Make) -> None:
     comparison = judge(reference, make(on_loss=lambda step, loss: torch.rand(1) * 0 + loss))
-    assert headline(comparison) == ("draws", 0, None, None, "loss.torch_cpu", 0, 1)
+    assert headline(comparison) == ("draws", 0, None, None, "forward.torch_cpu", 0, 1)
+    assert blamed(comparison).stage.phase == "loss", "after the model's own forward"
 
 
 def test_a_draw_while_the_batch_is_fetched(reference: Path, make: Make) -> None:
     comparison = judge(reference, make(on_batch=lambda step, batch: torch.rand(1) if step == 1 else None))
     assert headline(comparison) == ("draws", 1, None, None, "fetch.torch_cpu", 0, 1)
-    assert "in fetching the batch" in comparison.origin
+    assert blamed(comparison).stage.phase == "fetch"
 
 
 def test_a_batch_that_follows_from_its_draws(reference: Path, make: Make) -> None:
@@ -102,9 +125,9 @@ def test_a_batch_that_follows_from_its_draws(reference: Path, make: Make) -> Non
 
     comparison = judge(reference, make(on_batch=noisy))
     assert headline(comparison)[:5] == ("draws", 0, None, None, "fetch.torch_cpu")
-    assert "The batch differs, too" in comparison.origin
+    assert comparison.cause is not None and comparison.cause.batch_differs
     assert comparison.unexplained == []
-    assert "1 field of the batch" in comparison.follows[0]
+    assert next((c.count, c.step) for c in comparison.follows if c.rung == "batch") == (1, 0)
 
 
 def test_a_batch_that_differs_before_the_draws_do(reference: Path, make: Make) -> None:
@@ -143,7 +166,7 @@ def test_an_extra_draw_while_the_model_is_built(reference: Path, make: Make) -> 
     assert first(comparison) == ("draws", None, None, None, "model_construction.torch_cpu")
     assert comparison.first is not None
     assert comparison.first.candidate == comparison.first.reference + 1
-    assert "Building the model drew " in comparison.origin
+    assert blamed(comparison).stage.phase == "model_construction"
     assert statuses(comparison)["initial_weights"] == "identical"
     assert comparison.rung("forward").status == "diverged"  # another mask
     assert comparison.unexplained == []
@@ -155,7 +178,7 @@ def test_initial_weights_tell_how_many_numbers_they_took(reference: Path, make: 
 
     comparison = judge(reference, make(after_build=redraw))
     assert first(comparison) == ("initial_weights", None, "decoder", None, "weight")
-    assert "Building the model drew " in comparison.origin
+    assert blamed(comparison).stage.phase == "model_construction"
 
 
 def test_another_state_to_start_from(reference: Path, make: Make) -> None:
@@ -183,13 +206,10 @@ def test_other_inputs_are_the_origin_of_other_draws(reference: Path, make: Make)
 
     comparison = judge(reference, make(after_build=patch("preprocessor", longer)))
     assert first(comparison)[:4] == ("forward", 0, "preprocessor", 0)
-    draw = next(draw for draw in comparison.draws if draw.stage == "masking#0")
-    assert draw.draws == (8, 10)
+    assert blamed(comparison) is of_module(comparison, "masking")[0]
+    assert blamed(comparison).draws == (8, 10)
     assert comparison.unexplained == []
-    assert (
-        "Random draws differ after it: `masking` drew 8 numbers from torch_cpu, the candidate 10." in comparison.origin
-    )
-    assert any("stage" in line for line in comparison.follows)
+    assert any(consequence.rung == "draws" for consequence in comparison.follows)
 
 
 def test_draws_that_no_input_explains_stand_on_their_own(reference: Path, make: Make) -> None:
@@ -199,7 +219,7 @@ def test_draws_that_no_input_explains_stand_on_their_own(reference: Path, make: 
 
     comparison = judge(reference, make(after_build=plant))
     assert first(comparison)[:4] == ("forward", 0, "quantizer", 0)
-    assert any("random draws differ on their own" in line and "masking" in line for line in comparison.unexplained)
+    assert left(comparison)["DRAWS"] == ["masking.torch_cpu"]
 
 
 def test_a_fault_upstream_of_the_first_draw_comes_first(reference: Path, make: Make) -> None:
@@ -237,9 +257,11 @@ def drawn_by_the_parent(model: nn.Module) -> None:
 def test_the_same_draws_one_call_up_are_no_difference(reference: Path, make: Make) -> None:
     comparison = judge(reference, make(after_build=drawn_by_the_parent))
     assert (comparison.verdict, comparison.first) == ("identical", None)
-    moved = [draw for draw in comparison.draws if draw.relation == DRAWN_ELSEWHERE]
-    assert [(draw.reference, draw.candidate, draw.draws) for draw in moved] == [(("masking#0",), ("#0",), (8, 8))] * 2
-    assert any("made in another call, first `masking#0` against `#0`" in note for note in comparison.notes)
+    moved = [draw for draw in comparison.draws if draw.fate == Fate.ELSEWHERE]
+    assert [(d.reference[0].module, d.candidate[0].module, d.draws) for d in moved] == [("masking", "", (8, 8))] * 2
+    assert noted(comparison, "drawn_elsewhere")[0] == {
+        "step": 0, "count": 1, "reference": moved[0].reference[0], "candidate": moved[0].candidate[0],
+    }  # fmt: skip
 
 
 class Dropping(nn.Module):
@@ -273,8 +295,9 @@ def test_functional_dropout_in_the_parent(tmp_path: Path, swapped: bool) -> None
 
 def test_what_was_drawn_is_shown(reference: Path, make: Make) -> None:
     comparison = judge(reference, make())
-    assert [(d.step, d.stage, d.generator, d.draws, d.relation) for d in comparison.draws if d.step is not None] == [
-        (step, "masking#0", "torch_cpu", (8, 8), "same") for step in (0, 1)
+    drawn = [draw for draw in comparison.draws if draw.step is not None]
+    assert [(d.step, d.stage.module, d.generator, d.draws, d.fate) for d in drawn] == [
+        (step, "masking", "torch_cpu", (8, 8), "same") for step in (0, 1)
     ]
     assert comparison.rung("draws").tallies[1].compared["stages"] == 1
 
@@ -286,8 +309,7 @@ def forget_ledgers(recording: Path) -> Path:
     """As recordings were before there were ledgers."""
     edit_index(recording, lambda index: index.pop("ledger"))
     for path in recording.glob(f"step_*/{files.RNG}"):
-        kept = {key: value for key, value in json.loads(path.read_text()).items() if isinstance(value, dict)}
-        path.write_text(json.dumps(kept))
+        path.write_text(json.dumps({"states": json.loads(path.read_text())["states"]}))
         reindex(recording, path.relative_to(recording).as_posix())
     return recording
 
@@ -299,8 +321,8 @@ def test_older_recordings_are_judged_by_their_states(copy: Path, make: Make, bot
     comparison = judge(copy, forget_ledgers(twin) if both else twin)
     assert comparison.verdict == "identical"
     assert statuses(comparison)["draws"] == "identical"
-    assert any("has no ledger" in note for note in comparison.notes) is not both
-    assert "## Random draws" not in render_markdown(comparison)
+    assert bool(noted(comparison, "no_ledger")) is not both
+    assert "## Random draws" not in report_text(comparison)
 
 
 def test_older_recordings_name_the_boundary(copy: Path, make: Make) -> None:
@@ -310,7 +332,7 @@ def test_older_recordings_name_the_boundary(copy: Path, make: Make) -> None:
     drawn = make(on_loss=lambda step, loss: torch.rand(1) * 0 + loss)
     comparison = judge(copy, drawn)
     assert first(comparison) == ("draws", 0, None, None, "rng.forward_done.torch_cpu")
-    assert "torch_cpu is in another state after the forward" in comparison.origin
+    assert comparison.cause is not None and comparison.cause.birth == Birth.STATE
     drawn = make(on_batch=lambda step, batch: torch.rand(1) if step == 1 else None)
     assert first(judge(copy, drawn)) == ("draws", 1, None, None, "rng.batch_ready.torch_cpu")
 
@@ -319,7 +341,7 @@ def test_loader_workers_draw_unseen(copy: Path) -> None:
     path = copy / "step_0" / files.RNG
     path.write_text(json.dumps({**json.loads(path.read_text()), "loader_workers": 2}))
     reindex(copy, f"step_0/{files.RNG}")
-    assert any("2 loader workers: what those drew is in no ledger" in note for note in judge(copy, copy).notes)
+    assert noted(judge(copy, copy), "loader_workers") == [{"reference": 2, "candidate": 2}]
 
 
 def test_batches_do_not_draw_from_the_global_generators() -> None:

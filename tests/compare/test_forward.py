@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from nest_ssl.compare.calls import END, START, timeline
-from nest_ssl.compare.result import BORN, CAME_IN, INSIDE, STOPPED, WEIGHTS, Comparison
-from tests.compare.builder import Block, Encoder, Model, Plan, edit_tensors, first, judge, record
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import Birth, Relation
+from nest_ssl.compare.rungs.forward import spans_of
+from nest_ssl.recording.calls import Call
+from tests.compare.builder import Block, Encoder, Model, Plan, edit_tensors, first, judge, left, noted, record
 
 Make = Callable[..., Path]
 CALLS = "step_0/layer_outputs.pkl"
 
 
-def relations(comparison: Comparison, step: int = 0) -> dict[tuple[str, int], str]:
-    return {(j.module, j.call): j.relation for j in comparison.judgements if j.step == step}
+def relations(comparison: Comparison, step: int = 0) -> dict[tuple[str, int], Relation]:
+    return {(call.module, call.call): call.relation for call in comparison.calls if call.step == step}
 
 
 def call_of(value: dict[str, Any], module: str, call: int = 0) -> dict[str, Any]:
@@ -34,12 +36,18 @@ def test_a_leaf_is_born_here(reference: Path, make: Make) -> None:
     comparison = judge(reference, make(after_build=plant))
     assert first(comparison) == ("forward", 0, "encoder.layers.0.linear2", 0, "output")
     found = relations(comparison)
-    assert found["encoder.layers.0.linear2", 0] == BORN
-    assert (found["encoder.layers.0", 0], found["encoder", 0], found["", 0]) == (INSIDE, INSIDE, INSIDE)
-    assert found["encoder.layers.1", 0] == found["decoder", 0] == CAME_IN
+    assert found["encoder.layers.0.linear2", 0] == Relation.BORN
+    assert (found["encoder.layers.0", 0], found["encoder", 0], found["", 0]) == (
+        Relation.INSIDE,
+        Relation.INSIDE,
+        Relation.INSIDE,
+    )
+    assert found["encoder.layers.1", 0] == found["decoder", 0] == Relation.CAME_IN
     assert ("encoder.layers.0.linear1", 0) not in found
     assert comparison.unexplained == []
-    assert "execution order" in comparison.origin
+    assert comparison.cause is not None
+    assert (comparison.cause.birth, comparison.cause.order) == (Birth.OUTPUT, 12)
+    assert comparison.cause.calls == 22
 
 
 def test_a_containers_own_code_after_its_children(reference: Path, make: Make) -> None:
@@ -48,8 +56,8 @@ def test_a_containers_own_code_after_its_children(reference: Path, make: Make) -
 
     comparison = judge(reference, make(after_build=plant))
     assert first(comparison) == ("forward", 0, "encoder.layers.1", 0, "output")
-    assert relations(comparison)["encoder.layers.1", 0] == BORN
-    assert "its own code" in comparison.origin
+    assert relations(comparison)["encoder.layers.1", 0] == Relation.BORN
+    assert comparison.cause is not None and comparison.cause.birth == Birth.OWN_CODE
 
 
 class ScaledBlock(Block):
@@ -65,9 +73,9 @@ def test_a_containers_own_code_between_its_children(reference: Path, make: Make)
 
     comparison = judge(reference, make(after_build=plant))
     assert first(comparison) == ("forward", 0, "encoder.layers.1.linear1", 0, "inputs.input")
-    assert "the own code of `encoder.layers.1`" in comparison.origin
-    assert comparison.born_in == "encoder.layers.1"
-    assert relations(comparison)["encoder.layers.1", 0] == BORN
+    assert comparison.cause is not None
+    assert (comparison.cause.birth, comparison.cause.module) == (Birth.BEFORE_CALL, "encoder.layers.1")
+    assert relations(comparison)["encoder.layers.1", 0] == Relation.BORN
     assert comparison.unexplained == []
 
 
@@ -85,8 +93,8 @@ class OtherFlow(Model):
 def test_the_models_own_forward(reference: Path, make: Make) -> None:
     comparison = judge(reference, make(model=OtherFlow))
     assert first(comparison) == ("forward", 0, "encoder", 0, "inputs.audio_signal")
-    assert comparison.born_in == ""
-    assert "the model's own forward" in comparison.origin
+    assert comparison.cause is not None
+    assert (comparison.cause.birth, comparison.cause.module) == (Birth.BEFORE_CALL, "")
 
 
 def test_tokens_are_whole_numbers_and_must_match(reference: Path, make: Make) -> None:
@@ -107,7 +115,7 @@ def test_two_births_in_one_forward(reference: Path, make: Make) -> None:
 
     comparison = judge(reference, make(after_build=plant))
     assert first(comparison)[2] == "quantizer"
-    assert any("`decoder`" in line for line in comparison.unexplained)
+    assert left(comparison) == {"CALLS": ["decoder.output"]}
 
 
 def test_weights_that_differ_before_the_step_are_told_apart(reference: Path, make: Make) -> None:
@@ -116,14 +124,14 @@ def test_weights_that_differ_before_the_step_are_told_apart(reference: Path, mak
 
     comparison = judge(reference, make(after_build=nudge))
     assert first(comparison)[0] == "initial_weights"
-    assert relations(comparison)["encoder.pre_encode", 0] == WEIGHTS
+    assert relations(comparison)["encoder.pre_encode", 0] == Relation.WEIGHTS
     assert comparison.unexplained == []
 
 
 def test_inputs_that_come_to_nothing(reference: Path, copy: Path) -> None:
     edit_tensors(copy, CALLS, lambda value: call_of(value, "encoder.layers.0")["args"][0].add_(1))
     comparison = judge(reference, copy)
-    assert STOPPED in relations(comparison).values()
+    assert Relation.STOPPED in relations(comparison).values()
 
 
 # --- how calls are made -----------------------------------------------------------------------------------------------
@@ -144,7 +152,7 @@ def test_keyword_and_position_are_the_same_call(reference: Path, make: Make) -> 
 
     comparison = judge(reference, make(after_build=plant))
     assert comparison.verdict == "identical"
-    assert any("by keyword" in note for note in comparison.notes)
+    assert noted(comparison, "by_keyword")[0] == {"step": 0, "count": 3, "module": "encoder.pre_encode"}
 
 
 def test_an_input_may_have_another_name_at_the_same_position(reference: Path, copy: Path) -> None:
@@ -154,7 +162,9 @@ def test_an_input_may_have_another_name_at_the_same_position(reference: Path, co
     edit_tensors(copy, CALLS, rename)
     comparison = judge(reference, copy)
     assert comparison.verdict == "identical"
-    assert any("`input` in the reference, `x`" in note for note in comparison.notes)
+    assert noted(comparison, "input_names") == [
+        {"module": "encoder.pre_encode", "reference": "input", "candidate": "x"}
+    ]
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -183,10 +193,22 @@ def test_the_kth_call_of_a_shared_module(reference: Path, copy: Path) -> None:
     assert first(comparison)[2:4] == ("encoder.layers.0.activation", 2)
 
 
+class FunctionBlock(Block):
+    """The second activation by a function, with the same numbers."""
+
+    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
+        inner = self.activation(self.linear1(self.norm(x)))
+        inner = self.batch_norm(inner.transpose(1, 2)).transpose(1, 2)
+        return x + self.factor * self.linear2(nn.functional.silu(inner)) * self.scale
+
+
 @pytest.mark.parametrize("swapped", [False, True])
-def test_other_numbers_of_calls_are_missing_calls(reference: Path, copy: Path, swapped: bool) -> None:
-    edit_tensors(copy, CALLS, lambda v: v["calls"].remove(call_of(v, "encoder.layers.0.activation", 3)))
-    comparison = judge(*((copy, reference) if swapped else (reference, copy)))
+def test_other_numbers_of_calls_are_missing_calls(reference: Path, make: Make, swapped: bool) -> None:
+    def plant(model: nn.Module) -> None:
+        model.encoder.layers[1].forward = FunctionBlock.forward.__get__(model.encoder.layers[1])
+
+    candidate = make(after_build=plant)
+    comparison = judge(*((candidate, reference) if swapped else (reference, candidate)), steps=[0])
     rung = comparison.rung("forward")
     assert (comparison.verdict, rung.status) == ("diverged", "missing")
     assert (rung.missing_reference, rung.missing_candidate) == ((1, 0) if swapped else (0, 1))
@@ -204,7 +226,7 @@ def test_another_order_of_the_same_calls_is_noted(tmp_path: Path, reference: Pat
 
     comparison = judge(reference, record(tmp_path / "nest", Plan(name="nest", model=TokensLast)))
     assert comparison.verdict == "identical"
-    assert any("another order" in note for note in comparison.notes)
+    assert noted(comparison, "call_order")[0] == {"step": 0, "reference": "quantizer", "candidate": "masking"}
 
 
 def test_the_models_outputs_are_compared_too(reference: Path, copy: Path) -> None:
@@ -212,13 +234,20 @@ def test_the_models_outputs_are_compared_too(reference: Path, copy: Path) -> Non
     assert first(judge(reference, copy)) == ("forward", 0, None, None, "tokens")
 
 
-def test_timeline_from_separate_counters() -> None:
-    names = {"root": (0, 4), "a": (1, 1), "a.x": (2, 0), "b": (3, 3), "b.x": (4, 2)}
-    calls = [{"module": name, "call": 0, "index": i, "end_index": e} for name, (i, e) in names.items()]
-    events = [(event, call["module"], parent and parent["module"]) for event, call, parent in timeline(calls)]
-    assert events == [
-        (START, "root", None),
-        (START, "a", "root"), (START, "a.x", "a"), (END, "a.x", "a"), (END, "a", "root"),
-        (START, "b", "root"), (START, "b.x", "b"), (END, "b.x", "b"), (END, "b", "root"),
-        (END, "root", None),
-    ]  # fmt: skip
+def test_spans_know_what_they_are_inside_of() -> None:
+    events = {"": (0, 9), "a": (1, 4), "a.x": (2, 3), "b": (5, 8), "b.x": (6, 7)}
+    calls = [
+        Call(index, name, 0, True, [], [], {}, start, end, producers={"x": (1, "")} if name == "b" else {})
+        for index, (name, (start, end)) in enumerate(events.items())
+    ]
+    spans = spans_of(calls)
+    assert {key[0]: span.parent and span.parent[0] for key, span in spans.items()} == {
+        "": None, "a": "", "a.x": "a", "b": "", "b.x": "b",
+    }  # fmt: skip
+    assert spans["b", 0].producers == {"x": ("a", 0)}
+
+
+def test_an_input_changed_on_its_way_names_the_call_it_comes_from(reference: Path, make: Make) -> None:
+    """The reference hands the encoder what the masking returned, as it is."""
+    comparison = judge(reference, make(model=OtherFlow))
+    assert comparison.cause is not None and comparison.cause.after == "masking"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nest_ssl.report.json_report import as_tree
-from nest_ssl.report.markdown import render_markdown
+from nest_ssl.report.render.json import as_tree
+from nest_ssl.report.write import report_text
 from tests.compare.builder import edit_config, edit_index, first, judge
 
 
@@ -41,11 +41,11 @@ Sides = Callable[..., tuple[Path, Path]]
 
 @pytest.fixture
 def sides(reference: Path, tmp_path: Path) -> Sides:
-    """`sides(ours, theirs, name)`: the same recording twice, of other generations; the second by trainer `name`."""
+    """`sides(one, other, name)`: the same recording twice, of other generations; the second by trainer `name`."""
 
-    def make(ours: Any, theirs: Any, name: str) -> tuple[Path, Path]:
-        paths = tmp_path / "ours", tmp_path / "theirs"
-        for path, generation in zip(paths, (ours, theirs), strict=True):
+    def make(one: Any, other: Any, name: str) -> tuple[Path, Path]:
+        paths = tmp_path / "one", tmp_path / "other"
+        for path, generation in zip(paths, (one, other), strict=True):
             shutil.copytree(reference, path)
             edit_index(path, lambda index, generation=generation: index.update(generation=generation))
             release = (generation or {}).get("name")
@@ -77,16 +77,16 @@ def test_a_port_that_follows_another_generation_is_told(sides: Sides) -> None:
     assert (comparison.first.reference, comparison.first.candidate) == ("2.4", "3.0")
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(OLD, OLD), (OLD, None), (None, NEW), (None, None)])
-def test_one_generation_or_an_unknown_one_is_no_difference(sides: Sides, ours: Any, theirs: Any) -> None:
-    comparison = judge(*sides(ours, theirs, "nest"))
+@pytest.mark.parametrize(("one", "other"), [(OLD, OLD), (OLD, None), (None, NEW), (None, None)])
+def test_one_generation_or_an_unknown_one_is_no_difference(sides: Sides, one: Any, other: Any) -> None:
+    comparison = judge(*sides(one, other, "nest"))
     assert (comparison.verdict, comparison.known) == ("identical", [])
 
 
 def test_the_report_lists_what_is_known(sides: Sides) -> None:
     comparison = judge(*sides(OLD, NEW, "nemo"))
-    text = render_markdown(comparison)
+    text = report_text(comparison)
     assert "## Known to have changed between NeMo 2.4 and 3.0" in text
     assert "| padding | `preprocessor` | about padding | reflect | constant |" in text
-    assert [entry["name"] for entry in as_tree(comparison)["known_differences"]] == ["mixing", "padding", "late"]
-    assert "Known to have changed" not in render_markdown(judge(*[Path(comparison.reference.path)] * 2))
+    assert [entry.name for entry in as_tree(comparison)["known_differences"]] == ["mixing", "padding", "late"]
+    assert "Known to have changed" not in report_text(judge(*[Path(comparison.reference.path)] * 2))

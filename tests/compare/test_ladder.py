@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.compare.result import BORN, RUNGS, UNKNOWN
+from nest_ssl.compare.findings import RUNGS, Birth, Relation
 from nest_ssl.recording import layout as files
-from tests.compare.builder import Plan, edit_index, edit_tensors, first, judge, record, remove, statuses
+from tests.compare.builder import Plan, edit_index, edit_tensors, first, judge, left, noted, record, remove, statuses
 
 Make = Callable[..., Path]
 
@@ -53,7 +53,7 @@ def test_what_grew_is_traced_back_to_the_first_unlike_bits(reference: Path, make
     assert comparison.first is not None
     assert comparison.first.within
     assert comparison.first_beyond is not None
-    assert comparison.first_beyond.place != comparison.first.place
+    assert comparison.first_beyond.address != comparison.first.address
     assert comparison.exit_code == 1
 
 
@@ -63,8 +63,8 @@ def test_a_setting_cannot_have_grown_from_rounding(reference: Path, copy: Path) 
     comparison = judge(reference, copy)
     assert first(comparison)[-1] == "param_groups.0.lr"
     assert comparison.first_bits is not None
-    assert comparison.first_bits.place.rung == "batch"
-    assert "cannot have grown" in comparison.origin
+    assert comparison.first_bits.rung == "batch"
+    assert comparison.cause is not None and comparison.cause.birth == Birth.GROWN
 
 
 def test_a_setting_is_not_explained_by_a_value(reference: Path, make: Make) -> None:
@@ -73,7 +73,7 @@ def test_a_setting_is_not_explained_by_a_value(reference: Path, make: Make) -> N
 
     comparison = judge(reference, make(after_build=plant, optimizer={"lr": 0.02, "weight_decay": 0.1}))
     assert first(comparison)[0] == "forward"
-    assert any("param_groups.0.lr" in line for line in comparison.unexplained)
+    assert left(comparison) == {"OPTIMIZER": ["param_groups.0.lr"]}
 
 
 def test_the_earlier_step_comes_before_the_higher_rung(reference: Path, copy: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_earlier_step_comes_before_the_higher_rung(reference: Path, copy: Pa
     edit_tensors(copy, "step_0/parameter_weights.pt", lambda weights: weights["decoder.bias"].add_(1))
     comparison = judge(reference, copy)
     assert first(comparison)[:3] == ("weights", 0, "decoder")
-    assert any("audio_len" in line for line in comparison.unexplained)
+    assert left(comparison) == {"FIELDS": ["audio_len"]}
 
 
 def test_where_the_trajectories_part(reference: Path, make: Make) -> None:
@@ -92,7 +92,7 @@ def test_where_the_trajectories_part(reference: Path, make: Make) -> None:
     comparison = judge(reference, make(after_step=change))
     rung = comparison.rung("steps")
     assert (rung.status, rung.compared, rung.differing) == ("diverged", 2, 1)
-    assert "Weights part after step 1." in comparison.notes
+    assert noted(comparison, "weights_part") == [{"step": 1}]
 
 
 def test_a_step_after_a_gap_does_not_claim_a_birthplace(tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_a_step_after_a_gap_does_not_claim_a_birthplace(tmp_path: Path) -> None:
     edit_tensors(sides[1], f"step_9/{files.CALLS}", lambda value: value["calls"][5]["output"].add_(1))
     comparison = judge(*sides)
     assert first(comparison)[:4] == ("forward", 9, "encoder.pre_encode", 0)
-    assert comparison.origin.endswith("Steps 1 to 8 were not recorded: it may have been born there.")
-    assert UNKNOWN in {judgement.relation for judgement in comparison.judgements}
-    assert BORN not in {judgement.relation for judgement in comparison.judgements}
+    assert comparison.cause is not None and comparison.cause.unrecorded == (1, 8)
+    relations = {call.relation for call in comparison.calls}
+    assert Relation.UNKNOWN in relations and Relation.BORN not in relations
 
 
 def test_only_the_steps_asked_for(reference: Path, copy: Path) -> None:
@@ -132,7 +132,7 @@ def test_what_was_not_recorded_is_never_a_pass(reference: Path, copy: Path, name
     assert (comparison.verdict, comparison.exit_code, comparison.first) == ("inconclusive", 2, None)
     assert statuses(comparison)[rung] == "not compared"
     assert statuses(comparison)["steps"] == "not compared"
-    assert any(name in note for note in comparison.notes)
+    assert {"step": 0, "side": "candidate", "file": name} in noted(comparison, "file_missing")
     assert comparison.rung(rung).missing_candidate > 0
 
 
@@ -144,6 +144,8 @@ def test_what_was_not_recorded_does_not_hide_a_difference(reference: Path, copy:
 
 def test_no_calls_is_too_little(copy: Path) -> None:
     edit_tensors(copy, f"step_0/{files.CALLS}", lambda value: value["calls"].clear())
+    edit_index(copy, lambda index: index["calls"].update({"0": []}))
+    edit_index(copy, lambda index: index["steps"]["0"].update(calls=0))
     assert judge(copy, copy).exit_code == 2
 
 
@@ -179,6 +181,9 @@ def test_ranks_are_compared_each(reference: Path, tmp_path: Path) -> None:
         entries = index["files"]
         assert isinstance(entries, dict)
         entries.update({new: entries[old] for old, new in index_names})
+        tensors = index["tensors"]
+        assert isinstance(tensors, dict)
+        tensors.update({new: tensors[old] for old, new in index_names if old in tensors})
         index["world_size"] = 2
 
     edit_index(twice, move)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,11 @@ from nest_ssl.recording.writer import RecordingWriter
 
 EXPECTED_FILES = {
     "batch.pt", "forward_output.pt", "loss.pt", "parameter_gradients.pt", "parameter_weights.pt", "layer_outputs.pkl",
-    "optimizer_state.pt", "rng.json",
+    "optimizer_state.pt", "rng.json", "generator_states.pt",
 }  # fmt: skip
+
+
+TRAINER = {"name": "net", "package": "net", "version": "1"}
 
 
 class Net(LightningModule):
@@ -60,7 +64,7 @@ def train(target: Path | None, steps: frozenset[int] | None, batches: int = 3, *
                       **settings)  # fmt: skip
     trainer.fit(net)
     if recorder:
-        recorder.finish(trainer={"name": "net"}, seed=1)
+        recorder.finish(trainer=TRAINER, seed=1)
     return net
 
 
@@ -76,7 +80,7 @@ def test_the_file_contract(recording: Recording) -> None:
     for step in recording.steps:
         assert {path.name for path in (recording.path / f"step_{step}").iterdir()} == EXPECTED_FILES
     assert not (recording.path / "step_1").exists()
-    assert set(recording.index["files"]) == {
+    assert set(recording.index.files) == {
         str(path.relative_to(recording.path).as_posix())
         for path in recording.path.rglob("*")
         if path.is_file() and path.name != "recording.json"
@@ -90,7 +94,7 @@ def test_recording_changes_no_weight(tmp_path: Path) -> None:
 
 
 def test_the_batch_is_kept_as_it_was_before_the_edit(recording: Recording) -> None:
-    batch = recording.load("step_0/batch.pt")
+    batch = recording.step(0).batch()
     assert torch.equal(batch, torch.arange(8.0).reshape(2, 4))
     assert not torch.equal(batch, recording.step(0).forward_output()["x"])
 
@@ -114,19 +118,19 @@ def test_gradients_are_those_before_clipping(tmp_path: Path) -> None:
 
 def test_accumulated_batches_are_steps_of_their_own(tmp_path: Path) -> None:
     train(tmp_path / "run", None, batches=4, accumulate_grad_batches=2)
-    steps = open_recording(tmp_path / "run").index["steps"]
-    assert [steps[str(n)]["optimizer_stepped"] for n in range(4)] == [False, True, False, True]
+    steps = open_recording(tmp_path / "run").index.steps
+    assert [steps[n].optimizer_stepped for n in range(4)] == [False, True, False, True]
 
 
 def test_random_streams_are_noted_at_every_boundary(recording: Recording) -> None:
-    rng = recording.step(0).rng()
-    assert list(rng) == ["batch_ready", "forward_done", "backward_done", "step_done", "loader_workers", "ledger"]
-    assert rng["batch_ready"]["torch_cpu"] != rng["forward_done"]["torch_cpu"], "dither and dropout draw"
-    assert rng["forward_done"] == rng["step_done"]
+    states = recording.step(0).rng().states
+    assert list(states) == ["batch_ready", "forward_done", "backward_done", "step_done"]
+    assert states["batch_ready"]["torch_cpu"] != states["forward_done"]["torch_cpu"], "dither and dropout draw"
+    assert states["forward_done"] == states["step_done"]
 
 
 def test_validation_is_not_recorded(recording: Recording) -> None:
-    assert all(call["training"] for step in recording.steps for call in recording.step(step).calls())
+    assert all(call.training for step in recording.steps for call in recording.step(step).calls())
 
 
 def test_a_step_that_training_never_reaches_is_refused_before_it_trains(tmp_path: Path) -> None:
@@ -141,9 +145,9 @@ def test_steps_count_on_over_epochs(tmp_path: Path) -> None:
     trainer = Trainer(max_epochs=2, limit_train_batches=2, accelerator="cpu", logger=False, enable_checkpointing=False,
                       enable_progress_bar=False, enable_model_summary=False, callbacks=[recorder])  # fmt: skip
     trainer.fit(Net())
-    recorder.finish(trainer={"name": "net"})
-    steps = open_recording(tmp_path / "run").index["steps"]
-    assert {n: (s["epoch"], s["batch"]) for n, s in steps.items()} == {"2": (1, 0), "3": (1, 1)}
+    recorder.finish(trainer=TRAINER)
+    steps = open_recording(tmp_path / "run").index.steps
+    assert {n: (s.epoch, s.batch) for n, s in steps.items()} == {2: (1, 0), 3: (1, 1)}
 
 
 def test_a_crash_leaves_the_earlier_recording(tmp_path: Path) -> None:
@@ -162,3 +166,42 @@ def test_a_crash_leaves_the_earlier_recording(tmp_path: Path) -> None:
         Net.training_step = original
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     assert (tmp_path / "run" / "recording.json").read_text() == before
+
+
+@pytest.mark.parametrize("steps", [frozenset({0}), frozenset[int]()])
+def test_several_processes_are_refused_before_anything_is_trained(tmp_path: Path, steps: frozenset[int]) -> None:
+    recorder = Recorder(RecordingWriter(tmp_path / "run"), steps, ("y",))
+    two = SimpleNamespace(world_size=2)
+    with recorder.session, pytest.raises(UserError, match=r"several processes.*2 processes.*trainer.devices=1"):
+        recorder.setup(two, Net(), "fit")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_backward_passes_in_one_step_record_the_first(tmp_path: Path) -> None:
+    """As a GAN's manual optimization has them."""
+
+    class Twice(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            for factor in (1.0, 3.0):
+                optimizer.zero_grad()
+                self.manual_backward(factor * self.forward(batch)[0].square().mean())
+                optimizer.step()
+
+    recorder = Recorder(RecordingWriter(tmp_path / "run"), None, ("y",))
+    trainer = Trainer(max_epochs=1, limit_train_batches=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False, callbacks=[recorder])  # fmt: skip
+    trainer.fit(Twice())
+    recorder.finish(trainer=TRAINER)
+    step = open_recording(tmp_path / "run").step(0)
+    assert [call.name for call in step.calls() if call.module == ""] == ["#0"]
+    assert [call.name for call in step.later_calls() if call.module == ""] == ["#0"]
+
+
+def test_nothing_trained_is_one_line(tmp_path: Path) -> None:
+    recorder = Recorder(RecordingWriter(tmp_path / "run"), None, ("y",))
+    with pytest.raises(UserError, match="nothing was trained"):
+        recorder.finish(trainer=TRAINER)
+    assert not list(tmp_path.iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -12,7 +11,10 @@ import torch
 from nest_ssl.base.errors import UserError
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.reader import load_builtins, open_recording
-from nest_ssl.recording.writer import RecordingWriter, tensor_digest
+from nest_ssl.recording.tensors import tensor_digest
+from nest_ssl.recording.writer import RecordingWriter
+
+TRAINER = {"name": "test", "package": "p", "version": "1", "class": "p.Model"}
 
 
 def write(target: Path, value: float = 1.0, overwrite: bool = False) -> Path:
@@ -20,15 +22,15 @@ def write(target: Path, value: float = 1.0, overwrite: bool = False) -> Path:
     writer.save_text(files.CONFIG, "seed: 1\n")
     writer.save_builtins(files.STRUCTURE, {"modules": []})
     writer.save_tensors(files.INITIAL_WEIGHTS, {"w": torch.full((3,), value), "n": torch.tensor(7)})
-    return writer.finish({"steps": {}, "trainer": {"name": "test"}})
+    return writer.finish({"trainer": TRAINER})
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     recording = open_recording(write(tmp_path / "run"))
-    assert recording.config == {"seed": 1} and recording.structure == {"modules": []}
+    assert recording.config == {"seed": 1} and recording.structure.modules == []
     assert recording.initial_weights()["w"].tolist() == [1.0, 1.0, 1.0]
-    entry = recording.index["tensors"][files.INITIAL_WEIGHTS]["w"]
-    assert entry == {"shape": [3], "dtype": "float32", "digest": tensor_digest(torch.ones(3))}
+    entry = recording.index.tensors[files.INITIAL_WEIGHTS]["w"]
+    assert entry.model_dump() == {"shape": [3], "dtype": "float32", "digest": tensor_digest(torch.ones(3))}
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")], "nothing left beside it"
 
 
@@ -86,28 +88,9 @@ def test_a_truncated_file_is_found_without_hashing(tmp_path: Path) -> None:
         open_recording(path, verify=False)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "other/9"}', json.dumps({"schema": files.SCHEMA})])
-def test_a_damaged_index_is_refused(tmp_path: Path, text: str) -> None:
-    path = write(tmp_path / "run")
-    (path / files.INDEX).write_text(text)
-    with pytest.raises(UserError):
-        open_recording(path)
-
-
-def test_an_index_cannot_name_files_outside(tmp_path: Path) -> None:
-    path = write(tmp_path / "run")
-    index = json.loads((path / files.INDEX).read_text())
-    index["files"]["../secret"] = {"bytes": 1, "sha256": ""}
-    (path / files.INDEX).write_text(json.dumps(index))
-    with pytest.raises(UserError, match="outside"):
-        open_recording(path)
-
-
 def test_reading_runs_no_code(tmp_path: Path) -> None:
-    target = tmp_path / "evil.pkl"
-    target.write_bytes(pickle.dumps({"x": Evil()}))
-    with pytest.raises(UserError, match="only plain builtins"):
-        load_builtins(target)
+    with pytest.raises(ValueError, match="only plain builtins"):
+        load_builtins(pickle.dumps({"x": Evil()}))
     assert not (tmp_path / "ran").exists()
 
 
@@ -123,21 +106,6 @@ def test_digests_tell_what_is_on_disk_not_what_memory_became(tmp_path: Path) -> 
     writer.save_builtins(files.STRUCTURE, {})
     writer.save_tensors(files.INITIAL_WEIGHTS, {"w": weight})
     weight.mul_(2)  # training goes on while the digest is computed
-    path = writer.finish({"steps": {}, "trainer": {}})
-    entry = open_recording(path).index["tensors"][files.INITIAL_WEIGHTS]["w"]
-    assert entry["digest"] == tensor_digest(torch.ones(4))
-
-
-def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = RecordingWriter(tmp_path / "run")
-
-    def full(*_: object) -> None:
-        raise RuntimeError(
-            "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0 PytorchStreamWriter failed"
-        )
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="disk full"):
-        writer.save_tensors("step_0/batch.pt", {"x": torch.ones(1)})
-    writer.abort()
-    assert list(tmp_path.iterdir()) == []
+    path = writer.finish({"trainer": TRAINER})
+    entry = open_recording(path).index.tensors[files.INITIAL_WEIGHTS]["w"]
+    assert entry.digest == tensor_digest(torch.ones(4))

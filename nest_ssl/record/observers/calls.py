@@ -3,167 +3,169 @@
 What a hook sees is copied at once: an in-place ReLU overwrites the tensor that the convolution before it returned, and
 dither is added in place to the batch. Output gradients come from tensor hooks, not from module backward hooks, which
 would turn outputs into views and break on in-place edits. Modules may be shared and called many times: every call is
-kept.
+kept. Calls that begin after the loss are kept apart: activation checkpointing runs layers again in backward, and what
+the forward did is the same with and without it.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-import weakref
+import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from nest_ssl.base.nested import tensors, to_builtins
-from nest_ssl.record.observers.draws import Ledger
-from nest_ssl.recording.stages import LOSS
+from nest_ssl.base.nested import tensors
+from nest_ssl.record.observers.copies import Copies
+from nest_ssl.record.observers.draws import DrawObserver
+from nest_ssl.recording.calls import Call
 
 
-class CallCapture:
+@dataclass
+class _Sequence:
+    """Calls in the order in which they started; starts and ends are numbered together."""
+
+    calls: list[Call] = field(default_factory=list)
+    open: list[tuple[Call, BaseException | None]] = field(default_factory=list)  # innermost last
+    counts: Counter[str] = field(default_factory=Counter)
+    events: int = 0
+
+
+class CallObserver:
     """The calls of `root` and of every module in it, from `attach` to `detach`.
 
     `root` itself is watched by wrapping its `forward`, because trainers call `model.forward(...)` and hooks live in
-    `model(...)`. Its name is the empty string. A `ledger` is told of every start and end of a call.
+    `model(...)`. Its name is the empty string. `draws` is asked to close a stretch at every start and end of a call.
     """
 
-    def __init__(self, root: nn.Module, ledger: Ledger | None = None) -> None:
+    def __init__(self, root: nn.Module, draws: DrawObserver | None = None) -> None:
         self.root = root
-        self.ledger = ledger
-        self.calls: list[dict[str, Any]] = []
-        self._copies = _CopyOnce()
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._open: list[dict[str, Any]] = []  # innermost last
+        self.draws = draws or DrawObserver("training_step")
+        self._forward, self._later = _Sequence(), _Sequence()
+        self._now = self._forward
+        self.calls, self.later = self._forward.calls, self._later.calls  # of the forward; begun after the loss
+        self._copies = Copies()
+        self._hooks: dict[nn.Module, tuple[RemovableHandle, RemovableHandle]] = {}
+        self._tensor_hooks: list[RemovableHandle] = []
         self._own_forward: dict[str, Any] = {}
-        self._counts: Counter[str] = Counter()
-        self._ended = 0
-        self._backward = 0
+        self._gradients = 0  # calls that backward has reached
 
-    def attach(self) -> CallCapture:
+    def attach(self) -> CallObserver:
         """Register the hooks; until `detach` every call is recorded."""
         for name, module in self.root.named_modules():
             if module is not self.root:
-                before, after = self._hooks(name)
-                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(after, with_kwargs=True))
+                start, end = functools.partial(self._start, name), functools.partial(self._end, name)
+                self._hooks[module] = (
+                    module.register_forward_pre_hook(start, with_kwargs=True),
+                    module.register_forward_hook(end, with_kwargs=True, always_call=True),
+                )
         self._wrap_root()
         return self
 
-    def detach(self) -> list[dict[str, Any]]:
-        """Remove every hook and return the calls in the order in which they started."""
-        for handle in self._handles:
+    def loss_reached(self) -> None:
+        """Keep the calls that begin from here on apart."""
+        self._now = self._later
+
+    def detach(self) -> list[Call]:
+        """Remove every hook, also those on tensors that live on; returns the calls of the forward."""
+        for handle in [handle for pair in self._hooks.values() for handle in pair] + self._tensor_hooks:
             handle.remove()
-        self._handles.clear()
+        self._hooks.clear()
+        self._tensor_hooks.clear()
         self.root.__dict__.pop("forward", None)
         self.root.__dict__.update(self._own_forward)
-        self._copies.forget()
+        self._copies = Copies()
+        for sequence in (self._forward, self._later):
+            for call, _ in sequence.open:  # something else than an exception went through it
+                call.end, call.raised = sequence.events, True
+            sequence.open.clear()
         return self.calls
-
-    def _hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._start(name, module, args, kwargs)
-
-        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self._end(name, output)
-
-        return before, after
 
     def _wrap_root(self) -> None:
         original = self.root.forward
         self._own_forward = {k: v for k, v in self.root.__dict__.items() if k == "forward"}  # not the class's
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            for module in self._hooks:
+                self._come_last(module)
             self._start("", self.root, args, kwargs)
-            output = original(*args, **kwargs)
-            self._end("", output)
-            return output
+            output = None
+            try:
+                output = original(*args, **kwargs)
+                return output
+            finally:
+                self._end("", self.root, args, kwargs, output)
 
         self.root.__dict__["forward"] = forward
 
-    def _start(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.ledger:
-            self.ledger.close(self._open[-1] if self._open else None)
-        call = {
-            "index": len(self.calls),
-            "module": name,
-            "call": self._counts[name],
-            "training": module.training,
-            "args": to_builtins(args, self._copies.copy),
-            "arg_names": _positional_names(type(module), len(args)),
-            "kwargs": to_builtins(kwargs, self._copies.copy),
-            "output": None,
-            "output_grads": {},
-            "grad_index": None,
-        }
-        self._counts[name] += 1
-        self.calls.append(call)
-        self._open.append(call)
+    def _come_last(self, module: nn.Module) -> None:
+        """Hooks run in the order of registration; what a later one changed would seem to come from nowhere."""
+        for handle, hooks in zip(self._hooks[module], (module._forward_pre_hooks, module._forward_hooks), strict=True):
+            hooks[handle.id] = hooks.pop(handle.id)
 
-    def _end(self, name: str, output: Any) -> None:
-        call = self._open.pop()
-        while call["module"] != name:  # a call inside raised an error that was caught here
-            call = self._open.pop()
-        if self.ledger:
-            self.ledger.close(call)
-            if not name:
-                self.ledger.enter(LOSS)
-        call["end_index"] = self._ended
-        self._ended += 1
-        call["output"] = to_builtins(output, self._copies.copy)
+    def _start(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module in self._hooks:
+            self._come_last(module)
+        now, keep = self._now, self._copies.keep
+        event = self._count_event(now)
+        names = _positional_names(type(module).forward, len(args))
+        place = len(now.calls), name, now.counts[name], module.training
+        call = Call(*place, keep(args), names, keep(kwargs), start=event)
+        call.producers = self._copies.producers(call.inputs) if now is self._forward else {}
+        now.counts[name] += 1
+        now.calls.append(call)
+        now.open.append((call, sys.exc_info()[1]))
+
+    def _end(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        now = self._now
+        if all(call.module != name for call, _ in now.open):
+            return  # it never started: another hook raised first
+        event = self._count_event(now)
+        if not name and now is self._forward:
+            self.draws.enter("loss")
+        while True:
+            call, error_before = now.open.pop()
+            call.end = event
+            call.raised = call.module != name or sys.exc_info()[1] is not error_before
+            if call.module == name:
+                break
+        if call.raised:
+            return
+        call.output = self._copies.keep(output)
+        if now is self._forward:
+            self._copies.returned(call.output, call.index)
         for path, tensor in tensors(output):
             if tensor.requires_grad:
-                tensor.register_hook(self._gradient_hook(call, path))
+                handle = tensor.register_hook(functools.partial(self._gradient, call, path))  # type: ignore[no-untyped-call]
+                self._tensor_hooks.append(handle)
 
-    def _gradient_hook(self, call: dict[str, Any], path: str) -> Callable[[torch.Tensor], None]:
-        def hook(gradient: torch.Tensor) -> None:
-            if call["grad_index"] is None:
-                call["grad_index"] = self._backward
-                self._backward += 1
-            call["output_grads"][path] = self._copies.copy(gradient)
+    def _count_event(self, now: _Sequence) -> int:
+        """The number of this start or end."""
+        if now is self._forward:  # backward is one stretch: checkpointing rewinds the generators and returns
+            self.draws.close(now.open[-1][0] if now.open else None, now.events)
+        now.events += 1
+        return now.events - 1
 
-        return hook
-
-
-class _CopyOnce:
-    """Copies tensors to the CPU; the same tensor, unedited since, once: one module's output is the next one's input.
-
-    Identity alone would not do: an address is reused after a tensor dies, and an in-place edit changes its values.
-    So an entry counts only while its tensor lives and its version is the same.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[torch.Tensor], int, torch.Tensor]] = {}
-
-    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        entry = self._known.get(id(tensor))
-        if entry is not None and entry[0]() is tensor and entry[1] == tensor._version:
-            return entry[2]
-        copied = copy_to_cpu(tensor)
-        self._known[id(tensor)] = (weakref.ref(tensor), tensor._version, copied)
-        return copied
-
-    def forget(self) -> None:
-        self._known.clear()
+    def _gradient(self, call: Call, path: str, gradient: torch.Tensor) -> None:
+        if call.grad_event is None:
+            call.grad_event = self._gradients
+            self._gradients += 1
+        call.output_grads[path] = self._copies.copy(gradient)
 
 
-def copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    """A detached copy that later in-place edits do not reach."""
-    return tensor.detach().to("cpu", copy=True)
-
-
-_NAMES: dict[type, list[str]] = {}
-
-
-def _positional_names(kind: type, count: int) -> list[str]:
+@functools.cache
+def _positional_names(forward: Callable[..., Any], count: int) -> list[str]:
     """The names that `count` positional arguments of `forward` have; their positions where it takes `*args`."""
-    if kind not in _NAMES:
-        try:
-            parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
-        except (TypeError, ValueError):
-            parameters = []
-        named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        _NAMES[kind] = [p.name for p in parameters if p.kind in named]
-    names = _NAMES[kind]
+    try:
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        parameters = []
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [parameter.name for parameter in parameters if parameter.kind in named]
     return [names[i] if i < len(names) else str(i) for i in range(count)]

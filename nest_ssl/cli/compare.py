@@ -1,0 +1,64 @@
+"""Compare two recordings and write the report.
+
+    python scripts/compare_outputs.py --reference outputs/nemo --candidate outputs/nest --out outputs/report
+
+Exit codes: 0 identical or equivalent, 1 diverged, 2 inconclusive (too little compared), 3 bad usage or a damaged
+recording, 4 the contract differs (not the same experiment), 70 our own mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from nest_ssl.base.arguments import Parser
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.steps import parse_steps
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the comparison's exit code.
+
+    Raises:
+        UserError: see exit code 3.
+    """
+    parser = Parser(description=__doc__)
+    folders = {
+        "--reference": ("outputs/nemo", "folder of the recording to measure against"),
+        "--candidate": ("outputs/nest", "folder of the recording to judge"),
+        "--out": ("outputs/report", "folder for report.md and report.json"),
+    }
+    for option, (default, what) in folders.items():
+        parser.add_argument(option, type=Path, default=Path(default), help=f"{what} (default {default})")
+    for option, kind in (("--atol", "absolute"), ("--rtol", "relative")):
+        parser.add_argument(option, type=_bound, default=1e-5, help=f"{kind} tolerance of `equivalent` (default 1e-5)")
+    parser.add_argument("--steps", default="all", help="compare only these: 0, 0,1 or 0-9 (default: all recorded)")
+    parser.add_argument("--declared", type=Path, help="YAML list of more structural differences that are meant")
+    parser.add_argument("--no-verify", dest="verify", action="store_false", help="trust the files: skip their SHA-256")
+    options = parser.parse_args(argv)
+    steps = parse_steps(options.steps)
+    if steps is not None and not steps:
+        raise UserError("no step to compare", f"--steps {options.steps}", "Leave it out to compare all recorded steps.")
+
+    # Only now what takes seconds to import: --help and bad usage answer at once.
+    from nest_ssl.compare import FixedTolerance, compare_recordings
+    from nest_ssl.compare.declared import load_declared
+    from nest_ssl.recording.reader import open_recording
+    from nest_ssl.report import print_summary, write_reports
+    from nest_ssl.run.nest_report import explain_nest
+
+    declared = [*load_declared(), *(load_declared(options.declared) if options.declared else [])]
+    reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
+    rule, wanted = FixedTolerance(options.atol, options.rtol), None if steps is None else sorted(steps)
+    comparison = compare_recordings(reference, candidate, rule, wanted, declared, [explain_nest])
+    print_summary(comparison, write_reports(comparison, options.out))
+    return comparison.exit_code
+
+
+def _bound(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0")
+    return value

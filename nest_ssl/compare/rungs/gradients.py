@@ -1,0 +1,82 @@
+"""Rung 8: gradients in the order in which backward reaches them.
+
+The gradient that arrives at a module's output comes before what the module makes of it: the gradients of its own
+parameters (complete once backward has passed everything inside it), and the gradient that arrives at whatever came
+before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from nest_ssl.base.nested import pairs
+from nest_ssl.compare.rungs.forward import Key, key_of
+from nest_ssl.compare.rungs.sheet import Sheet
+from nest_ssl.compare.values import Measured
+from nest_ssl.recording import layout
+from nest_ssl.recording.address import Address, Kind, of_entry
+from nest_ssl.recording.calls import Call
+from nest_ssl.recording.clock import Phase
+from nest_ssl.recording.reader import StepFiles
+
+
+def compare_output_gradients(sheet: Sheet, reference: Sequence[Call], candidate: Sequence[Call]) -> list[Key]:
+    """The gradient at every call's output; a call that only one side made is the forward's matter.
+
+    Returns the calls that have one, in the order in which backward reached them.
+    """
+    others = {key_of(call): call for call in candidate}
+    measured: Measured = {}
+    reached = []
+    for call in sorted(reference, key=_event):
+        other = others.get(key_of(call))
+        if other is None or not (call.output_grads or other.output_grads):
+            continue
+        spot = sheet.spot(Address(Kind.OUTPUT_GRADIENT, call.module, call.call), Phase.GRADIENTS, _event(call))
+        found = sheet.comparer.leaves(spot, call.output_grads, other.output_grads, measured)
+        sheet.item("output gradients", found)
+        reached.append(key_of(call))
+    return reached
+
+
+def compare_parameter_gradients(
+    sheet: Sheet, reference: StepFiles, candidate: StepFiles, calls: Sequence[Call]
+) -> None:
+    """Every trained parameter's gradient; None must be None on both sides."""
+    if not sheet.both_have(layout.GRADIENTS, reference, candidate):
+        return
+    one, other = reference.gradients(), candidate.gradients()
+    last = _last_events(calls)
+
+    def complete(module: str) -> float:
+        """After what backward reached last of the module, or of the nearest one around it that it reached."""
+        while module and module not in last:
+            module = module.rpartition(".")[0]
+        return last.get(module, math.inf) + 0.5
+
+    for name, gradient, other_gradient in pairs(one, other):
+        address = of_entry(Kind.GRADIENT, name)
+        spot = sheet.spot(address, Phase.GRADIENTS, complete(address.module or ""))
+        sheet.pair("parameter gradients", spot, gradient, other_gradient)
+    if not any(isinstance(gradient, Tensor) for gradient in [*one.values(), *other.values()]):
+        sheet.nothing("no_gradient", step=sheet.step)
+    sheet.tally.findings.sort(key=lambda finding: finding.moment)
+
+
+def _event(call: Call) -> float:
+    return math.inf if call.grad_event is None else call.grad_event
+
+
+def _last_events(calls: Sequence[Call]) -> dict[str, float]:
+    """For each module, when backward last reached it or anything inside it."""
+    last: dict[str, float] = {}
+    for call in calls:
+        if call.grad_event is not None:
+            parts = call.module.split(".") if call.module else []
+            for depth in range(len(parts) + 1):
+                name = ".".join(parts[:depth])
+                last[name] = max(last.get(name, -1.0), call.grad_event)
+    return last

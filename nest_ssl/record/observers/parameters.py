@@ -1,0 +1,37 @@
+"""Weights, gradients and the optimizer's state, by the names of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from nest_ssl.base.nested import to_builtins
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and every buffer (also those that a state_dict leaves out) by name, on the CPU."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach().cpu() for name, tensor in named}
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor | None]:
+    """The gradient of every trained parameter; None where backward reached none."""
+    return {
+        n: None if p.grad is None else p.grad.detach().cpu() for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state by parameter name, and its groups with the names of their parameters.
+
+    A parameter that is not the model's is named after its place: ``(group 0, parameter 3)``.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for number, group in enumerate(optimizer.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            names.setdefault(id(parameter), f"(group {number}, parameter {place})")
+    groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
+    state = {names[id(p)]: dict(entries) for p, entries in optimizer.state.items()}
+    return to_builtins({"state": state, "param_groups": groups}, lambda tensor: tensor.detach().cpu())  # type: ignore[no-any-return]

@@ -1,0 +1,307 @@
+"""Records a training run of any torch model in any loop.
+
+    with recording(model, "outputs/run", steps=[0, 1], output_names=("logits",)) as r:
+        for inputs, targets in loader:
+            r.batch((inputs, targets))
+            loss = criterion(model(inputs), targets)
+            r.loss(loss)
+            optimizer.zero_grad()
+            loss.backward()
+            r.backward_done()
+            optimizer.step()
+            r.step_done(optimizer)
+
+What happens at which boundary is stated in `Session`, in the order in which it happens, and nowhere else. Only the
+batches asked for are watched: on the others no hook is registered and nothing is copied. Generators are read once more
+where the batch before one ends, since what is drawn from there on makes the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from nest_ssl.base.determinism import flags
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.nested import to_builtins
+from nest_ssl.base.rng import rng_digests
+from nest_ssl.record.observers.calls import CallObserver
+from nest_ssl.record.observers.copies import copy_to_cpu
+from nest_ssl.record.observers.draws import DrawObserver
+from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
+from nest_ssl.record.provenance import describe_device, describe_run
+from nest_ssl.record.secrets import masked_yaml
+from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
+from nest_ssl.recording import layout as files
+from nest_ssl.recording.calls import Call
+from nest_ssl.recording.writer import RecordingWriter
+
+Mark = Literal["before_model", "after_model", "before_first_batch"]
+# What draws before each of them; from the first that is marked on, every number drawn is accounted for.
+_DRAWN_BEFORE = {"before_model": "before_model", "after_model": "model_construction", "before_first_batch": "fit_start"}
+
+
+@contextmanager
+def recording(
+    model: nn.Module,
+    out: Path | str,
+    *,
+    steps: Iterable[int] | None = None,
+    output_names: Sequence[str] = (),
+    config: str = "{}\n",
+    overwrite: bool = False,
+    **index: Any,
+) -> Iterator[Session]:
+    """Record a plain loop into folder `out`; an error in the block leaves nothing of it, and an earlier one as it was.
+
+    Args:
+        model: what is trained. Calls of its `forward`, and of every module in it, are recorded.
+        steps, output_names, config: see `Session`.
+        overwrite: whether an earlier recording there may be replaced.
+        index: what else the recording should say, e.g. `seed`, `data` (hashes of the data, by section and file) and
+            `trainer` (`name`, `package`, `version`; by default the folder's name, the model's package and no version).
+
+    Raises:
+        UserError: the folder must not be replaced or cannot be written, several processes train, or a step that was
+            asked for was never reached.
+    """
+    started = time.perf_counter()
+    trainer = {"name": Path(out).name, "package": type(model).__module__.partition(".")[0], "version": ""}
+    with RecordingWriter(out, overwrite) as writer, Session(writer, steps, output_names, config) as session:
+        session.begin(model)
+        yield session
+        took = round(time.perf_counter() - started, 1)
+        session.finish(**{"trainer": trainer, "flags": flags(), "duration_s": took, **index})
+
+
+class Session:
+    """A recording in the making. As a context manager it drops what is not finished.
+
+    Args:
+        writer: where to.
+        steps: training batches to record, counted from 0; None records all.
+        output_names: names for the outputs of the model's `forward`, in order.
+        config: the settings of the experiment as YAML, compared as part of the contract; secrets in it are masked.
+    """
+
+    def __init__(
+        self,
+        writer: RecordingWriter,
+        steps: Iterable[int] | None = None,
+        output_names: Sequence[str] = (),
+        config: str = "{}\n",
+    ) -> None:
+        self.writer = writer
+        self.steps = None if steps is None else frozenset(steps)
+        self.recorded: list[int] = []
+        self._output_names = tuple(output_names)
+        self._index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {}, **describe_run()}
+        self._model: nn.Module | None = None
+        self._before_steps: DrawObserver | None = None
+        self._draws: DrawObserver | None = None  # of the step being recorded, or of the next, from the end of the last
+        self._step: _Step | None = None
+        self._number = 0  # of the step in progress, or the next
+        writer.save_text(files.CONFIG, masked_yaml(config))
+
+    # --- before the steps ---
+
+    def mark(self, moment: Mark) -> None:
+        """Note the generators' states at a moment before the steps."""
+        self._index["rng"][moment] = rng_digests()
+        if self._before_steps is None:
+            self._before_steps = DrawObserver(moment)
+        self._before_steps.charge(_DRAWN_BEFORE[moment])
+
+    def begin(self, model: nn.Module, first_step: int = 0, batches: float = float("inf")) -> None:
+        """Training starts: what the model is and where it runs, and its weights before the first batch.
+
+        Args:
+            model: what is trained, built and on its device.
+            first_step: how many batches a resumed run has behind it.
+            batches: after how many, counted from 0, training ends.
+
+        Raises:
+            UserError: several processes train, or a step to record is already trained or never reached.
+        """
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        refuse_several_processes(torch.distributed.get_world_size() if distributed else 1)
+        refuse_steps_outside(self.steps or frozenset(), first_step, batches)
+        self.mark("before_first_batch")
+        self._model = model
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._index |= {"world_size": 1, "device": describe_device(device)}
+        self._index["sources"] = describe_sources(model)  # now: a file edited meanwhile is not what trained
+        self.writer.save_builtins(files.STRUCTURE, describe_structure(model))
+        self.writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
+        self._await_batch(first_step)
+
+    # --- a step, boundary by boundary ---
+
+    def batch(self, batch: Any, number: int | None = None, epoch: int = 0, position: int | None = None) -> None:
+        """The batch is made, and nothing is done with it yet. From here on every call of a module is watched.
+
+        Args:
+            number: of the step, where the loop may have skipped some.
+            epoch: which it is, from 0.
+            position: of the batch in its epoch; by default the step's number.
+        """
+        assert self._model is not None, "begin(model) comes first"
+        self._leave_step()
+        if number is not None and number != self._number:
+            self._await_batch(number)
+        if self._draws:
+            place = {"epoch": epoch, "batch": self._number if position is None else position}
+            calls = CallObserver(self._model, self._draws)
+            self._step = _Step(place, self._draws, calls, to_builtins(batch, copy_to_cpu))
+            self._step.boundary("batch_ready", "training_step")
+            calls.attach()
+
+    def loss(self, loss: torch.Tensor) -> None:
+        """The forward is done, backward not begun. A second loss in the same step is not recorded."""
+        if self._step and self._step.loss is None:
+            self._step.loss = copy_to_cpu(loss)
+            self._step.boundary("forward_done", "backward")
+            self._step.calls.loss_reached()
+
+    def backward_done(self) -> None:
+        """Gradients are complete, neither clipped nor used."""
+        if self._step and self._step.gradients is None:
+            self._step.boundary("backward_done", "optimizer_step")
+            self._step.gradients = gradients(self._step.calls.root)
+            self._save(files.GRADIENTS, self._step.gradients)  # now: they are the model's own, and clipped in place
+
+    def step_done(
+        self, optimizer: torch.optim.Optimizer | None = None, stepped: bool = True, loader_workers: int | None = 0
+    ) -> None:
+        """The batch is done with. What is drawn from here on makes the next one.
+
+        Args:
+            optimizer: to record the state of.
+            stepped: whether it made a step with this batch (under accumulation it does not with each).
+            loader_workers: processes beside this one that load data, with generators of their own, not watched.
+        """
+        step = self._step
+        if step:
+            calls, model = step.calls.detach(), step.calls.root
+            step.boundary("step_done", "fetch")
+            self._save(files.BATCH, step.batch)
+            self._save(files.FORWARD_OUTPUT, self._forward_output(calls))
+            if step.loss is not None:
+                self._save(files.LOSS, {"loss": step.loss})
+            self._save(files.WEIGHTS, weights(model))
+            if optimizer is not None:
+                self._save(files.OPTIMIZER, optimizer_state(model, optimizer))
+            rows = {"calls": calls, "later": step.calls.later}
+            self._save(files.CALLS, {key: [call.as_builtins() for call in row] for key, row in rows.items()})
+            self._save(files.GENERATOR_STATES, step.draws.states)
+            ledger = [entry.model_dump() for entry in step.draws.entries]
+            rng = {"states": step.states, "loader_workers": loader_workers, "ledger": ledger}
+            self.writer.save_json(f"{files.step_folder(self._number)}/{files.RNG}", rng)
+            number = str(self._number)
+            self._index["steps"][number] = {**step.place, "optimizer_stepped": stepped, "calls": len(calls)}
+            self._index["calls"][number] = [call.name for call in calls]
+            self.recorded.append(self._number)
+        self._step = None
+        self._await_batch(self._number + 1)
+
+    def validation(self) -> None:
+        """Validation begins or ends: what was drawn since the last boundary is its own."""
+        if self._draws and not self._step:
+            self._draws.charge("validation")
+
+    # --- after the steps ---
+
+    def finish(self, **index: Any) -> None:
+        """Complete the recording; `index` is added to `recording.json`, and the model's class to its `trainer`.
+
+        Raises:
+            UserError: nothing was trained, a step that was asked for was never reached, or the recording cannot be
+                written.
+        """
+        with self:
+            if self._model is None or self._before_steps is None:
+                raise UserError("nothing was trained", str(self.writer.target), "Train at least one batch.")
+            missing = sorted((self.steps or frozenset()) - set(self.recorded))
+            if missing:
+                where = f"save_steps names {missing[0]}; {len(self.recorded)} of the named steps were trained"
+                fix = "Steps count from 0; train more batches or ask for fewer steps."
+                raise UserError("a step to record was never reached", where, fix)
+            self._index["ledger"] = [entry.model_dump() for entry in self._before_steps.entries]
+            trainer = {**index.get("trainer", {}), "class": qualified_name(self._model)}
+            self.writer.finish({**self._index, **index, "trainer": trainer})
+
+    def abort(self) -> None:
+        """Drop what was written, if it is not finished; an earlier recording in its place is left as it was."""
+        self._leave_step()
+        self.writer.abort()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.abort()
+
+    def _save(self, name: str, value: Any) -> None:
+        self.writer.save_tensors(f"{files.step_folder(self._number)}/{name}", value)
+
+    def _await_batch(self, number: int) -> None:
+        """Watch the generators from here on if the next batch is one to record."""
+        self._number = number
+        self._draws = DrawObserver("fetch") if self.steps is None or number in self.steps else None
+
+    def _leave_step(self) -> None:
+        """A step that did not come to its end is not recorded; its hooks go."""
+        if self._step:
+            self._step.calls.detach()
+        self._step = None
+
+    def _forward_output(self, calls: list[Call]) -> dict[str, Any]:
+        """The outputs of the root's first call, by name."""
+        output: Any = next((call.output for call in calls if call.module == ""), [])
+        outputs = output if isinstance(output, list) else [output]
+        names = [*self._output_names, *(f"output_{i}" for i in range(len(self._output_names), len(outputs)))]
+        return dict(zip(names, outputs, strict=False))  # a forward may return less than it is asked to name
+
+
+@dataclass
+class _Step:
+    """What is known so far of the step being recorded."""
+
+    place: dict[str, int]
+    draws: DrawObserver
+    calls: CallObserver
+    batch: Any
+    states: dict[str, dict[str, str]] = field(default_factory=dict)
+    loss: torch.Tensor | None = None
+    gradients: dict[str, torch.Tensor | None] | None = None
+
+    def boundary(self, moment: str, phase: str) -> None:
+        """Note the generators' states at a moment of the step; `phase` is what draws from there on."""
+        self.states[moment] = rng_digests()
+        self.draws.enter(phase)
+
+
+def refuse_several_processes(world_size: int) -> None:
+    """A recording holds one process; several would write over one another."""
+    if world_size > 1:
+        fix = "Record with one process (trainer.devices=1, trainer.num_nodes=1)."
+        raise UserError("several processes cannot be recorded", f"{world_size} processes train", fix)
+
+
+def refuse_steps_outside(steps: frozenset[int], first: int, end: float) -> None:
+    """A step that training cannot reach is a mistake to be reported now, not after hours."""
+    for step in sorted(steps):
+        if step < first:
+            where = f"save_steps names {step}, and this run goes on at {first}"
+            raise UserError("a step to record is already trained", where, "Ask for later steps, or save_steps=none.")
+        if step >= end:
+            where = f"save_steps names {step}, training ends after {end:,.0f} batches, counted from 0"
+            more = "Train more batches (BATCHES, trainer.max_epochs, trainer.limit_train_batches)"
+            raise UserError("a step to record is never reached", where, f"{more} or ask for fewer steps.")

@@ -1,0 +1,88 @@
+"""Tensors as a recording holds them: plain, dense, on the CPU, in lists and dicts of builtins; and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from nest_ssl.base.nested import DEEPEST, tensors, to_builtins
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of a tensor's raw bytes in row-major order."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
+
+
+def describe_tensor(tensor: torch.Tensor) -> dict[str, Any]:
+    """Shape and dtype, e.g. ``{"shape": [2, 3], "dtype": "float32"}``."""
+    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def describe_tensors(value: Any) -> dict[str, dict[str, Any]]:
+    """Of every tensor in a nested value, by its path: shape, dtype and digest."""
+    digests: dict[int, str] = {}  # one tensor may stand in many places: hash it once
+    found = dict(tensors(value))
+    for tensor in found.values():
+        if id(tensor) not in digests:
+            digests[id(tensor)] = tensor_digest(tensor)
+    return {path: {**describe_tensor(tensor), "digest": digests[id(tensor)]} for path, tensor in found.items()}
+
+
+def storable(value: Any) -> Any:
+    """The same nesting in builtins, its tensors dense and no larger than their storage; plain ones stay themselves."""
+    made: dict[int, torch.Tensor] = {}  # one tensor in many places stays one: it is stored once, and shows who made it
+
+    def plain(tensor: torch.Tensor) -> torch.Tensor:
+        if _fault(tensor) is None:
+            return tensor
+        if id(tensor) not in made:
+            dense = tensor.detach().cpu()
+            dense = dense.dequantize() if dense.is_quantized else dense
+            dense = dense.to_dense() if dense.layout is not torch.strided else dense
+            made[id(tensor)] = dense.as_subclass(torch.Tensor).resolve_conj().resolve_neg().clone().contiguous()
+        return made[id(tensor)]
+
+    return to_builtins(value, plain)
+
+
+def check_storable(value: Any, budget: int) -> None:
+    """Refuse what `storable` never makes.
+
+    Args:
+        budget: how many values there may be, every mention of a shared one counted: no more than bytes of their file.
+
+    Raises:
+        ValueError: names the place.
+    """
+    waiting: list[tuple[str, Any, int]] = [("", value, 0)]
+    while waiting:
+        path, item, depth = waiting.pop()
+        budget -= 1
+        fault = None
+        if budget < 0 or depth > DEEPEST:
+            fault = "nested without end"
+        elif type(item) is dict:
+            if not all(type(key) is str for key in item):
+                fault = "a key that is no text"
+            waiting += [(f"{path}.{key}" if path else key, child, depth + 1) for key, child in item.items()]
+        elif type(item) in (list, tuple):
+            waiting += [(f"{path}.{i}" if path else str(i), child, depth + 1) for i, child in enumerate(item)]
+        elif isinstance(item, torch.Tensor):
+            fault = _fault(item)
+        elif item is not None and type(item) not in (bool, int, float, str):
+            fault = f"a {type(item).__name__}"
+        if fault:
+            raise ValueError(f"{path or 'its content'}: {fault}")
+
+
+def _fault(tensor: torch.Tensor) -> str | None:
+    if type(tensor) is not torch.Tensor or tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+        return "a tensor that is not plain"
+    if tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return "a tensor that is not dense"
+    if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        return "a tensor larger than its storage"
+    return None

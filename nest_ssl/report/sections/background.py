@@ -1,0 +1,131 @@
+"""What stands around the findings: what was run and how to do it again, what was expected, which rule judged."""
+
+from __future__ import annotations
+
+import shlex
+
+from nest_ssl.compare.comparison import Comparison, Side
+from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Heading, Paragraph, Text, join, table
+from nest_ssl.report.sections.causes import note_text
+from nest_ssl.report.sections.headline import rule_name
+from nest_ssl.report.words import counted, heads, say, word
+from nest_ssl.report.words.names import labels, number
+
+
+def overview(comparison: Comparison) -> list[Block]:
+    """``Large (113,106,000 parameters), 2 x 3.0 s, cpu, 1 thread, torch 2.13.0 on both sides.``, and the loss."""
+    indexes = (comparison.reference.index, comparison.candidate.index)
+    size = next((given[5:].capitalize() for given in indexes[0].command if given.startswith("size=")), "")
+    count = comparison.facts.parameters
+    model = counted(count, "parameters") if count is not None else ""
+    devices = [(index.device.type, index.device.name) for index in indexes]
+    shown = [kind if kind in ("", "cpu") else f"{kind} ({name})" for kind, name in devices]
+    threads = ["" if index.threads.torch is None else counted(index.threads.torch, "threads") for index in indexes]
+    parts = [say("model", size=size, parameters=model) if size and model else model, comparison.facts.batch]
+    torch = [index.packages.get("torch", "") for index in indexes]
+    key = "overview.same" if torch[0] == torch[1] else "overview"
+    facts = join([*parts, _against(*shown), _against(*threads)])
+    lines = [say(key, facts=facts, torch=say("torch", version=_against(*torch)))]
+    lines += [(said.sentence,) for said in comparison.explanations[:1] if not said.weakens]  # else the verdict has it
+    return [Paragraph(join(lines, " "))]
+
+
+def _against(reference: str, candidate: str) -> Text:
+    unknown = word("name", "unknown")
+    both = {"reference": reference or unknown, "candidate": candidate or unknown}
+    return (reference,) if reference == candidate else say("against", **both)
+
+
+def reproduce(comparison: Comparison) -> list[Block]:
+    """The commands that make this comparison again."""
+    reference, candidate = comparison.reference.index.git, comparison.candidate.index.git
+    commit: Text = ()
+    if reference.commit and reference.commit == candidate.commit:
+        dirty = say("commit.dirty") if reference.dirty or candidate.dirty else ""
+        commit = say("commit", commit=reference.commit[:7], dirty=dirty)
+    commands = commands_of(comparison)
+    if len(commands) == 1:
+        return [Paragraph(say("reproduce", commit=commit, command=commands[0]))]
+    return [Paragraph(say("reproduce.several", commit=commit)), CodeBlock(tuple(commands))]
+
+
+def commands_of(comparison: Comparison) -> list[str]:
+    """What make was called with, where it made both sides; else the command of each side, and the comparison's."""
+    sides = (comparison.reference, comparison.candidate)
+    made = [side.index.make_command for side in sides]
+    if made[0] and made[0] == made[1]:
+        return [made[0]]
+    given = [side.index.command for side in sides]
+    scripts = [["python", f"scripts/{words[0]}", *words[1:]] if words else [] for words in given]
+    compare = ["python", "scripts/compare_outputs.py", "--reference", sides[0].path, "--candidate", sides[1].path]
+    commands = [words or shlex.join(script) for words, script in zip(made, scripts, strict=True)]
+    return [command for command in [*commands, shlex.join(compare)] if command]
+
+
+def known(comparison: Comparison) -> list[Block]:
+    """What to expect between two generations of NeMo; nothing where both sides follow the same."""
+    generations = [side.index.generation for side in (comparison.reference, comparison.candidate)]
+    names = [generation.name if generation else "" for generation in generations]
+    rows = [[k.name, Code(k.where), k.what, number(k.reference), number(k.candidate)] for k in comparison.known]
+    heading = Heading(say("known", reference=names[0], candidate=names[1]))
+    head = [*heads("name", "where", "what"), *labels(comparison)]
+    return [heading, Paragraph(say("known.legend")), table(head, rows)] if rows else []
+
+
+def rule(comparison: Comparison) -> list[Block]:
+    """Said also where it was not needed, so that a reader knows what `equivalent` would have meant."""
+    settings = comparison.rule
+    more = () if settings["kind"] != "fixed" else say("rule.fixed.means", atol=settings["atol"], rtol=settings["rtol"])
+    text = join([say("rule.bits_first", rule=rule_name(comparison)), more], " ")
+    return [Heading(say("heading.rule")), Paragraph(text)]
+
+
+def declared(comparison: Comparison) -> list[Block]:
+    rows = [
+        [Code(entry.pattern), word("side", entry.side), join(entry.modules) or word("name", "none"), entry.reason]
+        for entry in comparison.declared
+    ]
+    found = table(heads("pattern", "only_in", "modules", "reason"), rows)
+    text = Paragraph(say("declared.legend" if rows else "declared.none"))
+    return [Heading(say("heading.declared")), text, *([found] if rows else [])]
+
+
+def provenance(comparison: Comparison) -> list[Block]:
+    reference, candidate = _facts(comparison.reference), _facts(comparison.candidate)
+    rows = [[word("provenance", what), value or "-", candidate[what] or "-"] for what, value in reference.items()]
+    return [Heading(say("heading.provenance")), table(["", *labels(comparison)], rows)]
+
+
+def _facts(side: Side) -> dict[str, object]:
+    """What a recording says of its making, by what it is; empty where it says nothing."""
+    index, git = side.index, side.index.git
+    data = []
+    for name, section in (("train", index.data.train), ("validation", index.data.validation)):
+        if section is not None:
+            manifests = ", ".join(manifest.name for manifest in section.manifests)
+            data.append(say("data", section=name, files=counted(len(section.audio), "files"), manifests=manifests))
+    versions = {name: index.packages.get(name) for name in ("torch", "numpy", "librosa")}
+    return {
+        "folder": Code(side.path),
+        "trainer": f"{index.trainer.package} {index.trainer.version}",
+        "model class": Code(index.trainer.model_class),
+        "recorded": index.created,
+        "command": Code(shlex.join(index.command)) if index.command else "",
+        "seed": str(index.seed),
+        "Python": index.python,
+        **versions,
+        "CUDA": index.cuda.runtime,
+        "cuDNN": index.cuda.cudnn,
+        "device": index.device.name,
+        "threads": index.threads.torch,
+        "system": f"{index.host.system} {index.host.release}".strip(),
+        "container": (index.container or {}).get("image"),
+        "git": (git.commit[:7], *(say("commit.dirty") if git.dirty else ())) if git.commit else "",
+        "data": join(data, "; "),
+        "weights from": ", ".join(f"{name} {str(digest)[:12]}" for name, digest in index.init_from.items()),
+    }
+
+
+def notes(comparison: Comparison) -> list[Block]:
+    texts = tuple(dict.fromkeys(map(note_text, comparison.notes)))
+    return [Heading(say("heading.notes")), Bullets(texts)] if texts else []

@@ -1,0 +1,111 @@
+"""The first screen of a report: title, verdict, and the first difference."""
+
+from __future__ import annotations
+
+import math
+
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import Status
+from nest_ssl.report.document import Block, Heading, Paragraph, Text, initial, join, table
+from nest_ssl.report.sections.causes import cause_text, consequence_texts, note_text, remainder_text
+from nest_ssl.report.words import counted, say, status, word
+from nest_ssl.report.words.names import labels, name, number, small, steps_text, where
+
+REASONS = 3  # why too little was compared: shown in the verdict; the notes have all
+
+
+def contract_differs(comparison: Comparison) -> bool:
+    """Then nothing else means anything, whatever it shows."""
+    return comparison.first is not None and comparison.first.rung == "contract"
+
+
+def headline(comparison: Comparison) -> list[Block]:
+    return [Heading(title(comparison), 1), Paragraph(join([verdict(comparison), *_hints(comparison)], " "))]
+
+
+def title(comparison: Comparison) -> Text:
+    first = comparison.first
+    reference, candidate = labels(comparison)
+    key = "contract" if contract_differs(comparison) else comparison.verdict.value
+    places = {"name": name(first), "where": where(first)} if first else {}
+    return say(f"title.{key}", reference=reference, candidate=candidate, **places)
+
+
+def verdict(comparison: Comparison) -> Text:
+    """``identical: 12,304 of 12,304 tensors have the same bits, over steps 0 to 2, from seed 42. ...``"""
+    facts, found = comparison.facts, comparison.verdict
+    tensors = {"same": number(facts.tensors_same), "all": number(facts.tensors)}
+    cause = initial(cause_text(comparison), upper=False)
+    others = comparison.rung("contract").differing - 1
+    absent = [note for rung in comparison.rungs for tally in rung.tallies for note in tally.absent]
+    reasons = list(dict.fromkeys(map(note_text, absent))) or [say("no_shared_step")]
+    more_reasons = [say("more_reasons", count=number(len(reasons) - REASONS))] if len(reasons) > REASONS else []
+    key = "contract" if contract_differs(comparison) else found.value
+    return say(
+        "verdict.unknown" if found is Status.DIVERGED and not cause else f"verdict.{key}",
+        status=status(found, strong=True),
+        same=say("same", **tensors, steps=steps_text(comparison.steps)),
+        seed=number(comparison.reference.index.seed),
+        rule=rule_name(comparison),
+        cause=cause,
+        more=say("more", count=number(others)) if others > 0 else "",
+        reasons=join([*reasons[:REASONS], *more_reasons], "; "),
+    )
+
+
+def _hints(comparison: Comparison) -> list[Text]:
+    """Why equal numbers prove little here, and what to do where only the steps are not the same."""
+    weak = [explanation for explanation in comparison.explanations if explanation.weakens]
+    texts: list[Text] = [(explanation.sentence,) for explanation in weak[:1]]
+    texts += [say("hint.weak_too", steps=counted(len(weak) - 1, "steps"))] if len(weak) > 1 else []
+    sides = [(loss.step, (loss.reference, loss.candidate)) for loss in comparison.losses]
+    lost = [step for step, pair in sides if all(loss is not None and not math.isfinite(loss) for loss in pair)]
+    lost = [step for step in lost if step not in {explanation.step for explanation in weak}]
+    texts += [say("hint.loss_not_finite", steps=steps_text(lost))] if lost else []
+    if comparison.steps and any(found.address.slot == "steps" for found in comparison.rung("contract").findings):
+        option = ",".join(map(str, comparison.steps))
+        texts.append(say("hint.steps", steps=steps_text(comparison.steps), option=option))
+    return texts
+
+
+def rule_name(comparison: Comparison) -> Text:
+    rule = comparison.rule
+    if rule["kind"] == "fixed":
+        return say("rule.fixed", atol=rule["atol"], rtol=rule["rtol"])
+    settings = ", ".join(f"{key} {value}" for key, value in rule.items() if key != "kind")
+    return say("rule.other", name=rule["kind"], settings=f" ({settings})" if settings else "")
+
+
+def first_difference(comparison: Comparison) -> list[Block]:
+    """The table of both values, and where else bits part; nothing where there is no difference."""
+    first = comparison.first
+    if first is None:
+        return []
+    values = (first.reference, first.candidate)
+    what = name(first)
+    what += () if first.shape is None else say("first.shape", shape=list(first.shape), dtype=first.dtype)
+    what += say("first.index", index=list(first.index)) if first.index else ()
+    rows: list[list[object]] = [[what, *(str(value) if first.missing else number(value) for value in values)]]
+    metrics = first.metrics
+    if metrics:
+        sizes = (metrics.max_abs, metrics.relative, metrics.max_ulp)
+        elements = say("first.elements_of", differing=number(metrics.differing), elements=number(metrics.elements))
+        rows.append([say("first.sizes"), " / ".join(map(small, sizes)), ""])
+        rows.append([say("first.elements"), elements, ""])
+        if metrics.nan_reference or metrics.nan_candidate or metrics.nonfinite_disagree:
+            rows.append([say("first.nan"), number(metrics.nan_reference), number(metrics.nan_candidate)])
+            rows.append([say("first.one_sided"), number(metrics.nonfinite_disagree), ""])
+    blocks: list[Block] = [table(["", *labels(comparison)], rows)]
+    for key, other in (("first.bits", comparison.first_bits), ("first.beyond", comparison.first_beyond)):
+        if other is not None and other is not first:
+            size = say("by", size=small(other.metrics.max_abs)) if other.metrics else ""
+            blocks.append(Paragraph(say(key, where=where(other), size=size)))
+    return blocks
+
+
+def consequences(comparison: Comparison) -> list[Block]:
+    if comparison.first is None or contract_differs(comparison):
+        return []
+    follows = join(consequence_texts(comparison), "; ") or word("name", "no_consequence")
+    unexplained = join(map(remainder_text, comparison.unexplained), "; ") or word("name", "nothing")
+    return [Paragraph(say("follows", what=follows)), Paragraph(say("unexplained", what=unexplained))]

@@ -1,0 +1,123 @@
+"""How every rung stands: over all steps, step by step, and what differs in it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import Finding, Rung, RungName, Status
+from nest_ssl.report.document import Block, Code, Heading, Inline, Paragraph, Text, initial, join, table
+from nest_ssl.report.sections.headline import contract_differs
+from nest_ssl.report.words import counted, heads, say, status, word
+from nest_ssl.report.words.names import cut, labels, name, number, small
+
+WORST = 10  # rows in a table of differences
+_STEP_RUNGS: tuple[RungName, ...] = ("batch", "draws", "forward", "loss", "gradients", "weights")
+
+
+def rung_table(comparison: Comparison) -> list[Block]:
+    losses = ", ".join(f"{loss.reference:.7f}" for loss in comparison.losses if loss.reference is not None)
+    rows = []
+    for rung in comparison.rungs:
+        sides = {"reference": number(rung.missing_reference), "candidate": number(rung.missing_candidate)}
+        missing = say("missing", **sides) if rung.missing_reference or rung.missing_candidate else "0"
+        what = compared(rung)
+        if rung.name == "loss" and losses:
+            what = say("compared.losses", what=what, losses=losses)
+        shown = _shown(comparison, rung.name, rung.status)
+        rows.append([word("rung", rung.name), shown, what, number(rung.differing), missing])
+    return [table(heads("rung", "status", "compared", "differing", "missing"), rows, right=3)]
+
+
+def _shown(comparison: Comparison, rung: RungName, found: Status) -> Inline:
+    """Of two experiments only equal bits mean anything; that the others differ is no verdict."""
+    meaningless = contract_differs(comparison) and rung != "contract" and found is not Status.IDENTICAL
+    return word("status", "not judged") if meaningless else status(found)
+
+
+def compared(rung: Rung) -> Text:
+    """What was compared: ``3 x (1,004 calls, 4 outputs)``, ``503 modules, 643 parameters``."""
+    run = [tally.compared for tally in rung.tallies if tally.step is None and tally.compared]
+    steps = [tally.compared for tally in rung.tallies if tally.step is not None]
+    if len(run) == 1 and len(steps) == 1:
+        run, steps = [run[0] + steps[0]], []
+    alike = len(steps) > 1 and all(step == steps[0] for step in steps)
+    counts = [*run, steps[0] if alike else sum(steps, Counter())]
+    texts = [", ".join(counted(count, noun) for noun, count in units.items()) for units in counts]
+    if alike and texts[-1]:
+        times = say("several", count=len(steps), what=f"({texts[-1]})" if "," in texts[-1] else texts[-1])
+        return join([*texts[:-1], times])
+    return join(texts) or say("compared.nothing")
+
+
+def over_steps(comparison: Comparison) -> list[Block]:
+    losses = {loss.step: [number(loss.reference), number(loss.candidate)] for loss in comparison.losses}
+    rows = []
+    for step in comparison.steps:
+        found = [[t for t in comparison.rung(rung).tallies if t.step == step] for rung in _STEP_RUNGS]
+        shown = [join(dict.fromkeys(_shown(comparison, t.rung, t.status) for t in tallies)) for tallies in found]
+        rows.append([number(step), *shown, *losses.get(step, ["-", "-"])])
+    losses_of = [say("head.loss", label=label) for label in labels(comparison)]
+    head = [*heads("step"), *(word("rung", rung) for rung in _STEP_RUNGS), *losses_of]
+    return [Heading(say("steps")), table(head, rows, right=2)] if rows else []
+
+
+def differences(comparison: Comparison) -> list[Block]:
+    """A section for every rung in which something differs; it counts as the table of rungs does."""
+    drawn = {(draw.moment.step, draw.rank, draw.generator) for draw in comparison.draws if draw.finding}
+    blocks: list[Block] = []
+    for rung in comparison.rungs:
+        found = rung.findings if rung.name != "steps" else []  # each of them stands in another rung as well
+        if rung.name == "draws":  # they have a table of their own, and from them the states at boundaries follow
+            found = [f for f in found if (f.moment.step, f.address.rank, f.address.slot) not in drawn]
+        if not found:
+            continue
+        missing = rung.missing_reference + rung.missing_candidate
+        counts = [say("rung.differ", count=number(rung.differing), all=number(rung.compared))] if rung.differing else []
+        counts += [say("rung.missing", count=number(missing))] if missing else []
+        title = initial((word("rung", rung.name),), upper=True)
+        blocks.append(Heading(say("rung", rung=title, counts=join(counts))))
+        if len(found) > rung.differing + missing:
+            unit = say("places.forward" if rung.name == "forward" else "places.other")
+            blocks.append(Paragraph(say("rung.places", places=counted(len(found), "places"), unit=unit)))
+        blocks += _tables(comparison, found)
+    return blocks
+
+
+def _tables(comparison: Comparison, found: list[Finding]) -> list[Block]:
+    """What has no measure, in order of execution; then what has one, by how far it is beyond what the rule allows.
+
+    So noise in a tiny tensor does not lead, however large it is beside itself.
+    """
+
+    def rank(finding: Finding) -> tuple[bool, int, float, float]:
+        metrics, judgement = finding.metrics, finding.judgement
+        ratio = math.inf if judgement is None else judgement.ratio or 0.0  # no rule, no bound
+        disagree, largest = (metrics.nonfinite_disagree, metrics.max_abs) if metrics else (0, 0)
+        return not finding.within, disagree, ratio, float(largest or 0)
+
+    measured = sorted((finding for finding in found if finding.metrics), key=rank, reverse=True)
+    others = [finding for finding in found if not finding.metrics]
+    rows: list[list[object]] = []
+    for finding in [*others[:WORST], *measured[:WORST]]:
+        metrics, judgement = finding.metrics, finding.judgement
+        values = [number(finding.reference), number(finding.candidate)]
+        row = ["-" if finding.moment.step < 0 else number(finding.moment.step), name(finding)]
+        if metrics is None:
+            rows.append([*row, finding.difference.value.replace("_", " "), *values])
+            continue
+        at = Code(str(list(finding.index))) if finding.index else "-"
+        ratio = judgement.ratio if judgement else None
+        sizes = map(small, (metrics.max_abs, metrics.relative, metrics.max_ulp, ratio))
+        rows.append([*row, at, *values, *sizes, word("within", str(finding.within))])
+    sides, split = labels(comparison), len(others[:WORST])
+    blocks: list[Block] = []
+    if others:
+        blocks += [table([*heads("step", "what", "kind"), *sides], rows[:split])]
+        blocks += cut("differences.order", WORST, others)
+    if measured:
+        sizes_of = heads("largest", "relative", "ulp", "bound", "within")
+        blocks += [table([*heads("step", "what", "at"), *sides, *sizes_of], rows[split:], right=5)]
+        blocks += cut("differences.worst", WORST, measured)
+    return blocks

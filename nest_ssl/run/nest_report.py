@@ -1,0 +1,71 @@
+"""What a comparison of two NEST trainers adds to a report: the size of the batch, and what the loss was made of.
+
+The comparer knows no model; this is registered with it: ``compare_recordings(..., explainers=[explain_nest])``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, float32
+
+from nest_ssl.compare.comparison import Explanation
+from nest_ssl.recording import layout
+from nest_ssl.recording.reader import Recording, StepFiles
+
+
+def explain_nest(reference: Recording, candidate: Recording, step: int) -> Explanation | None:
+    """Masked frames and counted tokens at one step of both sides; None where nothing says that this is NEST."""
+    sides = reference.step(step), candidate.step(step)
+    model = reference.config.get("model")
+    model = model if isinstance(model, dict) else {}
+    values: dict[str, Any] = {"batch": _batch(sides[0], model.get("sample_rate"))}
+    counts = [_counts(side, model.get("loss")) for side in sides]
+    if counts[0] is None or counts[1] is None:
+        return Explanation("nest", step, "", values) if values["batch"] else None
+    (masked, counted, tokens), (other_masked, other_counted, _) = counts[0], counts[1]
+    values |= {"masked_frames": [masked, other_masked], "counted_tokens": [counted, other_counted], "tokens": tokens}
+    if 0 in (counted, other_counted):
+        values["note"] = sentence = (
+            f"No token counts at step {step}: nowhere does the mean of the mask pass the threshold, so the loss is a "
+            "mean of nothing (NaN, or 0 with no_masked_token=zero) and its gradients are zeros: little is proved by it."
+        )
+        return Explanation("nest", step, sentence, values, weakens=True)
+    at = f" at step {step}" if len(reference.steps) > 1 else ""
+    frames = f"{_pair(masked, other_masked)} masked frames"
+    sentence = f"Loss{at} over {frames}, {_pair(counted, other_counted)} of {tokens:,} tokens counted."
+    return Explanation("nest", step, sentence, values)
+
+
+def _batch(step: StepFiles, rate: Any) -> str:
+    """Size of a batch of audio, e.g. ``2 x 3.0 s``; empty where the batch has no field ``audio`` of shape [B, T]."""
+    batch = step.batch() if step.has(layout.BATCH) else None
+    audio = batch.get("audio") if isinstance(batch, dict) else None
+    if not isinstance(audio, Tensor) or audio.dim() != 2 or not _is_number(rate):
+        return ""
+    return f"{audio.shape[0]:,} x {audio.shape[1] / rate:,.1f} s"
+
+
+def _counts(step: StepFiles, settings: Any) -> tuple[int, int, int] | None:
+    """Masked frames, counted tokens and all tokens: a token counts where the mean of its mask exceeds the threshold.
+
+    Source: the loss of NEST (NeMo 3.0.0 `nemo.collections.asr.losses.ssl_losses.mlm`), masks of shape [B, D, T].
+    """
+    settings = settings if isinstance(settings, dict) else {}
+    stride, threshold = settings.get("combine_time_steps"), settings.get("mask_threshold")
+    masks = step.forward_output().get("masks") if step.has(layout.FORWARD_OUTPUT) else None
+    if not isinstance(masks, Tensor) or masks.dim() != 3 or not isinstance(stride, int) or not _is_number(threshold):
+        return None
+    if stride < 1 or masks.shape[2] % stride:
+        return None
+    per_frame_BT = masks.to(float32).mean(1)
+    per_token_BS = per_frame_BT.reshape(masks.shape[0], -1, stride).mean(-1)
+    return int((per_frame_BT > 0).sum()), int((per_token_BS > threshold).sum()), per_token_BS.numel()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value > 0
+
+
+def _pair(reference: int, candidate: int) -> str:
+    return f"{reference:,}" if reference == candidate else f"{reference:,} against {candidate:,}"

@@ -1,0 +1,149 @@
+"""A recording takes its place whole, once, from one process at a time; what is on disk is plain."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nest_ssl.base import files as base_files
+from nest_ssl.base.errors import UserError
+from nest_ssl.recording import layout as files
+from nest_ssl.recording.reader import open_recording
+from nest_ssl.recording.tensors import check_storable
+from nest_ssl.recording.writer import RecordingWriter
+
+from .conftest import TRAINER
+
+
+def fill(writer: RecordingWriter, value: Any = 1.0) -> RecordingWriter:
+    writer.save_text(files.CONFIG, "seed: 1\n")
+    writer.save_builtins(files.STRUCTURE, {"modules": []})
+    writer.save_tensors(files.INITIAL_WEIGHTS, {"w": torch.full((3,), value) if isinstance(value, float) else value})
+    return writer
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("end", ["finish", "abort", "raise"])
+def test_once_and_nothing_left_beside(tmp_path: Path, end: str) -> None:
+    writer = RecordingWriter(tmp_path / "run")
+    assert names(tmp_path) == [".run.lock", base_files.partial_path(tmp_path / "run").name]
+    if end == "raise":
+        with pytest.raises(ZeroDivisionError), fill(writer):
+            raise ZeroDivisionError
+    elif end == "finish":
+        with fill(writer):
+            assert writer.finish({"trainer": TRAINER}) == writer.finish({}) == tmp_path / "run"
+    for _ in range(2):
+        writer.abort()
+    assert names(tmp_path) == (["run"] if end == "finish" else [])
+
+
+def test_two_do_not_record_into_one_place(tmp_path: Path) -> None:
+    with fill(RecordingWriter(tmp_path / "run")) as writer:
+        with pytest.raises(UserError, match=rf"another process writes here \(recording, pid {os.getpid()}@"):
+            RecordingWriter(tmp_path / "run")
+        writer.finish({"trainer": TRAINER})
+    with RecordingWriter(tmp_path / "run", overwrite=True):
+        pass
+    assert open_recording(tmp_path / "run").index.trainer.name == "test"
+
+
+def test_a_killed_one_is_cleared_by_the_next(tmp_path: Path) -> None:
+    script = "import os, sys; from nest_ssl.recording.writer import RecordingWriter as W\n"
+    script += "writer = W(sys.argv[1]); writer.save_text('config.yaml', 'x'); os._exit(9)"
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == 9
+    assert len(names(tmp_path)) == 2, "the half-written folder and the lock"
+    with fill(RecordingWriter(tmp_path / "run")) as writer:
+        assert len(names(tmp_path)) == 2
+        writer.finish({"trainer": TRAINER})
+    assert names(tmp_path) == ["run"]
+
+
+def test_one_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
+    """Killed between two renamings, on a system that cannot exchange two names in one step."""
+    with fill(RecordingWriter(tmp_path / "run")) as writer:
+        writer.finish({"trainer": TRAINER})
+    aside = base_files.partial_path(tmp_path / "run").name.replace(".partial-", ".replaced-")
+    (tmp_path / "run").rename(tmp_path / aside)
+    with pytest.raises(UserError, match="overwrite=true"):
+        RecordingWriter(tmp_path / "run")
+    assert names(tmp_path) == ["run"] and open_recording(tmp_path / "run").config == {"seed": 1}
+
+
+def test_there_is_a_whole_recording_at_every_moment(tmp_path: Path) -> None:
+    missing, stop = [], threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            missing.append(not (tmp_path / "run" / files.INDEX).exists())
+
+    with fill(RecordingWriter(tmp_path / "run")) as writer:
+        writer.finish({"trainer": TRAINER})
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(20):
+        with fill(RecordingWriter(tmp_path / "run", overwrite=True)) as writer:
+            writer.finish({"trainer": TRAINER})
+    stop.set()
+    watcher.join()
+    assert len(missing) > 20 and not any(missing)
+
+
+def test_facts_that_are_none_are_refused_by_name(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"steps\.0\.epoch: .*integer"),
+        fill(RecordingWriter(tmp_path / "run")) as writer,
+    ):
+        writer.finish({"trainer": TRAINER, "steps": {"0": {"epoch": "x"}}})
+    assert names(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [
+        (lambda: torch.ones(1).expand(3), [1, 1, 1]),
+        (lambda: torch.eye(2).to_sparse(), [[1, 0], [0, 1]]),
+        (lambda: torch.quantize_per_tensor(torch.ones(2), 0.5, 0, torch.quint8), [1, 1]),
+        (lambda: torch.nn.Parameter(torch.ones(1)), [1]),
+        (lambda: torch.tensor([1 + 2j]).conj(), [1 - 2j]),
+        (lambda: torch.ones(2, requires_grad=True)[1:] * 2, [2]),
+    ],
+)
+def test_tensors_of_any_kind_are_stored_plainly(tmp_path: Path, make: Any, values: Any) -> None:
+    with fill(RecordingWriter(tmp_path / "run"), make()) as writer:
+        writer.finish({"trainer": TRAINER})
+    stored = open_recording(tmp_path / "run").initial_weights()["w"]
+    check_storable(stored, 1)
+    assert stored.tolist() == values
+
+
+def test_one_tensor_in_two_places_is_stored_once(tmp_path: Path) -> None:
+    shared, wide = torch.ones(1000), torch.ones(1).expand(1000)
+    with fill(RecordingWriter(tmp_path / "run")) as writer:
+        writer.save_tensors("step_0/batch.pt", [shared, shared, wide, wide])
+        writer.finish({"trainer": TRAINER})
+    a, b, c, d = torch.load(tmp_path / "run/step_0/batch.pt", weights_only=True)
+    assert a is b and c is d and (tmp_path / "run/step_0/batch.pt").stat().st_size < 11_000
+
+
+@pytest.mark.parametrize("wording", ["PytorchStreamWriter failed writing file", "basic_ios::clear: iostream error"])
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wording: str) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError(wording)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="is the disk full"), RecordingWriter(tmp_path / "run") as writer:
+        writer.save_tensors("step_0/batch.pt", {"x": torch.ones(1)})
+    assert names(tmp_path) == []
