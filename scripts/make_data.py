@@ -1,6 +1,6 @@
 """Write the practice corpus, `data/dummy_ssl`: 12 utterances, 4 noises, 3 manifests; the same bytes on every machine.
 
-    python scripts/make_data.py --out data/dummy_ssl
+python scripts/make_data.py --out data/dummy_ssl
 """
 
 from __future__ import annotations

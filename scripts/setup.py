@@ -81,7 +81,9 @@ class Environment(NamedTuple):
 
     def wanted(self, choice: Choice) -> dict[str, str]:
         locks = sorted({path for build in ("cpu", "cuda") for path in self.locks(build)})
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in locks)).hexdigest()
+        project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[tool.")[0]  # scripts and metadata
+        content = b"".join(path.read_bytes() for path in locks) + project.encode()
+        digest = hashlib.sha256(content).hexdigest()
         # Neither a venv nor an editable install survives being moved.
         return {"recipe": str(RECIPE), "locks": digest, "root": str(ROOT), **choice._asdict()}
 

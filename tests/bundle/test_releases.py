@@ -40,6 +40,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("nest", *(f"nemo-{release}" for release in RELEASES)):
         for lock in (f"{name}.in", *(f"{name}-{end}.lock" for end in ("cpu", "cuda", "dev"))):
             (tmp_path / lock).write_text("torch==2.13.0\n")
+    (tmp_path / "pyproject.toml").touch()
     for name in ("build", "torch-cpu", "torch-cuda"):
         (tmp_path / f"{name}.lock").touch()
     return names

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,3 +130,13 @@ def test_without_an_environment_one_line_says_what_to_do(
     done = subprocess.run(["sh", str(script)], env=environment, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
     assert f"error: not executable for you: {tmp_path}/{python}." in done.stderr
+
+
+def test_the_console_script_starts(root: Path) -> None:
+    ((module, name),) = re.findall(
+        r'^nest-ssl = "([\w.]+):(\w+)"$', (root / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    code = f"import sys; from {module} import {name}; sys.argv = ['nest-ssl', '--help']; sys.exit({name}())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: nest-ssl VERB")

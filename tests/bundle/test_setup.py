@@ -68,6 +68,8 @@ def test_another_lock_makes_it_again(env: Environment, name: str) -> None:
 
 
 def test_another_place_makes_it_again(env: Environment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "pyproject.toml").touch()
     monkeypatch.setattr(setup, "ROOT", tmp_path / "moved")
     assert not env.is_current(CHOICE)
 
