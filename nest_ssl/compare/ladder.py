@@ -53,8 +53,8 @@ def compare_recordings(
     shared = _shared_steps(reference, candidate, steps)
     comparer = Comparer(rule or FixedTolerance())
     run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
-    entries = load_declared() if declared is None else declared
-    excused = structure.compare_structure(run["structure"], reference, candidate, entries)
+    meant = load_declared() if declared is None else declared
+    excused = structure.compare_structure(run["structure"], reference, candidate, meant)
     before = draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index)
     initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate)
     results = _compare_steps(reference, candidate, comparer, shared, _modules(run["initial_weights"].tally))
