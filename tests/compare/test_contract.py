@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.compare.builder import edit_config, edit_index, edit_structure, first, judge, noted
+from tests.compare.builder import DATA, edit_config, edit_index, edit_structure, first, judge, noted
 
 Edit = Callable[[dict[str, Any]], Any]
 
@@ -251,6 +251,13 @@ def test_the_same_data_at_another_absolute_path(reference: Path, tmp_path: Path,
     assert comparison.exit_code == code
     if code == 0:
         assert "data.train.manifests" in [note["path"] for note in noted(comparison, "setting")]
+
+
+def test_a_recording_made_before_there_was_one_hash_of_all_data(reference: Path, copy: Path) -> None:
+    edit_index(copy, set_at("data", "train", {**DATA["train"], "content": CONTENT}))
+    assert judge(reference, copy, steps=[0]).exit_code == 0
+    edit_index(copy, set_at("data", "train", "audio", {"a.wav": "99", "b.wav": "22"}))
+    assert judge(reference, copy, steps=[0]).exit_code == 4, "then the files' own hashes decide"
 
 
 # --- both sides one recording, or not what the label says -------------------------------------------------------------

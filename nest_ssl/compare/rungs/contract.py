@@ -104,6 +104,8 @@ def _shown(sides: Sequence[Settings], same_batches: bool, hashed: bool) -> list[
     for name in ("train", "validation"):
         # One hash over all that is read, in order: where it is the same, other names are other folders.
         content = [side.get(f"data.{name}.content") for side in sides]
-        if content[0] is not None and content[0] == content[1]:
+        if None in content:
+            noted.append(f"data.{name}.content")  # recorded before there was one: the files' own hashes decide
+        elif content[0] == content[1]:
             noted.append(f"data.{name}.*")
     return noted
