@@ -14,7 +14,7 @@ from nest_ssl.base.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCO
 from nest_ssl.compare import causes
 from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.comparison import Comparison, Explainer, Explanation, Facts, Side
-from nest_ssl.compare.declared import Entry, load_declared
+from nest_ssl.compare.declared import Entry
 from nest_ssl.compare.findings import RUNGS, SEVERITY, Rung, RungName, Status, Tally
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.rules import Rule
@@ -53,13 +53,11 @@ def compare_recordings(
     shared = _shared_steps(reference, candidate, steps)
     comparer = Comparer(rule or FixedTolerance())
     run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
-    meant = load_declared() if declared is None else declared
-    excused = structure.compare_structure(run["structure"], reference, candidate, meant)
+    excused = structure.compare_structure(run["structure"], reference, candidate, declared)
     before = draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index)
     initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate)
     results = _compare_steps(reference, candidate, comparer, shared, _modules(run["initial_weights"].tally))
-    same_batches = bool(results) and all(r.tallies["batch"].status == Status.IDENTICAL for r in results)
-    contract.compare_contract(run["contract"], reference, candidate, steps, same_batches)
+    contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
     if not run["draws"].tally.compared and not run["draws"].tally.findings:
         del run["draws"]  # neither recording says anything of what came before the steps
     before_steps = [sheet.tally for sheet in run.values()]
