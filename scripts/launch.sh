@@ -1,5 +1,6 @@
-# shellcheck shell=sh
-# Read by nemo.sh, nest_train.sh and compare_outputs.sh, which have set `root` and `python`:  launch HINT SCRIPT ARGUMENTS
+# shellcheck shell=sh disable=SC2154
+# Read by nemo.sh, nest_train.sh and compare_outputs.sh, which have set `root`, `python`
+# and `variable`, the one that names another Python:  launch HINT SCRIPT ARGUMENTS
 launch() {
     hint=$1 script=$2
     shift 2

@@ -104,6 +104,8 @@ def environments(trainers: list[str], nemo_version: str) -> list[Environment]:
     if not (LOCKS / f"nemo-{nemo_version}.in").is_file():
         known = ", ".join(sorted(path.stem[len("nemo-") :] for path in LOCKS.glob("nemo-*.in")))
         raise SetupError(f"no lock for this NeMo: NEMO_VERSION={nemo_version}. Use one of: {known}")
+    if nemo_version == "2.4.1" and "nemo" in trainers and sys.version_info[:2] > (3, 12):
+        raise SetupError("NeMo 2.4.1 needs Python 3.10 to 3.12, for its NumPy is 1.26: make setup PYTHON=python3.12")
     both = [Environment("nest", "nest", 2.3), Environment("nemo", f"nemo-{nemo_version}", 3.0)]
     return [each for each in both if each.trainer in trainers]
 

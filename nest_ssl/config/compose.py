@@ -46,7 +46,7 @@ def compose(
 
     Args:
         overrides: in Hydra's syntax; the leading ``+`` or ``++`` may be there or not.
-        config_path: folder of another config, e.g. NeMo's own; ours when None.
+        config_path: folder of another config, e.g. NeMo's own; that of this repository when None.
         config_name: its file name, with or without ``.yaml``.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -53,6 +54,12 @@ class Sched(Section):
     max_steps: Number | None = None
     last_epoch: int = -1
 
+    @classmethod
+    def check_kind(cls, given: Mapping[str, Any]) -> None:
+        if given.get("name") is not None and given["name"] not in SCHEDULES:
+            fix = f"Exact with NeMo's are: {', '.join(SCHEDULES)}; or a constant rate: ~model.optim.sched."
+            raise Unfit(f"not supported: {given['name']}", "name", fix)
+
     def settings(self) -> dict[str, Any]:
         """The arguments of the schedule, but for `max_steps` where the trainer plans it."""
         known = SCHEDULES.get(self.name or "", frozenset())
@@ -60,9 +67,6 @@ class Sched(Section):
 
     @model_validator(mode="after")
     def _of_one_schedule(self) -> Sched:
-        if self.name is not None and self.name not in SCHEDULES:
-            fix = f"Exact with NeMo's are: {', '.join(SCHEDULES)}; or a constant rate: ~model.optim.sched."
-            raise Unfit(f"not supported: {self.name}", "name", fix)
         _check_args(self.args, "model.optim.sched")
         if self.name is not None and self.args is None:
             for key in sorted(self.model_fields_set - SCHEDULES[self.name] - {"name", "args"}):
@@ -97,12 +101,16 @@ class Optim(Section):
     decoupled_weight_decay: bool | None = None
     sched: Sched | None = None
 
+    @classmethod
+    def check_kind(cls, given: Mapping[str, Any]) -> None:
+        key = "_target_" if given.get("_target_") is not None else "name"
+        if given.get(key) is not None and _optimizer(given.get("name"), given.get("_target_")) not in OPTIMIZERS:
+            raise Unfit(f"not supported: {given[key]}", key, f"Exact with NeMo's are: {', '.join(OPTIMIZERS)}.")
+
     @property
     def optimizer(self) -> str:
         """A key of `OPTIMIZERS`."""
-        if self.target is None:
-            return self.name or "adam"
-        return next((name for name, cls in TORCH_CLASSES.items() if self.target == f"torch.optim.{cls}"), self.target)
+        return _optimizer(self.name, self.target)
 
     def settings(self) -> dict[str, Any]:
         """The arguments of torch's optimizer."""
@@ -111,15 +119,18 @@ class Optim(Section):
 
     @model_validator(mode="after")
     def _of_one_optimizer(self) -> Optim:
-        if self.optimizer not in OPTIMIZERS:
-            key = "name" if self.target is None else "_target_"
-            raise Unfit(f"not supported: {self.optimizer}", key, f"Exact with NeMo's are: {', '.join(OPTIMIZERS)}.")
         _check_args(self.args, "model.optim")
         for key in sorted(self.settings().keys() - OPTIMIZERS[self.optimizer] - {"lr"}):
             raise Unfit(f"{self.optimizer} does not take {key}", key, f"Remove it: ~model.optim.{key}.")
         if "sched" in self.model_fields_set and self.sched is None:
             raise Unfit("a schedule that is null", "sched", "For a constant rate remove it: ~model.optim.sched.")
         return self
+
+
+def _optimizer(name: Any, target: Any) -> str:
+    if target is None:
+        return str(name or "adam")  # NeMo's default
+    return next((name for name, cls in TORCH_CLASSES.items() if target == f"torch.optim.{cls}"), str(target))
 
 
 def _check_args(args: Any, where: str) -> None:

@@ -46,6 +46,10 @@ class Section(BaseModel):
         return {*cls.fields(), *cls.ACCEPTED, *cls.REFUSED, *(("_target_",) if cls.TARGETS else ())}
 
     @classmethod
+    def check_kind(cls, given: Mapping[str, Any]) -> None:
+        """Raise `Unfit` if the section is of a kind that is not offered: said before its keys are called unknown."""
+
+    @classmethod
     def fields(cls) -> dict[str, FieldInfo]:
         """The fields by their keys."""
         return {field.alias or name: field for name, field in cls.model_fields.items()}
@@ -108,6 +112,10 @@ def check_keys(cls: type[Section], given: Mapping[str, Any], where: str = "") ->
     Raises:
         UserError: it, with the nearest known one.
     """
+    try:
+        cls.check_kind(given)
+    except Unfit as error:
+        raise UserError(error.what, f"{where}.{error.key}" if where else error.key, error.fix) from error
     for key, value in given.items():
         below = f"{where}.{key}" if where else str(key)
         if key not in cls.known():

@@ -173,6 +173,6 @@ def _finish(samples: Decoded, rate: int, decoding: Decoding) -> Samples:
     if decoding.trim:
         import librosa
 
-        options = {"top_db": 60, "ref": np.max, "frame_length": 2048, "hop_length": 512}
-        converted = librosa.effects.trim(converted.transpose(), **options)[0].transpose()
+        trim = librosa.effects.trim
+        converted = trim(converted.transpose(), top_db=60, ref=np.max, frame_length=2048, hop_length=512)[0].transpose()
     return converted

@@ -122,7 +122,7 @@ def repeat(signal_T: Tensor, length: int, wanted: int) -> Tensor:
 def _noise_segments(noise_T: Tensor, length: int, lengths: list[int]) -> list[Tensor]:
     """Consecutive pieces of the noise clip, repeated as often as it takes."""
     filled_T = repeat(noise_T, length, noise_T.size(0))
-    return list(filled_T[: sum(lengths)].split(lengths))
+    return list(torch.split(filled_T[: sum(lengths)], lengths))
 
 
 def _speech_segments(batch: UnmixedBatch, i: int, lengths: list[int], num_speakers: int, draws: Draws) -> list[Tensor]:

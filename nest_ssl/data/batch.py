@@ -79,7 +79,7 @@ def collate(
     Args:
         items: at least one.
         augmentor: changes the noise, then mixes.
-        noisy_length: whose length noisy audio has: the ``noise``'s after augmentation, or the ``audio``'s.
+        noisy_length: which length noisy audio has: the ``noise``'s after augmentation, or the ``audio``'s.
     """
     longest = max(int(item.audio_len) for item in items)
     unmixed = UnmixedBatch(

@@ -28,7 +28,8 @@ def select_channel(samples_TC: Samples, selector: Any) -> Samples:
         return samples_TC
     refuse_channels(samples_TC.shape[-1], selector)
     if selector == "average":
-        return np.mean(samples_TC, axis=-1)
+        averaged: Samples = np.mean(samples_TC, axis=-1)
+        return averaged
     return samples_TC[..., selector if isinstance(selector, int) else selector[0]]
 
 

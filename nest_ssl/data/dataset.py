@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.data.audio import Decoding, load
-from nest_ssl.data.batch import AudioNoiseBatch, AudioNoiseItem, Augmentor, collate
+from nest_ssl.data.batch import AudioNoiseBatch, AudioNoiseItem, Augmentor, NoisyLength, collate
 from nest_ssl.data.header import as_problem
 from nest_ssl.data.manifest import Entry, NoiseClip
 from nest_ssl.data.noise import draw_noise
@@ -45,7 +45,7 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         clips: Sequence[NoiseClip],
         decoding: Decoding,
         augmentor: Augmentor | None = None,
-        noisy_length: str = "noise",
+        noisy_length: NoisyLength = "noise",
         skip_bad: bool = False,
     ) -> None:
         self.entries, self.clips, self.decoding = entries, clips, decoding
@@ -102,9 +102,10 @@ def load_utterance(entry: Entry, decoding: Decoding) -> Tensor:
     except AudioProblem as problem:
         raise as_user_error(problem, entry) from problem
     except Exception as error:  # decoders raise anything; whatever it is, this file is the reason
-        told = as_problem(error) if isinstance(error, OSError) else None
-        problem = AudioProblem(f"audio that cannot be decoded ({error})", "Copy the file again, or convert it.")
-        raise as_user_error(told if isinstance(told, ReaderProblem) else problem, entry) from error
+        if isinstance(error, OSError) and isinstance(lacking := as_problem(error), ReaderProblem):
+            raise as_user_error(lacking, entry) from error
+        garbled = AudioProblem(f"audio that cannot be decoded ({error})", "Copy the file again, or convert it.")
+        raise as_user_error(garbled, entry) from error
     if samples.size == 0:
         log.warning("%s (%s) gives no samples: a second of silence instead", entry.audio_file, entry.place)
     return repeat_short(torch.tensor(samples, dtype=torch.float), int(SHORTEST_SECONDS * decoding.sample_rate))

@@ -83,7 +83,7 @@ class NumpyDraws:
 
     def cut(self, length: int, parts: int) -> list[int]:
         """One multinomial draw; a piece may be empty."""
-        return np.random.multinomial(length, [1 / parts] * parts).tolist()
+        return [int(part) for part in np.random.multinomial(length, [1 / parts] * parts)]
 
 
 DrawsFrom = Literal["python", "numpy"]

@@ -23,7 +23,7 @@ class Raising:
         return self
 
     def __next__(self) -> AudioNoiseBatch | PartialBatch:
-        batch = next(self.batches)
+        batch: AudioNoiseBatch | PartialBatch | LoadFailure = next(self.batches)
         if isinstance(batch, LoadFailure):
             self.batches = iter(())  # ends the workers now; left to the garbage collector it may take them 5 s each
             raise batch.error
@@ -47,7 +47,7 @@ class Epoch:
         return self
 
     def __next__(self) -> AudioNoiseBatch:
-        batch = next(self._batches)
+        batch: AudioNoiseBatch = next(self._batches)
         self.handed_out += 1
         return batch
 

@@ -35,7 +35,7 @@ def check_header(audio_file: str | list[str], offset: float | None, duration: fl
         AudioProblem: see `audio.load`, and files that are not there, empty, or no audio.
     """
     several = isinstance(audio_file, list)
-    files, left = choose_files(audio_file, selector) if several else ([audio_file], selector)
+    files, left = choose_files(audio_file, selector) if isinstance(audio_file, list) else ([audio_file], selector)
     channels, floating = 0, False
     for path in files:
         with open_audio(path) as file:
@@ -108,7 +108,7 @@ def refuse_rate(rate: int) -> None:
         UnfitAudio: resampling would take hours, or make hours of audio from seconds.
     """
     if rate not in RATES:
-        what = f"an audio file whose header says {rate:,} Hz"
+        what = f"an audio file with a sampling rate of {rate:,} Hz in its header"
         raise UnfitAudio(what, f"Correct its header ({RATES[0]:,} to {RATES[-1]:,} Hz), or copy the file again.")
 
 

@@ -20,15 +20,15 @@ from torch.utils.data import DataLoader
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import plain
-from nest_ssl.data.audio import Decoding, Reader
+from nest_ssl.data.audio import Decoding
 from nest_ssl.data.augment import build_augmentor
-from nest_ssl.data.batch import AudioNoiseBatch, NoisyLength
+from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.dataset import AudioNoiseDataset
-from nest_ssl.data.draws import DrawsFrom
 from nest_ssl.data.epoch import Epoch, Raising, SkippingEpoch
 from nest_ssl.data.manifest import is_url
 from nest_ssl.data.skipping import SkippedAudio
+from nest_ssl.releases import GENERATIONS, NEWEST, Generation
 
 
 class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
@@ -102,9 +102,7 @@ def build_dataloader(
     shuffle: bool = False,
     skipped: SkippedAudio | None = None,
     training: bool = False,
-    augmentation_draws: DrawsFrom = "python",
-    noisy_length: NoisyLength = "noise",
-    audio_reader: Reader = "soundfile",
+    differences: Generation = GENERATIONS[NEWEST],
     corpora: Corpora | None = None,
 ) -> AudioNoiseLoader | None:
     """The loader that a data section describes; None for no section.
@@ -112,11 +110,10 @@ def build_dataloader(
     Args:
         dataset: NeMo's `train_ds` or `validation_ds`.
         sample_rate: the model's, Hz; used where the section gives none.
-        shuffle: used where the section says nothing (NeMo: true for training, false for validation).
+        shuffle: used where the section does not have it (NeMo: true for training, false for validation).
         skipped: go on without utterances that cannot be used, and count them here; None: stop at the first.
         training: whether an epoch must have all its batches, whatever is skipped.
-        augmentation_draws, noisy_length, audio_reader: what differs between NeMo's generations; the defaults are the
-            newest's (`draws.DRAWS`, `batch.collate`, `audio.Decoding`).
+        differences: of the generation of NeMo whose batches to make.
         corpora: manifests that have been read already.
 
     Raises:
@@ -125,11 +122,12 @@ def build_dataloader(
     if dataset is None:
         return None
     corpus = (corpora or Corpora()).read(dataset)
-    decoding = Decoding.of(dataset, sample_rate, audio_reader)
+    decoding = Decoding.of(dataset, sample_rate, differences.audio_reader)
     mixing = dataset.batch_augmentor
-    augmentor = build_augmentor(mixing, augmentation_draws) if mixing is not None else None
-    skip_bad = skipped is not None
-    items = AudioNoiseDataset(corpus.entries, corpus.clips, decoding, augmentor, noisy_length, skip_bad)
+    augmentor = build_augmentor(mixing, differences.augmentation_draws) if mixing is not None else None
+    items = AudioNoiseDataset(
+        corpus.entries, corpus.clips, decoding, augmentor, differences.noisy_length, skip_bad=skipped is not None
+    )
     return AudioNoiseLoader(
         items,
         batch_size=dataset.batch_size,

@@ -1,4 +1,4 @@
-"""Going on without the audio files that cannot be used, if the user says `bad_audio: skip`. Ours alone: NeMo stops.
+"""Going on without the audio files that cannot be used, if the user says `bad_audio: skip`. NeMo stops there.
 
 An utterance that cannot be read, or is truncated, is left out of its batch. It draws no noise, and what mixes the
 batch draws for those that are left; so the same bad files and seed give the same batches. A batch of which nothing is
@@ -31,7 +31,7 @@ class LoadFailure:
 
     Args:
         error: what to report.
-        entry: the utterance whose own audio cannot be used; None for what no skipping of it would mend.
+        entry: the utterance, if it is its own audio that cannot be used; None where skipping it would not help.
     """
 
     error: UserError
@@ -40,7 +40,7 @@ class LoadFailure:
 
 @dataclass
 class PartialBatch:
-    """A batch some of whose utterances could not be used; None if that was all of them."""
+    """What is left of a batch (None: nothing), and why the rest could not be used."""
 
     batch: AudioNoiseBatch | None
     failures: list[LoadFailure]

@@ -7,11 +7,13 @@ Not here: narrow-band augmentation, frame splicing, exact padding (`config/parts
 Shapes: B batch, N samples, T frames, K STFT bins, F mel bands.
 """
 
+# ruff: noqa: F722  (shapes are no names)
+
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,9 @@ from torch import Tensor, nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.parts import Preprocessor
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 OneFrame = Literal["nan", "zero"]  # see `releases.Generation.std_of_one_frame`
 TINY_STD = 1e-5  # added to a standard deviation, so that silence is not divided by zero
@@ -43,12 +48,14 @@ class AudioToMelSpectrogramPreprocessor(nn.Module):
         if settings.use_torchaudio and differences.torchaudio_option == "obeyed":
             what = "NeMo before 2.7 computes other features with torchaudio, and the port does not"
             raise UserError(what, "model.preprocessor.use_torchaudio=true", "Set it to false.")
-        # Empty, and converted with the model: it tells which precision the features must leave in.
+        # Empty, and converted with the model: its type is that in which the features must leave.
         self.register_buffer("dtype_sentinel_tensor", torch.tensor((), dtype=torch.float32), persistent=False)
         self.featurizer = FilterbankFeatures(settings, differences)
 
     @torch.no_grad()
-    def forward(self, input_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input_signal: Float[Tensor, "B N"], length: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B F T"], Int[Tensor, " B"]]:
         """`input_signal` (B, N) and its lengths (B) in samples to features (B, F, T) and lengths in frames.
 
         In training, dither is added to a float32 `input_signal` **in place**, as in NeMo.
@@ -88,7 +95,9 @@ class FilterbankFeatures(nn.Module):
         self.register_buffer("fb", torch.from_numpy(filters_FK).unsqueeze(0))
 
     @torch.no_grad()
-    def forward(self, x: Tensor, seq_len: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Float[Tensor, "B N"], seq_len: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B F T"], Int[Tensor, " B"]]:
         """`x` (B, N) float32 and `seq_len` (B) in samples to features (B, F, T) and lengths (B) in frames."""
         frames_B = self.frames(seq_len)
         if self.training and self.dither > 0:
@@ -102,13 +111,13 @@ class FilterbankFeatures(nn.Module):
         features_BFT = features_BFT.masked_fill(~valid_BT.unsqueeze(1), self.pad_value)
         return self.pad(features_BFT), frames_B
 
-    def frames(self, samples_B: Tensor) -> Tensor:
+    def frames(self, samples_B: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
         """The number of frames in so many samples: the STFT's last frame, half beyond the end, does not count."""
         padding = self.n_fft // 2 * 2
         frames_B = torch.floor_divide(samples_B + padding - self.n_fft, self.hop_length) + self.extra_frames
         return frames_B.masked_fill(samples_B == 0, 0).to(torch.long)
 
-    def emphasise(self, x_BN: Tensor, samples_B: Tensor) -> Tensor:
+    def emphasise(self, x_BN: Float[Tensor, "B N"], samples_B: Int[Tensor, " B"]) -> Float[Tensor, "B N"]:
         """Each sample less `preemph` times the one before it; what lies beyond the utterance becomes zero."""
         if self.preemph is None:
             return x_BN
@@ -118,7 +127,7 @@ class FilterbankFeatures(nn.Module):
             x_BN = x_BN.masked_fill(~valid_BN, 0.0)
         return x_BN
 
-    def mel(self, x_BN: Tensor) -> Tensor:
+    def mel(self, x_BN: Float[Tensor, "B N"]) -> Float[Tensor, "B F T"]:
         """The mel spectrum (B, F, T). Root and power do not cancel in float32, so both are taken, as in NeMo."""
         spectrum_BKT = torch.stft(
             x_BN,
@@ -135,18 +144,20 @@ class FilterbankFeatures(nn.Module):
             power_BKT = power_BKT.pow(self.mag_power)
         return torch.matmul(self.fb.to(power_BKT.dtype), power_BKT)
 
-    def logarithm(self, mel_BFT: Tensor) -> Tensor:
+    def logarithm(self, mel_BFT: Float[Tensor, "B F T"]) -> Float[Tensor, "B F T"]:
         guard = self.log_zero_guard_value
         if isinstance(guard, str):
             guard = getattr(torch.finfo(mel_BFT.dtype), guard)
         return torch.log(mel_BFT + guard if self.log_zero_guard_type == "add" else mel_BFT.clamp(min=guard))
 
-    def pad(self, x_BFT: Tensor) -> Tensor:
+    def pad(self, x_BFT: Float[Tensor, "B F T"]) -> Float[Tensor, "B F P"]:
         missing = -x_BFT.size(-1) % self.pad_to if self.pad_to > 0 else 0
         return F.pad(x_BFT, (0, missing), value=self.pad_value) if missing else x_BFT
 
 
-def normalise_per_feature(x_BFT: Tensor, valid_BT: Tensor, std_of_one_frame: OneFrame = "zero") -> Tensor:
+def normalise_per_feature(
+    x_BFT: Float[Tensor, "B F T"], valid_BT: Bool[Tensor, "B T"], std_of_one_frame: OneFrame = "zero"
+) -> Float[Tensor, "B F T"]:
     """Every feature to mean 0 and standard deviation 1 (n - 1 in the denominator) over the valid frames."""
     valid_B1T, count_B1 = valid_BT.unsqueeze(1), valid_BT.sum(1, keepdim=True)
     mean_BF = torch.where(valid_B1T, x_BFT, 0.0).sum(2) / count_B1
@@ -158,7 +169,9 @@ def normalise_per_feature(x_BFT: Tensor, valid_BT: Tensor, std_of_one_frame: One
     return centred_BFT / (std_BF + TINY_STD).unsqueeze(2)
 
 
-def normalise_all_features(x_BFT: Tensor, valid_BT: Tensor, std_of_one_frame: OneFrame = "zero") -> Tensor:
+def normalise_all_features(
+    x_BFT: Float[Tensor, "B F T"], valid_BT: Bool[Tensor, "B T"], std_of_one_frame: OneFrame = "zero"
+) -> Float[Tensor, "B F T"]:
     """Every utterance to mean 0 and standard deviation 1, over its valid frames and all features (never but one)."""
     utterances = [x_FT[:, :frames] for x_FT, frames in zip(x_BFT, valid_BT.sum(1).tolist(), strict=True)]
     mean_B11 = torch.stack([x.mean() for x in utterances]).view(-1, 1, 1)

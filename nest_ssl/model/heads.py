@@ -5,14 +5,20 @@ Source: NeMo 3.0.0 `nemo.collections.asr.modules.ssl_modules.multi_softmax_decod
 Shapes: B batch, T time, D model width, C codes, H codebooks.
 """
 
+# ruff: noqa: F722  (shapes are no names)
+
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nest_ssl.config.parts import Decoder
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 INITIALISATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "xavier_uniform": nn.init.xavier_uniform_,
@@ -35,7 +41,7 @@ class MultiSoftmaxDecoder(nn.Module):
         INITIALISATIONS[settings.init_mode](linear.weight)  # drawn again; the bias keeps torch's own draw
         self.decoder_layers = nn.Sequential(linear)
 
-    def forward(self, encoder_output: Tensor) -> Tensor:
+    def forward(self, encoder_output: Float[Tensor, "B D T"]) -> Float[Tensor, "B T C *H"]:
         """Encodings (B, D, T) to log-probabilities (B, T, C, H)."""
         logits_BTX = self.decoder_layers(encoder_output).transpose(1, 2)
         logits_BTCH = logits_BTX.reshape(*logits_BTX.shape[:2], self.num_classes, self.num_decoders)

@@ -6,12 +6,19 @@ trainer gives them, and not used.
 Shapes: B batch, F features, T frames, S tokens, K tokens that count, C codes, H codebooks.
 """
 
+# ruff: noqa: F722  (shapes are no names)
+
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nest_ssl.config.parts import Loss
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 class MLMLoss(nn.Module):
@@ -31,12 +38,12 @@ class MLMLoss(nn.Module):
 
     def forward(
         self,
-        decoder_outputs: Tensor,
-        targets: Tensor,
-        decoder_lengths: Tensor | None = None,
-        target_lengths: Tensor | None = None,
-        spec_masks: Tensor | None = None,
-    ) -> Tensor:
+        decoder_outputs: Float[Tensor, "B S C"],
+        targets: Int[Tensor, "B _"],
+        decoder_lengths: Int[Tensor, " B"] | None = None,
+        target_lengths: Int[Tensor, " B"] | None = None,
+        spec_masks: Float[Tensor, "B F T"] | None = None,
+    ) -> Float[Tensor, ""]:
         """`decoder_outputs` (B, S, C), `targets` (B, S) and `spec_masks` (B, F, T), 1 where masked, to a scalar."""
         assert spec_masks is not None
         batch, _, frames = spec_masks.shape
@@ -62,15 +69,15 @@ class MultiMLMLoss(nn.Module):
 
     def forward(
         self,
-        masks: Tensor,
-        decoder_outputs: Tensor,
-        targets: Tensor,
-        decoder_lengths: Tensor | None = None,
-        target_lengths: Tensor | None = None,
-    ) -> Tensor:
+        masks: Float[Tensor, "B F T"],
+        decoder_outputs: Float[Tensor, "B S C *H"],
+        targets: Int[Tensor, "B _ *H"],
+        decoder_lengths: Int[Tensor, " B"] | None = None,
+        target_lengths: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, ""]:
         """`masks` (B, F, T), `decoder_outputs` (B, S, C, H) and `targets` (B, S, H) to a scalar."""
 
-        def loss_of_one(outputs_BSC: Tensor, targets_BS: Tensor) -> Tensor:
+        def loss_of_one(outputs_BSC: Float[Tensor, "B S C"], targets_BS: Float[Tensor, "B S"]) -> Float[Tensor, ""]:
             loss: Tensor = self.mlm_loss(
                 spec_masks=masks,
                 decoder_outputs=outputs_BSC,

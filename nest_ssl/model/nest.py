@@ -30,10 +30,12 @@ Norms, position biases (zeros) and the loss draw nothing.
 Shapes: B batch, N samples, F features, T frames, S tokens (T / 8), C codes, H codebooks.
 """
 
+# ruff: noqa: F722  (shapes are no names)
+
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -49,13 +51,16 @@ from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer
 from nest_ssl.releases import NEWEST
 from nest_ssl.releases import generation as differences_of
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 class NestModel(nn.Module):
     """The model, without its training. With Lightning: ``class Trainable(NestModel, LightningModule)``, in this order.
 
     Args:
         cfg: NeMo's `model:` section, resolved.
-        generation: of NeMo, whose numbers to reproduce, a key of `releases.GENERATIONS`.
+        generation: that of the NeMo to be exact with, a key of `releases.GENERATIONS`.
 
     Raises:
         UserError: a key or value that is unknown, missing or not supported.
@@ -83,20 +88,20 @@ class NestModel(nn.Module):
 
     def forward(
         self,
-        input_signal: Tensor | None = None,
-        input_signal_length: Tensor | None = None,
-        processed_signal: Tensor | None = None,
-        processed_signal_length: Tensor | None = None,
-        noise_signal: Tensor | None = None,
-        noise_signal_length: Tensor | None = None,
-        processed_noise_signal: Tensor | None = None,
-        processed_noise_signal_length: Tensor | None = None,
-        noisy_input_signal: Tensor | None = None,
-        noisy_input_signal_length: Tensor | None = None,
-        processed_noisy_input_signal: Tensor | None = None,
-        processed_noisy_input_signal_length: Tensor | None = None,
+        input_signal: Float[Tensor, "B N"] | None = None,
+        input_signal_length: Int[Tensor, " B"] | None = None,
+        processed_signal: Float[Tensor, "B F _"] | None = None,
+        processed_signal_length: Int[Tensor, " B"] | None = None,
+        noise_signal: Float[Tensor, "B _"] | None = None,
+        noise_signal_length: Int[Tensor, " B"] | None = None,
+        processed_noise_signal: Float[Tensor, "B F _"] | None = None,
+        processed_noise_signal_length: Int[Tensor, " B"] | None = None,
+        noisy_input_signal: Float[Tensor, "B N"] | None = None,
+        noisy_input_signal_length: Int[Tensor, " B"] | None = None,
+        processed_noisy_input_signal: Float[Tensor, "B F _"] | None = None,
+        processed_noisy_input_signal_length: Int[Tensor, " B"] | None = None,
         apply_mask: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "B S C *H"], Int[Tensor, " B"], Float[Tensor, "B F T"], Int[Tensor, "B _ *H"]]:
         """Clean audio `input_signal` and `noisy_input_signal` (B, N), each with its lengths (B), or features of either.
 
         The noise alone is not used. In training, dither is added to the audio in place.
@@ -124,8 +129,12 @@ class NestModel(nn.Module):
         return log_probs_BSCH, encoded_length_B, masks_BFT, tokens_BSH
 
     def features(
-        self, audio: Tensor | None, audio_length: Tensor | None, ready: Tensor | None, ready_length: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        audio: Float[Tensor, "B N"] | None,
+        audio_length: Int[Tensor, " B"] | None,
+        ready: Float[Tensor, "B F T"] | None,
+        ready_length: Int[Tensor, " B"] | None,
+    ) -> tuple[Float[Tensor, "B F T"], Int[Tensor, " B"]]:
         """Features (B, F, T) and lengths of the audio, unless they are `ready`."""
         has_audio = audio is not None and audio_length is not None
         if has_audio == (ready is not None and ready_length is not None):

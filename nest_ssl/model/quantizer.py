@@ -7,13 +7,20 @@ Shapes: B batch, F features, T frames, S tokens (T / combine_time_steps), H code
 R rows to look up, U different rows.
 """
 
+# ruff: noqa: F722  (shapes are no names)
+
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nest_ssl.config.parts import Quantizer
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 DECISIVE_MARGIN = 1e-9  # a lead in score that puts the nearest code beyond doubt
 SCORES_AT_ONCE = 2**20  # 8 MB, which caches hold: twice as fast as all at once, and memory does not grow with the batch
@@ -37,7 +44,7 @@ class RandomProjectionVectorQuantizer(nn.Module):
         if settings.freeze:
             self.requires_grad_(False).eval()
 
-    def forward(self, input_signal: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, input_signal: Float[Tensor, "B _ _"]) -> tuple[Float[Tensor, "B _ _ *H"], Int[Tensor, "B S *H"]]:
         """Features (B, F, T) to code vectors (B, D, S, H), or (B, S, D, H) if `time_ahead`, and tokens (B, S, H)."""
         x_BTF = input_signal if self.time_ahead else input_signal.transpose(1, 2)
         batch, steps = x_BTF.size(0), x_BTF.size(1) // self.combine_time_steps
@@ -55,7 +62,7 @@ class RandomProjectionVectorQuantizer(nn.Module):
             return vectors.squeeze(-1), tokens_BSH.squeeze(-1)
         return vectors, tokens_BSH
 
-    def vectors(self, tokens_BSH: Tensor) -> Tensor:
+    def vectors(self, tokens_BSH: Int[Tensor, "B S H"]) -> Float[Tensor, "B _ _ H"]:
         """The code vectors, as NeMo lays them out: with several codebooks it reads (B, H, S, D) as (B, S, D, H)."""
         batch, steps, books = tokens_BSH.shape
         all_codes_BSH = tokens_BSH + self.num_classes * torch.arange(books, device=tokens_BSH.device)
@@ -65,7 +72,7 @@ class RandomProjectionVectorQuantizer(nn.Module):
 
 
 @torch.no_grad()
-def nearest_codes(x_RD: Tensor, codes_CD: Tensor) -> Tensor:
+def nearest_codes(x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"]) -> Int[Tensor, " R"]:
     """The index (R) of the code nearest to each row: NeMo's own choice, ties and rounding included, many times faster.
 
     NeMo takes, in float64, the first least of |x - c|. As |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), the largest score
@@ -86,13 +93,15 @@ def nearest_codes(x_RD: Tensor, codes_CD: Tensor) -> Tensor:
     return tokens_R
 
 
-def distances(x_RD: Tensor, codes_CD: Tensor) -> Tensor:
+def distances(x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"]) -> Float[Tensor, "R C"]:
     """Euclidean distances (R, C) in NeMo's arithmetic: the codes' type, summed over D, codes side by side in memory."""
     distances_RC: Tensor = (x_RD.unsqueeze(-1) - codes_CD.T.unsqueeze(0)).norm(dim=-2)
     return distances_RC
 
 
-def _best_scores(x_RD: Tensor, codes_CD: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
+def _best_scores(
+    x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"], bias_C: Float[Tensor, " C"]
+) -> tuple[Float[Tensor, " R"], Int[Tensor, " R"]]:
     """By how much the code with the largest score leads (R), and its index (R)."""
     scores, indices = torch.addmm(bias_C, x_RD.to(codes_CD.dtype), codes_CD.T).topk(2, dim=-1)
     return scores[:, 0] - scores[:, 1], indices[:, 0]

@@ -16,14 +16,13 @@ from torch.utils.data import DataLoader
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
-from nest_ssl.config.section import read
+from nest_ssl.config.section import plain, read
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
-from nest_ssl.model.build import plain
 from nest_ssl.model.nest import NestModel
-from nest_ssl.releases import NEWEST, concerning, generation
+from nest_ssl.releases import NEWEST, generation
 from nest_ssl.train.checkpoint.lightning_checkpoint import hyper_parameters, load_checkpoint
 from nest_ssl.train.optim import build_optimizer
 from nest_ssl.train.schedules import build_schedule, planned_steps
@@ -55,7 +54,7 @@ class NestModule(NestModel, LightningModule):
         self.loss.mlm_loss.no_masked_token = no_masked_token
         self.save_hyperparameters({"cfg": plain(cfg)})  # for loggers, as NeMo; builtins, for checkpoints hold them too
         self.settings, self.generation, self.skipped = cfg, release, skipped
-        data = {"skipped": skipped, "corpora": corpora, **concerning(build_dataloader, generation(release))}
+        data: dict[str, Any] = {"skipped": skipped, "corpora": corpora, "differences": generation(release)}
         train, rate = None if cfg.get("train_ds") is None else read(Dataset, cfg.train_ds, "train_ds"), cfg.sample_rate
         self._train_loader = build_dataloader(train, rate, shuffle=True, training=True, **data)
         sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []

@@ -28,7 +28,7 @@ from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.practice.corpus import read_checksums, write_corpus
-from nest_ssl.releases import concerning, generation
+from nest_ssl.releases import generation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # NeMo's and its libraries' own
 
@@ -255,8 +255,7 @@ def nemo_model(release: str) -> Any:
 @pytest.fixture(scope="module")
 def build_ours(release: str) -> Callable[[dict[str, Any]], Any]:
     """`build_ours(section)`: our loader, of the generation of the NeMo that is installed."""
-    differences = concerning(build_dataloader, generation(release))
-    return lambda section: build_dataloader(read(Dataset, section), RATE, **differences)
+    return lambda section: build_dataloader(read(Dataset, section), RATE, differences=generation(release))
 
 
 def seed(value: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable
@@ -94,6 +95,15 @@ def test_compare_alone_trains_nothing(make: Make, fake_python: Any) -> None:
     assert fake_python.scripts == ["compare_outputs.py"]
 
 
+def clean(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """In a checkout of its own, beside what the runs wrote."""
+    checkout = out / "checkout"
+    (checkout / "data" / "dummy_ssl").mkdir(parents=True)
+    (checkout / "scripts").mkdir()
+    shutil.copy(root / "scripts" / "clean.sh", checkout / "scripts")
+    return subprocess.run([checkout / "scripts/clean.sh", out], capture_output=True, text=True, timeout=60)
+
+
 def test_clean_removes_recordings_and_nothing_that_only_has_such_a_name(root: Path, tmp_path: Path) -> None:
     gone = ["nemo/recording.json", "nemo/step_0/x", "report/report.json", "nemo.log", ".nemo.partial-1@elsewhere/x"]
     kept = ["notes.txt", "twin/recording.json", "nest/precious", "nest.log", "train/recording/recording.json"]
@@ -101,7 +111,8 @@ def test_clean_removes_recordings_and_nothing_that_only_has_such_a_name(root: Pa
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     os.utime(tmp_path / ".nemo.partial-1@elsewhere", (0, 0))  # of another machine, and old
-    done = subprocess.run([root / "scripts/clean.sh", tmp_path], capture_output=True, text=True, timeout=60)
+    done = clean(root, tmp_path)
+    assert not (tmp_path / "checkout" / "data" / "dummy_ssl").exists()
     assert done.stderr == f"clean: {tmp_path}/nest holds no recording.json, left alone\n"
     assert [name for name in gone if (tmp_path / name).exists()] == []
     assert [name for name in kept if not (tmp_path / name).exists()] == []
@@ -113,7 +124,9 @@ def test_clean_leaves_what_is_being_written(root: Path, tmp_path: Path) -> None:
         for path in (tmp_path / name / "recording.json", tmp_path / f".{name}.partial-{process}@{host}" / "x"):
             path.parent.mkdir()
             path.touch()
-    done = subprocess.run([root / "scripts/clean.sh", tmp_path], capture_output=True, text=True, timeout=60)
+    done = clean(root, tmp_path)
+    assert (tmp_path / "checkout" / "data" / "dummy_ssl").exists()
+    shutil.rmtree(tmp_path / "checkout")
     assert done.stderr == f"clean: {tmp_path}/nest is being written, left alone\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == [f".nest.partial-{os.getpid()}@{host}", "nest"]
 

@@ -218,6 +218,8 @@ def test_a_sweep_is_not_an_experiment(override: str) -> None:
         # what the port does not have
         ("model.train_ds.is_tarred=true", "Unpack the tar files"),
         ("model.optim.name=novograd", "Exact with NeMo's are: adamw, adam, sgd."),
+        ("model.optim={name:novograd,luc:true}", "not supported: novograd: model.optim.name. Exact with NeMo's are"),
+        ("model.optim._target_=torch.optim.RAdam", "not supported: torch.optim.RAdam: model.optim._target_"),
         ("model.optim.sched.name=PolynomialDecayAnnealing", "Exact with NeMo's are: NoamAnnealing, NoamHoldAnnealing"),
         ("model.optim.sched.name=CosineAnnealing", "Remove it: ~model.optim.sched.d_model."),
         ("model.optim.sched=null", "For a constant rate remove it: ~model.optim.sched."),

@@ -102,7 +102,7 @@ def test_a_rate_of_11_hz_as_noise_stops(section: Section, manifest: Callable[...
     data[24:28] = (11).to_bytes(4, "little")
     (tmp_path / "slow.wav").write_bytes(data)
     section["noise_manifest"] = manifest({"audio_filepath": "slow.wav"}, name="noise.json")
-    with pytest.raises(UserError, match=r"header says 11 Hz: .*slow.wav \(.*noise.json, line 1\)"):
+    with pytest.raises(UserError, match=r"a sampling rate of 11 Hz in its header: .*slow.wav \(.*noise.json, line 1\)"):
         check_dataset(read(Dataset, section), 16_000)
 
 

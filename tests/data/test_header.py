@@ -178,7 +178,10 @@ def test_a_rate_that_nothing_has(rate: int, folder: Path) -> None:
     data[24:28] = struct.pack("<I", rate)
     (folder / "rate.wav").write_bytes(data)
     problem = both_say(folder / "rate.wav")
-    assert isinstance(problem, UnfitAudio) and problem.what == f"an audio file whose header says {rate:,} Hz"
+    assert (
+        isinstance(problem, UnfitAudio)
+        and problem.what == f"an audio file with a sampling rate of {rate:,} Hz in its header"
+    )
 
 
 @pytest.mark.parametrize("rate", [1_000, 8_000, 11_025, 44_100, 192_000, 1_000_000])

@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nest_ssl.config.section import read
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
+from nest_ssl.releases import GENERATIONS
 
 Section = dict[str, Any]
 # Python 3.12 warns of fork in a process with threads, torch of more workers than cores.
@@ -193,9 +195,8 @@ def test_the_augmentation_draws_from_the_generator_asked_for(section: Section) -
     def first(draws: str, python_seed: int, numpy_seed: int) -> torch.Tensor:
         random.seed(python_seed)
         np.random.seed(numpy_seed)
-        loader = build_dataloader(
-            read(Dataset, {**section, "batch_augmentor": mixing}), 16_000, augmentation_draws=draws
-        )
+        row = replace(GENERATIONS["3.0"], augmentation_draws=draws)
+        loader = build_dataloader(read(Dataset, {**section, "batch_augmentor": mixing}), 16_000, differences=row)
         return next(iter(loader)).noise
 
     for draws, python_counts in (("python", True), ("numpy", False)):
@@ -218,7 +219,7 @@ def test_what_takes_pydub_is_told_where_there_is_none(
     skipped = SkippedAudio()
     for how in ({}, {"skipped": skipped}):
         with pytest.raises(UserError) as raised:
-            next(iter(build_dataloader(read(Dataset, section), 16_000, audio_reader="pydub", **how)))
+            next(iter(build_dataloader(read(Dataset, section), 16_000, differences=GENERATIONS["2.7"], **how)))
         assert str(raised.value) == (
             "NeMo before 3.0 reads this audio file through pydub, which is not installed here: "
             f"{tmp_path}/a.WAV ({tmp_path}/m.json, line 1). "

@@ -92,7 +92,7 @@ def test_bad_clips_cost_their_draws(draws: list[Draw], tmp_path: Path, caplog: p
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("nan.wav", "samples that are no numbers"), ("slow.wav", "header says 11 Hz"),
+    ("nan.wav", "samples that are no numbers"), ("slow.wav", "a sampling rate of 11 Hz in its header"),
 ])  # fmt: skip
 def test_a_clip_that_nemo_would_train_on_and_must_not_be(name: str, message: str, tmp_path: Path) -> None:
     clip(tmp_path / "nan.wav", np.array([0.5] * 800 + [np.nan]), subtype="FLOAT")

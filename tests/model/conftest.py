@@ -1,13 +1,19 @@
-"""The tiny model's configuration, as `size=tiny` gives it."""
+"""The tiny model's configuration, as `size=tiny` gives it; and shapes, checked at every call of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import beartype
+import jaxtyping
 import pytest
 import torch
 
+from nest_ssl import model
 from nest_ssl.config.compose import compose
 from nest_ssl.model.nest import NestModel
 
@@ -27,3 +33,30 @@ def build(tiny: dict[str, Any]) -> Callable[..., NestModel]:
         return NestModel(tiny)
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shapes_are_checked() -> Iterator[None]:
+    """Every annotation `Float[Tensor, "B T D"]` in nest_ssl.model holds, one letter meaning one size within a call.
+
+    The annotations cost nothing elsewhere: jaxtyping is imported for type checkers and for tests alone.
+    """
+    names = [info.name for info in pkgutil.walk_packages(model.__path__, f"{model.__name__}.")]
+    modules = [importlib.import_module(name) for name in names]
+    check = jaxtyping.jaxtyped(typechecker=beartype.beartype)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            for kind in (jaxtyping.Bool, jaxtyping.Float, jaxtyping.Int):
+                patch.setattr(module, kind.__name__, kind, raising=False)
+        for module in modules:
+            for name, value in list(vars(module).items()):
+                if getattr(value, "__module__", None) != module.__name__:
+                    continue
+                for owner, key, function in [(module, name, value), *((value, *item) for item in methods(value))]:
+                    if inspect.isfunction(function) and "Tensor" in str(function.__annotations__):
+                        patch.setattr(owner, key, check(function))
+        yield
+
+
+def methods(value: Any) -> list[tuple[str, Any]]:
+    return list(vars(value).items()) if inspect.isclass(value) else []

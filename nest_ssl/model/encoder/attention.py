@@ -7,12 +7,18 @@ Not here: local and absolute-position attention, streaming caches, SDPA.
 Shapes: B batch, T time, P relative positions (2T - 1, from T - 1 down to -(T - 1)), D model width, h heads, k = D / h.
 """
 
+# ruff: noqa: F722  (shapes are no names)
+
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 MASKED_SCORE = -10000.0
 WAVELENGTHS = 10000.0  # the longest sinusoid, in positions (and 2 pi)
@@ -44,7 +50,9 @@ class RelPositionalEncoding(nn.Module):
         if self.pe.size(1) < 2 * length - 1:
             self.pe = sinusoids(length, self.pe.size(2), self.pe.device).to(self.pe.dtype)
 
-    def forward(self, x: Tensor, cache_len: int = 0) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], cache_len: int = 0
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "1 P D"]]:
         """Input (B, T, D) to scaled input and encodings (1, P, D). `cache_len` is NeMo's, for streaming: always 0."""
         if self.xscale:
             x = x * self.xscale
@@ -98,8 +106,14 @@ class RelPositionMultiHeadAttention(nn.Module):
         self.pos_bias_v = nn.Parameter(torch.zeros(self.h, self.d_k)) if pos_bias_v is None else pos_bias_v
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, pos_emb: Tensor, cache: None = None
-    ) -> Tensor:
+        self,
+        query: Float[Tensor, "B T D"],
+        key: Float[Tensor, "B T D"],
+        value: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "B T T"] | None,
+        pos_emb: Float[Tensor, "1 P D"],
+        cache: None = None,
+    ) -> Float[Tensor, "B T D"]:
         """`query`, `key` and `value` (B, T, D) to (B, T, D).
 
         `mask` (B, T, T) is true where nothing may be seen, `pos_emb` (1, P, D); `cache`, for streaming, is always None.
@@ -120,11 +134,11 @@ class RelPositionMultiHeadAttention(nn.Module):
         x_BTD: Tensor = self.linear_out(x_BhTk.transpose(1, 2).reshape(query.size(0), -1, self.h * self.d_k))
         return x_BTD
 
-    def _heads(self, x_BTD: Tensor) -> Tensor:
+    def _heads(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T h k"]:
         return x_BTD.view(x_BTD.size(0), -1, self.h, self.d_k)
 
 
-def by_pair(scores_BhTP: Tensor) -> Tensor:
+def by_pair(scores_BhTP: Float[Tensor, "B h T P"]) -> Float[Tensor, "B h T T"]:
     """Scores by distance to scores by pair of frames: out[i, j] = in[i, T - 1 - i + j] (B, h, T, T), a view.
 
     Read on from element T - 1 in rows shorter by one, so that each row begins one element further left. (NeMo pads and
@@ -137,7 +151,9 @@ def by_pair(scores_BhTP: Tensor) -> Tensor:
     return shifted.view(batch, heads, frames, distances - 1)[..., :frames]
 
 
-def masked_softmax(scores_BhTT: Tensor, mask_BTT: Tensor | None) -> Tensor:
+def masked_softmax(
+    scores_BhTT: Float[Tensor, "B h T T"], mask_BTT: Bool[Tensor, "B T T"] | None
+) -> Float[Tensor, "B h T T"]:
     """Probabilities that are zero where masked, also in rows where everything is."""
     if mask_BTT is None:
         return torch.softmax(scores_BhTT, dim=-1)

@@ -7,9 +7,12 @@ Not here: streaming, limited context, reduction, stochastic depth, adapters (`co
 Shapes: B batch, T time (frames before subsampling, vectors after), F features, D model width.
 """
 
+# ruff: noqa: F722  (shapes are no names)
+
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed
@@ -20,6 +23,9 @@ from nest_ssl.model.encoder.attention import RelPositionalEncoding
 from nest_ssl.model.encoder.layer import ConformerLayer, Swish
 from nest_ssl.model.encoder.subsampling import ConvSubsampling
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 class ConformerEncoder(nn.Module):
@@ -46,8 +52,10 @@ class ConformerEncoder(nn.Module):
         has_projection = settings.feat_out > 0 and settings.feat_out != d_model
         self.out_proj = nn.Linear(d_model, settings.feat_out) if has_projection else None
 
-    def forward(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, F, T) and lengths (B) to encodings (B, D, T') and lengths."""
+    def forward(
+        self, audio_signal: Float[Tensor, "B F T"], length: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B D S"], Int[Tensor, " B"]]:
+        """Features (B, F, T) and lengths (B) to encodings (B, D, S) and lengths."""
         self._extend_positions(audio_signal.size(2), audio_signal.device)
         x_BTD, length = self.pre_encode(x=audio_signal.transpose(1, 2), lengths=length)
         length = length.to(torch.int64)

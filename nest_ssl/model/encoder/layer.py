@@ -7,15 +7,21 @@ there so that calls read alike on both sides.
 Shapes: B batch, T time, D model width.
 """
 
+# ruff: noqa: F722  (shapes are no names)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nest_ssl.config.parts import Encoder
 from nest_ssl.model.encoder.attention import RelPositionMultiHeadAttention
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 class Swish(nn.SiLU):
@@ -29,7 +35,7 @@ class CausalConv1D(nn.Conv1d):
         super().__init__(channels, channels, kernel_size, groups=channels, bias=bias)
         self.context = tuple(context)
 
-    def forward(self, x: Tensor, cache: None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "B D T"], cache: None = None) -> Float[Tensor, "B D T"]:
         """(B, D, T) to (B, D, T)."""
         return super().forward(F.pad(x, self.context))
 
@@ -44,7 +50,7 @@ class ConformerFeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear2 = nn.Linear(d_ff, d_model, bias=use_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """(B, T, D) to (B, T, D)."""
         x_BTD: Tensor = self.linear2(self.dropout(self.activation(self.linear1(x))))
         return x_BTD
@@ -61,7 +67,9 @@ class ConformerConvolution(nn.Module):
         self.activation = Swish()
         self.pointwise_conv2 = nn.Conv1d(d_model, d_model, kernel_size=1, bias=use_bias)
 
-    def forward(self, x: Tensor, pad_mask: Tensor | None = None, cache: None = None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "B T D"], pad_mask: Bool[Tensor, "B T"] | None = None, cache: None = None
+    ) -> Float[Tensor, "B T D"]:
         """`x` (B, T, D) and `pad_mask` (B, T), true beyond the end, to (B, T, D): a transposed view."""
         x_BDT = F.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
         if pad_mask is not None:
@@ -99,13 +107,13 @@ class ConformerLayer(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        att_mask: Tensor | None = None,
-        pos_emb: Tensor | None = None,
-        pad_mask: Tensor | None = None,
+        x: Float[Tensor, "B T D"],
+        att_mask: Bool[Tensor, "B T T"] | None = None,
+        pos_emb: Float[Tensor, "1 P D"] | None = None,
+        pad_mask: Bool[Tensor, "B T"] | None = None,
         cache_last_channel: None = None,
         cache_last_time: None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "B T D"]:
         """(B, T, D) to (B, T, D). Masks are true where nothing may be seen: `att_mask` (B, T, T), `pad_mask` (B, T)."""
         x = x + self.dropout(self.feed_forward1(self.norm_feed_forward1(x))) * 0.5
         y = self.norm_self_att(x)

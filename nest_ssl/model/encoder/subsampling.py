@@ -3,14 +3,16 @@
 Source: FastConformer (arXiv 2305.05084, section 2.1) for `dw_striding`; NeMo 3.0.0
 `nemo.collections.asr.parts.submodules.subsampling` (before 2.5 frames beyond an utterance are not masked).
 
-Shapes: B batch, T frames (fewer after each strided convolution), F features, C channels, D model width.
+Shapes: B batch, T frames and F features (S and G of them after the strided convolutions), C channels, D model width.
 """
+
+# ruff: noqa: F722  (shapes are no names)
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ from torch import Tensor, nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.parts import Encoder
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 KERNEL, STRIDE, PADDING = 3, 2, 1
 MAX_ELEMENTS = 2**31  # a tensor with more cannot be indexed by some kernels
@@ -44,8 +49,10 @@ class ConvSubsampling(nn.Module):
         self.conv = MaskedConvSequential(*layers) if differences.subsampling_mask else nn.Sequential(*layers)
         self.stages, self.length_dtype = stages, LENGTH_DTYPES[differences.subsampled_length]
 
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, T, F) and lengths (B) to vectors (B, T', D) and lengths."""
+    def forward(
+        self, x: Float[Tensor, "B T F"], lengths: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B S D"], Int[Tensor, " B"]]:
+        """Features (B, T, F) and lengths (B) to vectors (B, S, D) and lengths."""
         parts = self.parts(x)
         if parts == 1:
             x_BCTF, lengths = self.convolve(x, lengths)
@@ -57,8 +64,10 @@ class ConvSubsampling(nn.Module):
         batch, _, frames, _ = x_BCTF.shape
         return self.out(x_BCTF.transpose(1, 2).reshape(batch, frames, -1)), lengths.to(self.length_dtype)
 
-    def convolve(self, x_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The convolutions of one part, (B, C, T', F'), and lengths."""
+    def convolve(
+        self, x_BTF: Float[Tensor, "B T F"], lengths_B: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B C S G"], Int[Tensor, " B"]]:
+        """The convolutions of one part, (B, C, S, G), and lengths."""
         if isinstance(self.conv, MaskedConvSequential):
             masked: tuple[Tensor, Tensor] = self.conv(x_BTF, lengths_B)
             return masked
@@ -66,7 +75,7 @@ class ConvSubsampling(nn.Module):
             lengths_B = conv_length(lengths_B, KERNEL, STRIDE, PADDING)
         return self.conv(x_BTF.unsqueeze(1)), lengths_B
 
-    def parts(self, x_BTF: Tensor) -> int:
+    def parts(self, x_BTF: Float[Tensor, "B T F"]) -> int:
         """Into how many parts to split the batch, so that the first convolution's output stays below 2^31 elements."""
         if self.chunking_factor > 1:
             return self.chunking_factor
@@ -86,8 +95,10 @@ class ConvSubsampling(nn.Module):
 class MaskedConvSequential(nn.Sequential):
     """Convolutions that see nothing beyond the end of an utterance: frames past it are zeroed before every layer."""
 
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Features (B, T, F) and lengths (B) to (B, C, T', F') and lengths."""
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "B T F"], lengths: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B C S G"], Int[Tensor, " B"]]:
+        """Features (B, T, F) and lengths (B) to (B, C, S, G) and lengths."""
         x_BCTF = x.unsqueeze(1)
         mask_B1T1 = _time_mask(x_BCTF, lengths)
         for layer in self:
@@ -103,7 +114,7 @@ def conv_length(length: Length, kernel: int, stride: int, padding: int) -> Lengt
     return (length + 2 * padding - kernel) // stride + 1
 
 
-def _time_mask(x_BCTF: Tensor, lengths_B: Tensor) -> Tensor:
+def _time_mask(x_BCTF: Float[Tensor, "B C T F"], lengths_B: Int[Tensor, " B"]) -> Tensor:
     valid_BT = torch.arange(x_BCTF.size(2), device=x_BCTF.device) < lengths_B.unsqueeze(1)
     return valid_BT[:, None, :, None].to(x_BCTF.dtype)
 

@@ -1,15 +1,17 @@
 """Masked blocks as NeMo before 3.0 draws them: utterance by utterance, one small block where audio is short.
 
 Source: NeMo 2.4.1 and 2.7.3 `nemo.collections.asr.modules.ssl_modules.masking`; what they do differently is in
-`releases.Generation`. The draws are theirs, one call each; what is made of them is not a loop over frames.
+`releases.Generation`. The draws are NeMo's, one call each; what is made of them is not a loop over frames.
 
 Shapes: B batch, T frames, P blocks of all utterances.
 """
 
+# ruff: noqa: F722  (shapes are no names)
+
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,18 +21,21 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.config.parts import Masking
 from nest_ssl.releases import Generation
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
 SHORT_BLOCK = 8  # frames
 
 
 class Blocks(NamedTuple):
-    """Blocks in the order drawn (P), on the CPU: whose they are, first frame, frame after the last."""
+    """Blocks in the order drawn (P), on the CPU: number of the utterance, first frame, frame after the last."""
 
     utterances: Tensor
     starts: Tensor
     ends: Tensor
 
 
-def overlapping_by_utterance(lengths_B: Tensor, settings: Masking, differences: Generation) -> Blocks:
+def overlapping_by_utterance(lengths_B: Int[Tensor, " B"], settings: Masking, differences: Generation) -> Blocks:
     """Blocks may overlap: a binomial number of them for each utterance, at different frames, cut at its end."""
     device = lengths_B.device if differences.block_device == "features" else torch.device("cpu")
     exact_B = lengths_B.double() if differences.short_audio_rule == "float64" else lengths_B
@@ -48,7 +53,7 @@ def overlapping_by_utterance(lengths_B: Tensor, settings: Masking, differences: 
     return drawn._replace(ends=torch.minimum(drawn.ends, torch.tensor(lengths)[drawn.utterances]))
 
 
-def separate_by_utterance(lengths_B: Tensor, settings: Masking, differences: Generation) -> Blocks:
+def separate_by_utterance(lengths_B: Int[Tensor, " B"], settings: Masking, differences: Generation) -> Blocks:
     """Blocks do not overlap: slots of a grid with a random offset, which may push the last ones beyond the utterance.
 
     Raises:
@@ -71,7 +76,7 @@ def separate_by_utterance(lengths_B: Tensor, settings: Masking, differences: Gen
     return _join(blocks)
 
 
-def mask_of(blocks: Blocks, batch: int, frames: int) -> Tensor:
+def mask_of(blocks: Blocks, batch: int, frames: int) -> Bool[Tensor, "B T"]:
     """A mask (B, T), true within a block; what lies beyond the last frame is cut off."""
     depth = torch.zeros(batch, frames + 1, dtype=torch.long)  # how many blocks a frame lies in, as steps up and down
     for places, step in ((blocks.starts, 1), (blocks.ends, -1)):
@@ -79,7 +84,7 @@ def mask_of(blocks: Blocks, batch: int, frames: int) -> Tensor:
     return depth.cumsum(1)[:, :frames] > 0
 
 
-def _too_short(lengths_B: Tensor, settings: Masking) -> list[bool]:
+def _too_short(lengths_B: Int[Tensor, " B"] | Float[Tensor, " B"], settings: Masking) -> list[bool]:
     """Whether a block would be too large a part of the utterance. Rounding of the product decides where it just is."""
     return (settings.block_size >= lengths_B * settings.max_mask_ratio).tolist()
 

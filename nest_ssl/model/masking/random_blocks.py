@@ -6,7 +6,11 @@ Source: NeMo `nemo.collections.asr.modules.ssl_modules.masking`. Release 3.0.0 d
 Shapes: B batch, F features, T frames.
 """
 
+# ruff: noqa: F722  (shapes are no names)
+
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +20,9 @@ from nest_ssl.config.parts import Masking
 from nest_ssl.model.masking.per_utterance import Blocks, mask_of, overlapping_by_utterance, separate_by_utterance
 from nest_ssl.model.masking.whole_batch import overlapping_blocks, separate_blocks
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 
 class RandomBlockMasking(nn.Module):
@@ -38,19 +45,25 @@ class RandomBlockMasking(nn.Module):
         if settings.freeze:
             self.requires_grad_(False).eval()
 
-    def forward(self, input_feats: Tensor, input_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input_feats: Float[Tensor, "B F T"], input_lengths: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
         """Features (B, F, T) and their lengths (B) to masked features and the mask (B, F, T), 1 where masked."""
         if self.differences.block_draw == "whole_batch":
             return self.mask_whole_batch(input_feats, input_lengths)
         return self.mask_per_utterance(input_feats, input_lengths)
 
-    def mask_whole_batch(self, x_BFT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    def mask_whole_batch(
+        self, x_BFT: Float[Tensor, "B F T"], lengths_B: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
         draw = overlapping_blocks if self.settings.allow_overlap else separate_blocks
         mask_B1T = draw(lengths_B, x_BFT.size(2), self.block_size, self.mask_prob).unsqueeze(1)
         masked_BFT = torch.where(mask_B1T, self.mask_embedding.view(1, -1, 1), x_BFT)
         return masked_BFT, mask_B1T.to(x_BFT.dtype).expand_as(x_BFT)
 
-    def mask_per_utterance(self, x_BFT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    def mask_per_utterance(
+        self, x_BFT: Float[Tensor, "B F T"], lengths_B: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
         draw = overlapping_by_utterance if self.settings.allow_overlap else separate_by_utterance
         blocks = draw(lengths_B, self.settings, self.differences)
         if self.differences.mask_writing == "indices":
@@ -59,7 +72,9 @@ class RandomBlockMasking(nn.Module):
         masks_BFT = mask_BT.unsqueeze(1).to(x_BFT.dtype).expand_as(x_BFT).contiguous()
         return self.write(x_BFT, blocks, mask_BT), masks_BFT
 
-    def write(self, x_BFT: Tensor, blocks: Blocks, mask_BT: Tensor) -> Tensor:
+    def write(
+        self, x_BFT: Float[Tensor, "B F T"], blocks: Blocks, mask_BT: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B F T"]:
         """The mask vector in place of masked frames.
 
         Frozen, only where it stands matters. While it learns, its gradient is a sum over the masked frames, and the

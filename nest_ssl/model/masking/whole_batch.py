@@ -5,16 +5,24 @@ Source: NeMo 3.0.0 `nemo.collections.asr.modules.ssl_modules.masking`.
 Shapes: B batch, T frames, P blocks in an utterance.
 """
 
+# ruff: noqa: F722  (shapes are no names)
+
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
 
-def overlapping_blocks(lengths_B: Tensor, frames: int, block_size: int, mask_prob: float) -> Tensor:
+
+def overlapping_blocks(
+    lengths_B: Int[Tensor, " B"], frames: int, block_size: int, mask_prob: float
+) -> Bool[Tensor, "B T"]:
     """A mask (B, T): a block starts at a frame with `mask_prob`, if a whole one fits before the utterance ends."""
     fits_BT = torch.arange(frames, device=lengths_B.device) + block_size <= lengths_B.unsqueeze(1)
     starts_BT = (torch.rand(len(lengths_B), frames, device=lengths_B.device) < mask_prob) & fits_BT
@@ -23,7 +31,9 @@ def overlapping_blocks(lengths_B: Tensor, frames: int, block_size: int, mask_pro
     return begun_BT > ended_BT
 
 
-def separate_blocks(lengths_B: Tensor, frames: int, block_size: int, mask_prob: float) -> Tensor:
+def separate_blocks(
+    lengths_B: Int[Tensor, " B"], frames: int, block_size: int, mask_prob: float
+) -> Bool[Tensor, "B T"]:
     """A mask (B, T) of `mask_prob` of each utterance, rounded up to whole blocks, on a grid with one random offset.
 
     Utterances too short for their blocks get smaller ones.

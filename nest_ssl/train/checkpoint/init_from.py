@@ -26,8 +26,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import sha256_of
 from nest_ssl.base.safe_load import ANOTHER_FILE, READER_ERRORS, opened
 from nest_ssl.config.schema import InitFrom
-from nest_ssl.config.section import read
-from nest_ssl.model.build import NEMO
+from nest_ssl.config.section import NEMO, read
 from nest_ssl.model.nest import NestModel
 from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
 from nest_ssl.train.checkpoint.nemo_archive import load_nemo
