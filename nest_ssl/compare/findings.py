@@ -255,13 +255,13 @@ class Draw:
 
 
 class Birth(str, Enum):
-    """How the headline arose, as far as clock and producers tell."""
+    """How the headline arose, as far as clock and producers show."""
 
     BUILT_OTHERWISE = "built otherwise"  # structure
     FILLED_OTHERWISE = "filled otherwise"  # initial weights
     BATCH = "batch"  # before the model has seen it
     DRAW = "draw"  # a random draw; `draw` says which
-    STATE = "state"  # a generator's state at a boundary, and no ledger tells more
+    STATE = "state"  # a generator's state at a boundary, and no ledger says more
     NEVER_CALLED = "never called"  # by the candidate
     BEFORE_CALL = "before call"  # the inputs of `at` differ, all before it is the same: own code of `module`
     OWN_CODE = "own code"  # inputs and all calls inside are the same, the output is not
@@ -288,7 +288,7 @@ class Cause:
             the reference hands on unedited, if there is one.
         order, calls: place in execution order and number of calls, for a call.
         draw: the random draw that is to blame, or that shows first behind the headline.
-        states: generators that this forward left in other states, where no ledger tells more.
+        states: generators that this forward left in other states, where no ledger says more.
         batch_differs: of a draw while fetching: the batch differs as well.
         unrecorded: first and last step just before it that were not recorded: it may have been born there.
     """

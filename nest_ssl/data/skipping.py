@@ -1,4 +1,4 @@
-"""Going on without the audio files that cannot be used, if the user says `bad_audio: skip`. Ours alone: NeMo stops.
+"""Going on without the audio files that cannot be used, if the user says `bad_audio: skip`. NeMo stops there.
 
 An utterance that cannot be read, or is truncated, is left out of its batch. It draws no noise, and what mixes the
 batch draws for those that are left; so the same bad files and seed give the same batches. A batch of which nothing is

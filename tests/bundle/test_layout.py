@@ -85,7 +85,7 @@ def test_the_import_contracts_hold(package: Path) -> None:
         ("record/structure.py", "import nest_ssl.model.nest", "The recorder knows nothing"),
         ("compare/metrics.py", "import nest_ssl.model.nest", "Comparing and reporting"),
         ("compare/metrics.py", "import nest_ssl.record.observers.calls", "Comparing and reporting"),
-        ("report/write.py", "import lightning", "Comparing and reporting"),
+        ("report/render/markdown.py", "import lightning", "Comparing and reporting"),
         ("model/nest.py", "import nemo.collections.asr", "The port contains no NeMo"),
     ],
 )

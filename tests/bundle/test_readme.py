@@ -44,6 +44,8 @@ def test_the_tree_names_what_is_there(readme: Path) -> None:
     package = ROOT / "nest_ssl"
     there = {f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert {name for name, _ in rooms} == there | {"releases.py"}
+    parts = [(name, part) for name, words in rooms for part in re.findall(r"\b(?<!/)\w+(?:/|\.py)(?=[^\w]|$)", words)]
+    assert [f"{name}{part}" for name, part in parts if not (package / name / part).exists()] == []
 
 
 def test_every_make_target_in_the_readme_exists() -> None:

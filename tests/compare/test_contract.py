@@ -193,7 +193,7 @@ def test_nan_is_the_same_setting(copy: Path, tmp_path: Path) -> None:
         (("trainer", "logger"), (False, True)),
         (("model", "train_ds", "num_workers"), (0, 1)),
         (("model", "train_ds", "pin_memory"), (False, True)),
-        (("model", "train_ds", "manifest_filepath"), ("data/train.json", "/elsewhere/train.json")),
+        (("model", "train_ds", "manifest_filepath"), ("data/train.json", "/people/me/train.json")),
     ],
 )
 def test_what_is_shown_or_how_data_is_fetched_is_a_note(

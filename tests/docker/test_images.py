@@ -84,7 +84,7 @@ def test_secrets_stay_out_of_image_and_history(images: dict[str, str], tmp_path:
     config = tmp_path / "pip.conf"
     config.write_text(f"# {secret}\n[global]\nextra-index-url = file:///nowhere/{secret}\n")
     settings = {"PIP_CONFIG": str(config), "TORCH_INDEX": f"file:///elsewhere/{secret}", "TORCH": torch_build}
-    options = f"--no-cache-filter packages --iidfile {tmp_path / 'id'}"
+    options = f"--no-cache-filter nest-packages --iidfile {tmp_path / 'id'}"
     done = sh("docker/images.sh", "nest", BUILD_ARGS=options, **settings)
     assert done.returncode == 0, done.stderr
     assert "elsewhere" in (ROOT / ".venv" / "image-nest.log").read_text(), "pip did not read the secret"

@@ -6,7 +6,7 @@ divide the draws between calls, so chains are matched by their states first. Whe
 matched by stage, so that the draw that is to blame stands apart from those that merely came in with another state.
 
 Recordings made before there were ledgers are judged by the digests that they have, of the states at the boundaries of
-each step; those are compared in any case, since a stream that nobody draws from may still differ.
+each step; those are compared in any case, since a stream from which nothing is drawn may still differ.
 """
 
 from __future__ import annotations
