@@ -72,9 +72,9 @@ def test_training_goes_on_without_it(corpus: Path, workers: int) -> None:
     recording = open_recording(corpus.parent / "out")
     lengths = [int(recording.step(step).batch()["audio_len"]) for step in recording.steps]
     assert lengths == [48_000, 48_000, 71_680, 48_000] * 2, "four batches an epoch, the last from another pass"
-    skipped = recording.index["data"]["skipped"]
-    assert skipped["utterances"] == 4, "in two epochs and two validations"
-    assert [(file["audio"], file["manifest"], file["line"]) for file in skipped["files"]] == [
+    skipped = recording.index.data.skipped
+    assert skipped is not None and skipped.utterances == 4, "in two epochs and two validations"
+    assert [(file.audio, file.manifest, file.line) for file in skipped.files] == [
         ("02.flac", "speech.json", BAD_LINE)
     ]
     log = (corpus.parent / "out.log").read_text()
@@ -163,6 +163,6 @@ def test_a_resumed_run_skips_the_same(corpus: Path) -> None:
                     "exp_manager.checkpoint_callback_params={every_n_train_steps: 3, save_top_k: 0}"]  # fmt: skip
             assert run(NEST, options(corpus, *more)) == 0
         weights.append(open_recording(corpus.parent / "out").step(10).weights())
-    assert open_recording(corpus.parent / "out").index["resumed_from"]["steps"] == 6
+    assert open_recording(corpus.parent / "out").index.resumed_from.steps == 6
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

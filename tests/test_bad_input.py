@@ -97,9 +97,9 @@ def test_an_earlier_recording_is_kept_unless_told(tmp_path: Path, capfd: pytest.
     target = tmp_path / "out"
     assert attempt(capfd, f"output_dir={target}")[0] == 0
     code, said = attempt(capfd, f"output_dir={target}", "seed=7")
-    assert code == 3 and "overwrite=true" in said and open_recording(target).index["seed"] == 42
+    assert code == 3 and "overwrite=true" in said and open_recording(target).index.seed == 42
     assert attempt(capfd, f"output_dir={target}", "seed=7", "overwrite=true")[0] == 0
-    assert open_recording(target).index["seed"] == 7
+    assert open_recording(target).index.seed == 7
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

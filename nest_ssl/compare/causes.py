@@ -120,17 +120,17 @@ def judge_calls(step: StepFindings, changed: Collection[str | None] | None) -> l
 
 
 def cause_of(
-    first: Finding, step: StepFindings | None, before: Sequence[Draw], recorded: Sequence[int], grown: bool
+    first: Finding, steps: Sequence[StepFindings], before: Sequence[Draw], recorded: Sequence[int], grown: bool
 ) -> Cause | None:
     """How the headline arose; None for a setting.
 
     Args:
-        step: of the headline, if it has one.
         before: the draws before the steps.
         recorded: steps that both sides recorded.
         grown: whether other bits part before it, which it cannot have grown from.
     """
     module = first.address.module
+    step = next((one for one in steps if (one.step, one.rank) == (first.moment.step, first.address.rank)), None)
     if first.rung == "contract":
         return None
     if first.rung == "draws":

@@ -13,8 +13,8 @@ from torch import Size
 from nest_ssl.base.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK, UserError
 from nest_ssl.compare import causes
 from nest_ssl.compare.causes import StepFindings
-from nest_ssl.compare.comparison import Comparison, Explainer, Facts, Side
-from nest_ssl.compare.declared import Entry, load_declared
+from nest_ssl.compare.comparison import Comparison, Explainer, Explanation, Facts, Side
+from nest_ssl.compare.declared import Entry
 from nest_ssl.compare.findings import RUNGS, SEVERITY, Rung, RungName, Status, Tally
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.rules import Rule
@@ -52,52 +52,33 @@ def compare_recordings(
     """
     shared = _shared_steps(reference, candidate, steps)
     comparer = Comparer(rule or FixedTolerance())
-    kinds = initial_weights.kinds_of(reference, candidate)
     run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
-    entries = load_declared() if declared is None else declared
-    excused = structure.compare_structure(run["structure"], reference, candidate, entries)
+    excused = structure.compare_structure(run["structure"], reference, candidate, declared)
     before = draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index)
-    initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate, kinds)
-
-    results: list[StepFindings] = []
-    changed = _modules(run["initial_weights"].tally)  # with own weights that differ by now
-    for step in shared:
-        known = None if causes.unrecorded(shared, step) else changed
-        for rank in range(min(reference.world_size, candidate.world_size)):
-            results.append(_compare_step(reference, candidate, comparer, kinds, step, rank))
-            results[-1].calls = causes.judge_calls(results[-1], known)
-        changed = changed.union(*(_modules(r.tallies["weights"]) for r in results if r.step == step))
-
-    same_batches = bool(results) and all(r.tallies["batch"].status == Status.IDENTICAL for r in results)
-    contract.compare_contract(run["contract"], reference, candidate, steps, same_batches)
+    initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate)
+    results = _compare_steps(reference, candidate, comparer, shared, _modules(run["initial_weights"].tally))
+    contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
     if not run["draws"].tally.compared and not run["draws"].tally.findings:
         del run["draws"]  # neither recording says anything of what came before the steps
-    trajectory = Sheet("steps", comparer)
-    compare_steps(trajectory, results, shared)
-
     before_steps = [sheet.tally for sheet in run.values()]
-    tallies = [*before_steps, *(r.tallies[name] for r in results for name in STEP_RUNGS), trajectory.tally]
-    rungs = [Rung(name, [tally for tally in tallies if tally.rung == name]) for name in RUNGS]
     ordered = causes.in_causal_order(before_steps, results)
     first = causes.headline(ordered)
-    cause = None
-    if first:
-        its_step = next((r for r in results if (r.step, r.rank) == (first.moment.step, first.address.rank)), None)
-        cause = causes.cause_of(first, its_step, before, shared, grown=first is not ordered[0])
-    verdict, code = _judge(rungs)
+    cause = causes.cause_of(first, results, before, shared, grown=first is not ordered[0]) if first else None
+    tallies = [*before_steps, *(result.tallies[name] for result in results for name in STEP_RUNGS)]
+    trajectory = compare_steps(Sheet("steps", comparer), results, shared)
+    rungs = [Rung(name, [tally for tally in [*tallies, trajectory] if tally.rung == name]) for name in RUNGS]
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
     return Comparison(
         _side(reference),
         _side(candidate),
         shared,
         rungs,
-        verdict,
-        code,
+        *_judge(rungs),
         first,
         first_bits=ordered[0] if ordered else None,
         first_beyond=next((finding for finding in ordered if not finding.within), None),
         cause=cause,
-        follows=causes.consequences(first, tallies[:-1]) if first else [],
+        follows=causes.consequences(first, tallies) if first else [],
         unexplained=causes.unexplained(first, ordered, results, cause) if first else [],
         calls=[call for result in results for call in result.calls],
         draws=[*before, *(draw for result in results for draw in result.draws)],
@@ -106,15 +87,28 @@ def compare_recordings(
         declared=excused,
         known=known_differences(reference, candidate),
         rule=comparer.rule.describe(),
-        facts=Facts(
-            sum(Size(entry.shape).numel() for entry in reference.structure.parameters),
-            next((str(e.values["batch"]) for e in explanations if "batch" in e.values), ""),
-            comparer.tensors,
-            comparer.tensors_same,
-            comparer.bytes,
-        ),
-        notes=[note for tally in tallies for note in chain(tally.absent, tally.notes)],
+        facts=_facts(reference, comparer, explanations),
+        notes=[note for tally in [*tallies, trajectory] for note in chain(tally.absent, tally.notes)],
     )
+
+
+def _compare_steps(
+    reference: Recording,
+    candidate: Recording,
+    comparer: Comparer,
+    shared: Sequence[int],
+    changed: frozenset[str | None],
+) -> list[StepFindings]:
+    """All steps of all ranks; `changed` are the modules with own weights that differ before the first one."""
+    kinds = initial_weights.kinds_of(reference, candidate)
+    results: list[StepFindings] = []
+    for step in shared:
+        known = None if causes.unrecorded(shared, step) else changed
+        for rank in range(min(reference.world_size, candidate.world_size)):
+            results.append(_compare_step(reference, candidate, comparer, kinds, step, rank))
+            results[-1].calls = causes.judge_calls(results[-1], known)
+        changed = changed.union(*(_modules(r.tallies["weights"]) for r in results if r.step == step))
+    return results
 
 
 def _compare_step(
@@ -161,6 +155,12 @@ def _judge(rungs: Sequence[Rung]) -> tuple[Status, int]:
     if worst in (Status.DIVERGED, Status.MISSING):
         return Status.DIVERGED, EXIT_DIVERGED
     return (Status.INCONCLUSIVE, EXIT_INCONCLUSIVE) if worst == Status.NOT_COMPARED else (worst, EXIT_OK)
+
+
+def _facts(reference: Recording, comparer: Comparer, explanations: Sequence[Explanation]) -> Facts:
+    parameters = sum(Size(entry.shape).numel() for entry in reference.structure.parameters)
+    batch_size = next((str(e.values["batch"]) for e in explanations if "batch" in e.values), "")
+    return Facts(parameters, batch_size, comparer.tensors, comparer.tensors_same, comparer.bytes)
 
 
 def _side(recording: Recording) -> Side:

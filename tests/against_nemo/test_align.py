@@ -107,7 +107,7 @@ def test_everything_random_on(tmp_path: Path) -> None:
         *((f"encoder.layers.{layer}.{name}", "torch_cpu") for layer in (0, 1) for name in LAYER_DROPOUTS),
     ]
     assert all(entry["draws"] > 0 for step in ledgers[0] for entry in step)
-    before = [open_recording(tmp_path / name).index["ledger"] for name in ("nemo", "nest")]
+    before = [open_recording(tmp_path / name).index.ledger for name in ("nemo", "nest")]
     assert before[0] == before[1] and [e["stage"] for e in before[0]] == ["model_construction", "fit_start"]
 
 
@@ -126,7 +126,7 @@ def test_the_generation_may_be_told_by_a_recording(tmp_path: Path) -> None:
     assert_identical(*compare(tmp_path, "nemo", "nest"))
     for name in ("nemo", "nest"):
         recording = open_recording(tmp_path / name, verify=False)
-        assert recording.index["generation"] == describe(GENERATION)
+        assert recording.index.generation.model_dump() == describe(GENERATION)
         assert recording.config["nemo"] == GENERATION
 
 

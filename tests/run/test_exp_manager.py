@@ -149,7 +149,7 @@ def test_one_training_at_a_time(tmp_path: Path) -> None:
     command = [sys.executable, "-c", other, str(tmp_path / "x" / LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"another process writes here \(training, pid {process.pid} on .*since"):
+        with pytest.raises(UserError, match=rf"another process writes here \(training, pid {process.pid}@.*, since"):
             opened(section)
         assert opened({**section, "name": "y"}).resumed is None, "another folder is free"
         process.kill()

@@ -137,7 +137,7 @@ def test_logging_changes_no_bit_of_training(tmp_path: Path) -> None:
         recordings.append(open_recording(tmp_path / name))
     bare, logged = (recording.step(3).weights() for recording in recordings)
     assert bare.keys() == logged.keys() and all(torch.equal(bare[name], logged[name]) for name in bare)
-    assert recordings[0].index["rng"] == recordings[1].index["rng"]
+    assert recordings[0].index.rng == recordings[1].index.rng
     events = EventAccumulator(str(logs))
     events.Reload()
     assert [event.step for event in events.Scalars("train_loss")] == [0, 1, 2, 3]

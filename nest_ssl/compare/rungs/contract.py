@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from nest_ssl.base.nested import ABSENT, pairs
-from nest_ssl.compare.findings import Difference
+from nest_ssl.compare.findings import Difference, Status, Tally
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.rungs.surroundings import note_surroundings
 from nest_ssl.recording.address import Address, Kind
@@ -32,13 +32,13 @@ Settings = dict[str, Any]  # by dotted path
 
 
 def compare_contract(
-    sheet: Sheet, reference: Recording, candidate: Recording, steps: Sequence[int] | None, same_batches: bool
+    sheet: Sheet, reference: Recording, candidate: Recording, steps: Sequence[int] | None, batches: Sequence[Tally]
 ) -> None:
     """Settings that both sides must share.
 
     Args:
         steps: those that the user asked for, or None for all recorded.
-        same_batches: whether every field of every batch had the same bits.
+        batches: what was found in every batch.
     """
     recordings = (reference, candidate)
     sides = [_experiment(recording, steps) for recording in recordings]
@@ -46,6 +46,7 @@ def compare_contract(
         sides = [{**side, "generation": ""} for side in sides]
     sheet.tally.compared["settings"] = max(map(len, sides))
     hashed = all(recording.index.data.train for recording in recordings)
+    same_batches = bool(batches) and all(tally.status == Status.IDENTICAL for tally in batches)
     noted = _shown(sides, same_batches, hashed)
     for path, one, other in pairs(*sides):
         values = ["absent" if value is ABSENT else value for value in (one, other)]

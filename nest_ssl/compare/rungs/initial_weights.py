@@ -24,7 +24,8 @@ def kinds_of(reference: Recording, candidate: Recording) -> Kinds:
     return kinds
 
 
-def compare_initial_weights(sheet: Sheet, reference: Recording, candidate: Recording, kinds: Kinds) -> None:
+def compare_initial_weights(sheet: Sheet, reference: Recording, candidate: Recording) -> None:
+    kinds = kinds_of(reference, candidate)
     sides = reference.initial_weights(), candidate.initial_weights()
     compare_entries(sheet, *sides, kinds, Phase.INITIAL_WEIGHTS)
     if not sheet.tally.compared["parameters"]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nest_ssl.compare.causes import StepFindings
-from nest_ssl.compare.findings import SEVERITY, Status
+from nest_ssl.compare.findings import SEVERITY, Status, Tally
 from nest_ssl.compare.rungs.sheet import Sheet
 
 
-def compare_steps(sheet: Sheet, results: Sequence[StepFindings], steps: Sequence[int]) -> None:
+def compare_steps(sheet: Sheet, results: Sequence[StepFindings], steps: Sequence[int]) -> Tally:
     for step in steps:
         tallies = [tally for result in results if result.step == step for tally in result.tallies.values()]
         found = sorted((f for tally in tallies for f in tally.findings), key=lambda finding: finding.moment)
@@ -20,3 +20,4 @@ def compare_steps(sheet: Sheet, results: Sequence[StepFindings], steps: Sequence
     parted = [result.step for result in results if result.tallies["weights"].findings]
     if parted:
         sheet.note("weights_part", step=min(parted))
+    return sheet.tally

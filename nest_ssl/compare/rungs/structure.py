@@ -8,7 +8,7 @@ from typing import Any
 
 from nest_ssl.base.nested import ABSENT, pairs
 from nest_ssl.compare.comparison import Declared
-from nest_ssl.compare.declared import Entry, apply_declared
+from nest_ssl.compare.declared import Entry, apply_declared, load_declared
 from nest_ssl.compare.findings import Difference, Spot
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.recording.address import Address, Kind, of_entry
@@ -20,11 +20,11 @@ Entries = dict[str, dict[str, Any]]  # what is recorded of a module, parameter o
 
 
 def compare_structure(
-    sheet: Sheet, reference: Recording, candidate: Recording, entries: Sequence[Entry]
+    sheet: Sheet, reference: Recording, candidate: Recording, entries: Sequence[Entry] | None
 ) -> list[Declared]:
     modules = [_by_name(recording.structure.modules) for recording in (reference, candidate)]
     declared, complaints = apply_declared(
-        entries,
+        load_declared() if entries is None else entries,
         {"reference": reference, "candidate": candidate},
         {
             "reference": [name for name in modules[0] if name not in modules[1]],

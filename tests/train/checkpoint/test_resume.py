@@ -93,15 +93,15 @@ def test_a_resumed_run_is_recorded_as_what_it_is(tmp_path: Path, monkeypatch: py
         train(tmp_path / "parts", "trainer.max_epochs=1", "save_steps=2-4")
     train(tmp_path / "parts", "trainer.max_epochs=1", "save_steps=all")
     whole, parts = (open_recording(tmp_path / name / "recording") for name in ("whole", "parts"))
-    assert parts.steps == [3, 4] and parts.index["resumed_from"]["batches"] == 3
+    assert parts.steps == [3, 4] and parts.index.resumed_from.batches == 3
     before, after = whole.step(2).weights(), parts.initial_weights()
     assert all(torch.equal(before[name], after[name]) for name in before)
     for step in parts.steps:
         for kind in ("batch", "layer_outputs", "parameter_gradients", "parameter_weights", "optimizer_state"):
-            name = next(name for name in parts.index["tensors"] if name.startswith(f"step_{step}/{kind}."))
-            assert parts.index["tensors"][name] == whole.index["tensors"][name]
+            name = next(name for name in parts.index.tensors if name.startswith(f"step_{step}/{kind}."))
+            assert parts.index.tensors[name] == whole.index.tensors[name]
         assert parts.step(step).rng() == whole.step(step).rng()
-        assert parts.index["steps"][str(step)] == whole.index["steps"][str(step)]
+        assert parts.index.steps[step] == whole.index.steps[step]
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
