@@ -42,8 +42,9 @@ def build_loggers(section: Mapping[str, Any] | None, log_dir: Path) -> list[Logg
         if "log_dir" in settings:
             raise UserError("a setting that is made elsewhere", f"{where}.log_dir", "Set exp_manager.explicit_log_dir.")
         with _opening("TensorBoard", where, log_dir, "See TensorBoardLogger."):
-            loggers.append(TensorBoardLogger(save_dir=log_dir, name="", version="", **settings))
-            _ = loggers[-1].experiment  # opens the file of events
+            logger = TensorBoardLogger(save_dir=log_dir, name="", version="", **settings)
+            _ = logger.experiment  # opens the file of events
+            loggers.append(logger)
     if given.get("create_wandb_logger"):
         loggers.append(_wandb(given.get("wandb_logger_kwargs") or {}, log_dir))
     return loggers

@@ -57,13 +57,7 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         fix = "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build."
         raise UserError("no GPU that torch can use", f"trainer.accelerator={accelerator}", fix)
-    if subject.package == "nemo_toolkit":  # the port is exact with any generation, NeMo itself only with its own
-        release = importlib.metadata.version(subject.package)
-        installed = generation_of(release)
-        if installed != cfg.nemo:
-            what = f"NeMo {release} is installed, of generation {installed}, and generation {cfg.nemo} is asked for"
-            fix = f"Pass nemo={installed}, or take another NeMo with NEMO_VERSION=..."
-            raise UserError(what, f"nemo={cfg.nemo}", fix)
+    _check_generation(subject, cfg.nemo)
     if cfg.trainer.get("precision") in FLOAT64 and generation(cfg.nemo).float64 == "fails":
         fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
         raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={cfg.trainer.precision}", fix)
@@ -209,3 +203,14 @@ def _check_model(cfg: DictConfig) -> None:
         model = NestModel(cfg.model, cfg.nemo)
     optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
     build_schedule(optimizer, section.get("sched"), SOME_STEPS)
+
+
+def _check_generation(subject: Subject, wanted: str) -> None:
+    """The port is exact with any generation of NeMo, NeMo itself only with its own."""
+    if subject.package != "nemo_toolkit":
+        return
+    release = importlib.metadata.version(subject.package)
+    installed = generation_of(release)
+    if installed != wanted:
+        what = f"NeMo {release} is installed, of generation {installed}, and generation {wanted} is asked for"
+        raise UserError(what, f"nemo={wanted}", f"Pass nemo={installed}, or take another NeMo with NEMO_VERSION=...")
