@@ -1,7 +1,7 @@
 """The states of every random generator, their digests, and how many numbers lie between two of them.
 
 Two trainers that drew the same numbers have the same digests; the first boundary at which they differ says in which
-part of the step one of them drew something else. `ledger.py` says it call by call.
+part of the step one of them drew something else. A recording's ledger says it call by call.
 
 Python, NumPy and torch's CPU generator are all Mersenne Twisters (MT19937): 624 words of 32 bits and a position. The
 words consumed between two states are counted by stepping a copy of the first until it is the second. CUDA's generator
@@ -18,7 +18,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-BOUNDARIES = ("batch_ready", "forward_done", "backward_done", "step_done")
 BLOCK = 624  # words that a Mersenne Twister makes at a time
 MOST = 1 << 26  # words after which counting gives up: seconds of drawing, or a generator that was seeded again
 

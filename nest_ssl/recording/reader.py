@@ -26,7 +26,7 @@ from typing_extensions import TypedDict
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import is_regular, sha256_of
 from nest_ssl.base.nested import plain
-from nest_ssl.base.safe_load import READER_ERRORS, load_tensors, load_yaml
+from nest_ssl.base.safe_load import READER_ERRORS, first_line, load_tensors, load_yaml
 from nest_ssl.recording import layout as files
 from nest_ssl.recording import schema1
 from nest_ssl.recording.calls import Call
@@ -302,5 +302,4 @@ def _damage(path: Path) -> Iterator[None]:
         where = ".".join(str(part) for part in first["loc"])
         raise UserError("damaged recording", f"{path}: {where}: {first['msg']}", RERUN) from error
     except (OSError, *READER_ERRORS) as error:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise UserError("damaged recording", f"{path}: {reason[:200]}", RERUN) from error
+        raise UserError("damaged recording", f"{path}: {first_line(error)}", RERUN) from error
