@@ -126,11 +126,15 @@ def _chain(ledger: Ledger, generator: str, event: Callable[[int], float]) -> _Ch
 
 def _matches(reference: _Chain, candidate: _Chain) -> Iterator[_Match]:
     while reference and candidate and reference[0].before == candidate[0].before:
-        meeting = _meeting(reference, candidate)
-        if meeting is None:
-            break
-        one, other = reference[: meeting[0]], candidate[: meeting[1]]
-        reference, candidate = reference[meeting[0] :], candidate[meeting[1] :]
+        count = other_count = 1  # after so many entries both are in the same state again
+        if reference[0].after != candidate[0].after:
+            reached = {entry.after: place for place, entry in reversed(list(enumerate(candidate, 1)))}
+            count = next((place for place, entry in enumerate(reference, 1) if entry.after in reached), 0)
+            if not count:
+                break
+            other_count = reached[reference[count - 1].after]
+        one, other = reference[:count], candidate[:other_count]
+        reference, candidate = reference[count:], candidate[other_count:]
         stages = {entry.stage for entry in one}
         if len(stages) > 1 and stages == {entry.stage for entry in other}:
             # The same draws in all, but the same few stages divide them otherwise: one of them drew another count.
@@ -138,14 +142,6 @@ def _matches(reference: _Chain, candidate: _Chain) -> Iterator[_Match]:
         else:  # Other stages only make them elsewhere: say, by a dropout that is no module of its own.
             yield one, other, _fate(one, other)
     yield from _by_stage(reference, candidate)
-
-
-def _meeting(reference: _Chain, candidate: _Chain) -> tuple[int, int] | None:
-    """After how many entries of either side both are in the same state again; None if never."""
-    if reference[0].after == candidate[0].after:
-        return 1, 1
-    reached = {entry.after: count for count, entry in reversed(list(enumerate(candidate, 1)))}
-    return next(((n, reached[entry.after]) for n, entry in enumerate(reference, 1) if entry.after in reached), None)
 
 
 def _by_stage(reference: _Chain, candidate: _Chain) -> Iterator[_Match]:
