@@ -58,15 +58,20 @@ def compose(
     for override in overrides:
         if override not in groups:
             _apply(cfg, _parse(override))
-    for key in OWN_KEYS:
-        if key not in cfg:
-            OmegaConf.update(cfg, key, Experiment.model_fields[key].default, force_add=True)
-    for section in ("model", "trainer"):
-        if not isinstance(cfg.get(section), DictConfig):
-            fix = f"Give {section} as a group of keys, as our config has it."
-            raise UserError("a section is missing", section, fix)
     _fill_in(cfg)
-    return _resolve(cfg)
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError("a value is missing", missing[0], f"Give it: {missing[0]}=...")
+        resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        where = key + str(error).split("\n")[0]
+        raise UserError("a value cannot be resolved", where, "Check its ${...} reference.") from error
+    except RecursionError as error:
+        raise UserError("values that refer to one another", "${...}", "Break the circle of references.") from error
+    assert isinstance(resolved, DictConfig)
+    return resolved
 
 
 def config_file(config_path: str | Path | None = None, config_name: str = DEFAULT_NAME) -> tuple[Path, str]:
@@ -203,7 +208,18 @@ def _drop_references(section: DictConfig, key: str) -> None:
 
 
 def _fill_in(cfg: DictConfig) -> None:
-    """Settle what a file or a command line may say in several ways."""
+    """Our own keys' defaults, and one form of what a file or a command line may say in several ways.
+
+    Raises:
+        UserError: a section is missing.
+    """
+    for key in OWN_KEYS:
+        if key not in cfg:
+            OmegaConf.update(cfg, key, Experiment.model_fields[key].default, force_add=True)
+    for section in ("model", "trainer"):
+        if not isinstance(cfg.get(section), DictConfig):
+            fix = f"Give {section} as a group of keys, as our config has it."
+            raise UserError("a section is missing", section, fix)
     if isinstance(cfg.nemo, (int, float)):
         cfg.nemo = str(cfg.nemo)
     if isinstance(cfg.no_masked_token, float):  # `nan` is a number to Hydra
@@ -216,22 +232,6 @@ def _fill_in(cfg: DictConfig) -> None:
         accumulate = OmegaConf.select(cfg, "trainer.accumulate_grad_batches", throw_on_resolution_failure=False)
         steps = -(-cfg.batches // accumulate) if isinstance(accumulate, int) and accumulate > 0 else cfg.batches
         cfg.trainer.update(max_steps=steps, limit_train_batches=cfg.batches, max_epochs=cfg.batches)
-
-
-def _resolve(cfg: DictConfig) -> DictConfig:
-    try:
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        if missing:
-            raise UserError("a value is missing", missing[0], f"Give it: {missing[0]}=...")
-        resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-        assert isinstance(resolved, DictConfig)
-        return resolved
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if error.full_key else ""
-        where = key + str(error).split("\n")[0]
-        raise UserError("a value cannot be resolved", where, "Check its ${...} reference.") from error
-    except RecursionError as error:
-        raise UserError("values that refer to one another", "${...}", "Break the circle of references.") from error
 
 
 def _absolute(value: Any, separator: str | None = ",") -> Any:

@@ -63,7 +63,13 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
         raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={cfg.trainer.precision}", fix)
     notes = adapt_to_machine(cfg, torch.cuda.device_count())
     _check_one_process(cfg)
-    _check_model(cfg)
+    # Without memory (torch's `meta` device) the port's model and its optimizer are built: what fails, fails now, and
+    # NeMo, which would end in a traceback, is not asked.
+    section = plain(cfg.model.optim)
+    with torch.device("meta"):
+        model = NestModel(cfg.model, cfg.nemo)
+    optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
+    build_schedule(optimizer, section.get("sched"), SOME_STEPS)
     if subject.package == "nemo_toolkit":
         if cfg.no_masked_token != "nan":
             notes.append(f"no_masked_token={cfg.no_masked_token} is the port's alone: NeMo's loss stays NaN there")
@@ -193,24 +199,3 @@ def _check_one_process(cfg: DictConfig) -> None:
     strategy = str(cfg.trainer.get("strategy", "auto"))
     if any(word in strategy for word in ("spawn", "fork", "notebook", "fsdp", "deepspeed", "xla", "model_parallel")):
         raise UserError("not offered", f"trainer.strategy={strategy}", "Give trainer.strategy=auto.")
-
-
-def _check_model(cfg: DictConfig) -> None:
-    """Build the port's model without memory (torch's `meta` device) and its optimizer: what fails, fails now, and
-    NeMo, which would end in a traceback, is not asked."""
-    section = plain(cfg.model.optim)
-    with torch.device("meta"):
-        model = NestModel(cfg.model, cfg.nemo)
-    optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
-    build_schedule(optimizer, section.get("sched"), SOME_STEPS)
-
-
-def _check_generation(subject: Subject, wanted: str) -> None:
-    """The port is exact with any generation of NeMo, NeMo itself only with its own."""
-    if subject.package != "nemo_toolkit":
-        return
-    release = importlib.metadata.version(subject.package)
-    installed = generation_of(release)
-    if installed != wanted:
-        what = f"NeMo {release} is installed, of generation {installed}, and generation {wanted} is asked for"
-        raise UserError(what, f"nemo={wanted}", f"Pass nemo={installed}, or take another NeMo with NEMO_VERSION=...")
