@@ -19,7 +19,8 @@ def explain_nest(reference: Recording, candidate: Recording, step: int) -> Expla
     model = reference.config.get("model")
     model = model if isinstance(model, dict) else {}
     batch = reference.step(step).batch() if reference.step(step).has(layout.BATCH) else None
-    audio, rate = batch.get("audio") if isinstance(batch, dict) else None, model.get("sample_rate")
+    audio = batch.get("audio") if isinstance(batch, dict) else None
+    rate: Any = model.get("sample_rate")
     values: dict[str, Any] = {"batch": ""}
     if isinstance(audio, Tensor) and audio.dim() == 2 and _is_number(rate):  # of shape [B, T]
         values["batch"] = f"{audio.shape[0]:,} x {audio.shape[1] / rate:,.1f} s"

@@ -199,3 +199,14 @@ def _check_one_process(cfg: DictConfig) -> None:
     strategy = str(cfg.trainer.get("strategy", "auto"))
     if any(word in strategy for word in ("spawn", "fork", "notebook", "fsdp", "deepspeed", "xla", "model_parallel")):
         raise UserError("not offered", f"trainer.strategy={strategy}", "Give trainer.strategy=auto.")
+
+
+def _check_generation(subject: Subject, wanted: str) -> None:
+    """The port is exact with any generation of NeMo, NeMo itself only with its own."""
+    if subject.package != "nemo_toolkit":
+        return
+    release = importlib.metadata.version(subject.package)
+    installed = generation_of(release)
+    if installed != wanted:
+        what = f"NeMo {release} is installed, of generation {installed}, and generation {wanted} is asked for"
+        raise UserError(what, f"nemo={wanted}", f"Pass nemo={installed}, or take another NeMo with NEMO_VERSION=...")
