@@ -3,8 +3,9 @@
 Lightning restores weights, optimizer, schedule, precision and its counters. This adds what it lacks: the generators,
 the gradients of a half accumulated step, the metrics that choose the best checkpoint, and counters that agree with each
 other wherever in a batch the checkpoint was written. The loader restores its own place in the epoch
-(`nest_ssl.data.loader`), as Lightning asks of it. This holds for one process; several would each go on with the
-generators of the first.
+(`nest_ssl.data.loader`), as Lightning asks of it; where in a batch training goes on is the matter of its loop
+(`lightning_internals.ResumableEpochLoop`). This holds for one process; several would each go on with the generators of
+the first.
 
 Source of the behaviour: Lightning 2.4 `lightning.pytorch.loops`; NeMo 3.0.0 replaces the same loop for the same reason
 (`nemo.utils.exp_manager.SkipResumeTrainingValidationLoop`).
