@@ -54,7 +54,7 @@ def compose(
     """
     folder, name = config_file(config_path, config_name)
     groups = [o for o in overrides if o.lstrip("+").partition("=")[0] in GROUPS]
-    cfg = _compose_groups(folder, name, [_group(o, folder, name) for o in groups])
+    cfg = _compose_groups(folder, name, groups)
     for override in overrides:
         if override not in groups:
             _apply(cfg, _parse(override))
@@ -116,12 +116,19 @@ def data_paths(cfg: DictConfig) -> DictConfig:
 
 
 def _compose_groups(folder: Path, name: str, groups: list[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
+    """The file with the groups chosen, each `group=choice`; a plus before it where the file's own list has no such."""
     path = CONF.as_uri().replace("'", "\\'")
-    extra = [] if folder == CONF else [f"hydra.searchpath=['{path}']"]
+    overrides = [] if folder == CONF else [f"hydra.searchpath=['{path}']"]
+    for override in groups:
+        group, _, choice = override.lstrip("+").partition("=")
+        choices = sorted({path.stem for place in (CONF, folder) for path in (place / group).glob("*.yaml")})
+        if choice not in choices:
+            raise UserError(f"no such {group}", repr(choice), f"Choose one of: {', '.join(choices)}.")
+        overrides.append(f"{group}={choice}" if group in chosen_groups(folder, name) else f"+{group}={choice}")
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            cfg = hydra_compose(config_name=name, overrides=groups + extra)
+            cfg = hydra_compose(config_name=name, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         message = str(error).split("\n")[0]
         raise UserError("the configuration cannot be composed", message, "Check the config file.") from error
@@ -129,15 +136,6 @@ def _compose_groups(folder: Path, name: str, groups: list[str]) -> DictConfig:
         raise UserError("a config file is not YAML", str(error), "Correct the file.") from error
     OmegaConf.set_struct(cfg, False)
     return cfg
-
-
-def _group(override: str, folder: Path, name: str) -> str:
-    """A choice of a group as Hydra wants it: with a plus unless the file's own defaults list has the group."""
-    group, _, choice = override.lstrip("+").partition("=")
-    choices = sorted({path.stem for place in (CONF, folder) for path in (place / group).glob("*.yaml")})
-    if choice not in choices:
-        raise UserError(f"no such {group}", repr(choice), f"Choose one of: {', '.join(choices)}.")
-    return f"{group}={choice}" if group in chosen_groups(folder, name) else f"+{group}={choice}"
 
 
 # --- overrides

@@ -93,7 +93,15 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
     train = datasets["train"]
     length = planned_length(cfg, len(checked["train"].entries), train.batch_size, train.drop_last)
     notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
-    notes += _fit_validation(cfg, length)
+    interval = cfg.trainer.get("val_check_interval")
+    counted_in_epochs = cfg.trainer.get("check_val_every_n_epoch", 1) is not None
+    if isinstance(interval, int) and interval > length.epoch and counted_in_epochs:  # Lightning stops at it
+        where = f"trainer.val_check_interval={interval}, and an epoch has {length.epoch} batches"
+        if cfg.batches is None:
+            fix = "Lower it, or count over epochs: trainer.check_val_every_n_epoch=null."
+            raise UserError("a validation that never comes", where, fix)
+        cfg.trainer.val_check_interval = 1.0  # our own doing (`batches=N` of a long recipe): shortened to the epoch
+        notes.append(f"{where}, for batches={cfg.batches}: a validation at its end instead")
     if length.batches > MANY_BATCHES and not (cfg.get("exp_manager") or {}).get("exp_dir"):
         notes.append(f"this trains {length.batches:,.0f} batches and keeps no checkpoint; batches=N ends it earlier")
     return Inputs(load_sources(cfg), corpora), DataRecord(checked), length, notes
@@ -187,17 +195,6 @@ def _check_one_process(cfg: DictConfig) -> None:
         raise UserError("not offered", f"trainer.strategy={strategy}", "Give trainer.strategy=auto.")
 
 
-def _check_generation(subject: Subject, wanted: str) -> None:
-    """The port is exact with any generation of NeMo, NeMo itself only with its own."""
-    if subject.package != "nemo_toolkit":
-        return
-    release = importlib.metadata.version(subject.package)
-    installed = generation_of(release)
-    if installed != wanted:
-        what = f"NeMo {release} is installed, of generation {installed}, and generation {wanted} is asked for"
-        raise UserError(what, f"nemo={wanted}", f"Pass nemo={installed}, or take another NeMo with NEMO_VERSION=...")
-
-
 def _check_model(cfg: DictConfig) -> None:
     """Build the port's model without memory (torch's `meta` device) and its optimizer: what fails, fails now, and
     NeMo, which would end in a traceback, is not asked."""
@@ -208,21 +205,12 @@ def _check_model(cfg: DictConfig) -> None:
     build_schedule(optimizer, section.get("sched"), SOME_STEPS)
 
 
-def _fit_validation(cfg: DictConfig, length: Length) -> list[str]:
-    """Lightning stops at a `val_check_interval` of more batches than an epoch has. Where that is our own doing
-    (`batches=N` of a long recipe), it is shortened to the epoch; a line that says so.
-
-    Raises:
-        UserError: it is not.
-    """
-    trainer = cfg.trainer
-    interval = trainer.get("val_check_interval")
-    counted_in_epochs = trainer.get("check_val_every_n_epoch", 1) is not None
-    if not isinstance(interval, int) or interval <= length.epoch or not counted_in_epochs:
-        return []
-    where = f"trainer.val_check_interval={interval}, and an epoch has {length.epoch} batches"
-    if cfg.batches is None:
-        fix = "Lower it, or count over epochs: trainer.check_val_every_n_epoch=null."
-        raise UserError("a validation that never comes", where, fix)
-    trainer.val_check_interval = 1.0
-    return [f"{where}, for batches={cfg.batches}: a validation at its end instead"]
+def _check_generation(subject: Subject, wanted: str) -> None:
+    """The port is exact with any generation of NeMo, NeMo itself only with its own."""
+    if subject.package != "nemo_toolkit":
+        return
+    release = importlib.metadata.version(subject.package)
+    installed = generation_of(release)
+    if installed != wanted:
+        what = f"NeMo {release} is installed, of generation {installed}, and generation {wanted} is asked for"
+        raise UserError(what, f"nemo={wanted}", f"Pass nemo={installed}, or take another NeMo with NEMO_VERSION=...")
