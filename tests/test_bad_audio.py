@@ -74,9 +74,7 @@ def test_training_goes_on_without_it(corpus: Path, workers: int) -> None:
     assert lengths == [48_000, 48_000, 71_680, 48_000] * 2, "four batches an epoch, the last from another pass"
     skipped = recording.index.data.skipped
     assert skipped is not None and skipped.utterances == 4, "in two epochs and two validations"
-    assert [(file.audio, file.manifest, file.line) for file in skipped.files] == [
-        ("02.flac", "speech.json", BAD_LINE)
-    ]
+    assert [(file.audio, file.manifest, file.line) for file in skipped.files] == [("02.flac", "speech.json", BAD_LINE)]
     log = (corpus.parent / "out.log").read_text()
     assert log.count("skipped: ") == 1 and f"speech.json, line {BAD_LINE}" in log
     assert "trained 8 steps, train_loss" in told.stdout and "skipped 1 audio file (4 times)" in told.stdout

@@ -41,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = parse_steps(options.steps)
     if steps is not None and not steps:
         raise UserError("no step to compare", f"--steps {options.steps}", "Leave it out to compare all recorded steps.")
+    out = options.out.resolve()
+    for folder in (options.reference.resolve(), options.candidate.resolve()):
+        if folder in (out, *out.parents):
+            raise UserError(
+                "a report would be written into a recording", f"--out {options.out}", "Choose a folder outside."
+            )
 
     # Only now what takes seconds to import: --help and bad usage answer at once.
     from nest_ssl.compare import FixedTolerance, compare_recordings

@@ -19,18 +19,19 @@ where the batch before one ends, since what is drawn from there on makes the nex
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from torch import nn
 
 from nest_ssl.base.determinism import flags
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.nested import to_builtins
+from nest_ssl.base.nested import plain, to_builtins
 from nest_ssl.base.rng import rng_digests
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.copies import copy_to_cpu
@@ -54,7 +55,7 @@ def recording(
     *,
     steps: Iterable[int] | None = None,
     output_names: Sequence[str] = (),
-    config: str = "{}\n",
+    config: str | Mapping[str, Any] = "{}\n",
     overwrite: bool = False,
     **index: Any,
 ) -> Iterator[Session]:
@@ -87,7 +88,8 @@ class Session(AbstractContextManager["Session"]):
         writer: where to.
         steps: training batches to record, counted from 0; None records all.
         output_names: names for the outputs of the model's `forward`, in order.
-        config: the settings of the experiment as YAML, compared as part of the contract; secrets in it are masked.
+        config: the settings of the experiment, as YAML or as a mapping of plain values, compared as part of the
+            contract; secrets in it are masked.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Session(AbstractContextManager["Session"]):
         writer: RecordingWriter,
         steps: Iterable[int] | None = None,
         output_names: Sequence[str] = (),
-        config: str = "{}\n",
+        config: str | Mapping[str, Any] = "{}\n",
     ) -> None:
         self.writer = writer
         self.steps = None if steps is None else frozenset(steps)
@@ -107,7 +109,8 @@ class Session(AbstractContextManager["Session"]):
         self._draws: DrawObserver | None = None  # of the step being recorded, or of the next, from the end of the last
         self._step: _Step | None = None
         self._number = 0  # of the step in progress, or the next
-        writer.save_text(files.CONFIG, masked_yaml(config))
+        settings = config if isinstance(config, str) else yaml.safe_dump(plain(config), sort_keys=False)
+        writer.save_text(files.CONFIG, masked_yaml(settings))
 
     # --- before the steps ---
 

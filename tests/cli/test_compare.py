@@ -226,3 +226,11 @@ def test_our_own_mistake_blames_no_recording(
     said = capsys.readouterr().err
     assert "damaged" not in said
     assert mistake.__name__ in said
+
+
+@pytest.mark.parametrize("inside", ["", "report"])
+def test_no_report_is_written_into_a_recording(reference: Path, copy: Path, inside: str) -> None:
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(UserError, match="a report would be written into a recording: --out"):
+        main(sides(reference, copy, copy / inside))
+    assert sorted(copy.rglob("*")) == before

@@ -204,6 +204,11 @@ def test_sources_are_those_that_were_imported_to_train(tmp_path: Path, monkeypat
     assert sources[0].file == "edited_net.py" and sources[0].sha256 != sources[1].sha256
 
 
+def test_settings_may_be_a_mapping(tmp_path: Path) -> None:
+    train(tmp_path / "run", [0], config={"seed": 1, "logger": {"api_key": "hunter2"}})
+    assert open_recording(tmp_path / "run").config == {"seed": 1, "logger": {"api_key": "***"}}
+
+
 def test_secrets_do_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["train.py", "logger.api_key=hunter2"])
     monkeypatch.setenv("TORCH_HUB_TOKEN", "hunter2")
