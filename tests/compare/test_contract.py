@@ -260,6 +260,16 @@ def test_a_recording_made_before_there_was_one_hash_of_all_data(reference: Path,
     assert judge(reference, copy, steps=[0]).exit_code == 4, "then the files' own hashes decide"
 
 
+@pytest.mark.parametrize(("older", "sound", "code"), [(True, "1", 0), (False, "1", 0), (False, "2", 4), (True, "2", 4)])
+def test_noise_is_data_of_its_own(reference: Path, tmp_path: Path, older: bool, sound: str, code: int) -> None:
+    """Another noise under the same speech is another experiment, also beside a recording without the one hash."""
+    sides = [Path(shutil.copytree(reference, tmp_path / name)) for name in ("one", "other")]
+    for side, digit, bare in zip(sides, ("1", sound), (older, False), strict=True):
+        noise = {"manifests": [], "audio": {"n.wav": digit * 64}, "content": None if bare else digit * 64}
+        edit_index(side, set_at("data", "train", {**DATA["train"], "content": CONTENT, "noise": noise}))
+    assert judge(*sides, steps=[0]).exit_code == code
+
+
 # --- both sides one recording, or not what the label says -------------------------------------------------------------
 
 

@@ -102,11 +102,11 @@ def _shown(sides: Sequence[Settings], same_batches: bool, hashed: bool) -> list[
     limits = [side.get("config.trainer.max_steps") for side in sides]
     if limits[0] == limits[1] and isinstance(limits[0], int) and limits[0] > 0:
         noted.append("config.trainer.max_epochs")  # both stop at the same batch
-    for name in ("train", "validation"):
+    for name in ("train", "train.noise", "validation", "validation.noise"):
         # One hash over all that is read, in order: where it is the same, other names are other folders.
         content = [side.get(f"data.{name}.content") for side in sides]
         if None in content:
             noted.append(f"data.{name}.content")  # recorded before there was one: the files' own hashes decide
         elif content[0] == content[1]:
-            noted.append(f"data.{name}.*")
+            noted += [f"data.{name}.{what}" for what in ("manifests", "audio.*", "audio_hash", "changed")]
     return noted
