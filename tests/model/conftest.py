@@ -35,7 +35,7 @@ def build(tiny: dict[str, Any]) -> Callable[..., NestModel]:
     return make
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def shapes_are_checked() -> Iterator[None]:
     """Every annotation `Float[Tensor, "B T D"]` in nest_ssl.model holds, one letter meaning one size within a call.
 
