@@ -32,7 +32,7 @@ class Epoch:
         earlier: int = 0,
     ) -> None:
         self._start, self._skipped, self._length = start, skipped, length
-        self.handed_out = earlier
+        self.handed_out, self._empty = earlier, False  # empty: a batch of this pass of which nothing was left
         self._begin_pass()
 
     def __iter__(self) -> Iterator[AudioNoiseBatch]:
