@@ -10,7 +10,6 @@ Samples are 16-bit integers at 16 kHz. Fixed-point numbers carry 16 fractional b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 RATE = 16_000  # samples per second
@@ -184,15 +183,12 @@ def _speak(tracks: list[Frame], dice: Dice) -> list[int]:
     return out
 
 
-@dataclass
 class Resonator:
     """A two-pole filter with gain 1 at 0 Hz, in fixed point (Klatt 1980, equation 1)."""
 
-    a: int = ONE
-    b: int = 0
-    c: int = 0
-    y1: int = 0
-    y2: int = 0
+    def __init__(self) -> None:
+        self.a = ONE
+        self.b = self.c = self.y1 = self.y2 = 0
 
     def tune(self, hertz: int, bandwidth: int) -> None:
         """Centre and 3 dB bandwidth in Hz; the pole radius exp(-pi bandwidth / RATE) by three terms of its series."""
