@@ -93,7 +93,7 @@ open := (
 special := ' " ` ; & | < > * ? ~ ! \# \ $$ [ { $(open)
 as_typed = $(if $(strip $(foreach each,$(special),$(findstring $(each),$(1)))$(filter-out 1,$(words $(1)))),$(call q,$(1)),$(1))
 of_this_machine := NEMO_PYTHON NEST_PYTHON PYTHON TORCH_INDEX WHEELS PIP_CONFIG CA_BUNDLE
-align nemo nest train: export NEST_SSL_COMMAND = make $(MAKECMDGOALS)$(foreach name,$(filter-out $(of_this_machine),$(given)), \
+align nemo nest train: export NEST_SSL_COMMAND = make $(MAKECMDGOALS) $(foreach name,$(filter-out $(of_this_machine),$(given)),$\
     $(name)=$(call as_typed,$($(name))))
 
 settings = $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) $(call q,run=$(RUN)) $(call q,seed=$(SEED)) \

@@ -32,26 +32,18 @@ def set_determinism() -> dict[str, Any]:
     return flags()
 
 
-def check_seed(seed: Any) -> int:
-    """The seed, if it is one: what NumPy takes. Lightning would train with 0 in place of any other, and only warn.
-
-    Raises:
-        UserError: it is not a whole number from 0 to 2**32 - 1.
-    """
-    if isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32:
-        return seed
-    raise UserError("not a seed", f"seed={seed}", "Give a whole number from 0 to 4294967295.")
-
-
 def seed_all(seed: int) -> None:
     """Seed Python's `random`, NumPy, torch on the CPU and on every GPU, and (through Lightning) loader workers.
 
     Raises:
-        UserError: see `check_seed`.
+        UserError: it is not a whole number from 0 to 2**32 - 1, which is what NumPy takes.
     """
+    # Lightning would train with 0 in place of what is no seed, and only warn.
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UserError("not a seed", f"seed={seed}", "Give a whole number from 0 to 4294967295.")
     from lightning.fabric.utilities.seed import seed_everything  # here: who compares needs no Lightning
 
-    seed_everything(check_seed(seed), workers=True, verbose=False)
+    seed_everything(seed, workers=True, verbose=False)
 
 
 def flags() -> dict[str, Any]:

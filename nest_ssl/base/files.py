@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nest_ssl.base.errors import UserError
 
-CHUNK = 1 << 22  # bytes hashed at a time
+CHUNK = 1 << 20  # bytes hashed at a time: they stay in the cache
 DAY = 86_400  # seconds after which what another machine left is taken for abandoned
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 

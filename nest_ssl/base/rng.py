@@ -1,7 +1,7 @@
 """The states of every random generator, their digests, and how many numbers lie between two of them.
 
 Two trainers that drew the same numbers have the same digests; the first boundary at which they differ says in which
-part of the step one of them drew something else. `ledger.py` says it call by call.
+part of the step one of them drew something else. A recording's ledger says it call by call.
 
 Python, NumPy and torch's CPU generator are all Mersenne Twisters (MT19937): 624 words of 32 bits and a position. The
 words consumed between two states are counted by stepping a copy of the first until it is the second. CUDA's generator
@@ -18,7 +18,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-BOUNDARIES = ("batch_ready", "forward_done", "backward_done", "step_done")
 BLOCK = 624  # words that a Mersenne Twister makes at a time
 MOST = 1 << 26  # words after which counting gives up: seconds of drawing, or a generator that was seeded again
 
@@ -100,7 +99,20 @@ def words_between(generator: str, before: State, after: State) -> int | None:
         return int(new_offset - offset) if seed == new_seed and new_offset >= offset else None
     if generator == "torch_cpu" and before[:8] != after[:8]:
         return None  # another initial seed
-    return _count(_twister(generator, before), _twister(generator, after))
+    (old_words, old_position), (words, position) = _twister(generator, before), _twister(generator, after)
+    moved = position - old_position
+    if old_words == words:
+        return moved if moved >= 0 else None
+    wanted = _at(_TARGET, words, 0).random_raw(BLOCK)
+    walker, walked = _at(_WALKER, old_words, BLOCK), 0
+    while walked < MOST // BLOCK:
+        rows = min(walked + 4, 64)  # small steps first: most stages draw little
+        blocks = walker.random_raw(rows * BLOCK).reshape(rows, BLOCK)
+        for row in np.flatnonzero(blocks[:, 0] == wanted[0]):
+            if np.array_equal(blocks[row], wanted):
+                return int(walked + row + 1) * BLOCK + moved
+        walked += rows
+    return None
 
 
 def _twister(generator: str, state: State) -> Twister:
@@ -113,22 +125,6 @@ def _twister(generator: str, state: State) -> Twister:
     left, position = int(np.frombuffer(state, np.int32, 1, 8)[0]), int(np.frombuffer(state, np.int64, 1, 16)[0])
     keys = np.frombuffer(state, np.uint64, BLOCK, 24).astype(np.uint32)
     return keys.tobytes(), BLOCK if left == 1 else position  # one left: used up, the next draw makes a new block first
-
-
-def _count(before: Twister, after: Twister) -> int | None:
-    moved = after[1] - before[1]
-    if before[0] == after[0]:
-        return moved if moved >= 0 else None
-    wanted = _at(_TARGET, after[0], 0).random_raw(BLOCK)
-    walker, walked = _at(_WALKER, before[0], BLOCK), 0
-    while walked < MOST // BLOCK:
-        rows = min(walked + 4, 64)  # small steps first: most stages draw little
-        blocks = walker.random_raw(rows * BLOCK).reshape(rows, BLOCK)
-        for row in np.flatnonzero(blocks[:, 0] == wanted[0]):
-            if np.array_equal(blocks[row], wanted):
-                return int(walked + row + 1) * BLOCK + moved
-        walked += rows
-    return None
 
 
 # NumPy's bit generators make the same words as the other two; making one takes longer than most counts do.

@@ -128,4 +128,4 @@ def load_yaml(text: bytes | str, where: str) -> Any:
 
 def first_line(error: BaseException) -> str:
     """What an error says, at most a line of it."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:200]

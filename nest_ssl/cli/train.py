@@ -29,10 +29,14 @@ def train(subject: Subject, argv: Sequence[str] | None = None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """`nest-ssl train nemo|nest key=value ...`: the script of that trainer, for nothing in this package imports NeMo.
 
+    Without a trainer `--help` is the port's: both take the same words.
+
     Raises:
         UserError: no such trainer, or no repository around this package.
     """
     trainer, *rest = (sys.argv[1:] if argv is None else list(argv)) or [""]
+    if trainer in ("-h", "--help"):
+        trainer, rest = "nest", ["--help"]
     script = ROOT / "scripts" / f"train_{trainer}.py"
     if trainer not in ("nemo", "nest"):
         raise UserError("no such trainer", repr(trainer), "Write: nest-ssl train nest (or nemo) key=value ...")

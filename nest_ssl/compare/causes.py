@@ -58,7 +58,7 @@ def key_of(finding: Finding) -> Key:
     return finding.address.module or "", finding.address.call or 0
 
 
-def in_causal_order(run: Iterable[Tally], steps: Sequence[StepFindings]) -> list[Finding]:
+def in_causal_order(tallies: Iterable[Tally], steps: Sequence[StepFindings]) -> list[Finding]:
     """Every finding. A module of another class is no other number yet, so it stands where that module is called."""
     spans = steps[0].spans if steps else {}
 
@@ -67,7 +67,6 @@ def in_causal_order(run: Iterable[Tally], steps: Sequence[StepFindings]) -> list
             return Moment(steps[0].step, Phase.FORWARD, spans[key_of(finding)].start, Part.DRAW)
         return finding.moment
 
-    tallies = [*run, *(tally for step in steps for tally in step.tallies.values())]
     return sorted((finding for tally in tallies for finding in tally.findings), key=moment)
 
 
@@ -142,8 +141,13 @@ def cause_of(
         cause = Cause(birth, module, draw=next((draw for draw in before if draw.finding and not draw.came_in), None))
     elif first.rung == "forward":
         cause = _cause_in_forward(first, step)
+    elif first.rung == "gradients" and first.address.call is None:
+        own = module in {key[0] for key in step.reached} - step.given_other_gradients()
+        cause = Cause(Birth.OWN_BACKWARD if own else Birth.GRADIENT, module)
     elif first.rung == "gradients":
-        cause = _cause_in_gradients(first, step)
+        place = step.reached.index(key_of(first))
+        after = step.reached[place - 1][0] if place else None
+        cause = Cause(Birth.BETWEEN_BACKWARDS if place else Birth.FIRST_GRADIENT, module, after)
     elif first.address.kind == Kind.OPTIMIZER_SETTING:
         cause = Cause(Birth.OPTIMIZER_SETTING)
     else:
@@ -176,17 +180,6 @@ def _cause_in_forward(first: Finding, step: StepFindings) -> Cause:
         return replace(cause, birth=Birth.BEFORE_CALL, module=module, after=producer[0] if producer else None)
     inside = any(other.parent == key_of(first) for other in step.spans.values())
     return replace(cause, birth=Birth.OWN_CODE) if inside else cause
-
-
-def _cause_in_gradients(first: Finding, step: StepFindings) -> Cause:
-    module = first.address.module
-    if first.address.call is None:
-        own = module in {key[0] for key in step.reached} - step.given_other_gradients()
-        return Cause(Birth.OWN_BACKWARD if own else Birth.GRADIENT, module)
-    position = step.reached.index(key_of(first))
-    if position == 0:
-        return Cause(Birth.FIRST_GRADIENT, module)
-    return Cause(Birth.BETWEEN_BACKWARDS, module, after=step.reached[position - 1][0])
 
 
 # --- what follows, and what does not ----------------------------------------------------------------------------------

@@ -114,5 +114,10 @@ class Comparison:
     facts: Facts
     notes: list[Note]
 
+    @property
+    def contract_differs(self) -> bool:
+        """Then nothing else means anything, whatever it shows."""
+        return self.first is not None and self.first.rung == "contract"
+
     def rung(self, name: RungName) -> Rung:
         return next(rung for rung in self.rungs if rung.name == name)

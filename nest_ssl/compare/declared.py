@@ -63,22 +63,20 @@ def apply_declared(
     found, complaints = [], []
     reference, candidate = (recording.index.trainer.name for recording in recordings.values())
     sides = {(reference, candidate): "reference", (candidate, reference): "candidate"}
+    numbered: dict[str, list[str]] = {}  # by side: parameters, buffers, and modules with a recorded call
+    for side, recording in recordings.items():
+        numbered[side] = [call.rpartition("#")[0] for step in recording.index.calls.values() for call in step]
+        numbered[side] += [parameter.name for parameter in recording.structure.parameters]
+        numbered[side] += [buffer.name for buffer in recording.structure.buffers]
     for entry in entries:
-        side = sides.get((entry.only_in, entry.not_in))
-        if side is None:
+        here = sides.get((entry.only_in, entry.not_in))
+        if here is None:
             continue  # about another pair of trainers
-        modules = [name for name in one_sided[side] if fnmatchcase(name, entry.pattern)]
-        refused = [name for name in modules if _carries_numbers(recordings[side], name)]
+        modules = [name for name in one_sided[here] if fnmatchcase(name, entry.pattern)]
+        refused = [name for name in modules if any(f"{other}.".startswith(f"{name}.") for other in numbered[here])]
         complaints += [("carries numbers", name) for name in refused]
         if not modules:
             complaints.append(("no longer a difference", f"{entry.pattern} only in {entry.only_in}"))
         excused = tuple(name for name in modules if name not in refused)
-        found.append(Declared(entry.pattern, side, entry.reason, excused))
+        found.append(Declared(entry.pattern, here, entry.reason, excused))
     return found, complaints
-
-
-def _carries_numbers(recording: Recording, module: str) -> bool:
-    """Whether a module (or one inside it) has a parameter, a buffer, or a recorded call."""
-    names = [p.name for p in recording.structure.parameters] + [b.name for b in recording.structure.buffers]
-    calls = [call.rpartition("#")[0] for step in recording.index.calls.values() for call in step]
-    return module in calls or any(name.startswith(f"{module}.") for name in [*names, *calls])

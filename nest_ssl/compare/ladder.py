@@ -60,11 +60,10 @@ def compare_recordings(
     contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
     if not run["draws"].tally.compared and not run["draws"].tally.findings:
         del run["draws"]  # neither recording says anything of what came before the steps
-    before_steps = [sheet.tally for sheet in run.values()]
-    ordered = causes.in_causal_order(before_steps, results)
+    tallies = [*(sheet.tally for sheet in run.values()), *(t for r in results for t in r.tallies.values())]
+    ordered = causes.in_causal_order(tallies, results)
     first = causes.headline(ordered)
     cause = causes.cause_of(first, results, before, shared, grown=first is not ordered[0]) if first else None
-    tallies = [*before_steps, *(result.tallies[name] for result in results for name in STEP_RUNGS)]
     trajectory = compare_steps(Sheet("steps", comparer), results, shared)
     rungs = [Rung(name, [tally for tally in [*tallies, trajectory] if tally.rung == name]) for name in RUNGS]
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]

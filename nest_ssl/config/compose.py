@@ -54,19 +54,24 @@ def compose(
     """
     folder, name = config_file(config_path, config_name)
     groups = [o for o in overrides if o.lstrip("+").partition("=")[0] in GROUPS]
-    cfg = _compose_groups(folder, name, [_group(o, folder, name) for o in groups])
+    cfg = _compose_groups(folder, name, groups)
     for override in overrides:
         if override not in groups:
             _apply(cfg, _parse(override))
-    for key in OWN_KEYS:
-        if key not in cfg:
-            OmegaConf.update(cfg, key, Experiment.model_fields[key].default, force_add=True)
-    for section in ("model", "trainer"):
-        if not isinstance(cfg.get(section), DictConfig):
-            fix = f"Give {section} as a group of keys, as our config has it."
-            raise UserError("a section is missing", section, fix)
     _fill_in(cfg)
-    return _resolve(cfg)
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError("a value is missing", missing[0], f"Give it: {missing[0]}=...")
+        resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        where = key + str(error).split("\n")[0]
+        raise UserError("a value cannot be resolved", where, "Check its ${...} reference.") from error
+    except RecursionError as error:
+        raise UserError("values that refer to one another", "${...}", "Break the circle of references.") from error
+    assert isinstance(resolved, DictConfig)
+    return resolved
 
 
 def config_file(config_path: str | Path | None = None, config_name: str = DEFAULT_NAME) -> tuple[Path, str]:
@@ -116,12 +121,19 @@ def data_paths(cfg: DictConfig) -> DictConfig:
 
 
 def _compose_groups(folder: Path, name: str, groups: list[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
+    """The file with the groups chosen, each `group=choice`; a plus before it where the file's own list has no such."""
     path = CONF.as_uri().replace("'", "\\'")
-    extra = [] if folder == CONF else [f"hydra.searchpath=['{path}']"]
+    overrides = [] if folder == CONF else [f"hydra.searchpath=['{path}']"]
+    for override in groups:
+        group, _, choice = override.lstrip("+").partition("=")
+        choices = sorted({path.stem for place in (CONF, folder) for path in (place / group).glob("*.yaml")})
+        if choice not in choices:
+            raise UserError(f"no such {group}", repr(choice), f"Choose one of: {', '.join(choices)}.")
+        overrides.append(f"{group}={choice}" if group in chosen_groups(folder, name) else f"+{group}={choice}")
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            cfg = hydra_compose(config_name=name, overrides=groups + extra)
+            cfg = hydra_compose(config_name=name, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         message = str(error).split("\n")[0]
         raise UserError("the configuration cannot be composed", message, "Check the config file.") from error
@@ -129,15 +141,6 @@ def _compose_groups(folder: Path, name: str, groups: list[str]) -> DictConfig:
         raise UserError("a config file is not YAML", str(error), "Correct the file.") from error
     OmegaConf.set_struct(cfg, False)
     return cfg
-
-
-def _group(override: str, folder: Path, name: str) -> str:
-    """A choice of a group as Hydra wants it: with a plus unless the file's own defaults list has the group."""
-    group, _, choice = override.lstrip("+").partition("=")
-    choices = sorted({path.stem for place in (CONF, folder) for path in (place / group).glob("*.yaml")})
-    if choice not in choices:
-        raise UserError(f"no such {group}", repr(choice), f"Choose one of: {', '.join(choices)}.")
-    return f"{group}={choice}" if group in chosen_groups(folder, name) else f"+{group}={choice}"
 
 
 # --- overrides
@@ -205,7 +208,18 @@ def _drop_references(section: DictConfig, key: str) -> None:
 
 
 def _fill_in(cfg: DictConfig) -> None:
-    """Settle what a file or a command line may say in several ways."""
+    """Our own keys' defaults, and one form of what a file or a command line may say in several ways.
+
+    Raises:
+        UserError: a section is missing.
+    """
+    for key in OWN_KEYS:
+        if key not in cfg:
+            OmegaConf.update(cfg, key, Experiment.model_fields[key].default, force_add=True)
+    for section in ("model", "trainer"):
+        if not isinstance(cfg.get(section), DictConfig):
+            fix = f"Give {section} as a group of keys, as our config has it."
+            raise UserError("a section is missing", section, fix)
     if isinstance(cfg.nemo, (int, float)):
         cfg.nemo = str(cfg.nemo)
     if isinstance(cfg.no_masked_token, float):  # `nan` is a number to Hydra
@@ -218,22 +232,6 @@ def _fill_in(cfg: DictConfig) -> None:
         accumulate = OmegaConf.select(cfg, "trainer.accumulate_grad_batches", throw_on_resolution_failure=False)
         steps = -(-cfg.batches // accumulate) if isinstance(accumulate, int) and accumulate > 0 else cfg.batches
         cfg.trainer.update(max_steps=steps, limit_train_batches=cfg.batches, max_epochs=cfg.batches)
-
-
-def _resolve(cfg: DictConfig) -> DictConfig:
-    try:
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        if missing:
-            raise UserError("a value is missing", missing[0], f"Give it: {missing[0]}=...")
-        resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-        assert isinstance(resolved, DictConfig)
-        return resolved
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if error.full_key else ""
-        where = key + str(error).split("\n")[0]
-        raise UserError("a value cannot be resolved", where, "Check its ${...} reference.") from error
-    except RecursionError as error:
-        raise UserError("values that refer to one another", "${...}", "Break the circle of references.") from error
 
 
 def _absolute(value: Any, separator: str | None = ",") -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, ValidationInfo, model_validator
 
 from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, silent
 
@@ -54,20 +54,13 @@ class MultiBatchAugmentor(BatchAugmentor):
         return self
 
 
-def _manifest(value: Any) -> Any:
-    if value in (None, "", "???"):
+def _not_empty(value: Any, info: ValidationInfo) -> Any:
+    """A value of `Dataset`, unless it is one that names nothing and NeMo would stop at."""
+    if info.field_name == "manifest_filepath" and value in (None, "", "???"):
         raise Unfit("no manifest is given", "manifest_filepath", "Give its path, or set the whole section to null.")
-    return value
-
-
-def _noise(value: Any) -> Any:
-    if value == "":
+    if info.field_name == "noise_manifest" and value == "":
         raise Unfit("an empty path", "noise_manifest", "For no noise write noise_manifest=null.")
-    return value
-
-
-def _augmentor(value: Any) -> Any:
-    if value is None:  # NeMo stops at it
+    if info.field_name == "batch_augmentor" and value is None:
         fix = "Remove the key, or set batch_augmentor.prob=0."
         raise Unfit("no batch augmentor is named", "batch_augmentor=null", fix)
     return value
@@ -94,8 +87,8 @@ class Dataset(Section):
     }
 
     # A path, several joined by commas, or a list.
-    manifest_filepath: Annotated[str | list[str | list[str]], BeforeValidator(_manifest)]
-    noise_manifest: Annotated[str | list[str] | None, BeforeValidator(_noise)] = None
+    manifest_filepath: Annotated[str | list[str | list[str]], BeforeValidator(_not_empty)]
+    noise_manifest: Annotated[str | list[str] | None, BeforeValidator(_not_empty)] = None
     sample_rate: Positive | None = None  # Hz; the model's if null
     batch_size: Positive
     shuffle: bool | None = None  # not given: true for training, false for validation
@@ -107,6 +100,6 @@ class Dataset(Section):
     trim_silence: bool = False
     channel_selector: Literal["average"] | int | Annotated[list[int], MinLen(1)] | None = None
     int_values: bool = False
-    batch_augmentor: Annotated[MultiBatchAugmentor | BatchAugmentor | None, BeforeValidator(_augmentor)] = None
+    batch_augmentor: Annotated[MultiBatchAugmentor | BatchAugmentor | None, BeforeValidator(_not_empty)] = None
     val_dl_idx: int = 0  # of validation: which of several losses is `val_loss`
     name: str | list[str] | None = None  # of validation: what the losses are called

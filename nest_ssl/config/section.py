@@ -95,7 +95,8 @@ def read(cls: type[SectionType], given: Mapping[str, Any], where: str = "") -> S
             raise UserError(f"not supported: {in_yaml(value)}", below, cls.REFUSED[key])
         elif key in cls.fields():
             nested = sections_of(cls.fields()[key])
-            settings[key] = read(_fitting(nested, value), value, below) if _is_given(nested, value) else value
+            is_section = bool(nested) and value is not None
+            settings[key] = read(_fitting(nested, value), value, below) if is_section else value
     if cls.TARGETS and "_target_" not in values and where:
         _check_target(cls, None, f"{where}._target_")
     try:
@@ -167,10 +168,6 @@ def _fitting(kinds: Sequence[type[Section]], value: Any) -> type[Section]:
     """The kind that `_target_` names; the first where it names none of them."""
     target = value.get("_target_") if isinstance(value, Mapping) else None
     return next((kind for kind in kinds if str(target).rsplit(".", 1)[-1] in kind.TARGETS), kinds[0])
-
-
-def _is_given(nested: Sequence[type[Section]], value: Any) -> bool:
-    return bool(nested) and value is not None
 
 
 def _check_target(cls: type[Section], target: Any, where: str) -> None:
@@ -245,11 +242,7 @@ def _choices(annotation: Any, metadata: Collection[Any] = ()) -> Iterator[str]:
         yield f"a list of {' or '.join(_choices(get_args(annotation)[0]))}"
     else:
         words = {int: "any whole number", float: "any number", str: "text", bool: "true or false", type(None): "null"}
-        yield words.get(annotation, "a group of keys") + (_limits(metadata) if annotation in (int, float) else "")
-
-
-def _limits(metadata: Collection[Any]) -> str:
-    lows = [f" from {m.ge}" for m in metadata if isinstance(m, Ge)] + [
-        f" above {m.gt}" for m in metadata if isinstance(m, Gt)
-    ]
-    return "".join(lows + [f" to {m.le}" for m in metadata if isinstance(m, Le)])
+        limits = [f" from {m.ge}" for m in metadata if isinstance(m, Ge)]
+        limits += [f" above {m.gt}" for m in metadata if isinstance(m, Gt)]
+        limits += [f" to {m.le}" for m in metadata if isinstance(m, Le)]
+        yield words.get(annotation, "a group of keys") + ("".join(limits) if annotation in (int, float) else "")

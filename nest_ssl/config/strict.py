@@ -30,10 +30,15 @@ def read_config(
     """
     cfg = compose(overrides, config_path, config_name)
     given = {override.lstrip("+~").partition("=")[0]: override for override in overrides}
-    files = _files(given, *config_file(config_path, config_name))
-    variables = _variables([*given.values(), *(file.read_text(encoding="utf-8") for file in files)])
+    folder, name = config_file(config_path, config_name)
+    choices = chosen_groups(folder, name) | {key: given[key].partition("=")[2] for key in GROUPS if key in given}
+    places = [folder / group / f"{choice}.yaml" for group, choice in choices.items()]
+    # In the order of their say: the main file, and those of the groups chosen in it or on the command line.
+    files = [folder / f"{name}.yaml"] + [p if p.is_file() else CONF / p.parent.name / p.name for p in places]
+    texts = [*given.values(), *(file.read_text(encoding="utf-8") for file in files)]
     tree = plain(cfg)
-    for key in variables:  # a key of the author's own, to be referred to from others
+    for key in {key for text in texts for key in re.findall(r"\$\{([\w.]+)\}", text)}:
+        # What something refers to may be a key of the author's own.
         section, name = (tree["model"], key[6:]) if key.startswith("model.") else (tree, key)
         if name not in (Model if section is not tree else Experiment).known():
             section.pop(name, None)
@@ -60,15 +65,3 @@ def locate(key: str, files: Sequence[Path]) -> str | None:
         if depth and depth >= max(found[0], key.count(".")):
             found = (depth, f"{file}, line {line}")
     return found[1] or None
-
-
-def _files(given: dict[str, str], folder: Path, name: str) -> list[Path]:
-    """The main file and those of the groups that are chosen in it or on the command line, in the order of their say."""
-    choices = chosen_groups(folder, name) | {key: given[key].partition("=")[2] for key in GROUPS if key in given}
-    places = [folder / group / f"{choice}.yaml" for group, choice in choices.items()]
-    return [folder / f"{name}.yaml"] + [p if p.is_file() else CONF / p.parent.name / p.name for p in places]
-
-
-def _variables(texts: Sequence[str]) -> set[str]:
-    """The keys that something refers to."""
-    return {match for text in texts for match in re.findall(r"\$\{([\w.]+)\}", text)}

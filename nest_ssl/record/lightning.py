@@ -68,8 +68,7 @@ class Recorder(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.session.validation()  # its loader has begun
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.session.validation()
+    on_validation_end = on_validation_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.session.abort()

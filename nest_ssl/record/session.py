@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +40,6 @@ from nest_ssl.record.provenance import describe_device, describe_run
 from nest_ssl.record.secrets import masked_yaml
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
 from nest_ssl.recording import layout as files
-from nest_ssl.recording.calls import Call
 from nest_ssl.recording.writer import RecordingWriter
 
 Mark = Literal["before_model", "after_model", "before_first_batch"]
@@ -81,7 +80,7 @@ def recording(
         session.finish(**{"trainer": trainer, "flags": flags(), "duration_s": took, **index})
 
 
-class Session:
+class Session(AbstractContextManager["Session"]):
     """A recording in the making. As a context manager it drops what is not finished.
 
     Args:
@@ -192,7 +191,11 @@ class Session:
             calls, model = step.calls.detach(), step.calls.root
             step.boundary("step_done", "fetch")
             self._save(files.BATCH, step.batch)
-            self._save(files.FORWARD_OUTPUT, self._forward_output(calls))
+            output: Any = next((call.output for call in calls if call.module == ""), [])  # of the root's first call
+            outputs = output if isinstance(output, list) else [output]
+            names = [*self._output_names, *(f"output_{i}" for i in range(len(self._output_names), len(outputs)))]
+            # A forward may return less than it is asked to name.
+            self._save(files.FORWARD_OUTPUT, dict(zip(names, outputs, strict=False)))
             if step.loss is not None:
                 self._save(files.LOSS, {"loss": step.loss})
             self._save(files.WEIGHTS, weights(model))
@@ -242,9 +245,6 @@ class Session:
         self._leave_step()
         self.writer.abort()
 
-    def __enter__(self) -> Session:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.abort()
 
@@ -261,13 +261,6 @@ class Session:
         if self._step:
             self._step.calls.detach()
         self._step = None
-
-    def _forward_output(self, calls: list[Call]) -> dict[str, Any]:
-        """The outputs of the root's first call, by name."""
-        output: Any = next((call.output for call in calls if call.module == ""), [])
-        outputs = output if isinstance(output, list) else [output]
-        names = [*self._output_names, *(f"output_{i}" for i in range(len(self._output_names), len(outputs)))]
-        return dict(zip(names, outputs, strict=False))  # a forward may return less than it is asked to name
 
 
 @dataclass

@@ -25,13 +25,13 @@ from typing_extensions import TypedDict
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import is_regular, sha256_of
-from nest_ssl.base.nested import plain, tensors
-from nest_ssl.base.safe_load import READER_ERRORS, load_tensors, load_yaml
+from nest_ssl.base.nested import plain
+from nest_ssl.base.safe_load import READER_ERRORS, first_line, load_tensors, load_yaml
 from nest_ssl.recording import layout as files
 from nest_ssl.recording import schema1
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.index import Index, StepRandom, Structure, canonical
-from nest_ssl.recording.tensors import check_storable, describe_tensor, describe_tensors
+from nest_ssl.recording.tensors import check_storable, describe_tensors
 
 T = TypeVar("T")
 
@@ -207,14 +207,11 @@ class Recording:
         with _damage(path):
             value = load_tensors(path, mapped=True)
             check_storable(value, path.stat().st_size)
-            wanted = self.index.tensors.get(name, {})
-            found = dict(tensors(value))
+            wanted, found = self.index.tensors.get(name, {}), describe_tensors(value, digests=not self._verified)
             if list(wanted) != list(found):
                 raise ValueError(f"its tensors are not those that {files.INDEX} lists")
-            digests = {} if self._verified else describe_tensors(value)
-            for place, tensor in found.items():
-                entry = wanted[place].model_dump()
-                if entry != (digests.get(place) or {**entry, **describe_tensor(tensor)}):
+            for place, facts in found.items():
+                if any(getattr(wanted[place], key) != fact for key, fact in facts.items()):
                     raise ValueError(f"{place}: it is not the tensor that {files.INDEX} lists")
             return shape.validate_python(value)
 
@@ -305,5 +302,4 @@ def _damage(path: Path) -> Iterator[None]:
         where = ".".join(str(part) for part in first["loc"])
         raise UserError("damaged recording", f"{path}: {where}: {first['msg']}", RERUN) from error
     except (OSError, *READER_ERRORS) as error:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise UserError("damaged recording", f"{path}: {reason[:200]}", RERUN) from error
+        raise UserError("damaged recording", f"{path}: {first_line(error)}", RERUN) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from nest_ssl.base.nested import tensors
 from nest_ssl.recording.calls import Call, Producer
+from nest_ssl.recording.index import Boundary
 
 _KEPT = ("index", "module", "call", "training", "args", "arg_names", "kwargs", "output", "output_grads")
-STATES = ("batch_ready", "forward_done", "backward_done", "step_done")
 
 
 def upgrade_index(index: dict[str, Any]) -> dict[str, Any]:
@@ -34,8 +34,9 @@ def upgrade_ledger(ledger: Any) -> Any:
 
 def upgrade_rng(rng: dict[str, Any]) -> dict[str, Any]:
     """`rng.json`: the boundaries stood among the rest."""
-    rest = {key: value for key, value in rng.items() if key not in (*STATES, "ledger")}
-    return {"states": {k: rng[k] for k in STATES if k in rng}, "ledger": upgrade_ledger(rng.get("ledger")), **rest}
+    states = {name: rng[name] for name in get_args(Boundary) if name in rng}
+    rest = {key: value for key, value in rng.items() if key not in states and key != "ledger"}
+    return {"states": states, "ledger": upgrade_ledger(rng.get("ledger")), **rest}
 
 
 def upgrade_calls(rows: list[dict[str, Any]]) -> list[Call]:

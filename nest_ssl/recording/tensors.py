@@ -21,14 +21,15 @@ def describe_tensor(tensor: torch.Tensor) -> dict[str, Any]:
     return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
-def describe_tensors(value: Any) -> dict[str, dict[str, Any]]:
-    """Of every tensor in a nested value, by its path: shape, dtype and digest."""
-    digests: dict[int, str] = {}  # one tensor may stand in many places: hash it once
+def describe_tensors(value: Any, digests: bool = True) -> dict[str, dict[str, Any]]:
+    """Of every tensor in a nested value, by its path: shape, dtype and, if asked for, digest."""
+    described: dict[int, dict[str, Any]] = {}  # one tensor may stand in many places: hash it once
     found = dict(tensors(value))
     for tensor in found.values():
-        if id(tensor) not in digests:
-            digests[id(tensor)] = tensor_digest(tensor)
-    return {path: {**describe_tensor(tensor), "digest": digests[id(tensor)]} for path, tensor in found.items()}
+        if id(tensor) not in described:
+            digest = {"digest": tensor_digest(tensor)} if digests else {}
+            described[id(tensor)] = {**describe_tensor(tensor), **digest}
+    return {path: described[id(tensor)] for path, tensor in found.items()}
 
 
 def storable(value: Any) -> Any:

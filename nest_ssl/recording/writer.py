@@ -11,9 +11,8 @@ import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from nest_ssl.recording.index import Index, sealed
 from nest_ssl.recording.tensors import describe_tensors, storable
 
 
-class RecordingWriter:
+class RecordingWriter(AbstractContextManager["RecordingWriter"]):
     """A recording in the making.
 
     As a context manager it drops what is half written unless `finish` was reached. It holds a lock on its target from
@@ -57,12 +56,7 @@ class RecordingWriter:
         self._hashes: dict[str, Future[dict[str, Any]]] = {}
         self._tensors: dict[str, Future[dict[str, Any]]] = {}
 
-    def __enter__(self) -> RecordingWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.abort()
 
     def save_tensors(self, name: str, value: Any) -> None:

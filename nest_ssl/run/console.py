@@ -134,7 +134,9 @@ def quiet(path: Path) -> Iterator[TextIO]:
                 stream.flush()
                 before = os.dup(number)
                 os.dup2(log.fileno(), number)
-                stack.callback(_put_back, stream, number, before)
+                stack.callback(os.close, before)  # called in the reverse order: flushed, put back, closed
+                stack.callback(os.dup2, before, number)
+                stack.callback(stream.flush)
         stack.enter_context(contextlib.redirect_stdout(log))
         stack.enter_context(contextlib.redirect_stderr(log))
         yield console
@@ -146,9 +148,3 @@ def _number(stream: TextIO) -> int | None:
         return stream.fileno()
     except (OSError, ValueError, AttributeError):
         return None
-
-
-def _put_back(stream: TextIO, number: int, before: int) -> None:
-    stream.flush()
-    os.dup2(before, number)
-    os.close(before)

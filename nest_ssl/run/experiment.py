@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
@@ -78,8 +77,9 @@ def record(subject: Subject, cfg: DictConfig) -> int:
                 print(f"{subject.name}: nothing is left to train; an earlier recording in {target}: {kept_as}")
                 return EXIT_OK
             skipped = getattr(trainer.lightning_module, "skipped", None) if subject.skips_bad_audio else None
+            version = importlib.metadata.version(subject.package)
             recorder.finish(
-                trainer=_describe(subject),
+                trainer={"name": subject.name, "package": subject.package, "version": version},
                 seed=cfg.seed,
                 flags=flags(),
                 data=data.describe(skipped),
@@ -113,55 +113,39 @@ def build_trainer(cfg: DictConfig, callbacks: list[Any], **settings: Any) -> Tra
 def _train(
     subject: Subject, cfg: DictConfig, inputs: Inputs, experiment: Experiment, recorder: Recorder, progress: Progress
 ) -> Trainer:
+    """Train. On Ctrl-C Lightning would end the process with code 1, which means diverged here, and on SIGTERM with 0.
+
+    Raises:
+        InterruptedRun: a signal stopped training.
+        UserError: `exp_manager` and `trainer.logger` both ask for loggers; an audio file that NeMo cannot decode; a
+            setting that Lightning refuses only now, such as a metric to monitor that nothing logs.
+    """
     subject.load()
     set_determinism()
     loggers = build_loggers(cfg.exp_manager, experiment.log_dir) if experiment.log_dir and not experiment.done else []
     with closing(loggers):
-        settings = {**experiment.trainer_settings, **_logger_setting(cfg, loggers)}
+        if loggers and cfg.trainer.get("logger"):
+            where = f"trainer.logger={cfg.trainer.logger} and exp_manager"
+            raise UserError("two places ask for loggers", where, "Set trainer.logger=false, as NeMo wants it.")
+        settings = experiment.trainer_settings | ({"logger": loggers} if loggers else {})
         trainer = build_trainer(cfg, [*experiment.callbacks, recorder, progress], **settings)
         seed_all(cfg.seed)
         recorder.mark_rng("before_model")
         model = subject.build_model(cfg, trainer, inputs)
         recorder.mark_rng("after_model")
+        checkpoint = experiment.attach(trainer, model)
         try:
-            _fit(trainer, model, experiment.attach(trainer, model))
+            trainer.fit(model, ckpt_path=checkpoint)
+        except SIGTERMException as stop:
+            raise InterruptedRun(signal.SIGTERM) from stop
+        except SystemExit as stop:
+            raise InterruptedRun(signal.SIGINT) from stop
+        except MisconfigurationException as error:
+            fix = "See Lightning's documentation of it."
+            raise UserError("a setting is wrong", str(error).rstrip("."), fix) from error
         except decoder_errors() as error:  # NeMo's do not say which file
             bad = audio_behind(error, list(data_sections(cfg).values()), inputs.corpora or Corpora())
             if bad is None:
                 raise
             raise bad from error
     return trainer
-
-
-def _logger_setting(cfg: DictConfig, loggers: list[Logger]) -> dict[str, Any]:
-    """The Trainer's argument for the loggers of `exp_manager`.
-
-    Raises:
-        UserError: there are some and `trainer.logger` asks for one more.
-    """
-    if loggers and cfg.trainer.get("logger"):
-        where = f"trainer.logger={cfg.trainer.logger} and exp_manager"
-        raise UserError("two places ask for loggers", where, "Set trainer.logger=false, as NeMo wants it.")
-    return {"logger": loggers} if loggers else {}
-
-
-def _fit(trainer: Trainer, model: LightningModule, checkpoint: str | None) -> None:
-    """Train; Lightning ends the process itself on Ctrl-C with code 1, which means diverged here, and on SIGTERM with 0.
-
-    Raises:
-        InterruptedRun: a signal stopped training.
-        UserError: a setting that Lightning refuses only now, such as a metric to monitor that nothing logs.
-    """
-    try:
-        trainer.fit(model, ckpt_path=checkpoint)
-    except SIGTERMException as stop:
-        raise InterruptedRun(signal.SIGTERM) from stop
-    except SystemExit as stop:
-        raise InterruptedRun(signal.SIGINT) from stop
-    except MisconfigurationException as error:
-        raise UserError("a setting is wrong", str(error).rstrip("."), "See Lightning's documentation of it.") from error
-
-
-def _describe(subject: Subject) -> dict[str, Any]:
-    version = importlib.metadata.version(subject.package)
-    return {"name": subject.name, "package": subject.package, "version": version}

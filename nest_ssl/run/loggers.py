@@ -38,7 +38,13 @@ def build_loggers(section: Mapping[str, Any] | None, log_dir: Path) -> list[Logg
     assert isinstance(given, dict)
     loggers: list[Logger] = []
     if given and given.get("create_tensorboard_logger", True):
-        loggers.append(_tensorboard(given.get("summary_writer_kwargs") or {}, log_dir))
+        where, settings = "exp_manager.summary_writer_kwargs", given.get("summary_writer_kwargs") or {}
+        if "log_dir" in settings:
+            raise UserError("a setting that is made elsewhere", f"{where}.log_dir", "Set exp_manager.explicit_log_dir.")
+        with _opening("TensorBoard", where, log_dir, "See TensorBoardLogger."):
+            logger = TensorBoardLogger(save_dir=log_dir, name="", version="", **settings)
+            _ = logger.experiment  # opens the file of events
+            loggers.append(logger)
     if given.get("create_wandb_logger"):
         loggers.append(_wandb(given.get("wandb_logger_kwargs") or {}, log_dir))
     return loggers
@@ -46,36 +52,29 @@ def build_loggers(section: Mapping[str, Any] | None, log_dir: Path) -> list[Logg
 
 @contextlib.contextmanager
 def closing(loggers: Sequence[Logger]) -> Iterator[None]:
-    """Meanwhile they are in use; afterwards W&B's run is ended, as a failed one if training was."""
+    """Meanwhile they are in use; afterwards W&B's run is ended, as a failed one if training was.
+
+    Lightning leaves the run open till the process ends, when its last words would go to the console.
+    """
+    failed = True
     try:
         yield
-    except BaseException:
-        _finish(loggers, exit_code=1)
-        raise
-    _finish(loggers, exit_code=0)
+        failed = False
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish(exit_code=int(failed))
 
 
-def _finish(loggers: Sequence[Logger], exit_code: int) -> None:
-    """Lightning leaves the run open till the process ends, when its last words would go to the console."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish(exit_code=exit_code)
-
-
-def _tensorboard(settings: dict[str, Any], log_dir: Path) -> Logger:
-    where = "exp_manager.summary_writer_kwargs"
-    if "log_dir" in settings:
-        raise UserError("a setting that is made elsewhere", f"{where}.log_dir", "Set exp_manager.explicit_log_dir.")
+@contextlib.contextmanager
+def _opening(name: str, where: str, place: Path, fix: str) -> Iterator[None]:
+    """What a logger raises while it is made, as the user's error: a setting, or a place that cannot be written."""
     try:
-        logger = TensorBoardLogger(save_dir=log_dir, name="", version="", **settings)
-        _ = logger.experiment  # opens the file of events
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            "a TensorBoard setting is wrong", f"{where}: {error}".rstrip("."), "See TensorBoardLogger."
-        ) from error
+        yield
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(f"a {name} setting is wrong", f"{where}: {error}".rstrip("."), fix) from error
     except OSError as error:
-        raise from_os_error(error, str(log_dir)) from error
-    return logger
+        raise from_os_error(error, str(place)) from error
 
 
 def _wandb(settings: dict[str, Any], log_dir: Path) -> Logger:
@@ -88,17 +87,13 @@ def _wandb(settings: dict[str, Any], log_dir: Path) -> Logger:
     if not any(settings.get(key) or os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "name")):
         raise UserError("a W&B run needs a project or a name", where, f"Set {where}.project, or WANDB_PROJECT.")
     settings = {"save_dir": str(log_dir), **{key: value for key, value in settings.items() if value is not None}}
-    try:
+    with _opening("W&B", where, settings["save_dir"], "See Lightning's WandbLogger."):
         Path(settings["save_dir"]).mkdir(parents=True, exist_ok=True)
-        logger = WandbLogger(**settings)
-        _ = logger.experiment  # starts the run; online, this is where W&B asks for a login
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(
-            "a W&B setting is wrong", f"{where}: {error}".rstrip("."), "See Lightning's WandbLogger."
-        ) from error
-    except wandb.errors.Error as error:
-        fix = "Log in (wandb login), or keep the run on disk: WANDB_MODE=offline or wandb_logger_kwargs.offline=true."
-        raise UserError("W&B cannot start a run", f"{where}: {error}".rstrip("."), fix) from error
-    except OSError as error:
-        raise from_os_error(error, str(settings["save_dir"])) from error
+        try:
+            logger = WandbLogger(**settings)
+            _ = logger.experiment  # starts the run; online, this is where W&B asks for a login
+        except wandb.errors.Error as error:
+            fix = "Log in (wandb login), or keep the run on disk: WANDB_MODE=offline or "
+            fix += "wandb_logger_kwargs.offline=true."
+            raise UserError("W&B cannot start a run", f"{where}: {error}".rstrip("."), fix) from error
     return logger

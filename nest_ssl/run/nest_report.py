@@ -16,14 +16,14 @@ from nest_ssl.recording.reader import Recording, StepFiles
 
 def explain_nest(reference: Recording, candidate: Recording, step: int) -> Explanation | None:
     """Masked frames and counted tokens at one step of both sides; None where nothing says that this is NEST."""
-    sides = reference.step(step), candidate.step(step)
     model = reference.config.get("model")
     model = model if isinstance(model, dict) else {}
-    values: dict[str, Any] = {"batch": _batch(sides[0], model.get("sample_rate"))}
-    counts = [_counts(side, model.get("loss")) for side in sides]
-    if counts[0] is None or counts[1] is None:
+    values: dict[str, Any] = {"batch": _batch(reference.step(step), model.get("sample_rate"))}
+    counts = _counts(reference.step(step), model.get("loss"))
+    other_counts = _counts(candidate.step(step), model.get("loss"))
+    if counts is None or other_counts is None:
         return Explanation("nest", step, "", values) if values["batch"] else None
-    (masked, counted, tokens), (other_masked, other_counted, _) = counts[0], counts[1]
+    (masked, counted, tokens), (other_masked, other_counted, _) = counts, other_counts
     values |= {"masked_frames": [masked, other_masked], "counted_tokens": [counted, other_counted], "tokens": tokens}
     if 0 in (counted, other_counted):
         values["note"] = sentence = (

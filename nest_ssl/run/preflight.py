@@ -63,7 +63,13 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
         raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={cfg.trainer.precision}", fix)
     notes = adapt_to_machine(cfg, torch.cuda.device_count())
     _check_one_process(cfg)
-    _check_model(cfg)
+    # Without memory (torch's `meta` device) the port's model and its optimizer are built: what fails, fails now, and
+    # NeMo, which would end in a traceback, is not asked.
+    section = plain(cfg.model.optim)
+    with torch.device("meta"):
+        model = NestModel(cfg.model, cfg.nemo)
+    optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
+    build_schedule(optimizer, section.get("sched"), SOME_STEPS)
     if subject.package == "nemo_toolkit":
         if cfg.no_masked_token != "nan":
             notes.append(f"no_masked_token={cfg.no_masked_token} is the port's alone: NeMo's loss stays NaN there")
@@ -93,7 +99,15 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
     train = datasets["train"]
     length = planned_length(cfg, len(checked["train"].entries), train.batch_size, train.drop_last)
     notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
-    notes += _fit_validation(cfg, length)
+    interval = cfg.trainer.get("val_check_interval")
+    counted_in_epochs = cfg.trainer.get("check_val_every_n_epoch", 1) is not None
+    if isinstance(interval, int) and interval > length.epoch and counted_in_epochs:  # Lightning stops at it
+        where = f"trainer.val_check_interval={interval}, and an epoch has {length.epoch} batches"
+        if cfg.batches is None:
+            fix = "Lower it, or count over epochs: trainer.check_val_every_n_epoch=null."
+            raise UserError("a validation that never comes", where, fix)
+        cfg.trainer.val_check_interval = 1.0  # our own doing (`batches=N` of a long recipe): shortened to the epoch
+        notes.append(f"{where}, for batches={cfg.batches}: a validation at its end instead")
     if length.batches > MANY_BATCHES and not (cfg.get("exp_manager") or {}).get("exp_dir"):
         notes.append(f"this trains {length.batches:,.0f} batches and keeps no checkpoint; batches=N ends it earlier")
     return Inputs(load_sources(cfg), corpora), DataRecord(checked), length, notes
@@ -196,33 +210,3 @@ def _check_generation(subject: Subject, wanted: str) -> None:
     if installed != wanted:
         what = f"NeMo {release} is installed, of generation {installed}, and generation {wanted} is asked for"
         raise UserError(what, f"nemo={wanted}", f"Pass nemo={installed}, or take another NeMo with NEMO_VERSION=...")
-
-
-def _check_model(cfg: DictConfig) -> None:
-    """Build the port's model without memory (torch's `meta` device) and its optimizer: what fails, fails now, and
-    NeMo, which would end in a traceback, is not asked."""
-    section = plain(cfg.model.optim)
-    with torch.device("meta"):
-        model = NestModel(cfg.model, cfg.nemo)
-    optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
-    build_schedule(optimizer, section.get("sched"), SOME_STEPS)
-
-
-def _fit_validation(cfg: DictConfig, length: Length) -> list[str]:
-    """Lightning stops at a `val_check_interval` of more batches than an epoch has. Where that is our own doing
-    (`batches=N` of a long recipe), it is shortened to the epoch; a line that says so.
-
-    Raises:
-        UserError: it is not.
-    """
-    trainer = cfg.trainer
-    interval = trainer.get("val_check_interval")
-    counted_in_epochs = trainer.get("check_val_every_n_epoch", 1) is not None
-    if not isinstance(interval, int) or interval <= length.epoch or not counted_in_epochs:
-        return []
-    where = f"trainer.val_check_interval={interval}, and an epoch has {length.epoch} batches"
-    if cfg.batches is None:
-        fix = "Lower it, or count over epochs: trainer.check_val_every_n_epoch=null."
-        raise UserError("a validation that never comes", where, fix)
-    trainer.val_check_interval = 1.0
-    return [f"{where}, for batches={cfg.batches}: a validation at its end instead"]

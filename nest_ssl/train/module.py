@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
+from nest_ssl import releases
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import plain, read
@@ -22,7 +23,6 @@ from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.model.nest import NestModel
-from nest_ssl.releases import NEWEST, generation
 from nest_ssl.train.checkpoint.lightning_checkpoint import hyper_parameters, load_checkpoint
 from nest_ssl.train.optim import build_optimizer
 from nest_ssl.train.schedules import build_schedule, planned_steps
@@ -36,7 +36,7 @@ class NestModule(NestModel, LightningModule):
 
     Args:
         cfg: NeMo's `model` section, resolved.
-        release: the generation of NeMo to be exact with, a key of `releases.GENERATIONS`.
+        generation: the one of NeMo to be exact with, a key of `releases.GENERATIONS`.
         no_masked_token: the loss of a batch in which no token counts, in training and validation: ``nan`` or ``zero``.
         skipped: go on without audio files that cannot be used, and count them here; None: stop at the first.
         corpora: manifests that have been read already.
@@ -45,16 +45,17 @@ class NestModule(NestModel, LightningModule):
     def __init__(
         self,
         cfg: DictConfig,
-        release: str = NEWEST,
+        generation: str = releases.NEWEST,
         no_masked_token: str = "nan",
         skipped: SkippedAudio | None = None,
         corpora: Corpora | None = None,
     ) -> None:
-        super().__init__(cfg, release)
+        super().__init__(cfg, generation)
         self.loss.mlm_loss.no_masked_token = no_masked_token
         self.save_hyperparameters({"cfg": plain(cfg)})  # for loggers, as NeMo; builtins, for checkpoints hold them too
-        self.settings, self.generation, self.skipped = cfg, release, skipped
-        data: dict[str, Any] = {"skipped": skipped, "corpora": corpora, "differences": generation(release)}
+        self.settings, self.generation, self.skipped = cfg, generation, skipped
+        differences = releases.generation(generation)
+        data: dict[str, Any] = {"skipped": skipped, "corpora": corpora, "differences": differences}
         train, rate = None if cfg.get("train_ds") is None else read(Dataset, cfg.train_ds, "train_ds"), cfg.sample_rate
         self._train_loader = build_dataloader(train, rate, shuffle=True, training=True, **data)
         sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []

@@ -95,10 +95,10 @@ def test_other_settings(tmp_path: Path, overrides: list[str]) -> None:
 def test_everything_random_on(tmp_path: Path) -> None:
     overrides = ["size=tiny", "run=full", *ONE_PROCESS, "model.train_ds.batch_size=4", "save_steps=all", "batches=4"]
     assert_identical(*align(tmp_path, *overrides))
-    ledgers = [[open_recording(tmp_path / name).step(step).rng()["ledger"] for step in range(4)]
+    ledgers = [[open_recording(tmp_path / name).step(step).rng().ledger for step in range(4)]
                for name in ("nemo", "nest")]  # fmt: skip
     assert ledgers[0] == ledgers[1], "entry by entry: stages, generators, numbers drawn, states"
-    drawn = [(entry["stage"], entry["generator"]) for entry in ledgers[0][0]]
+    drawn = [(f"{e.module}#{e.call}" if e.module is not None else e.phase, e.generator) for e in ledgers[0][0]]
     assert drawn == [
         *(("fetch", generator) for generator in FETCH_DRAWS),
         *((f"preprocessor.featurizer#{call}", "torch_cpu") for call in (0, 1)),
@@ -106,9 +106,9 @@ def test_everything_random_on(tmp_path: Path) -> None:
         ("encoder.pos_enc.dropout#0", "torch_cpu"),
         *((f"encoder.layers.{layer}.{name}", "torch_cpu") for layer in (0, 1) for name in LAYER_DROPOUTS),
     ]
-    assert all(entry["draws"] > 0 for step in ledgers[0] for entry in step)
+    assert all(entry.draws > 0 for step in ledgers[0] for entry in step)
     before = [open_recording(tmp_path / name).index.ledger for name in ("nemo", "nest")]
-    assert before[0] == before[1] and [e["stage"] for e in before[0]] == ["model_construction", "fit_start"]
+    assert before[0] == before[1] and [e.phase for e in before[0]] == ["model_construction", "fit_start"]
 
 
 @pytest.mark.slow

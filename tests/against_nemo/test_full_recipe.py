@@ -70,7 +70,7 @@ def test_the_precision_is_what_it_says(
     record(subject, tmp_path / "run", *RECIPE, "batches=1", f"trainer.precision={precision}")
     step = open_recording(tmp_path / "run").step(0)
     query = "encoder.layers.0.self_attn.linear_q"
-    assert {call["output"].dtype for call in step.calls() if call["module"] == query} == {computed}
+    assert {call.output.dtype for call in step.calls() if call.module == query} == {computed}
     assert step.weights()[f"{query}.weight"].dtype == kept
     assert {gradient.dtype for _, gradient in tensors(step.gradients())} == {kept}
     assert {state.dtype for _, state in tensors(step.optimizer_state()["state"]) if state.dim() > 0} == {kept}
@@ -82,9 +82,9 @@ def test_in_float64_features_are_float32_up_to_their_normalisation(tmp_path: Pat
     """As conf/ says: NeMo casts the audio, and only the means that it divides by counts are float64."""
     record(subject, tmp_path / "run", *RECIPE, "batches=1", "trainer.precision=64-true")
     step = open_recording(tmp_path / "run").step(0)
-    call = next(call for call in step.calls() if call["module"] == "preprocessor.featurizer")
-    assert step.batch()["audio"].dtype == torch.float64 and call["args"][0].dtype == torch.float32
-    assert call["output"][0].dtype == torch.float64
+    call = next(call for call in step.calls() if call.module == "preprocessor.featurizer")
+    assert step.batch()["audio"].dtype == torch.float64 and call.args[0].dtype == torch.float32
+    assert call.output[0].dtype == torch.float64
 
 
 @pytest.mark.skipif(not FLOAT64_FAILS, reason=f"NeMo {RELEASE} trains in float64")

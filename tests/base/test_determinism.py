@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from nest_ssl.base.determinism import check_seed, flags, seed_all, set_determinism
+from nest_ssl.base.determinism import flags, seed_all, set_determinism
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.rng import generator_states, restore_generators, rng_digests
 
@@ -72,7 +72,12 @@ def test_what_is_no_seed_is_refused(seed: object) -> None:
     with pytest.raises(UserError, match="not a seed"):
         seed_all(seed)  # type: ignore[arg-type]
     assert rng_digests() == before
-    assert check_seed(0) == 0 and check_seed(2**32 - 1) == 2**32 - 1
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_the_first_and_the_last_seed_are_taken(seed: int) -> None:
+    seed_all(seed)
+    assert torch.initial_seed() == seed
 
 
 def test_a_comparer_needs_no_lightning() -> None:

@@ -217,6 +217,7 @@ def test_a_run_knows_the_words_that_make_was_given(make: Make, fake_python: Any)
     assert words[:2] == ["make", "align"]
     assert set(words[2:]) == {"SIZE=tiny", "ARGS=a=1 'b=c d'", "STEPS=0,1", "RUNTIME=local"}
     assert "SIZE=tiny" in command  # no quotes where none are needed
+    assert command.startswith("make align ") and "  " not in command.partition("ARGS=")[0]
 
 
 @pytest.mark.parametrize(("fails", "code"), [(None, 0), ("no:cacheprovider", 2), ("--ignore", 2)])

@@ -130,6 +130,11 @@ def test_bad_usage(arguments: list[str]) -> None:
         main(arguments)
 
 
+def test_a_tolerance_that_is_no_number() -> None:
+    with pytest.raises(UserError, match="argument --atol: abc is not a number from 0"):
+        main(["--atol", "abc"])
+
+
 def test_the_other_exit_codes(reference: Path, copy: Path, tmp_path: Path) -> None:
     def run(*more: str) -> int:
         return main([*sides(reference, copy, tmp_path / "report"), *more])

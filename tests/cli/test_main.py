@@ -37,6 +37,13 @@ def test_the_console_script_ends_with_the_verbs_code() -> None:
     assert done.returncode == 3 and done.stderr.startswith("error: no such verb") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("verb", command.VERBS)
+def test_each_verb_has_a_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        command.dispatch([verb, "--help"])
+    assert end.value.code == 0 and capsys.readouterr().out.startswith("usage: ")
+
+
 @pytest.mark.parametrize("argv", [[], ["nem"], ["../x"]])
 def test_which_trainer(argv: list[str]) -> None:
     with pytest.raises(UserError, match="no such trainer"):

@@ -41,7 +41,7 @@ class _Entry:
 
 
 _Chain = Sequence[_Entry]
-_Match = tuple[_Chain, _Chain, Fate]  # the reference's, the candidate's, what became of it
+_Match = tuple[_Chain, _Chain]  # the reference's, the candidate's
 
 
 def compare_draws_before_the_steps(sheet: Sheet, reference: Index, candidate: Index) -> list[Draw]:
@@ -126,26 +126,22 @@ def _chain(ledger: Ledger, generator: str, event: Callable[[int], float]) -> _Ch
 
 def _matches(reference: _Chain, candidate: _Chain) -> Iterator[_Match]:
     while reference and candidate and reference[0].before == candidate[0].before:
-        meeting = _meeting(reference, candidate)
-        if meeting is None:
-            break
-        one, other = reference[: meeting[0]], candidate[: meeting[1]]
-        reference, candidate = reference[meeting[0] :], candidate[meeting[1] :]
+        count = other_count = 1  # after so many entries both are in the same state again
+        if reference[0].after != candidate[0].after:
+            reached = {entry.after: place for place, entry in reversed(list(enumerate(candidate, 1)))}
+            count = next((place for place, entry in enumerate(reference, 1) if entry.after in reached), 0)
+            if not count:
+                break
+            other_count = reached[reference[count - 1].after]
+        one, other = reference[:count], candidate[:other_count]
+        reference, candidate = reference[count:], candidate[other_count:]
         stages = {entry.stage for entry in one}
         if len(stages) > 1 and stages == {entry.stage for entry in other}:
             # The same draws in all, but the same few stages divide them otherwise: one of them drew another count.
             yield from _by_stage(one, other)
         else:  # Other stages only make them elsewhere: say, by a dropout that is no module of its own.
-            yield one, other, _fate(one, other)
+            yield one, other
     yield from _by_stage(reference, candidate)
-
-
-def _meeting(reference: _Chain, candidate: _Chain) -> tuple[int, int] | None:
-    """After how many entries of either side both are in the same state again; None if never."""
-    if reference[0].after == candidate[0].after:
-        return 1, 1
-    reached = {entry.after: count for count, entry in reversed(list(enumerate(candidate, 1)))}
-    return next(((n, reached[entry.after]) for n, entry in enumerate(reference, 1) if entry.after in reached), None)
 
 
 def _by_stage(reference: _Chain, candidate: _Chain) -> Iterator[_Match]:
@@ -154,23 +150,12 @@ def _by_stage(reference: _Chain, candidate: _Chain) -> Iterator[_Match]:
     for kind, i, i_end, j, j_end in SequenceMatcher(None, stages, others, autojunk=False).get_opcodes():
         one, other = reference[i:i_end], candidate[j:j_end]
         if kind == "equal":
-            yield from (([a], [b], _fate([a], [b])) for a, b in zip(one, other, strict=True))
+            yield from (([a], [b]) for a, b in zip(one, other, strict=True))
         elif one and other:  # other stages between two that both have: nothing says which of them is which
-            yield one, other, _fate(one, other)
+            yield one, other
         else:
-            yield from (([entry], [], Fate.ONE_SIDED) for entry in one)
-            yield from (([], [entry], Fate.ONE_SIDED) for entry in other)
-
-
-def _fate(reference: _Chain, candidate: _Chain) -> Fate:
-    if _total(reference) != _total(candidate):
-        return Fate.OTHER_COUNT
-    if reference[0].before != candidate[0].before:
-        return Fate.CAME_IN
-    if reference[-1].after != candidate[-1].after:
-        return Fate.LEFT_OTHERWISE
-    same = len(reference) == len(candidate) == 1 and reference[0].stage == candidate[0].stage
-    return Fate.SAME if same else Fate.ELSEWHERE
+            yield from (([entry], []) for entry in one)
+            yield from (([], [entry]) for entry in other)
 
 
 def _total(entries: _Chain) -> int | None:
@@ -179,21 +164,29 @@ def _total(entries: _Chain) -> int | None:
     return sum(draws) if len(draws) == len(entries) else None
 
 
-def _draw(sheet: Sheet, generator: str, reference: _Chain, candidate: _Chain, fate: Fate) -> Draw:
+def _draw(sheet: Sheet, generator: str, reference: _Chain, candidate: _Chain) -> Draw:
+    """What became of one match: its fate, and the finding where it is a difference."""
     first = (reference or candidate)[0]
     name, module = first.stage.phase.upper(), first.stage.module
     phase = Phase.FORWARD if name == "LOSS" else Phase.__members__.get(name, Phase.FORWARD)  # the code around it, too
     late = phase == Phase.FETCH and not generator.startswith("torch")  # a loader first draws its order, with torch
     address = Address(Kind.DRAW, module, None if module is None else first.stage.call, generator)
     spot = sheet.spot(address, phase, first.event + 0.5 * late, Part.DRAW)
-    came_in = bool(reference and candidate) and reference[0].before != candidate[0].before
+    both = bool(reference and candidate)
+    came_in = both and reference[0].before != candidate[0].before
     draws = _total(reference), _total(candidate)
     finding = None
-    if fate == Fate.CAME_IN:
-        finding = spot.finding(Difference.STATE, reference[0].before, candidate[0].before)
-    elif fate == Fate.LEFT_OTHERWISE:
-        finding = spot.finding(Difference.STATE, reference[-1].after, candidate[-1].after)
-    elif fate in (Fate.OTHER_COUNT, Fate.ONE_SIDED):
+    if not both or draws[0] != draws[1]:
+        fate = Fate.OTHER_COUNT if both else Fate.ONE_SIDED
         finding = spot.finding(Difference.DRAWS, *(UNCOUNTED if count is None else count for count in draws))
+    elif came_in:
+        fate = Fate.CAME_IN
+        finding = spot.finding(Difference.STATE, reference[0].before, candidate[0].before)
+    elif reference[-1].after != candidate[-1].after:
+        fate = Fate.LEFT_OTHERWISE
+        finding = spot.finding(Difference.STATE, reference[-1].after, candidate[-1].after)
+    else:
+        same = len(reference) == len(candidate) == 1 and reference[0].stage == candidate[0].stage
+        fate = Fate.SAME if same else Fate.ELSEWHERE
     stages, others = (tuple(dict.fromkeys(entry.stage for entry in side)) for side in (reference, candidate))
     return Draw(spot.moment, sheet.tally.rank, generator, stages, others, draws, fate, came_in, finding)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nest_ssl.base.nested import ABSENT, pairs
 from nest_ssl.compare.findings import Difference, Finding
@@ -46,29 +45,28 @@ def compare_calls(sheet: Sheet, reference: Sequence[Call], candidate: Sequence[C
     """
     if not reference or not candidate:
         sheet.nothing("no_call", step=sheet.step)
-    others = {key_of(call): call for call in candidate}
+    one, two = ({key_of(call): call for call in sorted(s, key=lambda c: c.start)} for s in (reference, candidate))
     measured: Measured = {}
     by_keyword = []
-    for call in sorted(reference, key=lambda call: call.start):
-        other = others.get(key_of(call))
-        if other is None:
-            spot = sheet.spot(Address(Kind.CALL, *key_of(call)), Phase.FORWARD, call.start)
-            sheet.missing(spot.finding(Difference.MISSING_CANDIDATE, "called", "absent"))
-            continue
-        if len(call.args) != len(other.args):
-            by_keyword.append(call.module)
-        inputs = [*_compare_inputs(sheet, call, other, measured)]
-        output = sheet.spot(Address(Kind.OUTPUT, *key_of(call)), Phase.FORWARD, call.end)
-        outputs = sheet.comparer.nested(output, call.output, other.output, measured)
-        sheet.item("calls", [*inputs, *outputs])
-    known = {key_of(call) for call in reference}
-    for call in candidate:
-        if key_of(call) not in known:
-            spot = sheet.spot(Address(Kind.CALL, *key_of(call)), Phase.FORWARD, math.inf)
+    for key, call, other in pairs(one, two):
+        if call is ABSENT:
+            spot = sheet.spot(Address(Kind.CALL, *key), Phase.FORWARD, math.inf)
             sheet.missing(spot.finding(Difference.MISSING_REFERENCE, "absent", "called"))
+        elif other is ABSENT:
+            spot = sheet.spot(Address(Kind.CALL, *key), Phase.FORWARD, call.start)
+            sheet.missing(spot.finding(Difference.MISSING_CANDIDATE, "called", "absent"))
+        else:
+            if len(call.args) != len(other.args):
+                by_keyword.append(call.module)
+            inputs = [*_compare_inputs(sheet, call, other, measured)]
+            output = sheet.spot(Address(Kind.OUTPUT, *key), Phase.FORWARD, call.end)
+            sheet.item("calls", inputs + sheet.comparer.nested(output, call.output, other.output, measured))
     if by_keyword:
         sheet.note("by_keyword", step=sheet.step, count=len(by_keyword), module=by_keyword[0])
-    _note_order(sheet, reference, candidate)
+    orders = [key for key in one if key in two], [key for key in two if key in one]
+    moved = next(((key, other_key) for key, other_key in zip(*orders, strict=True) if key != other_key), None)
+    if moved:  # another order of the same calls is no difference in numbers, but worth a line
+        sheet.note("call_order", step=sheet.step, reference=moved[0][0], candidate=moved[1][0])
     sheet.tally.findings.sort(key=lambda finding: finding.moment)
     return spans_of(reference)
 
@@ -97,9 +95,15 @@ def spans_of(calls: Sequence[Call]) -> dict[Key, Span]:
 
 
 def _compare_inputs(sheet: Sheet, call: Call, other: Call, measured: Measured) -> Iterator[Finding]:
-    """Inputs under the reference's names, however they were passed, and the training flag."""
-    one, two = call.inputs, _renamed(sheet, call, other)
-    for name, a, b in pairs({**one, "training": call.training}, {**two, "training": other.training}):
+    """Inputs and the training flag; one passed by position on both sides goes by the reference's name for it."""
+    names = dict(zip(other.arg_names, call.arg_names, strict=False))
+    renames = {n: m for n, m in names.items() if n not in call.inputs and m not in other.inputs}
+    for name, twin in renames.items():
+        values = {"module": call.module, "reference": twin, "candidate": name}
+        if not any(note.kind == "input_names" and note.values == values for note in sheet.tally.notes):
+            sheet.note("input_names", **values)
+    renamed = {renames.get(name, name): value for name, value in other.inputs.items()}
+    for name, a, b in pairs({**call.inputs, "training": call.training}, {**renamed, "training": other.training}):
         leaves = ({} if value is ABSENT else flatten(value) for value in (a, b))
         for path, leaf, other_leaf in pairs(*leaves):
             spot = sheet.spot(Address(Kind.INPUT, *key_of(call), name, path), Phase.FORWARD, call.start)
@@ -109,24 +113,3 @@ def _compare_inputs(sheet: Sheet, call: Call, other: Call, measured: Measured) -
                     yield absent(spot, leaf, other_leaf)
             elif finding := sheet.comparer.leaf(spot, leaf, other_leaf, measured):
                 yield finding
-
-
-def _renamed(sheet: Sheet, call: Call, other: Call) -> dict[str, Any]:
-    """The candidate's inputs; one passed by position on both sides goes by the reference's name for that position."""
-    names = dict(zip(other.arg_names, call.arg_names, strict=False))
-    renames = {n: m for n, m in names.items() if n not in call.inputs and m not in other.inputs}
-    for name, twin in renames.items():
-        values = {"module": call.module, "reference": twin, "candidate": name}
-        if not any(note.kind == "input_names" and note.values == values for note in sheet.tally.notes):
-            sheet.note("input_names", **values)
-    return {renames.get(name, name): value for name, value in other.inputs.items()}
-
-
-def _note_order(sheet: Sheet, reference: Sequence[Call], candidate: Sequence[Call]) -> None:
-    """Another order of the same calls is no difference in numbers, but worth a line."""
-    orders = [[key_of(call) for call in sorted(side, key=lambda call: call.start)] for side in (reference, candidate)]
-    shared = set(orders[0]) & set(orders[1])
-    for one, other in zip(*([key for key in order if key in shared] for order in orders), strict=True):
-        if one != other:
-            sheet.note("call_order", step=sheet.step, reference=one[0], candidate=other[0])
-            return

@@ -48,18 +48,20 @@ def compare_parameter_gradients(
     """Every trained parameter's gradient; None must be None on both sides."""
     if not sheet.both_have(layout.GRADIENTS, reference, candidate):
         return
+    last: dict[str, float] = {}  # when backward last reached a module or anything inside it
+    for call in calls:
+        parts = call.module.split(".") if call.module else []
+        for depth in range(len(parts) + 1) if call.grad_event is not None else ():
+            name = ".".join(parts[:depth])
+            last[name] = max(last.get(name, -1.0), _event(call))
     one, other = reference.gradients(), candidate.gradients()
-    last = _last_events(calls)
-
-    def complete(module: str) -> float:
-        """After what backward reached last of the module, or of the nearest one around it that it reached."""
-        while module and module not in last:
-            module = module.rpartition(".")[0]
-        return last.get(module, math.inf) + 0.5
-
     for name, gradient, other_gradient in pairs(one, other):
         address = of_entry(Kind.GRADIENT, name)
-        spot = sheet.spot(address, Phase.GRADIENTS, complete(address.module or ""))
+        module = address.module or ""
+        while module and module not in last:
+            module = module.rpartition(".")[0]
+        # Complete after what backward reached last of the module, or of the nearest one around it that it reached.
+        spot = sheet.spot(address, Phase.GRADIENTS, last.get(module, math.inf) + 0.5)
         sheet.pair("parameter gradients", spot, gradient, other_gradient)
     if not any(isinstance(gradient, Tensor) for gradient in [*one.values(), *other.values()]):
         sheet.nothing("no_gradient", step=sheet.step)
@@ -68,15 +70,3 @@ def compare_parameter_gradients(
 
 def _event(call: Call) -> float:
     return math.inf if call.grad_event is None else call.grad_event
-
-
-def _last_events(calls: Sequence[Call]) -> dict[str, float]:
-    """For each module, when backward last reached it or anything inside it."""
-    last: dict[str, float] = {}
-    for call in calls:
-        if call.grad_event is not None:
-            parts = call.module.split(".") if call.module else []
-            for depth in range(len(parts) + 1):
-                name = ".".join(parts[:depth])
-                last[name] = max(last.get(name, -1.0), call.grad_event)
-    return last

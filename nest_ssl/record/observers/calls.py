@@ -65,7 +65,21 @@ class CallObserver:
                     module.register_forward_pre_hook(start, with_kwargs=True),
                     module.register_forward_hook(end, with_kwargs=True, always_call=True),
                 )
-        self._wrap_root()
+        original = self.root.forward
+        self._own_forward = {k: v for k, v in self.root.__dict__.items() if k == "forward"}  # not the class's
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            for module in self._hooks:
+                self._come_last(module)
+            self._start("", self.root, args, kwargs)
+            output = None
+            try:
+                output = original(*args, **kwargs)
+                return output
+            finally:
+                self._end("", self.root, args, kwargs, output)
+
+        self.root.__dict__["forward"] = forward
         return self
 
     def loss_reached(self) -> None:
@@ -86,23 +100,6 @@ class CallObserver:
                 call.end, call.raised = sequence.events, True
             sequence.open.clear()
         return self.calls
-
-    def _wrap_root(self) -> None:
-        original = self.root.forward
-        self._own_forward = {k: v for k, v in self.root.__dict__.items() if k == "forward"}  # not the class's
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            for module in self._hooks:
-                self._come_last(module)
-            self._start("", self.root, args, kwargs)
-            output = None
-            try:
-                output = original(*args, **kwargs)
-                return output
-            finally:
-                self._end("", self.root, args, kwargs, output)
-
-        self.root.__dict__["forward"] = forward
 
     def _come_last(self, module: nn.Module) -> None:
         """Hooks run in the order of registration; what a later one changed would seem to come from nowhere."""

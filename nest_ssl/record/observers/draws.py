@@ -23,7 +23,7 @@ from nest_ssl.recording.index import DrawEntry
 class DrawObserver:
     """Collects `entries` from now on, and the whole `states` from which calls drew: what a replay starts from.
 
-    `states` holds each state once, by generator and digest, as bytes (`nest_ssl.base.rng.restore` puts it back).
+    `states` holds each state once, by generator and digest, as the bytes of `nest_ssl.base.rng.state_bytes`.
     """
 
     def __init__(self, phase: str) -> None:

@@ -14,22 +14,22 @@ _OPENING = re.compile(r"^(?=[-+=>])|^\d+(?=[.)])")  # of a list, a rule, a quota
 
 
 def render_markdown(blocks: Sequence[Block]) -> str:
-    return "\n\n".join("\n".join(_lines(block)) for block in blocks) + "\n"
-
-
-def _lines(block: Block) -> list[str]:
-    if isinstance(block, Heading):
-        return [f"{'#' * block.level} {_text(block.text)}"]
-    if isinstance(block, (Paragraph, Bullets)):
-        mark, texts = ("", [block.text]) if isinstance(block, Paragraph) else ("- ", block.items)
-        lines = [_text(text).strip() for text in texts]
-        return [mark + _OPENING.sub(lambda match: f"{match[0]}\\", line) for line in lines]
-    if isinstance(block, CodeBlock):
-        lines = [visible(line) for line in block.lines]
-        return [_fence(lines, 3), *lines, _fence(lines, 3)]
-    marks = ["--:" if align == "right" else "---" for align in block.align]
-    rows = [[_text(cell, in_table=True) for cell in row] for row in (block.columns, *block.rows)]
-    return ["| " + " | ".join(row) + " |" for row in (rows[0], marks, *rows[1:])]
+    shown = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            lines = [f"{'#' * block.level} {_text(block.text)}"]
+        elif isinstance(block, (Paragraph, Bullets)):
+            mark, texts = ("", (block.text,)) if isinstance(block, Paragraph) else ("- ", block.items)
+            lines = [mark + _OPENING.sub(lambda match: f"{match[0]}\\", _text(text).strip()) for text in texts]
+        elif isinstance(block, CodeBlock):
+            lines = [visible(line) for line in block.lines]
+            lines = [_fence(lines, 3), *lines, _fence(lines, 3)]
+        else:
+            marks = ["--:" if align == "right" else "---" for align in block.align]
+            rows = [[_text(cell, in_table=True) for cell in row] for row in (block.columns, *block.rows)]
+            lines = ["| " + " | ".join(row) + " |" for row in (rows[0], marks, *rows[1:])]
+        shown.append("\n".join(lines))
+    return "\n\n".join(shown) + "\n"
 
 
 def _text(text: Sequence[Inline], in_table: bool = False) -> str:
@@ -43,14 +43,9 @@ def _text(text: Sequence[Inline], in_table: bool = False) -> str:
             shown.append(f"{_fence([code], 1)}{edge}{code}{edge}{_fence([code], 1)}")
         elif isinstance(part, StatusWord):
             shown.append(f"**{part.word}**" if part.strong else part.word)
-        else:
-            shown.append(escape(part))
+        else:  # text that stays text: no heading, list, link, image, HTML, entity, address or mention is made of it
+            shown.append(_MARKUP.sub(lambda match: f"\\{match[0]}", visible(part)).replace("@", "`@`"))
     return "".join(shown)
-
-
-def escape(text: str) -> str:
-    """Text that stays text: no heading, list, link, image, HTML, entity, address or mention is made of it."""
-    return _MARKUP.sub(lambda match: f"\\{match[0]}", visible(text)).replace("@", "`@`")
 
 
 def _fence(lines: Sequence[str], least: int) -> str:

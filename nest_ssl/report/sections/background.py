@@ -22,18 +22,16 @@ def overview(comparison: Comparison) -> list[Block]:
     shown = [kind if kind in ("", "cpu") else f"{kind} ({name})" for kind, name in devices]
     threads = ["" if index.threads.torch is None else counted(index.threads.torch, "threads") for index in indexes]
     parts = [say("model", size=size, parameters=model) if size and model else model, comparison.facts.batch]
-    torch = [index.packages.get("torch", "") for index in indexes]
-    key = "overview.same" if torch[0] == torch[1] else "overview"
-    facts = join([*parts, _against(*shown), _against(*threads)])
-    lines = [say(key, facts=facts, torch=say("torch", version=_against(*torch)))]
+    versions = [index.packages.get("torch", "") for index in indexes]
+    unknown = word("name", "unknown")
+    device, thread, version = (
+        (one,) if one == other else say("against", reference=one or unknown, candidate=other or unknown)
+        for one, other in (shown, threads, versions)
+    )
+    key = "overview.same" if versions[0] == versions[1] else "overview"
+    lines = [say(key, facts=join([*parts, device, thread]), torch=say("torch", version=version))]
     lines += [(said.sentence,) for said in comparison.explanations[:1] if not said.weakens]  # else the verdict has it
     return [Paragraph(join(lines, " "))]
-
-
-def _against(reference: str, candidate: str) -> Text:
-    unknown = word("name", "unknown")
-    both = {"reference": reference or unknown, "candidate": candidate or unknown}
-    return (reference,) if reference == candidate else say("against", **both)
 
 
 def reproduce(comparison: Comparison) -> list[Block]:

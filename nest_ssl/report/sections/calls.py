@@ -5,7 +5,7 @@ from __future__ import annotations
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.report.document import Block, Code, Heading, Paragraph, table
 from nest_ssl.report.words import heads, say, word
-from nest_ssl.report.words.names import cut, module_name, number, own_name, small, steps_text
+from nest_ssl.report.words.names import cut, number, own_name, small, steps_text
 
 CALLS = 40  # rows
 
@@ -16,9 +16,9 @@ def calls(comparison: Comparison) -> list[Block]:
     found = [judged for judged in comparison.calls if judged.step == step]
     rows = []
     for judged in found[:CALLS]:
-        where = [number(judged.order), module_name(judged.module), judged.call, word("relation", judged.relation.value)]
+        module, relation = Code(judged.module or word("name", "root")), word("relation", judged.relation.value)
         largest = small(judged.worst.metrics.max_abs if judged.worst.metrics else None)
-        rows.append([*where, Code(own_name(judged.worst)), largest])
+        rows.append([number(judged.order), module, judged.call, relation, Code(own_name(judged.worst)), largest])
     head = heads("order", "module", "call", "relation", "where", "largest_difference")
     blocks: list[Block] = [Heading(say("calls", steps=steps_text([step]))), Paragraph(say("calls.legend"))]
     return [*blocks, table(head, rows, right=1), *cut("calls.more", CALLS, found)] if rows else []

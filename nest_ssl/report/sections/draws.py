@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Draw, Stage
-from nest_ssl.report.document import Block, Heading, Inline, Paragraph, table
+from nest_ssl.report.document import Block, Code, Heading, Inline, Paragraph, table
 from nest_ssl.report.words import counted, heads, say, word
-from nest_ssl.report.words.names import cut, labels, module_name, number
+from nest_ssl.report.words.names import cut, labels, number
 
 ROWS = 30
 
@@ -53,6 +53,6 @@ def _like(stages: Sequence[Stage]) -> tuple[Inline, ...]:
     """Modules without the numbers of layers and calls, each once; a part of training by its phase."""
     names: list[Inline] = []
     for stage in stages:
-        like = re.sub(r"(?<=\.)\d+(?=\.)", "*", stage.module or "")
-        names.append(stage.phase.replace("_", " ") if stage.module is None else module_name(like))
+        like = re.sub(r"(?<=\.)\d+(?=\.)", "*", stage.module or word("name", "root"))
+        names.append(stage.phase.replace("_", " ") if stage.module is None else Code(like))
     return tuple(dict.fromkeys(names))

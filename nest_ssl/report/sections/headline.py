@@ -6,27 +6,34 @@ import math
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Status
-from nest_ssl.report.document import Block, Heading, Paragraph, Text, initial, join, table
+from nest_ssl.report.document import Block, Heading, Paragraph, StatusWord, Text, initial, join, table
 from nest_ssl.report.sections.causes import cause_text, consequence_texts, note_text, remainder_text
-from nest_ssl.report.words import counted, say, status, word
+from nest_ssl.report.words import counted, say, word
 from nest_ssl.report.words.names import labels, name, number, small, steps_text, where
 
 REASONS = 3  # why too little was compared: shown in the verdict; the notes have all
 
 
-def contract_differs(comparison: Comparison) -> bool:
-    """Then nothing else means anything, whatever it shows."""
-    return comparison.first is not None and comparison.first.rung == "contract"
-
-
 def headline(comparison: Comparison) -> list[Block]:
-    return [Heading(title(comparison), 1), Paragraph(join([verdict(comparison), *_hints(comparison)], " "))]
+    """The verdict; why equal numbers prove little here, and what to do where only the steps are not the same."""
+    texts = [verdict(comparison)]
+    weak = [explanation for explanation in comparison.explanations if explanation.weakens]
+    texts += [(explanation.sentence,) for explanation in weak[:1]]
+    texts += [say("hint.weak_too", steps=counted(len(weak) - 1, "steps"))] if len(weak) > 1 else []
+    sides = [(loss.step, (loss.reference, loss.candidate)) for loss in comparison.losses]
+    lost = [step for step, pair in sides if all(loss is not None and not math.isfinite(loss) for loss in pair)]
+    lost = [step for step in lost if step not in {explanation.step for explanation in weak}]
+    texts += [say("hint.loss_not_finite", steps=steps_text(lost))] if lost else []
+    if comparison.steps and any(found.address.slot == "steps" for found in comparison.rung("contract").findings):
+        option = ",".join(map(str, comparison.steps))
+        texts.append(say("hint.steps", steps=steps_text(comparison.steps), option=option))
+    return [Heading(title(comparison), 1), Paragraph(join(texts, " "))]
 
 
 def title(comparison: Comparison) -> Text:
     first = comparison.first
     reference, candidate = labels(comparison)
-    key = "contract" if contract_differs(comparison) else comparison.verdict.value
+    key = "contract" if comparison.contract_differs else comparison.verdict.value
     places = {"name": name(first), "where": where(first)} if first else {}
     return say(f"title.{key}", reference=reference, candidate=candidate, **places)
 
@@ -40,10 +47,10 @@ def verdict(comparison: Comparison) -> Text:
     absent = [note for rung in comparison.rungs for tally in rung.tallies for note in tally.absent]
     reasons = list(dict.fromkeys(map(note_text, absent))) or [say("no_shared_step")]
     more_reasons = [say("more_reasons", count=number(len(reasons) - REASONS))] if len(reasons) > REASONS else []
-    key = "contract" if contract_differs(comparison) else found.value
+    key = "contract" if comparison.contract_differs else found.value
     return say(
         "verdict.unknown" if found is Status.DIVERGED and not cause else f"verdict.{key}",
-        status=status(found, strong=True),
+        status=StatusWord(found, word("status", found.value), strong=True),
         same=say("same", **tensors, steps=steps_text(comparison.steps)),
         seed=number(comparison.reference.index.seed),
         rule=rule_name(comparison),
@@ -51,21 +58,6 @@ def verdict(comparison: Comparison) -> Text:
         more=say("more", count=number(others)) if others > 0 else "",
         reasons=join([*reasons[:REASONS], *more_reasons], "; "),
     )
-
-
-def _hints(comparison: Comparison) -> list[Text]:
-    """Why equal numbers prove little here, and what to do where only the steps are not the same."""
-    weak = [explanation for explanation in comparison.explanations if explanation.weakens]
-    texts: list[Text] = [(explanation.sentence,) for explanation in weak[:1]]
-    texts += [say("hint.weak_too", steps=counted(len(weak) - 1, "steps"))] if len(weak) > 1 else []
-    sides = [(loss.step, (loss.reference, loss.candidate)) for loss in comparison.losses]
-    lost = [step for step, pair in sides if all(loss is not None and not math.isfinite(loss) for loss in pair)]
-    lost = [step for step in lost if step not in {explanation.step for explanation in weak}]
-    texts += [say("hint.loss_not_finite", steps=steps_text(lost))] if lost else []
-    if comparison.steps and any(found.address.slot == "steps" for found in comparison.rung("contract").findings):
-        option = ",".join(map(str, comparison.steps))
-        texts.append(say("hint.steps", steps=steps_text(comparison.steps), option=option))
-    return texts
 
 
 def rule_name(comparison: Comparison) -> Text:
@@ -104,7 +96,7 @@ def first_difference(comparison: Comparison) -> list[Block]:
 
 
 def consequences(comparison: Comparison) -> list[Block]:
-    if comparison.first is None or contract_differs(comparison):
+    if comparison.first is None or comparison.contract_differs:
         return []
     follows = join(consequence_texts(comparison), "; ") or word("name", "no_consequence")
     unexplained = join(map(remainder_text, comparison.unexplained), "; ") or word("name", "nothing")

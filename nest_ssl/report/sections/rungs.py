@@ -7,9 +7,8 @@ from collections import Counter
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Finding, Rung, RungName, Status
-from nest_ssl.report.document import Block, Code, Heading, Inline, Paragraph, Text, initial, join, table
-from nest_ssl.report.sections.headline import contract_differs
-from nest_ssl.report.words import counted, heads, say, status, word
+from nest_ssl.report.document import Block, Code, Heading, Inline, Paragraph, StatusWord, Text, initial, join, table
+from nest_ssl.report.words import counted, heads, say, word
 from nest_ssl.report.words.names import cut, labels, name, number, small
 
 WORST = 10  # rows in a table of differences
@@ -32,8 +31,8 @@ def rung_table(comparison: Comparison) -> list[Block]:
 
 def _shown(comparison: Comparison, rung: RungName, found: Status) -> Inline:
     """Of two experiments only equal bits mean anything; that the others differ is no verdict."""
-    meaningless = contract_differs(comparison) and rung != "contract" and found is not Status.IDENTICAL
-    return word("status", "not judged") if meaningless else status(found)
+    meaningless = comparison.contract_differs and rung != "contract" and found is not Status.IDENTICAL
+    return word("status", "not judged") if meaningless else StatusWord(found, word("status", found.value))
 
 
 def compared(rung: Rung) -> Text:
@@ -90,14 +89,13 @@ def _tables(comparison: Comparison, found: list[Finding]) -> list[Block]:
 
     So noise in a tiny tensor does not lead, however large it is beside itself.
     """
-
-    def rank(finding: Finding) -> tuple[bool, int, float, float]:
-        metrics, judgement = finding.metrics, finding.judgement
-        ratio = math.inf if judgement is None else judgement.ratio or 0.0  # no rule, no bound
-        disagree, largest = (metrics.nonfinite_disagree, metrics.max_abs) if metrics else (0, 0)
-        return not finding.within, disagree, ratio, float(largest or 0)
-
-    measured = sorted((finding for finding in found if finding.metrics), key=rank, reverse=True)
+    ranked = []
+    for finding in found:
+        if finding.metrics:
+            ratio = finding.judgement.ratio or 0.0 if finding.judgement else math.inf  # no rule, no bound
+            size = float(finding.metrics.max_abs or 0)
+            ranked.append(((not finding.within, finding.metrics.nonfinite_disagree, ratio, size), finding))
+    measured = [finding for _, finding in sorted(ranked, key=lambda each: each[0], reverse=True)]
     others = [finding for finding in found if not finding.metrics]
     rows: list[list[object]] = []
     for finding in [*others[:WORST], *measured[:WORST]]:
@@ -108,8 +106,8 @@ def _tables(comparison: Comparison, found: list[Finding]) -> list[Block]:
             rows.append([*row, finding.difference.value.replace("_", " "), *values])
             continue
         at = Code(str(list(finding.index))) if finding.index else "-"
-        ratio = judgement.ratio if judgement else None
-        sizes = map(small, (metrics.max_abs, metrics.relative, metrics.max_ulp, ratio))
+        bound = judgement.ratio if judgement else None
+        sizes = map(small, (metrics.max_abs, metrics.relative, metrics.max_ulp, bound))
         rows.append([*row, at, *values, *sizes, word("within", str(finding.within))])
     sides, split = labels(comparison), len(others[:WORST])
     blocks: list[Block] = []

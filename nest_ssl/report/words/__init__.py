@@ -12,8 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from nest_ssl.compare.findings import Status
-from nest_ssl.report.document import Code, Inline, StatusWord, Text, as_text, plain
+from nest_ssl.report.document import Code, Inline, Text, as_text, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,3 @@ def counted(count: int, noun: str) -> str:
     """``1 thread``, ``2 threads``."""
     one, several = load(_LANGUAGE.get()).nouns.get(noun, (noun.removesuffix("s"), noun))
     return f"{count:,} {one if count == 1 else several}"
-
-
-def status(value: Status, strong: bool = False) -> StatusWord:
-    return StatusWord(value, word("status", value.value), strong)

@@ -69,7 +69,7 @@ def own_name(finding: Finding) -> str:
 def name(finding: Finding) -> Text:
     """```encoder.layers.3`, call 1, `output```: as much of an address as there is."""
     address, own = finding.address, own_name(finding)
-    parts: list[object] = [] if address.module is None else [module_name(address.module)]
+    parts: list[object] = [] if address.module is None else [Code(address.module or word("name", "root"))]
     parts += [say("call", call=address.call)] if address.call else []
     parts += [Code(own)] if own else []
     return (Ref(address, join(parts or [word("rung", finding.rung)])),)
@@ -82,10 +82,6 @@ def where(finding: Finding) -> Text:
     parts += [say("rank", rank=finding.address.rank)] if finding.address.rank else []
     named = name(finding)
     return join([*parts, rung, () if named == (Ref(finding.address, (rung,)),) else named])
-
-
-def module_name(module: str) -> Code:
-    return Code(module or word("name", "root"))
 
 
 def stage_name(stage: Stage, subject: bool = False) -> Text:
