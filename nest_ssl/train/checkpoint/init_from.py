@@ -59,10 +59,6 @@ class Source:
     def path(self) -> str:
         return self.settings.path
 
-    @property
-    def key(self) -> str:
-        return self.name.partition(".")[0]
-
     def takes(self, name: str) -> bool:
         wanted, unwanted = self.settings.include, self.settings.exclude
         return any(part in name for part in wanted) and not any(part in name for part in unwanted)
@@ -108,12 +104,18 @@ def load_sources(cfg: Mapping[str, Any]) -> list[Loaded]:
     loaded: list[Loaded] = []
     config: dict[str, Any] | None
     for source in read_sources(cfg):
-        _check_kind(source)
-        if source.key == CHECKPOINT:
-            config, weights = None, load_checkpoint(source.path)[1]
-        else:
+        is_archive, given = source.name.startswith(ARCHIVE), f"{source.name}={source.path}"
+        with opened(source.path) as stream:  # easily confused: a checkpoint is a zip, an archive a tar
+            is_zip = stream.read(4) == b"PK\x03\x04"
+        if is_archive and is_zip:
+            raise UserError("not an archive but a checkpoint", given, f"Use {CHECKPOINT}.")
+        if not (is_archive or is_zip) and tarfile.is_tarfile(source.path):
+            raise UserError("not a checkpoint but an archive", given, f"Use {ARCHIVE}.")
+        if is_archive:
             config, weights = load_nemo(source.path)
             _check_archive(config, weights, source.path, bool(cfg.get("init_strict", True)))
+        else:
+            config, weights = None, load_checkpoint(source.path)[1]
         check_finite(weights, source.path)
         if weights and not any(map(source.takes, weights)):
             log.warning("warning: %s: include and exclude leave none of the entries of %s", source.name, source.path)
@@ -208,13 +210,3 @@ def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor
     except READER_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError("settings of which no model can be built", f"{path}: {reason}", ANOTHER_FILE) from error
-
-
-def _check_kind(source: Source) -> None:
-    """The two kinds of file are easily confused: a checkpoint is a zip, an archive a tar."""
-    with opened(source.path) as stream:
-        is_zip = stream.read(4) == b"PK\x03\x04"
-    if source.key == ARCHIVE and is_zip:
-        raise UserError("not an archive but a checkpoint", f"{source.name}={source.path}", f"Use {CHECKPOINT}.")
-    if source.key == CHECKPOINT and not is_zip and tarfile.is_tarfile(source.path):
-        raise UserError("not a checkpoint but an archive", f"{source.name}={source.path}", f"Use {ARCHIVE}.")
