@@ -173,9 +173,8 @@ def _speak(tracks: list[Frame], dice: Dice) -> list[int]:
         for _ in range(FRAME):
             phase = (phase + frame.pitch) & 0xFFFFFF
             breath = dice.hiss()
-            t = (
-                phase >> 12
-            )  # of 4096: the glottal flow's derivative is 2at - 3bt^2 while open (60 %), then 0 (KLGLOTT88)
+            # The glottal flow's derivative at t of 4096: 2at - 3bt^2 while it is open (60 %), then 0 (KLGLOTT88).
+            t = phase >> 12
             glottis = (2 * 2458 * t - 3 * t * t) >> 8 if t < 2458 else 0
             tilted += (glottis + (breath >> 7) - tilted) >> 1
             voiced = f4.step(f3.step(f2.step(f1.step(tilted)))) * frame.voice
