@@ -64,11 +64,6 @@ def read_checksums(path: Path) -> dict[str, str]:
     return {name.lstrip("*"): digest for digest, name in (line.split(maxsplit=1) for line in lines if line.strip())}
 
 
-def checksum_lines(files: Mapping[str, bytes]) -> str:
-    """The same, written: what `sha256sum` prints in the corpus's folder."""
-    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
-
-
 def wrong_files(folder: Path, checksums: Mapping[str, str]) -> list[str]:
     """The files of the corpus that are missing from `folder` or differ."""
     wrong = []

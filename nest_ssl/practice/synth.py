@@ -185,9 +185,8 @@ def _speak(tracks: list[Frame], dice: Dice) -> list[int]:
 class Resonator:
     """A two-pole filter with gain 1 at 0 Hz, in fixed point (Klatt 1980, equation 1)."""
 
-    def __init__(self) -> None:
-        self.a = ONE
-        self.b = self.c = self.y1 = self.y2 = 0
+    a, b, c = ONE, 0, 0  # until it is tuned
+    y1 = y2 = 0
 
     def tune(self, hertz: int, bandwidth: int) -> None:
         """Centre and 3 dB bandwidth in Hz; the pole radius exp(-pi bandwidth / RATE) by three terms of its series."""

@@ -119,14 +119,10 @@ def accumulates(trainer: Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
-def restore_metrics(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
-    """Put back `trainer.callback_metrics`."""
+def begin_epoch_again(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
+    """Put back `trainer.callback_metrics`, and give the loader its place in the epoch. Lightning does the latter only
+    where it has not made the batches' iterator yet, which it has to count the steps for a schedule."""
     trainer._logger_connector._callback_metrics.update(metrics)
-
-
-def begin_epoch_again(trainer: Trainer) -> None:
-    """Give the loader its place in the epoch. Lightning does so only where it has not made the batches' iterator yet,
-    which it has to count the steps for a schedule."""
     loop = trainer.fit_loop
     if loop._combined_loader_states_to_load and loop._data_fetcher is not None:
         loop._load_combined_loader_states()

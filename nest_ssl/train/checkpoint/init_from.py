@@ -49,19 +49,18 @@ class Source:
 
     Args:
         name: the setting that names it, e.g. `init_from_nemo_model.first`.
-        settings: its path, and parts of names to include and to exclude.
+        path: of the file.
+        include: parts of names; an entry is taken if its name contains one of them,
+        exclude: unless it contains one of these.
     """
 
     name: str
-    settings: InitFrom
-
-    @property
-    def path(self) -> str:
-        return self.settings.path
+    path: str
+    include: list[str]
+    exclude: list[str]
 
     def takes(self, name: str) -> bool:
-        wanted, unwanted = self.settings.include, self.settings.exclude
-        return any(part in name for part in wanted) and not any(part in name for part in unwanted)
+        return any(part in name for part in self.include) and not any(part in name for part in self.exclude)
 
 
 def read_sources(cfg: Mapping[str, Any]) -> list[Source]:
@@ -73,9 +72,10 @@ def read_sources(cfg: Mapping[str, Any]) -> list[Source]:
     key = next((key for key in (ARCHIVE, CHECKPOINT) if cfg.get(key) is not None), None)
     if key is None:
         return []
-    if isinstance(cfg[key], str):
-        return [Source(key, read(InitFrom, {"path": cfg[key]}, key))]
-    return [Source(f"{key}.{name}", read(InitFrom, entry, f"{key}.{name}")) for name, entry in cfg[key].items()]
+    named = {key: {"path": cfg[key]}}
+    if not isinstance(cfg[key], str):
+        named = {f"{key}.{name}": entry for name, entry in cfg[key].items()}
+    return [Source(name, **read(InitFrom, entry, name).model_dump()) for name, entry in named.items()]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def init_from_pretrained(model: nn.Module, cfg: Mapping[str, Any], sources: Sequ
         model.load_state_dict(part, strict=False)
         used, names = part.keys() & model.state_dict().keys(), model.state_dict()
         rank_zero_info(f"{source.name}: {len(used)} of the model's {len(names)} entries from {source.path}")
-        left_out = sorted(name for name in weights if any(word in name for word in source.settings.exclude))
+        left_out = sorted(name for name in weights if any(word in name for word in source.exclude))
         if left_out:
             rank_zero_info(f"{source.name}: excluded {', '.join(left_out)}")
 

@@ -24,7 +24,7 @@ from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.train.checkpoint.checkpoint_io import KEY
 from nest_ssl.train.checkpoint.nemo_archive import nemo_config
 from nest_ssl.train.checkpoint.weights import plain_settings
-from nest_ssl.train.lightning_internals import accumulates, begin_epoch_again, restore_metrics
+from nest_ssl.train.lightning_internals import accumulates, begin_epoch_again
 
 OPTIMIZER = "optim."  # settings below it come back with the checkpoint's optimizer and schedule
 
@@ -93,11 +93,10 @@ class ExactState(Callback):
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
-        begin_epoch_again(trainer)
+        begin_epoch_again(trainer, loaded.get("metrics", {}))
         for name, parameter in pl_module.named_parameters():
             if name in loaded.get("gradients", {}):
                 parameter.grad = loaded["gradients"][name].to(parameter.device)
-        restore_metrics(trainer, loaded.get("metrics", {}))
         if "generators" in loaded:
             restore_generators(loaded["generators"])
         self._generators = generator_states()
