@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from nest_ssl.record.session import Mark, Session, refuse_several_processes
+from nest_ssl.record.session import Mark, Session, refuse_several_processes, refuse_steps_outside
 from nest_ssl.recording.writer import RecordingWriter
 
 
@@ -40,12 +40,18 @@ class Recorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         refuse_several_processes(trainer.world_size)
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.session.begin(pl_module)  # now: what this validation leaves behind is not what was built
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
         batches = trainer.num_training_batches * (epochs or float("inf"))
         if trainer.max_steps > 0:
             batches = min(batches, trainer.max_steps * trainer.accumulate_grad_batches)
-        self.session.begin(pl_module, trainer.fit_loop.total_batch_idx + 1, batches)
+        first = trainer.fit_loop.total_batch_idx + 1
+        refuse_steps_outside(self.session.steps or frozenset(), first, batches)
+        if not self.session.begun:
+            self.session.begin(pl_module, first)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._optimizer_steps = trainer.global_step
@@ -68,9 +74,16 @@ class Recorder(Callback):
         self.session.step_done(optimizer, stepped, workers, schedulers)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.session.validation()  # its loader has begun
+        self.session.validation()
 
-    on_validation_end = on_validation_start
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.session.validation_batch(batch, dataloader_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning keeps those of training beside them.
+        self.session.validation_done({n: value for n, value in trainer.callback_metrics.items() if "val" in n})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.session.abort()

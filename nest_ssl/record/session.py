@@ -21,33 +21,33 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 import yaml
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from nest_ssl.base.determinism import flags
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.nested import plain, tensors, to_builtins
+from nest_ssl.base.nested import plain, to_builtins
 from nest_ssl.base.rng import rng_digests
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.changes import changes
-from nest_ssl.record.observers.copies import copy_to_cpu, same_bits
+from nest_ssl.record.observers.copies import copy_to_cpu
 from nest_ssl.record.observers.draws import DrawObserver
-from nest_ssl.record.observers.memory import shared_memory
-from nest_ssl.record.observers.parameters import gradient_digests, gradients, optimizer_state, weights
+from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
 from nest_ssl.record.observers.update import UpdateObserver, applied
+from nest_ssl.record.observers.validation import ValidationObserver
 from nest_ssl.record.provenance import describe_device, describe_run
 from nest_ssl.record.secrets import masked_yaml
+from nest_ssl.record.step import Step, describe_schedulers, modes
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
 from nest_ssl.recording import layout as files
-from nest_ssl.recording.calls import Call
 from nest_ssl.recording.writer import RecordingWriter
 
+WATCHED = 2  # validations of which the first batches are recorded; of later ones only what they gave in all
 Mark = Literal["before_model", "after_model", "before_first_batch"]
 # What draws before each of them; from the first that is marked on, every number drawn is accounted for.
 _DRAWN_BEFORE = {"before_model": "before_model", "after_model": "model_construction", "before_first_batch": "fit_start"}
@@ -112,11 +112,13 @@ class Session(AbstractContextManager["Session"]):
         self._model: nn.Module | None = None
         self._before_steps: DrawObserver | None = None
         self._draws: DrawObserver | None = None  # of the step being recorded, or of the next, from the end of the last
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self._number = 0  # of the step in progress, or the next
         # Files with the weights and the optimizer's state as the next step should find them; empty where unknown.
         self._last_weights = self._last_optimizer = ""
         self._modes: dict[str, bool] = {}  # of modules, as the structure has them
+        self._validation: ValidationObserver | None = None
+        self._validations = 0
         self._fetch: dict[str, str] | None = None  # states from which the batch of `_draws` is made
         settings = config if isinstance(config, str) else yaml.safe_dump(plain(config), sort_keys=False)
         writer.save_text(files.CONFIG, masked_yaml(settings))
@@ -155,6 +157,10 @@ class Session(AbstractContextManager["Session"]):
         self._await_batch(first_step)
         self._last_weights = files.INITIAL_WEIGHTS
 
+    @property
+    def begun(self) -> bool:
+        return self._model is not None
+
     # --- a step, boundary by boundary ---
 
     def batch(self, batch: Any, number: int | None = None, epoch: int = 0, position: int | None = None) -> None:
@@ -174,7 +180,7 @@ class Session(AbstractContextManager["Session"]):
             calls = CallObserver(self._model, self._draws)
             update = UpdateObserver(self._model, self._before_update)
             live = to_builtins(batch, lambda tensor: tensor)
-            self._step = _Step(place, self._draws, calls, update, live, to_builtins(live, copy_to_cpu))
+            self._step = Step(place, self._draws, calls, update, live, to_builtins(live, copy_to_cpu))
             started = weights(self._model).items()
             self._save(files.STEP_START, changes(started, self.writer.folder, self._last_weights))
             now = modes(self._model)
@@ -253,7 +259,9 @@ class Session(AbstractContextManager["Session"]):
             ledger = [entry.model_dump() for entry in step.draws.entries]
             rng = {"states": step.states, "fetch": self._fetch, "loader_workers": loader_workers, "ledger": ledger}
             self.writer.save_json(f"{folder}/{files.RNG}", rng)
-            self.writer.save_json(f"{folder}/{files.FACTS}", {**step.facts(), "schedulers": describe(schedulers)})
+            self.writer.save_json(
+                f"{folder}/{files.FACTS}", {**step.facts(), "schedulers": describe_schedulers(schedulers)}
+            )
             number = str(self._number)
             self._index["steps"][number] = {**step.place, "optimizer_stepped": stepped, "calls": len(calls)}
             self._index["calls"][number] = [call.name for call in calls]
@@ -263,8 +271,38 @@ class Session(AbstractContextManager["Session"]):
         self._last_weights = f"{folder}/{files.WEIGHTS}" if step else ""
         self._last_optimizer = f"{folder}/{files.OPTIMIZER}" if step and optimizer is not None else ""
 
+    # --- a validation, between two steps ---
+
     def validation(self) -> None:
-        """Validation begins or ends: what was drawn since the last boundary is its own."""
+        """Validation begins (its loader may have): what was drawn since the last boundary is its own."""
+        assert self._model is not None, "begin(model) comes first"
+        self._charge_validation()
+        watches = self.steps is None or bool(self.steps)
+        self._validation = ValidationObserver(self._model) if watches and self._validations < WATCHED else None
+
+    def validation_batch(self, batch: Any, loader: int = 0) -> None:
+        """A batch of loader number `loader` is made; the first of each is watched until the next comes."""
+        if self._validation:
+            self._validation.batch(batch, loader)
+
+    def validation_done(self, metrics: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Validation is over.
+
+        Args:
+            metrics: what it gave in all, numbers or tensors by name, e.g. ``{"val_loss": loss}``.
+        """
+        self._charge_validation()
+        seen = {
+            "before_step": self._number,
+            "batches": self._validation.done() if self._validation else [],
+            "metrics": {name: torch.as_tensor(value).detach() for name, value in metrics.items()},
+        }
+        self._validation = None
+        if self.steps is None or self.steps:
+            self.writer.save_tensors(files.validation_file(self._validations), seen)
+            self._validations += 1
+
+    def _charge_validation(self) -> None:
         if self._draws and not self._step:
             self._draws.charge("validation")
 
@@ -292,6 +330,8 @@ class Session(AbstractContextManager["Session"]):
     def abort(self) -> None:
         """Drop what was written, if it is not finished; an earlier recording in its place is left as it was."""
         self._leave_step()
+        if self._validation:
+            self._validation.done()
         self.writer.abort()
 
     def __exit__(self, *error: object) -> None:
@@ -313,66 +353,6 @@ class Session(AbstractContextManager["Session"]):
             self._step.leave()
             self._last_weights = self._last_optimizer = ""
         self._step = None
-
-
-@dataclass
-class _Step:
-    """What is known so far of the step being recorded."""
-
-    place: dict[str, int]
-    draws: DrawObserver
-    calls: CallObserver
-    update: UpdateObserver
-    live_batch: Any  # the tensors that the model has, until the forward is done
-    batch: Any  # as it was at the start
-    training: dict[str, bool] = field(default_factory=dict)
-    states: dict[str, dict[str, str]] = field(default_factory=dict)
-    loss: torch.Tensor | None = None
-    loss_hook: RemovableHandle | None = None
-    shared: list[list[str]] = field(default_factory=list)
-    edited: list[str] = field(default_factory=list)
-    gradients_before: dict[str, str | None] | None = None
-    gradients: dict[str, torch.Tensor | None] | None = None
-
-    def boundary(self, moment: str, phase: str) -> None:
-        """Note the generators' states at a moment of the step; `phase` is what draws from there on."""
-        self.states[moment] = rng_digests()
-        self.draws.enter(phase)
-
-    def compare_batch(self) -> None:
-        """The forward is done: which fields of the batch it has edited, and which of them are one memory."""
-        live = dict(tensors(self.live_batch))
-        self.shared = shared_memory(live.items())
-        self.edited = [path for path, kept in tensors(self.batch) if not same_bits(live[path], kept)]
-        self.live_batch = None
-
-    def backward_begins(self) -> None:
-        if self.gradients_before is None:
-            self.gradients_before = gradient_digests(self.calls.root)
-
-    def leave(self) -> list[Call]:
-        """Remove every hook; returns the calls of the forward."""
-        self.update.detach()
-        if self.loss_hook:
-            self.loss_hook.remove()
-        self.live_batch = None
-        return self.calls.detach()
-
-    def facts(self) -> dict[str, Any]:
-        """What `StepFacts` holds, besides schedules."""
-        names = ("training", "gradients_before", "shared", "edited")
-        return {name: getattr(self, name) for name in names}
-
-
-def modes(model: nn.Module) -> dict[str, bool]:
-    """Of each module whether it is in training mode."""
-    return {name: module.training for name, module in model.named_modules()}
-
-
-def describe(schedulers: Sequence[Any]) -> list[dict[str, Any]]:
-    """Class and state of schedules, in plain values."""
-    states = [to_builtins(scheduler.state_dict(), lambda tensor: tensor.tolist()) for scheduler in schedulers]
-    return [{"class": qualified_name(s), "state": state} for s, state in zip(schedulers, states, strict=True)]
 
 
 def refuse_several_processes(world_size: int) -> None:

@@ -27,6 +27,11 @@ APPLIED_GRADIENTS = "applied_gradients.pt"  # gradients that the update used, as
 FACTS = "facts.json"
 
 
+def validation_file(number: int) -> str:
+    """`validation_0.pt`: what was seen of the run's first validation."""
+    return f"validation_{number}.pt"
+
+
 def step_folder(step: int, rank: int = 0, world_size: int = 1) -> str:
     """`step_0`, or `rank_1/step_0` where several processes train."""
     folder = f"step_{step}"

@@ -75,6 +75,36 @@ class _Applied(TypedDict):
     entries: dict[str, torch.Tensor | None]
 
 
+@with_config(_CONFIG)
+class ValidationOutput(TypedDict):
+    """What a call of the model, or of a module directly in it, returned."""
+
+    module: str
+    call: int
+    output: Any
+
+
+@with_config(_CONFIG)
+class ValidationBatch(TypedDict):
+    """The first batch that the loader of this number gave to a validation, and what came of it, as calls ended."""
+
+    loader: int
+    fields: Any
+    outputs: list[ValidationOutput]
+
+
+@with_config(_CONFIG)
+class Validation(TypedDict):
+    """A validation, by the training batch that came next; `metrics` is what it gave in all, e.g. ``val_loss``.
+
+    Of later validations of a run there are no batches.
+    """
+
+    before_step: int
+    batches: list[ValidationBatch]
+    metrics: dict[str, torch.Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class AppliedGradients:
     """Gradients as the optimizer used them.
@@ -104,6 +134,7 @@ _OPTIMIZER = TypeAdapter(OptimizerState)
 _CHANGES = TypeAdapter(_Changes)
 _OPTIMIZER_START = TypeAdapter(_OptimizerStart)
 _APPLIED = TypeAdapter(_Applied)
+_VALIDATION = TypeAdapter(Validation)
 _ENTRIES = TypeAdapter(dict[str, dict[str, Any]])
 _CALLS = TypeAdapter(list[Call])
 # What protocol 4 writes for str, int, float, bool, None, list, tuple and dict; no other opcode is read.
@@ -178,6 +209,13 @@ class StepFiles:
         bases = {f"{before.folder}/{files.OPTIMIZER}": lambda: before.optimizer_state()["state"]} if before else {}
         changes = self._load(files.OPTIMIZER_START, _OPTIMIZER_START)
         return self._whole(files.OPTIMIZER_START, changes, bases, _ENTRIES)
+
+    def changed_optimizer_state(self) -> list[str] | None:
+        """Parameters whose state was not any more what the step before had left; None if that is not known."""
+        if not self.has(files.OPTIMIZER_START):
+            return None
+        changes = self._load(files.OPTIMIZER_START, _OPTIMIZER_START)
+        return list(changes["entries"]) if changes["base"] else None
 
     def start_groups(self) -> list[dict[str, Any]] | None:
         """Settings of the parameter groups with which this step's update was made, as in `optimizer_state`; or None."""
@@ -325,6 +363,15 @@ class Recording:
     def initial_weights(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers before the first step."""
         return self.load(files.INITIAL_WEIGHTS, _TENSORS)
+
+    def validations(self) -> list[Validation] | None:
+        """Validations of the run in their order; None in recordings that do not have any for certain."""
+        if self.structure.shared is None:  # written by a recorder that did not watch them
+            return None
+        found: list[Validation] = []
+        while (name := files.validation_file(len(found))) in self.index.files:
+            found.append(self.load(name, _VALIDATION))
+        return found
 
     def listed(self, name: str) -> Path:
         """The path of a file that the index lists.

@@ -13,7 +13,7 @@ import functools
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,10 +42,13 @@ class CallObserver:
 
     `root` itself is watched by wrapping its `forward`, because trainers call `model.forward(...)` and hooks live in
     `model(...)`. Its name is the empty string. `draws` is asked to close a stretch at every start and end of a call.
+    `modules` names those in it that are watched, all when None.
     """
 
-    def __init__(self, root: nn.Module, draws: DrawObserver | None = None) -> None:
-        self.root = root
+    def __init__(
+        self, root: nn.Module, draws: DrawObserver | None = None, modules: Container[str] | None = None
+    ) -> None:
+        self.root, self._modules = root, modules
         self.draws = draws or DrawObserver("training_step")
         self._forward, self._later = _Sequence(), _Sequence()
         self._now = self._forward
@@ -59,7 +62,7 @@ class CallObserver:
     def attach(self) -> CallObserver:
         """Register the hooks; until `detach` every call is recorded."""
         for name, module in self.root.named_modules():
-            if module is not self.root:
+            if module is not self.root and (self._modules is None or name in self._modules):
                 start, end = functools.partial(self._start, name), functools.partial(self._end, name)
                 self._hooks[module] = (
                     module.register_forward_pre_hook(start, with_kwargs=True),
