@@ -15,11 +15,24 @@ from nest_ssl.compare import causes
 from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.comparison import Comparison, Explainer, Explanation, Facts, Side
 from nest_ssl.compare.declared import Entry
-from nest_ssl.compare.findings import RUNGS, SEVERITY, Rung, RungName, Status, Tally
+from nest_ssl.compare.findings import OPTIONAL_RUNGS, RUNGS, SEVERITY, Rung, RungName, Status, Tally
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.rules import Rule
 from nest_ssl.compare.rules.bits import SameBits
-from nest_ssl.compare.rungs import batch, contract, draws, forward, gradients, initial_weights, loss, structure, weights
+from nest_ssl.compare.rungs import (
+    batch,
+    contract,
+    draws,
+    forward,
+    gradients,
+    initial_weights,
+    loss,
+    optimizer_input,
+    start,
+    structure,
+    validation,
+    weights,
+)
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.rungs.steps import compare_steps
 from nest_ssl.compare.values import Comparer
@@ -28,7 +41,9 @@ from nest_ssl.recording.calls import Call
 from nest_ssl.recording.reader import Recording
 
 RUN_RUNGS: tuple[RungName, ...] = ("contract", "structure", "initial_weights", "draws")
-STEP_RUNGS: tuple[RungName, ...] = ("batch", "draws", "forward", "loss", "gradients", "weights")
+STEP_RUNGS: tuple[RungName, ...] = (
+    "start", "batch", "draws", "forward", "loss", "gradients", "optimizer_input", "weights",
+)  # fmt: skip
 
 
 def compare_recordings(
@@ -61,11 +76,14 @@ def compare_recordings(
     if not run["draws"].tally.compared and not run["draws"].tally.findings:
         del run["draws"]  # neither recording says anything of what came before the steps
     tallies = [*(sheet.tally for sheet in run.values()), *(t for r in results for t in r.tallies.values())]
+    tallies += validation.compare_validations(comparer, reference, candidate, steps)
+    tallies = [tally for tally in tallies if not tally.unrecorded]
     ordered = causes.in_causal_order(tallies, results)
     first = causes.headline(ordered)
     cause = causes.cause_of(first, results, before, shared, grown=first is not ordered[0]) if first else None
     trajectory = compare_steps(Sheet("steps", comparer), results, shared)
     rungs = [Rung(name, [tally for tally in [*tallies, trajectory] if tally.rung == name]) for name in RUNGS]
+    rungs = [rung for rung in rungs if rung.name not in OPTIONAL_RUNGS or rung.tallies]
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
     return Comparison(
         _side(reference),
@@ -102,10 +120,11 @@ def _compare_steps(
     kinds = initial_weights.kinds_of(reference, candidate)
     results: list[StepFindings] = []
     for step in shared:
-        known = None if causes.unrecorded(shared, step) else changed
         for rank in range(min(reference.world_size, candidate.world_size)):
             results.append(_compare_step(reference, candidate, comparer, kinds, step, rank))
-            results[-1].calls = causes.judge_calls(results[-1], known)
+            started = results[-1].tallies["start"]
+            known = started.compared["parameters"] or not causes.unrecorded(shared, step)
+            results[-1].calls = causes.judge_calls(results[-1], changed | _modules(started) if known else None)
         changed = changed.union(*(_modules(r.tallies["weights"]) for r in results if r.step == step))
     return results
 
@@ -116,6 +135,8 @@ def _compare_step(
     sides = reference.step(step, rank), candidate.step(step, rank)
     sheets = {name: Sheet(name, comparer, step, rank) for name in STEP_RUNGS}
     result = StepFindings(step, rank, {name: sheet.tally for name, sheet in sheets.items()})
+    modes = [{m.name: m.training for m in recording.structure.modules} for recording in (reference, candidate)]
+    start.compare_start(sheets["start"], *sides, kinds, (modes[0], modes[1]))
     batch.compare_batch(sheets["batch"], *sides)
     calls: tuple[list[Call], list[Call]] = ([], [])
     if sheets["forward"].both_have(layout.CALLS, *sides):
@@ -127,9 +148,12 @@ def _compare_step(
     forward.compare_forward_output(sheets["forward"], *sides)
     result.loss = loss.compare_loss(sheets["loss"], *sides)
     result.reached = gradients.compare_output_gradients(sheets["gradients"], *calls)
+    gradients.compare_gradients_before(sheets["gradients"], *sides)
     gradients.compare_parameter_gradients(sheets["gradients"], *sides, calls[0])
-    before = weights.weights_before(reference, step, rank), weights.weights_before(candidate, step, rank)
+    optimizer_input.compare_optimizer_input(sheets["optimizer_input"], *sides)
+    before = sides[0].start_weights(), sides[1].start_weights()
     weights.compare_after_step(sheets["weights"], *sides, kinds, before, sheets["gradients"].tally.findings)
+    weights.compare_schedules(sheets["weights"], *sides)
     return result
 
 

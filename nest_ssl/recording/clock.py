@@ -43,8 +43,8 @@ class Phase(IntEnum):
     BACKWARD_DONE = 20
     OPTIMIZER_INPUT = 21  # gradients after clipping, settings, and the state that it goes on from
     OPTIMIZER_STEP = 22
-    AFTER_STEP = 23
-    SCHEDULE = 24  # the rates of the next step
+    SCHEDULE = 23  # settings of the next step: a plainer fact than values
+    AFTER_STEP = 24
     STEP_DONE = 25
 
 

@@ -251,6 +251,12 @@ class StepFiles:
         facts = self.facts()
         return dict(facts.gradients_before) if facts and facts.gradients_before is not None else None
 
+    def left_gradients(self) -> dict[str, str]:
+        """Digests of the gradients that the step before left, as far as they were recorded."""
+        before = self._before()
+        entries = self._recording.index.tensors.get(f"{before.folder}/{files.GRADIENTS}", {}) if before else {}
+        return {name: entry.digest for name, entry in entries.items()}
+
     def state_at(self, boundary: Boundary | Literal["fetch"]) -> dict[str, bytes] | None:
         """Whole states of the generators, for `base.rng.set_state`; None where they were not kept.
 
@@ -314,12 +320,17 @@ class StepFiles:
 
     def _whole(
         self, name: str, changes: _Changes, bases: Mapping[str, Callable[[], Mapping[str, Any]]], shape: TypeAdapter[T]
-    ) -> T:
-        """The table of which `changes` were recorded in file `name`; `bases` read what they may build upon."""
+    ) -> T | None:
+        """The table of which `changes` were recorded in file `name`; `bases` read what they may build upon.
+
+        None where that file was not recorded.
+        """
         base, entries = changes["base"], changes["entries"]
         with _damage(self._recording.path / self.folder / name):
             if base and base not in bases:
                 raise ValueError(f"base: {base} is not of the step before")
+            if base and base not in self._recording.index.files:
+                return None
             table = bases[base]() if base else {}
             if missing := [n for n in changes["names"] if n not in entries and n not in table]:
                 raise ValueError(f"names: nothing is recorded of {missing[0]}")

@@ -95,7 +95,7 @@ def spans_of(calls: Sequence[Call]) -> dict[Key, Span]:
 
 
 def _compare_inputs(sheet: Sheet, call: Call, other: Call, measured: Measured) -> Iterator[Finding]:
-    """Inputs and the training flag; one passed by position on both sides goes by the reference's name for it."""
+    """The module's mode and its inputs; one passed by position on both sides goes by the reference's name for it."""
     names = dict(zip(other.arg_names, call.arg_names, strict=False))
     renames = {n: m for n, m in names.items() if n not in call.inputs and m not in other.inputs}
     for name, twin in renames.items():
@@ -103,7 +103,10 @@ def _compare_inputs(sheet: Sheet, call: Call, other: Call, measured: Measured) -
         if not any(note.kind == "input_names" and note.values == values for note in sheet.tally.notes):
             sheet.note("input_names", **values)
     renamed = {renames.get(name, name): value for name, value in other.inputs.items()}
-    for name, a, b in pairs({**call.inputs, "training": call.training}, {**renamed, "training": other.training}):
+    if call.training is not other.training:
+        spot = sheet.spot(Address(Kind.MODULE, *key_of(call), "training"), Phase.FORWARD, call.start)
+        yield spot.finding(Difference.SETTING, call.training, other.training)
+    for name, a, b in pairs(call.inputs, renamed):
         leaves = ({} if value is ABSENT else flatten(value) for value in (a, b))
         for path, leaf, other_leaf in pairs(*leaves):
             spot = sheet.spot(Address(Kind.INPUT, *key_of(call), name, path), Phase.FORWARD, call.start)

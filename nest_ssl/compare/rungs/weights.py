@@ -8,28 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor, float64
 
-from nest_ssl.compare.findings import Finding
+from nest_ssl.compare.findings import Difference, Finding
 from nest_ssl.compare.rungs.initial_weights import Kinds, compare_entries
+from nest_ssl.compare.rungs.optimizer_input import by_number
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import Recording, StepFiles
+from nest_ssl.recording.reader import StepFiles
 
 Tensors = dict[str, Tensor]
-
-
-def weights_before(recording: Recording, step: int, rank: int = 0) -> Tensors | None:
-    """Parameters and buffers at the start of a step; None where they are not known."""
-    first = recording.index.resumed_from.batches if recording.index.resumed_from else 0
-    if step == first:
-        return recording.initial_weights()
-    earlier = recording.step(step - 1, rank)
-    return earlier.weights() if earlier.has(layout.WEIGHTS) else None
 
 
 def compare_after_step(
@@ -53,10 +46,7 @@ def compare_after_step(
         _compare_kind(sheet, *weights, kinds, Kind.BUFFER)
     if sheet.both_have(layout.OPTIMIZER, reference, candidate):
         state, other_state = reference.optimizer_state(), candidate.optimizer_state()
-        groups, other_groups = (  # which parameters a group holds counts, their order does not
-            {str(i): {**group, "params": dict.fromkeys(group["params"], "member")} for i, group in enumerate(groups)}
-            for groups in (state["param_groups"], other_state["param_groups"])
-        )
+        groups, other_groups = by_number(state["param_groups"]), by_number(other_state["param_groups"])
         setting = partial(Address, Kind.OPTIMIZER_SETTING, None, None)
         sheet.table("optimizer groups", groups, other_groups, Phase.AFTER_STEP, setting)
         own = partial(of_entry, Kind.OPTIMIZER_STATE)
@@ -67,6 +57,26 @@ def compare_after_step(
             sheet.nothing("no_shared_weights", step=sheet.step)
         if before[0] is not None and before[1] is not None:
             _compare_updates(sheet, (before[0], weights[0]), (before[1], weights[1]), gradients)
+
+
+def compare_schedules(sheet: Sheet, reference: StepFiles, candidate: StepFiles) -> None:
+    """What the learning-rate schedules say of themselves after the step: also what only later steps will meet."""
+    facts, other_facts = reference.facts(), candidate.facts()
+    if facts is None or other_facts is None:
+        return
+    for number, (one, other) in enumerate(zip_longest(facts.schedulers, other_facts.schedulers)):
+        classes = ["none" if side is None else side.scheduler_class.rpartition(".")[2] for side in (one, other)]
+        spot = sheet.spot(Address(Kind.SCHEDULE, slot=str(number), path="class"), Phase.SCHEDULE)
+        if one is None or other is None:
+            sheet.item("schedules", [spot.finding(Difference.SETTING, *classes)])
+            continue
+        if classes[0] != classes[1]:  # the name is its trainer's own matter
+            sheet.note("schedule_class", reference=classes[0], candidate=classes[1])
+        # What begins with an underscore is torch's own account, but for the rates of the next step.
+        names = [n for n in one.state if n in other.state and (n == "_last_lr" or not n.startswith("_"))]
+        state, other_state = ({name: side.state[name] for name in names} for side in (one, other))
+        spot = sheet.spot(Address(Kind.SCHEDULE, slot=str(number)), Phase.SCHEDULE)
+        sheet.item("schedules", sheet.comparer.nested(spot, state, other_state))
 
 
 def _compare_kind(sheet: Sheet, reference: dict[str, Any], candidate: dict[str, Any], kinds: Kinds, kind: Kind) -> None:
@@ -84,7 +94,7 @@ def _compare_updates(
         if not all(name in table for table in (*reference, *candidate)):
             continue
         spot = sheet.spot(of_entry(Kind.UPDATE, name), Phase.AFTER_STEP)
-        updates = [side[1][name].to(float64) - side[0][name].to(float64) for side in (reference, candidate)]
+        one, other = (side[1][name].to(float64) - side[0][name].to(float64) for side in (reference, candidate))
         source = apart.get((finding.address.module, finding.address.slot)) or 0.0
-        if updates[0].shape == updates[1].shape and (found := sheet.comparer.update(spot, *updates, source)):
+        if one.shape == other.shape and (found := sheet.comparer.update(spot, one, other, source)):
             sheet.tally.findings.append(found)

@@ -1,0 +1,42 @@
+"""What a step finds: weights and modes, as far as anything between two steps has changed them; say, a validation."""
+
+from __future__ import annotations
+
+from nest_ssl.base.nested import pairs
+from nest_ssl.compare.findings import Difference
+from nest_ssl.compare.rungs.initial_weights import Kinds, compare_entries
+from nest_ssl.compare.rungs.sheet import Sheet
+from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.clock import Phase
+from nest_ssl.recording.reader import StepFiles
+
+Modes = dict[str, bool]
+
+
+def compare_start(
+    sheet: Sheet, reference: StepFiles, candidate: StepFiles, kinds: Kinds, modes: tuple[Modes, Modes]
+) -> None:
+    """Compare where both sides recorded it.
+
+    Args:
+        kinds: what each name is.
+        modes: of all modules when training began.
+    """
+    facts, other_facts = reference.facts(), candidate.facts()
+    if facts is None or other_facts is None:
+        return
+    for name, mode, other in pairs(modes[0] | facts.training, modes[1] | other_facts.training):
+        spot = sheet.spot(Address(Kind.MODULE, name, slot="training"), Phase.STEP_START)
+        changed = name in facts.training or name in other_facts.training  # else it is the structure's matter
+        differs = mode is not other and changed and name in modes[0] and name in modes[1]
+        sheet.item("modes", [spot.finding(Difference.SETTING, mode, other)] if differs else [])
+    changes, other_changes = reference.changed_weights(), candidate.changed_weights()
+    if changes == [] and other_changes == []:
+        return  # they are what the step before left
+    weights, other_weights = reference.start_weights(), candidate.start_weights()
+    if weights is None or other_weights is None:
+        return
+    if changes is not None and other_changes is not None:
+        names = {*changes, *other_changes}
+        weights, other_weights = ({n: t for n, t in s.items() if n in names} for s in (weights, other_weights))
+    compare_entries(sheet, weights, other_weights, kinds, Phase.STEP_START)
