@@ -86,10 +86,11 @@ def nearest_codes(x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"]) ->
         return torch.cat([distances(part_RD, codes_CD).argmin(-1) for part_RD in parts])
     bias_C = codes_CD.square().sum(-1) / -2
     leads, tokens = zip(*(_best_scores(part_RD, codes_CD, bias_C) for part_RD in parts), strict=True)
-    tokens_R, unsure_R = torch.cat(tokens), ~(torch.cat(leads) > DECISIVE_MARGIN)  # so written, NaN is unsure
-    if unsure_R.any():
-        rows_UD, which = torch.unique(x_RD[unsure_R], dim=0, return_inverse=True)
-        tokens_R[unsure_R] = distances(rows_UD, codes_CD).argmin(-1)[which]
+    # So written, NaN is unsure. As indices: found once, the host waits for the device once.
+    tokens_R, (unsure,) = torch.cat(tokens), (~(torch.cat(leads) > DECISIVE_MARGIN)).nonzero(as_tuple=True)
+    if len(unsure):
+        rows_UD, which = torch.unique(x_RD[unsure], dim=0, return_inverse=True)
+        tokens_R[unsure] = distances(rows_UD, codes_CD).argmin(-1)[which]
     return tokens_R
 
 

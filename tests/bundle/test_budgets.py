@@ -11,11 +11,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "nest_ssl"
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__")
-# What a stranger must trust; what is compared; what trains.
+# What a stranger must trust; what is compared; what trains; what measures both.
 WINGS = {
     "proof": (4_700, "base recording record compare report".split()),
     "port": (5_600, "data model practice releases.py".split()),
     "trainer": (2_900, "config train run cli".split()),
+    "bench": (1_200, ["bench"]),
 }
 # reference and candidate, wherever two sides are compared; and the words that people of the field use.
 SIDES = "ours theirs mine yours"
