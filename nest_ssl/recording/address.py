@@ -21,10 +21,22 @@ class Kind(str, Enum):
     LOSS = "loss"
     OUTPUT_GRADIENT = "output gradient"  # what arrived at a call's output in backward
     GRADIENT = "gradient"  # of a parameter
+    UPDATE = "update"  # of a parameter by the step: after minus before
+    APPLIED_GRADIENT = "applied gradient"  # of a parameter, as the optimizer used it: after clipping
     OPTIMIZER_STATE = "optimizer state"  # slot is the parameter's own name, path the state's ("exp_avg")
     OPTIMIZER_SETTING = "optimizer setting"  # slot is the group's number, path the setting's name
     DRAW = "draw"  # slot is the generator; module and call, or a phase in the moment, say who drew
     GENERATOR_STATE = "generator state"  # at a boundary: slot is the generator
+
+
+# Of what shares its slots with something else.
+_PREFIXES = {
+    Kind.INPUT: "inputs",
+    Kind.OUTPUT: "output",
+    Kind.OUTPUT_GRADIENT: "output_grad",
+    Kind.UPDATE: "update",
+    Kind.APPLIED_GRADIENT: "applied_grad",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +66,7 @@ class Address:
     @property
     def own_name(self) -> str:
         """Slot and path joined, e.g. ``weight.exp_avg``; for an input ``inputs.x``, for an output ``output.0``."""
-        prefix = {Kind.INPUT: "inputs", Kind.OUTPUT: "output", Kind.OUTPUT_GRADIENT: "output_grad"}.get(self.kind, "")
-        return ".".join(part for part in (prefix, self.slot, self.path) if part)
+        return ".".join(part for part in (_PREFIXES.get(self.kind, ""), self.slot, self.path) if part)
 
 
 def of_entry(kind: Kind, name: str, path: str = "", rank: int = 0) -> Address:

@@ -1,0 +1,264 @@
+"""What is measured about a difference, beside the two recordings: who writes it, and how it is checked when read.
+
+A folder of evidence belongs to one pair of recordings; every file names both by the seals of their indexes, so that
+evidence of other recordings is never taken for this pair's.
+
+    evidence/
+      replay.json               the reference's calls, fed to the candidate's own modules
+      float64/nemo, nest/       both trainers once more in float64: recordings like any other, named as their originals
+      float64/replay.json       the replay of the reference's float64 recording
+      floor/                    the reference once more, with step_N/noise_floor.json: what rounding alone can do
+      observer/                 the candidate's and the reference's weights after the same steps without a recorder
+      operators/reference.json, candidate.json      what the modules that differ call
+      schedule/reference.json, candidate.json       learning rates without training
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.files import is_regular, write_atomically
+from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.index import Count, Index, Scalar, Sha256, canonical
+
+FOLDER = "evidence"  # beside the two recordings
+REPLAY = "replay.json"
+FLOAT64 = "float64"
+FLOOR = "floor"
+OBSERVER = "observer"
+OPERATORS = "operators"
+SCHEDULE = "schedule"
+NOISE_FLOOR = "noise_floor.json"  # of a step, in the recording that repeated it
+MOST_TEXT = 1 << 28  # bytes of such a file
+
+# In causal order.
+Phase = Literal["batch", "draws", "forward", "loss", "backward", "clipping", "optimizer", "schedule"]
+# Of a unit that was replayed: every bit came out; some did not; it ended in an exception; it could not be replayed.
+Outcome = Literal["same bits", "other bits", "raised", "not replayed"]
+Size = Annotated[float, Field(ge=0, allow_inf_nan=True)]
+
+
+class Strict(BaseModel):
+    """No conversion between types, no unknown key, no change once read."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class Place(Strict):
+    """An `Address`, as it stands in a file."""
+
+    kind: str
+    module: str | None = None
+    call: Count | None = None
+    slot: str = ""
+    path: str = ""
+    rank: Count = 0
+
+    @classmethod
+    def of(cls, address: Address) -> Place:
+        return cls(
+            kind=address.kind.value,
+            module=address.module,
+            call=address.call,
+            slot=address.slot,
+            path=address.path,
+            rank=address.rank,
+        )
+
+    @property
+    def address(self) -> Address:
+        return Address(Kind(self.kind), self.module, self.call, self.slot, self.path, self.rank)
+
+
+class Deviation(Strict):
+    """How far a tensor that came out is from the one that was recorded.
+
+    Args:
+        relative: Frobenius norm of the difference over that of the recorded tensor; infinite where the latter is zero.
+        norm: Frobenius norm of the recorded tensor.
+        max_abs: largest difference of one element.
+        nonfinite_disagree: elements of which only one is finite; the sizes run over the others.
+        shape: of the recorded one, or None where they differ in shape or type: then no size has a meaning.
+    """
+
+    place: Place
+    relative: Size = 0.0
+    norm: Size = 0.0
+    max_abs: Size = 0.0
+    elements: Count = 0
+    differing: Count = 0
+    nonfinite_disagree: Count = 0
+    shape: list[Count] | None = None
+    why: str = ""  # what differs where it is no number: "shape [2, 3] against [2, 4]"
+
+
+class Unit(Strict):
+    """One thing that was replayed: a call forward or backward, the loss, the batch, clipping, the optimizer.
+
+    Args:
+        module, call: of a call; None for what belongs to no module.
+        order: execution order in the reference, by start.
+        own_code: whether only the module's own code ran, the calls inside it replaced by what they had returned.
+        compared: tensors that came out.
+        deviations: those of them that have other bits, largest first.
+        why: of what raised or was not replayed, the reason in one line.
+    """
+
+    step: Count
+    rank: Count = 0
+    phase: Phase
+    module: str | None = None
+    call: Count | None = None
+    order: Count | None = None
+    outcome: Outcome
+    own_code: bool = False
+    compared: Count = 0
+    deviations: list[Deviation] = []
+    why: str = ""
+
+
+class Bound(Strict):
+    """Evidence about one pair of recordings, named by `seal_of` their indexes."""
+
+    schema_name: str = Field(alias="schema")
+    reference: Sha256
+    candidate: Sha256 | None = None  # None: evidence about the reference alone
+    seconds: Size = 0.0
+
+
+class Replay(Bound):
+    """`replay.json`: every call of every module of the reference, fed to the candidate's own modules.
+
+    Args:
+        precision: in which the candidate's modules ran, ``float32`` or ``float64``.
+        only_reference, only_candidate: modules that the other side lacks.
+    """
+
+    schema_name: Literal["nest-ssl-replay/1"] = Field(default="nest-ssl-replay/1", alias="schema")
+    precision: str
+    units: list[Unit]
+    only_reference: list[str] = []
+    only_candidate: list[str] = []
+    sources: dict[str, str] = {}  # of each replayed module the candidate's ``file:line`` of its forward
+
+
+class FloorEntry(Strict):
+    """What rounding alone did to one tensor of a step, over the repeats.
+
+    `relative` is the Frobenius norm of the deviation over that of the tensor without the perturbation.
+    """
+
+    place: Place
+    norm: Size
+    relative_largest: Size
+    relative_typical: Size  # the median
+    max_abs_largest: Size
+    max_abs_typical: Size
+    held_out: Size  # relative, of the repeats that were not used for the others
+    flips: Count = 0  # elements of a discrete tensor that became others in any repeat
+
+
+class Margin(Strict):
+    """Of a discrete value that is the best of several: how far the runner-up is, and how far rounding moves that."""
+
+    place: Place
+    index: list[Count]
+    margin: Size
+    floor: Size
+
+
+class NoiseFloor(Bound):
+    """`step_N/noise_floor.json`: the step repeated with weights, buffers and audio moved by one ulp at random."""
+
+    schema_name: Literal["nest-ssl-noise-floor/1"] = Field(default="nest-ssl-noise-floor/1", alias="schema")
+    step: Count
+    rank: Count = 0
+    repeats: Count
+    held_out: Count
+    entries: list[FloorEntry]
+    margins: list[Margin] = []
+
+
+class Operator(Strict):
+    """One ATen call.
+
+    Args:
+        name: as ``aten.conv1d.default``.
+        tensors: shape and dtype of each tensor argument, as ``[2, 80, 304] float32``.
+        arguments: the other arguments, by name.
+        phase: ``forward``, ``backward`` or ``optimizer``.
+        module, call: the innermost module whose call was open (in backward: whose forward made the node), if any.
+        source: ``file:line`` of the innermost line outside of torch; file is below its package.
+    """
+
+    name: str
+    phase: Literal["forward", "backward", "optimizer"]
+    module: str | None = None
+    call: Count | None = None
+    tensors: list[str] = []
+    arguments: dict[str, Scalar | list[Scalar]] = {}
+    outputs: list[str] = []
+    source: str = ""
+
+
+class Operators(Bound):
+    """The ATen operators of one training step, in the order in which they ran."""
+
+    schema_name: Literal["nest-ssl-operators/1"] = Field(default="nest-ssl-operators/1", alias="schema")
+    side: str
+    step: Count
+    operators: list[Operator]
+
+
+class Schedule(Bound):
+    """Learning rates of one side's schedule over steps, without training."""
+
+    schema_name: Literal["nest-ssl-schedule/1"] = Field(default="nest-ssl-schedule/1", alias="schema")
+    side: str
+    scheduler: str  # class, "" for none
+    steps: list[Count]
+    rates: list[list[float]]  # of each step, by parameter group
+
+
+Evidence = TypeVar("Evidence", bound=Bound)
+
+
+def seal_of(index: Index) -> str:
+    """What names a recording: the checksum of its index; of an older recording, which has none, of what was read."""
+    content = canonical(index.model_dump(mode="json", by_alias=True))
+    return index.sha256 or hashlib.sha256(content).hexdigest()
+
+
+def write_evidence(path: Path, evidence: Bound) -> None:
+    """Write it as JSON, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, evidence.model_dump_json(by_alias=True, indent=1, exclude_defaults=False) + "\n")
+
+
+def read_evidence(path: Path, kind: type[Evidence]) -> Evidence:
+    """Read it back.
+
+    Raises:
+        UserError: no such file, or damaged; naming file and field.
+    """
+    fix = "Gather it again (make explain)."
+    if not is_regular(path) or path.stat().st_size > MOST_TEXT:
+        raise UserError("no such evidence", str(path), fix)
+    try:
+        return kind.model_validate(json.loads(path.read_text()))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError("damaged evidence", f"{path}: {where}: {first['msg']}", fix) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError("damaged evidence", f"{path}: {type(error).__name__}", fix) from error
