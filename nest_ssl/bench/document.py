@@ -34,20 +34,16 @@ def page(results: Results) -> list[Block]:
         commit = f" at commit {part.machine.commit[:7]}" if part.machine.commit else ""
         blocks.append(Paragraph((f"{where}{part.day}{commit}, {part.seconds:.0f} s: ", Code(part.command))))
         blocks += body([row for row in part.rows if "error" not in row])
-        errors = [(f"{_name(row)}: not had ({row['error']})",) for row in part.rows if "error" in row]
-        if errors:
-            blocks.append(Bullets(tuple(errors)))
+        for row in part.rows:
+            if "error" in row:
+                where = [row["name"], _batch(row["batch"]) if "batch" in row else "", row.get("side", "")]
+                blocks.append(Bullets(((f"{', '.join(filter(None, where))}: not had ({row['error']})",),)))
     return blocks
 
 
 def _machine(machine: Machine) -> str:
     versions = f"driver {machine.driver}, CUDA {machine.cuda}, cuDNN {machine.cudnn}" if machine.driver else "no GPU"
     return f"{machine.card} ({versions}), torch {machine.torch}, NumPy {machine.numpy}, Python {machine.python}"
-
-
-def _name(row: Row) -> str:
-    batch = f", {_batch(row['batch'])}" if "batch" in row else ""
-    return f"{row['name']}{batch}{', ' + row['side'] if 'side' in row else ''}"
 
 
 def _batch(batch: Sequence[float]) -> str:
@@ -57,7 +53,7 @@ def _batch(batch: Sequence[float]) -> str:
 # --- the sections -----------------------------------------------------------------------------------------------------
 
 
-def _parity(rows: list[Row]) -> Iterator[Block]:
+def parity_section(rows: list[Row]) -> Iterator[Block]:
     yield table(
         ("run", "reference", "candidate", "verdict", "tensors", "of them the same bits"),
         [
@@ -74,7 +70,7 @@ def _parity(rows: list[Row]) -> Iterator[Block]:
     yield CodeBlock(tuple(f"{text}    # {name}" for text, name in reversed(settings.items())))
 
 
-def _generator(rows: list[Row]) -> Iterator[Block]:
+def generator_section(rows: list[Row]) -> Iterator[Block]:
     for row in rows:
         said = "the same, draw by draw" if row["same"] else f"not the same: {row['parted']}"
         calls = " and ".join(f"{count:,}" for count in row["calls"])
@@ -83,7 +79,7 @@ def _generator(rows: list[Row]) -> Iterator[Block]:
         yield table(("drawn by", "calls", "drawn"), kinds, right=2)
 
 
-def _resume(rows: list[Row]) -> Iterator[Block]:
+def resume_section(rows: list[Row]) -> Iterator[Block]:
     for row in rows:
         if "values" in row:
             first = f": {', '.join(row['first'])}" if row["differing"] else ""
@@ -91,10 +87,10 @@ def _resume(rows: list[Row]) -> Iterator[Block]:
             yield Paragraph((f"{row['name']}: {counted}. Generators in it: {', '.join(row['generators'])}.",))
     compared = [row for row in rows if "verdict" in row]
     if compared:
-        yield from _parity(compared)
+        yield from parity_section(compared)
 
 
-def _cpu_gpu(rows: list[Row]) -> Iterator[Block]:
+def cpu_gpu_section(rows: list[Row]) -> Iterator[Block]:
     rungs = ("initial weights", "batch", "random draws", "forward", "loss", "gradients", "after the step")
     keys = {"initial weights": "initial_weights", "random draws": "draws", "after the step": "weights"}
 
@@ -110,7 +106,7 @@ def _cpu_gpu(rows: list[Row]) -> Iterator[Block]:
     )
 
 
-def _repeat(rows: list[Row]) -> Iterator[Block]:
+def repeat_section(rows: list[Row]) -> Iterator[Block]:
     kinds = ("outputs", "output_gradients", "parameter_gradients")
 
     def cells(row: Row) -> Iterable[object]:
@@ -131,7 +127,7 @@ def _repeat(rows: list[Row]) -> Iterator[Block]:
         yield Bullets(tuple(named))
 
 
-def _sync(rows: list[Row]) -> Iterator[Block]:
+def sync_section(rows: list[Row]) -> Iterator[Block]:
     counts = [(r["side"], *(str(sum(n for _, n in r[phase])) for phase in ("forward", "backward"))) for r in rows]
     yield table(("trainer", "forward", "backward"), counts, right=2)
     places = [
@@ -148,7 +144,7 @@ def _sync(rows: list[Row]) -> Iterator[Block]:
             yield Paragraph((f"{row['side']} uses operators that have no deterministic kernel, as torch says: ", names))
 
 
-def _speed(rows: list[Row]) -> Iterator[Block]:
+def speed_section(rows: list[Row]) -> Iterator[Block]:
     limits = next((row for row in rows if row["name"] == "limits"), None)
     flops = {(r["side"], *r["batch"]): r["flops"] for r in rows if r["name"] == "arithmetic"}
     if limits:
@@ -163,18 +159,18 @@ def _speed(rows: list[Row]) -> Iterator[Block]:
         yield from (row["name"], _batch(row["batch"]))
         yield from (f"{side['step_ms']:.1f}" for side in (nemo, nest))
         yield f"{nest['step_ms'] / nemo['step_ms']:.2f}"
-        yield from (_share(row, side, flops, limits) for side in ("nemo", "nest"))
+        yield from (share_of_limit(row, side, flops, limits) for side in ("nemo", "nest"))
         yield from (f"{side['peak_bytes'] / 2**30:.1f}" if side["peak_bytes"] else "" for side in (nemo, nest))
 
     columns = ("run", "batch", "NeMo ms", "port ms", "ratio", "NeMo share", "port share", "NeMo GB", "port GB")
     yield table(columns, [tuple(cells(row)) for row in timed], right=7)
     yield Paragraph(("Share: arithmetic of the step in its time, of the measured matrix rate in its type.",))
-    yield from _phases(timed)
-    yield from _determinism(timed)
-    yield from _recorder(rows, limits)
+    yield from parts_of_steps(timed)
+    yield from cost_of_determinism(timed)
+    yield from cost_of_recording(rows, limits)
 
 
-def _phases(timed: list[Row]) -> Iterator[Block]:
+def parts_of_steps(timed: list[Row]) -> Iterator[Block]:
     parts = ("forward_ms", "backward_ms", "optimizer_ms")
     lines = [
         (r["name"], _batch(r["batch"]), *(f"{r[side][part]:.1f}" for part in parts for side in ("nemo", "nest")))
@@ -186,7 +182,7 @@ def _phases(timed: list[Row]) -> Iterator[Block]:
         yield table(("run", "batch", *columns), lines, right=6)
 
 
-def _share(row: Row, side: str, flops: dict[tuple[Any, ...], float], limits: Row | None) -> str:
+def share_of_limit(row: Row, side: str, flops: dict[tuple[Any, ...], float], limits: Row | None) -> str:
     done = flops.get((side, *row["batch"]))
     if not done or not limits:
         return ""
@@ -194,7 +190,7 @@ def _share(row: Row, side: str, flops: dict[tuple[Any, ...], float], limits: Row
     return f"{100 * done / (row[side]['step_ms'] / 1000) / 1e12 / rate:.0f} %"
 
 
-def _determinism(timed: list[Row]) -> Iterator[Block]:
+def cost_of_determinism(timed: list[Row]) -> Iterator[Block]:
     steps = {(row["name"], tuple(row["batch"])): row for row in timed}
     said = []
     for (name, batch), row in steps.items():
@@ -209,7 +205,7 @@ def _determinism(timed: list[Row]) -> Iterator[Block]:
         yield Bullets(tuple(said))
 
 
-def _recorder(rows: list[Row], limits: Row | None) -> Iterator[Block]:
+def cost_of_recording(rows: list[Row], limits: Row | None) -> Iterator[Block]:
     for row in rows:
         if row["name"] == "recorder":
             size, seconds = row["bytes"], row["seconds"]
@@ -229,26 +225,26 @@ SECTIONS: dict[str, Section] = {
         "The same bits",
         "NeMo against the port, and each against itself in another process, all with deterministic kernels and without "
         "TF32.",
-        _parity,
+        parity_section,
     ),
     "repeat": (
         "What does not repeat",
         "Forward and backward of the same batch five times from the same weights, buffers and generators, in one "
         "process, in float32 without TF32; “free” leaves the choice of kernels to torch. A value that varies makes all "
         "vary that is computed from it.",
-        _repeat,
+        repeat_section,
     ),
     "generator": (
         "The device's generator",
         "What each call of one step draws from the device's generator (Philox), by both recordings. A draw is how far "
         "the generator's offset moves: numbers a thread, in fours.",
-        _generator,
+        generator_section,
     ),
     "resume": (
         "Going on",
         "The port, everything random on, stopped and going on from its checkpoint, against a run that was not stopped; "
         "then NeMo and the port, both from that checkpoint.",
-        _resume,
+        resume_section,
     ),
     "cpu-gpu": (
         "One device with another",
@@ -257,19 +253,19 @@ SECTIONS: dict[str, Section] = {
         "Philox) give other numbers for the same seed. From there on all differs. With mask_prob=1 a block starts "
         "wherever one fits, whatever is drawn, and what remains is rounding: in float32, and in float64 but for the "
         "features, which are float32 in NeMo too.",
-        _cpu_gpu,
+        cpu_gpu_section,
     ),
     "sync": (
         "Where the host waits",
         "Synchronisations of host and device in one step, as torch.cuda.set_sync_debug_mode reports them. Backward "
         "runs in C++: its line is where backward was called.",
-        _sync,
+        sync_section,
     ),
     "speed": (
         "Speed and memory",
         "Both trainers by turns (twice each, 8 steps after 2 to warm up, medians) in Lightning's loop, everything "
         "random on, timed by the device's events. The batch is constant and lies on the device: utterances of the "
         "practice corpus, repeated to the length. No loader, no logger, no progress bar.",
-        _speed,
+        speed_section,
     ),
 }

@@ -158,7 +158,7 @@ def synchronisations(
     """
     found: dict[str, Any] = {}
     operators: set[str] = set()
-    with _warned(operators) as places:
+    with warnings_by_place(operators) as places:
         loss = _loss(step(_copy(batch), batch_idx))
         found["forward"] = places.most_common()
         places.clear()
@@ -170,14 +170,14 @@ def synchronisations(
 
 
 @contextmanager
-def _warned(operators: set[str]) -> Iterator[Counter[str]]:
+def warnings_by_place(operators: set[str]) -> Iterator[Counter[str]]:
     """Count torch's warnings by the line of a trainer's code that they come from."""
     places: Counter[str] = Counter()
 
     def seen(message: Warning | str, *_: Any, **__: Any) -> None:
         text = str(message)
         if SYNCHRONISES in text:
-            places[_place()] += 1
+            places[place_in_trainer()] += 1
         elif NOT_REPEATABLE in text:
             operators.add(text.partition(NOT_REPEATABLE)[0].strip())
 
@@ -194,7 +194,7 @@ def _warned(operators: set[str]) -> Iterator[Counter[str]]:
                 torch.cuda.set_sync_debug_mode(mode)
 
 
-def _place() -> str:
+def place_in_trainer() -> str:
     """The innermost line that is neither torch's nor of this file: `package/.../file.py:line`."""
     libraries = (f"{os.sep}torch{os.sep}", f"{os.sep}warnings.py", __file__)
     for frame in reversed(traceback.extract_stack()):
@@ -224,14 +224,14 @@ def repeats(
             for name, value in model.named_buffers():
                 value.copy_(buffers[name])
         model.zero_grad(set_to_none=True)
-        seen = _values_of(model, step, batch, batch_idx)
+        seen = values_of_step(model, step, batch, batch_idx)
         if not first:
             first = seen
             continue
         for kind, values in seen.items():
             for name, value in values.items():
-                if not _same(value, first[kind][name]):
-                    varying.setdefault(kind, {})[name] = _relative(value, first[kind][name])
+                if (much := difference(value, first[kind][name])) != 0:
+                    varying.setdefault(kind, {})[name] = much
     model.zero_grad(set_to_none=True)
     kinds = {
         kind: [len(values), len(names := [n for n in values if n in varying.get(kind, {})]), names[:10]]
@@ -241,7 +241,9 @@ def repeats(
     return {"times": order.get("times", 5), **kinds, "largest": largest}
 
 
-def _values_of(model: nn.Module, step: Step, batch: AudioNoiseBatch, batch_idx: int) -> dict[str, dict[str, Tensor]]:
+def values_of_step(
+    model: nn.Module, step: Step, batch: AudioNoiseBatch, batch_idx: int
+) -> dict[str, dict[str, Tensor]]:
     """Every module's outputs, their gradients, and the parameters' gradients, by name."""
     outputs: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
@@ -253,7 +255,7 @@ def _values_of(model: nn.Module, step: Step, batch: AudioNoiseBatch, batch_idx: 
                 key = f"{key} again" if key in outputs else key
                 outputs[key] = value.detach().clone()
                 if value.requires_grad:
-                    value.register_hook(partial(_keep, gradients, key))  # type: ignore[no-untyped-call]
+                    value.register_hook(partial(keep_copy, gradients, key))  # type: ignore[no-untyped-call]
 
         return hook
 
@@ -269,7 +271,7 @@ def _values_of(model: nn.Module, step: Step, batch: AudioNoiseBatch, batch_idx: 
     return {"outputs": outputs, "output_gradients": gradients, "parameter_gradients": own}
 
 
-def _keep(kept: dict[str, Tensor], name: str, value: Tensor) -> None:
+def keep_copy(kept: dict[str, Tensor], name: str, value: Tensor) -> None:
     kept[name] = value.clone()
 
 
@@ -300,12 +302,12 @@ def _loss(output: Any) -> Tensor:
     return loss
 
 
-def _same(value: Tensor, other: Tensor) -> bool:
-    return value.shape == other.shape and bool(torch.all((value == other) | (value.isnan() & other.isnan())))
-
-
-def _relative(value: Tensor, other: Tensor) -> float:
-    if value.shape != other.shape or not value.is_floating_point():
+def difference(value: Tensor, other: Tensor) -> float:
+    """0 where both have the same values, NaN being itself; else relative to the largest of `other`, or infinite."""
+    if value.shape != other.shape:
         return float("inf")
-    scale = other.abs().max().item() or 1.0
-    return float((value - other).abs().max().item() / scale)
+    if bool(torch.all((value == other) | (value.isnan() & other.isnan()))):
+        return 0.0
+    if not value.is_floating_point():
+        return float("inf")
+    return float((value - other).abs().max().item() / (other.abs().max().item() or 1.0))
