@@ -19,10 +19,11 @@ where the batch before one ends, since what is drawn from there on makes the nex
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal
 
 import torch
@@ -36,11 +37,13 @@ from nest_ssl.base.rng import rng_digests
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.copies import copy_to_cpu
 from nest_ssl.record.observers.draws import DrawObserver
+from nest_ssl.record.observers.operators import OperatorObserver
 from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
 from nest_ssl.record.provenance import describe_device, describe_run
 from nest_ssl.record.secrets import masked_yaml
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
 from nest_ssl.recording import layout as files
+from nest_ssl.recording.evidence import LearningRates, Rates
 from nest_ssl.recording.writer import RecordingWriter
 
 Mark = Literal["before_model", "after_model", "before_first_batch"]
@@ -56,6 +59,7 @@ def recording(
     steps: Iterable[int] | None = None,
     output_names: Sequence[str] = (),
     config: str | Mapping[str, Any] = "{}\n",
+    operators: bool | Sequence[str] = False,
     overwrite: bool = False,
     **index: Any,
 ) -> Iterator[Session]:
@@ -63,7 +67,7 @@ def recording(
 
     Args:
         model: what is trained. Calls of its `forward`, and of every module in it, are recorded.
-        steps, output_names, config: see `Session`.
+        steps, output_names, config, operators: see `Session`.
         overwrite: whether an earlier recording there may be replaced.
         index: what else the recording should say, e.g. `seed`, `data` (hashes of the data, by section and file) and
             `trainer` (`name`, `package`, `version`; by default the folder's name, the model's package and no version).
@@ -74,7 +78,7 @@ def recording(
     """
     started = time.perf_counter()
     trainer = {"name": Path(out).name, "package": type(model).__module__.partition(".")[0], "version": ""}
-    with RecordingWriter(out, overwrite) as writer, Session(writer, steps, output_names, config) as session:
+    with RecordingWriter(out, overwrite) as writer, Session(writer, steps, output_names, config, operators) as session:
         session.begin(model)
         yield session
         took = round(time.perf_counter() - started, 1)
@@ -90,6 +94,8 @@ class Session(AbstractContextManager["Session"]):
         output_names: names for the outputs of the model's `forward`, in order.
         config: the settings of the experiment, as YAML or as a mapping of plain values, compared as part of the
             contract; secrets in it are masked.
+        operators: whether to record the ATen operators of each step too, or patterns of the modules to do it for, as
+            `encoder.layers.0*`.
     """
 
     def __init__(
@@ -98,8 +104,11 @@ class Session(AbstractContextManager["Session"]):
         steps: Iterable[int] | None = None,
         output_names: Sequence[str] = (),
         config: str | Mapping[str, Any] = "{}\n",
+        operators: bool | Sequence[str] = False,
     ) -> None:
         self.writer = writer
+        self._operators = operators
+        self.unwatched: Collection[CodeType] = ()  # functions whose operators are no part of training, as a logger's
         self.steps = None if steps is None else frozenset(steps)
         self.recorded: list[int] = []
         self._output_names = tuple(output_names)
@@ -164,6 +173,10 @@ class Session(AbstractContextManager["Session"]):
             self._step = _Step(place, self._draws, calls, to_builtins(batch, copy_to_cpu))
             self._step.boundary("batch_ready", "training_step")
             calls.attach()
+            if self._operators:
+                patterns = () if isinstance(self._operators, bool) else self._operators
+                self._step.operators = OperatorObserver(calls, self._number, patterns, self.unwatched)
+                self._step.operators.attach()
 
     def loss(self, loss: torch.Tensor) -> None:
         """The forward is done, backward not begun. A second loss in the same step is not recorded."""
@@ -171,6 +184,8 @@ class Session(AbstractContextManager["Session"]):
             self._step.loss = copy_to_cpu(loss)
             self._step.boundary("forward_done", "backward")
             self._step.calls.loss_reached()
+            if self._step.operators:
+                self._step.operators.enter("backward")
 
     def backward_done(self) -> None:
         """Gradients are complete, neither clipped nor used."""
@@ -178,6 +193,8 @@ class Session(AbstractContextManager["Session"]):
             self._step.boundary("backward_done", "optimizer_step")
             self._step.gradients = gradients(self._step.calls.root)
             self._save(files.GRADIENTS, self._step.gradients)  # now: they are the model's own, and clipped in place
+            if self._step.operators:
+                self._step.operators.enter("optimizer")
 
     def step_done(
         self, optimizer: torch.optim.Optimizer | None = None, stepped: bool = True, loader_workers: int | None = 0
@@ -191,6 +208,10 @@ class Session(AbstractContextManager["Session"]):
         """
         step = self._step
         if step:
+            if step.operators:
+                traced = step.operators.detach()
+                self.writer.save_text(self._file(files.OPERATORS), traced.model_dump_json(exclude_defaults=True) + "\n")
+                step.operators = None
             calls, model = step.calls.detach(), step.calls.root
             step.boundary("step_done", "fetch")
             self._save(files.BATCH, step.batch)
@@ -209,7 +230,7 @@ class Session(AbstractContextManager["Session"]):
             self._save(files.GENERATOR_STATES, step.draws.states)
             ledger = [entry.model_dump() for entry in step.draws.entries]
             rng = {"states": step.states, "loader_workers": loader_workers, "ledger": ledger}
-            self.writer.save_json(f"{files.step_folder(self._number)}/{files.RNG}", rng)
+            self.writer.save_json(self._file(files.RNG), rng)
             number = str(self._number)
             self._index["steps"][number] = {**step.place, "optimizer_stepped": stepped, "calls": len(calls)}
             self._index["calls"][number] = [call.name for call in calls]
@@ -223,6 +244,16 @@ class Session(AbstractContextManager["Session"]):
             self._draws.charge("validation")
 
     # --- after the steps ---
+
+    def learning_rates(self, configured: Rates, longer: Rates | None = None) -> None:
+        """Record the rates of a schedule over steps that need not be trained, see `observers.learning_rates`.
+
+        Args:
+            configured: as training is configured.
+            longer: as they would be if training were planned for as many steps.
+        """
+        rates = LearningRates(**dict(configured), longer=longer)
+        self.writer.save_text(files.LEARNING_RATES, rates.model_dump_json() + "\n")
 
     def finish(self, **index: Any) -> None:
         """Complete the recording; `index` is added to `recording.json`, and the model's class to its `trainer`.
@@ -251,8 +282,11 @@ class Session(AbstractContextManager["Session"]):
     def __exit__(self, *error: object) -> None:
         self.abort()
 
+    def _file(self, name: str) -> str:
+        return f"{files.step_folder(self._number)}/{name}"
+
     def _save(self, name: str, value: Any) -> None:
-        self.writer.save_tensors(f"{files.step_folder(self._number)}/{name}", value)
+        self.writer.save_tensors(self._file(name), value)
 
     def _await_batch(self, number: int) -> None:
         """Watch the generators from here on if the next batch is one to record."""
@@ -262,6 +296,8 @@ class Session(AbstractContextManager["Session"]):
     def _leave_step(self) -> None:
         """A step that did not come to its end is not recorded; its hooks go."""
         if self._step:
+            if self._step.operators:
+                self._step.operators.detach()
             self._step.calls.detach()
         self._step = None
 
@@ -277,6 +313,7 @@ class _Step:
     states: dict[str, dict[str, str]] = field(default_factory=dict)
     loss: torch.Tensor | None = None
     gradients: dict[str, torch.Tensor | None] | None = None
+    operators: OperatorObserver | None = None
 
     def boundary(self, moment: str, phase: str) -> None:
         """Note the generators' states at a moment of the step; `phase` is what draws from there on."""

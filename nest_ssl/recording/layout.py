@@ -19,6 +19,8 @@ CALLS = "layer_outputs.pkl"
 OPTIMIZER = "optimizer_state.pt"
 RNG = "rng.json"
 GENERATOR_STATES = "generator_states.pt"  # whole states from which a call drew: {generator: {digest: uint8 tensor}}
+OPERATORS = "operators.json"  # ATen operators of the step, where they were asked for
+LEARNING_RATES = "learning_rates.json"  # of the run, over steps that it need not train; where asked for
 
 
 def step_folder(step: int, rank: int = 0, world_size: int = 1) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from nest_ssl.base.errors import UserError
@@ -30,10 +30,12 @@ from nest_ssl.base.safe_load import READER_ERRORS, first_line, load_tensors, loa
 from nest_ssl.recording import layout as files
 from nest_ssl.recording import schema1
 from nest_ssl.recording.calls import Call
+from nest_ssl.recording.evidence import LearningRates, StepOperators
 from nest_ssl.recording.index import Index, StepRandom, Structure, canonical
 from nest_ssl.recording.tensors import check_storable, describe_tensors
 
 T = TypeVar("T")
+F = TypeVar("F", bound=BaseModel)
 
 
 def _with_names(group: dict[str, Any]) -> dict[str, Any]:
@@ -127,6 +129,10 @@ class StepFiles:
         """Calls that began after the loss was known, as when backward runs a part again; numbered on their own."""
         return self._calls("later")
 
+    def operators(self) -> StepOperators | None:
+        """The ATen operators of the step; None where they were not recorded."""
+        return self._recording.facts(f"{self.folder}/{files.OPERATORS}", StepOperators)
+
     def _calls(self, key: str) -> list[Call]:
         raw = self._load(files.CALLS, _BY_NAME)
         with _damage(self._recording.path / self.folder / files.CALLS):
@@ -184,6 +190,22 @@ class Recording:
     def initial_weights(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers before the first step."""
         return self.load(files.INITIAL_WEIGHTS, _TENSORS)
+
+    def learning_rates(self) -> LearningRates | None:
+        """Of the run's schedule, over steps that it need not train; None where they were not recorded."""
+        return self.facts(files.LEARNING_RATES, LearningRates)
+
+    def facts(self, name: str, kind: type[F]) -> F | None:
+        """A file of JSON, or None where it was not recorded.
+
+        Raises:
+            UserError: the file is damaged, or holds anything else.
+        """
+        if name not in self.index.files:
+            return None
+        path = self.listed(name)
+        with _damage(path):
+            return kind.model_validate_json(_read(path))
 
     def listed(self, name: str) -> Path:
         """The path of a file that the index lists.

@@ -1,0 +1,102 @@
+"""The operators of calls that differ: what the reference alone runs, what the candidate alone, and other arguments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from nest_ssl.base.nested import ABSENT
+from nest_ssl.compare.operators import Argument, Change, OperatorDifference
+from nest_ssl.recording.evidence import Operator
+from nest_ssl.report.document import Block, Code, CodeBlock, Heading, Paragraph, Text, join
+from nest_ssl.report.words import counted, say, word
+from nest_ssl.report.words.names import cut
+
+CHANGES, NAMES, TENSORS = 40, 6, 6  # shown of one call; names in a sentence; tensors of one operator
+MARKS = {"missing": "-", "added": "+", "arguments": "~", "tensors": "~"}
+
+
+def operators(differences: Sequence[OperatorDifference]) -> list[Block]:
+    """Each call whose operators differ; calls with the same changes in the same lines are shown once."""
+    alike: dict[object, list[OperatorDifference]] = {}
+    for difference in differences:
+        alike.setdefault(_signature(difference), []).append(difference)
+    return [block for group in alike.values() for block in _group(group)]
+
+
+def operator_text(operator: Operator) -> str:
+    """As a call: ``aten.constant_pad_nd.default([2, 48000] float32, pad=[256, 256], value=0.0)``."""
+    shown = operator.tensors if len(operator.tensors) <= TENSORS else [counted(len(operator.tensors), "tensors")]
+    return f"{operator.name}({', '.join([*shown, *(f'{n}={_plain(v)}' for n, v in operator.arguments.items())])})"
+
+
+def call_name(module: str | None, call: int | None) -> Text:
+    """```encoder.layers.0`, call 1```; a first call is not numbered."""
+    if module is None:
+        return say("operators.outside")
+    return join([Code(module or word("name", "root")), say("call", call=call) if call else ()])
+
+
+def _group(group: list[OperatorDifference]) -> list[Block]:
+    first = group[0]
+    kinds = Counter(change.kind for change in first.changes)
+    counts = join([*(say(f"operators.{kind}", count=number) for kind, number in kinds.items())])
+    where, phase = call_name(first.module, first.call), word("operators.phase", first.phase)
+    blocks: list[Block] = [Heading(say("operators.heading", where=where, phase=phase), 3)]
+    same = say("operators.same", count=counted(first.same, "operators"))
+    blocks.append(Paragraph(join([counts, same], "; ")))
+    for side, calls in (("reference", first.reference_calls), ("candidate", first.candidate_calls)):
+        if calls:
+            modules = list(dict.fromkeys(name.rpartition("#")[0] for name in calls))
+            blocks.append(Paragraph(say(f"operators.inside.{side}", modules=_some(map(Code, modules)))))
+    shown = [line for change in first.changes[:CHANGES] for line in _lines(change)]
+    blocks += [CodeBlock(tuple(shown))] if shown else []
+    blocks += cut("operators.cut", CHANGES, first.changes)
+    if len(group) > 1:
+        others = _some(call_name(each.module, each.call) for each in group[1:])
+        blocks.append(Paragraph(say("operators.alike", count=counted(len(group) - 1, "calls"), calls=others)))
+    return blocks
+
+
+def _lines(change: Change) -> list[str]:
+    """One change as lines of a diff, each with where it stands."""
+    lines = []
+    one, other = change.reference, change.candidate
+    if one and other:
+        changes = [f"{name}={_plain(a)} -> {_plain(b)}" for name, (a, b) in change.arguments.items()]
+        if not changes:
+            changes = [f"{_plain(one.tensors)} -> {_plain(other.tensors)}"]
+            changes += [f"{_plain(one.outputs)} -> {_plain(other.outputs)}"] if one.outputs != other.outputs else []
+        lines.append(f"{MARKS[change.kind]} {one.name}({', '.join(changes)})")
+    elif one or other:
+        lines.append(f"{MARKS[change.kind]} {operator_text(one or other)}")  # type: ignore[arg-type]
+    for side, operator, text in (
+        ("reference", one, change.reference_line),
+        ("candidate", other, change.candidate_line),
+    ):
+        if operator and operator.source:
+            lines.append(f"    {word('side', side)}: {operator.source}: {text}".rstrip(": "))
+    return lines
+
+
+def _plain(value: Argument | Sequence[str]) -> str:
+    if value is ABSENT:
+        return word("name", "absent")
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def _some(names: Iterable[object]) -> Text:
+    """The first few names."""
+    found = list(names)
+    return join([*found[:NAMES], *(["..."] if len(found) > NAMES else [])])
+
+
+def _signature(difference: OperatorDifference) -> object:
+    """What two calls share if they are to be shown once: their changes but for the shapes."""
+    changes = []
+    for change in difference.changes:
+        sides = [(o.name, repr(o.arguments), o.source) for o in (change.reference, change.candidate) if o]
+        changes.append((change.kind, *sides))
+    calls = [tuple(name.rpartition("#")[0].rpartition(".")[2] for name in names)
+             for names in (difference.reference_calls, difference.candidate_calls)]  # fmt: skip
+    return difference.phase, tuple(changes), *calls
