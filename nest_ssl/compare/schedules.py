@@ -24,7 +24,7 @@ class RateDifference:
     Args:
         longer: whether they are those planned for as many steps, and not those of the run as it is configured.
         steps, differing: optimizer steps compared; of those, steps with another rate.
-        first: the first of these; -1 where the sides have another number of parameter groups, then nothing more is said.
+        first: the first of these; -1 where the sides have another number of parameter groups: no more is said then.
         group: the first parameter group that has another rate there.
         reference, candidate: its rates there.
         largest, worst: the largest relative difference, and the step that has it.

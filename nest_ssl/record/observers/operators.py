@@ -6,7 +6,8 @@ observer.enter("backward")
 ...
 observer.enter("optimizer")
 ...
-traced = observer.detach()                               # a `StepOperators`
+observer.detach()
+traced = observer.result()                               # a `StepOperators`
 
 It stands below autograd and above the kernels, so what it sees is what runs: of `F.linear` an `aten.t` and an
 `aten.addmm`, and of their backward two `aten.mm`. Each operator is passed on as it came, so no bit changes.
@@ -28,7 +29,7 @@ import linecache
 import os
 import sys
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -89,15 +90,21 @@ class OperatorObserver(TorchDispatchMode):
         self._take_draws()
         self._phase = phase
         if phase == "optimizer":
-            for parameter in self._names:
-                gradient = [] if parameter.grad is None else [parameter.grad]
-                module = self._names[parameter].rpartition(".")[0]
-                self._owners |= {tensor.data_ptr(): module for tensor in (parameter, *gradient)}
+            for parameter, name in self._names.items():
+                self._own(name, [parameter] if parameter.grad is None else [parameter, parameter.grad])
 
-    def detach(self) -> StepOperators:
-        """Watch no longer; returns what ran."""
+    def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
+        """Its state is complete but for what it makes in its first step."""
+        for parameter, name in self._names.items():
+            self._own(name, _tensors([*optimizer.state.get(parameter, {}).values()]))
+
+    def detach(self) -> None:
+        """Watch no longer."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self._take_draws()
+
+    def result(self) -> StepOperators:
+        """What ran."""
         return StepOperators(
             step=self._step,
             operators=self._operators,
@@ -138,9 +145,9 @@ class OperatorObserver(TorchDispatchMode):
         """Whose the operator that is about to run is, and where it stands."""
         call, node = self._calls.innermost, torch._C._current_autograd_node()
         place: Place = OUTSIDE if call is None else (call.module, call.call)
-        if call is None and node is not None:
-            place, forward_source = self._maker(node)
-            source = source or forward_source
+        if node is not None:
+            maker, line = self._maker(node)
+            place, source = maker if call is None else place, source or line
         made = torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
         if made > (self._nodes[-1] if self._nodes else -1):
             self._nodes.append(made)
@@ -154,6 +161,10 @@ class OperatorObserver(TorchDispatchMode):
             return OUTSIDE if name is None else (name.rpartition(".")[0], None), ""
         number = bisect_right(self._nodes, node._sequence_nr()) - 1
         return self._makers[number] if number >= 0 else (OUTSIDE, "")
+
+    def _own(self, name: str, memory: Iterable[torch.Tensor]) -> None:
+        """What the memory is that of: the parameter of that name."""
+        self._owners |= dict.fromkeys((tensor.data_ptr() for tensor in memory), name.rpartition(".")[0])
 
     def _owner(self, given: list[torch.Tensor], made: list[torch.Tensor]) -> str | None:
         """The module of the only parameter that an operator works on; what it reads and makes is then that one's."""

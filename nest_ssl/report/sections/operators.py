@@ -12,7 +12,7 @@ from nest_ssl.report.document import Block, Code, CodeBlock, Heading, Paragraph,
 from nest_ssl.report.words import counted, say, word
 from nest_ssl.report.words.names import cut
 
-CHANGES, NAMES, TENSORS = 40, 6, 6  # shown of one call; names in a sentence; tensors of one operator
+LINES, NAMES, TENSORS = 40, 6, 6  # source lines of one call; names in a sentence; tensors of one operator
 MARKS = {"missing": "-", "added": "+", "arguments": "~", "tensors": "~"}
 
 
@@ -40,43 +40,68 @@ def call_name(module: str | None, call: int | None) -> Text:
 def _group(group: list[OperatorDifference]) -> list[Block]:
     first = group[0]
     kinds = Counter(change.kind for change in first.changes)
-    counts = join([*(say(f"operators.{kind}", count=number) for kind, number in kinds.items())])
+    counts = join(say(f"operators.{kind}", count=number) for kind, number in kinds.items())
     where, phase = call_name(first.module, first.call), word("operators.phase", first.phase)
-    blocks: list[Block] = [Heading(say("operators.heading", where=where, phase=phase), 3)]
     same = say("operators.same", count=counted(first.same, "operators"))
+    blocks: list[Block] = [Heading(say("operators.heading", where=where, phase=phase), 3)]
     blocks.append(Paragraph(join([counts, same], "; ")))
     for side, calls in (("reference", first.reference_calls), ("candidate", first.candidate_calls)):
         if calls:
-            modules = list(dict.fromkeys(name.rpartition("#")[0] for name in calls))
+            modules = dict.fromkeys(name.rpartition("#")[0] for name in calls)
             blocks.append(Paragraph(say(f"operators.inside.{side}", modules=_some(map(Code, modules)))))
-    shown = [line for change in first.changes[:CHANGES] for line in _lines(change)]
-    blocks += [CodeBlock(tuple(shown))] if shown else []
-    blocks += cut("operators.cut", CHANGES, first.changes)
+    lines = _by_line(first.changes)
+    if lines:
+        blocks.append(CodeBlock(tuple(line for each in lines[:LINES] for line in each)))
+    blocks += cut("operators.cut", LINES, lines)
     if len(group) > 1:
         others = _some(call_name(each.module, each.call) for each in group[1:])
         blocks.append(Paragraph(say("operators.alike", count=counted(len(group) - 1, "calls"), calls=others)))
     return blocks
 
 
-def _lines(change: Change) -> list[str]:
-    """One change as lines of a diff, each with where it stands."""
+def _by_line(changes: Sequence[Change]) -> list[list[str]]:
+    """Changes as lines of a diff: each source line with its text, and below it its operators, those of a loop once."""
+    below: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for change in changes:
+        operator = change.reference or change.candidate
+        assert operator is not None
+        shown = below.setdefault(_heads(change), {}).setdefault(operator.name, [])
+        shown.append(operator_text(operator) if change.kind in ("missing", "added") else _other(change))
     lines = []
-    one, other = change.reference, change.candidate
-    if one and other:
-        changes = [f"{name}={_plain(a)} -> {_plain(b)}" for name, (a, b) in change.arguments.items()]
-        if not changes:
-            changes = [f"{_plain(one.tensors)} -> {_plain(other.tensors)}"]
-            changes += [f"{_plain(one.outputs)} -> {_plain(other.outputs)}"] if one.outputs != other.outputs else []
-        lines.append(f"{MARKS[change.kind]} {one.name}({', '.join(changes)})")
-    elif one or other:
-        lines.append(f"{MARKS[change.kind]} {operator_text(one or other)}")  # type: ignore[arg-type]
-    for side, operator, text in (
-        ("reference", one, change.reference_line),
-        ("candidate", other, change.candidate_line),
-    ):
-        if operator and operator.source:
-            lines.append(f"    {word('side', side)}: {operator.source}: {text}".rstrip(": "))
+    for heads, found in below.items():
+        texts = [f"{each[0]} x {len(each)}" if len(each) > 1 else each[0] for each in found.values()]
+        if heads[0] == heads[0][:1]:  # of no source line
+            lines.append([f"{heads[0]} {text}" for text in texts])
+        else:
+            lines.append([*heads, *(f"      {text}" for text in texts)])
     return lines
+
+
+def _heads(change: Change) -> tuple[str, ...]:
+    """The source lines of a change, those of two sides one below the other."""
+    mark = MARKS[change.kind]
+    places = [
+        f"{each.source}: {text}".rstrip(": ") if each else ""
+        for each, text in ((change.reference, change.reference_line), (change.candidate, change.candidate_line))
+    ]
+    if change.reference and change.candidate and places[0] != places[1]:
+        return f"{mark} {places[0]}", f"  {places[1]}"
+    return (f"{mark} {places[0] or places[1]}".rstrip(),)
+
+
+def _other(change: Change) -> str:
+    """What an operator is given on both sides."""
+    one, other = change.reference, change.candidate
+    assert one is not None and other is not None
+    if change.arguments:
+        given = [f"{name}={_plain(a)} -> {_plain(b)}" for name, (a, b) in change.arguments.items()]
+    else:
+        given = [
+            f"{_plain(a)} -> {_plain(b)}"
+            for a, b in ((one.tensors, other.tensors), (one.outputs, other.outputs))
+            if a != b
+        ]
+    return f"{one.name}({', '.join(given)})"
 
 
 def _plain(value: Argument | Sequence[str]) -> str:
