@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, get_args
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.nested import ABSENT, Absent, pairs
+from nest_ssl.compare.alignment import aligned
 from nest_ssl.recording.evidence import Operator, Operators, StepOperators, read_evidence, seal_of
 from nest_ssl.recording.index import Scalar
 from nest_ssl.recording.reader import Recording, open_recording
@@ -28,9 +28,6 @@ Argument = Scalar | list[Scalar] | Literal[Absent.ABSENT]
 # A call as a path from the outermost: of each the module, and its number among that module's calls in the one around
 # it. Empty: outside of all modules. A number of None: what belongs to a module, and to no call of it.
 CallPath = tuple[tuple[str, int | None], ...]
-_Tokens = tuple[str, str, str]  # name, arguments, tensors
-MOST_CELLS = 1_000_000  # of a table of two sequences; longer ones are aligned by their names alone
-SAME, OTHER_TENSORS, OTHER_ARGUMENTS = 5, 4, 2  # what a pair is worth when two sequences are aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +77,6 @@ class _Group:
     operators: list[Operator] = field(default_factory=list)
     calls: dict[str, None] = field(default_factory=dict)
 
-    @property
-    def modules(self) -> set[str]:
-        return {name.rpartition("#")[0] for name in self.calls}
-
 
 def diff(
     reference: StepOperators, candidate: StepOperators, modules: Collection[str] | None = None
@@ -99,8 +92,10 @@ def diff(
     found = []
     for (phase, path), *sides in pairs(_by_call(reference, paths[0], both), _by_call(candidate, paths[1], both)):
         one, other = (_Group() if side is ABSENT else side for side in sides)
-        module, call = _name(path, names)
-        looked_at = {*one.modules, *other.modules, *([] if module is None else [module])}
+        module, number = path[-1] if path else (None, None)
+        call = None if number is None else int(names[path].rpartition("#")[2])  # by the recording's count
+        within = [name.rpartition("#")[0] for name in (*one.calls, *other.calls)]
+        looked_at = within if module is None else [module, *within]
         if modules is not None and not any(_is_named(name, modules) for name in looked_at):
             continue
         same, changes = _changes(one.operators, other.operators, reference.lines, candidate.lines)
@@ -163,7 +158,7 @@ def of_step(recording: Recording, step: int | None = None) -> StepOperators:
         found = recording.step(number).operators()
         if found is not None:
             return found
-    where = f"{recording.path}, step {'any' if step is None else step}"
+    where = str(recording.path) if step is None else f"{recording.path}, step {step}"
     raise UserError("no operators were recorded", where, "Record again with operators=true and that step.")
 
 
@@ -201,13 +196,6 @@ def _by_call(
     return groups
 
 
-def _name(path: CallPath, names: dict[CallPath, str]) -> tuple[str | None, int | None]:
-    if not path:
-        return None, None
-    module, number = path[-1]
-    return module, None if number is None else int(names[path].rpartition("#")[2])
-
-
 def _changes(
     reference: Sequence[Operator],
     candidate: Sequence[Operator],
@@ -216,7 +204,7 @@ def _changes(
 ) -> tuple[int, tuple[Change, ...]]:
     """How many operators are the same, and those that are not, in order."""
     same, changes = 0, []
-    for one, other in _aligned(reference, candidate):
+    for one, other in aligned(reference, candidate):
         lines = (
             reference_lines.get(one.source, "") if one else "",
             candidate_lines.get(other.source, "") if other else "",
@@ -224,7 +212,7 @@ def _changes(
         if one is None or other is None:
             changes.append(Change("missing" if one else "added", one, other, {}, *lines))
             continue
-        arguments = {n: (a, b) for n, a, b in pairs(one.arguments, other.arguments) if _key(a) != _key(b)}
+        arguments = {n: (a, b) for n, a, b in pairs(one.arguments, other.arguments) if repr(a) != repr(b)}
         if arguments:
             changes.append(Change("arguments", one, other, arguments, *lines))
         elif one.tensors != other.tensors or one.outputs != other.outputs:
@@ -232,84 +220,3 @@ def _changes(
         else:
             same += 1
     return same, tuple(changes)
-
-
-def _aligned(
-    reference: Sequence[Operator], candidate: Sequence[Operator]
-) -> list[tuple[Operator | None, Operator | None]]:
-    """The operators of both sides in order, those of one name side by side where that makes the best fit of all."""
-    one, other = list(map(_tokens, reference)), list(map(_tokens, candidate))
-    first = _shared(one, other)
-    last = _shared(one[first:][::-1], other[first:][::-1])
-    ends = len(one) - last, len(other) - last
-    middle = _best_fit(one[first : ends[0]], other[first : ends[1]])
-    return [
-        *zip(reference[:first], candidate[:first], strict=True),
-        *(
-            (None if i is None else reference[first + i], None if j is None else candidate[first + j])
-            for i, j in middle
-        ),
-        *zip(reference[ends[0] :], candidate[ends[1] :], strict=True),
-    ]
-
-
-def _shared(one: Sequence[_Tokens], other: Sequence[_Tokens]) -> int:
-    """How long two sequences are the same."""
-    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differ, min(len(one), len(other)))
-
-
-def _best_fit(one: Sequence[_Tokens], other: Sequence[_Tokens]) -> list[tuple[int | None, int | None]]:
-    """Indices of two sequences side by side, None where one has no partner: the alignment that is worth most.
-
-    Source: Needleman and Wunsch 1970, with no cost of a gap.
-    """
-    if len(one) * len(other) > MOST_CELLS:
-        return _by_name(one, other)
-    best = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
-    for i in range(len(one) - 1, -1, -1):
-        row, below = best[i], best[i + 1]
-        for j in range(len(other) - 1, -1, -1):
-            worth = _worth(one[i], other[j])
-            row[j] = max(below[j], row[j + 1], below[j + 1] + worth if worth else 0)
-    found: list[tuple[int | None, int | None]] = []
-    i = j = 0
-    while i < len(one) and j < len(other):
-        worth = _worth(one[i], other[j])
-        if worth and best[i][j] == best[i + 1][j + 1] + worth:
-            found.append((i, j))
-            i, j = i + 1, j + 1
-        elif best[i][j] == best[i + 1][j]:
-            found.append((i, None))
-            i += 1
-        else:
-            found.append((None, j))
-            j += 1
-    return [*found, *((k, None) for k in range(i, len(one))), *((None, k) for k in range(j, len(other)))]
-
-
-def _by_name(one: Sequence[_Tokens], other: Sequence[_Tokens]) -> list[tuple[int | None, int | None]]:
-    """The same for long sequences, by their longest common stretches."""
-    found: list[tuple[int | None, int | None]] = []
-    matcher = SequenceMatcher(None, [t[0] for t in one], [t[0] for t in other], autojunk=False)
-    for tag, a, b, c, d in matcher.get_opcodes():
-        if tag == "equal":
-            found += zip(range(a, b), range(c, d), strict=True)
-        else:
-            found += [*((i, None) for i in range(a, b)), *((None, j) for j in range(c, d))]
-    return found
-
-
-def _worth(one: _Tokens, other: _Tokens) -> int:
-    if one[0] != other[0]:
-        return 0
-    return OTHER_ARGUMENTS if one[1] != other[1] else OTHER_TENSORS if one[2] != other[2] else SAME
-
-
-def _tokens(operator: Operator) -> _Tokens:
-    return operator.name, _key(operator.arguments), repr((operator.tensors, operator.outputs))
-
-
-def _key(value: object) -> str:
-    """What two values share if they are the same: 1, 1.0 and True are not, NaN is itself."""
-    return repr(value)

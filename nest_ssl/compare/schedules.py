@@ -27,7 +27,8 @@ class RateDifference:
         first: the first of these; -1 where the sides have another number of parameter groups: no more is said then.
         group: the first parameter group that has another rate there.
         reference, candidate: its rates there.
-        largest, worst: the largest relative difference, and the step that has it.
+        largest, worst: the largest relative difference, and the step that has it; up to `ROUNDING` it may be no more than
+            another order of the same products.
         factor: candidate over reference, where that is the same number in all steps and groups.
         shift: steps by which the candidate runs ahead, where its rates are the reference's of that other step.
         schedulers: classes of both sides.
@@ -45,11 +46,6 @@ class RateDifference:
     factor: float | None = None
     shift: int | None = None
     schedulers: tuple[str, str] = ("", "")
-
-    @property
-    def is_rounding(self) -> bool:
-        """Whether another order of the same products may do that."""
-        return self.first >= 0 and self.largest <= ROUNDING
 
 
 def compare_rates(reference: LearningRates, candidate: LearningRates) -> list[RateDifference]:
@@ -94,6 +90,10 @@ def _compare(longer: bool, one: Rates, other: Rates) -> RateDifference | None:
     first, group = map(int, np.argwhere(unlike)[0])
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(unlike, np.nan_to_num(np.abs(candidate / reference - 1), nan=np.inf), 0.0)
+    factor = None
+    if np.isfinite(candidate).all() and (reference > 0).all():
+        ratios = candidate / reference
+        factor = float(ratios.mean()) if np.ptp(ratios) <= ROUNDING * abs(ratios.mean()) else None
     return RateDifference(
         longer,
         steps,
@@ -104,18 +104,10 @@ def _compare(longer: bool, one: Rates, other: Rates) -> RateDifference | None:
         candidate=float(candidate[first, group]),
         largest=float(relative.max()),
         worst=one.steps[int(relative.max(axis=1).argmax())],
-        factor=_factor(reference, candidate),
+        factor=factor,
         shift=_shift(reference, candidate),
         schedulers=classes,
     )
-
-
-def _factor(reference: Array, candidate: Array) -> float | None:
-    """Candidate over reference, where it is one number."""
-    if not (np.isfinite(candidate).all() and (reference > 0).all()):
-        return None
-    ratios = candidate / reference
-    return float(ratios.mean()) if np.ptp(ratios) <= ROUNDING * abs(ratios.mean()) else None
 
 
 def _shift(reference: Array, candidate: Array) -> int | None:

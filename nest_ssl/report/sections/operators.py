@@ -21,7 +21,24 @@ def operators(differences: Sequence[OperatorDifference]) -> list[Block]:
     alike: dict[object, list[OperatorDifference]] = {}
     for difference in differences:
         alike.setdefault(_signature(difference), []).append(difference)
-    return [block for group in alike.values() for block in _group(group)]
+    blocks: list[Block] = []
+    for first, *others in alike.values():
+        where, phase = call_name(first.module, first.call), word("operators.phase", first.phase)
+        kinds = Counter(change.kind for change in first.changes)
+        counts = join(say(f"operators.{kind}", count=number) for kind, number in kinds.items())
+        same = say("operators.same", count=counted(first.same, "operators"))
+        blocks.append(Heading(say("operators.heading", where=where, phase=phase), 3))
+        blocks.append(Paragraph(join([counts, same], "; ")))
+        for side, calls in (("reference", first.reference_calls), ("candidate", first.candidate_calls)):
+            modules = dict.fromkeys(name.rpartition("#")[0] for name in calls)
+            blocks += [Paragraph(say(f"operators.inside.{side}", modules=_some(map(Code, modules))))] if modules else []
+        lines = _by_line(first.changes)
+        blocks += [CodeBlock(tuple(line for each in lines[:LINES] for line in each))] if lines else []
+        blocks += cut("operators.cut", LINES, lines)
+        if others:
+            names = _some(call_name(each.module, each.call) for each in others)
+            blocks.append(Paragraph(say("operators.alike", count=counted(len(others), "calls"), calls=names)))
+    return blocks
 
 
 def operator_text(operator: Operator) -> str:
@@ -35,28 +52,6 @@ def call_name(module: str | None, call: int | None) -> Text:
     if module is None:
         return say("operators.outside")
     return join([Code(module or word("name", "root")), say("call", call=call) if call else ()])
-
-
-def _group(group: list[OperatorDifference]) -> list[Block]:
-    first = group[0]
-    kinds = Counter(change.kind for change in first.changes)
-    counts = join(say(f"operators.{kind}", count=number) for kind, number in kinds.items())
-    where, phase = call_name(first.module, first.call), word("operators.phase", first.phase)
-    same = say("operators.same", count=counted(first.same, "operators"))
-    blocks: list[Block] = [Heading(say("operators.heading", where=where, phase=phase), 3)]
-    blocks.append(Paragraph(join([counts, same], "; ")))
-    for side, calls in (("reference", first.reference_calls), ("candidate", first.candidate_calls)):
-        if calls:
-            modules = dict.fromkeys(name.rpartition("#")[0] for name in calls)
-            blocks.append(Paragraph(say(f"operators.inside.{side}", modules=_some(map(Code, modules)))))
-    lines = _by_line(first.changes)
-    if lines:
-        blocks.append(CodeBlock(tuple(line for each in lines[:LINES] for line in each)))
-    blocks += cut("operators.cut", LINES, lines)
-    if len(group) > 1:
-        others = _some(call_name(each.module, each.call) for each in group[1:])
-        blocks.append(Paragraph(say("operators.alike", count=counted(len(group) - 1, "calls"), calls=others)))
-    return blocks
 
 
 def _by_line(changes: Sequence[Change]) -> list[list[str]]:
