@@ -27,8 +27,8 @@ class RateDifference:
         first: the first of these; -1 where the sides have another number of parameter groups: no more is said then.
         group: the first parameter group that has another rate there.
         reference, candidate: its rates there.
-        largest, worst: the largest relative difference, and the step that has it; up to `ROUNDING` it may be no more than
-            another order of the same products.
+        largest, worst: the largest relative difference, and the step that has it; up to `ROUNDING` it may be no more
+            than another order of the same products.
         factor: candidate over reference, where that is the same number in all steps and groups.
         shift: steps by which the candidate runs ahead, where its rates are the reference's of that other step.
         schedulers: classes of both sides.

@@ -20,7 +20,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import is_regular, write_atomically
@@ -238,6 +238,12 @@ class Rates(Strict):
     scheduler: str  # class, "" for none
     steps: list[Count]
     rates: list[list[float]]
+
+    @model_validator(mode="after")
+    def _fit(self) -> Rates:
+        if len(self.rates) != len(self.steps) or len({len(groups) for groups in self.rates}) > 1:
+            raise ValueError("every step needs a rate of every group")
+        return self
 
 
 class LearningRates(Rates):
