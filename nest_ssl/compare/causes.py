@@ -325,7 +325,8 @@ class _Walk:
         if rung != "weights" or follows:
             return None
         if address.kind == Kind.OPTIMIZER_SETTING:
-            return Unexplained.OPTIMIZER if self.earliest[address.kind.value] == finding.moment else None
+            repeated = self.earliest[address.kind.value] < finding.moment or first.address.kind == Kind.SCHEDULE
+            return None if repeated else Unexplained.OPTIMIZER
         own = (address.module, address.slot) not in self.updated and address.module not in self.forward
         return Unexplained.UPDATES if own and address.kind in (Kind.PARAMETER, Kind.BUFFER) else None
 
@@ -341,7 +342,7 @@ class _Walk:
             "weights": ((), Unexplained.OPTIMIZER),
         }[finding.rung]
         if kind == Kind.OPTIMIZER_SETTING:
-            names, why = (Kind.SCHEDULE.value, kind.value), Unexplained.OPTIMIZER
+            names, why = (Kind.SCHEDULE.value, kind.value), Unexplained.OPTIMIZER  # a schedule sets rates
         alike = (first.rung, first.address.kind == kind) == (
             finding.rung,
             True,

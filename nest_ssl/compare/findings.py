@@ -153,7 +153,8 @@ class Tally:
     @property
     def unrecorded(self) -> bool:
         """Whether a side is of before this was recorded, which is neither good nor bad."""
-        return self.rung in OPTIONAL_RUNGS and not self.compared and not self.findings
+        optional = self.rung in OPTIONAL_RUNGS or (self.rung == "draws" and self.step is None)
+        return optional and not self.compared and not self.findings
 
     @property
     def status(self) -> Status:

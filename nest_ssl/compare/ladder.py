@@ -73,17 +73,15 @@ def compare_recordings(
     initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate)
     results = _compare_steps(reference, candidate, comparer, shared, _modules(run["initial_weights"].tally))
     contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
-    if not run["draws"].tally.compared and not run["draws"].tally.findings:
-        del run["draws"]  # neither recording says anything of what came before the steps
     tallies = [*(sheet.tally for sheet in run.values()), *(t for r in results for t in r.tallies.values())]
-    tallies += validation.compare_validations(comparer, reference, candidate, steps)
-    tallies = [tally for tally in tallies if not tally.unrecorded]
+    validations = validation.compare_validations(comparer, reference, candidate, steps)
+    tallies = [tally for tally in [*tallies, *validations] if not tally.unrecorded]
     ordered = causes.in_causal_order(tallies, results)
     first = causes.headline(ordered)
     cause = causes.cause_of(first, results, before, shared, grown=first is not ordered[0]) if first else None
     trajectory = compare_steps(Sheet("steps", comparer), results, shared)
-    rungs = [Rung(name, [tally for tally in [*tallies, trajectory] if tally.rung == name]) for name in RUNGS]
-    rungs = [rung for rung in rungs if rung.name not in OPTIONAL_RUNGS or rung.tallies]
+    by_rung = {name: [tally for tally in [*tallies, trajectory] if tally.rung == name] for name in RUNGS}
+    rungs = [Rung(name, found) for name, found in by_rung.items() if found or name not in OPTIONAL_RUNGS]
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
     return Comparison(
         _side(reference),

@@ -19,10 +19,10 @@ where the batch before one ends, since what is drawn from there on makes the nex
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import MappingProxyType
+from types import CodeType, MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -37,14 +37,17 @@ from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.changes import changes
 from nest_ssl.record.observers.copies import copy_to_cpu
 from nest_ssl.record.observers.draws import DrawObserver
+from nest_ssl.record.observers.operators import OperatorObserver
 from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
 from nest_ssl.record.observers.update import UpdateObserver, applied
 from nest_ssl.record.observers.validation import ValidationObserver
 from nest_ssl.record.provenance import describe_device, describe_run
+from nest_ssl.record.refusals import refuse_several_processes, refuse_steps_outside
 from nest_ssl.record.secrets import masked_yaml
-from nest_ssl.record.step import Step, describe_schedulers, modes
+from nest_ssl.record.step import Step, describe, modes
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
 from nest_ssl.recording import layout as files
+from nest_ssl.recording.evidence import LearningRates, Rates
 from nest_ssl.recording.writer import RecordingWriter
 
 WATCHED = 2  # validations of which the first batches are recorded; of later ones only what they gave in all
@@ -61,6 +64,7 @@ def recording(
     steps: Iterable[int] | None = None,
     output_names: Sequence[str] = (),
     config: str | Mapping[str, Any] = "{}\n",
+    operators: bool | Sequence[str] = False,
     overwrite: bool = False,
     **index: Any,
 ) -> Iterator[Session]:
@@ -68,7 +72,7 @@ def recording(
 
     Args:
         model: what is trained. Calls of its `forward`, and of every module in it, are recorded.
-        steps, output_names, config: see `Session`.
+        steps, output_names, config, operators: see `Session`.
         overwrite: whether an earlier recording there may be replaced.
         index: what else the recording should say, e.g. `seed`, `data` (hashes of the data, by section and file) and
             `trainer` (`name`, `package`, `version`; by default the folder's name, the model's package and no version).
@@ -79,7 +83,7 @@ def recording(
     """
     started = time.perf_counter()
     trainer = {"name": Path(out).name, "package": type(model).__module__.partition(".")[0], "version": ""}
-    with RecordingWriter(out, overwrite) as writer, Session(writer, steps, output_names, config) as session:
+    with RecordingWriter(out, overwrite) as writer, Session(writer, steps, output_names, config, operators) as session:
         session.begin(model)
         yield session
         took = round(time.perf_counter() - started, 1)
@@ -95,6 +99,8 @@ class Session(AbstractContextManager["Session"]):
         output_names: names for the outputs of the model's `forward`, in order.
         config: the settings of the experiment, as YAML or as a mapping of plain values, compared as part of the
             contract; secrets in it are masked.
+        operators: whether to record the ATen operators of each step too, or patterns of the modules to do it for, as
+            `encoder.layers.0*`.
     """
 
     def __init__(
@@ -103,8 +109,11 @@ class Session(AbstractContextManager["Session"]):
         steps: Iterable[int] | None = None,
         output_names: Sequence[str] = (),
         config: str | Mapping[str, Any] = "{}\n",
+        operators: bool | Sequence[str] = False,
     ) -> None:
         self.writer = writer
+        self.unwatched: Collection[CodeType] = ()  # functions whose operators are no part of training, as a logger's
+        self._operators = operators
         self.steps = None if steps is None else frozenset(steps)
         self.recorded: list[int] = []
         self._output_names = tuple(output_names)
@@ -132,6 +141,13 @@ class Session(AbstractContextManager["Session"]):
             self._before_steps = DrawObserver(moment)
         self._before_steps.charge(_DRAWN_BEFORE[moment])
 
+    def initial_weights(self, model: nn.Module) -> None:
+        """The model is built and on its device, and has not run yet. `begin` takes this upon itself, unless something
+        runs the model before training starts, as Lightning's sanity check does."""
+        if self._model is None:
+            self._model = model
+            self.writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
+
     def begin(self, model: nn.Module, first_step: int = 0, batches: float = float("inf")) -> None:
         """Training starts: what the model is and where it runs, and its weights before the first batch.
 
@@ -147,19 +163,14 @@ class Session(AbstractContextManager["Session"]):
         refuse_several_processes(torch.distributed.get_world_size() if distributed else 1)
         refuse_steps_outside(self.steps or frozenset(), first_step, batches)
         self.mark("before_first_batch")
-        self._model = model
+        self.initial_weights(model)
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._index |= {"world_size": 1, "device": describe_device(device)}
         self._index["sources"] = describe_sources(model)  # now: a file edited meanwhile is not what trained
         self.writer.save_builtins(files.STRUCTURE, describe_structure(model))
-        self.writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
         self._modes = modes(model)
         self._await_batch(first_step)
         self._last_weights = files.INITIAL_WEIGHTS
-
-    @property
-    def begun(self) -> bool:
-        return self._model is not None
 
     # --- a step, boundary by boundary ---
 
@@ -189,6 +200,10 @@ class Session(AbstractContextManager["Session"]):
             self._draws.keep()
             calls.attach()
             update.attach()
+            if self._operators:
+                patterns = () if isinstance(self._operators, bool) else self._operators
+                self._step.operators = OperatorObserver(calls, self._number, patterns, self.unwatched)
+                self._step.operators.attach()
 
     def loss(self, loss: torch.Tensor) -> None:
         """The forward is done, backward not begun. A second loss in the same step is not recorded."""
@@ -212,6 +227,8 @@ class Session(AbstractContextManager["Session"]):
         """The optimizer is about to change the model: what it has to do that with, as nothing between here and the
         recorded weights changes it any more."""
         assert self._step is not None
+        if self._step.operators:
+            self._step.operators.update_begins(optimizer)
         found = optimizer_state(self._step.calls.root, optimizer)
         base = self._last_optimizer
         started = changes(found["state"].items(), self.writer.folder, base, lambda content: content["state"])
@@ -240,7 +257,10 @@ class Session(AbstractContextManager["Session"]):
         step = self._step
         folder = files.step_folder(self._number)
         if step:
-            calls, model = step.leave(), step.calls.root
+            traced, calls, model = step.operators, step.leave(), step.calls.root
+            if traced:
+                content = traced.result().model_dump_json(exclude_defaults=True)
+                self.writer.save_text(f"{folder}/{files.OPERATORS}", content + "\n")
             step.boundary("step_done", "fetch")
             self._save(files.BATCH, step.batch)
             output: Any = next((call.output for call in calls if call.module == ""), [])  # of the root's first call
@@ -259,9 +279,7 @@ class Session(AbstractContextManager["Session"]):
             ledger = [entry.model_dump() for entry in step.draws.entries]
             rng = {"states": step.states, "fetch": self._fetch, "loader_workers": loader_workers, "ledger": ledger}
             self.writer.save_json(f"{folder}/{files.RNG}", rng)
-            self.writer.save_json(
-                f"{folder}/{files.FACTS}", {**step.facts(), "schedulers": describe_schedulers(schedulers)}
-            )
+            self.writer.save_json(f"{folder}/{files.FACTS}", {**step.facts(), "schedulers": describe(schedulers)})
             number = str(self._number)
             self._index["steps"][number] = {**step.place, "optimizer_stepped": stepped, "calls": len(calls)}
             self._index["calls"][number] = [call.name for call in calls]
@@ -308,6 +326,16 @@ class Session(AbstractContextManager["Session"]):
 
     # --- after the steps ---
 
+    def learning_rates(self, configured: Rates, longer: Rates | None = None) -> None:
+        """Record the rates of a schedule over steps that need not be trained, see `observers.learning_rates`.
+
+        Args:
+            configured: as training is configured.
+            longer: as they would be if training were planned for as many steps.
+        """
+        rates = LearningRates(**dict(configured), longer=longer)
+        self.writer.save_text(files.LEARNING_RATES, rates.model_dump_json() + "\n")
+
     def finish(self, **index: Any) -> None:
         """Complete the recording; `index` is added to `recording.json`, and the model's class to its `trainer`.
 
@@ -316,7 +344,7 @@ class Session(AbstractContextManager["Session"]):
                 written.
         """
         with self:
-            if self._model is None or self._before_steps is None:
+            if self._model is None or self._before_steps is None or "sources" not in self._index:
                 raise UserError("nothing was trained", str(self.writer.target), "Train at least one batch.")
             missing = sorted((self.steps or frozenset()) - set(self.recorded))
             if missing:
@@ -353,22 +381,3 @@ class Session(AbstractContextManager["Session"]):
             self._step.leave()
             self._last_weights = self._last_optimizer = ""
         self._step = None
-
-
-def refuse_several_processes(world_size: int) -> None:
-    """A recording holds one process; several would write over one another."""
-    if world_size > 1:
-        fix = "Record with one process (trainer.devices=1, trainer.num_nodes=1)."
-        raise UserError("several processes cannot be recorded", f"{world_size} processes train", fix)
-
-
-def refuse_steps_outside(steps: frozenset[int], first: int, end: float) -> None:
-    """A step that training cannot reach is a mistake to be reported now, not after hours."""
-    for step in sorted(steps):
-        if step < first:
-            where = f"save_steps names {step}, and this run goes on at {first}"
-            raise UserError("a step to record is already trained", where, "Ask for later steps, or save_steps=none.")
-        if step >= end:
-            where = f"save_steps names {step}, training ends after {end:,.0f} batches, counted from 0"
-            more = "Train more batches (BATCHES, trainer.max_epochs, trainer.limit_train_batches)"
-            raise UserError("a step to record is never reached", where, f"{more} or ask for fewer steps.")

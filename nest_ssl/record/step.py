@@ -1,4 +1,4 @@
-"""What is known so far of the step being recorded."""
+"""What is known so far of the step being recorded, and the observers that watch it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.copies import same_bits
 from nest_ssl.record.observers.draws import DrawObserver
 from nest_ssl.record.observers.memory import shared_memory
+from nest_ssl.record.observers.operators import OperatorObserver
 from nest_ssl.record.observers.parameters import gradient_digests
 from nest_ssl.record.observers.update import UpdateObserver
 from nest_ssl.record.structure import qualified_name
@@ -24,7 +25,7 @@ from nest_ssl.recording.calls import Call
 
 @dataclass
 class Step:
-    """A training step, from its batch on."""
+    """What is known so far of the step being recorded."""
 
     place: dict[str, int]
     draws: DrawObserver
@@ -40,11 +41,14 @@ class Step:
     edited: list[str] = field(default_factory=list)
     gradients_before: dict[str, str | None] | None = None
     gradients: dict[str, torch.Tensor | None] | None = None
+    operators: OperatorObserver | None = None
 
     def boundary(self, moment: str, phase: str) -> None:
         """Note the generators' states at a moment of the step; `phase` is what draws from there on."""
         self.states[moment] = rng_digests()
         self.draws.enter(phase)
+        if self.operators and phase in ("backward", "optimizer_step"):
+            self.operators.enter("backward" if phase == "backward" else "optimizer")
 
     def compare_batch(self) -> None:
         """The forward is done: which fields of the batch it has edited, and which of them are one memory."""
@@ -59,6 +63,8 @@ class Step:
 
     def leave(self) -> list[Call]:
         """Remove every hook; returns the calls of the forward."""
+        if self.operators:
+            self.operators.detach()
         self.update.detach()
         if self.loss_hook:
             self.loss_hook.remove()
@@ -76,7 +82,7 @@ def modes(model: nn.Module) -> dict[str, bool]:
     return {name: module.training for name, module in model.named_modules()}
 
 
-def describe_schedulers(schedulers: Sequence[Any]) -> list[dict[str, Any]]:
+def describe(schedulers: Sequence[Any]) -> list[dict[str, Any]]:
     """Class and state of schedules, in plain values."""
     states = [to_builtins(scheduler.state_dict(), lambda tensor: tensor.tolist()) for scheduler in schedulers]
     return [{"class": qualified_name(s), "state": state} for s, state in zip(schedulers, states, strict=True)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nest_ssl.record.session import recording
+from nest_ssl.recording import layout as files
 from nest_ssl.recording.reader import Recording, open_recording
 from tests.record.test_lightning import Net as LightningNet
 from tests.record.test_lightning import train as train_lightning
@@ -96,6 +97,6 @@ def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sanity: int)
     validations = recorded.validations() or []
     assert [each["before_step"] for each in validations] == ([0] if sanity else []) + [2]
     assert validations[-1]["metrics"].keys() == {"val_loss"}
-    changed = [recorded.step(number).changed_weights() or [] for number in recorded.steps]
+    changed = [recorded.step(number).changed(files.STEP_START) or [] for number in recorded.steps]
     assert [bool(names) for names in changed] == [bool(sanity), False, True]
     assert all("body.1.running" in name or "num_batches" in name for names in changed for name in names)

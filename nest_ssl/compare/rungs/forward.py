@@ -18,7 +18,7 @@ from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import StepFiles
+from nest_ssl.recording.step_files import StepFiles
 
 Key = tuple[str, int]  # module, k-th call of it in the step
 

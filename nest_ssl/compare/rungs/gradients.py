@@ -21,7 +21,7 @@ from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import StepFiles
+from nest_ssl.recording.step_files import StepFiles
 
 
 def compare_output_gradients(sheet: Sheet, reference: Sequence[Call], candidate: Sequence[Call]) -> list[Key]:

@@ -13,9 +13,11 @@ import torch
 
 from nest_ssl.compare.findings import Difference
 from nest_ssl.compare.rungs.sheet import Sheet
+from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import AppliedGradients, StepFiles
+from nest_ssl.recording.contents import AppliedGradients
+from nest_ssl.recording.step_files import StepFiles
 
 Groups = list[dict[str, Any]]
 
@@ -35,7 +37,7 @@ def compare_optimizer_input(sheet: Sheet, reference: StepFiles, candidate: StepF
     if used and other_used:
         _compare_gradients(sheet, used, other_used)
     sheet.table("optimizer groups", by_number(groups), by_number(other_groups), Phase.OPTIMIZER_INPUT, setting)
-    changes, other_changes = reference.changed_optimizer_state(), candidate.changed_optimizer_state()
+    changes, other_changes = reference.changed(layout.OPTIMIZER_START), candidate.changed(layout.OPTIMIZER_START)
     if changes == [] and other_changes == []:
         return  # it is what the step before left
     state, other_state = reference.start_optimizer_state(), candidate.start_optimizer_state()
@@ -56,17 +58,16 @@ def by_number(groups: Groups) -> dict[str, dict[str, Any]]:
 def _compare_gradients(sheet: Sheet, reference: AppliedGradients, candidate: AppliedGradients) -> None:
     if reference.factor is not None or candidate.factor is not None:
         spot = sheet.spot(Address(Kind.APPLIED_GRADIENT, slot="factor"), Phase.OPTIMIZER_INPUT)
-        sheet.pair("factors of gradients", spot, _one(reference), _one(candidate))
+        factors = (  # 1 where no gradient was changed
+            torch.ones_like(side.norm)
+            if side.factor is None and side.norm is not None and not side.edited
+            else side.factor
+            for side in (reference, candidate)
+        )
+        sheet.pair("factors of gradients", spot, *factors)
     otherwise = {*reference.edited, *candidate.edited, *(set(reference.scaled) ^ set(candidate.scaled))}
     if not reference.scaled or not candidate.scaled:  # the factor says it
         otherwise = {*reference.edited, *candidate.edited}
     one, other = ({n: g for n, g in side.gradients.items() if n in otherwise} for side in (reference, candidate))
     own = partial(of_entry, Kind.APPLIED_GRADIENT)
     sheet.table("applied gradients", one, other, Phase.OPTIMIZER_INPUT, own)
-
-
-def _one(used: AppliedGradients) -> torch.Tensor | None:
-    """The factor; 1 where no gradient was changed."""
-    if used.factor is None and used.norm is not None and not used.edited:
-        return torch.ones_like(used.norm)
-    return used.factor

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from nest_ssl.base.nested import pairs
 from nest_ssl.compare.findings import Difference
 from nest_ssl.compare.rungs.initial_weights import Kinds, compare_entries
 from nest_ssl.compare.rungs.sheet import Sheet
+from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import StepFiles
+from nest_ssl.recording.step_files import StepFiles
 
 Modes = dict[str, bool]
 
@@ -25,12 +25,13 @@ def compare_start(
     facts, other_facts = reference.facts(), candidate.facts()
     if facts is None or other_facts is None:
         return
-    for name, mode, other in pairs(modes[0] | facts.training, modes[1] | other_facts.training):
+    now, other_now = modes[0] | facts.training, modes[1] | other_facts.training
+    for name in [name for name in now if name in other_now]:
         spot = sheet.spot(Address(Kind.MODULE, name, slot="training"), Phase.STEP_START)
         changed = name in facts.training or name in other_facts.training  # else it is the structure's matter
-        differs = mode is not other and changed and name in modes[0] and name in modes[1]
-        sheet.item("modes", [spot.finding(Difference.SETTING, mode, other)] if differs else [])
-    changes, other_changes = reference.changed_weights(), candidate.changed_weights()
+        found = [spot.finding(Difference.SETTING, now[name], other_now[name])]
+        sheet.item("modes", found if changed and now[name] is not other_now[name] else [])
+    changes, other_changes = reference.changed(layout.STEP_START), candidate.changed(layout.STEP_START)
     if changes == [] and other_changes == []:
         return  # they are what the step before left
     weights, other_weights = reference.start_weights(), candidate.start_weights()

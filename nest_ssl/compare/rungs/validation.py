@@ -12,7 +12,8 @@ from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.values import Comparer, flatten
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import Recording, Validation
+from nest_ssl.recording.contents import Validation
+from nest_ssl.recording.reader import Recording
 
 
 def compare_validations(

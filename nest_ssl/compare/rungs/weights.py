@@ -20,7 +20,7 @@ from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import StepFiles
+from nest_ssl.recording.step_files import StepFiles
 
 Tensors = dict[str, Tensor]
 

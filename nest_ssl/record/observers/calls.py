@@ -41,15 +41,15 @@ class CallObserver:
     """The calls of `root` and of every module in it, from `attach` to `detach`.
 
     `root` itself is watched by wrapping its `forward`, because trainers call `model.forward(...)` and hooks live in
-    `model(...)`. Its name is the empty string. `draws` is asked to close a stretch at every start and end of a call.
-    `modules` names those in it that are watched, all when None.
+    `model(...)`. Its name is the empty string. `draws`, if any, is asked to close a stretch at every start and end of a
+    call. `modules` names those in it that are watched, all when None.
     """
 
     def __init__(
         self, root: nn.Module, draws: DrawObserver | None = None, modules: Container[str] | None = None
     ) -> None:
         self.root, self._modules = root, modules
-        self.draws = draws or DrawObserver("training_step")
+        self.draws = draws
         self._forward, self._later = _Sequence(), _Sequence()
         self._now = self._forward
         self.calls, self.later = self._forward.calls, self._later.calls  # of the forward; begun after the loss
@@ -58,6 +58,12 @@ class CallObserver:
         self._tensor_hooks: list[RemovableHandle] = []
         self._own_forward: dict[str, Any] = {}
         self._gradients = 0  # calls that backward has reached
+        self.enclosing: dict[str, str] = {}  # of each call by its name, the call that it was made in; "" for none
+
+    @property
+    def innermost(self) -> Call | None:
+        """The call that is open, and has none open inside."""
+        return self._now.open[-1][0] if self._now.open else None
 
     def attach(self) -> CallObserver:
         """Register the hooks; until `detach` every call is recorded."""
@@ -118,6 +124,7 @@ class CallObserver:
         place = len(now.calls), name, now.counts[name], module.training
         call = Call(*place, keep(args), names, keep(kwargs), start=event)
         call.producers = self._copies.producers(call.inputs) if now is self._forward else {}
+        self.enclosing.setdefault(call.name, self.innermost.name if self.innermost else "")
         now.counts[name] += 1
         now.calls.append(call)
         now.open.append((call, sys.exc_info()[1]))
@@ -127,7 +134,7 @@ class CallObserver:
         if all(call.module != name for call, _ in now.open):
             return  # it never started: another hook raised first
         event = self._count_event(now)
-        if not name and now is self._forward:
+        if self.draws and not name and now is self._forward:
             self.draws.enter("loss")
         while True:
             call, error_before = now.open.pop()
@@ -147,7 +154,9 @@ class CallObserver:
 
     def _count_event(self, now: _Sequence) -> int:
         """The number of this start or end."""
-        if now is self._forward:  # backward is one stretch: checkpointing rewinds the generators and returns
+        if (
+            self.draws and now is self._forward
+        ):  # backward is one stretch: checkpointing rewinds the generators and returns
             self.draws.close(now.open[-1][0] if now.open else None, now.events)
         now.events += 1
         return now.events - 1

@@ -9,7 +9,6 @@ from torch import nn
 from nest_ssl.base.nested import to_builtins
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.copies import copy_to_cpu
-from nest_ssl.record.observers.draws import DrawObserver
 
 
 class ValidationObserver:
@@ -28,7 +27,7 @@ class ValidationObserver:
             self._batches[loader] = {"loader": loader, "fields": to_builtins(batch, copy_to_cpu), "outputs": []}
             self._loader = loader
             children = [name for name, _ in self._model.named_children()]
-            self._calls = CallObserver(self._model, DrawObserver("validation"), children).attach()
+            self._calls = CallObserver(self._model, modules=children).attach()
 
     def done(self) -> list[dict[str, Any]]:
         """Validation is over; no hook stays."""
