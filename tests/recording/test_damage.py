@@ -120,8 +120,7 @@ def test_any_field_of_a_file_of_facts(either: Path, name: str) -> None:
         except (ValueError, UnicodeError):
             replace(either, name, b"\xff")
 
-    fields = [field for field in places(original) if field]
-    cases = [(chosen.choice(fields), chosen.choice(WRONG)) for _ in range(40)]
+    cases = [(chosen.choice([f for f in places(original) if f]), chosen.choice(WRONG)) for _ in range(40)]
     refusals, sound = outcomes(either, [lambda f=f, w=w: mutate(f, w) for f, w in cases], name)  # type: ignore[misc]
     assert refusals > (0 if name == files.CONFIG else 20) and refusals + sound == 40
     for value in (None, 1, [], "x", {"a": {1: 2}} if name != files.CONFIG else [1]):
