@@ -13,6 +13,7 @@ VERBS = {
     "data": "write the practice data and check its hashes",
     "train": "train and record: nest-ssl train nest key=value ... (or nemo, in NeMo's environment)",
     "compare": "compare two recordings and write the report",
+    "replay": "feed a recording of the reference to the modules of the candidate",
 }
 USAGE = """usage: nest-ssl VERB ...
 
