@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: see exit code 3.
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", type=Path, default=Path("outputs/nemo"), help="recording whose calls are replayed")
+    parser.add_argument(
+        "--reference", type=Path, default=Path("outputs/nemo"), help="recording whose calls are replayed"
+    )
     parser.add_argument("--candidate", type=Path, default=Path("outputs/nest"), help="recording of what is judged")
     parser.add_argument("--out", type=Path, help="file to write (default: evidence/replay.json beside the candidate)")
     parser.add_argument("--steps", default="all", help="only these recorded steps: 0, 0,1 or 0-9 (default: all)")
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nest_ssl.recording.evidence import FOLDER, REPLAY, write_evidence
     from nest_ssl.recording.reader import open_recording
     from nest_ssl.run.candidate import replay_recording
+    from nest_ssl.run.console import quiet
 
     reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
     missing = sorted((steps or set()) - set(reference.steps))
@@ -48,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("a step that was not recorded", f"--steps {options.steps}: {missing[0]}", "See recording.json.")
     subject = subject_of(candidate.index.trainer.name, options.candidate)
     wanted = None if steps is None else sorted(steps)
-    found = replay_recording(subject, reference, candidate, options.precision == "float64", wanted)
     out = options.out or options.candidate.resolve().parent / FOLDER / REPLAY
+    with quiet(out.with_suffix(".log")):
+        found = replay_recording(subject, reference, candidate, options.precision == "float64", wanted)
     write_evidence(out, found)
     counts = Counter((unit.phase, unit.outcome) for unit in found.units)
     for phase in dict.fromkeys(unit.phase for unit in found.units):

@@ -1,4 +1,4 @@
-"""Every call of one recorded step, fed to the candidate's own modules: forward, and with the recorded gradients backward.
+"""Every call of one recorded step, fed to the candidate's own modules: forward, and backward with recorded gradients.
 
 Calls are replayed in the order in which they ended, so that what a call calls has been replayed before it.
 """
@@ -6,12 +6,12 @@ Calls are replayed in the order in which they ended, so that what a call calls h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nest_ssl.base.nested import ABSENT, tensors, to_builtins
 from nest_ssl.base.safe_load import first_line
@@ -157,7 +157,8 @@ class CallReplay:
             return copies[id(tensor)]
 
         args, kwargs = to_builtins(call.args, copy), to_builtins(call.kwargs, copy)
-        by_path, first = {}, {}
+        by_path: dict[str, Tensor] = {}
+        first: dict[int, str] = {}
         for path, tensor in tensors(call.inputs):
             by_path[path] = copies[id(tensor)]
             first.setdefault(id(tensor), path)
@@ -209,14 +210,14 @@ class CallReplay:
             done.trusted = False
 
     def _doubt(self, frame: Frame, fed: Fed, roots: list[Tensor]) -> set[Any]:
-        """What depends on the gradients of calls that are not trusted: paths, names of parameters, places of answers."""
+        """What depends on gradients of calls that are not trusted: inputs, parameters, places of answers."""
         kept = {path: source.grad for path, source in fed.sources.items()}
         for source in fed.sources.values():
             source.grad = None
         frame.arrived, frame.doubting = {}, True
         with self.interception.replaying(frame, in_backward=True):
             torch.autograd.backward(roots, [torch.zeros_like(root) for root in roots])  # type: ignore[no-untyped-call]
-        found = {("parameter", name): gradient for name, gradient in self.gradients.take().items()}
+        found: dict[Any, Tensor | None] = {("parameter", name): g for name, g in self.gradients.take().items()}
         found |= frame.arrived
         found |= {("input", path): source.grad for path, source in fed.sources.items()}
         for path, source in fed.sources.items():
@@ -234,7 +235,9 @@ class CallReplay:
         """Compare what came back to each answer; where one call alone brought it, that call is to blame."""
         for index, other in frame.answered.items():
             paths = {path for i, path in arrived if i == index} | (other.output_grads.keys() - unchanged(other).keys())
-            for path in sorted(path for path in paths if (index, path) not in doubted):
+            for path in sorted(paths):
+                if (index, path) in doubted and not self._is_blamed(frame.only_consumer(index, roots)):
+                    continue
                 recorded, gradient = other.output_grads.get(path, ABSENT), arrived.get((index, path))
                 if recorded is ABSENT and (gradient is None or not bool(gradient.any())):
                     continue  # nothing, or nothing but zeros, came back
@@ -245,6 +248,11 @@ class CallReplay:
                 target.add(1, [deviation] if deviation else [])
                 if blamed is not None:
                     self.done[blamed].trusted = False
+
+    def _is_blamed(self, call: int | None) -> bool:
+        """Whether it is known to be another function, and not only made of what comes from one."""
+        drafts = () if call is None else (self.forward[call], self.backward.get(call))
+        return any(draft.deviations for draft in drafts if draft is not None)
 
     # --- what is a sum over calls ---
 

@@ -33,9 +33,9 @@ def compare_leaf(address: Address, recorded: Any, found: Any) -> Deviation | Non
     return Deviation(place=Place.of(address), why=f"{_named(recorded)} against {_named(found)}")
 
 
-def deviation_of(address: Address, recorded: Tensor, found: Tensor, measured: tuple[Tensor, Tensor] | None = None) -> (
-    Deviation | None
-):
+def deviation_of(
+    address: Address, recorded: Tensor, found: Tensor, measured: tuple[Tensor, Tensor] | None = None
+) -> Deviation | None:
     """How far `found` is from `recorded`, both on the CPU; None where every bit is the same.
 
     Args:

@@ -298,7 +298,10 @@ def hollow(output: Any) -> Any:
 
 def refill(form: Any, recorded: Any, outputs: dict[str, Tensor], path: str = "") -> Any:
     """`form` with the `outputs` in the places of its tensors; without a form that fits, tuples."""
-    inside = (lambda key: f"{path}.{key}" if path else str(key))  # noqa: E731
+
+    def inside(key: Any) -> str:
+        return f"{path}.{key}" if path else str(key)
+
     if isinstance(recorded, Tensor):
         return outputs[path]
     if isinstance(recorded, dict):

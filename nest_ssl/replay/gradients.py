@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class Gradients:
     ) -> None:
         self.parameters = dict(root.named_parameters())
         self.recorded, self.before = recorded, before or {}
-        self._hooks: dict[str, list[tuple[dict[int, object], dict[int, object]]]] = {}
+        self._hooks: dict[str, list[tuple[Any, dict[int, Any]]]] = {}
         self._shares: dict[str, dict[int, Tensor | Share]] = defaultdict(dict)
 
     @contextmanager
@@ -80,7 +81,7 @@ class Gradients:
             shares.pop(call, None)
 
     def judged(self) -> Iterator[tuple[str, list[int], Tensor | None]]:
-        """Of each parameter: the calls with a share, and the gradient that they make together; None where there is none.
+        """Of each parameter the calls with a share, and the gradient that they make together; None where there is none.
 
         Parameters with a doubted share are left out.
         """

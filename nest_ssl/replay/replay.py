@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.recording.evidence import Replay, Unit, seal_of
 from nest_ssl.recording.reader import Recording, StepFiles
+from nest_ssl.recording.tensors import tensor_digest
 from nest_ssl.replay.calls import CallReplay, Draft, Precision
 from nest_ssl.replay.frames import Interception
 from nest_ssl.replay.gradients import Gradients
@@ -59,7 +60,7 @@ def replay(
         units=units,
         only_reference=sorted(known - aliases.keys()),
         only_candidate=sorted(own.keys() - known),
-        sources={unit.module: source_of(aliases[unit.module]) for unit in units if unit.module in aliases},
+        sources={name: source_of(part) for name, part in aliases.items() if name in {unit.module for unit in units}},
     )
 
 
@@ -86,13 +87,17 @@ def _replay_step(
 
 
 def _gradients_before(recording: Recording, step: StepFiles, number: int) -> dict[str, Tensor]:
-    """What `.grad` held before backward: zeros, or what the step before had left."""
+    """What `.grad` held before backward: zeros, or what the step before had left there."""
+    known, recorded = step.gradients_before() or {}, step.gradients()
+    earlier = recording.step(number - 1) if number - 1 in recording.steps else None
+    left = earlier.gradients() if earlier and any(content not in (None, "zero") for content in known.values()) else {}
     before: dict[str, Tensor] = {}
-    known, digests = step.gradients_before() or {}, recording.index.tensors
     for name, content in known.items():
-        gradient = step.gradients().get(name)
+        gradient, held = recorded.get(name), left.get(name)
         if content == "zero" and gradient is not None:
             before[name] = torch.zeros_like(gradient)
+        elif content is not None and held is not None and tensor_digest(held) == content:
+            before[name] = held
     return before
 
 

@@ -23,7 +23,11 @@ DOUBLE = "64-true"
 
 
 def replay_recording(
-    subject: Subject, reference: Recording, candidate: Recording, double: bool = False, steps: Sequence[int] | None = None
+    subject: Subject,
+    reference: Recording,
+    candidate: Recording,
+    double: bool = False,
+    steps: Sequence[int] | None = None,
 ) -> Replay:
     """Feed `reference` to the model that `candidate` says it trained.
 
@@ -50,9 +54,9 @@ def replay_recording(
 
 
 def build_candidate(subject: Subject, cfg: DictConfig) -> tuple[Trainer, LightningModule]:
-    """The model as training starts with it: seeded, of its precision, on its device; weights of other files left out."""
+    """The model as training starts with it, seeded, in its precision and on its device, but for weights of files."""
     for key in SOURCE_KEYS:
-        OmegaConf.update(cfg, key, None, force_add=True)
+        cfg.pop(key, None)
     trainer = build_trainer(cfg, [], **BARE)
     seed_all(cfg.seed)
     model = subject.build_model(cfg, trainer, Inputs())
