@@ -96,7 +96,7 @@ class Comparer:
             Difference.VALUES,
             metrics.reference,
             metrics.candidate,
-            judgement=self.rule.judge(spot, metrics, source) if floating else None,
+            judgement=self.rule.judge(spot, metrics, source) if floating else self.rule.judge_whole(spot, metrics),
             index=metrics.index,
             shape=tuple(reference.shape),
             dtype=str(reference.dtype).removeprefix("torch."),

@@ -84,7 +84,7 @@ def _compare_updates(
         if not all(name in table for table in (*reference, *candidate)):
             continue
         spot = sheet.spot(of_entry(Kind.UPDATE, name), Phase.AFTER_STEP)
-        updates = [side[1][name].to(float64) - side[0][name].to(float64) for side in (reference, candidate)]
+        one, other = (side[1][name].to(float64) - side[0][name].to(float64) for side in (reference, candidate))
         source = apart.get((finding.address.module, finding.address.slot)) or 0.0
-        if updates[0].shape == updates[1].shape and (found := sheet.comparer.update(spot, *updates, source)):
+        if one.shape == other.shape and (found := sheet.comparer.update(spot, one, other, source)):
             sheet.tally.findings.append(found)
