@@ -25,7 +25,7 @@ from nest_ssl.compare.rules import Rule
 from nest_ssl.compare.rules.bits import SameBits
 from nest_ssl.compare.rules.float64 import Float64Rule
 from nest_ssl.compare.rules.noise_floor import NoiseFloorRule, excuse_flips, growth_of
-from nest_ssl.compare.rules.same_function import has_float32_values
+from nest_ssl.compare.rules.same_function import AGREE, has_float32_values
 from nest_ssl.compare.rungs import batch, contract, draws, forward, gradients, initial_weights, loss, structure, weights
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.rungs.steps import compare_steps
@@ -35,6 +35,7 @@ from nest_ssl.recording.calls import Call
 from nest_ssl.recording.reader import Recording
 
 RUN_RUNGS: tuple[RungName, ...] = ("contract", "structure", "initial_weights", "draws")
+_NO_NUMBERS: tuple[RungName, ...] = ("contract", "structure", "steps")
 STEP_RUNGS: tuple[RungName, ...] = ("batch", "draws", "forward", "loss", "gradients", "weights")
 
 
@@ -78,7 +79,7 @@ def compare_recordings(
     trajectory = compare_steps(Sheet("steps", comparer), results, shared)
     rungs = [Rung(name, [tally for tally in [*tallies, trajectory] if tally.rung == name]) for name in RUNGS]
     roots = roots_of([sheet.tally for sheet in run.values()], before, results)
-    proof = weigh(evidence or Evidence(), ordered, roots, results, _in_float64(evidence))
+    proof = weigh(evidence or Evidence(), ordered, roots, results, _in_float64(evidence, declared))
     lines = evidence.replay.sources if evidence and evidence.replay else {}
     proof.born = with_sources(proof.born, {m: (_file_of(reference, m), lines.get(m, "")) for m in _modules_of(proof)})
     if evidence and evidence.stale:
@@ -120,14 +121,15 @@ def _file_of(recording: Recording, module: str) -> str:
     return source.file if source else ""
 
 
-def _in_float64(evidence: Evidence | None) -> Float64:
-    """Both trainers in float64, compared with each other."""
+def _in_float64(evidence: Evidence | None, declared: Sequence[Entry] | None) -> Float64:
+    """Both trainers in float64, compared with each other by their numbers alone."""
     if evidence is None or evidence.float64 is None:
         return Float64()
-    compared = compare_recordings(*evidence.float64, Float64Rule(evidence))
-    found = [one for rung in compared.rungs if rung.name not in ("contract", "steps") for one in rung.findings]
+    compared = compare_recordings(*evidence.float64, Float64Rule(evidence), declared=declared)
+    found = [one for rung in compared.rungs if rung.name not in _NO_NUMBERS for one in rung.findings]
     beyond = frozenset((one.moment.step, one.address) for one in found if not one.within)
-    sizes = [one.metrics.relative or 0.0 for one in found if one.within and one.metrics]
+    agreeing = [one for one in found if one.judgement and one.within and one.judgement.bound["relative"] == AGREE]
+    sizes = [one.metrics.relative or 0.0 for one in agreeing if one.metrics]
     first = min((one for one in found if not one.within), key=lambda one: one.moment, default=None)
     largest = max(sizes, default=0.0)
     if first is None:
@@ -176,8 +178,7 @@ def _compare_step(
     result.loss = loss.compare_loss(sheets["loss"], *sides)
     result.reached = gradients.compare_output_gradients(sheets["gradients"], *calls)
     gradients.compare_parameter_gradients(sheets["gradients"], *sides, calls[0])
-    before = weights.weights_before(reference, step, rank), weights.weights_before(candidate, step, rank)
-    weights.compare_after_step(sheets["weights"], *sides, kinds, before, sheets["gradients"].tally.findings)
+    weights.compare_after_step(sheets["weights"], *sides, kinds, sheets["gradients"].tally.findings)
     return result
 
 

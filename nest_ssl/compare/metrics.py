@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, float64
+from torch import Tensor, finfo, float64
 
 from nest_ssl.compare.bits import as_integers, as_real, chunks
 
@@ -38,6 +38,7 @@ class Metrics:
     cosine: float | None = None
     factor: float | None = None  # by which the reference comes nearest to the candidate: 1 where no scale is wrong
     norm: float | None = None  # of the reference, Frobenius
+    eps: float = 0.0  # what one unit in the last place may be, relative to the whole: it can always be off by that
     max_ulp: int | None = None
     index: tuple[int, ...] = ()  # where NaN or infinity disagree, else of the largest difference, else of unlike bits
     reference: float | int | bool | complex | None = None  # values at `index`
@@ -53,7 +54,8 @@ def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> M
     assert reference.shape == candidate.shape and reference.dtype == candidate.dtype
     floating = reference.is_floating_point() or reference.is_complex()
     sides = (as_real(reference), as_real(candidate)) if floating else (reference, candidate)
-    sums = (_Floats if floating else _Integers)(Metrics(sides[0].numel()), (atol, rtol))
+    eps = finfo(reference.dtype).eps if floating else 0.0
+    sums = (_Floats if floating else _Integers)(Metrics(sides[0].numel(), eps=eps), (atol, rtol))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for piece, other in chunks(*sides):
             sums.add(piece, other)

@@ -117,7 +117,7 @@ def _lacking(
 ) -> list[Note]:
     notes = []
     agrees = proof.float64.agreement is Agreement.AGREES
-    if evidence.replay is None and not agrees:
+    if evidence.replay is None and proof.float64.agreement in (Agreement.NOT_HAD, Agreement.FLOAT32):
         notes.append(Note("lacks_function"))
     if proof.float64.agreement is Agreement.DIFFERS:
         notes.append(Note("lacks_float64", {"at": proof.float64.first}))

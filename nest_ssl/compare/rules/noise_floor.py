@@ -25,6 +25,7 @@ ROUNDING, LOOK = 1.2, 3.0  # floors
 ULP = 0.72  # of a number's epsilon: the mean size of one unit in the last place, relative to the number
 NOISE = 0.1  # a floor that is so large relative to its tensor: the tensor is noise
 NOISE_AT_MOST = 10.0  # floors that noise may differ by
+LARGEST = 8.0  # the largest element of a tensor, in root mean squares
 SINGLE_AT_MOST = 10.0  # floors that one element may differ by, where the whole tensor hides it
 
 
@@ -45,21 +46,27 @@ def is_noise(floor: FloorEntry) -> bool:
     return floor.relative_largest >= NOISE
 
 
-def floors_of(relative: float | None, max_abs: float, floor: FloorEntry, growth: float = 1.0) -> float:
+def floors_of(
+    relative: float | None, max_abs: float, floor: FloorEntry, norm: float, eps: float, elements: int, growth: float = 1
+) -> float:
     """A difference in floors, from its relative Frobenius norm and its largest element.
 
+    No floor is below one unit in the last place of the tensor itself: repeats may by chance leave a small one as it is.
+
     Args:
+        norm, eps, elements: of the tensor its Frobenius norm, the epsilon of its type, and its size.
         growth: by how much the floor is exceeded by what came before the step.
     """
     if max_abs == 0:
         return 0.0
-    whole = math.inf if relative is None else relative / (floor.relative_largest * growth or math.nan)
-    single = max_abs / (floor.max_abs_largest * growth or math.nan)
-    if math.isnan(whole) or math.isnan(single):  # rounding does not move it at all
-        return math.inf
+    whole = max(floor.relative_largest * growth, ULP * eps)
+    single = max(floor.max_abs_largest * growth, LARGEST * eps * norm / math.sqrt(max(1, elements)))
+    ratios = [
+        math.inf if size is None or not most else size / most for size, most in ((relative, whole), (max_abs, single))
+    ]
     if is_noise(floor):  # relative to noise no size has a meaning
-        return min(whole, single) * LOOK / NOISE_AT_MOST
-    return max(whole, single * LOOK / SINGLE_AT_MOST)
+        return min(ratios) * LOOK / NOISE_AT_MOST
+    return max(ratios[0], ratios[1] * LOOK / SINGLE_AT_MOST)
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,8 @@ class NoiseFloorRule:
         if floor is None or metrics.nonfinite_disagree:
             return Judgement(False, "noise floor", {})
         growth = self.evidence.growths.get((spot.moment.step, spot.address.rank), 1.0)
-        ratio = floors_of(metrics.relative, float(metrics.max_abs or 0.0), floor, growth)
+        size = metrics.relative, float(metrics.max_abs or 0.0)
+        ratio = floors_of(*size, floor, metrics.norm or 0.0, metrics.eps, metrics.elements, growth)
         bound = {"relative": floor.relative_largest * growth, "max_abs": floor.max_abs_largest * growth}
         return Judgement(ratio <= LOOK, "noise floor", bound, ratio)
 

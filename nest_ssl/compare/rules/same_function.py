@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from torch import float32, float64
+from torch import finfo, float32, float64
 
 from nest_ssl.base.nested import tensors
 from nest_ssl.compare.evidence import Evidence, UnitKey, by_key, key_of
@@ -95,7 +95,10 @@ class SameFunctionRule:
 
     def _floors(self, unit: Unit, deviation: Deviation) -> float | None:
         floor = self.evidence.floor(unit.step, deviation.place.address)
-        return None if floor is None else floors_of(deviation.relative, deviation.max_abs, floor)
+        if floor is None:
+            return None
+        own = deviation.norm, finfo(float32).eps, deviation.elements
+        return floors_of(deviation.relative, deviation.max_abs, floor, *own)
 
     def _apart_in_float64(self, unit: Unit) -> float | None:
         """The largest relative deviation of the same unit in float64; of what is zero there, none."""
