@@ -14,10 +14,10 @@ from nest_ssl.base.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCO
 from nest_ssl.compare import causes
 from nest_ssl.compare.born import with_sources
 from nest_ssl.compare.causes import StepFindings
-from nest_ssl.compare.comparison import Comparison, Explainer, Explanation, Facts, Side
+from nest_ssl.compare.comparison import Comparison, Declared, Explainer, Explanation, Facts, Side
 from nest_ssl.compare.declared import Entry
 from nest_ssl.compare.evidence import Evidence
-from nest_ssl.compare.findings import RUNGS, SEVERITY, Note, Rung, RungName, Status, Tally
+from nest_ssl.compare.findings import RUNGS, SEVERITY, Draw, Finding, Note, Rung, RungName, Status, Tally
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.proof import Agreement, Float64, Proof, weigh
 from nest_ssl.compare.roots import roots_of
@@ -62,28 +62,16 @@ def compare_recordings(
     """
     shared = _shared_steps(reference, candidate, steps)
     comparer = Comparer(rule or (NoiseFloorRule(evidence) if evidence and evidence.floors else SameBits()))
-    run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
-    excused = structure.compare_structure(run["structure"], reference, candidate, declared)
-    before = draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index)
-    initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate)
-    changed = _modules(run["initial_weights"].tally)
-    results = _compare_steps(reference, candidate, comparer, shared, changed, evidence)
-    excuse_flips([tally for result in results for tally in result.tallies.values()])
-    contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
-    if not run["draws"].tally.compared and not run["draws"].tally.findings:
-        del run["draws"]  # neither recording says anything of what came before the steps
-    tallies = [*(sheet.tally for sheet in run.values()), *(t for r in results for t in r.tallies.values())]
+    own, excused, before, results = _compare_all(reference, candidate, comparer, shared, steps, declared, evidence)
+    tallies = [*own, *(tally for result in results for tally in result.tallies.values())]
     ordered = causes.in_causal_order(tallies, results)
     first = causes.headline(ordered)
     cause = causes.cause_of(first, results, before, shared, grown=first is not ordered[0]) if first else None
-    trajectory = compare_steps(Sheet("steps", comparer), results, shared)
-    rungs = [Rung(name, [tally for tally in [*tallies, trajectory] if tally.rung == name]) for name in RUNGS]
-    roots = roots_of([sheet.tally for sheet in run.values()], before, results)
-    proof = weigh(evidence or Evidence(), ordered, roots, results, _in_float64(evidence, declared))
-    lines = evidence.replay.sources if evidence and evidence.replay else {}
-    proof.born = with_sources(proof.born, {m: (_file_of(reference, m), lines.get(m, "")) for m in _modules_of(proof)})
+    whole = [*tallies, compare_steps(Sheet("steps", comparer), results, shared)]
     if evidence and evidence.stale:
-        trajectory.notes.append(Note("stale_evidence", {"where": evidence.stale}))
+        whole[-1].notes.append(Note("stale_evidence", {"where": evidence.stale}))
+    rungs = [Rung(name, [tally for tally in whole if tally.rung == name]) for name in RUNGS]
+    proof = _prove(reference, evidence, declared, own, before, results, ordered)
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
     return Comparison(
         _side(reference),
@@ -92,11 +80,11 @@ def compare_recordings(
         rungs,
         *_judge(rungs, proof if rule is None and proof.had else None),
         first,
-        first_bits=ordered[0] if ordered else None,
-        first_beyond=next((finding for finding in ordered if not finding.within), None),
-        cause=cause,
-        follows=causes.consequences(first, tallies) if first else [],
-        unexplained=causes.unexplained(first, ordered, results, cause) if first else [],
+        next(iter(ordered), None),
+        next((finding for finding in ordered if not finding.within), None),
+        cause,
+        causes.consequences(first, tallies) if first else [],
+        causes.unexplained(first, ordered, results, cause) if first else [],
         calls=[call for result in results for call in result.calls],
         draws=[*before, *(draw for result in results for draw in result.draws)],
         losses=[result.loss for result in results if result.loss and result.rank == 0],
@@ -105,20 +93,51 @@ def compare_recordings(
         known=known_differences(reference, candidate),
         rule=comparer.rule.describe(),
         facts=_facts(reference, comparer, explanations),
-        notes=[note for tally in [*tallies, trajectory] for note in chain(tally.absent, tally.notes)],
+        notes=[note for tally in whole for note in chain(tally.absent, tally.notes)],
         proof=proof,
     )
 
 
-def _modules_of(proof: Proof) -> set[str]:
-    return {born.module for born in proof.born if born.module is not None}
+def _compare_all(
+    reference: Recording,
+    candidate: Recording,
+    comparer: Comparer,
+    shared: Sequence[int],
+    steps: Sequence[int] | None,
+    declared: Sequence[Entry] | None,
+    evidence: Evidence | None,
+) -> tuple[list[Tally], list[Declared], list[Draw], list[StepFindings]]:
+    """What was found of the run as a whole, the declared differences, the draws before the steps, and every step."""
+    run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
+    excused = structure.compare_structure(run["structure"], reference, candidate, declared)
+    before = draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index)
+    initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate)
+    changed = _modules(run["initial_weights"].tally)
+    results = _compare_steps(reference, candidate, comparer, shared, changed, evidence)
+    contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
+    if not run["draws"].tally.compared and not run["draws"].tally.findings:
+        del run["draws"]  # neither recording says anything of what came before the steps
+    return [sheet.tally for sheet in run.values()], excused, before, results
 
 
-def _file_of(recording: Recording, module: str) -> str:
-    """The file that a module's class came from, below its package; empty where it is not known."""
-    classes = {entry.name: entry.module_class for entry in recording.structure.modules}
-    source = recording.index.sources.get(classes.get(module, ""))
-    return source.file if source else ""
+def _prove(
+    reference: Recording,
+    evidence: Evidence | None,
+    declared: Sequence[Entry] | None,
+    run: Sequence[Tally],
+    before: Sequence[Draw],
+    steps: Sequence[StepFindings],
+    ordered: Sequence[Finding],
+) -> Proof:
+    """What the evidence shows of what was found; the arguments are those of `compare_recordings` and its findings."""
+    roots = roots_of(run, before, steps)
+    proof = weigh(evidence or Evidence(), ordered, roots, steps, _in_float64(evidence, declared))
+    lines = evidence.replay.sources if evidence and evidence.replay else {}
+    classes = {entry.name: entry.module_class for entry in reference.structure.modules}
+    files = {name: source.file for name, source in reference.index.sources.items()}  # by class
+    sources = {name: (files.get(kind, ""), lines.get(name, "")) for name, kind in classes.items()}
+    proof.born = with_sources(proof.born, sources)
+    return proof
 
 
 def _in_float64(evidence: Evidence | None, declared: Sequence[Entry] | None) -> Float64:
@@ -157,6 +176,7 @@ def _compare_steps(
             if evidence:
                 evidence.growths[step + 1, rank] = growth_of(results[-1].tallies["weights"])
         changed = changed.union(*(_modules(r.tallies["weights"]) for r in results if r.step == step))
+    excuse_flips([tally for result in results for tally in result.tallies.values()])
     return results
 
 

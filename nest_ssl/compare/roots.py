@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nest_ssl.compare.causes import StepFindings, key_of
-from nest_ssl.compare.findings import Draw, Finding, Relation, RungName, Tally
+from nest_ssl.compare.findings import Draw, Finding, Relation, Tally
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import BEFORE_STEPS
 
@@ -46,21 +46,17 @@ def roots_of(run: Sequence[Tally], before: Sequence[Draw], steps: Sequence[StepF
         before: draws before the steps.
         steps: what was found in them, in order.
     """
-    tallies = {tally.rung: tally for tally in run}
-    roots = [*_by_module("structure", _found(tallies, "structure"))]
+    found = {tally.rung: tally.findings for tally in run}
+    roots = _by_module("structure", found["structure"])
     drawn = [draw for draw in before if draw.finding and not draw.came_in]
-    initial = _by_module("initial weights", _found(tallies, "initial_weights"))
+    initial = _by_module("initial weights", found["initial_weights"])
     roots += initial[:1] if drawn else initial  # the others may follow from the draw
     roots += _of_draws(drawn)
-    apart = {finding.address.module for finding in _found(tallies, "initial_weights")}
+    apart = {finding.address.module for finding in found["initial_weights"]}
     for step in steps:
         roots += _of_step(step, apart)
         apart |= {finding.address.module for finding in step.tallies["weights"].findings}
     return roots
-
-
-def _found(tallies: dict[RungName, Tally], rung: RungName) -> list[Finding]:
-    return tallies[rung].findings if rung in tallies else []
 
 
 def _by_module(phase: str, findings: Iterable[Finding]) -> list[Root]:
