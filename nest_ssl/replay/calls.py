@@ -90,7 +90,7 @@ class CallReplay:
     def run(self) -> None:
         """Replay all of them."""
         for call in self.recorded.by_end():
-            self._replay(call)
+            self.replay_call(call)
 
     def drafts(self) -> Iterator[Draft]:
         for index in range(len(self.recorded.calls)):
@@ -99,10 +99,10 @@ class CallReplay:
                     yield table[index]
         yield from self.sums.values()
 
-    def _replay(self, call: Call) -> None:
+    def replay_call(self, call: Call) -> None:
         own_code = any(self.recorded.inside(call).values())
         draft = self.forward[call.index] = Draft(self.step, "forward", call, own_code)
-        draft.stopped = self._cannot(call)
+        draft.stopped = self.refusal(call)
         if draft.stopped:
             self.done[call.index] = Done(trusted=False)
             return
@@ -122,15 +122,15 @@ class CallReplay:
         draft.add(frame.compared, frame.handed)
         if frame.draws_compared:
             self.drawn[call.index] = Draft(self.step, "draws", call, own_code, frame.draws_compared, frame.draws)
-        self._keep(call, fed, output)
+        self.keep(call, fed, output)
         for skipped in frame.skipped():
-            self._not_called(skipped, call)
+            self.not_called(skipped, call)
         if call.output_grads:
-            self._replay_backward(call, frame, fed, output)
+            self.replay_backward(call, frame, fed, output)
         for index in frame.answered:
             self.done[index].gradients.clear()
 
-    def _cannot(self, call: Call) -> tuple[Outcome, str] | None:
+    def refusal(self, call: Call) -> tuple[Outcome, str] | None:
         if call.module not in self.modules:
             return "not replayed", "the candidate has no such module"
         if call.raised:
@@ -164,7 +164,7 @@ class CallReplay:
             first.setdefault(id(tensor), path)
         return Fed(args, kwargs, {first[key]: source for key, source in sources.items()}, by_path)
 
-    def _keep(self, call: Call, fed: Fed, output: Any) -> None:
+    def keep(self, call: Call, fed: Fed, output: Any) -> None:
         found = dict(tensors(to_builtins(output, lambda tensor: tensor)))
         edited = {p: t.detach().clone() for p, t in fed.tensors.items() if t._version > 0}
         inputs = {id(tensor): path for path, tensor in fed.tensors.items()}
@@ -176,7 +176,7 @@ class CallReplay:
             trusted=not self.forward[call.index].deviations,
         )
 
-    def _not_called(self, skipped: Call, by: Call) -> None:
+    def not_called(self, skipped: Call, by: Call) -> None:
         for table in (self.forward, self.backward):
             if skipped.index in table:
                 table[skipped.index].stopped = "not replayed", f"the candidate's {by.name} does not call it"
@@ -185,7 +185,7 @@ class CallReplay:
 
     # --- backward ---
 
-    def _replay_backward(self, call: Call, frame: Frame, fed: Fed, output: Any) -> None:
+    def replay_backward(self, call: Call, frame: Frame, fed: Fed, output: Any) -> None:
         draft = self.backward[call.index] = Draft(self.step, "backward", call, self.forward[call.index].own_code)
         found, done = dict(tensors(to_builtins(output, lambda tensor: tensor))), self.done[call.index]
         roots = {path: found[path] for path, gradient in call.output_grads.items()
@@ -199,17 +199,17 @@ class CallReplay:
         taken, arrived = self.gradients.take(), frame.arrived
         doubted: set[Any] = set()
         if doubtful and roots:
-            doubted = self._doubt(frame, fed, list(roots.values()))
+            doubted = self.doubt(frame, fed, list(roots.values()))
         for name, gradient in taken.items():
             self.gradients.add(name, call.index, None if ("parameter", name) in doubted else gradient)
         for path in call.output_grads.keys() - roots.keys():
             address = Address(Kind.OUTPUT_GRADIENT, call.module, call.call, path=path)
             draft.add(1, [Deviation(place=Place.of(address), why="the candidate's output takes no gradient")])
-        self._judge_arrived(frame, draft, arrived, doubted, {t.grad_fn for t in roots.values()})
+        self.judge_arrived(frame, draft, arrived, doubted, {t.grad_fn for t in roots.values()})
         if draft.deviations or any(("input", path) in doubted for path in fed.sources):
             done.trusted = False
 
-    def _doubt(self, frame: Frame, fed: Fed, roots: list[Tensor]) -> set[Any]:
+    def doubt(self, frame: Frame, fed: Fed, roots: list[Tensor]) -> set[Any]:
         """What depends on gradients of calls that are not trusted: inputs, parameters, places of answers."""
         kept = {path: source.grad for path, source in fed.sources.items()}
         for source in fed.sources.values():
@@ -224,7 +224,7 @@ class CallReplay:
             source.grad = kept[path]
         return {key for key, gradient in found.items() if gradient is not None and bool(gradient.isnan().any())}
 
-    def _judge_arrived(
+    def judge_arrived(
         self,
         frame: Frame,
         draft: Draft,
@@ -236,7 +236,7 @@ class CallReplay:
         for index, other in frame.answered.items():
             paths = {path for i, path in arrived if i == index} | (other.output_grads.keys() - unchanged(other).keys())
             for path in sorted(paths):
-                if (index, path) in doubted and not self._is_blamed(frame.only_consumer(index, roots)):
+                if (index, path) in doubted and not self.is_blamed(frame.only_consumer(index, roots)):
                     continue
                 recorded, gradient = other.output_grads.get(path, ABSENT), arrived.get((index, path))
                 if recorded is ABSENT and (gradient is None or not bool(gradient.any())):
@@ -249,7 +249,7 @@ class CallReplay:
                 if blamed is not None:
                     self.done[blamed].trusted = False
 
-    def _is_blamed(self, call: int | None) -> bool:
+    def is_blamed(self, call: int | None) -> bool:
         """Whether it is known to be another function, and not only made of what comes from one."""
         drafts = () if call is None else (self.forward[call], self.backward.get(call))
         return any(draft.deviations for draft in drafts if draft is not None)
@@ -275,11 +275,11 @@ class CallReplay:
                 continue
             found = ABSENT if gradient is None else gradient
             deviation = compare_leaf(address, ABSENT if recorded is None else recorded, found)
-            target = self._draft_of(name, indexes)
+            target = self.draft_of(name, indexes)
             if target is not None:
                 target.add(1, [deviation] if deviation else [])
 
-    def _draft_of(self, name: str, indexes: list[int]) -> Draft | None:
+    def draft_of(self, name: str, indexes: list[int]) -> Draft | None:
         """The unit that a parameter's gradient belongs to; without a share, the last call of the module that has it."""
         if len(indexes) == 1:
             return self.backward[indexes[0]]
