@@ -12,21 +12,24 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from nest_ssl.compare import findings as f
-from nest_ssl.compare.comparison import Losses
-from nest_ssl.compare.findings import Birth, Cause, Difference, Draw, Finding, Relation, RungName, Tally, Unexplained
+from nest_ssl.compare.findings import (
+    Birth,
+    Cause,
+    Difference,
+    Draw,
+    Finding,
+    Losses,
+    Relation,
+    RungName,
+    Tally,
+    Unexplained,
+)  # fmt: skip
 from nest_ssl.compare.rungs.forward import Key, Span
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import BEFORE_STEPS, Moment, Part, Phase
 
-# What numbers flow through, each from the one before
-FLOW_RUNGS = (
-    "start",
-    "forward",
-    "loss",
-    "gradients",
-    "optimizer_input",
-    "weights",
-)  # what numbers flow through, each from the one before
+# What numbers flow through, each from the one before.
+FLOW_RUNGS = ("start", "forward", "loss", "gradients", "optimizer_input", "weights")
 # The draws that what differs on a rung may lead to; those of a forward also only in the call where it differs.
 _LEADS_TO = {
     "start": (Phase.FORWARD, Phase.STEP_DONE),

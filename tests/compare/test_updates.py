@@ -92,7 +92,8 @@ def test_where_the_weights_before_are_not_known_no_update_is(tmp_path: Path) -> 
 
     sides = [record(tmp_path / name, Plan(name, steps=(1,), **hooks)) for name, hooks in (
         ("nemo", {}), ("nest", {"after_step": nudged}))]  # fmt: skip
-    remove(sides[0], f"step_1/{files.STEP_START}")
+    assert list(updates(judge(*sides))) == [("decoder", False)]
+    remove(sides[1], f"step_1/{files.STEP_START}")
     comparison = judge(*sides)
     assert comparison.verdict == "diverged"
     assert list(updates(comparison)) == []
