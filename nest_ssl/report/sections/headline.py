@@ -28,7 +28,11 @@ def headline(comparison: Comparison) -> list[Block]:
     if comparison.steps and any(found.address.slot == "steps" for found in comparison.rung("contract").findings):
         option = ",".join(map(str, comparison.steps))
         texts.append(say("hint.steps", steps=steps_text(comparison.steps), option=option))
-    return [Heading(title(comparison), 1), Paragraph(join(texts, " "))]
+    same = [note_text(note) for note in comparison.notes if note.kind == "same_recording"]
+    blocks: list[Block] = [Heading(title(comparison), 1), Paragraph(join([*texts, *same], " "))]
+    if comparison.unseen and comparison.verdict in (Status.IDENTICAL, Status.EQUIVALENT):
+        blocks.append(Paragraph(say("unseen", what=join(map(note_text, comparison.unseen)))))
+    return blocks
 
 
 def title(comparison: Comparison) -> Text:
@@ -40,6 +44,7 @@ def title(comparison: Comparison) -> Text:
         count = number(len(born) - 1)
         only = proof.place(born[0])
         places["places"] = only if len(born) == 1 else say("more_places", first=only, count=count)
+    places["known"] = (counted(sum(used.count > 0 for used in comparison.ledger), "known differences"),)
     return say(f"title.{_key(comparison)}", reference=reference, candidate=candidate, **places)
 
 
@@ -64,6 +69,7 @@ def verdict(comparison: Comparison) -> Text:
         reasons=join([*reasons[:REASONS], *more_reasons], "; "),
         rounding=proof.rounding(comparison),
         count=counted(len(comparison.proof.born), "places"),
+        known=counted(sum(used.count > 0 for used in comparison.ledger), "known differences"),
     )
 
 
@@ -71,6 +77,8 @@ def _key(comparison: Comparison) -> str:
     """Of the words for a verdict: a pass by a tolerance of the user's own has others than one that was measured."""
     if comparison.contract_differs:
         return "contract"
+    if comparison.verdict is Status.EQUIVALENT and any(used.count for used in comparison.ledger):
+        return "known"
     if comparison.verdict is Status.EQUIVALENT and comparison.rule["kind"] == "fixed":
         return "within"
     if comparison.verdict is not Status.DIVERGED or not proof.applies(comparison):
