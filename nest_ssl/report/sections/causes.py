@@ -116,7 +116,8 @@ def remainder_text(remainder: Remainder) -> Text:
     names = []
     for finding in remainder.findings:
         address, own = finding.address, own_name(finding)
-        full = ".".join(part for part in (address.module, own if address.call is None else "") if part) or own
+        full = ".".join(part for part in (address.module, own if address.call is None else "") if part)
+        full = full or (word("name", "root") if address.module == "" else own)
         names.append(say("name_of_call", name=full, call=address.call) if address.call else (Code(full),))
     names = list(dict.fromkeys(names))
     more = say("more", count=number(len(names) - SHOWN)) if len(names) > SHOWN else ()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Status
-from nest_ssl.report.document import Block, Heading, Paragraph, StatusWord, Text, initial, join, table
+from nest_ssl.compare.findings import Birth, Status
+from nest_ssl.report.document import Block, Code, Heading, Paragraph, StatusWord, Text, initial, join, table
 from nest_ssl.report.sections import proof
 from nest_ssl.report.sections.causes import cause_text, consequence_texts, note_text, remainder_text
 from nest_ssl.report.words import counted, say, word
@@ -39,13 +39,19 @@ def title(comparison: Comparison) -> Text:
     first = comparison.first
     reference, candidate = labels(comparison)
     places = {"name": name(first), "where": where(first)} if first else {}
+    key = _key(comparison)
+    cause = comparison.cause
+    if key == "diverged" and cause and cause.birth is Birth.BEFORE_CALL and cause.module:
+        key = "before"  # the birthplace, and only then the neighbour that shows it first
+        places["module"] = (Code(cause.module),)
+        places["step"] = steps_text([first.moment.step]) if first else ()
     born = comparison.proof.born
     if born:
         count = number(len(born) - 1)
         only = proof.place(born[0])
         places["places"] = only if len(born) == 1 else say("more_places", first=only, count=count)
     places["known"] = (counted(sum(used.count > 0 for used in comparison.ledger), "known differences"),)
-    return say(f"title.{_key(comparison)}", reference=reference, candidate=candidate, **places)
+    return say(f"title.{key}", reference=reference, candidate=candidate, **places)
 
 
 def verdict(comparison: Comparison) -> Text:
