@@ -284,13 +284,22 @@ class _Walk:
             *(o.address.module for o in by_rung["structure"]),
         }
         calls = self.step.calls
-        self.born = [one.worst for one in calls if one.relation == Relation.BORN and one.module not in blamed]
+        # What is around the headline is no other birthplace.
+        around = [name for name in blamed if name is not None]
+        self.born = [
+            one.worst
+            for one in calls
+            if one.relation == Relation.BORN
+            and not any(f".{name}.".startswith(f".{one.module}.") or not one.module for name in around)
+        ]
+        lacking = [one.address for one in by_rung["structure"] if one.missing]
+        self.lacking = {f"params.{address.module}.{address.slot}" for address in lacking}
         if not self.step.draws and any(
             one.moment.step <= number and one.moment.phase <= Phase.FORWARD_DONE for one in draws
         ):
             self.born = []  # without a ledger, other random states excuse whatever may have drawn
         here = [one for one in ordered if (one.moment.step, one.address.rank) == (number, self.step.rank)]
-        self.outputs = any(one.rung == "forward" and one.address.module is None for one in here)
+        self.outputs = any(one.rung == "forward" for one in here)  # also of the modules that make the loss
         self.forward = self.changed | {one.module for one in calls}
         self.backward = self.forward | (self.step.given_other_gradients() if self.step.tallies else set())
         moved = (Kind.GRADIENT, Kind.OPTIMIZER_STATE)
@@ -329,7 +338,7 @@ class _Walk:
             return None
         if address.kind == Kind.OPTIMIZER_SETTING:
             repeated = self.earliest[address.kind.value] < finding.moment or first.address.kind == Kind.SCHEDULE
-            return None if repeated else Unexplained.OPTIMIZER
+            return None if repeated or address.path in self.lacking else Unexplained.OPTIMIZER
         own = (address.module, address.slot) not in self.updated and address.module not in self.forward
         return Unexplained.UPDATES if own and address.kind in (Kind.PARAMETER, Kind.BUFFER) else None
 
@@ -346,12 +355,9 @@ class _Walk:
         }[finding.rung]
         if kind == Kind.OPTIMIZER_SETTING:
             names, why = (Kind.SCHEDULE.value, kind.value), Unexplained.OPTIMIZER  # a schedule sets rates
-        alike = (first.rung, first.address.kind == kind) == (
-            finding.rung,
-            True,
-        ) or first.rung == finding.rung != "gradients"
-        explained = alike or any(name in self.earliest and self.earliest[name] < finding.moment for name in names)
-        return None if explained else why
+        alike = first.rung == finding.rung and (first.rung != "gradients" or first.address.kind == kind)
+        earlier = any(name in self.earliest and self.earliest[name] < finding.moment for name in names)
+        return None if alike or earlier or finding.address.path in self.lacking else why
 
     def _explains_draw(self, draw: Finding) -> bool:
         """Whether the headline may have led to the first draw that differs."""

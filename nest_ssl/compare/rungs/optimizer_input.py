@@ -20,6 +20,7 @@ from nest_ssl.recording.contents import AppliedGradients
 from nest_ssl.recording.step_files import StepFiles
 
 Groups = list[dict[str, Any]]
+IMPLEMENTATION = ("foreach", "fused", "capturable")  # settings that choose how an optimizer computes, not what
 
 
 def compare_optimizer_input(sheet: Sheet, reference: StepFiles, candidate: StepFiles) -> None:
@@ -51,8 +52,14 @@ def compare_optimizer_input(sheet: Sheet, reference: StepFiles, candidate: StepF
 
 
 def by_number(groups: Groups) -> dict[str, dict[str, Any]]:
-    """Parameter groups by number: which parameters one holds counts, their order does not."""
-    return {str(i): {**group, "params": dict.fromkeys(group["params"], "member")} for i, group in enumerate(groups)}
+    """What counts of parameter groups, by number: the order of the parameters in one does not."""
+    return {
+        str(number): {
+            **{name: value for name, value in group.items() if name not in IMPLEMENTATION},
+            "params": dict.fromkeys(group["params"], "member"),
+        }
+        for number, group in enumerate(groups)
+    }
 
 
 def _compare_gradients(sheet: Sheet, reference: AppliedGradients, candidate: AppliedGradients) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, float64
 
 from nest_ssl.compare.findings import Difference, Finding
 from nest_ssl.compare.rungs.initial_weights import Kinds, compare_entries
-from nest_ssl.compare.rungs.optimizer_input import by_number
+from nest_ssl.compare.rungs.optimizer_input import IMPLEMENTATION, by_number
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
@@ -44,6 +44,13 @@ def compare_after_step(
         _compare_kind(sheet, *weights, kinds, Kind.BUFFER)
     if sheet.both_have(layout.OPTIMIZER, reference, candidate):
         state, other_state = reference.optimizer_state(), candidate.optimizer_state()
+        flags = [
+            [name for name in IMPLEMENTATION if any(group.get(name) for group in side["param_groups"])]
+            for side in (state, other_state)
+        ]
+        if flags[0] != flags[1]:
+            names = [", ".join(side) or "none of these" for side in flags]
+            sheet.note("implementation", reference=names[0], candidate=names[1])
         groups, other_groups = by_number(state["param_groups"]), by_number(other_state["param_groups"])
         setting = partial(Address, Kind.OPTIMIZER_SETTING, None, None)
         sheet.table("optimizer groups", groups, other_groups, Phase.AFTER_STEP, setting)
