@@ -35,6 +35,7 @@ OBSERVER = "observer"
 OPERATORS = "operators"
 SCHEDULE = "schedule"
 NOISE_FLOOR = "noise_floor.json"  # of a step, in the recording that repeated it
+UNBOUND = "0" * 64  # in place of a seal, in a file that no recording has been shown to belong to yet
 MOST_TEXT = 1 << 28  # bytes of such a file
 
 # In causal order.
@@ -174,13 +175,24 @@ class Margin(Strict):
 
 
 class NoiseFloor(Bound):
-    """`step_N/noise_floor.json`: the step repeated with weights, buffers and audio moved by one ulp at random."""
+    """`step_N/noise_floor.json`: the step repeated with weights, buffers and audio moved by one ulp at random.
+
+    Args:
+        since: the step in whose beginning each repeat began; what rounding did before is not in this floor.
+        flipped: repeats in which a discrete value became another one; sizes are of the others, if enough are.
+        restart_compared, restart_differing: tensors of a repeat in which nothing was moved, and how many of these have
+            other bits than the recorded ones.
+    """
 
     schema_name: Literal["nest-ssl-noise-floor/1"] = Field(default="nest-ssl-noise-floor/1", alias="schema")
     step: Count
     rank: Count = 0
     repeats: Count
     held_out: Count
+    since: Count | None = None
+    flipped: Count = 0
+    restart_compared: Count = 0
+    restart_differing: Count = 0
     entries: list[FloorEntry]
     margins: list[Margin] = []
 

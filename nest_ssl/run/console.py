@@ -57,12 +57,12 @@ class Progress(Callback):
             self._bar.set_postfix({"step": trainer.global_step, **shown}, refresh=False)
             self._bar.update()
         elif (trainer.fit_loop.total_batch_idx + 1) % BATCHES_A_LINE == 0:
-            self._write(f"step {trainer.global_step}: loss {shown['loss']}, lr {shown['lr']}")
+            self.say(f"step {trainer.global_step}: loss {shown['loss']}, lr {shown['lr']}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and trainer.is_global_zero:
             losses = _losses(trainer, "val_loss")
-            self._write(f"step {trainer.global_step}: {losses}, lr {_learning_rate(trainer):.3e}")
+            self.say(f"step {trainer.global_step}: {losses}, lr {_learning_rate(trainer):.3e}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -73,7 +73,8 @@ class Progress(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()  # when time is up, Lightning calls nothing else
 
-    def _write(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Write a line; a bar stays below it."""
         tqdm.write(f"{self._name} {line}", file=self._console)
 
     def _close(self) -> None:

@@ -33,6 +33,7 @@ from nest_ssl.releases import describe
 from nest_ssl.run.command_line import read_command_line
 from nest_ssl.run.console import Progress, quiet, summary
 from nest_ssl.run.exp_manager import Experiment, open_experiment
+from nest_ssl.run.floor.repeats import NoiseFloorRepeats
 from nest_ssl.run.loggers import build_loggers, closing
 from nest_ssl.run.preflight import check_data, check_settings, data_sections
 from nest_ssl.run.subject import Inputs, Subject
@@ -128,7 +129,8 @@ def _train(
             where = f"trainer.logger={cfg.trainer.logger} and exp_manager"
             raise UserError("two places ask for loggers", where, "Set trainer.logger=false, as NeMo wants it.")
         settings = experiment.trainer_settings | ({"logger": loggers} if loggers else {})
-        trainer = build_trainer(cfg, [*experiment.callbacks, recorder, progress], **settings)
+        again = [NoiseFloorRepeats(recorder.session, cfg.noise_floor, progress.say)] if cfg.noise_floor else []
+        trainer = build_trainer(cfg, [*experiment.callbacks, recorder, *again, progress], **settings)
         seed_all(cfg.seed)
         recorder.mark_rng("before_model")
         model = subject.build_model(cfg, trainer, inputs)
