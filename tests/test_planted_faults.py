@@ -52,8 +52,8 @@ def record(target: Path, plant: Plant | None = None, *overrides: str) -> None:
 EXPECTED = json.loads(Path(__file__).with_name("planted_verdicts.json").read_text())
 
 
-def compare(reference: Path, candidate: Path, tolerance: float = 1e-5) -> Comparison:
-    rule = FixedTolerance(tolerance, tolerance)
+def compare(reference: Path, candidate: Path, tolerance: float | None = None) -> Comparison:
+    rule = None if tolerance is None else FixedTolerance(tolerance, tolerance)
     return compare_recordings(open_recording(reference), open_recording(candidate), rule, explainers=[explain_nest])
 
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for option, (default, what) in folders.items():
         parser.add_argument(option, type=Path, default=Path(default), help=f"{what} (default {default})")
     for option, kind in (("--atol", "absolute"), ("--rtol", "relative")):
-        parser.add_argument(option, type=_bound, default=1e-5, help=f"{kind} tolerance of `equivalent` (default 1e-5)")
+        parser.add_argument(option, type=_bound, help=f"{kind} tolerance, a rule of your own (default: same bits)")
     parser.add_argument("--steps", default="all", help="compare only these: 0, 0,1 or 0-9 (default: all recorded)")
     parser.add_argument("--declared", type=Path, help="YAML list of more structural differences that are meant")
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="trust the files: skip their SHA-256")
@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     declared = [*load_declared(), *(load_declared(options.declared) if options.declared else [])]
     reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
-    rule, wanted = FixedTolerance(options.atol, options.rtol), None if steps is None else sorted(steps)
+    given = (options.atol, options.rtol)
+    rule = FixedTolerance(*(bound or 0.0 for bound in given)) if given != (None, None) else None
+    wanted = None if steps is None else sorted(steps)
     comparison = compare_recordings(reference, candidate, rule, wanted, declared, [explain_nest])
     print_summary(comparison, write_reports(comparison, options.out))
     return comparison.exit_code

@@ -1,4 +1,4 @@
-"""Compares two recordings: `compare_recordings(reference, candidate, FixedTolerance())`."""
+"""Compares two recordings: `compare_recordings(reference, candidate)`."""
 
 from nest_ssl.compare.ladder import compare_recordings
 from nest_ssl.compare.rules.fixed import FixedTolerance

@@ -1,6 +1,6 @@
 """Climbs the ladder: compares two recordings rung by rung, finds the first difference in causal order, and judges.
 
-comparison = compare_recordings(open_recording("outputs/nemo"), open_recording("outputs/nest"), FixedTolerance())
+comparison = compare_recordings(open_recording("outputs/nemo"), open_recording("outputs/nest"))
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nest_ssl.compare.declared import Entry
 from nest_ssl.compare.findings import RUNGS, SEVERITY, Rung, RungName, Status, Tally
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.rules import Rule
-from nest_ssl.compare.rules.fixed import FixedTolerance
+from nest_ssl.compare.rules.bits import SameBits
 from nest_ssl.compare.rungs import batch, contract, draws, forward, gradients, initial_weights, loss, structure, weights
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.rungs.steps import compare_steps
@@ -42,7 +42,7 @@ def compare_recordings(
     """Compare two recordings.
 
     Args:
-        rule: what is `equivalent` where bits differ; `FixedTolerance()` when None.
+        rule: what is let pass where bits differ; nothing (`SameBits()`) when None.
         steps: only these; all recorded ones when None.
         declared: structural differences that are meant; the committed list when None.
         explainers: what else is to be said about each step.
@@ -51,7 +51,7 @@ def compare_recordings(
         UserError: a step that neither recording has, or a damaged recording.
     """
     shared = _shared_steps(reference, candidate, steps)
-    comparer = Comparer(rule or FixedTolerance())
+    comparer = Comparer(rule or SameBits())
     run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
     excused = structure.compare_structure(run["structure"], reference, candidate, declared)
     before = draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index)
@@ -128,7 +128,8 @@ def _compare_step(
     result.loss = loss.compare_loss(sheets["loss"], *sides)
     result.reached = gradients.compare_output_gradients(sheets["gradients"], *calls)
     gradients.compare_parameter_gradients(sheets["gradients"], *sides, calls[0])
-    weights.compare_after_step(sheets["weights"], *sides, kinds)
+    before = weights.weights_before(reference, step, rank), weights.weights_before(candidate, step, rank)
+    weights.compare_after_step(sheets["weights"], *sides, kinds, before, sheets["gradients"].tally.findings)
     return result
 
 

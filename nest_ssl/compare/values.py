@@ -76,21 +76,27 @@ class Comparer:
             return spot.finding(Difference.DTYPE, describe(reference), describe(candidate))
         if reference.shape != candidate.shape:
             return spot.finding(Difference.SHAPE, describe(reference), describe(candidate))
-        bound = self.rule.bound(spot.address)
+        bound = self.rule.bound(spot)
         storages = ((t.data_ptr(), tuple(t.shape), t.stride(), t.dtype) for t in (reference, candidate))
         key = (*storages, bound)
         if key not in measured:
             self.bytes += reference.numel() * reference.element_size()
             measured[key] = None if same_bits(reference, candidate) else measure(reference, candidate, *bound)
         metrics = measured[key]
-        if metrics is None:
-            return None
+        return None if metrics is None else self._finding(spot, reference, metrics)
+
+    def update(self, spot: Spot, reference: Tensor, candidate: Tensor, source: float) -> Finding | None:
+        """The difference between two updates, of one shape; `source` is how far their gradients are apart."""
+        same = same_bits(reference, candidate)
+        return None if same else self._finding(spot, reference, measure(reference, candidate, 0.0, 0.0), source)
+
+    def _finding(self, spot: Spot, reference: Tensor, metrics: Metrics, source: float = 0.0) -> Finding:
         floating = reference.is_floating_point() or reference.is_complex()
         return spot.finding(
             Difference.VALUES,
             metrics.reference,
             metrics.candidate,
-            judgement=self.rule.judge(spot.address, metrics) if floating else None,
+            judgement=self.rule.judge(spot, metrics, source) if floating else None,
             index=metrics.index,
             shape=tuple(reference.shape),
             dtype=str(reference.dtype).removeprefix("torch."),

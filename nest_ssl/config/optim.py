@@ -60,11 +60,6 @@ class Sched(Section):
             fix = f"Exact with NeMo's are: {', '.join(SCHEDULES)}; or a constant rate: ~model.optim.sched."
             raise Unfit(f"not supported: {given['name']}", "name", fix)
 
-    def settings(self) -> dict[str, Any]:
-        """The arguments of the schedule, but for `max_steps` where the trainer plans it."""
-        known = SCHEDULES.get(self.name or "", frozenset())
-        return dict(self.args or {key: getattr(self, key) for key in self.model_fields_set & known})
-
     @model_validator(mode="after")
     def _of_one_schedule(self) -> Sched:
         _check_args(self.args, "model.optim.sched")

@@ -22,7 +22,6 @@ from nest_ssl.data.channels import Samples, choose_files, refuse_channels, selec
 from nest_ssl.data.header import (
     FLOATING,
     frames,
-    is_listed_format,
     open_audio,
     refuse_rate,
     refuse_short,
@@ -104,9 +103,11 @@ def decoder_errors() -> tuple[type[Exception], ...]:
 
 def _read(path: str, offset: Any, duration: Any, decoding: Decoding) -> tuple[Decoded, int]:
     """The decoder's samples and the file's own rate in Hz."""
-    if decoding.reader == "pydub" and not is_listed_format(path):
+    if decoding.reader == "pydub":  # which reads what has no suffix of soundfile's in lower case
+        listed = {f".{name.lower()}" for name in soundfile.available_formats()}
         try:
-            return _read_with_pydub(path, offset, duration)
+            if os.path.splitext(path)[1] not in listed:
+                return _read_with_pydub(path, offset, duration)
         except FileNotFoundError as error:  # the file is there: it is ffmpeg that is not
             fix = "Install ffmpeg; or convert the file to one that soundfile reads, with its suffix in lower case."
             raise ReaderProblem("pydub needs ffmpeg for this audio file, and there is none here", fix) from error

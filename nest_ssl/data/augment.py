@@ -13,6 +13,7 @@ Legend: B utterances, T samples, S samples of a segment.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -24,16 +25,22 @@ from nest_ssl.data.batch import AudioNoiseBatch, UnmixedBatch, fit
 from nest_ssl.data.draws import DRAWS, Draws, DrawsFrom
 
 
+@dataclass(eq=False)
 class SpeakerNoiseAugmentation:
     """Mixes one stretch of noise or of one other utterance into each utterance chosen.
 
     Args:
         settings: how often, how much, how loud; see there.
-        draws: where the numbers come from; no setting, but a difference between NeMo's generations.
+        draws_from: where the numbers come from; no setting, but a difference between NeMo's generations.
     """
 
-    def __init__(self, settings: BatchAugmentor, draws: Draws) -> None:
-        self.settings, self.draws = settings, draws
+    settings: BatchAugmentor
+    draws_from: DrawsFrom = "python"
+
+    @property
+    def draws(self) -> Draws:
+        """Looked up, not kept: what goes to a spawned worker must pickle."""
+        return DRAWS[self.draws_from]
 
     def __call__(self, batch: UnmixedBatch) -> AudioNoiseBatch:
         """Augments in place: `noise` and `noise_len` change."""
@@ -45,7 +52,14 @@ class SpeakerNoiseAugmentation:
     def augment(self, batch: UnmixedBatch, i: int) -> None:
         """Put into `noise[i]` what is to be added to utterance `i`."""
         audio_BT, noise_BT, audio_len_B, noise_len_B = batch.audio, batch.noise, batch.audio_len, batch.noise_len
-        mix_len = self._draw_mix_len(audio_len_B[i])
+        shortest = int(audio_len_B[i] * self.settings.min_mix_rate)
+        longest = int(audio_len_B[i] * self.settings.max_mix_rate) - 1
+        if self.settings.min_mix_rate == self.settings.max_mix_rate:
+            mix_len = max(1, shortest)
+        elif longest < shortest:
+            raise _bad("max_mix_rate", f"too near to min_mix_rate for {int(audio_len_B[i])} samples")
+        else:
+            mix_len = self.draws.integer(shortest, longest + 1)
         room = int(audio_len_B[i]) - mix_len - 1
         if room < 0:
             raise _bad("max_mix_rate", "a stretch as long as the utterance leaves no place to draw")
@@ -61,8 +75,7 @@ class SpeakerNoiseAugmentation:
             noise_len_B[i] = mix_len
         else:
             start = self.draws.integer(0, int(noise_len_B[i]) - mix_len)
-        energy = _mean_energy(noise_BT[i], noise_len_B[i]) if noise_len_B[i] > 0 else 0
-        scale = _gain(_mean_energy(audio_BT[i], audio_len_B[i]), energy, ratio_db)
+        scale = _gain(audio_BT[i], audio_len_B[i], noise_BT[i], noise_len_B[i], ratio_db)
         mixed_T = torch.zeros_like(audio_BT[i])
         mixed_T[mix_start : mix_start + mix_len] = scale * noise_BT[i, start : start + mix_len]
         noise_BT[i] = mixed_T
@@ -74,16 +87,8 @@ class SpeakerNoiseAugmentation:
             return "noise", self.draws.uniform(self.settings.min_r_noise, self.settings.max_r_noise)
         return "speech", self.draws.uniform(self.settings.min_r_speech, self.settings.max_r_speech)
 
-    def _draw_mix_len(self, audio_len: Tensor) -> int:
-        shortest = int(audio_len * self.settings.min_mix_rate)
-        if self.settings.min_mix_rate == self.settings.max_mix_rate:
-            return max(1, shortest)
-        longest = int(audio_len * self.settings.max_mix_rate) - 1
-        if longest < shortest:
-            raise _bad("max_mix_rate", f"too near to min_mix_rate for {int(audio_len)} samples")
-        return self.draws.integer(shortest, longest + 1)
 
-
+@dataclass(eq=False)
 class MultiSpeakerNoiseAugmentation(SpeakerNoiseAugmentation):
     """Mixes several segments, of noise or of other speakers, at drawn places (the NEST recipe's, with one segment)."""
 
@@ -101,13 +106,18 @@ class MultiSpeakerNoiseAugmentation(SpeakerNoiseAugmentation):
         lengths = self.draws.cut(mix_len, num_segments)
         mode, ratio_db = self.draw_mode(audio_BT.size(0))
         if mode == "noise":
-            segments = _noise_segments(noise_BT[i], int(noise_len_B[i]), lengths)
+            filled_T = repeat(noise_BT[i], int(noise_len_B[i]), noise_BT.size(1))
+            segments = list(torch.split(filled_T[: sum(lengths)], lengths))
         else:
             segments = _speech_segments(batch, i, lengths, min(num_speakers, audio_BT.size(0)), self.draws)
-        mixed_T = _place(segments, torch.zeros_like(audio_BT[i]), int(audio_len_B[i]) - mix_len, self.draws)
-        audio_energy = _mean_energy(audio_BT[i], audio_len_B[i])
-        noise_energy = _mean_energy(mixed_T, audio_len_B[i])
-        noise_BT[i] = _gain(audio_energy, noise_energy, ratio_db) * mixed_T
+        mixed_T = torch.zeros_like(audio_BT[i])
+        earliest, latest = 0, int(audio_len_B[i]) - mix_len  # one after another, with drawn gaps
+        for segment_S in segments:
+            start = self.draws.integer(earliest, latest) if earliest < latest else earliest
+            mixed_T[start : start + len(segment_S)] = segment_S
+            earliest = start + len(segment_S)
+            latest += len(segment_S)
+        noise_BT[i] = _gain(audio_BT[i], audio_len_B[i], mixed_T, audio_len_B[i], ratio_db) * mixed_T
         noise_len_B[i] = audio_len_B[i]
 
 
@@ -117,12 +127,6 @@ def repeat(signal_T: Tensor, length: int, wanted: int) -> Tensor:
         raise UserError("a noise clip without samples", "noise_manifest", "Correct its offset or duration, or drop it.")
     signal_T = signal_T[:length]
     return (signal_T.repeat(wanted // length + 1) if length < wanted else signal_T)[:wanted]
-
-
-def _noise_segments(noise_T: Tensor, length: int, lengths: list[int]) -> list[Tensor]:
-    """Consecutive pieces of the noise clip, repeated as often as it takes."""
-    filled_T = repeat(noise_T, length, noise_T.size(0))
-    return list(torch.split(filled_T[: sum(lengths)], lengths))
 
 
 def _speech_segments(batch: UnmixedBatch, i: int, lengths: list[int], num_speakers: int, draws: Draws) -> list[Tensor]:
@@ -147,29 +151,18 @@ def _speech_segments(batch: UnmixedBatch, i: int, lengths: list[int], num_speake
     return segments
 
 
-def _place(segments: list[Tensor], into_T: Tensor, room: int, draws: Draws) -> Tensor:
-    """Lay the segments one after another with drawn gaps, `room` samples of gaps in all at most."""
-    earliest, latest = 0, room
-    for segment_S in segments:
-        start = draws.integer(earliest, latest) if earliest < latest else earliest
-        into_T[start : start + len(segment_S)] = segment_S
-        earliest = start + len(segment_S)
-        latest += len(segment_S)
-    return into_T
-
-
-def _mean_energy(signal_T: Tensor, length: Tensor) -> Tensor:
-    return torch.sum(signal_T[:length] ** 2) / length
-
-
-def _gain(audio_energy: Tensor, noise_energy: Tensor | int, ratio_db: float) -> float:
+def _gain(audio_T: Tensor, audio_len: Tensor, noise_T: Tensor, noise_len: Tensor, ratio_db: float) -> float:
+    """What brings the noise's mean energy to `ratio_db` below the audio's; 0 where the noise has none."""
+    audio_energy = torch.sum(audio_T[:audio_len] ** 2) / audio_len
+    noise_energy = torch.sum(noise_T[:noise_len] ** 2) / noise_len  # NaN for a clip without samples
     return math.sqrt(audio_energy / (10 ** (ratio_db / 10) * noise_energy)) if noise_energy > 0 else 0
 
 
 def build_augmentor(settings: BatchAugmentor, draws: DrawsFrom = "python") -> SpeakerNoiseAugmentation:
     """The augmentor that a `batch_augmentor` section describes, and where its numbers come from."""
-    is_multi = isinstance(settings, MultiBatchAugmentor)
-    return (MultiSpeakerNoiseAugmentation if is_multi else SpeakerNoiseAugmentation)(settings, DRAWS[draws])
+    if isinstance(settings, MultiBatchAugmentor):
+        return MultiSpeakerNoiseAugmentation(settings, draws)
+    return SpeakerNoiseAugmentation(settings, draws)
 
 
 def _bad(key: str, why: str) -> UserError:

@@ -50,11 +50,16 @@ def check_dataset(dataset: Dataset, sample_rate: int, skip_bad: bool = False, co
     corpus = (corpora or Corpora()).read(dataset)
     decoding = Decoding.of(dataset, sample_rate)
     entries = _distinct_pieces(_sample(corpus.entries))
-    bad = _bad_files(entries, decoding)
-    if skip_bad:
-        _warn_of_speech(list(bad), len(entries))
-    elif error := next(bad, None):
+    problems = _bad_files(entries, decoding)
+    if not skip_bad and (error := next(problems, None)):
         raise error
+    bad = list(problems)
+    if bad and len(bad) == len(entries):
+        fix = "Check the paths and the files; bad_audio=skip needs some that can be used."
+        raise UserError("none of the audio can be used", f"{bad[0].what}: {bad[0].where}", fix)
+    if bad:  # the loader names each in the log when it meets it
+        log.warning("warning: %d of %d audio files cannot be used and will be skipped, the first: %s",
+                    len(bad), len(entries), bad[0])  # fmt: skip
     _warn_of_noise(corpus, decoding.sample_rate)
     return corpus
 
@@ -102,17 +107,6 @@ def _bad_files(entries: Sequence[Entry], decoding: Decoding) -> Iterator[UserErr
             yield as_user_error(problem, entry)
         except BadAudio as error:
             yield error
-
-
-def _warn_of_speech(bad: Sequence[UserError], checked: int) -> None:
-    """Files that the user wants left out: the loader names each in the log when it meets it."""
-    if not bad:
-        return
-    if len(bad) == checked:
-        fix = "Check the paths and the files; bad_audio=skip needs some that can be used."
-        raise UserError("none of the audio can be used", f"{bad[0].what}: {bad[0].where}", fix)
-    log.warning("warning: %d of %d audio files cannot be used and will be skipped, the first: %s",
-                len(bad), checked, bad[0])  # fmt: skip
 
 
 def _warn_of_noise(corpus: Corpus, sample_rate: int) -> None:

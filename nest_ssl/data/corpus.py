@@ -75,17 +75,13 @@ class Corpora:
             else:
                 kept.append(entry)
         if not kept:
-            raise _nothing_left(manifests, shorter + longer, shortest, longest)
+            where = ",".join(manifests) or "manifest_filepath=[]"
+            if not shorter + longer:
+                fix = 'Write lines like {"audio_filepath": "a.wav", "duration": 1.0}.'
+                raise UserError("an empty manifest", where, fix)
+            limits = f"min_duration={shortest}, max_duration={longest}"
+            what = f"none of {shorter + longer} entries lasts as long as asked ({limits})"
+            raise UserError(what, where, "Change the limits or the manifest.")
         clips = [clip for manifest in noise for clip in manifest.lines]
         noise_read = None if noise_manifests is None else noise
         return Corpus(speech, noise_read, kept, clips, shorter, longer, shortest, longest)
-
-
-def _nothing_left(manifests: Sequence[str], entries: int, shortest: float | None, longest: float | None) -> UserError:
-    where = ",".join(manifests) or "manifest_filepath=[]"
-    if not entries:
-        fix = 'Write lines like {"audio_filepath": "a.wav", "duration": 1.0}.'
-        return UserError("an empty manifest", where, fix)
-    limits = f"min_duration={shortest}, max_duration={longest}"
-    what = f"none of {entries} entries lasts as long as asked ({limits})"
-    return UserError(what, where, "Change the limits or the manifest.")

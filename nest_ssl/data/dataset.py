@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ SHORTEST_SECONDS = 1.0  # shorter audio is repeated up to this
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, repr=False)
 class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
     """One item an entry: the audio, at least a second of it, and as much noise.
 
@@ -39,17 +41,12 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         skip_bad: leave utterances that cannot be used out of their batch, see `skipping.py`.
     """
 
-    def __init__(
-        self,
-        entries: Sequence[Entry],
-        clips: Sequence[NoiseClip],
-        decoding: Decoding,
-        augmentor: Augmentor | None = None,
-        noisy_length: NoisyLength = "noise",
-        skip_bad: bool = False,
-    ) -> None:
-        self.entries, self.clips, self.decoding = entries, clips, decoding
-        self.augmentor, self.noisy_length, self.skip_bad = augmentor, noisy_length, skip_bad
+    entries: Sequence[Entry]
+    clips: Sequence[NoiseClip]
+    decoding: Decoding
+    augmentor: Augmentor | None = None
+    noisy_length: NoisyLength = "noise"
+    skip_bad: bool = False
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,11 +56,15 @@ class _Files:
     def __init__(self, manifests: Sequence[Manifest[Any]], lines: Sequence[Entry | NoiseClip]) -> None:
         self._manifests = manifests
         names: dict[str, str] = {}  # path -> name
-        taken: dict[str, int] = {}
+        taken: Counter[str] = Counter()
         for line in lines:
             for path in parts_of(line):
-                if path not in names:
-                    names[path] = _distinct(relative_name(path, line.place.manifest), taken)
+                if path in names:
+                    continue
+                name = relative_name(path, line.place.manifest)
+                taken[name] += 1
+                # Two manifests in two folders may name different files alike: the later ones get a number.
+                names[path] = name if taken[name] == 1 else f"{name}#{taken[name]}"
         self._names = names
         self._sampled = len(names) > HASHED_IN_FULL
         self._states = {path: state_of(path) for path in names}
@@ -71,31 +76,19 @@ class _Files:
         self._content = digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
+        parsed = [(os.path.basename(m.path), *m.file, m.sha256) for m in self._manifests]
+        hashed = [(name, path, self._states[path], self._hashes[path]) for path, name in self._names.items()]
         return {
             "manifests": [{"name": os.path.basename(m.path), "sha256": m.sha256} for m in self._manifests],
             "audio": dict(sorted((name, self._hashes[path]) for path, name in self._names.items())),
             "audio_hash": "sampled" if self._sampled else "full",
             "content": self._content,
-            "changed": [*self._changed_manifests(), *self._changed_audio()],
+            "changed": [*_changed(parsed, sampled=False), *sorted(_changed(hashed, self._sampled))],
         }
 
-    def _changed_manifests(self) -> list[str]:
-        files = ((os.path.basename(m.path), *m.file, m.sha256) for m in self._manifests)
-        return [name for name, path, state, before in files if _has_changed(path, state, before, sampled=False)]
 
-    def _changed_audio(self) -> list[str]:
-        return sorted(
-            name
-            for path, name in self._names.items()
-            if _has_changed(path, self._states[path], self._hashes[path], self._sampled)
-        )
-
-
-def _has_changed(path: str, state: FileState | None, sha256: str | None, sampled: bool) -> bool:
-    return state_of(path) != state and file_sha256(path, sampled) != sha256
-
-
-def _distinct(name: str, taken: dict[str, int]) -> str:
-    """Two manifests in two folders may name different files alike: the later ones get a number."""
-    taken[name] = taken.get(name, 0) + 1
-    return name if taken[name] == 1 else f"{name}#{taken[name]}"
+def _changed(files: Sequence[tuple[str, str, FileState | None, str | None]], sampled: bool) -> list[str]:
+    """The names of those files (name, path, state and hash then) that have another state now, and another hash."""
+    return [
+        name for name, path, state, sha256 in files if state_of(path) != state and file_sha256(path, sampled) != sha256
+    ]

@@ -147,11 +147,6 @@ def frames(seconds: Any, rate: int) -> int:
     return int(seconds * rate) if seconds is not None and seconds > 0 else 0
 
 
-def is_listed_format(path: str) -> bool:
-    """Whether the suffix is a format of soundfile in lower case; NeMo before 3.0 gives others to pydub."""
-    return os.path.splitext(path)[1] in {f".{name.lower()}" for name in soundfile.available_formats()}
-
-
 def _truncated(seconds: float, promised: float) -> AudioProblem:
     what = f"a truncated audio file ({seconds:.2f} s where {promised:.2f} s are promised)"
     return AudioProblem(what, "Copy it again, or correct its duration in the manifest.")

@@ -25,7 +25,7 @@ from nest_ssl.data.augment import build_augmentor
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.dataset import AudioNoiseDataset
-from nest_ssl.data.epoch import Epoch, Raising, SkippingEpoch
+from nest_ssl.data.epoch import Epoch
 from nest_ssl.data.manifest import is_url
 from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
@@ -57,14 +57,16 @@ class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
 
     def __iter__(self) -> Iterator[AudioNoiseBatch]:  # type: ignore[override]
         resumed, self._resumed = self._resumed, None
+        length = len(self) if self.keep_length and self.skipped is not None else None
+        start = super().__iter__  # not a generator: torch draws its base seed at `iter()`, not at `next()`
         if resumed is None:
-            self._epoch = self._begin()
+            self._epoch = Epoch(start, self.skipped, length)
             return self._epoch
         torch.set_rng_state(resumed["generator"])
         if resumed["batches"] >= len(self):
-            self._epoch = Epoch(lambda: iter(()), resumed["batches"])  # done; starts no workers
+            self._epoch = Epoch(lambda: iter(()), earlier=resumed["batches"])  # done; starts no workers
         else:
-            self._epoch = self._begin(resumed["earlier"])
+            self._epoch = Epoch(start, self.skipped, length, resumed["earlier"])
             self._epoch.pass_over(resumed["batches"] - resumed["earlier"])
         return self._epoch
 
@@ -85,14 +87,6 @@ class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
                 "Resume with the data and batch size that it was saved with.",
             )
         self._resumed = dict(state)
-
-    def _begin(self, earlier: int = 0) -> Epoch:
-        if self.skipped is None:
-            return Epoch(self._pass, earlier)
-        return SkippingEpoch(self._pass, self.skipped, len(self) if self.keep_length else None, earlier)
-
-    def _pass(self) -> Iterator[Any]:
-        return Raising(super().__iter__())  # not a generator: torch draws its base seed at `iter()`, not at `next()`
 
 
 def build_dataloader(
@@ -149,15 +143,8 @@ def validation_sections(section: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     given = plain(section)
     split_at_first = given.pop("val_dl_idx", 0) >= 0
-    key = next((key for key, value in given.items() if _names_paths(value)), None)
-    if not split_at_first or key is None or not isinstance(given[key], list):
-        return [given]
-    return [{**given, key: value} for value in given[key]]
-
-
-def _names_paths(value: Any) -> bool:
-    return all(_exists(str(part)) for part in (value if isinstance(value, list) else [value]))
-
-
-def _exists(path: str) -> bool:
-    return os.path.exists(path) or is_url(path)
+    for key, value in given.items() if split_at_first else ():
+        paths = [str(part) for part in (value if isinstance(value, list) else [value])]
+        if all(os.path.exists(path) or is_url(path) for path in paths):
+            return [{**given, key: part} for part in value] if isinstance(value, list) else [given]
+    return [given]

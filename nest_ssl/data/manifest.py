@@ -101,7 +101,12 @@ def read_speech(path: str) -> Manifest[Entry]:
     Raises:
         UserError: it is not there, or is no regular file; a line that cannot be used (with file and number).
     """
-    return _read_manifest(path, os.path.expanduser(path), _speech_entry)
+
+    def entry(item: dict[str, Any], place: Place) -> Entry:
+        audio_file = _audio_files(item.get("audio_filename", item.get("audio_filepath")), place)
+        return Entry(audio_file, _seconds(item, "duration", place), _seconds(item, "offset", place), place)
+
+    return _read_manifest(path, os.path.expanduser(path), entry)
 
 
 def read_noise(path: str) -> Manifest[NoiseClip]:
@@ -110,7 +115,12 @@ def read_noise(path: str) -> Manifest[NoiseClip]:
     Raises:
         UserError: as `read_speech`.
     """
-    return _read_manifest(path, path, _noise_clip)
+
+    def clip(item: dict[str, Any], place: Place) -> NoiseClip:
+        audio_file = _audio_files(item.get("audio_filepath"), place)
+        return NoiseClip(audio_file, item.get("duration"), item.get("offset", 0.0), place)
+
+    return _read_manifest(path, path, clip)
 
 
 def full_path(audio_file: str, manifest: str) -> str:
@@ -121,8 +131,11 @@ def full_path(audio_file: str, manifest: str) -> str:
     """
     if is_url(audio_file):
         raise UserError("audio in an object store", audio_file, "Copy it to a disk and name the copy.")
-    if _in_tarred_set(audio_file, manifest):
-        return audio_file
+    if "/" not in audio_file:
+        name = os.path.basename(manifest)
+        in_shards = "/sharded_manifests/" in manifest and re.match(r"^manifest_(\d+)\.json$", name)
+        if name == "tarred_audio_manifest.json" or in_shards:
+            return audio_file  # NeMo takes the manifest, by its name, for one of a tarred set
     if len(audio_file) < LONGEST_RELATIVE and not os.path.isabs(audio_file):
         below_manifest = os.path.join(os.path.dirname(manifest), audio_file)
         if os.path.isfile(below_manifest):
@@ -185,32 +198,18 @@ def _items(data: bytes, path: str) -> Iterator[tuple[dict[str, Any], Place]]:
         fix = "Save the file as UTF-8 without it (in an editor: UTF-8, not UTF-8 with BOM)."
         raise UserError("a manifest that begins with a byte-order mark", path, fix)
     for number, line in enumerate(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"), start=1):
-        if line.strip():
-            place = Place(path, number)
-            yield _parse(line.strip(), place), place
-
-
-def _parse(line: str, place: Place) -> dict[str, Any]:
-    fix = "Write one JSON object a line."
-    try:
-        item = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON ({error.msg}, column {error.colno})", str(place), fix) from error
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-        raise UserError("JSON that is too long or too deep to be read", str(place), fix) from error
-    if not isinstance(item, dict):
-        raise UserError("not a JSON object", str(place), 'Write {"audio_filepath": ..., "duration": ...}.')
-    return item
-
-
-def _speech_entry(item: dict[str, Any], place: Place) -> Entry:
-    audio_file = _audio_files(item.get("audio_filename", item.get("audio_filepath")), place)
-    return Entry(audio_file, _seconds(item, "duration", place), _seconds(item, "offset", place), place)
-
-
-def _noise_clip(item: dict[str, Any], place: Place) -> NoiseClip:
-    audio_file = _audio_files(item.get("audio_filepath"), place)
-    return NoiseClip(audio_file, item.get("duration"), item.get("offset", 0.0), place)
+        if not line.strip():
+            continue
+        place, fix = Place(path, number), "Write one JSON object a line."
+        try:
+            item = json.loads(line.strip())
+        except json.JSONDecodeError as error:
+            raise UserError(f"not JSON ({error.msg}, column {error.colno})", str(place), fix) from error
+        except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+            raise UserError("JSON that is too long or too deep to be read", str(place), fix) from error
+        if not isinstance(item, dict):
+            raise UserError("not a JSON object", str(place), 'Write {"audio_filepath": ..., "duration": ...}.')
+        yield item, place
 
 
 def _audio_files(value: Any, place: Place) -> str | list[str]:
@@ -220,19 +219,14 @@ def _audio_files(value: Any, place: Place) -> str | list[str]:
     for part in parts:
         if not isinstance(part, str):
             raise UserError("audio_filepath is not a path", str(place), "Write it as a string.")
-        if "\0" in part or not _can_be_encoded(part):
+        try:
+            has_bad_character = b"\0" in os.fsencode(part)
+        except UnicodeError:  # JSON may hold half of a surrogate pair
+            has_bad_character = True
+        if has_bad_character:
             raise UserError("audio_filepath has a character that no path can have", str(place), "Correct it.")
     found = [full_path(part, place.manifest) for part in parts]
     return found if isinstance(value, list) else found[0]
-
-
-def _can_be_encoded(path: str) -> bool:
-    """Whether the file system can name it; JSON may hold half of a surrogate pair."""
-    try:
-        os.fsencode(path)
-    except UnicodeError:
-        return False
-    return True
 
 
 def _seconds(item: dict[str, Any], key: str, place: Place) -> float | None:
@@ -242,12 +236,3 @@ def _seconds(item: dict[str, Any], key: str, place: Place) -> float | None:
     if isinstance(value, (str, list, dict)):
         raise UserError(f"{key} is not a number", str(place), f"Give {key} in seconds, without quotes.")
     raise UserError(f"{key} is not a number of seconds", str(place), f"Give {key} in seconds, from 0; or leave it out.")
-
-
-def _in_tarred_set(audio_file: str, manifest: str) -> bool:
-    """Whether NeMo takes the manifest for one of a tarred set, by its name; it then leaves paths as they are."""
-    if "/" in audio_file:
-        return False
-    name = os.path.basename(manifest)
-    in_shards = "/sharded_manifests/" in manifest and re.match(r"^manifest_(\d+)\.json$", name)
-    return name == "tarred_audio_manifest.json" or bool(in_shards)

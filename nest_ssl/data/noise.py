@@ -72,7 +72,8 @@ def _read_piece(clip: NoiseClip, decoding: Decoding, length: int) -> Samples:
         total = running_sum(samples)
     if total == 0:
         log.warning("noise clip %s (%s) is silent here: white noise instead", clip.audio_file, clip.place)
-        _add_white_noise(samples)
+        level_db = np.random.randint(*WHITE_NOISE_DB, dtype="int32")
+        samples += np.random.randn(samples.shape[0]) * (10.0 ** (level_db / 20.0))
     return samples
 
 
@@ -88,8 +89,3 @@ def running_sum(samples: Samples) -> np.float32:
     if samples.ndim != 1:
         raise ValueError(f"{samples.shape[-1]} channels; noise must have one")
     return np.add.accumulate(samples)[-1] if samples.size else np.float32(0)
-
-
-def _add_white_noise(samples: Samples) -> None:
-    level_db = np.random.randint(*WHITE_NOISE_DB, dtype="int32")
-    samples += np.random.randn(samples.shape[0]) * (10.0 ** (level_db / 20.0))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nest_ssl.base.errors import UserError
@@ -46,12 +46,12 @@ class PartialBatch:
     failures: list[LoadFailure]
 
 
+@dataclass(eq=False)
 class SkippedAudio:
     """What was left out during a run, by all loaders and their workers; lives in the main process."""
 
-    def __init__(self) -> None:
-        self.utterances = 0
-        self.files: dict[str, dict[str, Any]] = {}
+    utterances: int = 0
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, failures: Sequence[LoadFailure]) -> None:
         """Count them; a file met for the first time is named in the log."""
@@ -60,7 +60,14 @@ class SkippedAudio:
             self.utterances += 1
             if failure.error.where not in self.files:
                 log.warning("skipped: %s", failure.error)
-                self.files[failure.error.where] = _describe(failure.entry, failure.error.what)
+                manifest, line = failure.entry.place
+                audio = ", ".join(relative_name(path, manifest) for path in parts_of(failure.entry))
+                self.files[failure.error.where] = {
+                    "audio": audio,
+                    "manifest": os.path.basename(manifest),
+                    "line": line,
+                    "reason": failure.error.what,
+                }
 
     def describe(self) -> dict[str, Any]:
         """For `recording.json`: how often an utterance was left out, and each with file, manifest line and reason."""
@@ -70,9 +77,3 @@ class SkippedAudio:
         """The first of them, in a few words."""
         where, file = next(iter(self.files.items()))
         return f"{file['reason']}: {where}"
-
-
-def _describe(entry: Entry, reason: str) -> dict[str, Any]:
-    manifest, line = entry.place
-    audio = ", ".join(relative_name(path, manifest) for path in parts_of(entry))
-    return {"audio": audio, "manifest": os.path.basename(manifest), "line": line, "reason": reason}

@@ -109,7 +109,8 @@ class FilterbankFeatures(nn.Module):
         if self.normalize:
             features_BFT = NORMALISATIONS[self.normalize](features_BFT, valid_BT, self.std_of_one_frame)
         features_BFT = features_BFT.masked_fill(~valid_BT.unsqueeze(1), self.pad_value)
-        return self.pad(features_BFT), frames_B
+        missing = -features_BFT.size(-1) % self.pad_to if self.pad_to > 0 else 0
+        return F.pad(features_BFT, (0, missing), value=self.pad_value) if missing else features_BFT, frames_B
 
     def frames(self, samples_B: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
         """The number of frames in so many samples: the STFT's last frame, half beyond the end, does not count."""
@@ -149,10 +150,6 @@ class FilterbankFeatures(nn.Module):
         if isinstance(guard, str):
             guard = getattr(torch.finfo(mel_BFT.dtype), guard)
         return torch.log(mel_BFT + guard if self.log_zero_guard_type == "add" else mel_BFT.clamp(min=guard))
-
-    def pad(self, x_BFT: Float[Tensor, "B F T"]) -> Float[Tensor, "B F P"]:
-        missing = -x_BFT.size(-1) % self.pad_to if self.pad_to > 0 else 0
-        return F.pad(x_BFT, (0, missing), value=self.pad_value) if missing else x_BFT
 
 
 def normalise_per_feature(

@@ -85,7 +85,11 @@ def nearest_codes(x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"]) ->
     if codes_CD.dtype != torch.float64:  # in half precision all lie within rounding of others, and NeMo's own decides
         return torch.cat([distances(part_RD, codes_CD).argmin(-1) for part_RD in parts])
     bias_C = codes_CD.square().sum(-1) / -2
-    leads, tokens = zip(*(_best_scores(part_RD, codes_CD, bias_C) for part_RD in parts), strict=True)
+    leads, tokens = [], []
+    for part_RD in parts:
+        scores_R2, codes_R2 = torch.addmm(bias_C, part_RD.to(codes_CD.dtype), codes_CD.T).topk(2, dim=-1)
+        leads.append(scores_R2[:, 0] - scores_R2[:, 1])
+        tokens.append(codes_R2[:, 0])
     tokens_R, unsure_R = torch.cat(tokens), ~(torch.cat(leads) > DECISIVE_MARGIN)  # so written, NaN is unsure
     if unsure_R.any():
         rows_UD, which = torch.unique(x_RD[unsure_R], dim=0, return_inverse=True)
@@ -97,11 +101,3 @@ def distances(x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"]) -> Flo
     """Euclidean distances (R, C) in NeMo's arithmetic: the codes' type, summed over D, codes side by side in memory."""
     distances_RC: Tensor = (x_RD.unsqueeze(-1) - codes_CD.T.unsqueeze(0)).norm(dim=-2)
     return distances_RC
-
-
-def _best_scores(
-    x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"], bias_C: Float[Tensor, " C"]
-) -> tuple[Float[Tensor, " R"], Int[Tensor, " R"]]:
-    """By how much the code with the largest score leads (R), and its index (R)."""
-    scores, indices = torch.addmm(bias_C, x_RD.to(codes_CD.dtype), codes_CD.T).topk(2, dim=-1)
-    return scores[:, 0] - scores[:, 1], indices[:, 0]

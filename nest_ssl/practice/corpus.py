@@ -11,7 +11,7 @@ import json
 import shutil
 import struct
 import wave
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nest_ssl.base.errors import UserError, from_os_error
@@ -35,7 +35,16 @@ def build_corpus() -> dict[str, bytes]:
     val = {f"val/utt_{i:02d}.wav": (synth.utterance, 200 + i, ms) for i, ms in enumerate(VAL_MS)}
     noise = {f"noise/{name}.wav": (make, 300 + i, ms) for i, (name, (make, ms)) in enumerate(NOISES.items())}
     sounds = {**train, **val, **noise}
-    files = {path: _wav(make(seed, ms * synth.RATE // 1000)) for path, (make, seed, ms) in sounds.items()}
+    files = {}
+    for path, (make, seed, ms) in sounds.items():
+        samples = make(seed, ms * synth.RATE // 1000)
+        buffer = io.BytesIO()
+        with wave.open(buffer, "wb") as out:  # 16-bit mono; the header has 44 bytes and no date
+            out.setnchannels(1)
+            out.setsampwidth(2)
+            out.setframerate(synth.RATE)
+            out.writeframes(struct.pack(f"<{len(samples)}h", *samples))
+        files[path] = buffer.getvalue()
     for name, part, extra in (("train", train, {"text": ""}), ("val", val, {"text": ""}), ("noise", noise, {})):
         lines = [{"audio_filepath": path, "duration": ms / 1000, **extra} for path, (_, _, ms) in part.items()]
         files[f"{name}_manifest.json"] = "".join(json.dumps(line) + "\n" for line in lines).encode()
@@ -53,11 +62,6 @@ def read_checksums(path: Path) -> dict[str, str]:
     except OSError as error:
         raise from_os_error(error, str(path)) from error
     return {name.lstrip("*"): digest for digest, name in (line.split(maxsplit=1) for line in lines if line.strip())}
-
-
-def checksum_lines(files: Mapping[str, bytes]) -> str:
-    """The same, written: what `sha256sum` prints in the corpus's folder."""
-    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
 
 
 def wrong_files(folder: Path, checksums: Mapping[str, str]) -> list[str]:
@@ -93,35 +97,18 @@ def write_corpus(folder: Path, checksums: Mapping[str, str]) -> list[str]:
                             "Restore nest_ssl/practice/ and data/dummy_ssl.sha256 from the repository.")  # fmt: skip
     try:
         remove_leftovers(folder)
-        _write(folder, {name: files[name] for name in wrong})
+        place = folder if folder.exists() else partial_path(folder)  # a new folder appears with all of them
+        try:
+            for name in wrong:
+                write_atomically(place / name, files[name])
+            if place != folder:
+                replace_folder(place, folder)
+        finally:
+            if place != folder:
+                shutil.rmtree(place, ignore_errors=True)
     except OSError as error:
         raise from_os_error(error, str(folder)) from error
     still_wrong = wrong_files(folder, checksums)
     if still_wrong:
         raise UserError("what was written reads back differently", str(folder / still_wrong[0]), "Check the disk.")
     return wrong
-
-
-def _wav(samples: Iterable[int]) -> bytes:
-    """16-bit mono WAV; the header has 44 bytes and no date."""
-    values = list(samples)
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(synth.RATE)
-        out.writeframes(struct.pack(f"<{len(values)}h", *values))
-    return buffer.getvalue()
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Each file whole or not at all; a new folder appears with all of them."""
-    place = folder if folder.exists() else partial_path(folder)
-    try:
-        for name, data in files.items():
-            write_atomically(place / name, data)
-        if place != folder:
-            replace_folder(place, folder)
-    finally:
-        if place != folder:
-            shutil.rmtree(place, ignore_errors=True)

@@ -20,16 +20,11 @@ _COS_STEP_HZ = 10
 _COS_BITS = 96
 _COS_STEP = 79227551616126405505293557636  # cos(2 pi 10 Hz / 16 kHz) with 96 fractional bits
 
-
-def _cosine_table() -> list[int]:
-    """cos(2 pi f / RATE) for f = 0, 10, ..., 8000 Hz by Chebyshev's recurrence (exact to 1e-15 with 96 bits)."""
-    table = [1 << _COS_BITS, _COS_STEP]
-    while len(table) <= RATE // 2 // _COS_STEP_HZ:
-        table.append((2 * _COS_STEP * table[-1] >> _COS_BITS) - table[-2])
-    return [value >> (_COS_BITS - 16) for value in table]
-
-
-COSINE = _cosine_table()
+# cos(2 pi f / RATE) for f = 0, 10, ..., 8000 Hz by Chebyshev's recurrence (exact to 1e-15 with 96 bits).
+_table = [1 << _COS_BITS, _COS_STEP]
+while len(_table) <= RATE // 2 // _COS_STEP_HZ:
+    _table.append((2 * _COS_STEP * _table[-1] >> _COS_BITS) - _table[-2])
+COSINE = [value >> (_COS_BITS - 16) for value in _table]
 
 
 class Phone(NamedTuple):
@@ -107,7 +102,8 @@ def utterance(seed: int, length: int) -> list[int]:
     formant_scale = ONE * (86 + pitch_hz * 14 // 120) // 100  # higher voices have shorter vocal tracts
     tracks = list(_frames(_words(dice, length), dice, pitch_hz, formant_scale))
     samples = _speak(tracks, dice)[:length]
-    return _with_floor(_to_peak(samples, dice.between(11_000, 19_000)), dice)
+    loud = _to_peak(samples, dice.between(11_000, 19_000))
+    return [s + (dice.hiss() >> 12) for s in loud]  # a room's quiet hiss, so that pauses are not digital silence
 
 
 def _words(dice: Dice, length: int) -> list[tuple[Phone, int]]:
@@ -121,22 +117,17 @@ def _words(dice: Dice, length: int) -> list[tuple[Phone, int]]:
             plan.append(_timed(VOWELS[dice.between(0, len(VOWELS) - 1)], dice))
         if dice.between(0, 2) == 0:
             plan.append(_timed(PAUSE, dice))
-    return [*_cut(plan, frames - tail), (PAUSE, tail)]
-
-
-def _timed(phone: Phone, dice: Dice) -> tuple[Phone, int]:
-    return phone, max(2, dice.between(phone.shortest_ms, phone.longest_ms) // 5)
-
-
-def _cut(plan: list[tuple[Phone, int]], frames: int) -> list[tuple[Phone, int]]:
-    """The beginning of `plan` that lasts exactly `frames`."""
-    kept, left = [], frames
+    kept, left = [], frames - tail
     for phone, count in plan:
         kept.append((phone, min(count, left)))
         left -= count
         if left <= 0:
             break
-    return kept
+    return [*kept, (PAUSE, tail)]
+
+
+def _timed(phone: Phone, dice: Dice) -> tuple[Phone, int]:
+    return phone, max(2, dice.between(phone.shortest_ms, phone.longest_ms) // 5)
 
 
 class Frame(NamedTuple):
@@ -182,23 +173,20 @@ def _speak(tracks: list[Frame], dice: Dice) -> list[int]:
         for _ in range(FRAME):
             phase = (phase + frame.pitch) & 0xFFFFFF
             breath = dice.hiss()
-            tilted += (_glottis(phase >> 12) + (breath >> 7) - tilted) >> 1
+            # The glottal flow's derivative at t of 4096: 2at - 3bt^2 while it is open (60 %), then 0 (KLGLOTT88).
+            t = phase >> 12
+            glottis = (2 * 2458 * t - 3 * t * t) >> 8 if t < 2458 else 0
+            tilted += (glottis + (breath >> 7) - tilted) >> 1
             voiced = f4.step(f3.step(f2.step(f1.step(tilted)))) * frame.voice
             out.append((voiced >> 12) + (hisser.step(breath) * frame.hiss >> 13))
     return out
 
 
-def _glottis(t: int) -> int:
-    """The glottal flow's derivative at phase `t` of 4096: 2at - 3bt^2 while open (60 %), then shut (KLGLOTT88)."""
-    return (2 * 2458 * t - 3 * t * t) >> 8 if t < 2458 else 0
-
-
 class Resonator:
     """A two-pole filter with gain 1 at 0 Hz, in fixed point (Klatt 1980, equation 1)."""
 
-    def __init__(self) -> None:
-        self.a = ONE
-        self.b = self.c = self.y1 = self.y2 = 0
+    a, b, c = ONE, 0, 0  # until it is tuned
+    y1 = y2 = 0
 
     def tune(self, hertz: int, bandwidth: int) -> None:
         """Centre and 3 dB bandwidth in Hz; the pole radius exp(-pi bandwidth / RATE) by three terms of its series."""
@@ -233,7 +221,7 @@ def pink_noise(seed: int, length: int) -> list[int]:
         row = min((n & -n).bit_length() - 1, 11)
         held[row] = dice.hiss()
         out.append(sum(held))
-    return _to_peak(_without_mean(out), 9_000)
+    return _to_peak(out, 9_000, centred=True)
 
 
 def brown_noise(seed: int, length: int) -> list[int]:
@@ -243,7 +231,7 @@ def brown_noise(seed: int, length: int) -> list[int]:
     for _ in range(length):
         level += dice.hiss() - (level >> 7)
         out.append(level)
-    return _to_peak(_without_mean(out), 12_000)
+    return _to_peak(out, 12_000, centred=True)
 
 
 def machine_noise(seed: int, length: int) -> list[int]:
@@ -259,23 +247,16 @@ def machine_noise(seed: int, length: int) -> list[int]:
         pulse = 4_000 if n % 320 < 40 else -571
         hiss = dice.hiss()
         out.append(buzz.step(pulse) + (whine.step(hiss >> 6) * swell >> 14) + (band.step(hiss) >> 6))
-    return _to_peak(_without_mean(out), 8_000)
+    return _to_peak(out, 8_000, centred=True)
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------
 
 
-def _to_peak(samples: list[int], peak: int) -> list[int]:
-    """Scaled so that the largest magnitude is `peak`."""
+def _to_peak(samples: list[int], peak: int, centred: bool = False) -> list[int]:
+    """Scaled so that the largest magnitude is `peak`; without its mean if `centred`."""
+    if centred:
+        mean = sum(samples) // len(samples)
+        samples = [s - mean for s in samples]
     loudest = max(abs(s) for s in samples) or 1
     return [s * peak // loudest for s in samples]
-
-
-def _with_floor(samples: list[int], dice: Dice) -> list[int]:
-    """A room's quiet hiss of a few steps, so that pauses are not digital silence."""
-    return [s + (dice.hiss() >> 12) for s in samples]
-
-
-def _without_mean(samples: list[int]) -> list[int]:
-    mean = sum(samples) // len(samples)
-    return [s - mean for s in samples]

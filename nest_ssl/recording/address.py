@@ -29,6 +29,16 @@ class Kind(str, Enum):
     GENERATOR_STATE = "generator state"  # at a boundary: slot is the generator
 
 
+# Of what shares its slots with something else.
+_PREFIXES = {
+    Kind.INPUT: "inputs",
+    Kind.OUTPUT: "output",
+    Kind.OUTPUT_GRADIENT: "output_grad",
+    Kind.UPDATE: "update",
+    Kind.APPLIED_GRADIENT: "applied_grad",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where something is; as much of it as applies.
@@ -56,8 +66,7 @@ class Address:
     @property
     def own_name(self) -> str:
         """Slot and path joined, e.g. ``weight.exp_avg``; for an input ``inputs.x``, for an output ``output.0``."""
-        prefix = {Kind.INPUT: "inputs", Kind.OUTPUT: "output", Kind.OUTPUT_GRADIENT: "output_grad"}.get(self.kind, "")
-        return ".".join(part for part in (prefix, self.slot, self.path) if part)
+        return ".".join(part for part in (_PREFIXES.get(self.kind, ""), self.slot, self.path) if part)
 
 
 def of_entry(kind: Kind, name: str, path: str = "", rank: int = 0) -> Address:

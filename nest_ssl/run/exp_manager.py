@@ -35,7 +35,8 @@ from nest_ssl.run.preflight import Length
 from nest_ssl.train.checkpoint.archiving import Archives
 from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO, Found, check_fits, examine, newest_whole
 from nest_ssl.train.checkpoint.checkpoints import Checkpoints
-from nest_ssl.train.checkpoint.resume import ExactState, ResumableEpochLoop, differing_settings
+from nest_ssl.train.checkpoint.resume import ExactState, differing_settings
+from nest_ssl.train.lightning_internals import ResumableEpochLoop
 
 LOCK = ".training.lock"
 LIGHTNINGS = ("filename", "dirpath", "monitor", "verbose", "save_last", "save_top_k", "save_weights_only", "mode",

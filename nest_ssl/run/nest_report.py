@@ -18,7 +18,12 @@ def explain_nest(reference: Recording, candidate: Recording, step: int) -> Expla
     """Masked frames and counted tokens at one step of both sides; None where nothing says that this is NEST."""
     model = reference.config.get("model")
     model = model if isinstance(model, dict) else {}
-    values: dict[str, Any] = {"batch": _batch(reference.step(step), model.get("sample_rate"))}
+    batch = reference.step(step).batch() if reference.step(step).has(layout.BATCH) else None
+    audio = batch.get("audio") if isinstance(batch, dict) else None
+    rate: Any = model.get("sample_rate")
+    values: dict[str, Any] = {"batch": ""}
+    if isinstance(audio, Tensor) and audio.dim() == 2 and _is_number(rate):  # of shape [B, T]
+        values["batch"] = f"{audio.shape[0]:,} x {audio.shape[1] / rate:,.1f} s"
     counts = _counts(reference.step(step), model.get("loss"))
     other_counts = _counts(candidate.step(step), model.get("loss"))
     if counts is None or other_counts is None:
@@ -35,15 +40,6 @@ def explain_nest(reference: Recording, candidate: Recording, step: int) -> Expla
     frames = f"{_pair(masked, other_masked)} masked frames"
     sentence = f"Loss{at} over {frames}, {_pair(counted, other_counted)} of {tokens:,} tokens counted."
     return Explanation("nest", step, sentence, values)
-
-
-def _batch(step: StepFiles, rate: Any) -> str:
-    """Size of a batch of audio, e.g. ``2 x 3.0 s``; empty where the batch has no field ``audio`` of shape [B, T]."""
-    batch = step.batch() if step.has(layout.BATCH) else None
-    audio = batch.get("audio") if isinstance(batch, dict) else None
-    if not isinstance(audio, Tensor) or audio.dim() != 2 or not _is_number(rate):
-        return ""
-    return f"{audio.shape[0]:,} x {audio.shape[1] / rate:,.1f} s"
 
 
 def _counts(step: StepFiles, settings: Any) -> tuple[int, int, int] | None:

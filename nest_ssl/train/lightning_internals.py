@@ -31,8 +31,7 @@ USED = {
     _FitLoop: ("_should_accumulate", "_load_combined_loader_states"),
 }  # fmt: skip
 
-DataFetcher = _DataFetcher
-Counters = Any  # of batches, ready, started and done
+Counters = Any  # of batches: ready, started and done
 TimeIsUp = _TunerExitException  # raised in a hook, it ends training as if it were done
 
 
@@ -52,29 +51,50 @@ def check_release(installed: str = lightning.__version__) -> None:
 check_release()
 
 
-class EpochLoop(_TrainingEpochLoop):
-    """Lightning's loop over the batches of an epoch; what a subclass needs of its inside."""
+class ResumableEpochLoop(_TrainingEpochLoop):
+    """Lightning's loop over the batches of an epoch, which knows how far into its last batch a checkpoint was written.
 
-    validation_is_owed = False  # whether a checkpoint was written between a batch and the validation that follows it
+    Lightning's own runs a validation again that the checkpoint already has behind it, and forgets one when the batch
+    that it resumes with is followed by another.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer, trainer.min_steps, trainer.max_steps)
+        self.validated = True  # whether the validation that follows the last batch, if any, is done
+        self._closed = True  # whether the loggers' step has moved on behind the last batch
+        self._owed = False  # whether a checkpoint was written between a batch and the validation that follows it
 
     @property
     def _is_validation_done(self) -> bool:  # Lightning's own forgets a validation, or runs it twice
-        return not self.validation_is_owed
+        return not self._owed
 
-    def validation_is_due(self, fetcher: DataFetcher) -> bool:
-        """Whether a validation follows the last batch."""
-        return self._should_check_val_fx(fetcher)
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        return {**super().on_save_checkpoint(), "validated": self.validated, "closed": self._closed}
 
-    def begin_batch(self) -> None:
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        super().on_load_checkpoint(state_dict)
+        self.validated, self._closed = state_dict.get("validated", True), state_dict.get("closed", True)
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        super().on_run_start(data_fetcher)
+        if self.restarting:
+            self.val_loop.restarting = False  # a validation starts at its beginning
+            self._owed = not self.validated and self._should_check_val_fx(data_fetcher)
+            if not (self._closed or self._owed):
+                if not self._should_accumulate():
+                    self._batches_that_stepped += 1
+                self._closed = True
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
         self._restarting = False
+        if not self._owed:  # else the batch is trained, and `on_advance_end` goes on with it
+            self.validated = self._closed = False
+            super().advance(data_fetcher)
 
-    def count_batch(self) -> None:
-        """Move the loggers' step on behind a batch that made an optimizer step."""
-        if not self._should_accumulate():
-            self._batches_that_stepped += 1
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        self._owed = False
+        super().on_advance_end(data_fetcher)
+        self._closed = True
 
 
 class CheckpointCallback(ModelCheckpoint):
@@ -103,14 +123,10 @@ def accumulates(trainer: Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
-def restore_metrics(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
-    """Put back `trainer.callback_metrics`."""
+def begin_epoch_again(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
+    """Put back `trainer.callback_metrics`, and give the loader its place in the epoch. Lightning does the latter only
+    where it has not made the batches' iterator yet, which it has to count the steps for a schedule."""
     trainer._logger_connector._callback_metrics.update(metrics)
-
-
-def begin_epoch_again(trainer: Trainer) -> None:
-    """Give the loader its place in the epoch. Lightning does so only where it has not made the batches' iterator yet,
-    which it has to count the steps for a schedule."""
     loop = trainer.fit_loop
     if loop._combined_loader_states_to_load and loop._data_fetcher is not None:
         loop._load_combined_loader_states()

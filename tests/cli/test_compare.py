@@ -141,10 +141,12 @@ def test_the_other_exit_codes(reference: Path, copy: Path, tmp_path: Path) -> No
 
     edit_tensors(copy, "step_1/loss.pt", lambda loss: loss["loss"].add_(1))
     assert run() == 1
+    assert report_of(tmp_path / "report")["tolerance"] == {"kind": "bits"}  # none that was not asked for
     assert run("--steps", "all") == 1
     assert run("--steps", "0") == 0
     assert run("--atol", "2") == 0
     assert report_of(tmp_path / "report")["verdict"] == "equivalent"
+    assert report_of(tmp_path / "report")["tolerance"] == {"kind": "fixed", "atol": 2.0, "rtol": 0.0}
     remove(copy, f"step_0/{files.CALLS}")
     assert run("--steps", "0-0") == 2
     edit_config(copy, lambda config: config.update(seed=7))

@@ -140,10 +140,10 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 
 def test_checksums_read_as_sha256sum_writes_them(tmp_path: Path) -> None:
-    (tmp_path / "sums").write_text(
-        corpus.checksum_lines({"a/b.wav": b"1", "c": b"2"}) + "\n" + "f" * 64 + " *binary.wav\n"
-    )
-    assert list(corpus.read_checksums(tmp_path / "sums")) == ["a/b.wav", "c", "binary.wav"]
+    digests = {"a/b.wav": "a" * 64, "c": "c" * 64, "binary.wav": "f" * 64}
+    lines = [f"{digest} {'*' if name.startswith('binary') else ' '}{name}" for name, digest in digests.items()]
+    (tmp_path / "sums").write_text("\n".join([*lines[:2], "", lines[2], ""]))
+    assert corpus.read_checksums(tmp_path / "sums") == digests
     with pytest.raises(UserError, match="no such file"):
         corpus.read_checksums(tmp_path / "none")
 

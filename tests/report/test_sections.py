@@ -283,9 +283,9 @@ def test_known_differences() -> None:
 
 def test_the_rule_is_said_also_where_it_was_not_needed() -> None:
     text = texts(rule(comparison()), Paragraph)[0]
-    assert "decided by a fixed tolerance (atol 1e-05, rtol 1e-05)" in text
     assert "|candidate - reference| <= 1e-05 + 1e-05 x |reference|" in text
-    assert "very small" not in texts(rule(comparison(rule={"kind": "bits"})), Paragraph)[0]
+    assert texts(rule(comparison(rule={"kind": "bits"})), Paragraph)[0].startswith("None: nothing but the same bits")
+    assert texts(rule(comparison(rule={"kind": "other", "factor": 4.0})), Paragraph) == ["the rule other (factor 4.0)"]
 
 
 def test_declared_differences() -> None:

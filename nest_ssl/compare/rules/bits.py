@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from nest_ssl.compare.findings import Judgement
+from nest_ssl.compare.findings import Judgement, Spot
 from nest_ssl.compare.metrics import Metrics
-from nest_ssl.recording.address import Address
 
 
 class SameBits:
-    def bound(self, address: Address) -> tuple[float, float]:
+    def bound(self, spot: Spot) -> tuple[float, float]:
         return 0.0, 0.0
 
-    def judge(self, address: Address, metrics: Metrics) -> Judgement:
+    def judge(self, spot: Spot, metrics: Metrics, source: float = 0.0) -> Judgement:
         return Judgement(False, "bits", {})
 
     def describe(self) -> dict[str, Any]:

@@ -53,11 +53,10 @@ class ConvSubsampling(nn.Module):
         self, x: Float[Tensor, "B T F"], lengths: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B S D"], Int[Tensor, " B"]]:
         """Features (B, T, F) and lengths (B) to vectors (B, S, D) and lengths."""
-        parts = self.parts(x)
-        if parts == 1:
+        size = self.part_size(x)
+        if size == x.size(0):
             x_BCTF, lengths = self.convolve(x, lengths)
         else:
-            size = self.part_size(x.size(0), parts)
             pairs = zip(torch.split(x, size), torch.split(lengths, size), strict=True)
             done = [self.convolve(*pair) for pair in pairs]
             x_BCTF, lengths = torch.cat([x for x, _ in done]), torch.cat([n for _, n in done])
@@ -75,15 +74,13 @@ class ConvSubsampling(nn.Module):
             lengths_B = conv_length(lengths_B, KERNEL, STRIDE, PADDING)
         return self.conv(x_BTF.unsqueeze(1)), lengths_B
 
-    def parts(self, x_BTF: Float[Tensor, "B T F"]) -> int:
-        """Into how many parts to split the batch, so that the first convolution's output stays below 2^31 elements."""
-        if self.chunking_factor > 1:
-            return self.chunking_factor
+    def part_size(self, x_BTF: Float[Tensor, "B T F"]) -> int:
+        """Utterances to convolve at once: so few that the first convolution's output stays below 2^31 elements."""
+        batch, parts = x_BTF.size(0), self.chunking_factor
         limit = MAX_ELEMENTS / self.conv_channels * STRIDE * STRIDE
-        return 2 ** math.ceil(math.log2(x_BTF.numel() / limit)) if x_BTF.numel() > limit else 1
-
-    def part_size(self, batch: int, parts: int) -> int:
-        if batch == 1 or batch < parts:
+        if parts <= 1:
+            parts = 2 ** math.ceil(math.log2(x_BTF.numel() / limit)) if x_BTF.numel() > limit else 1
+        if parts > 1 and batch < max(2, parts):
             raise UserError(
                 f"a batch of {batch} cannot be split into {parts} parts",
                 "model.encoder.subsampling_conv_chunking_factor",

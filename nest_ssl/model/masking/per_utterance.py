@@ -46,7 +46,10 @@ def overlapping_by_utterance(lengths_B: Int[Tensor, " B"], settings: Masking, di
             blocks.append((i, torch.zeros(1, dtype=torch.long), SHORT_BLOCK))
             continue
         places = max(0, length - settings.block_size)
-        count = _binomial(places, settings.mask_prob, differences)
+        if differences.block_count == "numpy":
+            count = int(np.random.binomial(places, settings.mask_prob))
+        else:
+            count = int(torch.binomial(torch.tensor(float(places)), torch.tensor(float(settings.mask_prob))))
         # Drawn also where count is 0: the generator must move on as NeMo's does.
         blocks.append((i, torch.randperm(places, device=device)[:count].cpu(), settings.block_size))
     drawn = _join(blocks)
@@ -87,12 +90,6 @@ def mask_of(blocks: Blocks, batch: int, frames: int) -> Bool[Tensor, "B T"]:
 def _too_short(lengths_B: Int[Tensor, " B"] | Float[Tensor, " B"], settings: Masking) -> list[bool]:
     """Whether a block would be too large a part of the utterance. Rounding of the product decides where it just is."""
     return (settings.block_size >= lengths_B * settings.max_mask_ratio).tolist()
-
-
-def _binomial(places: int, probability: float, differences: Generation) -> int:
-    if differences.block_count == "numpy":
-        return int(np.random.binomial(places, probability))
-    return int(torch.binomial(torch.tensor(float(places)), torch.tensor(float(probability))))
 
 
 def _short_offset(previous: int | None, differences: Generation) -> int:

@@ -49,26 +49,17 @@ class RandomBlockMasking(nn.Module):
         self, input_feats: Float[Tensor, "B F T"], input_lengths: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
         """Features (B, F, T) and their lengths (B) to masked features and the mask (B, F, T), 1 where masked."""
+        x_BFT, overlap = input_feats, self.settings.allow_overlap
         if self.differences.block_draw == "whole_batch":
-            return self.mask_whole_batch(input_feats, input_lengths)
-        return self.mask_per_utterance(input_feats, input_lengths)
-
-    def mask_whole_batch(
-        self, x_BFT: Float[Tensor, "B F T"], lengths_B: Int[Tensor, " B"]
-    ) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
-        draw = overlapping_blocks if self.settings.allow_overlap else separate_blocks
-        mask_B1T = draw(lengths_B, x_BFT.size(2), self.block_size, self.mask_prob).unsqueeze(1)
-        masked_BFT = torch.where(mask_B1T, self.mask_embedding.view(1, -1, 1), x_BFT)
-        return masked_BFT, mask_B1T.to(x_BFT.dtype).expand_as(x_BFT)
-
-    def mask_per_utterance(
-        self, x_BFT: Float[Tensor, "B F T"], lengths_B: Int[Tensor, " B"]
-    ) -> tuple[Float[Tensor, "B F T"], Float[Tensor, "B F T"]]:
-        draw = overlapping_by_utterance if self.settings.allow_overlap else separate_by_utterance
-        blocks = draw(lengths_B, self.settings, self.differences)
+            draw = overlapping_blocks if overlap else separate_blocks
+            mask_B1T = draw(input_lengths, x_BFT.size(2), self.block_size, self.mask_prob).unsqueeze(1)
+            masked_BFT = torch.where(mask_B1T, self.mask_embedding.view(1, -1, 1), x_BFT)
+            return masked_BFT, mask_B1T.to(x_BFT.dtype).expand_as(x_BFT)
+        draw_each = overlapping_by_utterance if overlap else separate_by_utterance
+        blocks = draw_each(input_lengths, self.settings, self.differences)
         if self.differences.mask_writing == "indices":
             _refuse_overrun(blocks, x_BFT.size(2))
-        mask_BT = mask_of(blocks, len(lengths_B), x_BFT.size(2)).to(x_BFT.device)
+        mask_BT = mask_of(blocks, len(input_lengths), x_BFT.size(2)).to(x_BFT.device)
         masks_BFT = mask_BT.unsqueeze(1).to(x_BFT.dtype).expand_as(x_BFT).contiguous()
         return self.write(x_BFT, blocks, mask_BT), masks_BFT
 

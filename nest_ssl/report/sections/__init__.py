@@ -7,13 +7,13 @@ from nest_ssl.report.document import Block
 from nest_ssl.report.sections.background import declared, known, notes, overview, provenance, reproduce, rule
 from nest_ssl.report.sections.calls import calls
 from nest_ssl.report.sections.draws import draws
-from nest_ssl.report.sections.headline import consequences, first_difference, headline
+from nest_ssl.report.sections.headline import consequences, first_difference, headline, next_step
 from nest_ssl.report.sections.rungs import differences, over_steps, rung_table
 
 
 def summary(comparison: Comparison) -> list[Block]:
     """What decides: the verdict, the first difference, and how every rung stands."""
-    parts = (headline, first_difference, consequences, rung_table)
+    parts = (headline, first_difference, consequences, rung_table, next_step)
     return [block for part in parts for block in part(comparison)]
 
 

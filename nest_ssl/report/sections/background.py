@@ -8,7 +8,7 @@ from nest_ssl.compare.comparison import Comparison, Side
 from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Heading, Paragraph, Text, join, table
 from nest_ssl.report.sections.causes import note_text
 from nest_ssl.report.sections.headline import rule_name
-from nest_ssl.report.words import counted, heads, say, word
+from nest_ssl.report.words import counted, heads, knows, say, word
 from nest_ssl.report.words.names import labels, number
 
 
@@ -71,10 +71,10 @@ def known(comparison: Comparison) -> list[Block]:
 
 
 def rule(comparison: Comparison) -> list[Block]:
-    """Said also where it was not needed, so that a reader knows what `equivalent` would have meant."""
-    settings = comparison.rule
-    more = () if settings["kind"] != "fixed" else say("rule.fixed.means", atol=settings["atol"], rtol=settings["rtol"])
-    text = join([say("rule.bits_first", rule=rule_name(comparison)), more], " ")
+    """Said also where it was not needed, so that a reader knows what would have passed."""
+    settings = {name: value for name, value in comparison.rule.items() if name != "kind"}
+    key = f"rule.{comparison.rule['kind']}.means"
+    text = say(key, **settings) if knows(key) else rule_name(comparison)
     return [Heading(say("heading.rule")), Paragraph(text)]
 
 

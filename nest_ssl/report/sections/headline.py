@@ -33,9 +33,8 @@ def headline(comparison: Comparison) -> list[Block]:
 def title(comparison: Comparison) -> Text:
     first = comparison.first
     reference, candidate = labels(comparison)
-    key = "contract" if comparison.contract_differs else comparison.verdict.value
     places = {"name": name(first), "where": where(first)} if first else {}
-    return say(f"title.{key}", reference=reference, candidate=candidate, **places)
+    return say(f"title.{_key(comparison)}", reference=reference, candidate=candidate, **places)
 
 
 def verdict(comparison: Comparison) -> Text:
@@ -47,9 +46,8 @@ def verdict(comparison: Comparison) -> Text:
     absent = [note for rung in comparison.rungs for tally in rung.tallies for note in tally.absent]
     reasons = list(dict.fromkeys(map(note_text, absent))) or [say("no_shared_step")]
     more_reasons = [say("more_reasons", count=number(len(reasons) - REASONS))] if len(reasons) > REASONS else []
-    key = "contract" if comparison.contract_differs else found.value
     return say(
-        "verdict.unknown" if found is Status.DIVERGED and not cause else f"verdict.{key}",
+        "verdict.unknown" if found is Status.DIVERGED and not cause else f"verdict.{_key(comparison)}",
         status=StatusWord(found, word("status", found.value), strong=True),
         same=say("same", **tensors, steps=steps_text(comparison.steps)),
         seed=number(comparison.reference.index.seed),
@@ -60,10 +58,20 @@ def verdict(comparison: Comparison) -> Text:
     )
 
 
+def _key(comparison: Comparison) -> str:
+    """Of the words for a verdict: a pass by a tolerance of the user's own has others than one that was measured."""
+    if comparison.contract_differs:
+        return "contract"
+    within = comparison.verdict is Status.EQUIVALENT and comparison.rule["kind"] == "fixed"
+    return "within" if within else comparison.verdict.value
+
+
 def rule_name(comparison: Comparison) -> Text:
     rule = comparison.rule
     if rule["kind"] == "fixed":
         return say("rule.fixed", atol=rule["atol"], rtol=rule["rtol"])
+    if rule["kind"] == "bits":
+        return say("rule.bits")
     settings = ", ".join(f"{key} {value}" for key, value in rule.items() if key != "kind")
     return say("rule.other", name=rule["kind"], settings=f" ({settings})" if settings else "")
 
@@ -101,3 +109,9 @@ def consequences(comparison: Comparison) -> list[Block]:
     follows = join(consequence_texts(comparison), "; ") or word("name", "no_consequence")
     unexplained = join(map(remainder_text, comparison.unexplained), "; ") or word("name", "nothing")
     return [Paragraph(say("follows", what=follows)), Paragraph(say("unexplained", what=unexplained))]
+
+
+def next_step(comparison: Comparison) -> list[Block]:
+    """Which evidence to gather, where two trainers differ and nothing yet says why."""
+    open_question = comparison.verdict is Status.DIVERGED and not comparison.contract_differs
+    return [Paragraph(say("explain"))] if open_question else []

@@ -97,6 +97,7 @@ def _tables(comparison: Comparison, found: list[Finding]) -> list[Block]:
             ranked.append(((not finding.within, finding.metrics.nonfinite_disagree, ratio, size), finding))
     measured = [finding for _, finding in sorted(ranked, key=lambda each: each[0], reverse=True)]
     others = [finding for finding in found if not finding.metrics]
+    bounded = comparison.rule["kind"] != "bits"
     rows: list[list[object]] = []
     for finding in [*others[:WORST], *measured[:WORST]]:
         metrics, judgement = finding.metrics, finding.judgement
@@ -106,16 +107,17 @@ def _tables(comparison: Comparison, found: list[Finding]) -> list[Block]:
             rows.append([*row, finding.difference.value.replace("_", " "), *values])
             continue
         at = Code(str(list(finding.index))) if finding.index else "-"
-        bound = judgement.ratio if judgement else None
-        sizes = map(small, (metrics.max_abs, metrics.relative, metrics.max_ulp, bound))
-        rows.append([*row, at, *values, *sizes, word("within", str(finding.within))])
+        sizes: list[object] = [small(size) for size in (metrics.max_abs, metrics.relative, metrics.max_ulp)]
+        if bounded:
+            sizes += [small(judgement.ratio if judgement else None), word("within", str(finding.within))]
+        rows.append([*row, at, *values, *sizes])
     sides, split = labels(comparison), len(others[:WORST])
     blocks: list[Block] = []
     if others:
         blocks += [table([*heads("step", "what", "kind"), *sides], rows[:split])]
         blocks += cut("differences.order", WORST, others)
     if measured:
-        sizes_of = heads("largest", "relative", "ulp", "bound", "within")
-        blocks += [table([*heads("step", "what", "at"), *sides, *sizes_of], rows[split:], right=5)]
-        blocks += cut("differences.worst", WORST, measured)
+        sizes_of = [*heads("largest", "relative", "ulp"), *(heads("bound", "within") if bounded else [])]
+        blocks += [table([*heads("step", "what", "at"), *sides, *sizes_of], rows[split:], right=len(sizes_of))]
+        blocks += cut("differences.worst" if bounded else "differences.largest", WORST, measured)
     return blocks

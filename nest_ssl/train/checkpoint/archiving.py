@@ -5,6 +5,7 @@ Source of the behaviour: NeMo 3.0.0 `nemo.utils.callbacks.nemo_model_checkpoint.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
 from nest_ssl.train.checkpoint.nemo_archive import nemo_config, save_nemo, write_nemo
 
 
+@dataclass(eq=False)
 class Archives(Callback):
     """Keeps one archive beside the checkpoints.
 
@@ -27,10 +29,12 @@ class Archives(Callback):
         best: the best checkpoint's weights, not the last ones (NeMo: `save_best_model`).
     """
 
-    def __init__(self, checkpoints: ModelCheckpoint, path: Path, at_end: bool, always: bool, best: bool) -> None:
-        self.checkpoints, self.path = checkpoints, path
-        self.at_end, self.always, self.best = at_end, always, best
-        self._archived = ""  # the best checkpoint in the archive
+    checkpoints: ModelCheckpoint
+    path: Path
+    at_end: bool
+    always: bool
+    best: bool
+    _archived: str = field(default="", init=False)  # the best checkpoint in the archive
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not self.always:

@@ -49,23 +49,18 @@ class Source:
 
     Args:
         name: the setting that names it, e.g. `init_from_nemo_model.first`.
-        settings: its path, and parts of names to include and to exclude.
+        path: of the file.
+        include: parts of names; an entry is taken if its name contains one of them,
+        exclude: unless it contains one of these.
     """
 
     name: str
-    settings: InitFrom
-
-    @property
-    def path(self) -> str:
-        return self.settings.path
-
-    @property
-    def key(self) -> str:
-        return self.name.partition(".")[0]
+    path: str
+    include: list[str]
+    exclude: list[str]
 
     def takes(self, name: str) -> bool:
-        wanted, unwanted = self.settings.include, self.settings.exclude
-        return any(part in name for part in wanted) and not any(part in name for part in unwanted)
+        return any(part in name for part in self.include) and not any(part in name for part in self.exclude)
 
 
 def read_sources(cfg: Mapping[str, Any]) -> list[Source]:
@@ -77,9 +72,10 @@ def read_sources(cfg: Mapping[str, Any]) -> list[Source]:
     key = next((key for key in (ARCHIVE, CHECKPOINT) if cfg.get(key) is not None), None)
     if key is None:
         return []
-    if isinstance(cfg[key], str):
-        return [Source(key, read(InitFrom, {"path": cfg[key]}, key))]
-    return [Source(f"{key}.{name}", read(InitFrom, entry, f"{key}.{name}")) for name, entry in cfg[key].items()]
+    named = {key: {"path": cfg[key]}}
+    if not isinstance(cfg[key], str):
+        named = {f"{key}.{name}": entry for name, entry in cfg[key].items()}
+    return [Source(name, **read(InitFrom, entry, name).model_dump()) for name, entry in named.items()]
 
 
 @dataclass(frozen=True)
@@ -108,12 +104,18 @@ def load_sources(cfg: Mapping[str, Any]) -> list[Loaded]:
     loaded: list[Loaded] = []
     config: dict[str, Any] | None
     for source in read_sources(cfg):
-        _check_kind(source)
-        if source.key == CHECKPOINT:
-            config, weights = None, load_checkpoint(source.path)[1]
-        else:
+        is_archive, given = source.name.startswith(ARCHIVE), f"{source.name}={source.path}"
+        with opened(source.path) as stream:  # easily confused: a checkpoint is a zip, an archive a tar
+            is_zip = stream.read(4) == b"PK\x03\x04"
+        if is_archive and is_zip:
+            raise UserError("not an archive but a checkpoint", given, f"Use {CHECKPOINT}.")
+        if not (is_archive or is_zip) and tarfile.is_tarfile(source.path):
+            raise UserError("not a checkpoint but an archive", given, f"Use {ARCHIVE}.")
+        if is_archive:
             config, weights = load_nemo(source.path)
             _check_archive(config, weights, source.path, bool(cfg.get("init_strict", True)))
+        else:
+            config, weights = None, load_checkpoint(source.path)[1]
         check_finite(weights, source.path)
         if weights and not any(map(source.takes, weights)):
             log.warning("warning: %s: include and exclude leave none of the entries of %s", source.name, source.path)
@@ -148,7 +150,7 @@ def init_from_pretrained(model: nn.Module, cfg: Mapping[str, Any], sources: Sequ
         model.load_state_dict(part, strict=False)
         used, names = part.keys() & model.state_dict().keys(), model.state_dict()
         rank_zero_info(f"{source.name}: {len(used)} of the model's {len(names)} entries from {source.path}")
-        left_out = sorted(name for name in weights if any(word in name for word in source.settings.exclude))
+        left_out = sorted(name for name in weights if any(word in name for word in source.exclude))
         if left_out:
             rank_zero_info(f"{source.name}: excluded {', '.join(left_out)}")
 
@@ -208,13 +210,3 @@ def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor
     except READER_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError("settings of which no model can be built", f"{path}: {reason}", ANOTHER_FILE) from error
-
-
-def _check_kind(source: Source) -> None:
-    """The two kinds of file are easily confused: a checkpoint is a zip, an archive a tar."""
-    with opened(source.path) as stream:
-        is_zip = stream.read(4) == b"PK\x03\x04"
-    if source.key == ARCHIVE and is_zip:
-        raise UserError("not an archive but a checkpoint", f"{source.name}={source.path}", f"Use {CHECKPOINT}.")
-    if source.key == CHECKPOINT and not is_zip and tarfile.is_tarfile(source.path):
-        raise UserError("not a checkpoint but an archive", f"{source.name}={source.path}", f"Use {ARCHIVE}.")

@@ -3,8 +3,9 @@
 Lightning restores weights, optimizer, schedule, precision and its counters. This adds what it lacks: the generators,
 the gradients of a half accumulated step, the metrics that choose the best checkpoint, and counters that agree with each
 other wherever in a batch the checkpoint was written. The loader restores its own place in the epoch
-(`nest_ssl.data.loader`), as Lightning asks of it. This holds for one process; several would each go on with the
-generators of the first.
+(`nest_ssl.data.loader`), as Lightning asks of it; where in a batch training goes on is the matter of its loop
+(`lightning_internals.ResumableEpochLoop`). This holds for one process; several would each go on with the generators of
+the first.
 
 Source of the behaviour: Lightning 2.4 `lightning.pytorch.loops`; NeMo 3.0.0 replaces the same loop for the same reason
 (`nemo.utils.exp_manager.SkipResumeTrainingValidationLoop`).
@@ -23,7 +24,7 @@ from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.train.checkpoint.checkpoint_io import KEY
 from nest_ssl.train.checkpoint.nemo_archive import nemo_config
 from nest_ssl.train.checkpoint.weights import plain_settings
-from nest_ssl.train.lightning_internals import DataFetcher, EpochLoop, accumulates, begin_epoch_again, restore_metrics
+from nest_ssl.train.lightning_internals import accumulates, begin_epoch_again
 
 OPTIMIZER = "optim."  # settings below it come back with the checkpoint's optimizer and schedule
 
@@ -50,46 +51,6 @@ def differing_settings(checkpoint: Mapping[str, Any], model: Mapping[str, Any], 
             now = f"{steps:,.0f}" if steps != float("inf") else "no end"
             lines.append(f"the schedule stays planned for {planned:,} steps, as in the checkpoint; this run has {now}")
     return lines
-
-
-class ResumableEpochLoop(EpochLoop):
-    """Lightning's loop over the batches of an epoch, which knows how far into its last batch a checkpoint was written.
-
-    Lightning's own runs a validation again that the checkpoint already has behind it, and forgets one when the batch
-    that it resumes with is followed by another.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__(trainer)
-        self.validated = True  # whether the validation that follows the last batch, if any, is done
-        self._closed = True  # whether the loggers' step has moved on behind the last batch
-
-    def on_save_checkpoint(self) -> dict[str, Any]:
-        return {**super().on_save_checkpoint(), "validated": self.validated, "closed": self._closed}
-
-    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
-        super().on_load_checkpoint(state_dict)
-        self.validated, self._closed = state_dict.get("validated", True), state_dict.get("closed", True)
-
-    def on_run_start(self, data_fetcher: DataFetcher) -> None:
-        super().on_run_start(data_fetcher)
-        if self.restarting:
-            self.val_loop.restarting = False  # a validation starts at its beginning
-            self.validation_is_owed = not self.validated and self.validation_is_due(data_fetcher)
-            if not (self._closed or self.validation_is_owed):
-                self.count_batch()
-                self._closed = True
-
-    def advance(self, data_fetcher: DataFetcher) -> None:
-        self.begin_batch()
-        if not self.validation_is_owed:  # else the batch is trained, and `on_advance_end` goes on with it
-            self.validated = self._closed = False
-            super().advance(data_fetcher)
-
-    def on_advance_end(self, data_fetcher: DataFetcher) -> None:
-        self.validation_is_owed = False
-        super().on_advance_end(data_fetcher)
-        self._closed = True
 
 
 class ExactState(Callback):
@@ -132,11 +93,10 @@ class ExactState(Callback):
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
-        begin_epoch_again(trainer)
+        begin_epoch_again(trainer, loaded.get("metrics", {}))
         for name, parameter in pl_module.named_parameters():
             if name in loaded.get("gradients", {}):
                 parameter.grad = loaded["gradients"][name].to(parameter.device)
-        restore_metrics(trainer, loaded.get("metrics", {}))
         if "generators" in loaded:
             restore_generators(loaded["generators"])
         self._generators = generator_states()

@@ -11,6 +11,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -92,11 +93,13 @@ def plain_settings(config: Any, where: str) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
+@dataclass
 class _Settings:
     """Replaces references by what they name, within a budget: a few lines of them can ask for 2^60 values."""
 
-    def __init__(self, root: dict[Any, Any], where: str) -> None:
-        self.root, self.where, self.left = root, where, SETTINGS_AT_MOST
+    root: dict[Any, Any]
+    where: str
+    left: int = SETTINGS_AT_MOST
 
     def resolve(self, value: Any, depth: int = 0) -> Any:
         self.left -= 1
