@@ -68,7 +68,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def to_builtins(value: Any, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def to_builtins(value: Any, copy: Callable[[torch.Tensor], Any]) -> Any:
     """The same nesting in lists and dicts, its tensors through `copy`, anything exotic as ``{"__repr__": ...}``.
 
     What comes out opens with ``torch.load(weights_only=True)``: no class of anybody's is pickled.

@@ -10,6 +10,7 @@ words consumed between two states are counted by stepping a copy of the first un
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import random
 from collections.abc import Mapping
@@ -50,6 +51,27 @@ def state_bytes(generator: str, state: State) -> bytes:
         name, keys, *rest = state
         return b"|".join([name.encode(), keys, str(tuple(rest)).encode()])
     return bytes(state)
+
+
+def set_state(generator: str, data: bytes) -> None:
+    """Put one generator into a state that `state_bytes` gave; the numbers then drawn are the same bits.
+
+    Raises:
+        ValueError: these bytes are no state of it, or there is no such generator here.
+    """
+    if generator == "python":
+        random.setstate(ast.literal_eval(data.decode()))
+    elif generator == "numpy":
+        name, _, rest = data.partition(b"|")
+        words = np.frombuffer(rest[: 4 * BLOCK], np.uint32)
+        np.random.set_state((name.decode(), words, *ast.literal_eval(rest[4 * BLOCK + 1 :].decode())))
+    elif generator == "torch_cpu":
+        torch.set_rng_state(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    elif generator.startswith("torch_cuda_") and int(generator.rpartition("_")[2]) < torch.cuda.device_count():
+        device = int(generator.rpartition("_")[2])
+        torch.cuda.set_rng_state(torch.frombuffer(bytearray(data), dtype=torch.uint8), device)
+    else:
+        raise ValueError(f"no generator {generator!r} here")
 
 
 def digest(generator: str, state: State) -> str:

@@ -63,7 +63,9 @@ class Recorder(Callback):
     ) -> None:
         optimizer = trainer.optimizers[0] if trainer.optimizers else None
         stepped = trainer.global_step > self._optimizer_steps
-        self.session.step_done(optimizer, stepped, getattr(trainer.train_dataloader, "num_workers", None))
+        workers = getattr(trainer.train_dataloader, "num_workers", None)
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self.session.step_done(optimizer, stepped, workers, schedulers)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.session.validation()  # its loader has begun

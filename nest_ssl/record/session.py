@@ -28,19 +28,24 @@ from typing import Any, Literal
 import torch
 import yaml
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from nest_ssl.base.determinism import flags
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.nested import plain, to_builtins
+from nest_ssl.base.nested import plain, tensors, to_builtins
 from nest_ssl.base.rng import rng_digests
 from nest_ssl.record.observers.calls import CallObserver
-from nest_ssl.record.observers.copies import copy_to_cpu
+from nest_ssl.record.observers.changes import changes
+from nest_ssl.record.observers.copies import copy_to_cpu, same_bits
 from nest_ssl.record.observers.draws import DrawObserver
-from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
+from nest_ssl.record.observers.memory import shared_memory
+from nest_ssl.record.observers.parameters import gradient_digests, gradients, optimizer_state, weights
+from nest_ssl.record.observers.update import UpdateObserver, applied
 from nest_ssl.record.provenance import describe_device, describe_run
 from nest_ssl.record.secrets import masked_yaml
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
 from nest_ssl.recording import layout as files
+from nest_ssl.recording.calls import Call
 from nest_ssl.recording.writer import RecordingWriter
 
 Mark = Literal["before_model", "after_model", "before_first_batch"]
@@ -109,6 +114,10 @@ class Session(AbstractContextManager["Session"]):
         self._draws: DrawObserver | None = None  # of the step being recorded, or of the next, from the end of the last
         self._step: _Step | None = None
         self._number = 0  # of the step in progress, or the next
+        # Files with the weights and the optimizer's state as the next step should find them; empty where unknown.
+        self._last_weights = self._last_optimizer = ""
+        self._modes: dict[str, bool] = {}  # of modules, as the structure has them
+        self._fetch: dict[str, str] | None = None  # states from which the batch of `_draws` is made
         settings = config if isinstance(config, str) else yaml.safe_dump(plain(config), sort_keys=False)
         writer.save_text(files.CONFIG, masked_yaml(settings))
 
@@ -142,7 +151,9 @@ class Session(AbstractContextManager["Session"]):
         self._index["sources"] = describe_sources(model)  # now: a file edited meanwhile is not what trained
         self.writer.save_builtins(files.STRUCTURE, describe_structure(model))
         self.writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
+        self._modes = modes(model)
         self._await_batch(first_step)
+        self._last_weights = files.INITIAL_WEIGHTS
 
     # --- a step, boundary by boundary ---
 
@@ -161,16 +172,28 @@ class Session(AbstractContextManager["Session"]):
         if self._draws:
             place = {"epoch": epoch, "batch": self._number if position is None else position}
             calls = CallObserver(self._model, self._draws)
-            self._step = _Step(place, self._draws, calls, to_builtins(batch, copy_to_cpu))
+            update = UpdateObserver(self._model, self._before_update)
+            live = to_builtins(batch, lambda tensor: tensor)
+            self._step = _Step(place, self._draws, calls, update, live, to_builtins(live, copy_to_cpu))
+            started = weights(self._model).items()
+            self._save(files.STEP_START, changes(started, self.writer.folder, self._last_weights))
+            now = modes(self._model)
+            self._step.training = {name: mode for name, mode in now.items() if self._modes.get(name) != mode}
             self._step.boundary("batch_ready", "training_step")
+            self._draws.keep()
             calls.attach()
+            update.attach()
 
     def loss(self, loss: torch.Tensor) -> None:
         """The forward is done, backward not begun. A second loss in the same step is not recorded."""
-        if self._step and self._step.loss is None:
-            self._step.loss = copy_to_cpu(loss)
-            self._step.boundary("forward_done", "backward")
-            self._step.calls.loss_reached()
+        step = self._step
+        if step and step.loss is None:
+            step.loss = copy_to_cpu(loss)
+            step.boundary("forward_done", "backward")
+            step.calls.loss_reached()
+            step.compare_batch()
+            if loss.requires_grad:  # gradients may still be cleared until backward comes to it
+                step.loss_hook = loss.register_hook(lambda _: step.backward_begins())  # type: ignore[no-untyped-call]
 
     def backward_done(self) -> None:
         """Gradients are complete, neither clipped nor used."""
@@ -179,8 +202,26 @@ class Session(AbstractContextManager["Session"]):
             self._step.gradients = gradients(self._step.calls.root)
             self._save(files.GRADIENTS, self._step.gradients)  # now: they are the model's own, and clipped in place
 
+    def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer is about to change the model: what it has to do that with, as nothing between here and the
+        recorded weights changes it any more."""
+        assert self._step is not None
+        found = optimizer_state(self._step.calls.root, optimizer)
+        base = self._last_optimizer
+        started = changes(found["state"].items(), self.writer.folder, base, lambda content: content["state"])
+        self._save(files.OPTIMIZER_START, {**started, "param_groups": found["param_groups"]})
+        of_backward = {}
+        if self._step.gradients is not None:  # as recorded: the model's own may have been clipped in place
+            name = f"{files.step_folder(self._number)}/{files.GRADIENTS}"
+            of_backward = torch.load(self.writer.folder / name, weights_only=True, mmap=True)
+        self._save(files.APPLIED_GRADIENTS, applied(gradients(self._step.calls.root), of_backward))
+
     def step_done(
-        self, optimizer: torch.optim.Optimizer | None = None, stepped: bool = True, loader_workers: int | None = 0
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        stepped: bool = True,
+        loader_workers: int | None = 0,
+        schedulers: Sequence[Any] = (),
     ) -> None:
         """The batch is done with. What is drawn from here on makes the next one.
 
@@ -188,10 +229,12 @@ class Session(AbstractContextManager["Session"]):
             optimizer: to record the state of.
             stepped: whether it made a step with this batch (under accumulation it does not with each).
             loader_workers: processes beside this one that load data, with generators of their own, not watched.
+            schedulers: of learning rates, to record the state of.
         """
         step = self._step
+        folder = files.step_folder(self._number)
         if step:
-            calls, model = step.calls.detach(), step.calls.root
+            calls, model = step.leave(), step.calls.root
             step.boundary("step_done", "fetch")
             self._save(files.BATCH, step.batch)
             output: Any = next((call.output for call in calls if call.module == ""), [])  # of the root's first call
@@ -208,14 +251,17 @@ class Session(AbstractContextManager["Session"]):
             self._save(files.CALLS, {key: [call.as_builtins() for call in row] for key, row in rows.items()})
             self._save(files.GENERATOR_STATES, step.draws.states)
             ledger = [entry.model_dump() for entry in step.draws.entries]
-            rng = {"states": step.states, "loader_workers": loader_workers, "ledger": ledger}
-            self.writer.save_json(f"{files.step_folder(self._number)}/{files.RNG}", rng)
+            rng = {"states": step.states, "fetch": self._fetch, "loader_workers": loader_workers, "ledger": ledger}
+            self.writer.save_json(f"{folder}/{files.RNG}", rng)
+            self.writer.save_json(f"{folder}/{files.FACTS}", {**step.facts(), "schedulers": describe(schedulers)})
             number = str(self._number)
             self._index["steps"][number] = {**step.place, "optimizer_stepped": stepped, "calls": len(calls)}
             self._index["calls"][number] = [call.name for call in calls]
             self.recorded.append(self._number)
         self._step = None
         self._await_batch(self._number + 1)
+        self._last_weights = f"{folder}/{files.WEIGHTS}" if step else ""
+        self._last_optimizer = f"{folder}/{files.OPTIMIZER}" if step and optimizer is not None else ""
 
     def validation(self) -> None:
         """Validation begins or ends: what was drawn since the last boundary is its own."""
@@ -257,12 +303,15 @@ class Session(AbstractContextManager["Session"]):
     def _await_batch(self, number: int) -> None:
         """Watch the generators from here on if the next batch is one to record."""
         self._number = number
+        self._last_weights = self._last_optimizer = ""
         self._draws = DrawObserver("fetch") if self.steps is None or number in self.steps else None
+        self._fetch = self._draws.keep() if self._draws else None
 
     def _leave_step(self) -> None:
         """A step that did not come to its end is not recorded; its hooks go."""
         if self._step:
-            self._step.calls.detach()
+            self._step.leave()
+            self._last_weights = self._last_optimizer = ""
         self._step = None
 
 
@@ -273,15 +322,57 @@ class _Step:
     place: dict[str, int]
     draws: DrawObserver
     calls: CallObserver
-    batch: Any
+    update: UpdateObserver
+    live_batch: Any  # the tensors that the model has, until the forward is done
+    batch: Any  # as it was at the start
+    training: dict[str, bool] = field(default_factory=dict)
     states: dict[str, dict[str, str]] = field(default_factory=dict)
     loss: torch.Tensor | None = None
+    loss_hook: RemovableHandle | None = None
+    shared: list[list[str]] = field(default_factory=list)
+    edited: list[str] = field(default_factory=list)
+    gradients_before: dict[str, str | None] | None = None
     gradients: dict[str, torch.Tensor | None] | None = None
 
     def boundary(self, moment: str, phase: str) -> None:
         """Note the generators' states at a moment of the step; `phase` is what draws from there on."""
         self.states[moment] = rng_digests()
         self.draws.enter(phase)
+
+    def compare_batch(self) -> None:
+        """The forward is done: which fields of the batch it has edited, and which of them are one memory."""
+        live = dict(tensors(self.live_batch))
+        self.shared = shared_memory(live.items())
+        self.edited = [path for path, kept in tensors(self.batch) if not same_bits(live[path], kept)]
+        self.live_batch = None
+
+    def backward_begins(self) -> None:
+        if self.gradients_before is None:
+            self.gradients_before = gradient_digests(self.calls.root)
+
+    def leave(self) -> list[Call]:
+        """Remove every hook; returns the calls of the forward."""
+        self.update.detach()
+        if self.loss_hook:
+            self.loss_hook.remove()
+        self.live_batch = None
+        return self.calls.detach()
+
+    def facts(self) -> dict[str, Any]:
+        """What `StepFacts` holds, besides schedules."""
+        names = ("training", "gradients_before", "shared", "edited")
+        return {name: getattr(self, name) for name in names}
+
+
+def modes(model: nn.Module) -> dict[str, bool]:
+    """Of each module whether it is in training mode."""
+    return {name: module.training for name, module in model.named_modules()}
+
+
+def describe(schedulers: Sequence[Any]) -> list[dict[str, Any]]:
+    """Class and state of schedules, in plain values."""
+    states = [to_builtins(scheduler.state_dict(), lambda tensor: tensor.tolist()) for scheduler in schedulers]
+    return [{"class": qualified_name(s), "state": state} for s, state in zip(schedulers, states, strict=True)]
 
 
 def refuse_several_processes(world_size: int) -> None:

@@ -10,18 +10,21 @@ from typing import Any
 from torch import nn
 
 from nest_ssl.base.files import sha256_of
+from nest_ssl.record.observers.memory import shared_memory
 from nest_ssl.recording.tensors import describe_tensor
 
 
 def describe_structure(model: nn.Module) -> dict[str, Any]:
     """The content of `model_structure.pkl`. The root module has the empty name."""
     persistent = set(model.state_dict().keys())
+    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {
         "modules": [{"name": n, "class": qualified_name(m), "training": m.training} for n, m in model.named_modules()],
         "parameters": [
             {"name": n, **describe_tensor(p), "requires_grad": p.requires_grad} for n, p in model.named_parameters()
         ],
         "buffers": [{"name": n, **describe_tensor(b), "persistent": n in persistent} for n, b in model.named_buffers()],
+        "shared": shared_memory(every),
     }
 
 
@@ -41,6 +44,6 @@ def describe_sources(model: nn.Module) -> dict[str, dict[str, str]]:
     return sources
 
 
-def qualified_name(module: nn.Module) -> str:
-    """Module and name of a module's class."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+def qualified_name(instance: object) -> str:
+    """Module and name of its class."""
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"

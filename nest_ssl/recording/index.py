@@ -164,11 +164,41 @@ class DrawEntry(_Strict):
 
 
 class StepRandom(_Strict):
-    """`rng.json` of a step: states of generators at its boundaries, and who drew; None where no account was kept."""
+    """`rng.json` of a step: states of generators at its boundaries, and who drew; None where no account was kept.
+
+    `fetch` are the states from which the batch was made.
+    """
 
     states: dict[Boundary, Generators]
+    fetch: Generators | None = None
     loader_workers: Count | None = None
     ledger: list[DrawEntry] | None = None
+
+
+class Scheduler(_Strict):
+    """A learning-rate schedule after a step: its class and what it says of itself, in plain values."""
+
+    scheduler_class: str = Field(alias="class")
+    state: dict[str, Any]
+
+
+class StepFacts(_Strict):
+    """`facts.json` of a step.
+
+    Args:
+        training: modules whose mode at the start of the step was not that of `model_structure.pkl`, and this mode.
+        gradients_before: of each trained parameter what its ``.grad`` held when backward began: None, ``"zero"``, or
+            the digest of what was there; None as a whole where backward never began.
+        shared: fields of the batch, by their paths, that lie in the same memory, in groups.
+        edited: fields of the batch that were others at the end of the forward.
+        schedulers: as the step left them.
+    """
+
+    training: dict[str, bool] = {}
+    gradients_before: dict[str, Literal["zero"] | Sha256 | None] | None = None
+    shared: list[list[str]] = []
+    edited: list[str] = []
+    schedulers: list[Scheduler] = []
 
 
 class TensorEntry(_Strict):
@@ -203,11 +233,15 @@ class BufferEntry(_Strict):
 
 
 class Structure(_Strict):
-    """`model_structure.pkl`. The root module has the empty name."""
+    """`model_structure.pkl`. The root module has the empty name.
+
+    `shared` are names of parameters and buffers that lie in the same memory, in groups; None: not recorded.
+    """
 
     modules: list[ModuleEntry] = []
     parameters: list[ParameterEntry] = []
     buffers: list[BufferEntry] = []
+    shared: list[list[str]] | None = None
 
 
 class Index(_Strict):

@@ -18,7 +18,13 @@ WEIGHTS = "parameter_weights.pt"
 CALLS = "layer_outputs.pkl"
 OPTIMIZER = "optimizer_state.pt"
 RNG = "rng.json"
-GENERATOR_STATES = "generator_states.pt"  # whole states from which a call drew: {generator: {digest: uint8 tensor}}
+GENERATOR_STATES = "generator_states.pt"  # whole, where a call drew or a step began: {generator: {digest: bytes}}
+
+# Not in older recordings of this schema.
+STEP_START = "step_start.pt"  # weights before the step, as far as they differ from what was recorded last
+OPTIMIZER_START = "optimizer_start.pt"  # the optimizer's state before its update, alike, and the groups' settings
+APPLIED_GRADIENTS = "applied_gradients.pt"  # gradients that the update used, as far as they are not those of backward
+FACTS = "facts.json"
 
 
 def step_folder(step: int, rank: int = 0, world_size: int = 1) -> str:

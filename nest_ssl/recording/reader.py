@@ -12,15 +12,16 @@ import json
 import os
 import pickle
 import pickletools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from nest_ssl.base.errors import UserError
@@ -30,10 +31,13 @@ from nest_ssl.base.safe_load import READER_ERRORS, first_line, load_tensors, loa
 from nest_ssl.recording import layout as files
 from nest_ssl.recording import schema1
 from nest_ssl.recording.calls import Call
-from nest_ssl.recording.index import Index, StepRandom, Structure, canonical
+from nest_ssl.recording.index import Boundary, Index, StepFacts, StepRandom, Structure, canonical
 from nest_ssl.recording.tensors import check_storable, describe_tensors
 
 T = TypeVar("T")
+
+
+_CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 def _with_names(group: dict[str, Any]) -> dict[str, Any]:
@@ -49,15 +53,58 @@ class OptimizerState(TypedDict):
     param_groups: list[Annotated[dict[str, Any], AfterValidator(_with_names)]]
 
 
+@with_config(_CONFIG)
+class _Changes(TypedDict):
+    """A table as far as it differs from the one in another file, `base`."""
+
+    base: str
+    names: list[str]
+    entries: dict[str, Any]
+
+
+@with_config(_CONFIG)
+class _OptimizerStart(_Changes):
+    param_groups: list[Annotated[dict[str, Any], AfterValidator(_with_names)]]
+
+
+@with_config(_CONFIG)
+class _Applied(TypedDict):
+    norm: torch.Tensor | None
+    factor: torch.Tensor | None
+    scaled: list[str]
+    entries: dict[str, torch.Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedGradients:
+    """Gradients as the optimizer used them.
+
+    Args:
+        gradients: of every trained parameter.
+        norm: the norm of all of backward's gradients together, before clipping.
+        factor: what gradients were multiplied by, if one number says it (in every bit); those are `scaled`.
+        edited: names of those that changed in any other way.
+    """
+
+    gradients: dict[str, torch.Tensor | None]
+    norm: torch.Tensor | None
+    factor: torch.Tensor | None
+    scaled: list[str]
+    edited: list[str]
+
+
 RERUN = "Record it again (make nemo, make nest)."
 MOST_TEXT = 1 << 28  # bytes of a file that is read as a whole
-_CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True)
 _NESTED = TypeAdapter(Any)
 _BY_NAME = TypeAdapter(dict[str, Any], config=_CONFIG)
 _TENSORS = TypeAdapter(dict[str, torch.Tensor], config=_CONFIG)
 _GRADIENTS = TypeAdapter(dict[str, torch.Tensor | None], config=_CONFIG)
 _STATES = TypeAdapter(dict[str, dict[str, torch.Tensor]], config=_CONFIG)
 _OPTIMIZER = TypeAdapter(OptimizerState)
+_CHANGES = TypeAdapter(_Changes)
+_OPTIMIZER_START = TypeAdapter(_OptimizerStart)
+_APPLIED = TypeAdapter(_Applied)
+_ENTRIES = TypeAdapter(dict[str, dict[str, Any]])
 _CALLS = TypeAdapter(list[Call])
 # What protocol 4 writes for str, int, float, bool, None, list, tuple and dict; no other opcode is read.
 _BUILTIN_OPCODES = frozenset(
@@ -75,7 +122,7 @@ class StepFiles:
     """
 
     def __init__(self, recording: Recording, number: int, rank: int) -> None:
-        self._recording, self._number = recording, number
+        self._recording, self._number, self._rank = recording, number, rank
         self.folder = files.step_folder(number, rank, recording.world_size)
 
     def has(self, name: str) -> bool:
@@ -101,6 +148,82 @@ class StepFiles:
 
     def optimizer_state(self) -> OptimizerState:
         return self._load(files.OPTIMIZER, _OPTIMIZER)
+
+    def start_weights(self) -> dict[str, torch.Tensor] | None:
+        """Parameters and buffers before the step; None if they are not known.
+
+        In recordings without a file of them they are those that the step before left, or the initial ones.
+        """
+        recording, before = self._recording, self._before()
+        if self.has(files.STEP_START):
+            bases = {files.INITIAL_WEIGHTS: recording.initial_weights}
+            bases |= {f"{before.folder}/{files.WEIGHTS}": before.weights} if before else {}
+            return self._whole(files.STEP_START, self._load(files.STEP_START, _CHANGES), bases, _TENSORS)
+        if self._number == (recording.index.resumed_from.batches if recording.index.resumed_from else 0):
+            return recording.initial_weights()
+        return before.weights() if before and before.has(files.WEIGHTS) else None
+
+    def changed_weights(self) -> list[str] | None:
+        """Names of those that were not any more what the step before had left; None if that is not known."""
+        if not self.has(files.STEP_START):
+            return None
+        changes = self._load(files.STEP_START, _CHANGES)
+        return list(changes["entries"]) if changes["base"] else None
+
+    def start_optimizer_state(self) -> dict[str, dict[str, Any]] | None:
+        """The optimizer's state before this step's update, by parameter; None if it made none, or it is not known."""
+        if not self.has(files.OPTIMIZER_START):
+            return None
+        before = self._before()
+        bases = {f"{before.folder}/{files.OPTIMIZER}": lambda: before.optimizer_state()["state"]} if before else {}
+        changes = self._load(files.OPTIMIZER_START, _OPTIMIZER_START)
+        return self._whole(files.OPTIMIZER_START, changes, bases, _ENTRIES)
+
+    def start_groups(self) -> list[dict[str, Any]] | None:
+        """Settings of the parameter groups with which this step's update was made, as in `optimizer_state`; or None."""
+        has = self.has(files.OPTIMIZER_START)
+        return self._load(files.OPTIMIZER_START, _OPTIMIZER_START)["param_groups"] if has else None
+
+    def applied_gradients(self) -> AppliedGradients | None:
+        """What the optimizer used, after clipping; None if it made no step with this batch, or it is not known."""
+        if not self.has(files.APPLIED_GRADIENTS):
+            return None
+        found = self._load(files.APPLIED_GRADIENTS, _APPLIED)
+        table = self.gradients() if self.has(files.GRADIENTS) else {}
+        with _damage(self._recording.path / self.folder / files.APPLIED_GRADIENTS):
+            for name in found["scaled"]:
+                raw, factor = table[name], found["factor"]
+                if raw is None or factor is None or factor.numel() != 1:
+                    raise ValueError(f"scaled: {name} has nothing to be multiplied")
+                table[name] = raw * factor
+        return AppliedGradients(
+            {**table, **found["entries"]}, found["norm"], found["factor"], found["scaled"], list(found["entries"])
+        )
+
+    def facts(self) -> StepFacts | None:
+        """Small facts about the step; None in recordings that have none."""
+        if not self.has(files.FACTS):
+            return None
+        path = self._recording.listed(f"{self.folder}/{files.FACTS}")
+        with _damage(path):
+            return StepFacts.model_validate_json(_read(path))
+
+    def gradients_before(self) -> dict[str, str | None] | None:
+        """What ``.grad`` held when backward began: None, ``"zero"``, or a digest; None if that is not known."""
+        facts = self.facts()
+        return dict(facts.gradients_before) if facts and facts.gradients_before is not None else None
+
+    def state_at(self, boundary: Boundary | Literal["fetch"]) -> dict[str, bytes] | None:
+        """Whole states of the generators, for `base.rng.set_state`; None where they were not kept.
+
+        Kept are those of ``batch_ready`` and of ``fetch``, where the making of the batch began.
+        """
+        rng = self.rng()
+        digests = rng.fetch if boundary == "fetch" else rng.states.get(boundary)
+        states = self.generator_states() if digests and self.has(files.GENERATOR_STATES) else {}
+        if not digests or any(digest not in states.get(generator, {}) for generator, digest in digests.items()):
+            return None
+        return {generator: states[generator][digest].numpy().tobytes() for generator, digest in digests.items()}
 
     def rng(self) -> StepRandom:
         """Digests of every generator's state at the step's boundaries, and the ledger of draws."""
@@ -145,6 +268,24 @@ class StepFiles:
             if key == "calls" and [call.name for call in calls] != self._recording.index.calls.get(self._number):
                 raise ValueError(f"its calls are not those that {files.INDEX} lists")
             return calls
+
+    def _before(self) -> StepFiles | None:
+        """The step before this one, if it was recorded."""
+        recorded = self._number - 1 in self._recording.index.steps
+        return self._recording.step(self._number - 1, self._rank) if recorded else None
+
+    def _whole(
+        self, name: str, changes: _Changes, bases: Mapping[str, Callable[[], Mapping[str, Any]]], shape: TypeAdapter[T]
+    ) -> T:
+        """The table of which `changes` were recorded in file `name`; `bases` read what they may build upon."""
+        base, entries = changes["base"], changes["entries"]
+        with _damage(self._recording.path / self.folder / name):
+            if base and base not in bases:
+                raise ValueError(f"base: {base} is not of the step before")
+            table = bases[base]() if base else {}
+            if missing := [n for n in changes["names"] if n not in entries and n not in table]:
+                raise ValueError(f"names: nothing is recorded of {missing[0]}")
+            return shape.validate_python({n: entries[n] if n in entries else table[n] for n in changes["names"]})
 
     def _load(self, name: str, shape: TypeAdapter[T]) -> T:
         return self._recording.load(f"{self.folder}/{name}", shape)

@@ -18,7 +18,8 @@ from nest_ssl.recording.writer import RecordingWriter
 
 EXPECTED_FILES = {
     "batch.pt", "forward_output.pt", "loss.pt", "parameter_gradients.pt", "parameter_weights.pt", "layer_outputs.pkl",
-    "optimizer_state.pt", "rng.json", "generator_states.pt",
+    "optimizer_state.pt", "rng.json", "generator_states.pt", "step_start.pt", "optimizer_start.pt",
+    "applied_gradients.pt", "facts.json",
 }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.base.nested import leaves
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.index import sealed
-from nest_ssl.recording.reader import open_recording
+from nest_ssl.recording.layout import step_folder
+from nest_ssl.recording.reader import Recording, StepFiles, open_recording
 from nest_ssl.recording.tensors import describe_tensors, tensor_digest
 from nest_ssl.recording.writer import RecordingWriter
 
@@ -43,14 +44,53 @@ def rewrite(source: Path, target: Path) -> Path:
                 files.OPTIMIZER: step.optimizer_state(),
                 files.CALLS: {"calls": [call.as_builtins() for call in step.calls()]},
                 files.GENERATOR_STATES: {"torch_cpu": {hashlib.sha256(b"\0" * 8).hexdigest()[:16]: STATE}},
+                **starts(recording, number),
             }.items():
                 writer.save_tensors(f"{step.folder}/{name}", value)
+            writer.save_json(f"{step.folder}/{files.FACTS}", FACTS)
             writer.save_json(f"{step.folder}/{files.RNG}", step.rng().model_dump())
         ledger = [entry.model_dump() for entry in recording.index.ledger or []]
         kept = {key: value for key, value in raw.items() if key not in ("schema", "tensors", "files", "model_class")}
         return writer.finish({**kept, "ledger": ledger})
 
 
+def starts(recording: Recording, number: int) -> dict[str, Any]:
+    """What older recordings do not have: here the first weight is another one than the step before left."""
+    step = recording.step(number)
+    table, groups = step.start_weights(), step.optimizer_state()["param_groups"]
+    assert table is not None
+    before = step_folder(number - 1)
+    name = next(iter(table))
+    gradient = next(n for n, g in step.gradients().items() if g is not None)
+    last = list(step.optimizer_state()["state"]) if number else []
+    return {
+        files.STEP_START: {
+            "base": f"{before}/{files.WEIGHTS}" if number else files.INITIAL_WEIGHTS,
+            "names": list(table),
+            "entries": {name: table[name] + 1},
+        },
+        files.OPTIMIZER_START: {
+            "base": f"{before}/{files.OPTIMIZER}" if number else "",
+            "names": last,
+            "entries": {},
+            "param_groups": groups,
+        },
+        files.APPLIED_GRADIENTS: {
+            "norm": torch.tensor(2.0),
+            "factor": torch.tensor(0.5),
+            "scaled": [gradient],
+            "entries": {},
+        },
+    }
+
+
+FACTS = {
+    "training": {"": True},
+    "gradients_before": {"w": "zero", "v": None, "u": "0" * 64},
+    "shared": [["a", "b"]],
+    "edited": ["a"],
+    "schedulers": [{"class": "p.Schedule", "state": {"last_epoch": 1, "_last_lr": [0.1]}}],
+}
 STATE = torch.zeros(8, dtype=torch.uint8)
 
 
@@ -88,6 +128,9 @@ def read_all(path: Path, verify: bool = True, only: str = "") -> dict[str, Any]:
             files.BATCH: step.batch, files.FORWARD_OUTPUT: step.forward_output, files.LOSS: step.loss,
             files.GRADIENTS: step.gradients, files.WEIGHTS: step.weights, files.OPTIMIZER: step.optimizer_state,
             files.GENERATOR_STATES: step.generator_states, files.RNG: lambda step=step: step.rng().model_dump(),
+            files.STEP_START: step.start_weights, files.APPLIED_GRADIENTS: lambda step=step: _applied(step),
+            files.OPTIMIZER_START: lambda step=step: [step.start_optimizer_state(), step.start_groups()],
+            files.FACTS: lambda step=step: step.facts().model_dump(),
             files.CALLS: lambda step=step: [c.as_builtins() for c in [*step.calls(), *step.later_calls()]],
         }  # fmt: skip
         parts |= {
@@ -97,6 +140,12 @@ def read_all(path: Path, verify: bool = True, only: str = "") -> dict[str, Any]:
         }
     flat = leaves(parts)
     return {place: tensor_digest(leaf) if isinstance(leaf, torch.Tensor) else leaf for place, leaf in flat}
+
+
+def _applied(step: StepFiles) -> dict[str, Any]:
+    applied = step.applied_gradients()
+    assert applied is not None
+    return {name: getattr(applied, name) for name in ("gradients", "norm", "factor", "scaled", "edited")}
 
 
 def refused(path: Path, verify: bool = True, only: str = "") -> str | None:

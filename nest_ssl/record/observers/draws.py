@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-from nest_ssl.base.rng import digest, read_states, state_bytes, words_between
+from nest_ssl.base.rng import State, digest, read_states, state_bytes, words_between
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.index import DrawEntry
 
@@ -23,7 +23,8 @@ from nest_ssl.recording.index import DrawEntry
 class DrawObserver:
     """Collects `entries` from now on, and the whole `states` from which calls drew: what a replay starts from.
 
-    `states` holds each state once, by generator and digest, as the bytes of `nest_ssl.base.rng.state_bytes`.
+    `states` also has those that `keep` was asked for. It holds each state once, by generator and digest, as the bytes
+    of `nest_ssl.base.rng.state_bytes`.
     """
 
     def __init__(self, phase: str) -> None:
@@ -43,6 +44,13 @@ class DrawObserver:
         """End the stretch at the start or end of a call that has number `event`; `call` was the innermost one open."""
         self.charge(self._phase, call)
         self._event = event + 1
+
+    def keep(self) -> dict[str, str]:
+        """Keep the whole state of every generator as of the last boundary; returns the digests."""
+        kept = {generator: digest(generator, state) for generator, state in self._present.items()}
+        for generator, state in self._present.items():
+            self._keep(generator, state, kept[generator])
+        return kept
 
     def charge(self, phase: str, call: Call | None = None) -> None:
         """End the stretch, drawn by `call`, or by `phase` where there is none; then go on as before."""
@@ -66,6 +74,10 @@ class DrawObserver:
                 after=ended,
             )
             self.entries.append(entry)
-            if call is not None and started not in self.states.setdefault(generator, {}):
-                whole = torch.frombuffer(bytearray(state_bytes(generator, old)), dtype=torch.uint8)
-                self.states[generator][started] = whole
+            if call is not None:
+                self._keep(generator, old, started)
+
+    def _keep(self, generator: str, state: State, name: str) -> None:
+        if name not in self.states.setdefault(generator, {}):
+            whole = torch.frombuffer(bytearray(state_bytes(generator, state)), dtype=torch.uint8)
+            self.states[generator][name] = whole

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nest_ssl.base.nested import to_builtins
+from nest_ssl.recording.tensors import storable, tensor_digest
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -21,6 +22,18 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor | None]:
     return {
         n: None if p.grad is None else p.grad.detach().cpu() for n, p in model.named_parameters() if p.requires_grad
     }
+
+
+def gradient_digests(model: nn.Module) -> dict[str, str | None]:
+    """What every trained parameter's gradient holds: None, ``"zero"``, or the digest of what is there."""
+    digests: dict[str, str | None] = {}
+    for name, gradient in gradients(model).items():
+        if gradient is None:
+            digests[name] = None
+        else:
+            dense = storable(gradient)
+            digests[name] = tensor_digest(dense) if dense.any() else "zero"
+    return digests
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""A table as it stands, kept as far as it differs from a file of the recording: between two steps little changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nest_ssl.base.nested import leaves
+from nest_ssl.record.observers.copies import same_bits
+
+
+def changes(
+    table: Iterable[tuple[str, Any]], folder: Path, base: str, part: Callable[[Any], dict[str, Any]] = dict
+) -> dict[str, Any]:
+    """The content of `step_start.pt`: `entries` of `table` that are not the same in file `base`, and all `names`.
+
+    Args:
+        table: names and (nested) values; tensors may be anywhere, and are not copied.
+        folder: of the recording in the making.
+        base: name of the file below it; empty: there is none, and everything is kept.
+        part: takes the table out of the file's content.
+    """
+    recorded = part(torch.load(folder / base, weights_only=True, mmap=True)) if base else {}
+    names, entries = [], {}
+    for name, value in table:
+        names.append(name)
+        if name not in recorded or not _same(value, recorded[name]):
+            entries[name] = value
+    return {"base": base, "names": names, "entries": entries}
+
+
+def _same(value: Any, recorded: Any) -> bool:
+    one, other = list(leaves(value)), list(leaves(recorded))
+    return len(one) == len(other) and all(
+        path == other_path and _same_leaf(leaf, other_leaf)
+        for (path, leaf), (other_path, other_leaf) in zip(one, other, strict=True)
+    )
+
+
+def _same_leaf(leaf: Any, other: Any) -> bool:
+    if isinstance(leaf, torch.Tensor) and isinstance(other, torch.Tensor):
+        return same_bits(leaf, other)
+    return type(leaf) is type(other) and bool(leaf == other)
