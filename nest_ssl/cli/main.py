@@ -13,6 +13,7 @@ VERBS = {
     "data": "write the practice data and check its hashes",
     "train": "train and record: nest-ssl train nest key=value ... (or nemo, in NeMo's environment)",
     "compare": "compare two recordings and write the report",
+    "explain": "gather evidence about their difference: bug or rounding, born here or came in",
 }
 USAGE = """usage: nest-ssl VERB ...
 

@@ -118,6 +118,7 @@ class Experiment(Section):
     output_dir: str | None = None
     save_steps: str | int | list[int] | None = 0
     overwrite: bool = False
+    stop_when_recorded: bool = False  # end training behind the last step to record
     noise_floor: Whole = 0  # how often each recorded step is repeated, to see what rounding alone does to it
     batches: Positive | None = None
     no_masked_token: Literal["nan", "zero"] = "nan"

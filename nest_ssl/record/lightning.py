@@ -19,13 +19,23 @@ from nest_ssl.recording.writer import RecordingWriter
 
 
 class Recorder(Callback):
-    """Writes a recording while a Lightning Trainer trains; arguments as for `Session`."""
+    """Writes a recording while a Lightning Trainer trains; arguments as for `Session`.
+
+    Args:
+        stops: whether training ends behind the last step to record, though it was planned for more.
+    """
 
     def __init__(
-        self, writer: RecordingWriter, steps: frozenset[int] | None, output_names: Sequence[str], config: str = "{}\n"
+        self,
+        writer: RecordingWriter,
+        steps: frozenset[int] | None,
+        output_names: Sequence[str],
+        config: str = "{}\n",
+        stops: bool = False,
     ) -> None:
         self.session = Session(writer, steps, output_names, config)
         self._optimizer_steps = 0
+        self._last = max(steps) if steps and stops else None
 
     def mark_rng(self, moment: Mark) -> None:
         """Note the generators' states before or after the model is built."""
@@ -66,6 +76,8 @@ class Recorder(Callback):
         workers = getattr(trainer.train_dataloader, "num_workers", None)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self.session.step_done(optimizer, stepped, workers, schedulers)
+        if self._last in self.session.recorded:
+            trainer.should_stop = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.session.validation()  # its loader has begun

@@ -8,9 +8,10 @@ evidence of other recordings is never taken for this pair's.
       float64/nemo, nest/       both trainers once more in float64: recordings like any other, named as their originals
       float64/replay.json       the replay of the reference's float64 recording
       floor/                    the reference once more, with step_N/noise_floor.json: what rounding alone can do
-      observer/                 the candidate's and the reference's weights after the same steps without a recorder
+      observer.json             what a run certifies about itself: it repeats itself, is not changed by being recorded
       operators/reference.json, candidate.json      what the modules that differ call
       schedule/reference.json, candidate.json       learning rates without training
+      gathered.json             which kinds were asked for, which could be had, and what the others cost in certainty
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ FOLDER = "evidence"  # beside the two recordings
 REPLAY = "replay.json"
 FLOAT64 = "float64"
 FLOOR = "floor"
-OBSERVER = "observer"
+OBSERVER = "observer.json"
+GATHERED = "gathered.json"
 OPERATORS = "operators"
 SCHEDULE = "schedule"
 NOISE_FLOOR = "noise_floor.json"  # of a step, in the recording that repeated it
@@ -236,6 +238,47 @@ class Schedule(Bound):
     scheduler: str  # class, "" for none
     steps: list[Count]
     rates: list[list[float]]  # of each step, by parameter group
+
+
+class Check(Strict):
+    """One thing that a run certifies about itself, by digests of tensors.
+
+    Args:
+        what: ``repeats``: trained once more, it recorded the same bits. ``unwatched``: it has the same weights in the
+            end without a recorder. ``restarts``: the step trained again from its saved state leaves the same bits.
+        first: the first that differs.
+    """
+
+    what: Literal["repeats", "unwatched", "restarts"]
+    side: Literal["reference", "candidate"]
+    step: Count | None = None
+    compared: Count
+    differing: Count
+    first: str = ""
+
+
+class Observer(Bound):
+    """`observer.json`."""
+
+    schema_name: Literal["nest-ssl-observer/1"] = Field(default="nest-ssl-observer/1", alias="schema")
+    checks: list[Check]
+
+
+class Gathering(Strict):
+    """One kind of evidence that was asked for: whether it was had; if not, why, and what is less certain without it."""
+
+    kind: str
+    had: bool
+    seconds: Size = 0.0
+    why: str = ""
+    costs: str = ""
+
+
+class Gathered(Bound):
+    """`gathered.json`."""
+
+    schema_name: Literal["nest-ssl-gathered/1"] = Field(default="nest-ssl-gathered/1", alias="schema")
+    kinds: list[Gathering]
 
 
 Evidence = TypeVar("Evidence", bound=Bound)

@@ -69,7 +69,8 @@ def record(subject: Subject, cfg: DictConfig) -> int:
             print(f"note: {note}")
         log = target.with_name(f"{target.name}.log")
         with RecordingWriter(target, cfg.overwrite) as writer:  # drops what is not finished
-            recorder = Recorder(writer, parse_steps(cfg.save_steps), FORWARD_OUTPUTS, OmegaConf.to_yaml(cfg))
+            steps, settings = parse_steps(cfg.save_steps), OmegaConf.to_yaml(cfg)
+            recorder = Recorder(writer, steps, FORWARD_OUTPUTS, settings, cfg.stop_when_recorded)
             with quiet(log) as console:
                 trainer = _train(subject, checked, inputs, experiment, recorder, Progress(console, subject.name))
                 trained = experiment.close(trainer)
@@ -89,9 +90,9 @@ def record(subject: Subject, cfg: DictConfig) -> int:
                 duration_s=round(time.perf_counter() - started, 1),
                 **experiment.describe(),
             )
-    steps = ", ".join(map(str, recorder.session.recorded)) or "none"
+    recorded = ", ".join(map(str, recorder.session.recorded)) or "none"
     print(f"{subject.name}: {summary(trainer, skipped, log)}")
-    print(f"{subject.name}: recorded step {steps} in {target} ({time.perf_counter() - started:.1f} s)")
+    print(f"{subject.name}: recorded step {recorded} in {target} ({time.perf_counter() - started:.1f} s)")
     return EXIT_OK
 
 

@@ -61,7 +61,11 @@ class Tally:
             entry.relative.append(distance / entry.norm if entry.norm else math.inf if distance else 0.0)
             entry.max_abs.append(largest)
             entry.flips.append(flips)
-            self.compared, differing, flipped = self.compared + 1, differing + (measured is not None), flipped or flips > 0
+            self.compared, differing, flipped = (
+                self.compared + 1,
+                differing + (measured is not None),
+                flipped or flips > 0,
+            )
         self.differing.append(differing)
         self.flipped.append(flipped)
 
@@ -99,7 +103,7 @@ def _measure(recorded: Tensor, repeated: Tensor) -> Measured:
     squares, distances, largest = 0.0, 0.0, 0.0
     for piece, other in chunks(as_real(recorded), as_real(repeated), PIECE):
         one = piece.double()
-        difference = other.double().sub_(one)
+        difference = other.double() - one  # not in place: of a double, `double` is the tensor itself
         square, distance = float(one.dot(one)), float(difference.dot(difference))
         if not math.isfinite(square + distance):  # NaN and infinity in the same places are no difference
             finite = torch.isfinite(piece) & torch.isfinite(other)

@@ -18,6 +18,7 @@ from nest_ssl.recording.evidence import Margin, Place
 CLASS = "RandomProjectionVectorQuantizer"
 ROWS = 256  # tokens whose distances to all codes are in memory at once
 NEAREST = 10  # margins that are listed whatever they are
+LEAST = 2.0**-50  # that the distances themselves, in float64, are rounded by: silence is as far from every code
 NEAR = 100.0  # floors within which any other is listed, too
 
 
@@ -62,13 +63,15 @@ class Margins:
         """The nearest decisions of every quantizer, nearest first."""
         margins = []
         for (name, call), (_, recorded) in self._recorded.items():
-            lead, moved = recorded.flatten(), self._moved[name, call].flatten()
+            lead, moved = recorded.flatten(), self._moved[name, call].flatten().clamp(min=LEAST)
             place = Place.of(Address(Kind.OUTPUT, name, call, path="1"))
             for rank, flat in enumerate(lead.argsort().tolist()):
                 if rank >= NEAREST and not lead[flat] < NEAR * moved[flat]:
                     continue
                 index = [int(i) for i in torch.unravel_index(torch.tensor(flat), recorded.shape)]
-                margins.append(Margin(place=place, index=index, margin=max(0.0, float(lead[flat])), floor=float(moved[flat])))
+                margins.append(
+                    Margin(place=place, index=index, margin=max(0.0, float(lead[flat])), floor=float(moved[flat]))
+                )
         return margins
 
 
@@ -92,7 +95,8 @@ def leads(module: Any, features: Tensor, tokens: Tensor) -> Tensor:
     found = []
     for book, codes in enumerate(module.codebooks.double()):
         chosen = tokens.reshape(batch, steps, books)[:, :, book].reshape(-1, 1)
-        for part, own in zip(rows[:, :, book].reshape(-1, width).split(ROWS), chosen.split(ROWS), strict=True):
+        parts = (torch.split(table, ROWS) for table in (rows[:, :, book].reshape(-1, width), chosen))
+        for part, own in zip(*parts, strict=True):
             distances = torch.cdist(part, codes, compute_mode="donot_use_mm_for_euclid_dist")
             token = distances.gather(1, own)
             found.append((distances.scatter(1, own, torch.inf).amin(1, keepdim=True) - token).view(-1))

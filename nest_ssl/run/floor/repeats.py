@@ -62,6 +62,7 @@ class _RecordedStep:
     def __init__(self, folder: Path, before: Weights, model: LightningModule) -> None:
         self._folder, self._before = folder, before
         self._edited: dict[str, Tensor | None] = {}
+        self._recorded: StepValues | None = None  # mapped from the disk, once it is all there
         self._buffers = {name for name, _ in model.named_buffers()}
         self.tally, self.margins = Tally(), Margins(model)
 
@@ -74,7 +75,8 @@ class _RecordedStep:
 
     def add(self, repeat: _Repeat, model: LightningModule, optimizer: torch.optim.Optimizer) -> None:
         """Compare what a repeat left with what was recorded."""
-        recorded = recorded_values(self._folder, self._edited, self._before, self._buffers)
+        recorded = self._recorded or recorded_values(self._folder, self._edited, self._before, self._buffers)
+        self._recorded = recorded
         self.tally.add(recorded, repeat.values(model, optimizer, list(recorded.outputs), self._buffers))
 
     def write(self, number: int, since: int, repeats: int, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -141,14 +142,20 @@ def tensors_of(batch: Any) -> list[Tensor]:
 def move_by_one_ulp(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
     """Move every element of the floating-point tensors to its next neighbour up or down, by the toss of a coin.
 
-    Zeros stay, for they are exact (padding, masks, biases at the start), and so does what is not finite.
+    Zeros stay, for they are exact (padding, masks, biases at the start), and so does what is not finite. So do numbers
+    of a finer type than the others (codebooks in float64): what they are rounded to is nothing beside the rest.
 
     Args:
         tensors: edited in place.
         generator: on the CPU; of its own, so that training draws what it would have drawn.
     """
-    for tensor in tensors:
-        if not tensor.is_floating_point():
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    sizes = Counter[torch.dtype]()
+    for tensor in floating:
+        sizes[tensor.dtype] += tensor.numel()
+    finest = min((torch.finfo(dtype).eps for dtype, _ in sizes.most_common(1)), default=0.0)
+    for tensor in floating:
+        if torch.finfo(tensor.dtype).eps < finest:
             continue
         words = torch.empty((tensor.numel() + 7) // 8, dtype=torch.int64).random_(generator=generator)
         coins = words.view(torch.int8)[: tensor.numel()].view(tensor.shape).bitwise_and_(1).mul_(2).sub_(1)
