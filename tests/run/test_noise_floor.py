@@ -12,7 +12,12 @@ import pytest
 import torch
 from train_nest import NEST
 
+from nest_ssl.base.rng import restore_generators
 from nest_ssl.compare.findings import Finding
+from nest_ssl.config.compose import compose
+from nest_ssl.config.parts import Quantizer
+from nest_ssl.config.section import read as read_section
+from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.evidence import FloorEntry, NoiseFloor, read_evidence
@@ -20,6 +25,7 @@ from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.run.experiment import run
 from nest_ssl.run.floor import repeats, state
 from nest_ssl.run.floor.deviations import Tally
+from nest_ssl.run.floor.margins import Margins
 from nest_ssl.run.floor.state import SavedState, move_by_one_ulp
 from nest_ssl.run.floor.values import StepValues
 from tests.test_planted_faults import Plant, compare, norm_eps, residual_factor, split_k_product
@@ -55,6 +61,11 @@ def content(recording: Recording) -> dict[str, Any]:
     return {"tensors": recording.index.tensors, "rng": random, "before": recording.index.rng}
 
 
+def losses(printed: str) -> str:
+    """What the line at the end says of the training."""
+    return next(line.partition(", log:")[0] for line in printed.splitlines() if "train_loss" in line)
+
+
 # --- training is untouched
 
 
@@ -71,10 +82,10 @@ def test_training_has_the_bits_that_it_has_without(
 ) -> None:
     """Weights, gradients, optimizer, generators and batches of steps before and behind the repeats, and the losses."""
     alone = record(tmp_path / "alone", *KINDS[kind], "save_steps=all")
-    summary = capsys.readouterr().out.splitlines()[0].partition(", log:")[0]
+    summary = losses(capsys.readouterr().out)
     measured = record(tmp_path / "measured", *KINDS[kind], "save_steps=all", "noise_floor=3")
     assert content(measured) == content(alone)
-    assert capsys.readouterr().out.splitlines()[0].partition(", log:")[0] == summary and "train_loss" in summary
+    assert losses(capsys.readouterr().out) == summary
     assert all((measured.path / f"step_{step}" / "noise_floor.json").is_file() for step in measured.steps)
     assert [read(measured.path, step).restart_differing for step in measured.steps] == [0] * len(measured.steps)
     assert [read(measured.path, step).since for step in measured.steps] == [0, 0, 2, 2][: len(measured.steps)]
@@ -94,10 +105,9 @@ def test_what_is_not_put_back_is_seen(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(state, forgotten, original)
 
     monkeypatch.setattr(SavedState, "put_back", forgetful)
-    # By the last repeat the settings stand as at the chain's last step, which is where training is: made to differ.
-    monkeypatch.setattr(
-        repeats, "write_settings", lambda optimizer, _: [g.update(lr=1.0) for g in optimizer.param_groups]
-    )
+    # The last repeated step leaves generators and settings as training did; here it does not.
+    monkeypatch.setattr(repeats, "restore_generators", lambda states: restore_generators(states) or torch.rand(1))
+    monkeypatch.setattr(repeats, "write_settings", lambda optimizer, _: optimizer.param_groups[0].update(lr=1.0))
     assert content(record(tmp_path / "measured", *kinds, "save_steps=0-2", "noise_floor=1")) != content(alone)
 
 
@@ -167,20 +177,29 @@ def test_the_nearest_tokens_are_listed_with_their_margins(reference: Path) -> No
     assert all(0 < m.floor < 1e-5 for m in margins) and margins[0].margin > margins[0].floor
 
 
-def test_a_token_between_two_codes_flips_and_its_margin_says_why(tmp_path: Path) -> None:
-    """Two codes that lie closer to each other than rounding moves what is to be told apart."""
-
-    def twins(model: Any) -> None:
-        codes = model.quantizer.codebooks.data
-        codes[:, 64:] = codes[:, :64] + 1e-9 * torch.randn(
-            codes[:, 64:].shape, generator=torch.Generator().manual_seed(0)
-        )
-
-    plant_and_record(tmp_path / "nest", twins, "noise_floor=4", "save_steps=0")
-    floor = read(tmp_path / "nest", 0)
-    assert floor.flipped > 0 and floor.margins[0].margin < floor.margins[0].floor
-    tokens = by_address(floor)[Address(Kind.OUTPUT, "quantizer", 0, "", "1")]
-    assert tokens.flips > 0 and tokens.relative_largest == 0
+def test_a_token_between_two_codes_flips_and_its_margin_says_why() -> None:
+    """The runner-up of one token is moved to where it is as near, but for less than rounding does."""
+    torch.manual_seed(0)
+    model = torch.nn.Module()
+    model.quantizer = RandomProjectionVectorQuantizer(read_section(Quantizer, compose(["size=tiny"]).model.quantizer))
+    features = torch.randn(1, 80, 64)
+    frames = features.transpose(1, 2).reshape(1, 8, -1)
+    row = torch.nn.functional.normalize(model.quantizer.proj(frames), dim=-1)[0, 3].double()
+    codes = model.quantizer.codebooks[0]
+    nearest, second = (distances := (codes - row).norm(dim=1)).argsort()[:2]
+    codes[second] = row + (codes[second] - row) * (distances[nearest] * (1 + 1e-10) / distances[second])
+    margins, tokens = Margins(model), []
+    for repeat in range(9):
+        moved = features.clone()
+        if repeat:
+            move_by_one_ulp([moved], torch.Generator().manual_seed(repeat))
+        margins.attach()
+        tokens.append(model.quantizer(moved)[1][0, 3, 0].item())
+        margins.detach()
+    assert set(tokens) == {int(nearest), int(second)}
+    first, *others = margins.found()
+    assert first.index == [0, 3, 0] and first.margin < first.floor < 1e-5
+    assert len(others) == 7 and all(margin.margin > 100 * margin.floor for margin in others)
 
 
 # --- its parts
@@ -194,11 +213,9 @@ def test_every_number_moves_to_a_neighbour(dtype: torch.dtype) -> None:
     move_by_one_ulp([tensor, whole := torch.arange(3)], torch.Generator().manual_seed(1))
     assert torch.equal(whole, torch.arange(3))
     assert torch.equal(tensor[-5:].nan_to_num(7), special.nan_to_num(7)) and tensor[-4].signbit()
-    up, down = (
-        torch.nextafter(before[:-5].double().to(dtype), torch.tensor(to, dtype=dtype)) for to in (math.inf, -math.inf)
-    )
-    rose, fell = tensor[:-5] == up, tensor[:-5] == down
-    assert (rose ^ fell).all() and 400 < rose.sum() < 600
+    whole_type = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    steps = (tensor.view(whole_type) - before.view(whole_type))[:-5]
+    assert set(steps.tolist()) == {-1, 1} and 400 < (tensor > before)[:-5].sum() < 600
 
 
 def test_torchs_own_generator_is_not_drawn_from() -> None:
