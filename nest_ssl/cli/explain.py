@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         pythons = {"reference": options.reference_python, "candidate": options.candidate_python}
         indexes = {"reference": reference.index, "candidate": candidate.index}
-        commands = {side: shlex.split(given or "") or _python(side, indexes[side]) for side, given in pythons.items()}
+        commands = {side: shlex.split(given or "") or python_of(side, indexes[side]) for side, given in pythons.items()}
         _Gathering(jobs, commands, folder, reference.index).run()
     for kind in collect(reference, candidate, folder, kinds).kinds:
         if not kind.had:
@@ -88,7 +88,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _python(side: str, index: Index) -> list[str]:
+def python_of(side: str, index: Index) -> list[str]:
     """The environment that `make setup` makes for a side's trainer.
 
     Raises:
@@ -113,7 +113,7 @@ class _Gathering:
     def __init__(self, jobs: Sequence[Job], commands: Mapping[str, list[str]], folder: Path, index: Index) -> None:
         self._jobs, self._commands, self._folder = jobs, commands, folder
         threads = index.threads.torch or 1
-        self._workers = 2 if _has_room(index, threads) else 1
+        self._workers = 2 if has_room(index, threads) else 1
         outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         self._environment = outside | {"OMP_NUM_THREADS": str(threads)}
         self._started: dict[str, float] = {}  # by log
@@ -174,7 +174,7 @@ class _Gathering:
         return sum(max(seconds) if self._workers > 1 else sum(seconds) for seconds in stages.values())
 
 
-def _has_room(index: Index, threads: int) -> bool:
+def has_room(index: Index, threads: int) -> bool:
     """Whether two trainers fit beside each other: processors, and memory as far as the system says."""
     recorded = sum(entry.bytes for entry in index.files.values()) / max(1, len(index.steps))
     try:

@@ -12,8 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from nest_ssl.compare import findings as f
-from nest_ssl.compare.comparison import Losses
-from nest_ssl.compare.findings import Birth, Cause, Draw, Finding, Relation, RungName, Tally, Unexplained
+from nest_ssl.compare.findings import Birth, Cause, Draw, Finding, Losses, Relation, RungName, Tally, Unexplained
 from nest_ssl.compare.rungs.forward import Key, Span
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import BEFORE_STEPS, Moment, Part, Phase

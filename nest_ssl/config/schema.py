@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from pydantic import Field, model_validator
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.steps import parse_steps
+from nest_ssl.base.steps import MOST, parse_steps
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.optim import Optim
 from nest_ssl.config.parts import Decoder, Encoder, Loss, Masking, Preprocessor, Quantizer, SpecAugment
@@ -117,6 +117,8 @@ class Experiment(Section):
     seed: Seed = 42
     output_dir: str | None = None
     save_steps: str | int | list[int] | None = 0
+    operators: bool | list[str] = False
+    learning_rates: Annotated[int, Ge(0), Le(MOST)] = 0
     overwrite: bool = False
     stop_when_recorded: bool = False  # end training behind the last step to record
     noise_floor: Whole = 0  # how often each recorded step is repeated, to see what rounding alone does to it

@@ -91,11 +91,13 @@ class ExpManager(Section):
     """Source: NeMo 3.0.0 `nemo.utils.exp_manager.ExpManagerConfig` and `CallbackParams`."""
 
     # Left aside also in NeMo's own files, where they stand with these or other values.
+    # The two of ranks are of NeMo 2: which of several processes write a text log.
     ACCEPTED = silent(
         "step_timing_kwargs seconds_to_sleep log_step_timing log_delta_step_timing log_tflops_per_sec_per_gpu"
         " disable_validation_on_resume create_preemption_callback mlflow_logger_kwargs dllogger_logger_kwargs"
         " clearml_logger_kwargs neptune_logger_kwargs early_stopping_callback_params"
         " ipl_epoch_stopper_callback_params straggler_detection_params fault_tolerance"
+        " log_local_rank_0_only log_global_rank_0_only"
     ) | {"files_to_copy": "copy them yourself", "resume_past_end": "no checkpoint is named -end.ckpt here"}
     REFUSED = dict.fromkeys(
         ("create_mlflow_logger", "create_dllogger_logger", "create_clearml_logger", "create_neptune_logger",

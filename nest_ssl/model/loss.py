@@ -50,11 +50,13 @@ class MLMLoss(nn.Module):
         by_token = spec_masks.transpose(1, 2).reshape(batch, frames // self.combine_time_steps, -1)
         counts_BS = by_token.mean(-1) > self.mask_threshold
         targets = F.pad(targets, (0, counts_BS.size(1) - targets.size(1)))  # clean and noisy audio may differ in length
-        counted_KC = decoder_outputs[counts_BS]
+        # As indices, found once: with the mask itself the host would wait for the device at each use, and in backward.
+        counted = counts_BS.nonzero(as_tuple=True)
+        counted_KC = decoder_outputs[counted]
         if self.no_masked_token == "zero" and counted_KC.size(0) == 0:
             return counted_KC.sum()  # of nothing, yet it hangs on the graph: every parameter gets a gradient of zero
         # The mean of one number: it only makes a tensor of its own, so that recorded gradients arrive in NeMo's order.
-        loss: Tensor = self.nll_loss(counted_KC, targets[counts_BS]).mean()
+        loss: Tensor = self.nll_loss(counted_KC, targets[counted]).mean()
         return loss
 
 

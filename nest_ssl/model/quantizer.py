@@ -90,10 +90,11 @@ def nearest_codes(x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"]) ->
         scores_R2, codes_R2 = torch.addmm(bias_C, part_RD.to(codes_CD.dtype), codes_CD.T).topk(2, dim=-1)
         leads.append(scores_R2[:, 0] - scores_R2[:, 1])
         tokens.append(codes_R2[:, 0])
-    tokens_R, unsure_R = torch.cat(tokens), ~(torch.cat(leads) > DECISIVE_MARGIN)  # so written, NaN is unsure
-    if unsure_R.any():
-        rows_UD, which = torch.unique(x_RD[unsure_R], dim=0, return_inverse=True)
-        tokens_R[unsure_R] = distances(rows_UD, codes_CD).argmin(-1)[which]
+    # So written, NaN is unsure. As indices: found once, the host waits for the device once.
+    tokens_R, (unsure,) = torch.cat(tokens), (~(torch.cat(leads) > DECISIVE_MARGIN)).nonzero(as_tuple=True)
+    if len(unsure):
+        rows_UD, which = torch.unique(x_RD[unsure], dim=0, return_inverse=True)
+        tokens_R[unsure] = distances(rows_UD, codes_CD).argmin(-1)[which]
     return tokens_R
 
 

@@ -7,6 +7,7 @@ recorder.finish(trainer={"name": "nest", "package": "nest-ssl", "version": "0.1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,14 +15,18 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from nest_ssl.record.observers.learning_rates import Stepped, learning_rates
 from nest_ssl.record.session import Mark, Session, refuse_several_processes
+from nest_ssl.recording.evidence import Rates
 from nest_ssl.recording.writer import RecordingWriter
 
 
 class Recorder(Callback):
-    """Writes a recording while a Lightning Trainer trains; arguments as for `Session`.
+    """Writes a recording while a Lightning Trainer trains.
 
     Args:
+        writer, steps, output_names, config, operators: as for `Session`.
+        learning_rates: for how many optimizer steps to work out the rates, once training is over; 0: for none.
         stops: whether training ends behind the last step to record, though it was planned for more.
     """
 
@@ -31,9 +36,13 @@ class Recorder(Callback):
         steps: frozenset[int] | None,
         output_names: Sequence[str],
         config: str = "{}\n",
+        operators: bool | Sequence[str] = False,
+        learning_rates: int = 0,
         stops: bool = False,
     ) -> None:
-        self.session = Session(writer, steps, output_names, config)
+        self.session = Session(writer, steps, output_names, config, operators)
+        self.session.unwatched = (LightningModule.log.__code__, LightningModule.log_dict.__code__)
+        self._learning_rates = learning_rates
         self._optimizer_steps = 0
         self._last = max(steps) if steps and stops else None
 
@@ -84,5 +93,30 @@ class Recorder(Callback):
 
     on_validation_end = on_validation_start
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._learning_rates:
+            configured = _rates(trainer, self._learning_rates)
+            loop = trainer.fit_loop.epoch_loop
+            planned, loop.max_steps = loop.max_steps, self._learning_rates
+            longer = _rates(trainer, self._learning_rates)
+            loop.max_steps = planned
+            self.session.learning_rates(configured, longer)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.session.abort()
+
+
+def _rates(trainer: Trainer, steps: int) -> Rates:
+    """Learning rates of the first optimizer, as the model configures it now; what trained is put back afterwards."""
+    strategy = trainer.strategy
+    trained = strategy.optimizers, strategy.lr_scheduler_configs
+    strategy.setup_optimizers(trainer)
+    optimizers, configs = strategy.optimizers, strategy.lr_scheduler_configs
+    strategy.optimizers, strategy.lr_scheduler_configs = trained
+    epoch = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+    schedules = [
+        Stepped(config.scheduler, None if config.reduce_on_plateau else config.frequency * epochs)
+        for config in configs
+        for epochs in [epoch if config.interval == "epoch" else 1]
+    ]
+    return learning_rates(optimizers[0], schedules, steps)

@@ -19,33 +19,33 @@ where the batch before one ends, since what is drawn from there on makes the nex
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal
 
 import torch
 import yaml
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from nest_ssl.base.determinism import flags
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.nested import plain, tensors, to_builtins
+from nest_ssl.base.nested import plain, to_builtins
 from nest_ssl.base.rng import rng_digests
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.changes import changes
-from nest_ssl.record.observers.copies import copy_to_cpu, same_bits
+from nest_ssl.record.observers.copies import copy_to_cpu
 from nest_ssl.record.observers.draws import DrawObserver
-from nest_ssl.record.observers.memory import shared_memory
-from nest_ssl.record.observers.parameters import gradient_digests, gradients, optimizer_state, weights
+from nest_ssl.record.observers.operators import OperatorObserver
+from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
 from nest_ssl.record.observers.update import UpdateObserver, applied
 from nest_ssl.record.provenance import describe_device, describe_run
 from nest_ssl.record.secrets import masked_yaml
+from nest_ssl.record.step import Step, describe, modes
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
 from nest_ssl.recording import layout as files
-from nest_ssl.recording.calls import Call
+from nest_ssl.recording.evidence import LearningRates, Rates
 from nest_ssl.recording.tensors import tensor_digest
 from nest_ssl.recording.writer import RecordingWriter
 
@@ -62,6 +62,7 @@ def recording(
     steps: Iterable[int] | None = None,
     output_names: Sequence[str] = (),
     config: str | Mapping[str, Any] = "{}\n",
+    operators: bool | Sequence[str] = False,
     overwrite: bool = False,
     **index: Any,
 ) -> Iterator[Session]:
@@ -69,7 +70,7 @@ def recording(
 
     Args:
         model: what is trained. Calls of its `forward`, and of every module in it, are recorded.
-        steps, output_names, config: see `Session`.
+        steps, output_names, config, operators: see `Session`.
         overwrite: whether an earlier recording there may be replaced.
         index: what else the recording should say, e.g. `seed`, `data` (hashes of the data, by section and file) and
             `trainer` (`name`, `package`, `version`; by default the folder's name, the model's package and no version).
@@ -80,7 +81,7 @@ def recording(
     """
     started = time.perf_counter()
     trainer = {"name": Path(out).name, "package": type(model).__module__.partition(".")[0], "version": ""}
-    with RecordingWriter(out, overwrite) as writer, Session(writer, steps, output_names, config) as session:
+    with RecordingWriter(out, overwrite) as writer, Session(writer, steps, output_names, config, operators) as session:
         session.begin(model)
         yield session
         took = round(time.perf_counter() - started, 1)
@@ -96,6 +97,8 @@ class Session(AbstractContextManager["Session"]):
         output_names: names for the outputs of the model's `forward`, in order.
         config: the settings of the experiment, as YAML or as a mapping of plain values, compared as part of the
             contract; secrets in it are masked.
+        operators: whether to record the ATen operators of each step too, or patterns of the modules to do it for, as
+            `encoder.layers.0*`.
     """
 
     def __init__(
@@ -104,8 +107,11 @@ class Session(AbstractContextManager["Session"]):
         steps: Iterable[int] | None = None,
         output_names: Sequence[str] = (),
         config: str | Mapping[str, Any] = "{}\n",
+        operators: bool | Sequence[str] = False,
     ) -> None:
         self.writer = writer
+        self.unwatched: Collection[CodeType] = ()  # functions whose operators are no part of training, as a logger's
+        self._operators = operators
         self.steps = None if steps is None else frozenset(steps)
         self.recorded: list[int] = []
         self._output_names = tuple(output_names)
@@ -113,7 +119,7 @@ class Session(AbstractContextManager["Session"]):
         self._model: nn.Module | None = None
         self._before_steps: DrawObserver | None = None
         self._draws: DrawObserver | None = None  # of the step being recorded, or of the next, from the end of the last
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self._number = 0  # of the step in progress, or the next
         # Files with the weights and the optimizer's state as the next step should find them; empty where unknown.
         self._last_weights = self._last_optimizer = ""
@@ -175,7 +181,7 @@ class Session(AbstractContextManager["Session"]):
             calls = CallObserver(self._model, self._draws)
             update = UpdateObserver(self._model, self._before_update)
             live = to_builtins(batch, lambda tensor: tensor)
-            self._step = _Step(place, self._draws, calls, update, live, to_builtins(live, copy_to_cpu))
+            self._step = Step(place, self._draws, calls, update, live, to_builtins(live, copy_to_cpu))
             started = weights(self._model).items()
             self._save(files.STEP_START, changes(started, self.writer.folder, self._last_weights))
             now = modes(self._model)
@@ -184,6 +190,10 @@ class Session(AbstractContextManager["Session"]):
             self._draws.keep()
             calls.attach()
             update.attach()
+            if self._operators:
+                patterns = () if isinstance(self._operators, bool) else self._operators
+                self._step.operators = OperatorObserver(calls, self._number, patterns, self.unwatched)
+                self._step.operators.attach()
 
     def loss(self, loss: torch.Tensor) -> None:
         """The forward is done, backward not begun. A second loss in the same step is not recorded."""
@@ -207,6 +217,8 @@ class Session(AbstractContextManager["Session"]):
         """The optimizer is about to change the model: what it has to do that with, as nothing between here and the
         recorded weights changes it any more."""
         assert self._step is not None
+        if self._step.operators:
+            self._step.operators.update_begins(optimizer)
         found = optimizer_state(self._step.calls.root, optimizer)
         base = self._last_optimizer
         started = changes(found["state"].items(), self.writer.folder, base, lambda content: content["state"])
@@ -235,7 +247,10 @@ class Session(AbstractContextManager["Session"]):
         step = self._step
         folder = files.step_folder(self._number)
         if step:
-            calls, model = step.leave(), step.calls.root
+            traced, calls, model = step.operators, step.leave(), step.calls.root
+            if traced:
+                content = traced.result().model_dump_json(exclude_defaults=True)
+                self.writer.save_text(f"{folder}/{files.OPERATORS}", content + "\n")
             step.boundary("step_done", "fetch")
             self._save(files.BATCH, step.batch)
             output: Any = next((call.output for call in calls if call.module == ""), [])  # of the root's first call
@@ -270,6 +285,16 @@ class Session(AbstractContextManager["Session"]):
             self._draws.charge("validation")
 
     # --- after the steps ---
+
+    def learning_rates(self, configured: Rates, longer: Rates | None = None) -> None:
+        """Record the rates of a schedule over steps that need not be trained, see `observers.learning_rates`.
+
+        Args:
+            configured: as training is configured.
+            longer: as they would be if training were planned for as many steps.
+        """
+        rates = LearningRates(**dict(configured), longer=longer)
+        self.writer.save_text(files.LEARNING_RATES, rates.model_dump_json() + "\n")
 
     def finish(self, **index: Any) -> None:
         """Complete the recording; `index` is added to `recording.json`, and the model's class to its `trainer`.
@@ -316,66 +341,6 @@ class Session(AbstractContextManager["Session"]):
             self._step.leave()
             self._last_weights = self._last_optimizer = ""
         self._step = None
-
-
-@dataclass
-class _Step:
-    """What is known so far of the step being recorded."""
-
-    place: dict[str, int]
-    draws: DrawObserver
-    calls: CallObserver
-    update: UpdateObserver
-    live_batch: Any  # the tensors that the model has, until the forward is done
-    batch: Any  # as it was at the start
-    training: dict[str, bool] = field(default_factory=dict)
-    states: dict[str, dict[str, str]] = field(default_factory=dict)
-    loss: torch.Tensor | None = None
-    loss_hook: RemovableHandle | None = None
-    shared: list[list[str]] = field(default_factory=list)
-    edited: list[str] = field(default_factory=list)
-    gradients_before: dict[str, str | None] | None = None
-    gradients: dict[str, torch.Tensor | None] | None = None
-
-    def boundary(self, moment: str, phase: str) -> None:
-        """Note the generators' states at a moment of the step; `phase` is what draws from there on."""
-        self.states[moment] = rng_digests()
-        self.draws.enter(phase)
-
-    def compare_batch(self) -> None:
-        """The forward is done: which fields of the batch it has edited, and which of them are one memory."""
-        live = dict(tensors(self.live_batch))
-        self.shared = shared_memory(live.items())
-        self.edited = [path for path, kept in tensors(self.batch) if not same_bits(live[path], kept)]
-        self.live_batch = None
-
-    def backward_begins(self) -> None:
-        if self.gradients_before is None:
-            self.gradients_before = gradient_digests(self.calls.root)
-
-    def leave(self) -> list[Call]:
-        """Remove every hook; returns the calls of the forward."""
-        self.update.detach()
-        if self.loss_hook:
-            self.loss_hook.remove()
-        self.live_batch = None
-        return self.calls.detach()
-
-    def facts(self) -> dict[str, Any]:
-        """What `StepFacts` holds, besides schedules."""
-        names = ("training", "gradients_before", "shared", "edited")
-        return {name: getattr(self, name) for name in names}
-
-
-def modes(model: nn.Module) -> dict[str, bool]:
-    """Of each module whether it is in training mode."""
-    return {name: module.training for name, module in model.named_modules()}
-
-
-def describe(schedulers: Sequence[Any]) -> list[dict[str, Any]]:
-    """Class and state of schedules, in plain values."""
-    states = [to_builtins(scheduler.state_dict(), lambda tensor: tensor.tolist()) for scheduler in schedulers]
-    return [{"class": qualified_name(s), "state": state} for s, state in zip(schedulers, states, strict=True)]
 
 
 def refuse_several_processes(world_size: int) -> None:

@@ -21,7 +21,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import is_regular, write_atomically
@@ -200,15 +200,17 @@ class NoiseFloor(Bound):
 
 
 class Operator(Strict):
-    """One ATen call.
+    """One ATen call; or numbers from a generator that is not torch's, as ``numpy.draw`` or ``python.draw``.
 
     Args:
         name: as ``aten.conv1d.default``.
         tensors: shape and dtype of each tensor argument, as ``[2, 80, 304] float32``.
         arguments: the other arguments, by name.
         phase: ``forward``, ``backward`` or ``optimizer``.
-        module, call: the innermost module whose call was open (in backward: whose forward made the node), if any.
-        source: ``file:line`` of the innermost line outside of torch; file is below its package.
+        module, call: the innermost module whose call was open (in backward: whose forward made the node; in the
+            optimizer: whose parameter it works on, without a call), if any.
+        source: ``file:line`` of the innermost line outside of torch (in backward: of the forward that made the node,
+            unless Python ran in backward itself); file is below its package.
     """
 
     name: str
@@ -221,23 +223,57 @@ class Operator(Strict):
     source: str = ""
 
 
-class Operators(Bound):
-    """The ATen operators of one training step, in the order in which they ran."""
+class StepOperators(Strict):
+    """`step_N/operators.json`: the ATen operators of one training step, in the order in which they ran.
+
+    Args:
+        modules: patterns of the modules that were watched; empty: all, and what runs outside of modules.
+        enclosing: of each call, as ``encoder.layers.0#1``, the call that it was made in; "" for none.
+        lines: the text of each source line.
+    """
+
+    step: Count
+    operators: list[Operator]
+    modules: list[str] = []
+    enclosing: dict[str, str] = {}
+    lines: dict[str, str] = {}
+
+
+class Operators(StepOperators, Bound):
+    """The operators of one side, in a folder of evidence."""
 
     schema_name: Literal["nest-ssl-operators/1"] = Field(default="nest-ssl-operators/1", alias="schema")
     side: str
-    step: Count
-    operators: list[Operator]
 
 
-class Schedule(Bound):
-    """Learning rates of one side's schedule over steps, without training."""
+class Rates(Strict):
+    """Learning rates over steps, without training: those that optimizer step `steps[i]` uses, by parameter group."""
+
+    scheduler: str  # class, "" for none
+    steps: list[Count]
+    rates: list[list[float]]
+
+    @model_validator(mode="after")
+    def _fit(self) -> Rates:
+        if len(self.rates) != len(self.steps) or len({len(groups) for groups in self.rates}) > 1:
+            raise ValueError("every step needs a rate of every group")
+        return self
+
+
+class LearningRates(Rates):
+    """`learning_rates.json` of a recording: as its trainer is configured, and planned for as many optimizer steps.
+
+    `longer` is None where the trainer cannot be asked to plan for another length.
+    """
+
+    longer: Rates | None = None
+
+
+class Schedule(LearningRates, Bound):
+    """The learning rates of one side, in a folder of evidence."""
 
     schema_name: Literal["nest-ssl-schedule/1"] = Field(default="nest-ssl-schedule/1", alias="schema")
     side: str
-    scheduler: str  # class, "" for none
-    steps: list[Count]
-    rates: list[list[float]]  # of each step, by parameter group
 
 
 class Check(Strict):

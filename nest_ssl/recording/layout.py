@@ -25,6 +25,8 @@ STEP_START = "step_start.pt"  # weights before the step, as far as they differ f
 OPTIMIZER_START = "optimizer_start.pt"  # the optimizer's state before its update, alike, and the groups' settings
 APPLIED_GRADIENTS = "applied_gradients.pt"  # gradients that the update used, as far as they are not those of backward
 FACTS = "facts.json"
+OPERATORS = "operators.json"  # ATen operators of the step, where they were asked for
+LEARNING_RATES = "learning_rates.json"  # of the run, over steps that it need not train; where asked for
 
 
 def step_folder(step: int, rank: int = 0, world_size: int = 1) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from nest_ssl.base.errors import UserError
@@ -31,10 +31,12 @@ from nest_ssl.base.safe_load import READER_ERRORS, first_line, load_tensors, loa
 from nest_ssl.recording import layout as files
 from nest_ssl.recording import schema1
 from nest_ssl.recording.calls import Call
+from nest_ssl.recording.evidence import LearningRates, StepOperators
 from nest_ssl.recording.index import Boundary, Index, StepFacts, StepRandom, Structure, canonical
 from nest_ssl.recording.tensors import check_storable, describe_tensors
 
 T = TypeVar("T")
+F = TypeVar("F", bound=BaseModel)
 
 
 _CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True)
@@ -202,11 +204,11 @@ class StepFiles:
 
     def facts(self) -> StepFacts | None:
         """Small facts about the step; None in recordings that have none."""
-        if not self.has(files.FACTS):
-            return None
-        path = self._recording.listed(f"{self.folder}/{files.FACTS}")
-        with _damage(path):
-            return StepFacts.model_validate_json(_read(path))
+        return self._recording.read_json(f"{self.folder}/{files.FACTS}", StepFacts)
+
+    def operators(self) -> StepOperators | None:
+        """The ATen operators of the step; None where they were not recorded."""
+        return self._recording.read_json(f"{self.folder}/{files.OPERATORS}", StepOperators)
 
     def gradients_before(self) -> dict[str, str | None] | None:
         """What ``.grad`` held when backward began: None, ``"zero"``, or a digest; None if that is not known."""
@@ -325,6 +327,22 @@ class Recording:
     def initial_weights(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers before the first step."""
         return self.load(files.INITIAL_WEIGHTS, _TENSORS)
+
+    def learning_rates(self) -> LearningRates | None:
+        """Of the run's schedule, over steps that it need not train; None where they were not recorded."""
+        return self.read_json(files.LEARNING_RATES, LearningRates)
+
+    def read_json(self, name: str, kind: type[F]) -> F | None:
+        """A file of JSON, or None where it was not recorded.
+
+        Raises:
+            UserError: the file is damaged, or holds anything else.
+        """
+        if name not in self.index.files:
+            return None
+        path = self.listed(name)
+        with _damage(path):
+            return kind.model_validate_json(_read(path))
 
     def listed(self, name: str) -> Path:
         """The path of a file that the index lists.

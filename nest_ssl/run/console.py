@@ -51,13 +51,12 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        shown = {"loss": f"{float(torch.as_tensor(loss)):.6f}", "lr": f"{_learning_rate(trainer):.3e}"}
+        step = trainer.global_step
         if self._bar is not None:
-            self._bar.set_postfix({"step": trainer.global_step, **shown}, refresh=False)
-            self._bar.update()
+            if self._bar.update():  # redrawn: reading the loss at every batch would make the host wait for the device
+                self._bar.set_postfix({"step": step, "loss": _loss(outputs), "lr": f"{_learning_rate(trainer):.3e}"})
         elif (trainer.fit_loop.total_batch_idx + 1) % BATCHES_A_LINE == 0:
-            self.say(f"step {trainer.global_step}: loss {shown['loss']}, lr {shown['lr']}")
+            self.say(f"step {step}: loss {_loss(outputs)}, lr {_learning_rate(trainer):.3e}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and trainer.is_global_zero:
@@ -105,6 +104,10 @@ def _losses(trainer: Trainer, *endings: str) -> str:
     metrics = trainer.callback_metrics
     named = [(name, float(value)) for end in endings for name, value in metrics.items() if name.endswith(end)]
     return ", ".join(f"{name} {value:.6f}" for name, value in named)
+
+
+def _loss(outputs: STEP_OUTPUT) -> str:
+    return f"{float(torch.as_tensor(outputs['loss'] if isinstance(outputs, dict) else outputs)):.6f}"
 
 
 def _learning_rate(trainer: Trainer) -> float:

@@ -19,6 +19,8 @@ from typing import Literal
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.spelling import did_you_mean
+from nest_ssl.compare.operators import bind
+from nest_ssl.compare.schedules import bind_rates
 from nest_ssl.recording import evidence as files
 from nest_ssl.recording.evidence import (
     Check,
@@ -42,7 +44,8 @@ SIDES: tuple[Side, Side] = ("reference", "candidate")
 REPEATS = 8  # that make the noise floor
 SMALL = 2_000_000  # parameters of a model that is trained without a recorder, too, whether that is asked for or not
 SCRIPTS = {"nemo_toolkit": "scripts/train_nemo.py", "nest-ssl": "scripts/train_nest.py"}  # by package
-BARE = "bare"  # folder of the runs without a recorder
+RATES = 100_000  # steps of a schedule, worked out without training
+BARE, TRACED = "bare", "traced"  # folders of runs without a recorder, and of those whose operators are recorded
 
 FAILED = "its run failed, see the logs in this folder"
 
@@ -120,9 +123,15 @@ def plan(reference: Recording, candidate: Recording, folder: Path, kinds: Sequen
     """The jobs that gather the kinds of evidence, of `KINDS`, that can be had, into `folder`."""
     wanted = [kind for kind in kinds if not hindrance(kind, reference, candidate)]
     runs = {side: _Runs(side, one, folder) for side, one in zip(SIDES, (reference, candidate), strict=True)}
-    if "floor" in wanted:
-        runs["reference"].add("noise floor", files.FLOOR, 4.0, f"noise_floor={REPEATS}")
+    traced = [*(["operators=true"] if "operators" in wanted else [])]
+    traced += [f"learning_rates={RATES}"] if "schedule" in wanted else []
+    what = " and ".join(kind for kind in ("operators", "schedule") if kind in wanted)
+    if "floor" in wanted:  # the same run is traced
+        both = " and ".join(["noise floor", *([what] if what else [])])
+        runs["reference"].add(both, files.FLOOR, 4.0, f"noise_floor={REPEATS}", *traced)
     for side, run in runs.items():
+        if traced and not ("floor" in wanted and side == "reference"):
+            run.add(what, f"{TRACED}/{side}", 1.5, *traced)
         if "observer" in wanted:
             run.add("without a recorder", f"{BARE}/{side}", 1.0, "save_steps=none")
         if "float64" in wanted:
@@ -165,9 +174,9 @@ def prepare(folder: Path, kinds: Sequence[str]) -> None:
         "floor": [files.FLOOR],
         "operators": [files.OPERATORS],
         "schedule": [files.SCHEDULE],
-        "observer": [files.OBSERVER, BARE],
+        "observer": [files.OBSERVER],
     }
-    for place in (folder / name for kind in kinds for name in places[kind]):
+    for place in (folder / name for name in [BARE, TRACED, *(place for kind in kinds for place in places[kind])]):
         shutil.rmtree(place, ignore_errors=True)
         place.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +205,19 @@ def collect(reference: Recording, candidate: Recording, folder: Path, kinds: Seq
                 write_evidence(path, floor.model_copy(update={"reference": seals[0]}))
                 spent["floor"] = repeated.index.duration_s
             else:
+                path.unlink()
                 hindered["floor"] = f"the reference does not repeat itself: {checks[0].first} has other bits"
+    traced = {side: _recorded(folder / TRACED / side) for side in SIDES}
+    traced["reference"] = traced["reference"] or repeated
+    for side, run in traced.items():
+        if run and "operators" in kinds and any(run.step(step).operators() for step in run.steps):
+            operators = bind(run, side, reference, candidate)
+            write_evidence(folder / files.OPERATORS / f"{side}.json", operators)
+            spent["operators"] = spent.get("operators", 0.0) + operators.seconds
+        if run and "schedule" in kinds and run.learning_rates():
+            schedule = bind_rates(run, side, reference, candidate)
+            write_evidence(folder / files.SCHEDULE / f"{side}.json", schedule)
+            spent["schedule"] = spent.get("schedule", 0.0) + schedule.seconds
     if "observer" in kinds:
         bare = {side: _recorded(folder / BARE / side) for side in SIDES}
         checks += [_unwatched(side, sides[side], run) for side, run in bare.items() if run]
@@ -249,8 +270,9 @@ def _check(what: What, side: Side, pairs: Mapping[str, tuple[object, object]]) -
 
 
 def _remove_recordings(folder: Path) -> None:
-    """Of the runs for the floor and without a recorder: what is said of them is in small files."""
-    shutil.rmtree(folder / BARE, ignore_errors=True)
+    """All but those in float64: what is to be known of the others is in small files by now."""
+    for name in (BARE, TRACED):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for path in (folder / files.FLOOR).glob("*"):
         if path.is_dir():
             for each in path.iterdir():

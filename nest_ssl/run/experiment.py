@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.determinism import flags, seed_all, set_determinism
 from nest_ssl.base.errors import EXIT_OK, InterruptedRun, UserError
+from nest_ssl.base.nested import plain
 from nest_ssl.base.steps import parse_steps
 from nest_ssl.config.compose import data_paths
 from nest_ssl.data.audio import decoder_errors
@@ -69,8 +70,9 @@ def record(subject: Subject, cfg: DictConfig) -> int:
             print(f"note: {note}")
         log = target.with_name(f"{target.name}.log")
         with RecordingWriter(target, cfg.overwrite) as writer:  # drops what is not finished
-            steps, settings = parse_steps(cfg.save_steps), OmegaConf.to_yaml(cfg)
-            recorder = Recorder(writer, steps, FORWARD_OUTPUTS, settings, cfg.stop_when_recorded)
+            saved, watched, text = parse_steps(cfg.save_steps), plain(cfg.operators), OmegaConf.to_yaml(cfg)
+            rates, stops = cfg.learning_rates, cfg.stop_when_recorded
+            recorder = Recorder(writer, saved, FORWARD_OUTPUTS, text, watched, rates, stops)
             with quiet(log) as console:
                 trainer = _train(subject, checked, inputs, experiment, recorder, Progress(console, subject.name))
                 trained = experiment.close(trainer)

@@ -93,8 +93,11 @@ class NestModule(NestModel, LightningModule):
     def training_step(self, batch: AudioNoiseBatch, batch_idx: int) -> torch.Tensor:
         loss = self._loss(batch)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        logs = {"learning_rate": rate, "global_step": self.trainer.global_step, "train_loss": loss}
-        self.log_dict(logs, on_step=True)
+        # Lightning would copy these two to the device, and the host wait for each; of its type, they stay on the CPU.
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        numbers = {"learning_rate": rate, "global_step": self.trainer.global_step}
+        logs = {name: torch.tensor(number, dtype=dtype) for name, number in numbers.items()}
+        self.log_dict({**logs, "train_loss": loss}, on_step=True)
         return loss
 
     def validation_step(self, batch: AudioNoiseBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

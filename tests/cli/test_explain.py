@@ -16,11 +16,12 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.cli.explain import _Gathering, main
 from nest_ssl.cli.train import train
 from nest_ssl.recording.evidence import (
-    UNBOUND,
     Gathered,
     Gathering,
     NoiseFloor,
     Observer,
+    Operators,
+    Schedule,
     read_evidence,
     seal_of,
 )
@@ -131,6 +132,18 @@ def test_the_time_that_is_left_follows_the_pace(tmp_path: Path, pair: Path, monk
         assert gathering.seconds_left() == left[1]
 
 
+def test_one_run_of_the_reference_is_repeated_and_traced(pair: Path) -> None:
+    jobs = plan(*opened(pair), pair / "evidence", ["floor", "operators", "schedule"])
+    settings = ("noise_floor=", "operators=", "learning_rates=")
+    words = {job.side: [word for word in job.words if word.startswith(settings)] for job in jobs}
+    assert words == {
+        "reference": ["noise_floor=8", "operators=true", "learning_rates=100000"],
+        "candidate": ["operators=true", "learning_rates=100000"],
+    }
+    alone = plan(*opened(pair), pair / "evidence", ["schedule"])
+    assert [(job.side, job.what) for job in alone] == [("reference", "schedule"), ("candidate", "schedule")]
+
+
 # --- what is made of it
 
 
@@ -165,11 +178,22 @@ def test_a_reference_that_does_not_repeat_itself_has_no_floor(copied: Path, caps
         "explain: no floor: the reference does not repeat itself: step_1/parameter_weights.pt: "
         in capsys.readouterr().out
     )
-    assert read_evidence(copied / "evidence/floor/step_0/noise_floor.json", NoiseFloor).reference == UNBOUND
+    assert not (copied / "evidence/floor/step_0/noise_floor.json").exists()
     repeats = read_evidence(copied / "evidence" / "observer.json", Observer).checks[0]
     assert (repeats.what, repeats.differing) == ("repeats", 1) and repeats.first.startswith(
         "step_1/parameter_weights.pt"
     )
+
+
+def test_operators_and_learning_rates_of_both_sides_are_bound(copied: Path) -> None:
+    explain(copied, "--evidence=operators,schedule")
+    reference, candidate = opened(copied)
+    for name, kind in (("operators", Operators), ("schedule", Schedule)):
+        for side in ("reference", "candidate"):
+            found = read_evidence(copied / "evidence" / name / f"{side}.json", kind)
+            assert (found.reference, found.candidate) == (seal_of(reference.index), seal_of(candidate.index))
+            assert (found.side, gathered(copied)[name].had) == (side, True)
+    assert not (copied / "evidence" / "traced").exists()
 
 
 def test_weights_that_only_the_recorder_sees_are_found(copied: Path) -> None:

@@ -55,6 +55,12 @@ class CallObserver:
         self._tensor_hooks: list[RemovableHandle] = []
         self._own_forward: dict[str, Any] = {}
         self._gradients = 0  # calls that backward has reached
+        self.enclosing: dict[str, str] = {}  # of each call by its name, the call that it was made in; "" for none
+
+    @property
+    def innermost(self) -> Call | None:
+        """The call that is open, and has none open inside."""
+        return self._now.open[-1][0] if self._now.open else None
 
     def attach(self) -> CallObserver:
         """Register the hooks; until `detach` every call is recorded."""
@@ -115,6 +121,7 @@ class CallObserver:
         place = len(now.calls), name, now.counts[name], module.training
         call = Call(*place, keep(args), names, keep(kwargs), start=event)
         call.producers = self._copies.producers(call.inputs) if now is self._forward else {}
+        self.enclosing.setdefault(call.name, self.innermost.name if self.innermost else "")
         now.counts[name] += 1
         now.calls.append(call)
         now.open.append((call, sys.exc_info()[1]))

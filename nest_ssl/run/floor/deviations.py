@@ -41,17 +41,21 @@ class Tally:
     def add(self, recorded: StepValues, repeated: StepValues) -> None:
         """One more repeat.
 
+        A tensor of another shape is infinitely far away, and what made it so is no rounding.
+
         Raises:
-            ValueError: it has not the tensors that were recorded.
+            ValueError: it has other tensors than were recorded.
         """
         found: dict[tuple[object, ...], Measured | None] = {}  # a tensor in many places is measured once
         self.compared, differing, flipped = 0, 0, False
         for (address, tensor), (other_address, other) in zip(recorded, repeated, strict=True):
-            if address != other_address or tensor.shape != other.shape or tensor.dtype != other.dtype:
+            if address != other_address or tensor.dtype != other.dtype:
                 raise ValueError(f"{other_address} of a repeated step is not {address} of the recorded one")
-            key = (tensor.data_ptr(), other.data_ptr(), tensor.shape, tensor.stride(), other.stride(), tensor.dtype)
+            key = (tensor.dtype, *((t.data_ptr(), t.shape, t.stride()) for t in (tensor, other)))
             if key not in found or tensor.dtype == torch.float64:  # an update lives no longer than this turn
-                found[key] = None if same_bits(tensor, other) else _measure(tensor, other)
+                found[key] = (
+                    None if tensor.shape == other.shape and same_bits(tensor, other) else _measure(tensor, other)
+                )
             measured = found[key]
             entry = self._of.get(address)
             if entry is None:
@@ -79,25 +83,27 @@ class Tally:
         plain = [repeat for repeat in repeats[:-held_out] if not self.flipped[repeat]]
         plain = plain if len(plain) >= ENOUGH else list(repeats[:-held_out])
         checks = [repeat for repeat in repeats[-held_out:] if not self.flipped[repeat]] or list(repeats[-held_out:])
-        return [_entry(Place.of(address), found, plain, checks) for address, found in self._of.items()]
-
-
-def _entry(place: Place, found: Deviations, plain: list[int], checks: list[int]) -> FloorEntry:
-    relative, max_abs = ([values[repeat] for repeat in plain] for values in (found.relative, found.max_abs))
-    return FloorEntry(
-        place=place,
-        norm=found.norm,
-        relative_largest=max(relative),
-        relative_typical=median(relative),
-        max_abs_largest=max(max_abs),
-        max_abs_typical=median(max_abs),
-        held_out=max(found.relative[repeat] for repeat in checks),
-        flips=max(found.flips),
-    )
+        entries = []
+        for address, found in self._of.items():
+            relative, max_abs = ([values[repeat] for repeat in plain] for values in (found.relative, found.max_abs))
+            entry = FloorEntry(
+                place=Place.of(address),
+                norm=found.norm,
+                relative_largest=max(relative),
+                relative_typical=median(relative),
+                max_abs_largest=max(max_abs),
+                max_abs_typical=median(max_abs),
+                held_out=max(found.relative[repeat] for repeat in checks),
+                flips=max(found.flips),
+            )
+            entries.append(entry)
+        return entries
 
 
 def _measure(recorded: Tensor, repeated: Tensor) -> Measured:
     """Of whole numbers only flips are counted; where not both are finite, the difference is infinite."""
+    if recorded.shape != repeated.shape:
+        return float(torch.linalg.vector_norm(recorded.double())), math.inf, math.inf, 1
     if not (recorded.is_floating_point() or recorded.is_complex()):
         return float(torch.linalg.vector_norm(recorded.double())), 0.0, 0.0, int((recorded != repeated).sum())
     squares, distances, largest = 0.0, 0.0, 0.0

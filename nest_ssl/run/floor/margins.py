@@ -17,7 +17,7 @@ from nest_ssl.recording.evidence import Margin, Place
 
 CLASS = "RandomProjectionVectorQuantizer"
 ROWS = 256  # tokens whose distances to all codes are in memory at once
-NEAREST = 10  # margins that are listed whatever they are
+NEAREST = 10  # margins that are listed whatever they are, beside ties
 LEAST = 2.0**-50  # that the distances themselves, in float64, are rounded by: silence is as far from every code
 NEAR = 100.0  # floors within which any other is listed, too
 
@@ -65,8 +65,9 @@ class Margins:
         for (name, call), (_, recorded) in self._recorded.items():
             lead, moved = recorded.flatten(), self._moved[name, call].flatten().clamp(min=LEAST)
             place = Place.of(Address(Kind.OUTPUT, name, call, path="1"))
+            ties = int((lead < LEAST).sum())
             for rank, flat in enumerate(lead.argsort().tolist()):
-                if rank >= NEAREST and not lead[flat] < NEAR * moved[flat]:
+                if rank >= ties + NEAREST and not lead[flat] < NEAR * moved[flat]:
                     continue
                 index = [int(i) for i in torch.unravel_index(torch.tensor(flat), recorded.shape)]
                 margins.append(

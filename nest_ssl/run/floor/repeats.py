@@ -181,8 +181,10 @@ class NoiseFloorRepeats(Callback):
         if self._chain is None:
             return
         if recorded:
-            folder = self._session.writer.folder / layout.step_folder(number)
-            self._chain.recorded[number] = _RecordedStep(folder, self._weights_before(pl_module, number), pl_module)
+            folder = self._session.writer.folder
+            left = folder / layout.step_folder(number - 1) / layout.WEIGHTS  # by the step before, if it was recorded
+            before = load_tensors(left, mapped=True) if left.exists() else copied(weights(pl_module))
+            self._chain.recorded[number] = _RecordedStep(folder / layout.step_folder(number), before, pl_module)
         self._chain.batches.append(SavedBatch.take(trainer, number, batch, batch_idx))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -211,12 +213,6 @@ class NoiseFloorRepeats(Callback):
             self._repeat_chain(trainer, pl_module, self._chain)
 
     # --- the repeats ---
-
-    def _weights_before(self, model: LightningModule, number: int) -> Weights:
-        """Weights before the present step; those that the step before left are on the disk, if it was recorded."""
-        left = self._session.writer.folder / layout.step_folder(number - 1) / layout.WEIGHTS
-        before: Weights = load_tensors(left, mapped=True) if left.exists() else copied(weights(model))
-        return before
 
     @torch.no_grad()
     def _repeat_chain(self, trainer: Trainer, model: LightningModule, chain: _Chain) -> None:

@@ -1,0 +1,271 @@
+"""The page: what each part found, in tables, with card and versions. Every number in it comes from the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from nest_ssl.bench.results import Machine, Results
+from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Heading, Paragraph, Text, as_text, table
+
+Row = dict[str, Any]
+INTRODUCTION = (
+    "Written by the command below from ",
+    Code("gpu.json"),
+    ", which it writes as well; not by hand. Both trainers run the same data, configuration and seed; “identical” is "
+    "every bit of every recorded tensor.",
+)
+
+
+def page(results: Results) -> list[Block]:
+    """The whole document."""
+    blocks: list[Block] = [Heading(("On the GPU",), 1), Paragraph(INTRODUCTION), CodeBlock(("make test-gpu",))]
+    machines = list(dict.fromkeys(_machine(part.machine) for part in results.parts.values()))
+    if len(machines) == 1:
+        blocks.append(Paragraph((f"{machines[0]}.",)))
+    for name, (title, about, body) in SECTIONS.items():
+        part = results.parts.get(name)
+        blocks.append(Heading((title,)))
+        blocks.append(Paragraph(as_text(about)))
+        if part is None:
+            blocks.append(Paragraph(("Not run yet.",)))
+            continue
+        where = f"{_machine(part.machine)}; " if len(machines) > 1 else ""
+        commit = f" at commit {part.machine.commit[:7]}" if part.machine.commit else ""
+        blocks.append(Paragraph((f"{where}{part.day}{commit}, {part.seconds:.0f} s: ", Code(part.command))))
+        blocks += body([row for row in part.rows if "error" not in row])
+        for row in part.rows:
+            if "error" in row:
+                where = [row["name"], _batch(row["batch"]) if "batch" in row else "", row.get("side", "")]
+                blocks.append(Bullets(((f"{', '.join(filter(None, where))}: not had ({row['error']})",),)))
+    return blocks
+
+
+def _machine(machine: Machine) -> str:
+    versions = f"driver {machine.driver}, CUDA {machine.cuda}, cuDNN {machine.cudnn}" if machine.driver else "no GPU"
+    return f"{machine.card} ({versions}), torch {machine.torch}, NumPy {machine.numpy}, Python {machine.python}"
+
+
+def _batch(batch: Sequence[float]) -> str:
+    return f"{batch[0]} x {batch[1]:g} s"
+
+
+# --- the sections -----------------------------------------------------------------------------------------------------
+
+
+def parity_section(rows: list[Row]) -> Iterator[Block]:
+    yield table(
+        ("run", "reference", "candidate", "verdict", "tensors", "of them the same bits"),
+        [
+            (r["name"], r["reference"], r["candidate"], r["verdict"], f"{r['tensors']:,}", f"{r['tensors_same']:,}")
+            for r in rows
+        ],
+        right=2,
+    )
+    firsts = [(f"{row['name']}: first difference at {row['first']}",) for row in rows if row["first"]]
+    if firsts:
+        yield Bullets(tuple(firsts))
+    yield Paragraph(("Each is both trainers with these settings, then the comparison:",))
+    settings = {row["settings"]: row["name"] for row in reversed(rows)}
+    yield CodeBlock(tuple(f"{text}    # {name}" for text, name in reversed(settings.items())))
+
+
+def generator_section(rows: list[Row]) -> Iterator[Block]:
+    for row in rows:
+        said = "the same, draw by draw" if row["same"] else f"not the same: {row['parted']}"
+        calls = " and ".join(f"{count:,}" for count in row["calls"])
+        yield Paragraph((Code(row["name"]), f": {calls} draws from {row['generator']}, {said}."))
+        kinds = [(Code(kind), f"{count:,}", f"{drawn:,}") for kind, (count, drawn) in row["kinds"].items()]
+        yield table(("drawn by", "calls", "drawn"), kinds, right=2)
+
+
+def resume_section(rows: list[Row]) -> Iterator[Block]:
+    for row in rows:
+        if "values" in row:
+            first = f": {', '.join(row['first'])}" if row["differing"] else ""
+            counted = f"{row['differing']:,} of {row['values']:,} values of the last checkpoint differ{first}"
+            yield Paragraph((f"{row['name']}: {counted}. Generators in it: {', '.join(row['generators'])}.",))
+    compared = [row for row in rows if "verdict" in row]
+    if compared:
+        yield from parity_section(compared)
+
+
+def cpu_gpu_section(rows: list[Row]) -> Iterator[Block]:
+    rungs = ("initial weights", "batch", "random draws", "forward", "loss", "gradients", "after the step")
+    keys = {"initial weights": "initial_weights", "random draws": "draws", "after the step": "weights"}
+
+    def cell(row: Row, rung: str) -> str:
+        key = keys.get(rung, rung)
+        _, differing = row["rungs"][key]
+        largest = row["largest"].get(key)
+        return "same" if not differing else f"{differing:,}" + (f", {largest:.0e}" if largest is not None else "")
+
+    yield table(("run", *rungs), [(r["name"], *(cell(r, rung) for rung in rungs)) for r in rows], right=len(rungs))
+    yield Paragraph(
+        ("In a cell: how many values differ, and the largest difference of one relative to its tensor's size.",)
+    )
+
+
+def repeat_section(rows: list[Row]) -> Iterator[Block]:
+    kinds = ("outputs", "output_gradients", "parameter_gradients")
+
+    def cells(row: Row) -> Iterable[object]:
+        yield from (row["name"], row["side"])
+        yield from (f"{row[kind][1]:,} of {row[kind][0]:,}" for kind in kinds)
+        yield f"{row['largest']:.0e}" if row["largest"] else "0"
+
+    columns = ("kernels", "trainer", "outputs", "their gradients", "parameters' gradients", "largest")
+    yield table(columns, [tuple(cells(row)) for row in rows], right=4)
+    named = [
+        (f"{row['name']}, {row['side']}, {kind.replace('_', ' ')}: ", Code(", ".join(row[kind][2])))
+        for row in rows
+        for kind in kinds
+        if row[kind][1]
+    ]
+    if named:
+        yield Paragraph(("The first ten that vary, in the order in which they are computed:",))
+        yield Bullets(tuple(named))
+
+
+def sync_section(rows: list[Row]) -> Iterator[Block]:
+    counts = [(r["side"], *(str(sum(n for _, n in r[phase])) for phase in ("forward", "backward"))) for r in rows]
+    yield table(("trainer", "forward", "backward"), counts, right=2)
+    places = [
+        (f"{row['side']}, {phase}, {count} times: ", Code(place))
+        for row in rows
+        for phase in ("forward", "backward")
+        for place, count in row[phase]
+    ]
+    if places:
+        yield Bullets(tuple(places))
+    for row in rows:
+        if row["not_repeatable"]:
+            names = Code(", ".join(row["not_repeatable"]))
+            yield Paragraph((f"{row['side']} uses operators that have no deterministic kernel, as torch says: ", names))
+
+
+def speed_section(rows: list[Row]) -> Iterator[Block]:
+    limits = next((row for row in rows if row["name"] == "limits"), None)
+    flops = {(r["side"], *r["batch"]): r["flops"] for r in rows if r["name"] == "arithmetic"}
+    if limits:
+        rates = ", ".join(f"{limits[f'{kind}_tflops']:.1f} in {kind}" for kind in ("fp32", "tf32", "bf16"))
+        copies = " and ".join(f"{limits[f'{kind}_gbs']:.1f} GB/s to {kind} memory" for kind in ("pageable", "pinned"))
+        size = f"{limits['matrix']:,}"
+        yield Paragraph((f"The card multiplies matrices of {size} x {size} at {rates} TFLOP/s, and copies {copies}.",))
+    timed = [row for row in rows if "nemo" in row]
+
+    def cells(row: Row) -> Iterable[object]:
+        nemo, nest = row["nemo"], row["nest"]
+        yield from (row["name"], _batch(row["batch"]))
+        yield from (f"{side['step_ms']:.1f}" for side in (nemo, nest))
+        yield f"{nest['step_ms'] / nemo['step_ms']:.2f}"
+        yield from (share_of_limit(row, side, flops, limits) for side in ("nemo", "nest"))
+        yield from (f"{side['peak_bytes'] / 2**30:.1f}" if side["peak_bytes"] else "" for side in (nemo, nest))
+
+    columns = ("run", "batch", "NeMo ms", "port ms", "ratio", "NeMo share", "port share", "NeMo GB", "port GB")
+    yield table(columns, [tuple(cells(row)) for row in timed], right=7)
+    yield Paragraph(("Share: arithmetic of the step in its time, of the measured matrix rate in its type.",))
+    yield from parts_of_steps(timed)
+    yield from cost_of_determinism(timed)
+    yield from cost_of_recording(rows, limits)
+
+
+def parts_of_steps(timed: list[Row]) -> Iterator[Block]:
+    parts = ("forward_ms", "backward_ms", "optimizer_ms")
+    lines = [
+        (r["name"], _batch(r["batch"]), *(f"{r[side][part]:.1f}" for part in parts for side in ("nemo", "nest")))
+        for r in timed
+    ]
+    columns = [f"{side} {part[:-3]}" for part in parts for side in ("NeMo", "port")]
+    if lines:
+        yield Paragraph(("The same steps, part by part, in ms:",))
+        yield table(("run", "batch", *columns), lines, right=6)
+
+
+def share_of_limit(row: Row, side: str, flops: dict[tuple[Any, ...], float], limits: Row | None) -> str:
+    done = flops.get((side, *row["batch"]))
+    if not done or not limits:
+        return ""
+    rate = limits["tf32_tflops" if "TF32" in row["name"] else "bf16_tflops" if "bf16" in row["name"] else "fp32_tflops"]
+    return f"{100 * done / (row[side]['step_ms'] / 1000) / 1e12 / rate:.0f} %"
+
+
+def cost_of_determinism(timed: list[Row]) -> Iterator[Block]:
+    steps = {(row["name"], tuple(row["batch"])): row for row in timed}
+    said = []
+    for (name, batch), row in steps.items():
+        free = steps.get((f"{name}, any kernel", batch))
+        if free:
+            costs = [
+                f"{side} {100 * (row[side]['step_ms'] / free[side]['step_ms'] - 1):+.1f} %" for side in ("nemo", "nest")
+            ]
+            said.append((f"{name}, {_batch(batch)}: {', '.join(costs)}",))
+    if said:
+        yield Paragraph(("What deterministic kernels cost, of a step with any kernel:",))
+        yield Bullets(tuple(said))
+
+
+def cost_of_recording(rows: list[Row], limits: Row | None) -> Iterator[Block]:
+    for row in rows:
+        if row["name"] == "recorder":
+            size, seconds = row["bytes"], row["seconds"]
+            text = (
+                f"Recording one step of {_batch(row['batch'])} takes {seconds:.1f} s for {size / 1e9:.2f} GB on disk; "
+            )
+            text += f"the same step unrecorded {row['plain_ms'] / 1000:.3f} s"
+            if limits:
+                copied = size / 1e9 / limits["pinned_gbs"]
+                text += f", the copy of these bytes to pinned memory {copied:.2f} s ({seconds / copied:.0f} times less)"
+            yield Paragraph((f"{text}.",))
+
+
+Section = tuple[str, "str | Text", Callable[[list[Row]], Iterator[Block]]]
+SECTIONS: dict[str, Section] = {
+    "parity": (
+        "The same bits",
+        "NeMo against the port, and each against itself in another process, all with deterministic kernels and without "
+        "TF32.",
+        parity_section,
+    ),
+    "repeat": (
+        "What does not repeat",
+        "Forward and backward of the same batch five times from the same weights, buffers and generators, in one "
+        "process, in float32 without TF32; “free” leaves the choice of kernels to torch. A value that varies makes all "
+        "vary that is computed from it.",
+        repeat_section,
+    ),
+    "generator": (
+        "The device's generator",
+        "What each call of one step draws from the device's generator (Philox), by both recordings. A draw is how far "
+        "the generator's offset moves: numbers a thread, in fours.",
+        generator_section,
+    ),
+    "resume": (
+        "Going on",
+        "The port, everything random on, stopped and going on from its checkpoint, against a run that was not stopped; "
+        "then NeMo and the port, both from that checkpoint.",
+        resume_section,
+    ),
+    "cpu-gpu": (
+        "One device with another",
+        "The port on the CPU against the port on the device. The two are not the same experiment: NeMo 3.0 draws the "
+        "mask from the generator of the device that holds the features, and the two generators (Mersenne Twister, "
+        "Philox) give other numbers for the same seed. From there on all differs. With mask_prob=1 a block starts "
+        "wherever one fits, whatever is drawn, and what remains is rounding: in float32, and in float64 but for the "
+        "features, which are float32 in NeMo too.",
+        cpu_gpu_section,
+    ),
+    "sync": (
+        "Where the host waits",
+        "Synchronisations of host and device in one step, as torch.cuda.set_sync_debug_mode reports them. Backward "
+        "runs in C++: its line is where backward was called.",
+        sync_section,
+    ),
+    "speed": (
+        "Speed and memory",
+        "Both trainers by turns (twice each, 8 steps after 2 to warm up, medians) in Lightning's loop, everything "
+        "random on, timed by the device's events. The batch is constant and lies on the device: utterances of the "
+        "practice corpus, repeated to the length. No loader, no logger, no progress bar.",
+        speed_section,
+    ),
+}

@@ -1,0 +1,125 @@
+"""Parts of the bench that ask workers: what does not repeat, where the host waits, how fast a step is.
+
+Each takes a `Bench` and the workers, and returns rows. They run alone: nothing else may use the device meanwhile.
+"""
+
+from __future__ import annotations
+
+import statistics
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from nest_ssl.bench.trainings import Bench
+from nest_ssl.bench.workers import Worker, WorkerEnded
+
+Rows = list[dict[str, Any]]
+SIDES = ("nemo", "nest")
+FP32, BF16 = "32", "bf16-mixed"
+LEAST_S = 15  # of time left for another row
+
+
+class Workers(ExitStack):
+    """One for each trainer and precision, started when first wanted and kept; a dead one is started again."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self._bench = bench
+        self._started: dict[tuple[str, str, Path | None], Worker] = {}
+
+    def start(self, *wanted: tuple[str, str]) -> None:
+        """Start several at once, and wait until all are ready: each takes seconds, which would disturb the others."""
+        for worker in [self.get(side, precision) for side, precision in wanted]:
+            with suppress(WorkerEnded):
+                worker.ask(do="ready")
+
+    def get(self, side: str, precision: str, record: Path | None = None) -> Worker:
+        key = side, precision, record
+        if key not in self._started:
+            worker = Worker(self._bench, side, f"trainer.precision={precision}", record=record)
+            self._started[key] = self.enter_context(worker)
+        return self._started[key]
+
+    def ask(self, side: str, precision: str, **order: Any) -> dict[str, Any]:
+        """The answer, or what went wrong, as `error`."""
+        try:
+            return dict(self.get(side, precision).ask(**order))
+        except WorkerEnded as ended:
+            self._started.pop((side, precision, None), None)
+            return {"error": str(ended)}
+
+
+def repeat(bench: Bench, workers: Workers) -> Rows:
+    """Forward and backward of one batch, several times from the same state, with and without deterministic kernels."""
+    workers.start(*((side, FP32) for side in SIDES))
+    rows: Rows = []
+    for flags in ("deterministic", "free"):
+        for side in SIDES:
+            found = workers.ask(side, FP32, do="repeat", times=5, flags=flags, batch=bench.batches[0])
+            rows.append({"name": flags, "side": side, **found})
+    return rows
+
+
+def sync(bench: Bench, workers: Workers) -> Rows:
+    """How often, and where, forward and backward make the host wait for the device."""
+    workers.start(*((side, FP32) for side in SIDES))
+    rows: Rows = []
+    for side in SIDES:
+        workers.ask(side, FP32, do="steps", count=1, batch=bench.batches[0])  # what happens once is over then
+        rows.append({"name": "one step", "side": side, **workers.ask(side, FP32, do="sync", batch=bench.batches[0])})
+    return rows
+
+
+# Name: precision, flags, TF32.
+MODES: dict[str, tuple[str, str, bool]] = {
+    "fp32": (FP32, "deterministic", False),
+    "TF32": (FP32, "deterministic", True),
+    "bf16-mixed": (BF16, "deterministic", False),
+    "fp32, any kernel": (FP32, "free", False),
+    "bf16-mixed, any kernel": (BF16, "free", False),
+    "fp32, fresh memory not filled": (FP32, "unfilled", False),
+}
+
+
+def speed(bench: Bench, workers: Workers) -> Rows:
+    """Steps of both trainers by turns, the card's limits, and what recording a step costs."""
+    recorder = workers.get("nest", FP32, bench.folder / "speed" / "recording")
+    workers.start(*((side, precision) for side in SIDES for precision in (FP32, BF16)))
+    with suppress(WorkerEnded):
+        recorder.ask(do="ready")
+    rows: Rows = [{"name": "limits", **workers.ask("nest", FP32, do="limits")}]
+    for batch in bench.batches:
+        for side in SIDES:
+            found = workers.ask(side, FP32, do="flops", batch=batch)
+            rows.append({"name": "arithmetic", "side": side, "batch": list(batch), **found})
+        rows += [_by_turns(bench, workers, name, batch) for name in MODES]
+    rows.append({"name": "recorder", "batch": list(bench.batches[0]), **_recorded(bench, recorder)})
+    return rows
+
+
+def _by_turns(bench: Bench, workers: Workers, name: str, batch: tuple[int, float], rounds: int = 2) -> dict[str, Any]:
+    """NeMo, the port, NeMo, the port: medians of the step and its parts, and the most memory."""
+    precision, flags, tf32 = MODES[name]
+    row: dict[str, Any] = {"name": name, "batch": list(batch)}
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for _ in range(rounds):
+        for side in SIDES:
+            if bench.seconds_left < LEAST_S:
+                return {**row, "error": "no time was left"}
+            order = {"do": "steps", "warm": 2, "count": 8, "batch": batch, "flags": flags, "tf32": tf32}
+            found[side].append(workers.ask(side, precision, **order))
+            if "error" in found[side][-1]:
+                return {**row, "error": found[side][-1]["error"]}
+    for side, answers in found.items():
+        parts = ("step_ms", "forward_ms", "backward_ms", "optimizer_ms")
+        row[side] = {part: statistics.median(answer[part] for answer in answers) for part in parts}
+        row[side] |= {"steps_ms": [a["step_ms"] for a in answers], "peak_bytes": answers[-1]["peak_bytes"]}
+    return row
+
+
+def _recorded(bench: Bench, recorder: Worker) -> dict[str, Any]:
+    try:
+        plain = recorder.ask(do="steps", warm=2, count=4, batch=bench.batches[0])
+        return {**recorder.ask(do="record", batch=bench.batches[0]), "plain_ms": plain["step_ms"]}
+    except WorkerEnded as ended:
+        return {"error": str(ended)}

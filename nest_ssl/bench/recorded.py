@@ -1,0 +1,177 @@
+"""Parts of the bench that record trainings and compare them: parity, generators, going on, one device with another.
+
+Each takes a `Bench` and returns rows. They may run side by side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nest_ssl.base.nested import leaves
+from nest_ssl.bench.trainings import NO_WORKERS, Bench, Pair, Training, compare_all, train_all
+from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO
+
+Rows = list[dict[str, Any]]
+
+TINY, LARGE = "size=tiny", "size={size}"  # the bench's size in place of large, in a dry run
+QUICK, FULL, BF16 = ("run=quick",), ("run=full", *NO_WORKERS), ("trainer.precision=bf16-mixed",)
+LONG = ("batches=200", "save_steps=0,199", "trainer.check_val_every_n_epoch=100")
+PARITY: dict[str, tuple[str, ...]] = {
+    "large, quick, 2 steps": (LARGE, *QUICK, "batches=2", "save_steps=1"),
+    "large, full, 2 steps": (LARGE, *FULL, "batches=2", "save_steps=1"),
+    "large, full, bf16-mixed, 2 steps": (LARGE, *FULL, *BF16, "batches=2", "save_steps=1"),
+    "tiny, quick, 3 steps": (TINY, *QUICK, "batches=3", "save_steps=0,1,2"),
+    "tiny, full, 200 steps": (TINY, *FULL, *LONG),
+    "tiny, full, bf16-mixed, 200 steps": (TINY, *FULL, *BF16, *LONG),
+}
+AGAIN = "large, quick, 2 steps"  # the one that each trainer also does a second time
+
+
+def parity(bench: Bench, plans: dict[str, tuple[str, ...]] | None = None) -> Rows:
+    """NeMo against the port, and each against itself in another process, with deterministic kernels."""
+    plans = PARITY if plans is None else plans
+    pairs = [Pair(name, *_both(bench, f"parity {name}", settings)) for name, settings in plans.items()]
+    if AGAIN in plans:
+        again = _both(bench, "parity again", plans[AGAIN])
+        first = next(pair for pair in pairs if pair.name == AGAIN)
+        for one, other in zip((first.reference, first.candidate), again, strict=True):
+            pairs.append(Pair(f"{AGAIN}, {one.side} again", one, other))
+    failed = train_all(bench, [training for pair in pairs for training in (pair.reference, pair.candidate)])
+    return compare_all(bench, pairs, failed)
+
+
+def generator(bench: Bench) -> Rows:
+    """How many numbers each call draws from the device's generator, by both trainers' own account of one step."""
+    rows: Rows = []
+    for size in (TINY, LARGE):
+        sides = _both(bench, f"generator {size[5:].strip('{}')}", (size, *FULL, "batches=1", "save_steps=0"))
+        failed = train_all(bench, sides)
+        row: dict[str, Any] = {"name": sides[0].overrides[0]}
+        errors = [f"{one.side}: {failed[one]}" for one in sides if failed[one]]
+        rows.append({**row, "error": "; ".join(errors)} if errors else {**row, **_ledgers(bench, *sides)})
+    return rows
+
+
+def _ledgers(bench: Bench, reference: Training, candidate: Training) -> dict[str, Any]:
+    kind = "torch_cuda" if bench.accelerator == "gpu" else "torch_cpu"
+    drawn: list[list[tuple[str, int | None]]] = []
+    for training in (reference, candidate):
+        path = training.folder(bench) / "step_0" / "rng.json"
+        ledger = json.loads(path.read_text(encoding="utf-8"))["ledger"]
+        entries = [entry for entry in ledger if entry["generator"].startswith(kind)]
+        drawn.append([(entry["module"] or entry["phase"], entry["draws"]) for entry in entries])
+    by_kind: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for name, count in drawn[0]:
+        total = by_kind[name.rpartition(".")[2]]
+        total[0], total[1] = total[0] + 1, total[1] + (count or 0)
+    one, other = drawn
+    differing = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    parted = (
+        None
+        if one == other
+        else f"draw {differing}: {one[differing : differing + 1]} {other[differing : differing + 1]}"
+    )
+    return {
+        "generator": kind,
+        "calls": [len(one), len(other)],
+        "same": one == other,
+        "kinds": by_kind,
+        "parted": parted,
+    }
+
+
+# --- going on ------------------------------------------------------------------------------------------------------
+
+# Everything random on, 6 batches an epoch; stopped within the second epoch.
+RESUMED = ("size=tiny", "run=train", *NO_WORKERS, "model.train_ds.batch_size=2", "model.optim.sched.warmup_steps=5",
+           "model.train_ds.batch_augmentor.prob=0.9", "exp_manager.create_tensorboard_logger=false",
+           "exp_manager.checkpoint_callback_params.save_top_k=1", "exp_manager.name=x")  # fmt: skip
+STOPPED, WHOLE = "trainer.max_steps=8", "trainer.max_steps=15"
+LENGTH = "lr_schedulers.0.max_steps"  # the schedule stays the checkpoint's; Noam's rates do not depend on it
+
+
+def resume(bench: Bench) -> Rows:
+    """The port, stopped and going on, ends with the bits of a run that was not; then both go on from its checkpoint."""
+    folders = [bench.folder / "resume" / name for name in ("whole", "parts")]
+    stages = [(folders[0], WHOLE), (folders[1], STOPPED), (folders[1], WHOLE)]
+    name = "the port stopped after 8 of 15 steps"
+    for number, (folder, length) in enumerate(stages):
+        settings = (*RESUMED, f"exp_manager.exp_dir={folder}", length)
+        training = Training(f"resume {number}", "nest", settings)
+        error = train_all(bench, [training])[training]
+        if error:
+            return [{"name": name, "error": error}]
+    states, names = zip(*(_checkpoint(folder) for folder in folders), strict=True)
+    keys = {key for key in states[0].keys() | states[1].keys() if key != LENGTH}
+    differing = sorted(key for key in keys if not _same(states[0].get(key), states[1].get(key)))
+    generators = sorted({key.split(".")[2] for key in keys if key.startswith("nest_ssl.generators.")})
+    row = {"name": name, "values": len(keys), "differing": len(differing), "first": differing[:5]}
+    row["generators"] = generators
+    start = f"init_from_ptl_ckpt={names[1]}"
+    sides = _both(bench, "resume from checkpoint", (TINY, *FULL, "batches=2", "save_steps=0,1", start))
+    pair = Pair("both from the port's checkpoint", *sides)
+    return [row, *compare_all(bench, [pair], train_all(bench, sides))]
+
+
+def _checkpoint(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The leaves of the last checkpoint by path, and where it is."""
+    (path,) = (folder / "x" / "checkpoints").glob("*-last.ckpt")
+    state = AtomicCheckpointIO().load_checkpoint(path)
+    # The paths of the best checkpoints are this folder's own.
+    return {key: Path(leaf).name if isinstance(leaf, str) else leaf for key, leaf in leaves(_named(state))}, path
+
+
+def _named(value: Any) -> Any:
+    """The same, with the last part of keys that are paths."""
+    if isinstance(value, dict):
+        return {str(key).rpartition("/")[2]: _named(child) for key, child in value.items()}
+    return [_named(child) for child in value] if isinstance(value, (list, tuple)) else value
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        same = one.dtype == other.dtype and one.shape == other.shape
+        return same and one.numpy().tobytes() == other.numpy().tobytes()
+    return type(one) is type(other) and bool(one == other)
+
+
+# --- one device with another -----------------------------------------------------------------------------------------
+
+EVERYWHERE = "model.masking.mask_prob=1.0"
+DEVICES: dict[str, tuple[str, ...]] = {
+    "as it is": (),
+    "masked wherever a block fits": (EVERYWHERE,),
+    "masked wherever a block fits, float64": (EVERYWHERE, "trainer.precision=64-true"),
+}
+
+
+def cpu_gpu(bench: Bench) -> Rows:
+    """The port on the CPU against the port on the device; the mask is drawn on the device, and so is another.
+
+    Where every block starts that fits, the numbers drawn do not matter, and the rest of the step can be compared.
+    """
+    pairs = []
+    for name, settings in DEVICES.items():
+        overrides = (TINY, *QUICK, "batches=2", "save_steps=0,1", *settings)
+        pairs.append(
+            Pair(
+                name,
+                Training(f"cpu-gpu {name} on the CPU", "nest", overrides, accelerator="cpu"),
+                Training(f"cpu-gpu {name}", "nest", overrides),
+            )
+        )
+    failed = train_all(bench, [training for pair in pairs for training in (pair.reference, pair.candidate)])
+    return compare_all(bench, pairs, failed)
+
+
+def _both(bench: Bench, name: str, settings: Sequence[str]) -> tuple[Training, Training]:
+    """The same training by NeMo and by the port."""
+    overrides = tuple(setting.format(size=bench.size) for setting in settings)
+    nemo, nest = (Training(name, side, overrides) for side in ("nemo", "nest"))
+    return nemo, nest

@@ -1,0 +1,162 @@
+"""One trainer in a process of its own, training on a constant batch and doing what it is asked, line by line.
+
+    python -m nest_ssl.bench.worker scripts/train_nest.py [--record FOLDER] key=value ...
+
+It reads orders (one JSON object a line) from stdin and answers each on stdout. Both trainers run in Lightning's own
+loop, so that what is measured is what training does; the batch lies on the device before it starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from nest_ssl.base.determinism import seed_all, set_determinism
+from nest_ssl.base.errors import run_command
+from nest_ssl.bench import orders
+from nest_ssl.bench.orders import Moments
+from nest_ssl.config.compose import data_paths
+from nest_ssl.data.batch import AudioNoiseBatch
+from nest_ssl.record.lightning import Recorder
+from nest_ssl.recording.writer import RecordingWriter
+from nest_ssl.run.command_line import read_command_line
+from nest_ssl.run.experiment import FORWARD_OUTPUTS, build_trainer
+from nest_ssl.run.preflight import check_data, check_settings
+from nest_ssl.run.subject import Subject
+
+ENDLESS = 10**6  # batches an epoch has: orders end it, not their number
+
+
+class Finished(Exception):
+    """No order is left."""
+
+
+class Conductor(Callback):
+    """Between two batches reads an order and does it, on a batch or on several; it is the training data as well.
+
+    Args:
+        orders: lines of JSON.
+        answers: where a line goes for each.
+        recorder: watches the step that an order asks to record.
+    """
+
+    def __init__(self, lines: TextIO, answers: TextIO, recorder: Recorder | None = None) -> None:
+        self._lines, self._answers, self._recorder = lines, answers, recorder
+        self.trainer: Trainer | None = None
+        self.moments = Moments(torch.device("cpu"))
+        self.order: dict[str, Any] = {}
+        self._found: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __iter__(self) -> Iterator[AudioNoiseBatch]:
+        """The batches of one order after another."""
+        assert self.trainer is not None
+        model = self.trainer.lightning_module
+        self.moments = Moments(model.device)
+        for line in self._lines:
+            self.order, self._found = json.loads(line), {}
+            orders.set_flags(self.order.get("flags", "deterministic"), self.order.get("tf32", False))
+            if self.order["do"] in ("ready", "limits"):
+                self._answer(orders.limits(model.device) if self.order["do"] == "limits" else {})
+                continue
+            batch = orders.constant_batch(model.device, *self.order["batch"])
+            if self.order["do"] == "record":
+                yield batch
+                yield from self._recorded(batch)
+            else:
+                self.moments.begin(self.order.get("warm", 0))
+                for _ in range(self.order.get("warm", 0) + self.order.get("count", 1)):
+                    yield batch
+                self._found = {**self.moments.end(), **self._found}
+            del batch
+            self._answer(self._found)
+        raise Finished
+
+    def _recorded(self, batch: AudioNoiseBatch) -> Iterator[AudioNoiseBatch]:
+        assert self._recorder is not None and self.trainer is not None
+        number = self.trainer.fit_loop.total_batch_idx + 1
+        self._recorder.session.steps = frozenset({number + 1})
+        yield batch
+        orders.wait(self.moments.device)
+        clock = self.moments.wall()
+        yield batch
+        orders.wait(self.moments.device)
+        folder = self._recorder.session.writer.folder / f"step_{number + 1}"
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        self._found = {"seconds": self.moments.wall() - clock, "bytes": size}
+
+    def _answer(self, found: dict[str, Any]) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(json.dumps(found), file=self._answers, flush=True)
+
+    # --- Lightning's hooks ---
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = pl_module.training_step
+
+        def training_step(batch: AudioNoiseBatch, batch_idx: int) -> Any:
+            doing = orders.INSIDE.get(self.order["do"])
+            if doing is not None:
+                self._found = doing(pl_module, step, batch, batch_idx, self.order)
+            return step(batch, batch_idx)
+
+        pl_module.training_step = training_step  # type: ignore[method-assign]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.moments.mark("start")
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        self.moments.mark("forward")
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.moments.mark("backward")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.moments.mark("end")
+
+
+def main() -> int:
+    """Train until stdin ends; returns the exit code."""
+    script, *overrides = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    folder = None
+    if overrides[:1] == ["--record"]:
+        folder, overrides = Path(overrides[1]), overrides[2:]
+    subject = next(value for value in runpy.run_path(script).values() if isinstance(value, Subject))
+    cfg = read_command_line(subject.name, overrides)
+    check_settings(subject, cfg)
+    checked = data_paths(cfg)
+    inputs, *_ = check_data(subject, checked)
+    subject.load()
+    set_determinism()
+    recorder = None
+    if folder is not None:
+        recorder = Recorder(RecordingWriter(folder, overwrite=True), frozenset(), FORWARD_OUTPUTS)
+    conductor = Conductor(sys.stdin, answers, recorder)
+    callbacks = [conductor] if recorder is None else [conductor, recorder]
+    trainer = conductor.trainer = build_trainer(checked, callbacks, limit_val_batches=0)
+    seed_all(cfg.seed)
+    model = subject.build_model(checked, trainer, inputs)
+    try:
+        trainer.fit(model, train_dataloaders=conductor)
+    except Finished:
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,88 @@
+"""Workers as seen from outside: started, asked, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nest_ssl.bench.trainings import NO_WORKERS, Bench, python_path
+from nest_ssl.config.compose import ROOT
+
+
+class WorkerEnded(Exception):
+    """A worker has ended, or had no time left, before it answered; the last line of its log."""
+
+
+class Worker:
+    """A trainer that waits for orders, see `worker.py`. As a context manager it is ended with the block.
+
+    Args:
+        side: `nemo` or `nest`.
+        overrides: of its configuration.
+        record: a folder for a recording; None where no order will ask for one.
+    """
+
+    def __init__(self, bench: Bench, side: str, *overrides: str, record: Path | None = None) -> None:
+        self.name, self._bench = side, bench
+        self._log = bench.folder / f"worker-{side}-{'-'.join(overrides) or 'plain'}.log"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        script = str(ROOT / bench.sides[side].script)
+        recorded = ["--record", str(record)] if record else []
+        settings = [
+            f"trainer.accelerator={bench.accelerator}",
+            f"size={bench.size}",
+            "run=full",
+            *NO_WORKERS,
+            *overrides,
+        ]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [bench.sides[side].python, "-m", "nest_ssl.bench.worker", script, *recorded, *settings],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": python_path()},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def ask(self, **order: Any) -> Mapping[str, Any]:
+        """Give an order and wait for its answer.
+
+        Raises:
+            WorkerEnded: there will be none.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        alarm = threading.Timer(min(self._bench.seconds_left, 10**6), self._process.kill)
+        alarm.start()
+        try:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            alarm.cancel()
+        if not line:
+            lines = self._log.read_text(errors="replace").strip().splitlines() or ["no output"]
+            raise WorkerEnded(f"{self.name}: {lines[-1][:300] if self._bench.seconds_left else 'no time was left'}")
+        answer: Mapping[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(timeout=10)
+        except (subprocess.TimeoutExpired, BrokenPipeError):
+            self._process.kill()
+            self._process.wait()

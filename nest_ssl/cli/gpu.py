@@ -1,0 +1,86 @@
+"""Run both trainers on the GPU, compare and time them, and write what came of it.
+
+    nest-ssl gpu --nemo-python .venv/nemo-3.0.0/bin/python        # make test-gpu
+    nest-ssl gpu --parts sync,speed --seconds 300
+
+Exit codes: 0 all parts ran and nothing differs that must not; 1 something does, or could not be had; 3 no GPU, or bad
+usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nest_ssl.base.arguments import Parser
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.spelling import did_you_mean
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("parity", "generator", "resume", "cpu-gpu", "repeat", "sync", "speed")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`nest-ssl gpu`; returns the exit code.
+
+    Raises:
+        UserError: no GPU, no such part, a trainer's Python that is not there.
+    """
+    parser = Parser(prog="nest-ssl gpu", description=__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS), help="which (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "gpu.json", help="default: docs/gpu.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "gpu.md", help="default: docs/gpu.md")
+    parser.add_argument("--nemo-python", default=sys.executable, help="that of NeMo's environment (default: this one)")
+    parser.add_argument("--nest-python", default=sys.executable, help="that of the port's (default: this one)")
+    parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu", help="cpu: a dry run (default gpu)")
+    parser.add_argument("--size", default="large", help="of the larger model (default large; tiny for a dry run)")
+    parser.add_argument("--batches", type=_batches, default="8x16,32x16", help="to time (default 8x16,32x16)")
+    parser.add_argument("--at-once", type=int, default=2, help="trainings side by side (default 2)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="then stop (default: no limit)")
+    parser.add_argument("--work", type=Path, help="where recordings and logs go (default: a temporary folder)")
+    options = parser.parse_args(argv)
+    parts = [part for part in options.parts.split(",") if part]
+    for part in parts:
+        if part not in PARTS:
+            raise UserError("no such part", repr(part), did_you_mean(part, PARTS))
+    pythons = {}
+    for name in ("nemo", "nest"):
+        given = getattr(options, f"{name}_python")
+        pythons[name] = shutil.which(given) or ""
+        if not pythons[name]:
+            raise UserError("no such Python", given, "Make the environments with make setup.")
+
+    from nest_ssl.bench.run import run_parts
+    from nest_ssl.bench.trainings import Bench, Side, refuse_without_gpu
+
+    refuse_without_gpu(options.device)
+    sides = {name: Side(os.path.abspath(python), f"scripts/train_{name}.py") for name, python in pythons.items()}
+    with tempfile.TemporaryDirectory(prefix="nest-ssl-gpu-") as folder:
+        bench = Bench(
+            sides=sides,
+            accelerator=options.device,
+            size=options.size,
+            folder=(options.work or Path(folder)).absolute(),
+            batches=options.batches,
+            slots=threading.Semaphore(max(1, options.at_once)),
+            deadline=time.monotonic() + options.seconds,
+        )
+        return run_parts(bench, parts, options.results, options.page)
+
+
+def _batches(text: str) -> tuple[tuple[int, float], ...]:
+    try:
+        found: Any = tuple((int(pair[0]), float(pair[1])) for pair in (each.split("x") for each in text.split(",")))
+    except (ValueError, IndexError):
+        found = ()
+    if not found or any(count < 1 or seconds < 1 for count, seconds in found):
+        raise argparse.ArgumentTypeError(f"{text} is no list of UTTERANCESxSECONDS, as in 8x16,32x16")
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,222 @@
+"""The operators of two sides, call by call: what both run, what one alone runs, and what is given other arguments.
+
+    differences = diff(reference.step(0).operators(), candidate.step(0).operators(), ["encoder.pre_encode*"])
+
+Calls are paired by where they are made: the same module, called the same time by the same call. An operator of a call
+that the other side does not make, as where one module does what several did, counts for the innermost call around it
+that both make.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal, get_args
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.nested import ABSENT, Absent, pairs
+from nest_ssl.compare.alignment import aligned
+from nest_ssl.recording.evidence import Operator, Operators, StepOperators, read_evidence, seal_of
+from nest_ssl.recording.index import Scalar
+from nest_ssl.recording.reader import Recording, open_recording
+
+Phase = Literal["forward", "backward", "optimizer"]
+Argument = Scalar | list[Scalar] | Literal[Absent.ABSENT]
+# A call as a path from the outermost: of each the module, and its number among that module's calls in the one around
+# it. Empty: outside of all modules. A number of None: what belongs to a module, and to no call of it.
+CallPath = tuple[tuple[str, int | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One operator that is not the same on both sides.
+
+    Args:
+        kind: ``missing``: the reference alone runs it; ``added``: the candidate alone; ``arguments``: both do, given
+            other arguments; ``tensors``: the same arguments, tensors of another shape or type.
+        arguments: those that differ, by name: the reference's and the candidate's.
+        reference_line, candidate_line: text of the source lines.
+    """
+
+    kind: Literal["missing", "added", "arguments", "tensors"]
+    reference: Operator | None = None
+    candidate: Operator | None = None
+    arguments: dict[str, tuple[Argument, Argument]] = field(default_factory=dict)
+    reference_line: str = ""
+    candidate_line: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorDifference:
+    """What is not the same in one phase of one call.
+
+    Args:
+        module, call: the reference's; None for what runs outside of all modules, a call of None for what belongs to a
+            module's parameters (their gradients' sums, their updates).
+        same: operators that are the same.
+        reference_calls, candidate_calls: calls (``module#1``) in it that the other side does not make, and that run
+            operators. With no `changes` the same is computed by other modules.
+    """
+
+    phase: Phase
+    module: str | None
+    call: int | None
+    same: int
+    changes: tuple[Change, ...]
+    reference_calls: tuple[str, ...] = ()
+    candidate_calls: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Group:
+    """The operators of one phase of one call that both sides make, and the calls inside that one side alone makes."""
+
+    operators: list[Operator] = field(default_factory=list)
+    calls: dict[str, None] = field(default_factory=dict)
+
+
+def diff(
+    reference: StepOperators, candidate: StepOperators, modules: Collection[str] | None = None
+) -> list[OperatorDifference]:
+    """Where the operators of two sides differ: by phase, in the reference's order.
+
+    Args:
+        modules: patterns (`encoder.layers.0*`) of the modules to look at; None: all, and what runs outside of them.
+    """
+    paths = _call_paths(reference), _call_paths(candidate)
+    both = {*paths[0].values()} & {*paths[1].values()}
+    names = {path: name for side in reversed(paths) for name, path in side.items()}
+    found = []
+    for (phase, path), *sides in pairs(_by_call(reference, paths[0], both), _by_call(candidate, paths[1], both)):
+        one, other = (_Group() if side is ABSENT else side for side in sides)
+        module, number = path[-1] if path else (None, None)
+        call = None if number is None else int(names[path].rpartition("#")[2])  # by the recording's count
+        within = [name.rpartition("#")[0] for name in (*one.calls, *other.calls)]
+        looked_at = within if module is None else [module, *within]
+        if modules is not None and not any(_is_named(name, modules) for name in looked_at):
+            continue
+        same, changes = _changes(one.operators, other.operators, reference.lines, candidate.lines)
+        if changes or one.calls or other.calls:
+            found.append(OperatorDifference(phase, module, call, same, changes, tuple(one.calls), tuple(other.calls)))
+    return sorted(found, key=lambda each: get_args(Phase).index(each.phase))
+
+
+def bind(
+    traced: Recording, side: str, reference: Recording, candidate: Recording, step: int | None = None
+) -> Operators:
+    """The operators that a traced run recorded, as evidence about a pair of recordings.
+
+    Args:
+        traced: made with `operators`, of the same experiment as that side's recording.
+        side: ``reference`` or ``candidate``.
+        step: which; None: the first that was traced.
+
+    Raises:
+        UserError: none was traced.
+    """
+    found = of_step(traced, step)
+    return Operators(
+        reference=seal_of(reference.index),
+        candidate=seal_of(candidate.index),
+        seconds=traced.index.duration_s,
+        side=side,
+        **dict(found),
+    )
+
+
+def read_operators(path: Path, step: int | None = None) -> StepOperators:
+    """The operators of a recording, see `of_step`, or of a file of evidence.
+
+    Raises:
+        UserError: neither, damaged, or without operators of that step.
+    """
+    if not path.is_file():
+        return of_step(open_recording(path, verify=False), step)
+    found = read_evidence(path, Operators)
+    if step not in (None, found.step):
+        raise UserError("no operators were recorded", f"{path} is of step {found.step}", "Leave --step out.")
+    return found
+
+
+def select(side: StepOperators, modules: Collection[str] | None) -> list[Operator]:
+    """The operators of modules that a pattern names; None: all, and what runs outside of modules."""
+    if modules is None:
+        return side.operators
+    return [each for each in side.operators if each.module is not None and _is_named(each.module, modules)]
+
+
+def of_step(recording: Recording, step: int | None = None) -> StepOperators:
+    """The operators of a step of a recording; of the first that was traced where none is named.
+
+    Raises:
+        UserError: they were not recorded.
+    """
+    for number in recording.steps if step is None else [step]:
+        found = recording.step(number).operators()
+        if found is not None:
+            return found
+    where = str(recording.path) if step is None else f"{recording.path}, step {step}"
+    raise UserError("no operators were recorded", where, "Record again with operators=true and that step.")
+
+
+def _is_named(module: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(module, pattern) for pattern in patterns)
+
+
+def _call_paths(side: StepOperators) -> dict[str, CallPath]:
+    """Of each call by its name, its path."""
+    paths: dict[str, CallPath] = {"": ()}
+    counts: Counter[tuple[CallPath, str]] = Counter()
+    for name, outer in side.enclosing.items():
+        module = name.rpartition("#")[0]
+        place = paths.get(outer, ())
+        paths[name] = (*place, (module, counts[place, module]))
+        counts[place, module] += 1
+    return paths
+
+
+def _by_call(
+    side: StepOperators, paths: dict[str, CallPath], both: Collection[CallPath]
+) -> dict[tuple[Phase, CallPath], _Group]:
+    """The operators of one side by phase and call, those of a call that is not in `both` with the one around it."""
+    groups: dict[tuple[Phase, CallPath], _Group] = {}
+    for operator in side.operators:
+        name, own = f"{operator.module}#{operator.call}", operator.module is not None and operator.call is None
+        path: CallPath = ((operator.module or "", None),) if own else paths.get(name, ())
+        around = path
+        while not own and around not in both:
+            around = around[:-1]
+        group = groups.setdefault((operator.phase, around), _Group())
+        group.operators.append(operator)
+        if around != path:
+            group.calls[name] = None
+    return groups
+
+
+def _changes(
+    reference: Sequence[Operator],
+    candidate: Sequence[Operator],
+    reference_lines: Mapping[str, str],
+    candidate_lines: Mapping[str, str],
+) -> tuple[int, tuple[Change, ...]]:
+    """How many operators are the same, and those that are not, in order."""
+    same, changes = 0, []
+    for one, other in aligned(reference, candidate):
+        lines = (
+            reference_lines.get(one.source, "") if one else "",
+            candidate_lines.get(other.source, "") if other else "",
+        )
+        if one is None or other is None:
+            changes.append(Change("missing" if one else "added", one, other, {}, *lines))
+            continue
+        arguments = {n: (a, b) for n, a, b in pairs(one.arguments, other.arguments) if repr(a) != repr(b)}
+        if arguments:
+            changes.append(Change("arguments", one, other, arguments, *lines))
+        elif one.tensors != other.tensors or one.outputs != other.outputs:
+            changes.append(Change("tensors", one, other, {}, *lines))
+        else:
+            same += 1
+    return same, tuple(changes)

@@ -1,0 +1,117 @@
+"""The page says what the results hold, and results survive being written and read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.bench.document import SECTIONS, page
+from nest_ssl.bench.results import Machine, Part, Results, load_results
+from nest_ssl.bench.run import MEASURED, RECORDED, faults
+from nest_ssl.cli.gpu import PARTS
+from nest_ssl.report.render.markdown import render_markdown
+
+ROOT = Path(__file__).resolve().parents[2]
+MACHINE: dict[str, Any] = {"card": "Card X1", "driver": "580.1", "cuda": "13.0", "cudnn": 91900, "torch": "2.11",
+                           "numpy": "2.5", "python": "3.12", "cores": 16, "commit": "abcdef0123"}  # fmt: skip
+COMPARED = {"reference": "NeMo 3.0.0", "candidate": "nest-ssl", "verdict": "identical", "tensors": 1234,
+            "tensors_same": 1234, "first": None, "settings": "size=tiny", "rungs": {}, "largest": {}}  # fmt: skip
+TIMES = {"forward_ms": 30.0, "backward_ms": 50.0, "optimizer_ms": 10.0}
+RUNGS = {name: ["not judged", 3] for name in ("initial_weights", "draws", "forward", "loss", "gradients", "weights")}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "parity": [{"name": "tiny, quick", **COMPARED}],
+    "generator": [{"name": "size=tiny", "generator": "torch_cuda", "calls": [9, 9], "same": True, "parted": None,
+                   "kinds": {"dropout": [8, 32]}}],
+    "resume": [{"name": "stopped", "values": 1201, "differing": 0, "first": [], "generators": ["torch_cuda"]},
+               {"name": "from it", **COMPARED}],
+    "cpu-gpu": [{"name": "as it is", **COMPARED, "rungs": {"batch": ["identical", 0], **RUNGS},
+                 "largest": {"forward": 2e-6}}],
+    "repeat": [{"name": "free", "side": "nemo", "times": 5, "outputs": [96, 0, []], "output_gradients": [79, 1, ["x"]],
+                "parameter_gradients": [88, 2, ["conv.0.weight", "y"]], "largest": 1e-7}],
+    "sync": [{"name": "one step", "side": "nemo", "forward": [["nemo/a.py:3", 2], ["nemo/b.py:4", 1]],
+              "backward": [["nemo/c.py:5", 6]], "not_repeatable": ["cumsum_cuda"]}],
+    "speed": [{"name": "limits", "matrix": 8192, "fp32_tflops": 50.0, "tf32_tflops": 400.0, "bf16_tflops": 800.0,
+               "pageable_gbs": 8.0, "pinned_gbs": 50.0},
+              {"name": "arithmetic", "side": "nemo", "batch": [8, 16.0], "flops": 1e12},
+              {"name": "arithmetic", "side": "nest", "batch": [8, 16.0], "flops": 1e12},
+              {"name": "fp32", "batch": [8, 16.0], "nemo": {"step_ms": 100.0, "peak_bytes": 2**34, **TIMES},
+               "nest": {"step_ms": 80.0, "peak_bytes": 2**33, **TIMES}},
+              {"name": "fp32, any kernel", "batch": [8, 16.0], "nemo": {"step_ms": 80.0, "peak_bytes": 2**34, **TIMES},
+               "nest": {"step_ms": 80.0, "peak_bytes": 2**33, **TIMES}},
+              {"name": "recorder", "batch": [8, 16.0], "seconds": 10.0, "bytes": 5 * 10**9, "plain_ms": 100.0},
+              {"name": "bf16-mixed", "batch": [32, 16.0], "error": "no time was left"}],
+}  # fmt: skip
+SAID = {
+    "parity": "| tiny, quick | NeMo 3.0.0 | nest-ssl | identical | 1,234 | 1,234 |",
+    "generator": "`size=tiny`: 9 and 9 draws from torch_cuda, the same, draw by draw.",
+    "resume": "stopped: 0 of 1,201 values of the last checkpoint differ. Generators in it: torch_cuda.",
+    "cpu-gpu": "| as it is | 3 | same | 3 | 3, 2e-06 | 3 | 3 | 3 |",
+    "repeat": "| free | nemo | 0 of 96 | 1 of 79 | 2 of 88 | 1e-07 |",
+    "sync": "| nemo | 3 | 6 |",
+    "speed": "| fp32 | 8 x 16 s | 100.0 | 80.0 | 0.80 | 20 % | 25 % | 16.0 | 8.0 |",
+}
+
+
+def results(rows: dict[str, list[dict[str, Any]]]) -> Results:
+    parts = {
+        name: Part(machine=Machine(**MACHINE), day="2026-01-02", seconds=12.3, command=f"make {name}", rows=given)
+        for name, given in rows.items()
+    }
+    return Results(schema="nest-ssl-gpu/1", parts=parts)
+
+
+def test_every_part_has_its_section() -> None:
+    assert set(PARTS) == set(SECTIONS) == {*RECORDED, *MEASURED} == set(ROWS)
+
+
+@pytest.mark.parametrize("part", ROWS)
+def test_a_section_says_what_was_found(part: str) -> None:
+    text = render_markdown(page(results({part: ROWS[part]})))
+    assert SAID[part] in text and text.count("Not run yet.") == len(ROWS) - 1
+    assert "Card X1 (driver 580.1, CUDA 13.0, cuDNN 91900), torch 2.11" in text
+    assert f"2026-01-02 at commit abcdef0, 12 s: `make {part}`" in text
+
+
+def test_what_could_not_be_had_is_said() -> None:
+    text = render_markdown(page(results(ROWS)))
+    assert "- bf16-mixed, 32 x 16 s: not had (no time was left)" in text
+    assert "fp32, 8 x 16 s: nemo +25.0 %, nest +0.0 %" in text  # what deterministic kernels cost
+    assert "10.0 s for 5.00 GB on disk" in text and "0.10 s (100 times less)" in text
+
+
+def test_results_come_back_and_parts_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    assert load_results(path).parts == {}
+    results(ROWS).save(path)
+    loaded = load_results(path)
+    assert loaded == results(ROWS)
+    path.write_text(json.dumps({"schema": "other"}).replace("schema", "x"))
+    with pytest.raises(UserError, match="not results of this command"):
+        load_results(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "fault"),
+    [
+        ("parity", {"verdict": "equivalent", "first": "step 0: x"}, "tiny, quick: differs (step 0: x)"),
+        ("generator", {"same": False, "parted": "draw 3"}, "size=tiny: differs (draw 3)"),
+        ("resume", {"differing": 2, "first": ["state_dict.x"]}, "stopped: differs (['state_dict.x'])"),
+        ("repeat", {"name": "deterministic"}, "nemo does not repeat with deterministic kernels"),
+        ("sync", {"error": "out of memory"}, "one step: out of memory"),
+    ],
+)
+def test_what_must_not_differ_is_a_fault(part: str, change: dict[str, Any], fault: str) -> None:
+    assert faults(part, ROWS[part]) == []
+    first, *others = ROWS[part]
+    assert faults(part, [{**first, **change}, *others]) == [fault]
+
+
+def test_the_page_that_is_committed_is_the_one_of_its_results() -> None:
+    """No number in it was written by hand."""
+    if (ROOT / "docs" / "gpu.json").exists():
+        text = render_markdown(page(load_results(ROOT / "docs" / "gpu.json")))
+        assert (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8") == text

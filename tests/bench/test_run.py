@@ -1,0 +1,77 @@
+"""The bench on the CPU, the port in NeMo's place: its logic, from the command line to the page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.bench import recorded
+from nest_ssl.bench.run import run_parts
+from nest_ssl.bench.trainings import Bench, Side
+from nest_ssl.cli.gpu import main
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    port = Side(sys.executable, "scripts/train_nest.py")
+    place = Bench({"nemo": port, "nest": port}, "cpu", "tiny", tmp_path / "work", batches=((2, 2.0),))
+    place.folder.mkdir()
+    return place
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parts", "pariti"], "no such part.*pariti.*Did you mean parity"),
+        (["--nemo-python", "/nowhere/python"], "no such Python: /nowhere/python"),
+        (["--batches", "8by16"], "no list of UTTERANCESxSECONDS"),
+        (["--batches", "0x16"], "no list of UTTERANCESxSECONDS"),
+        ([], "no GPU that torch can use"),
+    ],
+)
+def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        main(arguments)
+
+
+@pytest.mark.slow
+def test_recorded_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same side twice is identical; the CPU is as the CPU; and a part that differs gives exit code 1."""
+    plan = {"tiny, full, 2 steps": (recorded.TINY, *recorded.FULL, "batches=2", "save_steps=1")}
+    monkeypatch.setattr(recorded, "PARITY", plan)
+    monkeypatch.setattr(recorded, "DEVICES", {"as it is": ()})
+    file, document = tmp_path / "gpu.json", tmp_path / "gpu.md"
+    assert run_parts(bench, ["parity", "cpu-gpu", "resume"], file, document) == 0
+    parts = json.loads(file.read_text())["parts"]
+    (row,) = parts["parity"]["rows"]
+    assert row["verdict"] == "identical" and row["tensors"] == row["tensors_same"] > 500
+    assert parts["resume"]["rows"][0]["differing"] == 0 and parts["resume"]["rows"][0]["values"] > 1000
+    assert parts["resume"]["rows"][1]["verdict"] == "identical"
+    assert parts["cpu-gpu"]["rows"][0]["rungs"]["draws"] == ["identical", 0]
+    assert "| tiny, full, 2 steps |" in document.read_text()
+    assert list(bench.folder.glob("parity*/*.out")) and not list(bench.folder.glob("parity*/*/"))
+
+    plan["tiny, full, 2 steps"] += ("seed=x",)  # both fail, and that is no agreement
+    assert run_parts(bench, ["parity"], file, document) == 1
+    (row,) = json.loads(file.read_text())["parts"]["parity"]["rows"]
+    assert "error" in row and "seed=x" in row["error"]
+    assert "resume" in json.loads(file.read_text())["parts"]  # what another part found stays
+
+
+@pytest.mark.slow
+def test_measured_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nest_ssl.bench.measured.MODES", {"fp32": ("32", "deterministic", False)})
+    file, document = tmp_path / "gpu.json", tmp_path / "gpu.md"
+    code = run_parts(bench, ["repeat", "sync", "speed"], file, document)
+    parts = json.loads(file.read_text())["parts"]
+    assert [row.get("error") for part in parts.values() for row in part["rows"] if "error" in row] == [] and code == 0
+    for row in parts["repeat"]["rows"]:
+        assert row["times"] == 5 and row["parameter_gradients"][:2] == [88, 0]
+    speed = {row["name"]: row for row in parts["speed"]["rows"]}
+    assert speed["fp32"]["nest"]["step_ms"] > 0 and speed["fp32"]["nemo"]["forward_ms"] > 0
+    assert speed["recorder"]["bytes"] > 10**6 and speed["arithmetic"]["flops"] > 10**8

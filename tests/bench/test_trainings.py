@@ -1,0 +1,71 @@
+"""What is run as a process, and what a page keeps of a comparison."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.bench.trainings import Bench, Pair, Side, Training, compare_all, refuse_without_gpu, row_of, train_all
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """A bench whose trainers are a script that says what it is asked, and fails where `fail=1` is."""
+    script = tmp_path / "train.py"
+    script.write_text("import sys, time\nprint('last words', *sys.argv[1:])\n"
+                      "time.sleep(20 * ('sleep=1' in sys.argv))\nsys.exit('fail=1' in sys.argv)\n")  # fmt: skip
+    side = Side(sys.executable, str(script))
+    return Bench({"nemo": side, "nest": side}, "gpu", "tiny", tmp_path, slots=threading.Semaphore(3))
+
+
+def test_a_training_that_fails_is_said_with_its_last_line(bench: Bench) -> None:
+    good, bad = Training("a", "nemo", ("size=tiny",)), Training("a", "nest", ("fail=1",))
+    failed = train_all(bench, [good, bad])
+    assert failed[good] == "" and "exit code 1: last words trainer.accelerator=gpu" in failed[bad]
+    assert "fail=1" in failed[bad] and f"output_dir={bench.folder / 'a' / 'nest'}" in failed[bad]
+    (row,) = compare_all(bench, [Pair("both", good, bad)], failed)
+    assert row["name"] == "both" and row["error"].startswith("nest: exit code 1")
+
+
+def test_time_that_is_up_ends_a_training(bench: Bench) -> None:
+    slow = Training("slow", "nest", ("sleep=1",), accelerator="cpu")
+    late = Bench(bench.sides, "gpu", "tiny", bench.folder, deadline=time.monotonic() + 0.5)
+    started = time.monotonic()
+    assert train_all(late, [slow]) == {slow: "no time was left"}
+    assert time.monotonic() - started < 10
+
+
+def difference(rung: str, module: str, relative: float) -> dict[str, Any]:
+    metrics = {"relative": relative, "differing": 7, "elements": 9, "max_abs": 2e-3}
+    return {"rung": rung, "module": module, "tensor": "weight", "step": 1, "metrics": metrics}
+
+
+def test_what_is_kept_of_a_report() -> None:
+    differences = [difference("forward", "a", 1e-3), difference("forward", "b", 1e-2), difference("weights", "a", 1e-5)]
+    rungs = [{"name": "batch", "status": "identical", "differing": 0}]
+    report = {
+        "verdict": "diverged", "facts": {"tensors": 10, "tensors_same": 7}, "rungs": rungs, "differences": differences,
+        "reference": {"label": "NeMo"}, "candidate": {"label": "port"}, "first_bit_difference": differences[0],
+        "losses": [{"step": 1, "reference": 2.0, "candidate": 2.5}],
+    }  # fmt: skip
+    row = row_of(report)
+    assert row["largest"] == {"forward": 1e-2, "weights": 1e-5} and row["rungs"] == {"batch": ["identical", 0]}
+    assert row["first"] == "step 1, forward: a weight, 7 of 9 elements, at most 2.0e-03"
+    assert (row["tensors"], row["tensors_same"], row["verdict"]) == (10, 7, "diverged")
+    assert row["losses"] == [[1, 2.0, 2.5]] and row["differ"] == {"a": 2, "b": 1}
+    assert row_of({**report, "differences": [], "first_bit_difference": None})["first"] is None
+
+
+def test_without_a_gpu_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refuse_without_gpu("cpu")
+    with pytest.raises(UserError, match="no GPU that torch can use"):
+        refuse_without_gpu("gpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    refuse_without_gpu("gpu")
