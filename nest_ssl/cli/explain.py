@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -142,7 +143,7 @@ class _Gathering:
         for job in lane:
             script, *words = job.words
             command = [*self._commands[job.side], str(ROOT / script) if "/" in script else script, *words]
-            print(f"explain: {job.side}: {job.what}, about {job.seconds:.0f} s", flush=True)
+            sys.stdout.write(f"explain: {job.side}: {job.what}, about {job.seconds:.0f} s\n")  # whole: there are two
             self._started[job.log], path = time.monotonic(), self._folder / f"{job.log}.log"
             with path.open("wb") as log:
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self._environment)
@@ -153,11 +154,13 @@ class _Gathering:
             if code:
                 lines = path.read_text("utf-8", "replace").split("\n")
                 last = next((line for line in reversed(lines) if line.strip()), "")
-                print(f"explain: {job.side}: {job.what}: exit code {code}: {last.strip()[:300]}", flush=True)
+                sys.stdout.write(f"explain: {job.side}: {job.what}: exit code {code}: {last.strip()[:300]}\n")
+            sys.stdout.flush()
 
     def _speak(self) -> None:
         while not self._done.wait(SAID_EVERY):
-            print(f"explain: about {self.seconds_left():.0f} s left", flush=True)
+            sys.stdout.write(f"explain: about {self.seconds_left():.0f} s left\n")
+            sys.stdout.flush()
 
     def seconds_left(self) -> float:
         """By how long the jobs that are done took, beside what was expected of them."""

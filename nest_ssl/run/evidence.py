@@ -44,6 +44,7 @@ SIDES: tuple[Side, Side] = ("reference", "candidate")
 REPEATS = 8  # that make the noise floor
 SMALL = 2_000_000  # parameters of a model that is trained without a recorder, too, whether that is asked for or not
 SCRIPTS = {"nemo_toolkit": "scripts/train_nemo.py", "nest-ssl": "scripts/train_nest.py"}  # by package
+START = 8.0  # seconds until a trainer is imported
 RATES = 100_000  # steps of a schedule, worked out without training
 BARE, TRACED = "bare", "traced"  # folders of runs without a recorder, and of those whose operators are recorded
 
@@ -101,7 +102,7 @@ class _Runs:
             words += ["--config-path", str(self.recording.path), "--config-name", "config", *overrides]
             words += ["overwrite=true", "exp_manager=null", "trainer.logger=false", "stop_when_recorded=true"]
         what = ", ".join(what for what, _, _ in self.each)
-        return Job(self.side, 1, self.side, what, words, sum(times * seconds for _, _, times in self.each))
+        return Job(self.side, 1, self.side, what, words, START + sum(times * seconds for _, _, times in self.each))
 
 
 def kinds_to_gather(text: str, reference: Recording, candidate: Recording) -> list[str]:
@@ -149,7 +150,7 @@ def plan(reference: Recording, candidate: Recording, folder: Path, kinds: Sequen
 
 def _replay(log: str, stage: int, reference: Path, candidate: Path, out: Path, index: Index, *more: str) -> Job:
     command = ["-m", "nest_ssl.cli.main", "replay", "--reference", str(reference), "--candidate", str(candidate)]
-    return Job(log, stage, "candidate", "replay", [*command, "--out", str(out), *more], index.duration_s)
+    return Job(log, stage, "candidate", "replay", [*command, "--out", str(out), *more], START + index.duration_s)
 
 
 def hindrance(kind: str, reference: Recording, candidate: Recording) -> str:

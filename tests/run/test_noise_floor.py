@@ -24,7 +24,7 @@ from nest_ssl.recording.evidence import FloorEntry, NoiseFloor, read_evidence
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.run.experiment import run
 from nest_ssl.run.floor import repeats, state
-from nest_ssl.run.floor.deviations import Tally
+from nest_ssl.run.floor.deviations import Tally, rounding_of_a_sum
 from nest_ssl.run.floor.margins import Margins
 from nest_ssl.run.floor.state import SavedState, move_by_one_ulp
 from nest_ssl.run.floor.values import StepValues
@@ -244,6 +244,20 @@ def test_sizes_are_relative_to_the_recorded_one_and_flipped_repeats_are_left_out
     assert (buffer.max_abs_largest, buffer.max_abs_typical) == (0.5, 0.5)
     assert (found.flips, found.relative_largest) == (1, 0.0)
     assert tally.differing == [0, 1, 1, 1, 2, 1, 0] and tally.compared == 2
+
+
+def test_a_weight_may_be_rounded_the_other_way() -> None:
+    """The floor of a weight and of its update is never below two elements by one ulp."""
+    assert rounding_of_a_sum(torch.tensor([0.3, -0.75, 0.1])) == math.sqrt(2) * 2.0**-24
+    assert rounding_of_a_sum(torch.tensor([3.0])) == 2.0**-22 and rounding_of_a_sum(torch.zeros(3)) == 0
+    tally, weight = Tally(), torch.tensor([0.75, 0.5])
+    recorded = StepValues([], {}, {}, {"w": None}, {}, {"w": weight - 1e-6}, {"w": weight}, {}, set())
+    for _ in range(3):
+        tally.add(recorded, recorded)
+    parameter, update = tally.entries(held_out=1)
+    assert parameter.relative_largest * parameter.norm == pytest.approx(math.sqrt(2) * 2.0**-24)
+    assert update.relative_largest * update.norm == pytest.approx(math.sqrt(2) * 2.0**-24)
+    assert (parameter.relative_typical, update.held_out) == (0.0, 0.0)
 
 
 def test_nan_in_the_same_place_is_no_difference_and_in_another_an_infinite_one() -> None:

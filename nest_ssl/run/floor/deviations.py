@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from nest_ssl.compare.bits import as_real, chunks, same_bits
-from nest_ssl.recording.address import Address
+from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.evidence import FloorEntry, Place
 from nest_ssl.run.floor.values import StepValues
 
 PIECE = 1 << 16  # elements summed at a time: what fits the cache in float64
+TURNED = 2  # elements of a weight that may be rounded the other way, whatever the repeats show
 ENOUGH = 3  # repeats without a flip, for those with one to be left out
 Measured = tuple[float, float, float, int]  # Frobenius norms of the recorded one and the difference, largest, flips
 
@@ -24,6 +25,7 @@ class Deviations:
     """Of one tensor, a value for each repeat."""
 
     norm: float
+    least: float = 0.0  # Frobenius, below which the floor never is
     relative: list[float] = field(default_factory=list)
     max_abs: list[float] = field(default_factory=list)
     flips: list[int] = field(default_factory=list)
@@ -48,6 +50,7 @@ class Tally:
         """
         found: dict[tuple[object, ...], Measured | None] = {}  # a tensor in many places is measured once
         self.compared, differing, flipped = 0, 0, False
+        rounded = 0.0
         for (address, tensor), (other_address, other) in zip(recorded, repeated, strict=True):
             if address != other_address or tensor.dtype != other.dtype:
                 raise ValueError(f"{other_address} of a repeated step is not {address} of the recorded one")
@@ -60,7 +63,10 @@ class Tally:
             entry = self._of.get(address)
             if entry is None:
                 norm = measured[0] if measured else _measure(tensor, tensor)[0]
-                entry = self._of[address] = Deviations(norm)
+                if address.kind == Kind.PARAMETER:  # its update comes next
+                    rounded = rounding_of_a_sum(tensor)
+                least = rounded if address.kind in (Kind.PARAMETER, Kind.UPDATE) else 0.0
+                entry = self._of[address] = Deviations(norm, least)
             _, distance, largest, flips = measured or (0.0, 0.0, 0.0, 0)
             entry.relative.append(distance / entry.norm if entry.norm else math.inf if distance else 0.0)
             entry.max_abs.append(largest)
@@ -89,7 +95,7 @@ class Tally:
             entry = FloorEntry(
                 place=Place.of(address),
                 norm=found.norm,
-                relative_largest=max(relative),
+                relative_largest=max(*relative, found.least / found.norm if found.norm else 0.0),
                 relative_typical=median(relative),
                 max_abs_largest=max(max_abs),
                 max_abs_typical=median(max_abs),
@@ -98,6 +104,19 @@ class Tally:
             )
             entries.append(entry)
         return entries
+
+
+def rounding_of_a_sum(tensor: Tensor) -> float:
+    """What it does to a weight to be rounded after an update: that a few elements go the other way, by one ulp.
+
+    It happens to an element in thousands, so that few repeats show it, and then outweighs all else: an update at
+    warm-up is no larger than some ulps of its weight. The Frobenius norm of `TURNED` of the largest such steps.
+    """
+    largest = float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
+    if not 0 < largest < math.inf:
+        return 0.0
+    ulp = torch.finfo(tensor.dtype).eps * 2.0 ** math.floor(math.log2(largest))
+    return math.sqrt(min(TURNED, tensor.numel())) * ulp
 
 
 def _measure(recorded: Tensor, repeated: Tensor) -> Measured:
