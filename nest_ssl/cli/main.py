@@ -26,6 +26,7 @@ examples:
   nest-ssl data --out data/dummy_ssl
   nest-ssl train nest size=tiny batches=2 save_steps=0,1 output_dir=outputs/nest overwrite=true
   nest-ssl compare --reference outputs/nemo --candidate outputs/nest --out outputs/report
+  nest-ssl explain --reference outputs/nemo --candidate outputs/nest --out outputs/report --evidence replay,floor
   nest-ssl replay --reference outputs/nemo --candidate outputs/nest
   nest-ssl ops diff --reference outputs/nemo --candidate outputs/nest --module 'encoder.layers.0*'
   nest-ssl gpu --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
