@@ -84,6 +84,18 @@ def test_no_function_differs_and_yet_it_is_no_rounding() -> None:
     ) in lines(made)
 
 
+def test_own_code_is_named_by_what_it_hands_on() -> None:
+    handed = replace(NORM, address=Address(Kind.INPUT, "dropout", 0, "input"), operators=(), source=("", ""))
+    assert "what it hands to dropout (inputs.input) differs" in plain(born_sentence(handed))
+    brought = replace(handed, address=Address(Kind.OUTPUT_GRADIENT, "dropout", 0))
+    assert "the gradient that it brings to dropout (output_grad) differs" in plain(born_sentence(brought))
+
+
+def test_a_module_counts_once() -> None:
+    made = proven(NORM, replace(NORM, phase="backward"), EPS)
+    assert "born in 2 places" in lines(made)[1] and len(bullets(made)) == 3
+
+
 def test_what_is_lacking_is_said() -> None:
     made = proven(lacking=[Note("lacks_function"), Note("lacks_floor")])
     assert lines(made)[0] == "nest-ssl 0.1.0 differs from NeMo 3.0.0, and nothing shows yet that it is rounding"
