@@ -21,7 +21,8 @@ MODULES = 40  # rows
 
 def applies(comparison: Comparison) -> bool:
     """Whether there is a difference, and evidence on it."""
-    return comparison.proof.had and comparison.first is not None and not comparison.contract_differs
+    differs = comparison.first is not None or bool(comparison.proof.born)
+    return comparison.proof.had and differs and not comparison.contract_differs
 
 
 def place(born: Born) -> Text:
@@ -48,7 +49,11 @@ def born_sentence(born: Born) -> Text:
     times += [say("call", call=born.call)] if born.call else []
     times += [say("times", times=number(born.times))] if born.times > 1 else []
     own = born.address.own_name if born.address else ""
-    key = "same_bits_else" if born.by is None else {By.ERROR: "raised", By.FLOAT32: "float32"}.get(born.by, "other")
+    key = (
+        "same_bits_else"
+        if born.by is None
+        else {By.ERROR: "raised", By.FLOAT32: "float32", By.RATES: "rates"}.get(born.by, "other")
+    )
     said = [
         say(
             f"born_here.{key if born.decided else 'undecided'}",
