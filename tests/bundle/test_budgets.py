@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "nest_ssl"
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__")
 # What a stranger must trust; what is compared; what trains; what measures. The proof had 4,270 lines before replay,
-# noise floor, operators and HTML came: the room that it has is for these.
+# noise floor, operators, the evidence's rules and HTML came: the room that it has is for these.
 WINGS = {
-    "proof": (7_500, "base recording record replay compare report".split()),
+    "proof": (8_800, "base recording record replay compare report".split()),
     "port": (5_600, "data model practice releases.py".split()),
     "trainer": (3_000, "config train run cli".split()),
     "bench": (1_200, ["bench"]),
