@@ -69,6 +69,7 @@ def test_the_title_and_the_list_name_every_place() -> None:
         ({"by": By.FLOAT32}, "the same function in float64, another one in this precision"),
         ({"by": None, "decided": False}, "float64 or the noise floor would say whether that is rounding."),
         ({"by": By.FLOOR, "floors": 4.25}, ", 4.2 noise floors."),
+        ({"in_float64": 2e-9}, "; in float64 by 2.0e-09, where a correct rewrite agrees to 1e-13."),
     ],
 )
 def test_what_decided_is_said(fields: dict[str, Any], says: str) -> None:

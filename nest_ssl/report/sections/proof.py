@@ -47,7 +47,8 @@ def born_list(comparison: Comparison) -> list[Block]:
     more = len(proof.born) - SHOWN
     items = [born_sentence(born) for born in proof.born[:SHOWN]]
     items += [say("born_more", count=number(more))] if more > 0 else []
-    texts = [lacking_text(note) for note in proof.lacking]
+    decided = any(born.decided for born in proof.born)  # then it is a difference whatever else is lacking
+    texts = [] if decided else [lacking_text(note) for note in proof.lacking]
     blocks: list[Block] = [Bullets(tuple(items))] if items else []
     return [*blocks, *([Paragraph(say("lacking", what=join(texts, "; ")))] if texts else [])]
 
@@ -94,7 +95,8 @@ def size_text(born: Born) -> Text:
     if born.size is None:
         return ()
     floors = () if born.floors is None else say("floors", floors=ratio(born.floors))
-    return say("by_size", size=small(born.size), floors=floors)
+    there = () if born.in_float64 is None else say("apart_in_double", size=small(born.in_float64))
+    return say("by_size", size=small(born.size), floors=join([floors, there], ""))
 
 
 def ratio(floors: float) -> str:
