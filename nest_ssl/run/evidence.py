@@ -102,7 +102,9 @@ class _Runs:
             words += ["--config-path", str(self.recording.path), "--config-name", "config", *overrides]
             words += ["overwrite=true", "exp_manager=null", "trainer.logger=false", "stop_when_recorded=true"]
         what = ", ".join(what for what, _, _ in self.each)
-        return Job(self.side, 1, self.side, what, words, START + sum(times * seconds for _, _, times in self.each))
+        return Job(
+            f"explain-{self.side}", 1, self.side, what, words, START + sum(times * seconds for _, _, times in self.each)
+        )
 
 
 def kinds_to_gather(text: str, reference: Recording, candidate: Recording) -> list[str]:
@@ -140,11 +142,13 @@ def plan(reference: Recording, candidate: Recording, folder: Path, kinds: Sequen
             run.add("float64", target, 2.0, "trainer.precision=64-true")
     jobs = [run.job() for run in runs.values() if run.each]
     if "replay" in wanted:
-        jobs.append(_replay("replay", 1, reference.path, candidate.path, folder / files.REPLAY, reference.index))
+        jobs.append(
+            _replay("explain-replay", 1, reference.path, candidate.path, folder / files.REPLAY, reference.index)
+        )
     if {"replay", "float64"} <= {*wanted}:
         twice = [folder / files.FLOAT64 / side.path.name for side in (reference, candidate)]
         out, precision = folder / files.FLOAT64 / files.REPLAY, ("--precision", "float64")
-        jobs.append(_replay("replay-float64", 2, twice[0], twice[1], out, reference.index, *precision))
+        jobs.append(_replay("explain-replay-float64", 2, twice[0], twice[1], out, reference.index, *precision))
     return jobs
 
 

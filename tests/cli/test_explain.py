@@ -66,12 +66,12 @@ def test_runs_of_one_trainer_share_a_process(pair: Path) -> None:
     jobs = plan(*opened(pair), pair / "evidence", ["replay", "float64", "floor", "observer"])
     shown = {job.log: (job.stage, job.side, job.what, job.words[:1], job.words.count("--then")) for job in jobs}
     assert shown == {
-        "reference": (1, "reference", "noise floor, without a recorder, float64", ["scripts/train_nest.py"], 2),
-        "candidate": (1, "candidate", "without a recorder, float64", ["scripts/train_nest.py"], 1),
-        "replay": (1, "candidate", "replay", ["-m"], 0),
-        "replay-float64": (2, "candidate", "replay", ["-m"], 0),
+        "explain-reference": (1, "reference", "noise floor, without a recorder, float64", ["scripts/train_nest.py"], 2),
+        "explain-candidate": (1, "candidate", "without a recorder, float64", ["scripts/train_nest.py"], 1),
+        "explain-replay": (1, "candidate", "replay", ["-m"], 0),
+        "explain-replay-float64": (2, "candidate", "replay", ["-m"], 0),
     }
-    words = next(job.words for job in jobs if job.log == "reference")
+    words = next(job.words for job in jobs if job.log == "explain-reference")
     assert ["--config-path", str(pair / "nemo"), "--config-name", "config"] == words[1:5]
     for run in " ".join(words).split(" --then "):
         assert "overwrite=true exp_manager=null trainer.logger=false stop_when_recorded=true" in run
