@@ -126,7 +126,8 @@ def born_of(
     for root in roots:
         left = [one for one in root.findings if (one.moment.step, one.address) not in explained]
         left = [one for one in left if not is_rounding(one)]
-        if not left or (root.phase, root.module) in found:
+        replayed = {phase for phase, module in found if module is None and phase not in ("forward", "backward")}
+        if not left or (root.phase, root.module) in found or root.phase in replayed:
             continue
         first, step, judgement = left[0], left[0].moment.step, left[0].judgement
         found[root.phase, root.module] = Born(
