@@ -1,6 +1,6 @@
 """Compare two recordings and write the report.
 
-    python scripts/compare_outputs.py --reference outputs/nemo --candidate outputs/nest --out outputs/report
+    nest-ssl compare --reference outputs/nemo --candidate outputs/nest --out outputs/report
 
 Exit codes: 0 identical or equivalent, 1 diverged, 2 inconclusive (too little compared), 3 bad usage or a damaged
 recording, 4 the contract differs (not the same experiment), 70 our own mistake.

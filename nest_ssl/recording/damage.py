@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.safe_load import READER_ERRORS, first_line
 
-RERUN = "Record it again (make nemo, make nest)."
+AGAIN = "record it again (make nemo, make nest)."
+RERUN = f"Copy it again, or {AGAIN}"
 MOST_TEXT = 1 << 28  # bytes of a file that is read as a whole
 
 
@@ -27,7 +28,7 @@ def damage(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if error.fix == RERUN:
+        if error.fix.endswith(AGAIN):
             raise
         raise UserError("damaged recording", f"{path}: {error.what}", RERUN) from error
     except ValidationError as error:
