@@ -20,6 +20,7 @@ from nest_ssl.compare.findings import (
     Status,
 )
 from nest_ssl.compare.proof import Proof
+from nest_ssl.compare.rules.known import Used
 from nest_ssl.recording.index import Index
 from nest_ssl.recording.reader import Recording
 
@@ -32,7 +33,7 @@ class Explanation:
     step: int | None
     sentence: str
     values: dict[str, Any] = field(default_factory=dict)
-    weakens: bool = False  # little is proved by this step (say, no token counts and every gradient is zero)
+    weakens: str = ""  # why little is proved by this step (say, no token counts and every gradient is zero)
 
 
 # Called for each step that both sides recorded: the reference, the candidate, the step.
@@ -107,6 +108,8 @@ class Comparison:
     facts: Facts
     notes: list[Note]
     proof: Proof = field(default_factory=Proof)  # what the evidence shows
+    unseen: list[Note] = field(default_factory=list)  # what this run could not see
+    ledger: list[Used] = field(default_factory=list)  # differences that the user knows
 
     @property
     def contract_differs(self) -> bool:

@@ -170,6 +170,10 @@ def _pair(read: Callable[[str], T | None]) -> tuple[T, T] | None:
     return (one, other) if one is not None and other is not None else None
 
 
+# What an evidence run sets otherwise than the run that it repeats, none of which makes it another experiment.
+_FREE = ("output_dir", "overwrite", "save_steps", "exp_manager", "noise_floor", "operators", "learning_rates", "nemo")
+
+
 def _open_float64(folder: Path, reference: Recording, candidate: Recording) -> tuple[Recording, Recording] | None:
     """Both trainers in float64, if both are there: of the same settings but the precision, made by the same code."""
     paths = [folder / side.path.name for side in (reference, candidate)]
@@ -177,25 +181,18 @@ def _open_float64(folder: Path, reference: Recording, candidate: Recording) -> t
         return None
     opened = [open_recording(path) for path in paths]
     for original, found in zip((reference, candidate), opened, strict=True):
-        other = _other_run(original, found)
+        settings = [dict(leaves(side.config)) for side in (original, found)]
+        other = [
+            path
+            for path, one, two in pairs(*settings)
+            if path.split(".")[0] not in _FREE
+            and path != "trainer.precision"
+            and repr(one) != repr(two)
+            and {one, two} != {ABSENT, None}
+        ]
+        other += ["seed"] if original.index.seed != found.index.seed else []
+        sources = original.index.sources
+        other += [name for name, source in found.index.sources.items() if sources.get(name) != source]
         if other:
-            raise UserError(OTHERS, f"{found.path}: {other} is not {original.path.name}'s", FIX)
+            raise UserError(OTHERS, f"{found.path}: {other[0]} is not {original.path.name}'s", FIX)
     return opened[0], opened[1]
-
-
-# What an evidence run sets otherwise than the run that it repeats, none of which makes it another experiment.
-_FREE = ("output_dir", "overwrite", "save_steps", "exp_manager", "noise_floor", "operators", "learning_rates", "nemo")
-
-
-def _other_run(original: Recording, found: Recording) -> str:
-    """What shows that `found` is not `original` once more in another precision; empty where nothing does."""
-    if original.index.seed != found.index.seed:
-        return "seed"
-    if any(original.index.sources.get(name) != source for name, source in found.index.sources.items()):
-        return "the source code"
-    for path, one, other in pairs(dict(leaves(original.config)), dict(leaves(found.config))):
-        if path.split(".")[0] not in _FREE and path != "trainer.precision" and repr(one) != repr(other):
-            if ABSENT in (one, other) and None in (one, other):
-                continue
-            return path
-    return ""

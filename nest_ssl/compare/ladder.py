@@ -12,23 +12,24 @@ from torch import Size
 
 from nest_ssl.base.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK, UserError
 from nest_ssl.compare import causes
-from nest_ssl.compare.born import with_sources
 from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.comparison import Comparison, Declared, Explainer, Explanation, Facts, Side
 from nest_ssl.compare.declared import Entry
 from nest_ssl.compare.evidence import Evidence
-from nest_ssl.compare.findings import RUNGS, SEVERITY, Draw, Finding, Note, Rung, RungName, Status, Tally
+from nest_ssl.compare.findings import RUNGS, SEVERITY, Draw, Rung, RungName, Status, Tally
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.proof import Agreement, Float64, Proof, weigh
 from nest_ssl.compare.roots import roots_of
 from nest_ssl.compare.rules import Rule
 from nest_ssl.compare.rules.bits import SameBits
 from nest_ssl.compare.rules.float64 import Float64Rule
+from nest_ssl.compare.rules.known import Known, KnownRule
 from nest_ssl.compare.rules.noise_floor import NoiseFloorRule, excuse_flips, growth_of
 from nest_ssl.compare.rules.same_function import AGREE, has_float32_values
 from nest_ssl.compare.rungs import batch, contract, draws, forward, gradients, initial_weights, loss, structure, weights
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.rungs.steps import compare_steps
+from nest_ssl.compare.unseen import unseen_by
 from nest_ssl.compare.values import Comparer
 from nest_ssl.recording import layout
 from nest_ssl.recording.calls import Call
@@ -47,6 +48,7 @@ def compare_recordings(
     declared: Sequence[Entry] | None = None,
     explainers: Sequence[Explainer] = (),
     evidence: Evidence | None = None,
+    known: Sequence[Known] = (),
 ) -> Comparison:
     """Compare two recordings.
 
@@ -55,23 +57,23 @@ def compare_recordings(
         steps: only these; all recorded ones when None.
         declared: structural differences that are meant; the committed list when None.
         explainers: what else is to be said about each step.
-        evidence: what was measured about this pair.
+        evidence, known: what was measured about this pair; differences that the user knows and means.
 
     Raises:
         UserError: a step that neither recording has, or a damaged recording.
     """
     shared = _shared_steps(reference, candidate, steps)
-    comparer = Comparer(rule or (NoiseFloorRule(evidence) if evidence and evidence.floors else SameBits()))
+    ledger = KnownRule(rule or (NoiseFloorRule(evidence) if evidence and evidence.floors else SameBits()), known)
+    comparer = Comparer(ledger)
     own, excused, before, results = _compare_all(reference, candidate, comparer, shared, steps, declared, evidence)
     tallies = [*own, *(tally for result in results for tally in result.tallies.values())]
     ordered = causes.in_causal_order(tallies, results)
     first = causes.headline(ordered)
     cause = causes.cause_of(first, results, before, shared, grown=first is not ordered[0]) if first else None
     whole = [*tallies, compare_steps(Sheet("steps", comparer), results, shared)]
-    if evidence and evidence.stale:
-        whole[-1].notes.append(Note("stale_evidence", {"where": evidence.stale}))
     rungs = [Rung(name, [tally for tally in whole if tally.rung == name]) for name in RUNGS]
-    proof = _prove(reference, evidence, declared, own, before, results, ordered)
+    in64 = _in_float64(evidence, declared)
+    proof = weigh(reference, evidence or Evidence(), ordered, roots_of(own, before, results), results, in64, known)
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
     return Comparison(
         _side(reference),
@@ -95,6 +97,8 @@ def compare_recordings(
         facts=_facts(reference, comparer, explanations),
         notes=[note for tally in whole for note in chain(tally.absent, tally.notes)],
         proof=proof,
+        unseen=unseen_by(reference, shared, evidence),
+        ledger=ledger.used(),
     )
 
 
@@ -110,34 +114,21 @@ def _compare_all(
     """What was found of the run as a whole, the declared differences, the draws before the steps, and every step."""
     run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
     excused = structure.compare_structure(run["structure"], reference, candidate, declared)
-    before = draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index)
-    initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate)
+    start = contract.resumed_at(reference, candidate)
+    before = (
+        draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index) if start is None else []
+    )
+    initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate, start)
     changed = _modules(run["initial_weights"].tally)
     results = _compare_steps(reference, candidate, comparer, shared, changed, evidence)
     contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
     if not run["draws"].tally.compared and not run["draws"].tally.findings:
         del run["draws"]  # neither recording says anything of what came before the steps
+    if evidence and evidence.stale:
+        run["contract"].note("stale_evidence", where=evidence.stale)
+    if isinstance(comparer.rule, KnownRule):
+        run["structure"].tally.findings += comparer.rule.out_of_date()
     return [sheet.tally for sheet in run.values()], excused, before, results
-
-
-def _prove(
-    reference: Recording,
-    evidence: Evidence | None,
-    declared: Sequence[Entry] | None,
-    run: Sequence[Tally],
-    before: Sequence[Draw],
-    steps: Sequence[StepFindings],
-    ordered: Sequence[Finding],
-) -> Proof:
-    """What the evidence shows of what was found; the arguments are those of `compare_recordings` and its findings."""
-    roots = roots_of(run, before, steps)
-    proof = weigh(evidence or Evidence(), ordered, roots, steps, _in_float64(evidence, declared))
-    lines = evidence.replay.sources if evidence and evidence.replay else {}
-    classes = {entry.name: entry.module_class for entry in reference.structure.modules}
-    files = {name: source.file for name, source in reference.index.sources.items()}  # by class
-    sources = {name: (files.get(kind, ""), lines.get(name, "")) for name, kind in classes.items()}
-    proof.born = with_sources(proof.born, sources)
-    return proof
 
 
 def _in_float64(evidence: Evidence | None, declared: Sequence[Entry] | None) -> Float64:
@@ -176,7 +167,10 @@ def _compare_steps(
             if evidence:
                 evidence.growths[step + 1, rank] = growth_of(results[-1].tallies["weights"])
         changed = changed.union(*(_modules(r.tallies["weights"]) for r in results if r.step == step))
-    excuse_flips([tally for result in results for tally in result.tallies.values()])
+    tallies = [tally for result in results for tally in result.tallies.values()]
+    excuse_flips(tallies)
+    if isinstance(comparer.rule, KnownRule):
+        comparer.rule.follow(tallies)
     return results
 
 
@@ -208,7 +202,8 @@ def _shared_steps(reference: Recording, candidate: Recording, asked: Sequence[in
         if step not in recorded:
             have = ", ".join(map(str, sorted(recorded))) or "none"
             raise UserError("a step that neither recording has", f"--steps {step}", f"Recorded steps: {have}.")
-    shared = set(reference.steps) & set(candidate.steps)
+    start = contract.resumed_at(reference, candidate) or 0
+    shared = {step for step in reference.steps if step in candidate.steps and step >= start}
     return sorted(shared if asked is None else shared & set(asked))
 
 
@@ -226,7 +221,7 @@ def _judge(rungs: Sequence[Rung], proof: Proof | None) -> tuple[Status, int]:
         return Status.DIVERGED, EXIT_DIVERGED
     if worst == Status.NOT_COMPARED:
         return Status.INCONCLUSIVE, EXIT_INCONCLUSIVE
-    if worst == Status.EQUIVALENT and proof and (proof.born or proof.lacking):
+    if proof and (proof.born or (proof.lacking and worst == Status.EQUIVALENT)):
         return Status.DIVERGED, EXIT_DIVERGED
     return worst, EXIT_OK
 

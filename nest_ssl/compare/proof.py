@@ -11,15 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from nest_ssl.compare.born import Born, ModuleJudgement, born_of, judge_modules
+from nest_ssl.compare.born import Born, ModuleJudgement, born_of, judge_modules, with_lines
 from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.evidence import Evidence, Had
 from nest_ssl.compare.findings import Finding, Note
+from nest_ssl.compare.patterns import Pattern, patterns_of
 from nest_ssl.compare.roots import Root
+from nest_ssl.compare.rules.known import Known
 from nest_ssl.compare.rules.noise_floor import Band, band
 from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, UnitJudgement
+from nest_ssl.compare.schedules import ROUNDING, compare_rates
 from nest_ssl.recording.address import Address
 from nest_ssl.recording.evidence import Unit
+from nest_ssl.recording.reader import Recording
 
 
 class Agreement(str, Enum):
@@ -69,6 +73,7 @@ class Proof:
     bands: Counter[Band] = field(default_factory=Counter)
     largest: Finding | None = None
     lacking: list[Note] = field(default_factory=list)
+    patterns: list[Pattern] = field(default_factory=list)  # causes that are no module's own
 
     @property
     def had(self) -> bool:
@@ -76,7 +81,13 @@ class Proof:
 
 
 def weigh(
-    evidence: Evidence, findings: Sequence[Finding], roots: Sequence[Root], steps: Sequence[StepFindings], in64: Float64
+    reference: Recording,
+    evidence: Evidence,
+    findings: Sequence[Finding],
+    roots: Sequence[Root],
+    steps: Sequence[StepFindings],
+    in64: Float64,
+    known: Sequence[Known] = (),
 ) -> Proof:
     """Weigh all evidence on one comparison.
 
@@ -85,8 +96,9 @@ def weigh(
         roots: what of it nothing recorded explains.
         steps: all steps that were compared.
         in64: both trainers in float64, end to end.
+        known: differences that the user knows and means.
     """
-    rule = SameFunctionRule(evidence)
+    rule = SameFunctionRule(evidence, known)
     numbers = {step.step for step in steps}
     replayed: list[Unit] = evidence.replay.units if evidence.replay else []
     units = [rule.judge(unit) for unit in replayed if unit.step in numbers]
@@ -94,6 +106,8 @@ def weigh(
     ratios = [(one.judgement.ratio, one) for one in measured if one.judgement and one.judgement.ratio is not None]
 
     def is_rounding(finding: Finding) -> bool:
+        if finding.judgement and finding.judgement.rule == "known":
+            return True
         agrees = in64.agreement is Agreement.AGREES and (finding.moment.step, finding.address) not in in64.beyond
         return finding.within and agrees
 
@@ -108,7 +122,17 @@ def weigh(
         Counter(band(ratio) for ratio, _ in ratios),
         max(ratios, key=lambda each: each[0])[1] if ratios else None,
     )
+    proof.patterns = patterns_of(steps)
+    rates = compare_rates(*evidence.schedules) if evidence.schedules else []
+    parted = [one for one in rates if one.first < 0 or one.largest > ROUNDING]
+    if parted and not any(one.phase == "schedule" for one in proof.born):  # also after the recorded steps
+        proof.born.append(Born("schedule", None, step=max(0, parted[0].first), size=parted[0].largest, by=By.RATES))
     proof.lacking = list(_lacking(evidence, proof, units, findings, differing)) if findings else []
+    lines = evidence.replay.sources if evidence.replay else {}
+    classes = {entry.name: entry.module_class for entry in reference.structure.modules}
+    files = {name: source.file for name, source in reference.index.sources.items()}  # by class
+    sources = {name: (files.get(kind, ""), lines.get(name, "")) for name, kind in classes.items()}
+    proof.born = with_lines(proof.born, sources, evidence.operators)
     return proof
 
 

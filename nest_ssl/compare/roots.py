@@ -81,8 +81,14 @@ def _of_step(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:
     loss = step.tallies["loss"].findings
     if loss and not forward:
         yield Root("loss", None, tuple(loss))
-    if not forward and not loss and not apart:
-        yield from _of_backward(step)
+    gradients = step.tallies["gradients"].findings if not forward and not loss and not apart else []
+    arriving = [one for one in gradients if one.address.kind == Kind.OUTPUT_GRADIENT]
+    if arriving:  # all later ones may follow from the first
+        reached = step.reached.index(key_of(arriving[0]))
+        yield Root("backward", step.reached[reached - 1][0] if reached else None, (arriving[0],))
+    passed = {module for module, _ in step.reached} - step.given_other_gradients()
+    own = [one for one in gradients if one.address.kind == Kind.GRADIENT and one.address.module in passed]
+    yield from _by_module("backward", own)
     yield from _of_update(step, apart)
 
 
@@ -105,18 +111,6 @@ def _of_forward(step: StepFindings) -> Iterator[Root]:
     called = {module for module, _ in found}
     buffers = [one for one in step.tallies["weights"].findings if one.address.kind == Kind.BUFFER]
     yield from _by_module("forward", [one for one in buffers if one.address.module not in called])
-
-
-def _of_backward(step: StepFindings) -> Iterator[Root]:
-    findings = step.tallies["gradients"].findings
-    arriving = [one for one in findings if one.address.kind == Kind.OUTPUT_GRADIENT]
-    if arriving:  # all later ones may follow from the first
-        reached = step.reached.index(key_of(arriving[0]))
-        yield Root("backward", step.reached[reached - 1][0] if reached else None, (arriving[0],))
-    given = step.given_other_gradients()
-    reached_modules = {module for module, _ in step.reached}
-    own = [one for one in findings if one.address.kind == Kind.GRADIENT and one.address.module in reached_modules]
-    yield from _by_module("backward", [one for one in own if one.address.module not in given])
 
 
 def _of_update(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:

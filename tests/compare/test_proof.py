@@ -12,11 +12,20 @@ from torch import Tensor, nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.compare import FixedTolerance, compare_recordings
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.evidence import evidence_on, open_evidence
+from nest_ssl.compare.evidence import SIDES, evidence_on, open_evidence
 from nest_ssl.compare.rules.same_function import By, Function
 from nest_ssl.recording import evidence as files
 from nest_ssl.recording.address import Address, Kind, of_entry
-from nest_ssl.recording.evidence import Margin, Place, Unit
+from nest_ssl.recording.evidence import (
+    Margin,
+    Operator,
+    Operators,
+    Place,
+    Schedule,
+    Unit,
+    seal_of,
+    write_evidence,
+)
 from nest_ssl.recording.reader import open_recording
 from tests.compare.builder import Plan, edit_config, edit_tensors, noted, record
 from tests.compare.evidence import (
@@ -172,6 +181,18 @@ def test_three_faults_at_once_are_all_named(reference: Path, folder: Path, tmp_p
     ]  # fmt: skip
     assert marks(comparison)["encoder.layers.0.norm"] is Function.CAME_IN
     assert marks(comparison)["encoder.layers.1.norm"] is Function.ANOTHER
+
+
+def test_what_the_replay_of_the_optimizer_shows_is_named_once(reference: Path, folder: Path, tmp_path: Path) -> None:
+    def nudge(step: int, model: nn.Module) -> None:
+        model.decoder.weight.data += 1e-3
+
+    candidate = nest(tmp_path, after_step=nudge)
+    write_replay(folder, reference, candidate, [])
+    assert born(explained(reference, candidate, folder)) == [("optimizer", "decoder")]
+    update = apart(of_entry(Kind.UPDATE, "decoder.weight"), 0.5)
+    write_replay(folder, reference, candidate, [unit(None, "optimizer", outcome="other bits", deviations=[update])])
+    assert born(explained(reference, candidate, folder)) == [("optimizer", None)]
 
 
 def test_a_fault_that_no_replay_sees_is_named_end_to_end(reference: Path, folder: Path, tmp_path: Path) -> None:
@@ -337,3 +358,50 @@ def test_a_float64_run_of_another_experiment_is_refused(
     with pytest.raises(UserError, match="evidence of other recordings"):
         open_evidence(tmp_path, open_recording(reference), open_recording(candidate))
     assert torch.get_default_dtype() is torch.float32
+
+
+# --- operators and schedules
+
+
+def test_the_operators_that_differ_stand_beside_a_birthplace(reference: Path, folder: Path, tmp_path: Path) -> None:
+    candidate = nest(tmp_path, after_build=other_eps)
+    name = "encoder.layers.1.norm"
+    write_replay(
+        folder, reference, candidate, [unit(name, outcome="other bits", deviations=[apart(output(name), 1e-3)])]
+    )
+    seals = {
+        f"{side}": seal_of(open_recording(path).index) for side, path in zip(SIDES, (reference, candidate), strict=True)
+    }
+    for side, eps, line in (("reference", 1e-5, 12), ("candidate", 2e-3, 34)):
+        norm = Operator(
+            name="aten.native_layer_norm.default", phase="forward", module=name, call=0, arguments={"eps": eps},
+            source=f"torch/{side}.py:{line}",
+        )  # fmt: skip
+        view = Operator(name="aten.view.default", phase="forward", module=name, call=0)
+        made = Operators(
+            **seals, side=side, step=0, operators=[norm, *([view] if side == "reference" else [])],
+            enclosing={"#0": "", f"{name}#0": "#0"},
+        )  # fmt: skip
+        write_evidence(folder / files.OPERATORS / f"{side}.json", made)
+    (found,) = explained(reference, candidate, folder).proof.born
+    assert found.operators == (
+        "aten.native_layer_norm.default: eps 1e-05 -> 0.002",
+        "missing aten.view.default",
+    )
+    assert found.source == ("torch/reference.py:12", "torch/candidate.py:34")
+
+
+@pytest.mark.parametrize(("rate", "parts"), [(0.5, True), (1.0 - 2**-53, False)])
+def test_a_schedule_that_parts_after_the_recorded_steps_is_no_pass(
+    reference: Path, tmp_path: Path, rate: float, parts: bool
+) -> None:
+    candidate, folder = nest(tmp_path), tmp_path / "evidence"
+    seals = {
+        f"{side}": seal_of(open_recording(path).index) for side, path in zip(SIDES, (reference, candidate), strict=True)
+    }
+    for side, last in (("reference", 1.0), ("candidate", rate)):
+        made = Schedule(**seals, side=side, scheduler="Noam", steps=[0, 1, 2], rates=[[0.1], [0.2], [last]])
+        write_evidence(folder / files.SCHEDULE / f"{side}.json", made)
+    comparison = explained(reference, candidate, folder)
+    assert comparison.verdict == ("diverged" if parts else "identical")
+    assert [(one.phase, one.step) for one in comparison.proof.born] == ([("schedule", 2)] if parts else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +14,9 @@ from nest_ssl.compare.born import Born, ModuleJudgement
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.evidence import Had
 from nest_ssl.compare.findings import Judgement, Note, Status
+from nest_ssl.compare.patterns import Pattern, Shape
 from nest_ssl.compare.proof import Agreement, Float64, Proof
+from nest_ssl.compare.rules.known import Known, Used
 from nest_ssl.compare.rules.noise_floor import Band
 from nest_ssl.compare.rules.same_function import By, Function
 from nest_ssl.recording.address import Address, Kind
@@ -66,6 +69,7 @@ def test_the_title_and_the_list_name_every_place() -> None:
         ({"by": By.FLOAT32}, "the same function in float64, another one in this precision"),
         ({"by": None, "decided": False}, "float64 or the noise floor would say whether that is rounding."),
         ({"by": By.FLOOR, "floors": 4.25}, ", 4.2 noise floors."),
+        ({"in_float64": 2e-9}, "; in float64 by 2.0e-09, where a correct rewrite agrees to 1e-13."),
     ],
 )
 def test_what_decided_is_said(fields: dict[str, Any], says: str) -> None:
@@ -79,6 +83,18 @@ def test_no_function_differs_and_yet_it_is_no_rounding() -> None:
         "Why it is not shown to be rounding: 3 differences are not rounding (more than 3 noise floors, or none that is "
         "known), first step 0, forward, encoder.layers.1, output."
     ) in lines(made)
+
+
+def test_own_code_is_named_by_what_it_hands_on() -> None:
+    handed = replace(NORM, address=Address(Kind.INPUT, "dropout", 0, "input"), operators=(), source=("", ""))
+    assert "what it hands to dropout (inputs.input) differs" in plain(born_sentence(handed))
+    brought = replace(handed, address=Address(Kind.OUTPUT_GRADIENT, "dropout", 0))
+    assert "the gradient that it brings to dropout (output_grad) differs" in plain(born_sentence(brought))
+
+
+def test_a_module_counts_once() -> None:
+    made = proven(NORM, replace(NORM, phase="backward"), EPS)
+    assert "born in 2 places" in lines(made)[1] and len(bullets(made)) == 3
 
 
 def test_what_is_lacking_is_said() -> None:
@@ -150,3 +166,53 @@ def test_another_experiment_has_no_births() -> None:
     made = other_experiment(setting("seed", 1, 2))
     made.proof = Proof(HAD, born=[NORM])
     assert bullets(made) == []
+
+
+def test_one_cause_over_all_tensors_is_said() -> None:
+    def said(**fields: Any) -> str:
+        whole = {"step": 0, "rank": 0, "kind": Kind.UPDATE, "shape": Shape.SIGN, "count": 643, "whole": True}
+        pattern = Pattern(**{**whole, "factor": -1.0, **fields})  # type: ignore[arg-type]
+        return lines(diverged(proof=Proof(patterns=[pattern])))[1]
+
+    assert "All 643 updates have the opposite sign: no module's own (look at the learning rate" in said()
+    factor = {"kind": Kind.APPLIED_GRADIENT, "shape": Shape.FACTOR, "factor": 0.25000001}
+    assert "All 643 gradients that the optimizer used are the reference's times 0.25: one factor" in said(**factor)
+    part = {"shape": Shape.ZERO, "count": 12, "whole": False, "below": "encoder.layers", "own": "bias", "factor": 0.0}
+    assert "12 updates in encoder.layers, each called bias are zero, the reference's are not" in said(**part)
+
+
+def test_what_a_run_could_not_see_stands_below_a_pass_alone() -> None:
+    unseen = [Note("unseen_padding"), Note("unseen_warmup", {"steps": 2, "warmup": 25_000})]
+    made = comparison(unseen=unseen)
+    assert lines(made)[2] == (
+        "What this run could not see: padding (in each batch all lengths are the same), the schedule beyond 2 of 25,000"
+        " warm-up steps."
+    )
+    assert not any("could not see" in line for line in lines(diverged(unseen=unseen)))
+
+
+def test_known_differences_are_named() -> None:
+    entry = Known("decoder.output", 1e-5, "in float64", "issue 12", datetime.date(2999, 12, 31))
+    found = measured(1e-6, 0.1)
+    made = comparison(verdict=Status.EQUIVALENT, first=found, ledger=[Used(entry, 3, 4), Used(entry, fault="expired")])
+    assert lines(made)[0] == "NeMo 3.0.0 and nest-ssl 0.1.0 agree but for 1 known difference"
+    assert "the others are 1 known difference that you named, or what rounding does." in lines(made)[1]
+    text = report_text(made)
+    assert "| `decoder.output` | 1.0e-05 | in float64 | issue 12 | 2999-12-31 | 7 tensors |" in text
+    assert "| 2999-12-31 | expired |" in text
+    assert json.loads(render_json(made))["known"][0]["entry"]["expires"] == "2999-12-31"
+
+
+def test_a_copy_is_said_in_the_verdict() -> None:
+    made = comparison(notes=[Note("same_recording", {"how": "files"})])
+    assert "that they agree proves nothing" in lines(made)[1]
+
+
+def test_a_schedule_that_parts_after_the_recorded_steps() -> None:
+    rates = Born("schedule", None, step=25_000, size=0.25, by=By.RATES)
+    made = comparison(verdict=Status.DIVERGED, exit_code=1, proof=Proof(HAD, born=[rates]))
+    assert lines(made)[0] == "nest-ssl 0.1.0 parts from NeMo 3.0.0 in the learning-rate schedule"
+    assert bullets(made) == [
+        "the learning-rate schedule: learning rates, worked out without training, part (step 25000) by 2.5e-01 of its "
+        "size."
+    ]

@@ -6,6 +6,7 @@ float32 values even there (features, a table of positions), and nothing on a cas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -13,6 +14,7 @@ from torch import finfo, float32, float64
 
 from nest_ssl.base.nested import tensors
 from nest_ssl.compare.evidence import Evidence, UnitKey, by_key, key_of
+from nest_ssl.compare.rules.known import Known
 from nest_ssl.compare.rules.noise_floor import LOOK, floors_of, is_noise
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.evidence import Deviation, Unit
@@ -27,6 +29,7 @@ class Function(str, Enum):
 
     SAME = "same function"
     ANOTHER = "another function"
+    KNOWN = "known difference"  # in the user's ledger
     CAME_IN = "came in"  # a module: the same function, given other inputs or other gradients
     UNDECIDED = "other bits"  # and neither float64 nor a noise floor to say what that means
     NOT_REPLAYED = "not replayed"
@@ -40,6 +43,7 @@ class By(str, Enum):
     FLOOR = "noise floor"
     ERROR = "error"  # the candidate's module raised
     SHAPE = "shape"  # or type, or NaN on one side
+    RATES = "rates"  # learning rates, worked out without training
     FLOAT32 = "float32"  # the same function in float64, and not in float32: a cast, TF32, autocast
 
 
@@ -64,8 +68,8 @@ class UnitJudgement:
 class SameFunctionRule:
     """Judges the units of a replay with all other evidence on the same pair."""
 
-    def __init__(self, evidence: Evidence) -> None:
-        self.evidence = evidence
+    def __init__(self, evidence: Evidence, known: Sequence[Known] = ()) -> None:
+        self.evidence, self.known = evidence, known
         self.in_float64 = by_key(evidence.replay64)
         self._float32_values: dict[UnitKey, bool] = {}
 
@@ -79,6 +83,11 @@ class SameFunctionRule:
         odd = next((one for one in unit.deviations if one.shape is None or one.nonfinite_disagree), None)
         if odd:
             return UnitJudgement(unit, Function.ANOTHER, By.SHAPE, odd)
+        if self.known and all(
+            any(entry.matches(one.place.address) and one.relative <= entry.within for entry in self.known)
+            for one in unit.deviations
+        ):
+            return UnitJudgement(unit, Function.KNOWN)
         ranked = [(self._floors(unit, one), one) for one in unit.deviations]
         floors, worst = max(ranked, key=lambda each: (each[0] is not None, each[0] or 0.0, each[1].relative))
         apart = self._apart_in_float64(unit)

@@ -21,6 +21,7 @@ from nest_ssl.recording.clock import Phase
 from nest_ssl.recording.reader import StepFiles
 
 Tensors = dict[str, Tensor]
+IMPLEMENTATION = ("foreach", "fused", "capturable")  # settings that choose how an optimizer computes, not what
 
 
 def compare_after_step(
@@ -43,9 +44,22 @@ def compare_after_step(
     if sheet.both_have(layout.OPTIMIZER, reference, candidate):
         state, other_state = reference.optimizer_state(), candidate.optimizer_state()
         groups, other_groups = (  # which parameters a group holds counts, their order does not
-            {str(i): {**group, "params": dict.fromkeys(group["params"], "member")} for i, group in enumerate(groups)}
+            {
+                str(i): {
+                    **{name: value for name, value in group.items() if name not in IMPLEMENTATION},
+                    "params": dict.fromkeys(group["params"], "member"),
+                }
+                for i, group in enumerate(groups)
+            }
             for groups in (state["param_groups"], other_state["param_groups"])
         )
+        flags = [
+            [name for name in IMPLEMENTATION if any(group.get(name) for group in side["param_groups"])]
+            for side in (state, other_state)
+        ]
+        if flags[0] != flags[1]:
+            names = [", ".join(side) or "none of these" for side in flags]
+            sheet.note("implementation", reference=names[0], candidate=names[1])
         setting = partial(Address, Kind.OPTIMIZER_SETTING, None, None)
         sheet.table("optimizer groups", groups, other_groups, Phase.AFTER_STEP, setting)
         own = partial(of_entry, Kind.OPTIMIZER_STATE)

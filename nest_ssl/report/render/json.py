@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from dataclasses import asdict, fields, is_dataclass
@@ -45,6 +46,9 @@ def as_tree(comparison: Comparison) -> Tree:
         "evidence": comparison.proof.evidence,
         "born": comparison.proof.born,
         "proof": comparison.proof,
+        "patterns": comparison.proof.patterns,
+        "unseen": comparison.unseen,
+        "known": comparison.ledger,
         "tolerance": comparison.rule,
         "losses": [{**counted.get(loss.step, {}), **asdict(loss)} for loss in comparison.losses],
         "known_differences": comparison.known,
@@ -67,6 +71,8 @@ def strict(value: object) -> object:
         return {str(strict(key)): strict(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
         return [strict(child) for child in value]
+    if isinstance(value, datetime.date):
+        return value.isoformat()
     known = math.isfinite(value) if isinstance(value, float) else value is None or isinstance(value, (bool, int, str))
     return value if known else str(value)
 
@@ -93,7 +99,7 @@ def _record(value: object) -> Tree:
             "event": moment.event,
         }
     if isinstance(value, Born):
-        own = _pick(value, "module call phase size floors operators step rank times order by decided why")
+        own = _pick(value, "module call phase size floors in_float64 operators step rank times order by decided why")
         source = dict(zip(("reference", "candidate"), value.source, strict=True))
         return {**own, "source": source, "tensor": value.address.own_name if value.address else None}
     if isinstance(value, Proof):

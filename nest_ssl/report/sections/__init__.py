@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.report.document import Block
-from nest_ssl.report.sections.background import declared, known, notes, overview, provenance, reproduce, rule
+from nest_ssl.report.sections.background import declared, known, ledger, notes, overview, provenance, reproduce, rule
 from nest_ssl.report.sections.calls import calls
 from nest_ssl.report.sections.draws import draws
 from nest_ssl.report.sections.headline import consequences, first_difference, headline, next_step
@@ -21,7 +21,7 @@ def summary(comparison: Comparison) -> list[Block]:
 def details(comparison: Comparison) -> list[Block]:
     """All that stands below it."""
     parts = (
-        overview, reproduce, evidence, modules, known, over_steps, draws, differences, calls, rule, declared,
+        overview, reproduce, evidence, modules, known, over_steps, draws, differences, calls, rule, ledger, declared,
         provenance, notes,
     )  # fmt: skip
     return [block for part in parts for block in part(comparison)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Status
-from nest_ssl.report.document import Block, Heading, Paragraph, StatusWord, Text, initial, join, table
+from nest_ssl.compare.findings import Birth, Status
+from nest_ssl.report.document import Block, Code, Heading, Paragraph, StatusWord, Text, initial, join, table
 from nest_ssl.report.sections import proof
 from nest_ssl.report.sections.causes import cause_text, consequence_texts, note_text, remainder_text
 from nest_ssl.report.words import counted, say, word
@@ -19,28 +19,38 @@ def headline(comparison: Comparison) -> list[Block]:
     """The verdict; why equal numbers prove little here, and what to do where only the steps are not the same."""
     texts = [verdict(comparison)]
     weak = [explanation for explanation in comparison.explanations if explanation.weakens]
-    texts += [(explanation.sentence,) for explanation in weak[:1]]
+    texts += [(explanation.weakens,) for explanation in weak[:1]]
     texts += [say("hint.weak_too", steps=counted(len(weak) - 1, "steps"))] if len(weak) > 1 else []
     sides = [(loss.step, (loss.reference, loss.candidate)) for loss in comparison.losses]
     lost = [step for step, pair in sides if all(loss is not None and not math.isfinite(loss) for loss in pair)]
     lost = [step for step in lost if step not in {explanation.step for explanation in weak}]
     texts += [say("hint.loss_not_finite", steps=steps_text(lost))] if lost else []
-    if comparison.steps and any(found.address.slot == "steps" for found in comparison.rung("contract").findings):
+    if comparison.steps and [found.address.slot for found in comparison.rung("contract").findings] == ["steps"]:
         option = ",".join(map(str, comparison.steps))
         texts.append(say("hint.steps", steps=steps_text(comparison.steps), option=option))
-    return [Heading(title(comparison), 1), Paragraph(join(texts, " "))]
+    same = [note_text(note) for note in comparison.notes if note.kind == "same_recording"]
+    blocks: list[Block] = [Heading(title(comparison), 1), Paragraph(join([*texts, *same], " "))]
+    if comparison.unseen and comparison.verdict in (Status.IDENTICAL, Status.EQUIVALENT):
+        blocks.append(Paragraph(say("unseen", what=join(map(note_text, comparison.unseen)))))
+    return blocks
 
 
 def title(comparison: Comparison) -> Text:
     first = comparison.first
     reference, candidate = labels(comparison)
     places = {"name": name(first), "where": where(first)} if first else {}
-    born = comparison.proof.born
+    key = _key(comparison)
+    cause = comparison.cause
+    if key == "diverged" and cause and cause.birth is Birth.BEFORE_CALL and cause.module:
+        key = "before"  # the birthplace, and only then the neighbour that shows it first
+        places["module"] = (Code(cause.module),)
+        places["step"] = steps_text([first.moment.step]) if first else ()
+    born = proof.places(comparison)
     if born:
-        count = number(len(born) - 1)
-        only = proof.place(born[0])
+        only, count = proof.place(born[0]), number(len(born) - 1)
         places["places"] = only if len(born) == 1 else say("more_places", first=only, count=count)
-    return say(f"title.{_key(comparison)}", reference=reference, candidate=candidate, **places)
+    places["known"] = (counted(sum(used.count > 0 for used in comparison.ledger), "known differences"),)
+    return say(f"title.{key}", reference=reference, candidate=candidate, **places)
 
 
 def verdict(comparison: Comparison) -> Text:
@@ -57,13 +67,14 @@ def verdict(comparison: Comparison) -> Text:
         "verdict.unknown" if key == Status.DIVERGED.value and not cause else f"verdict.{key}",
         status=StatusWord(found, word("status", found.value), strong=True),
         same=say("same", **tensors, steps=steps_text(comparison.steps)),
-        seed=number(comparison.reference.index.seed),
+        seed="" if (seed := comparison.reference.index.seed) is None else say("from_seed", seed=number(seed)),
         rule=rule_name(comparison),
         cause=cause,
         more=say("more", count=number(others)) if others > 0 else "",
         reasons=join([*reasons[:REASONS], *more_reasons], "; "),
         rounding=proof.rounding(comparison),
-        count=counted(len(comparison.proof.born), "places"),
+        count=counted(len(proof.places(comparison)), "places"),
+        known=counted(sum(used.count > 0 for used in comparison.ledger), "known differences"),
     )
 
 
@@ -71,6 +82,8 @@ def _key(comparison: Comparison) -> str:
     """Of the words for a verdict: a pass by a tolerance of the user's own has others than one that was measured."""
     if comparison.contract_differs:
         return "contract"
+    if comparison.verdict is Status.EQUIVALENT and any(used.count for used in comparison.ledger):
+        return "known"
     if comparison.verdict is Status.EQUIVALENT and comparison.rule["kind"] == "fixed":
         return "within"
     if comparison.verdict is not Status.DIVERGED or not proof.applies(comparison):
