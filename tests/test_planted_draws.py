@@ -63,7 +63,7 @@ def mask_per_utterance(model: NestModule) -> None:
 
 
 def dropout_as_a_function(model: NestModule) -> None:
-    """Not a fault in what is drawn, but in what is called: the dropout's module is left out."""
+    """No fault: the same numbers, computed by a function in place of the dropout's module."""
     feed_forward = model.encoder.layers[0].feed_forward1
     patch_forward(
         feed_forward,
@@ -131,7 +131,7 @@ def test_augmentation_from_another_generator_is_found(
 def test_the_same_draws_by_a_function_are_no_other_draws(random_reference: Path, tmp_path: Path) -> None:
     record(tmp_path / "nest", dropout_as_a_function, *EVERYTHING)
     comparison = compare(random_reference, tmp_path / "nest")
-    assert judged(comparison) == EXPECTED["dropout_as_a_function"], "a module that is never called"
+    assert judged(comparison) == EXPECTED["dropout_as_a_function"]  # computed by another module
     assert comparison.rung("draws").status == "identical"
     elsewhere = next(draw for draw in comparison.draws if draw.fate == Fate.ELSEWHERE)
     assert elsewhere.reference[0].module == "encoder.layers.0.feed_forward1.dropout"

@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(option, type=_bound, help=f"{kind} tolerance, a rule of your own (default: same bits)")
     parser.add_argument("--steps", default="all", help="compare only these: 0, 0,1 or 0-9 (default: all recorded)")
     parser.add_argument("--declared", type=Path, help="YAML list of more structural differences that are meant")
+    parser.add_argument("--known", type=Path, help="YAML ledger of differences that are known and meant")
+    parser.add_argument("--evidence", type=Path, help="folder of evidence (default: `evidence` beside the reference)")
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="trust the files: skip their SHA-256")
     options = parser.parse_args(argv)
     steps = parse_steps(options.steps)
@@ -48,9 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "a report would be written into a recording", f"--out {options.out}", "Choose a folder outside."
             )
 
+    if options.evidence and not options.evidence.is_dir():
+        raise UserError("no such evidence", f"--evidence {options.evidence}", "Gather it with make explain.")
+
     # Only now what takes seconds to import: --help and bad usage answer at once.
     from nest_ssl.compare import FixedTolerance, compare_recordings
     from nest_ssl.compare.declared import load_declared
+    from nest_ssl.compare.evidence import evidence_on
+    from nest_ssl.compare.rules.known import load_known
     from nest_ssl.recording.reader import open_recording
     from nest_ssl.report import print_summary, write_reports
     from nest_ssl.run.nest_report import explain_nest
@@ -60,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = (options.atol, options.rtol)
     rule = FixedTolerance(*(bound or 0.0 for bound in given)) if given != (None, None) else None
     wanted = None if steps is None else sorted(steps)
-    comparison = compare_recordings(reference, candidate, rule, wanted, declared, [explain_nest])
+    known = load_known(options.known) if options.known else []
+    evidence = evidence_on(reference, candidate, options.evidence)
+    comparison = compare_recordings(reference, candidate, rule, wanted, declared, [explain_nest], evidence, known)
     print_summary(comparison, write_reports(comparison, options.out))
     return comparison.exit_code
 

@@ -12,8 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from nest_ssl.compare import findings as f
-from nest_ssl.compare.comparison import Losses
-from nest_ssl.compare.findings import Birth, Cause, Draw, Finding, Relation, RungName, Tally, Unexplained
+from nest_ssl.compare.findings import Birth, Cause, Draw, Finding, Losses, Relation, RungName, Tally, Unexplained
 from nest_ssl.compare.rungs.forward import Key, Span
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import BEFORE_STEPS, Moment, Part, Phase
@@ -237,13 +236,22 @@ class _Walk:
             *(o.address.module for o in by_rung["structure"]),
         }
         calls = self.step.calls
-        self.born = [one.worst for one in calls if one.relation == Relation.BORN and one.module not in blamed]
+        # What is around the headline is no other birthplace.
+        around = [name for name in blamed if name is not None]
+        self.born = [
+            one.worst
+            for one in calls
+            if one.relation == Relation.BORN
+            and not any(f".{name}.".startswith(f".{one.module}.") or not one.module for name in around)
+        ]
+        lacking = [one.address for one in by_rung["structure"] if one.missing]
+        self.lacking = {f"params.{address.module}.{address.slot}" for address in lacking}
         if not self.step.draws and any(
             one.moment.step <= number and one.moment.phase <= Phase.FORWARD_DONE for one in draws
         ):
             self.born = []  # without a ledger, other random states excuse whatever may have drawn
         here = [one for one in ordered if (one.moment.step, one.address.rank) == (number, self.step.rank)]
-        self.outputs = any(one.rung == "forward" and one.address.module is None for one in here)
+        self.outputs = any(one.rung == "forward" for one in here)  # also of the modules that make the loss
         self.forward = self.changed | {one.module for one in calls}
         self.backward = self.forward | (self.step.given_other_gradients() if self.step.tallies else set())
         moved = (Kind.GRADIENT, Kind.OPTIMIZER_STATE)
@@ -278,7 +286,7 @@ class _Walk:
         if rung != "weights" or first.rung == rung:
             return None
         if address.kind == Kind.OPTIMIZER_SETTING:
-            return Unexplained.OPTIMIZER
+            return None if address.path in self.lacking else Unexplained.OPTIMIZER
         own = (address.module, address.slot) not in self.updated and address.module not in self.forward
         return Unexplained.UPDATES if own and address.kind in (Kind.PARAMETER, Kind.BUFFER) else None
 

@@ -12,23 +12,17 @@ from nest_ssl.compare.findings import (
     Consequence,
     Draw,
     Finding,
+    Losses,
     Note,
     Remainder,
     Rung,
     RungName,
     Status,
 )
+from nest_ssl.compare.proof import Proof
+from nest_ssl.compare.rules.known import Used
 from nest_ssl.recording.index import Index
 from nest_ssl.recording.reader import Recording
-
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """The loss of one step on both sides."""
-
-    step: int
-    reference: float | None
-    candidate: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +107,9 @@ class Comparison:
     rule: dict[str, Any]  # the rule that judged, and its settings
     facts: Facts
     notes: list[Note]
+    proof: Proof = field(default_factory=Proof)  # what the evidence shows
+    unseen: list[Note] = field(default_factory=list)  # what this run could not see
+    ledger: list[Used] = field(default_factory=list)  # differences that the user knows
 
     @property
     def contract_differs(self) -> bool:

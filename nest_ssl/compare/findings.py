@@ -208,6 +208,15 @@ class CallJudgement:
     rank: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The loss of one step on both sides."""
+
+    step: int
+    reference: float | None
+    candidate: float | None
+
+
 class Fate(str, Enum):
     """What became of a draw on both sides."""
 

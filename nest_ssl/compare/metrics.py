@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, float64
+from torch import Tensor, finfo, float64
 
 from nest_ssl.compare.bits import as_integers, as_real, chunks
 
 Array = np.ndarray[Any, Any]
 _SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+MOST_PLACES = 64
 _BITS, _NUMBER, _NONFINITE = 1, 2, 3  # what a position shows; a higher one is shown first
 
 
@@ -35,10 +36,14 @@ class Metrics:
     max_abs: float | int | None = None
     relative: float | None = None  # |candidate - reference| / |reference|, Frobenius
     cosine: float | None = None
+    factor: float | None = None  # by which the reference comes nearest to the candidate: 1 where no scale is wrong
+    norm: float | None = None  # of the reference, Frobenius
+    eps: float = 0.0  # what one unit in the last place may be, relative to the whole: it can always be off by that
     max_ulp: int | None = None
     index: tuple[int, ...] = ()  # where NaN or infinity disagree, else of the largest difference, else of unlike bits
     reference: float | int | bool | complex | None = None  # values at `index`
     candidate: float | int | bool | complex | None = None
+    places: tuple[tuple[int, ...], ...] = ()  # of whole numbers, all that differ; empty where they are many
 
 
 def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> Metrics:
@@ -49,7 +54,8 @@ def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> M
     assert reference.shape == candidate.shape and reference.dtype == candidate.dtype
     floating = reference.is_floating_point() or reference.is_complex()
     sides = (as_real(reference), as_real(candidate)) if floating else (reference, candidate)
-    sums = (_Floats if floating else _Integers)(Metrics(sides[0].numel()), (atol, rtol))
+    eps = finfo(reference.dtype).eps if floating else 0.0
+    sums = (_Floats if floating else _Integers)(Metrics(sides[0].numel(), eps=eps), (atol, rtol))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for piece, other in chunks(*sides):
             sums.add(piece, other)
@@ -57,6 +63,9 @@ def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> M
     metrics = sums.finish()
     metrics.index = tuple(int(place) for place in np.unravel_index(sums.worst[1], tuple(sides[0].shape)))
     metrics.reference, metrics.candidate = (side[metrics.index].item() for side in sides)
+    if not floating and metrics.differing <= MOST_PLACES:
+        unlike = (sides[0] != sides[1]).nonzero().tolist()
+        metrics.places = tuple(tuple(place) for place in unlike)
     return metrics
 
 
@@ -134,6 +143,8 @@ class _Floats(_Integers):
             reference, candidate, product, difference = self.squares
             self.metrics.relative = _ratio(math.sqrt(difference), math.sqrt(reference))
             self.metrics.cosine = _ratio(product, math.sqrt(reference) * math.sqrt(candidate))
+            self.metrics.norm = math.sqrt(reference)
+            self.metrics.factor = product / reference if reference else None
         return self.metrics
 
 

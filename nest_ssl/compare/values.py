@@ -85,10 +85,20 @@ class Comparer:
         metrics = measured[key]
         return None if metrics is None else self._finding(spot, reference, metrics)
 
-    def update(self, spot: Spot, reference: Tensor, candidate: Tensor, source: float) -> Finding | None:
-        """The difference between two updates, of one shape; `source` is how far their gradients are apart."""
-        same = same_bits(reference, candidate)
-        return None if same else self._finding(spot, reference, measure(reference, candidate, 0.0, 0.0), source)
+    def update(
+        self, spot: Spot, reference: Tensor, candidate: Tensor, parameter: Metrics, source: float
+    ) -> Finding | None:
+        """The difference between two updates in float64.
+
+        Args:
+            parameter: how its values after the update differ: each update ends in a rounding of these.
+            source: how far their gradients are apart, relative to the reference's.
+        """
+        if same_bits(reference, candidate):
+            return None
+        metrics = measure(reference, candidate, 0.0, 0.0)
+        metrics.eps = parameter.eps * (parameter.norm or 0.0) / metrics.norm if metrics.norm else 0.0
+        return self._finding(spot, reference, metrics, source)
 
     def _finding(self, spot: Spot, reference: Tensor, metrics: Metrics, source: float = 0.0) -> Finding:
         floating = reference.is_floating_point() or reference.is_complex()
@@ -96,7 +106,7 @@ class Comparer:
             Difference.VALUES,
             metrics.reference,
             metrics.candidate,
-            judgement=self.rule.judge(spot, metrics, source) if floating else None,
+            judgement=self.rule.judge(spot, metrics, source) if floating else self.rule.judge_whole(spot, metrics),
             index=metrics.index,
             shape=tuple(reference.shape),
             dtype=str(reference.dtype).removeprefix("torch."),

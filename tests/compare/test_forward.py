@@ -203,16 +203,32 @@ class FunctionBlock(Block):
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_other_numbers_of_calls_are_missing_calls(reference: Path, make: Make, swapped: bool) -> None:
+def test_a_call_that_a_function_stands_in_for_is_the_same_computed_otherwise(
+    reference: Path, make: Make, swapped: bool
+) -> None:
     def plant(model: nn.Module) -> None:
         model.encoder.layers[1].forward = FunctionBlock.forward.__get__(model.encoder.layers[1])
 
     candidate = make(after_build=plant)
     comparison = judge(*((candidate, reference) if swapped else (reference, candidate)), steps=[0])
     rung = comparison.rung("forward")
-    assert (comparison.verdict, rung.status) == ("diverged", "missing")
+    assert (comparison.verdict, rung.status) == ("identical", "identical")
+    assert (rung.missing_reference, rung.missing_candidate) == (0, 0)
+    (said,) = noted(comparison, "computed_otherwise")
+    assert said == {"step": 0, "count": 1, "module": "encoder.layers.0.activation", "around": "encoder.layers.1"}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_call_is_missing_where_what_is_around_it_differs(reference: Path, make: Make, swapped: bool) -> None:
+    def plant(model: nn.Module) -> None:
+        block = model.encoder.layers[1]
+        block.forward = lambda x, pad_mask=None: FunctionBlock.forward(block, x, pad_mask) * 1.001
+
+    candidate = make(after_build=plant)
+    comparison = judge(*((candidate, reference) if swapped else (reference, candidate)), steps=[0])
+    rung = comparison.rung("forward")
+    assert (comparison.verdict, rung.status) == ("diverged", "diverged")
     assert (rung.missing_reference, rung.missing_candidate) == ((1, 0) if swapped else (0, 1))
-    assert first(comparison)[2:4] == ("encoder.layers.0.activation", 3)
 
 
 def test_another_order_of_the_same_calls_is_noted(tmp_path: Path, reference: Path) -> None:

@@ -193,3 +193,13 @@ def test_a_step_without_an_optimizer_state_is_inconclusive(reference: Path, copy
     comparison = judge(reference, copy)
     assert (comparison.verdict, comparison.exit_code) == ("inconclusive", 2)
     assert statuses(comparison)["weights"] == "not compared"
+
+
+def test_another_implementation_of_the_optimizer_is_no_difference(reference: Path, copy: Path) -> None:
+    """Fused or foreach: what it makes of the weights decides."""
+    edit_tensors(copy, "step_0/optimizer_state.pt", lambda state: state["param_groups"][0].update(fused=True))
+    comparison = judge(reference, copy)
+    assert comparison.verdict == "identical"
+    assert noted(comparison, "implementation") == [{"reference": "none of these", "candidate": "fused"}]
+    edit_tensors(copy, "step_0/optimizer_state.pt", lambda state: state["param_groups"][0].update(amsgrad=True))
+    assert judge(reference, copy).verdict == "diverged"

@@ -26,6 +26,10 @@ class Rule(Protocol):
         """
         ...
 
+    def judge_whole(self, spot: Spot, metrics: Metrics) -> Judgement | None:
+        """Judge a tensor of whole numbers or booleans; None where nothing but the same ones will do."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """For the report: at least ``kind``, the rule's name."""
         ...

@@ -15,5 +15,8 @@ class SameBits:
     def judge(self, spot: Spot, metrics: Metrics, source: float = 0.0) -> Judgement:
         return Judgement(False, "bits", {})
 
+    def judge_whole(self, spot: Spot, metrics: Metrics) -> Judgement | None:
+        return None
+
     def describe(self) -> dict[str, Any]:
         return {"kind": "bits"}

@@ -33,5 +33,8 @@ class FixedTolerance:
         within = not metrics.nonfinite_disagree and ratio is not None and ratio <= 1
         return Judgement(within, "fixed", {"relative": bound}, ratio)
 
+    def judge_whole(self, spot: Spot, metrics: Metrics) -> Judgement | None:
+        return None  # they match exactly or not at all
+
     def describe(self) -> dict[str, Any]:
         return {"kind": "fixed", "atol": self.atol, "rtol": self.rtol}

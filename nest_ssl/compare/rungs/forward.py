@@ -67,8 +67,37 @@ def compare_calls(sheet: Sheet, reference: Sequence[Call], candidate: Sequence[C
     moved = next(((key, other_key) for key, other_key in zip(*orders, strict=True) if key != other_key), None)
     if moved:  # another order of the same calls is no difference in numbers, but worth a line
         sheet.note("call_order", step=sheet.step, reference=moved[0][0], candidate=moved[1][0])
+    spans = spans_of(reference)
+    _excuse_other_modules(sheet, spans, spans_of(candidate))
     sheet.tally.findings.sort(key=lambda finding: finding.moment)
-    return spans_of(reference)
+    return spans
+
+
+def _excuse_other_modules(sheet: Sheet, reference: dict[Key, Span], candidate: dict[Key, Span]) -> None:
+    """Calls that only one side makes, inside of one that both make and that agrees: the same, computed otherwise.
+
+    One product in place of three, or a function in place of a module. The output of the innermost call around it that
+    both make decides.
+    """
+    found = sheet.tally.findings
+    apart = {
+        (one.address.module, one.address.call) for one in found if one.address.kind == Kind.OUTPUT and not one.within
+    }
+    excused = []
+    for finding in [one for one in found if one.address.kind == Kind.CALL and one.missing]:
+        spans = reference if finding.difference == Difference.MISSING_CANDIDATE else candidate
+        key: Key | None = (finding.address.module or "", finding.address.call or 0)
+        while key is not None and not (key in reference and key in candidate):
+            key = spans[key].parent
+        if key is not None and key not in apart:
+            excused.append((finding, key))
+            sheet.tally.missing_reference -= finding.difference == Difference.MISSING_REFERENCE
+            sheet.tally.missing_candidate -= finding.difference == Difference.MISSING_CANDIDATE
+    if excused:
+        sheet.tally.findings = [one for one in found if not any(one is finding for finding, _ in excused)]
+        first, key = excused[0]
+        values = {"module": first.address.module, "around": key[0] or "(root)", "count": len(excused)}
+        sheet.note("computed_otherwise", step=sheet.step, **values)
 
 
 def compare_forward_output(sheet: Sheet, reference: StepFiles, candidate: StepFiles) -> None:

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from nest_ssl.compare.comparison import Losses
+from nest_ssl.compare.findings import Losses
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.values import flatten
 from nest_ssl.recording import layout

@@ -18,18 +18,10 @@ from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import Recording, StepFiles
+from nest_ssl.recording.reader import StepFiles
 
 Tensors = dict[str, Tensor]
-
-
-def weights_before(recording: Recording, step: int, rank: int = 0) -> Tensors | None:
-    """Parameters and buffers at the start of a step; None where they are not known."""
-    first = recording.index.resumed_from.batches if recording.index.resumed_from else 0
-    if step == first:
-        return recording.initial_weights()
-    earlier = recording.step(step - 1, rank)
-    return earlier.weights() if earlier.has(layout.WEIGHTS) else None
+IMPLEMENTATION = ("foreach", "fused", "capturable")  # settings that choose how an optimizer computes, not what
 
 
 def compare_after_step(
@@ -37,14 +29,12 @@ def compare_after_step(
     reference: StepFiles,
     candidate: StepFiles,
     kinds: Kinds,
-    before: tuple[Tensors | None, Tensors | None] = (None, None),
     gradients: Sequence[Finding] = (),
 ) -> None:
     """Compare buffers, optimizer and parameters.
 
     Args:
         kinds: what each name is.
-        before: weights at the start of the step on both sides; without them no update is known.
         gradients: what was found in the gradients that the step was made with.
     """
     weights = None
@@ -54,9 +44,22 @@ def compare_after_step(
     if sheet.both_have(layout.OPTIMIZER, reference, candidate):
         state, other_state = reference.optimizer_state(), candidate.optimizer_state()
         groups, other_groups = (  # which parameters a group holds counts, their order does not
-            {str(i): {**group, "params": dict.fromkeys(group["params"], "member")} for i, group in enumerate(groups)}
+            {
+                str(i): {
+                    **{name: value for name, value in group.items() if name not in IMPLEMENTATION},
+                    "params": dict.fromkeys(group["params"], "member"),
+                }
+                for i, group in enumerate(groups)
+            }
             for groups in (state["param_groups"], other_state["param_groups"])
         )
+        flags = [
+            [name for name in IMPLEMENTATION if any(group.get(name) for group in side["param_groups"])]
+            for side in (state, other_state)
+        ]
+        if flags[0] != flags[1]:
+            names = [", ".join(side) or "none of these" for side in flags]
+            sheet.note("implementation", reference=names[0], candidate=names[1])
         setting = partial(Address, Kind.OPTIMIZER_SETTING, None, None)
         sheet.table("optimizer groups", groups, other_groups, Phase.AFTER_STEP, setting)
         own = partial(of_entry, Kind.OPTIMIZER_STATE)
@@ -65,8 +68,7 @@ def compare_after_step(
         _compare_kind(sheet, *weights, kinds, Kind.PARAMETER)
         if not sheet.tally.compared["parameters"]:
             sheet.nothing("no_shared_weights", step=sheet.step)
-        if before[0] is not None and before[1] is not None:
-            _compare_updates(sheet, (before[0], weights[0]), (before[1], weights[1]), gradients)
+        _compare_updates(sheet, (reference, candidate), weights, gradients)
 
 
 def _compare_kind(sheet: Sheet, reference: dict[str, Any], candidate: dict[str, Any], kinds: Kinds, kind: Kind) -> None:
@@ -75,16 +77,21 @@ def _compare_kind(sheet: Sheet, reference: dict[str, Any], candidate: dict[str, 
 
 
 def _compare_updates(
-    sheet: Sheet, reference: tuple[Tensors, Tensors], candidate: tuple[Tensors, Tensors], gradients: Sequence[Finding]
+    sheet: Sheet, steps: tuple[StepFiles, StepFiles], after: tuple[Tensors, Tensors], gradients: Sequence[Finding]
 ) -> None:
-    """Of each parameter that differs the update, in float64: (before, after) of both sides."""
+    """Of each parameter that differs the update, in float64; none where a side does not know its weights before."""
+    differing = [one for one in sheet.tally.findings if one.address.kind == Kind.PARAMETER and one.metrics]
+    before = [step.start_weights() for step in steps] if differing else []
     apart = {(f.address.module, f.address.slot): f.metrics.relative for f in gradients if f.metrics}
-    for finding in [one for one in sheet.tally.findings if one.address.kind == Kind.PARAMETER and one.metrics]:
+    for finding in differing:
         name = ".".join(part for part in (finding.address.module, finding.address.slot) if part)
-        if not all(name in table for table in (*reference, *candidate)):
-            continue
-        spot = sheet.spot(of_entry(Kind.UPDATE, name), Phase.AFTER_STEP)
-        updates = [side[1][name].to(float64) - side[0][name].to(float64) for side in (reference, candidate)]
+        updates = [
+            new[name].to(float64) - old[name].to(float64)
+            for old, new in zip(before, after, strict=True)
+            if old is not None and name in old
+        ]
         source = apart.get((finding.address.module, finding.address.slot)) or 0.0
-        if updates[0].shape == updates[1].shape and (found := sheet.comparer.update(spot, *updates, source)):
-            sheet.tally.findings.append(found)
+        spot = sheet.spot(of_entry(Kind.UPDATE, name), Phase.AFTER_STEP)
+        if len(updates) == 2 and finding.metrics:
+            found = sheet.comparer.update(spot, updates[0], updates[1], finding.metrics, source)
+            sheet.tally.findings += [found] if found else []

@@ -117,7 +117,7 @@ class CallObserver:
             self._come_last(module)
         now, keep = self._now, self._copies.keep
         event = self._count_event(now)
-        names = _positional_names(type(module).forward, len(args))
+        names = positional_names(type(module).forward, len(args))
         place = len(now.calls), name, now.counts[name], module.training
         call = Call(*place, keep(args), names, keep(kwargs), start=event)
         call.producers = self._copies.producers(call.inputs) if now is self._forward else {}
@@ -164,7 +164,7 @@ class CallObserver:
 
 
 @functools.cache
-def _positional_names(forward: Callable[..., Any], count: int) -> list[str]:
+def positional_names(forward: Callable[..., Any], count: int) -> list[str]:
     """The names that `count` positional arguments of `forward` have; their positions where it takes `*args`."""
     try:
         parameters = list(inspect.signature(forward).parameters.values())[1:]

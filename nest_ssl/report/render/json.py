@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 
+from nest_ssl.compare.born import Born
 from nest_ssl.compare.comparison import Comparison, Side
 from nest_ssl.compare.findings import CallJudgement, Draw, Finding, Rung, Stage, Tally
+from nest_ssl.compare.proof import Proof
 from nest_ssl.report.document import plain
 from nest_ssl.report.sections.causes import cause_text, consequence_texts, note_text, remainder_text
 from nest_ssl.report.words.names import own_name
@@ -40,6 +43,12 @@ def as_tree(comparison: Comparison) -> Tree:
         "consequences": comparison.follows,
         "not_explained": [plain(remainder_text(remainder)) for remainder in comparison.unexplained],
         "unexplained": comparison.unexplained,
+        "evidence": comparison.proof.evidence,
+        "born": comparison.proof.born,
+        "proof": comparison.proof,
+        "patterns": comparison.proof.patterns,
+        "unseen": comparison.unseen,
+        "known": comparison.ledger,
         "tolerance": comparison.rule,
         "losses": [{**counted.get(loss.step, {}), **asdict(loss)} for loss in comparison.losses],
         "known_differences": comparison.known,
@@ -59,9 +68,11 @@ def strict(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return strict(_record(value))
     if isinstance(value, dict):
-        return {str(key): strict(child) for key, child in value.items()}
+        return {str(strict(key)): strict(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
         return [strict(child) for child in value]
+    if isinstance(value, datetime.date):
+        return value.isoformat()
     known = math.isfinite(value) if isinstance(value, float) else value is None or isinstance(value, (bool, int, str))
     return value if known else str(value)
 
@@ -87,6 +98,14 @@ def _record(value: object) -> Tree:
             "phase": moment.phase.name.lower(),
             "event": moment.event,
         }
+    if isinstance(value, Born):
+        own = _pick(value, "module call phase size floors operators step rank times order by decided why")
+        source = dict(zip(("reference", "candidate"), value.source, strict=True))
+        return {**own, "source": source, "tensor": value.address.own_name if value.address else None}
+    if isinstance(value, Proof):
+        units = [{"function": f, "by": by, "units": count} for (f, by), count in value.units.items()]
+        in64 = _pick(value.float64, "agreement largest first")
+        return {**_pick(value, "bands modules lacking"), "units": units, "float64": in64, "farthest": value.largest}
     if isinstance(value, Rung):
         return {**_pick(value, f"name {_COUNTS}"), "steps": value.tallies}
     if isinstance(value, Tally):

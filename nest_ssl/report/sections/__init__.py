@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.report.document import Block
-from nest_ssl.report.sections.background import declared, known, notes, overview, provenance, reproduce, rule
+from nest_ssl.report.sections.background import declared, known, ledger, notes, overview, provenance, reproduce, rule
 from nest_ssl.report.sections.calls import calls
 from nest_ssl.report.sections.draws import draws
 from nest_ssl.report.sections.headline import consequences, first_difference, headline, next_step
+from nest_ssl.report.sections.proof import born_list, evidence, modules
 from nest_ssl.report.sections.rungs import differences, over_steps, rung_table
 
 
 def summary(comparison: Comparison) -> list[Block]:
     """What decides: the verdict, the first difference, and how every rung stands."""
-    parts = (headline, first_difference, consequences, rung_table, next_step)
+    parts = (headline, born_list, first_difference, consequences, rung_table, next_step)
     return [block for part in parts for block in part(comparison)]
 
 
 def details(comparison: Comparison) -> list[Block]:
     """All that stands below it."""
-    parts = (overview, reproduce, known, over_steps, draws, differences, calls, rule, declared, provenance, notes)
+    parts = (
+        overview, reproduce, evidence, modules, known, over_steps, draws, differences, calls, rule, ledger, declared,
+        provenance, notes,
+    )  # fmt: skip
     return [block for part in parts for block in part(comparison)]

@@ -9,7 +9,7 @@ from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Heading, P
 from nest_ssl.report.sections.causes import note_text
 from nest_ssl.report.sections.headline import rule_name
 from nest_ssl.report.words import counted, heads, knows, say, word
-from nest_ssl.report.words.names import labels, number
+from nest_ssl.report.words.names import labels, number, small
 
 
 def overview(comparison: Comparison) -> list[Block]:
@@ -86,6 +86,17 @@ def declared(comparison: Comparison) -> list[Block]:
     found = table(heads("pattern", "only_in", "modules", "reason"), rows)
     text = Paragraph(say("declared.legend" if rows else "declared.none"))
     return [Heading(say("heading.declared")), text, *([found] if rows else [])]
+
+
+def ledger(comparison: Comparison) -> list[Block]:
+    """The user's known differences: what each let pass, and which no longer applies."""
+    rows = [
+        [Code(used.entry.address), small(used.entry.within), used.entry.cause, used.entry.evidence,
+         str(used.entry.expires), used.fault or counted(used.count + used.followed, "tensors")]
+        for used in comparison.ledger
+    ]  # fmt: skip
+    head = heads("address", "bound_given", "cause", "proof", "expires", "used")
+    return [Heading(say("heading.ledger")), table(head, rows)] if rows else []
 
 
 def provenance(comparison: Comparison) -> list[Block]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Birth, Draw, Fate, Note, Remainder, Stage
+from nest_ssl.compare.patterns import Pattern
 from nest_ssl.report.document import Code, Text, initial, join
 from nest_ssl.report.words import counted, knows, say, word
 from nest_ssl.report.words.names import number, own_name, small, stage_name, steps_text
@@ -30,6 +31,7 @@ def cause_text(comparison: Comparison) -> Text:
         boundary=word("boundary", first.moment.phase.name.lower()),
     )
     sentences = [birth]
+    sentences += [pattern_sentence(pattern) for pattern in comparison.proof.patterns[:1]]
     if cause.draw is not None:
         sentence = draw_sentence(cause.draw, comparison.draws)
         sentences.append(sentence if cause.birth in _DRAW_IS_IT else say("draws_after", draw=sentence))
@@ -41,6 +43,22 @@ def cause_text(comparison: Comparison) -> Text:
         start, end = cause.unrecorded
         sentences.append(say("unrecorded.one" if start == end else "unrecorded.several", first=start, last=end))
     return join(sentences, " ")
+
+
+def pattern_sentence(pattern: Pattern) -> Text:
+    """``All 25 gradients of parameters are the reference's times 0.5: one factor, no module's own (...).``"""
+    kind = pattern.kind.value
+    some = say("pattern.below", module=pattern.below) if pattern.below else ""
+    named = say("pattern.named", name=pattern.own) if pattern.own else ""
+    key = "all" if pattern.whole else "some"
+    return say(
+        f"pattern.{pattern.shape.value}",
+        which=say(
+            f"pattern.{key}", count=number(pattern.count), what=word("pattern.kind", kind), some=some, named=named
+        ),
+        factor=number(float(f"{pattern.factor:.6g}")),
+        hint=word("pattern.hint", kind),
+    )
 
 
 def draw_sentence(draw: Draw, draws: Sequence[Draw]) -> Text:
@@ -98,7 +116,8 @@ def remainder_text(remainder: Remainder) -> Text:
     names = []
     for finding in remainder.findings:
         address, own = finding.address, own_name(finding)
-        full = ".".join(part for part in (address.module, own if address.call is None else "") if part) or own
+        full = ".".join(part for part in (address.module, own if address.call is None else "") if part)
+        full = full or (word("name", "root") if address.module == "" else own)
         names.append(say("name_of_call", name=full, call=address.call) if address.call else (Code(full),))
     names = list(dict.fromkeys(names))
     more = say("more", count=number(len(names) - SHOWN)) if len(names) > SHOWN else ()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Status
-from nest_ssl.report.document import Block, Heading, Paragraph, StatusWord, Text, initial, join, table
+from nest_ssl.compare.findings import Birth, Status
+from nest_ssl.report.document import Block, Code, Heading, Paragraph, StatusWord, Text, initial, join, table
+from nest_ssl.report.sections import proof
 from nest_ssl.report.sections.causes import cause_text, consequence_texts, note_text, remainder_text
 from nest_ssl.report.words import counted, say, word
 from nest_ssl.report.words.names import labels, name, number, small, steps_text, where
@@ -27,14 +28,30 @@ def headline(comparison: Comparison) -> list[Block]:
     if comparison.steps and any(found.address.slot == "steps" for found in comparison.rung("contract").findings):
         option = ",".join(map(str, comparison.steps))
         texts.append(say("hint.steps", steps=steps_text(comparison.steps), option=option))
-    return [Heading(title(comparison), 1), Paragraph(join(texts, " "))]
+    same = [note_text(note) for note in comparison.notes if note.kind == "same_recording"]
+    blocks: list[Block] = [Heading(title(comparison), 1), Paragraph(join([*texts, *same], " "))]
+    if comparison.unseen and comparison.verdict in (Status.IDENTICAL, Status.EQUIVALENT):
+        blocks.append(Paragraph(say("unseen", what=join(map(note_text, comparison.unseen)))))
+    return blocks
 
 
 def title(comparison: Comparison) -> Text:
     first = comparison.first
     reference, candidate = labels(comparison)
     places = {"name": name(first), "where": where(first)} if first else {}
-    return say(f"title.{_key(comparison)}", reference=reference, candidate=candidate, **places)
+    key = _key(comparison)
+    cause = comparison.cause
+    if key == "diverged" and cause and cause.birth is Birth.BEFORE_CALL and cause.module:
+        key = "before"  # the birthplace, and only then the neighbour that shows it first
+        places["module"] = (Code(cause.module),)
+        places["step"] = steps_text([first.moment.step]) if first else ()
+    born = comparison.proof.born
+    if born:
+        count = number(len(born) - 1)
+        only = proof.place(born[0])
+        places["places"] = only if len(born) == 1 else say("more_places", first=only, count=count)
+    places["known"] = (counted(sum(used.count > 0 for used in comparison.ledger), "known differences"),)
+    return say(f"title.{key}", reference=reference, candidate=candidate, **places)
 
 
 def verdict(comparison: Comparison) -> Text:
@@ -46,8 +63,9 @@ def verdict(comparison: Comparison) -> Text:
     absent = [note for rung in comparison.rungs for tally in rung.tallies for note in tally.absent]
     reasons = list(dict.fromkeys(map(note_text, absent))) or [say("no_shared_step")]
     more_reasons = [say("more_reasons", count=number(len(reasons) - REASONS))] if len(reasons) > REASONS else []
+    key = _key(comparison)
     return say(
-        "verdict.unknown" if found is Status.DIVERGED and not cause else f"verdict.{_key(comparison)}",
+        "verdict.unknown" if key == Status.DIVERGED.value and not cause else f"verdict.{key}",
         status=StatusWord(found, word("status", found.value), strong=True),
         same=say("same", **tensors, steps=steps_text(comparison.steps)),
         seed=number(comparison.reference.index.seed),
@@ -55,6 +73,9 @@ def verdict(comparison: Comparison) -> Text:
         cause=cause,
         more=say("more", count=number(others)) if others > 0 else "",
         reasons=join([*reasons[:REASONS], *more_reasons], "; "),
+        rounding=proof.rounding(comparison),
+        count=counted(len(comparison.proof.born), "places"),
+        known=counted(sum(used.count > 0 for used in comparison.ledger), "known differences"),
     )
 
 
@@ -62,8 +83,16 @@ def _key(comparison: Comparison) -> str:
     """Of the words for a verdict: a pass by a tolerance of the user's own has others than one that was measured."""
     if comparison.contract_differs:
         return "contract"
-    within = comparison.verdict is Status.EQUIVALENT and comparison.rule["kind"] == "fixed"
-    return "within" if within else comparison.verdict.value
+    if comparison.verdict is Status.EQUIVALENT and any(used.count for used in comparison.ledger):
+        return "known"
+    if comparison.verdict is Status.EQUIVALENT and comparison.rule["kind"] == "fixed":
+        return "within"
+    if comparison.verdict is not Status.DIVERGED or not proof.applies(comparison):
+        return comparison.verdict.value
+    if comparison.proof.born:
+        return "born"
+    unlike = {note.kind for note in comparison.proof.lacking} & {"beyond_floor", "lacks_float64"}
+    return "beyond" if unlike else "unshown"
 
 
 def rule_name(comparison: Comparison) -> Text:
@@ -113,5 +142,5 @@ def consequences(comparison: Comparison) -> list[Block]:
 
 def next_step(comparison: Comparison) -> list[Block]:
     """Which evidence to gather, where two trainers differ and nothing yet says why."""
-    open_question = comparison.verdict is Status.DIVERGED and not comparison.contract_differs
+    open_question = comparison.verdict is Status.DIVERGED and not (comparison.contract_differs or comparison.proof.had)
     return [Paragraph(say("explain"))] if open_question else []

@@ -1,0 +1,156 @@
+"""What the evidence shows about a difference: rounding or a bug, and where each was born.
+
+A difference is rounding only where all of it agrees: every function is the same (by replay, or both trainers agree in
+float64), and every tensor lies within what rounding alone does to it. What is lacking for that is listed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from nest_ssl.compare.born import Born, ModuleJudgement, born_of, judge_modules, with_lines
+from nest_ssl.compare.causes import StepFindings
+from nest_ssl.compare.evidence import Evidence, Had
+from nest_ssl.compare.findings import Finding, Note
+from nest_ssl.compare.patterns import Pattern, patterns_of
+from nest_ssl.compare.roots import Root
+from nest_ssl.compare.rules.known import Known
+from nest_ssl.compare.rules.noise_floor import Band, band
+from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, UnitJudgement
+from nest_ssl.compare.schedules import ROUNDING, compare_rates
+from nest_ssl.recording.address import Address
+from nest_ssl.recording.evidence import Unit
+from nest_ssl.recording.reader import Recording
+
+
+class Agreement(str, Enum):
+    """Of both trainers in float64, end to end."""
+
+    NOT_HAD = "not had"
+    AGREES = "agrees"
+    FLOAT32 = "float32 values"  # what parts first has values of float32 even there, and all behind it follows
+    DIFFERS = "differs"
+
+
+@dataclass(frozen=True, slots=True)
+class Float64:
+    """What both trainers in float64 showed, end to end.
+
+    Args:
+        largest: relative distance of what agrees, at most.
+        first: the first tensor that does not.
+        beyond: step and address of all that do not.
+    """
+
+    agreement: Agreement = Agreement.NOT_HAD
+    largest: float = 0.0
+    first: Finding | None = None
+    beyond: frozenset[tuple[int, Address]] = frozenset()
+
+
+@dataclass(slots=True)
+class Proof:
+    """Everything that the evidence shows.
+
+    Args:
+        evidence: which kinds there are.
+        units: what was replayed, by what it is and what decided that.
+        modules: every module that was replayed, or could not be.
+        born: every place where a difference was born, in causal order.
+        bands: tensors with other bits, by their ratio to the floor.
+        largest: the tensor with the largest ratio.
+        lacking: why the difference is not shown to be rounding.
+    """
+
+    evidence: list[Had] = field(default_factory=list)
+    units: Counter[tuple[Function, By | None]] = field(default_factory=Counter)
+    modules: list[ModuleJudgement] = field(default_factory=list)
+    born: list[Born] = field(default_factory=list)
+    float64: Float64 = field(default_factory=Float64)
+    bands: Counter[Band] = field(default_factory=Counter)
+    largest: Finding | None = None
+    lacking: list[Note] = field(default_factory=list)
+    patterns: list[Pattern] = field(default_factory=list)  # causes that are no module's own
+
+    @property
+    def had(self) -> bool:
+        return any(kind.had for kind in self.evidence)
+
+
+def weigh(
+    reference: Recording,
+    evidence: Evidence,
+    findings: Sequence[Finding],
+    roots: Sequence[Root],
+    steps: Sequence[StepFindings],
+    in64: Float64,
+    known: Sequence[Known] = (),
+) -> Proof:
+    """Weigh all evidence on one comparison.
+
+    Args:
+        findings: everything that differs, in causal order.
+        roots: what of it nothing recorded explains.
+        steps: all steps that were compared.
+        in64: both trainers in float64, end to end.
+        known: differences that the user knows and means.
+    """
+    rule = SameFunctionRule(evidence, known)
+    numbers = {step.step for step in steps}
+    replayed: list[Unit] = evidence.replay.units if evidence.replay else []
+    units = [rule.judge(unit) for unit in replayed if unit.step in numbers]
+    measured = [one for one in findings if one.judgement and one.judgement.rule == "noise floor"]
+    ratios = [(one.judgement.ratio, one) for one in measured if one.judgement and one.judgement.ratio is not None]
+
+    def is_rounding(finding: Finding) -> bool:
+        if finding.judgement and finding.judgement.rule == "known":
+            return True
+        agrees = in64.agreement is Agreement.AGREES and (finding.moment.step, finding.address) not in in64.beyond
+        return finding.within and agrees
+
+    differing = {call.module for step in steps for call in step.calls}
+    differing |= {module for step in steps for module in step.given_other_gradients() if module is not None}
+    proof = Proof(
+        evidence.had,
+        Counter((judged.function, judged.by) for judged in units),
+        judge_modules(units, differing),
+        born_of(units, roots, is_rounding) if findings else [],
+        in64,
+        Counter(band(ratio) for ratio, _ in ratios),
+        max(ratios, key=lambda each: each[0])[1] if ratios else None,
+    )
+    proof.patterns = patterns_of(steps)
+    rates = compare_rates(*evidence.schedules) if evidence.schedules else []
+    parted = [one for one in rates if one.first < 0 or one.largest > ROUNDING]
+    if parted and not any(one.phase == "schedule" for one in proof.born):  # also after the recorded steps
+        proof.born.append(Born("schedule", None, step=max(0, parted[0].first), size=parted[0].largest, by=By.RATES))
+    proof.lacking = list(_lacking(evidence, proof, units, findings, differing)) if findings else []
+    lines = evidence.replay.sources if evidence.replay else {}
+    classes = {entry.name: entry.module_class for entry in reference.structure.modules}
+    files = {name: source.file for name, source in reference.index.sources.items()}  # by class
+    sources = {name: (files.get(kind, ""), lines.get(name, "")) for name, kind in classes.items()}
+    proof.born = with_lines(proof.born, sources, evidence.operators)
+    return proof
+
+
+def _lacking(
+    evidence: Evidence, proof: Proof, units: Sequence[UnitJudgement], findings: Sequence[Finding], differing: set[str]
+) -> list[Note]:
+    notes = []
+    agrees = proof.float64.agreement is Agreement.AGREES
+    if evidence.replay is None and proof.float64.agreement in (Agreement.NOT_HAD, Agreement.FLOAT32):
+        notes.append(Note("lacks_function"))
+    if proof.float64.agreement is Agreement.DIFFERS:
+        notes.append(Note("lacks_float64", {"at": proof.float64.first}))
+    left = [u.unit for u in units if u.function is Function.NOT_REPLAYED and u.unit.module in differing]
+    if left and not agrees:
+        notes.append(Note("lacks_replay", {"count": len(left), "module": left[0].module, "why": left[0].why}))
+    if not evidence.floors:
+        return [*notes, Note("lacks_floor")]
+    beyond = [one for one in findings if not one.within]
+    if beyond:
+        notes.append(Note("beyond_floor", {"count": len(beyond), "at": beyond[0]}))
+    return notes

@@ -1,0 +1,138 @@
+"""What differs end to end on its own: everything recorded that it depends on has the same bits on both sides.
+
+`causes` explains one difference, the first. Here each of them is asked, so that faults in different parts of training
+show beside each other as far as recordings alone can say. Where the forward differs, what backward makes of it can no
+longer be separated from what came in; that takes a replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from nest_ssl.compare.causes import StepFindings, key_of
+from nest_ssl.compare.findings import Draw, Finding, Relation, Tally
+from nest_ssl.recording.address import Kind
+from nest_ssl.recording.clock import BEFORE_STEPS
+
+SCHEDULED = ("lr", "initial_lr")  # settings of the optimizer that a schedule makes
+_AFTER = (Kind.PARAMETER, Kind.UPDATE, Kind.OPTIMIZER_STATE)
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """One difference that nothing recorded explains.
+
+    Args:
+        phase: as of `born.Born`.
+        module: in whose own code it arose; None where it is no module's.
+        findings: the first stands for all.
+    """
+
+    phase: str
+    module: str | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def finding(self) -> Finding:
+        return self.findings[0]
+
+
+def roots_of(run: Sequence[Tally], before: Sequence[Draw], steps: Sequence[StepFindings]) -> list[Root]:
+    """All of them, in causal order.
+
+    Args:
+        run: what was found before the steps.
+        before: draws before the steps.
+        steps: what was found in them, in order.
+    """
+    found = {tally.rung: tally.findings for tally in run}
+    roots = _by_module("structure", found["structure"])
+    drawn = [draw for draw in before if draw.finding and not draw.came_in]
+    initial = _by_module("initial weights", found["initial_weights"])
+    roots += initial[:1] if drawn else initial  # the others may follow from the draw
+    roots += _of_draws(drawn)
+    apart = {finding.address.module for finding in found["initial_weights"]}
+    for step in steps:
+        roots += _of_step(step, apart)
+        apart |= {finding.address.module for finding in step.tallies["weights"].findings}
+    return roots
+
+
+def _by_module(phase: str, findings: Iterable[Finding]) -> list[Root]:
+    groups: dict[str | None, list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault(finding.address.module, []).append(finding)
+    return [Root(phase, module, tuple(group)) for module, group in groups.items()]
+
+
+def _of_draws(draws: Iterable[Draw]) -> list[Root]:
+    return [Root("draws", draw.stage.module, (draw.finding,)) for draw in draws if draw.finding and not draw.came_in]
+
+
+def _of_step(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:
+    """Roots of one step; `apart` are the modules whose weights differed before it."""
+    batch = step.tallies["batch"].findings
+    if batch:
+        yield Root("batch", None, tuple(batch))
+    yield from _of_draws(step.draws)
+    yield from _of_forward(step)
+    forward = step.tallies["forward"].findings
+    loss = step.tallies["loss"].findings
+    if loss and not forward:
+        yield Root("loss", None, tuple(loss))
+    gradients = step.tallies["gradients"].findings if not forward and not loss and not apart else []
+    arriving = [one for one in gradients if one.address.kind == Kind.OUTPUT_GRADIENT]
+    if arriving:  # all later ones may follow from the first
+        reached = step.reached.index(key_of(arriving[0]))
+        yield Root("backward", step.reached[reached - 1][0] if reached else None, (arriving[0],))
+    passed = {module for module, _ in step.reached} - step.given_other_gradients()
+    own = [one for one in gradients if one.address.kind == Kind.GRADIENT and one.address.module in passed]
+    yield from _by_module("backward", own)
+    yield from _of_update(step, apart)
+
+
+def _of_forward(step: StepFindings) -> Iterator[Root]:
+    found = step.of_calls()
+    ordered = sorted((one for findings in found.values() for one in findings), key=lambda one: one.moment)
+    for call in step.calls:
+        if call.relation is not Relation.BORN:
+            continue
+        span = step.spans[call.module, call.call]
+        inside = [one for one in ordered if span.start < one.moment.event < span.end]
+        handed = [one for one in inside if step.spans[key_of(one)].parent == (call.module, call.call)]
+        # Own code that hands other inputs on shows first in these.
+        own = [one for one in handed if one.moment == inside[0].moment and one.address.kind == Kind.INPUT]
+        yield Root("forward", call.module, tuple(own) or (call.worst,))
+    outputs = [one for one in step.tallies["forward"].findings if one.address.kind == Kind.MODEL_OUTPUT]
+    if outputs and not found:
+        yield Root("forward", "", tuple(outputs))
+    # What the forward leaves behind, in a module of which every call is the same on both sides.
+    called = {module for module, _ in found}
+    buffers = [one for one in step.tallies["weights"].findings if one.address.kind == Kind.BUFFER]
+    yield from _by_module("forward", [one for one in buffers if one.address.module not in called])
+
+
+def _of_update(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:
+    """Optimizer and schedule: settings, and what a parameter became though its gradient and its past are the same."""
+    findings = step.tallies["weights"].findings
+    settings = [one for one in findings if one.address.kind == Kind.OPTIMIZER_SETTING]
+    scheduled = [one for one in settings if one.address.path in SCHEDULED]
+    others = [one for one in settings if one not in scheduled]
+    if others:
+        yield Root("optimizer", None, tuple(others))
+    if scheduled:
+        yield Root("schedule", None, tuple(scheduled))
+    gradients = step.tallies["gradients"].findings
+    moved = {(one.address.module, one.address.slot) for one in gradients if one.address.kind == Kind.GRADIENT}
+    own = [
+        one
+        for one in findings
+        if one.address.kind in _AFTER
+        and one.moment.step != BEFORE_STEPS
+        and (one.address.module, one.address.slot) not in moved
+        and one.address.module not in apart
+    ]
+    if own and not settings:
+        modules = {one.address.module for one in own}
+        yield Root("optimizer", modules.pop() if len(modules) == 1 else None, tuple(own))

@@ -1,0 +1,149 @@
+"""Whether what was replayed is the same function: the same bits, else agreement in float64, else within its own floor.
+
+In float64 a correct rewrite agrees to 1e-13 and the smallest bug does not to 1e-9. Float64 says nothing on what has
+float32 values even there (features, a table of positions), and nothing on a cast; there the noise floor decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import finfo, float32, float64
+
+from nest_ssl.base.nested import tensors
+from nest_ssl.compare.evidence import Evidence, UnitKey, by_key, key_of
+from nest_ssl.compare.rules.known import Known
+from nest_ssl.compare.rules.noise_floor import LOOK, floors_of, is_noise
+from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.evidence import Deviation, Unit
+from nest_ssl.recording.reader import Recording
+
+AGREE = 1e-10  # relative, in float64; 13 correct rewrites lie within 1.4e-13, the smallest faults at 2.2e-9
+VANISHES = 1e-6  # of its size in float32: what so little is left of in float64 has the true value zero
+
+
+class Function(str, Enum):
+    """Of what was replayed, or of a module."""
+
+    SAME = "same function"
+    ANOTHER = "another function"
+    KNOWN = "known difference"  # in the user's ledger
+    CAME_IN = "came in"  # a module: the same function, given other inputs or other gradients
+    UNDECIDED = "other bits"  # and neither float64 nor a noise floor to say what that means
+    NOT_REPLAYED = "not replayed"
+
+
+class By(str, Enum):
+    """What decided."""
+
+    BITS = "bits"
+    FLOAT64 = "float64"
+    FLOOR = "noise floor"
+    ERROR = "error"  # the candidate's module raised
+    SHAPE = "shape"  # or type, or NaN on one side
+    RATES = "rates"  # learning rates, worked out without training
+    FLOAT32 = "float32"  # the same function in float64, and not in float32: a cast, TF32, autocast
+
+
+@dataclass(frozen=True, slots=True)
+class UnitJudgement:
+    """What is known of one unit.
+
+    Args:
+        worst: the deviation that decided, if one did.
+        floors: that deviation in its own noise floors.
+        float64: the largest relative deviation in float64, where it was had.
+    """
+
+    unit: Unit
+    function: Function
+    by: By | None = None
+    worst: Deviation | None = None
+    floors: float | None = None
+    float64: float | None = None
+
+
+class SameFunctionRule:
+    """Judges the units of a replay with all other evidence on the same pair."""
+
+    def __init__(self, evidence: Evidence, known: Sequence[Known] = ()) -> None:
+        self.evidence, self.known = evidence, known
+        self.in_float64 = by_key(evidence.replay64)
+        self._float32_values: dict[UnitKey, bool] = {}
+
+    def judge(self, unit: Unit) -> UnitJudgement:
+        if unit.outcome == "same bits":
+            return UnitJudgement(unit, Function.SAME, By.BITS)
+        if unit.outcome == "not replayed":
+            return UnitJudgement(unit, Function.NOT_REPLAYED)
+        if unit.outcome == "raised":
+            return UnitJudgement(unit, Function.ANOTHER, By.ERROR)
+        odd = next((one for one in unit.deviations if one.shape is None or one.nonfinite_disagree), None)
+        if odd:
+            return UnitJudgement(unit, Function.ANOTHER, By.SHAPE, odd)
+        if self.known and all(
+            any(entry.matches(one.place.address) and one.relative <= entry.within for entry in self.known)
+            for one in unit.deviations
+        ):
+            return UnitJudgement(unit, Function.KNOWN)
+        ranked = [(self._floors(unit, one), one) for one in unit.deviations]
+        floors, worst = max(ranked, key=lambda each: (each[0] is not None, each[0] or 0.0, each[1].relative))
+        apart = self._apart_in_float64(unit)
+        if apart is not None and apart > AGREE and not self._has_float32_values(unit):
+            return UnitJudgement(unit, Function.ANOTHER, By.FLOAT64, worst, floors, apart)
+        if floors is not None and floors > LOOK:
+            by = By.FLOOR if apart is None or apart > AGREE else By.FLOAT32
+            return UnitJudgement(unit, Function.ANOTHER, by, worst, floors, apart)
+        if apart is not None and apart <= AGREE:
+            return UnitJudgement(unit, Function.SAME, By.FLOAT64, worst, floors, apart)
+        if all(floor is not None for floor, _ in ranked):
+            return UnitJudgement(unit, Function.SAME, By.FLOOR, worst, floors, apart)
+        return UnitJudgement(unit, Function.UNDECIDED, None, worst, floors, apart)
+
+    def _floors(self, unit: Unit, deviation: Deviation) -> float | None:
+        floor = self.evidence.floor(unit.step, deviation.place.address)
+        if floor is None:
+            return None
+        own = deviation.norm, finfo(float32).eps, deviation.elements
+        return floors_of(deviation.relative, deviation.max_abs, floor, *own)
+
+    def _apart_in_float64(self, unit: Unit) -> float | None:
+        """The largest relative deviation of the same unit in float64; of what is zero there, none."""
+        found = self.in_float64.get(key_of(unit))
+        if found is None or found.outcome in ("not replayed", "raised"):
+            return None
+        norms = {one.place: one.norm for one in unit.deviations}
+        largest = 0.0
+        for one in found.deviations:
+            floor = self.evidence.floor(unit.step, one.place.address)
+            in_float32 = norms.get(one.place, floor.norm if floor else 0.0)
+            if one.norm <= VANISHES * in_float32 and one.max_abs <= VANISHES * in_float32:
+                continue
+            if floor and is_noise(floor) and one.max_abs <= VANISHES * floor.max_abs_largest:
+                continue
+            largest = max(largest, float("inf") if one.shape is None else one.relative)
+        return largest
+
+    def _has_float32_values(self, unit: Unit) -> bool:
+        """Whether what deviates in float64 has values of float32 in the reference's float64 recording."""
+        key = key_of(unit)
+        if key not in self._float32_values:
+            places = [d.place.address for d in self.in_float64[key].deviations if d.relative > AGREE]
+            known = self.evidence.float64 is not None and unit.phase == "forward"
+            self._float32_values[key] = known and all(
+                has_float32_values(self.evidence.float64[0], unit.step, place)  # type: ignore[index]
+                for place in places
+            )
+        return self._float32_values[key]
+
+
+def has_float32_values(recording: Recording, step: int, address: Address) -> bool:
+    """Whether a float64 recording holds, as the output of a call, nothing but values of float32."""
+    if address.kind != Kind.OUTPUT or step not in recording.steps:
+        return False
+    calls = recording.step(step, address.rank).calls()
+    call = next((one for one in calls if (one.module, one.call) == (address.module, address.call)), None)
+    tensor = dict(tensors(call.output)).get(address.path) if call else None
+    return tensor is not None and bool((tensor.to(float32).to(float64) == tensor.to(float64)).all())

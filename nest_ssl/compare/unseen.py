@@ -1,0 +1,47 @@
+"""What a run could not see, whatever its verdict: what never happened in it cannot have differed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from nest_ssl.base.nested import leaves
+from nest_ssl.compare.evidence import Evidence
+from nest_ssl.compare.findings import Note
+from nest_ssl.compare.values import flatten
+from nest_ssl.recording import layout
+from nest_ssl.recording.reader import Recording
+
+
+def unseen_by(reference: Recording, steps: Sequence[int], evidence: Evidence | None) -> list[Note]:
+    """What the reference's recorded steps hold nothing of.
+
+    Padding is seen by lengths that differ within a batch, dropout by its draws, the warm-up by the schedule's settings.
+    """
+    notes = []
+    recorded = [reference.step(step) for step in steps]
+    batches = [flatten(step.batch()) for step in recorded if step.has(layout.BATCH)]
+    lengths = [
+        value
+        for batch in batches
+        for name, value in batch.items()
+        if isinstance(value, Tensor) and not value.is_floating_point() and value.numel() > 1 and "len" in name
+    ]
+    if lengths and all(bool((value == value.flatten()[0]).all()) for value in lengths):
+        notes.append(Note("unseen_padding"))
+    dropouts = {m.name for m in reference.structure.modules if "dropout" in m.module_class.rpartition(".")[2].lower()}
+    ledgers = [step.rng().ledger for step in recorded if step.has(layout.RNG)]
+    drew = {entry.module for ledger in ledgers for entry in ledger or ()}
+    if dropouts and ledgers and None not in ledgers and not dropouts & drew:
+        notes.append(Note("unseen_dropout"))
+    for name, value in leaves(reference.config):
+        last = max(steps, default=-1) + 1
+        if name.endswith("warmup_steps") and isinstance(value, int) and value > last:
+            notes.append(Note("unseen_warmup", {"steps": last, "warmup": value}))
+    margins = [
+        margin for floors in (evidence.floors.values() if evidence else ()) for margin in floors.margins.values()
+    ]
+    if margins and not any(margin.margin <= margin.floor for margin in margins):
+        notes.append(Note("unseen_flips", {"margin": f"{min(margin.margin for margin in margins):.1e}"}))
+    return notes

@@ -1,0 +1,92 @@
+"""The user's ledger: it lets pass what it names, as far as it says, as long as it applies."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.compare import compare_recordings
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.rules.known import Known, load_known
+from nest_ssl.recording.reader import open_recording
+from tests.compare.builder import Plan, first, record
+
+ENTRY = """
+- address: decoder.output
+  within: 1.0e-5
+  follows: 1.0e-1
+  cause: the decoder computes in float64
+  evidence: https://example.org/1
+  expires: 2999-12-31
+"""
+LATER = datetime.date(2999, 12, 31)
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    def rewrite(model: nn.Module) -> None:
+        layer = model.decoder
+        layer.forward = lambda x: nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double()).float()
+
+    folder = tmp_path_factory.mktemp("known")
+    return (
+        record(folder / "nemo", Plan(steps=(0,))),
+        record(folder / "nest", Plan("nest", "0.1.0", steps=(0,), after_build=rewrite)),
+    )
+
+
+def known(**fields: Any) -> Known:
+    texts = {"address": "decoder.output", "cause": "c", "evidence": "e"}
+    return Known(**{**texts, "within": 1e-5, "expires": LATER, **fields})
+
+
+def compared(sides: tuple[Path, Path], *entries: Known) -> Comparison:
+    return compare_recordings(*map(open_recording, sides), declared=[], known=entries)
+
+
+def test_what_is_known_and_what_follows_from_it_pass(sides: tuple[Path, Path]) -> None:
+    comparison = compared(sides, known(follows=10.0))
+    assert (comparison.verdict, comparison.exit_code) == ("equivalent", 0)
+    (used,) = comparison.ledger
+    assert used.count >= 1 and used.followed > 1 and not used.fault
+
+
+def test_what_follows_passes_only_if_the_entry_says_so(sides: tuple[Path, Path]) -> None:
+    assert compared(sides, known()).verdict == "diverged"
+
+
+@pytest.mark.parametrize("entry", [known(within=1e-12, follows=10.0), known(address="encoder.*", follows=10.0)])
+def test_no_more_passes_than_it_names(sides: tuple[Path, Path], entry: Known) -> None:
+    assert compared(sides, entry).verdict == "diverged"
+
+
+def test_an_entry_that_no_longer_applies_fails(sides: tuple[Path, Path]) -> None:
+    comparison = compared((sides[0], sides[0]), known())
+    assert comparison.verdict == "diverged"
+    assert first(comparison)[-1] == "known" and comparison.ledger[0].fault == "no longer a difference"
+
+
+def test_an_entry_whose_day_is_over_fails(sides: tuple[Path, Path]) -> None:
+    comparison = compared(sides, known(follows=10.0, expires=datetime.date(2020, 1, 1)))
+    assert (comparison.verdict, comparison.ledger[0].fault) == ("diverged", "expired")
+
+
+def test_the_form_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "known.yaml"
+    path.write_text(ENTRY)
+    assert load_known(path) == [
+        Known("decoder.output", 1e-5, "the decoder computes in float64", "https://example.org/1", LATER, 0.1)
+    ]
+    for bad in ("within: x", "expires: soon", "cause: ''", "more: 1"):
+        key = bad.split(":")[0]
+        lines = [line for line in ENTRY.splitlines() if not line.strip().startswith(f"{key}:")]
+        path.write_text("\n".join([*lines, f"  {bad}"]))
+        with pytest.raises(UserError, match="another shape"):
+            load_known(path)
+    with pytest.raises(UserError):
+        load_known(tmp_path / "none.yaml")

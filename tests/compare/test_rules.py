@@ -1,0 +1,197 @@
+"""The rules: each has a fault that it catches and a correct rewrite that it leaves alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from nest_ssl.compare.evidence import Evidence, Floors
+from nest_ssl.compare.findings import Judgement, Spot
+from nest_ssl.compare.metrics import measure
+from nest_ssl.compare.rules.fixed import FixedTolerance
+from nest_ssl.compare.rules.float64 import Float64Rule
+from nest_ssl.compare.rules.noise_floor import Band, NoiseFloorRule, band, floors_of, is_noise
+from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule
+from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.clock import Moment, Phase
+from nest_ssl.recording.evidence import Margin, Place, Replay, Unit
+from tests.compare.evidence import apart, entry, output, unit
+
+M = output("m")
+TOKENS = Address(Kind.OUTPUT, "tokens", 0)
+SEAL = "0" * 64
+
+
+def spot(address: Address = M, step: int = 0) -> Spot:
+    return Spot("forward", Moment(step, Phase.FORWARD), address)
+
+
+def evidence(relative: float = 1e-7, max_abs: float = 1e-7, **fields: Any) -> Evidence:
+    """A floor for `M`, and a margin of 1e-6, of which rounding makes 5e-7, for the third token."""
+    margin = Margin(place=Place.of(TOKENS), index=[2], margin=4e-7, floor=5e-7)
+    floors = Floors({M: entry(M, relative, max_abs)}, {(TOKENS, (2,)): margin}, 4)
+    return Evidence(floors={(0, 0): floors}, **fields)
+
+
+def floor_says(reference: torch.Tensor, candidate: torch.Tensor, found: Evidence | None = None) -> Judgement:
+    rule = NoiseFloorRule(found or evidence())
+    return rule.judge(spot(), measure(reference, candidate, 0.0, 0.0))
+
+
+# --- the noise floor
+
+
+@pytest.mark.parametrize(
+    ("ratio", "means"), [(0.0, Band.ROUNDING), (1.19, Band.ROUNDING), (1.2, Band.LOOK), (3.0, Band.LOOK),
+                         (3.1, Band.BEYOND), (math.inf, Band.BEYOND)],
+)  # fmt: skip
+def test_bands(ratio: float, means: Band) -> None:
+    assert band(ratio) is means
+
+
+@pytest.mark.parametrize(("off", "within"), [(1e-7, True), (2.5e-7, True), (4e-7, False), (1e-3, False)])
+def test_a_difference_is_held_against_what_rounding_does_to_its_own_tensor(off: float, within: bool) -> None:
+    one = torch.ones(8, dtype=torch.float64)
+    found = floor_says(one, one + off)
+    assert found.within is within
+    assert found.ratio == pytest.approx(off / 1e-7, rel=1e-3)
+
+
+def test_one_element_does_not_hide_in_a_large_tensor() -> None:
+    one = torch.ones(1_000_000, dtype=torch.float64)
+    other = one.clone()
+    other[7] += 5e-5
+    assert not floor_says(one, other).within
+    other[7] = 1 + 5e-7  # as far as one element of many may be
+    assert floor_says(one, other).within
+
+
+def test_a_tensor_whose_true_value_is_zero_is_known_by_its_floor() -> None:
+    noise = torch.full((8,), 1e-9)
+    found = evidence(relative=1.4, max_abs=2e-9)
+    assert is_noise(found.floors[0, 0].entries[M])
+    assert floor_says(noise, -4 * noise, found).within  # another order of summation
+    assert not floor_says(noise, noise + 1e-6, found).within  # a gradient that ought to be zero and is not
+
+
+def test_no_floor_is_below_one_unit_in_the_last_place() -> None:
+    """Four repeats may by chance leave a tensor of eight elements as it is."""
+    still, eps = entry(M, 0.0, 0.0), 2.0**-23
+    assert floors_of(0.7 * eps, eps, still, math.sqrt(8), eps, 8) < 1
+    assert floors_of(7 * eps, 7 * eps, still, math.sqrt(8), eps, 8) > 3
+    assert floors_of(1e-9, 1e-9, still, 0.0, eps, 8) == math.inf
+    assert floors_of(0.0, 0.0, still, 0.0, eps, 8) == 0.0
+
+
+def test_without_a_floor_nothing_is_within_it() -> None:
+    rule, metrics = NoiseFloorRule(evidence()), measure(torch.ones(2), torch.ones(2) + 1e-7, 0.0, 0.0)
+    assert not rule.judge(spot(output("other")), metrics).within
+    assert not rule.judge(spot(step=1), metrics).within
+
+
+def test_nan_on_one_side_is_no_rounding() -> None:
+    assert not floor_says(torch.ones(2), torch.tensor([1.0, math.nan])).within
+
+
+def test_a_step_that_begins_further_apart_has_a_larger_floor() -> None:
+    found, one = evidence(), torch.ones(8, dtype=torch.float64)
+    found.growths[0, 0] = 10.0
+    assert floor_says(one, one + 1e-6, found).within
+    assert not floor_says(one, one + 1e-5, found).within
+
+
+@pytest.mark.parametrize(("flipped", "within"), [([2], True), ([1], False), ([1, 2], False)])
+def test_a_token_may_flip_where_rounding_moves_its_margin_as_far(flipped: list[int], within: bool) -> None:
+    one = torch.zeros(4, dtype=torch.int64)
+    other = one.clone()
+    other[flipped] = 3
+    judged = NoiseFloorRule(evidence()).judge_whole(spot(TOKENS), measure(one, other, 0.0, 0.0))
+    assert (judged is not None and judged.within) is within
+
+
+def test_no_other_rule_lets_whole_numbers_differ() -> None:
+    metrics = measure(torch.tensor([1]), torch.tensor([2]), 1.0, 1.0)
+    assert FixedTolerance(9.0, 9.0).judge_whole(spot(), metrics) is None
+    assert Float64Rule(evidence()).judge_whole(spot(), metrics) is None
+
+
+# --- both trainers in float64
+
+
+@pytest.mark.parametrize(("off", "within"), [(1.4e-13, True), (2.2e-9, False)])
+def test_in_float64_the_smallest_bug_stands_out(off: float, within: bool) -> None:
+    one = torch.ones(8, dtype=torch.float64)
+    assert Float64Rule(evidence()).judge(spot(), measure(one, one + off, 0.0, 0.0)).within is within
+
+
+def test_in_float64_zero_has_an_absolute_term() -> None:
+    noise = torch.full((8,), 1e-18, dtype=torch.float64)
+    rule = Float64Rule(evidence(relative=1.4, max_abs=1e-9))
+    assert rule.judge(spot(), measure(noise, 5 * noise, 0.0, 0.0)).within
+    assert not rule.judge(spot(), measure(noise, noise + 1e-12, 0.0, 0.0)).within
+
+
+# --- one replayed unit
+
+
+def judged(one: Unit, in_float64: Unit | None = None, found: Evidence | None = None) -> tuple[Function, By | None]:
+    found = found or Evidence()
+    if in_float64:
+        found.replay64 = Replay(reference=SEAL, precision="float64", units=[in_float64])
+    judgement = SameFunctionRule(found).judge(one)
+    return judgement.function, judgement.by
+
+
+def other_bits(relative: float, **fields: Any) -> Unit:
+    return unit("m", outcome="other bits", deviations=[apart(M, relative, **{"max_abs": relative, **fields})])
+
+
+def test_the_same_bits_are_the_same_function() -> None:
+    assert judged(unit("m")) == (Function.SAME, By.BITS)
+
+
+def test_what_was_not_replayed_is_no_same_function() -> None:
+    assert judged(unit("m", outcome="not replayed", why="no such module")) == (Function.NOT_REPLAYED, None)
+
+
+def test_an_error_and_another_shape_are_another_function() -> None:
+    assert judged(unit("m", outcome="raised", why="KeyError: x")) == (Function.ANOTHER, By.ERROR)
+    assert judged(other_bits(1e-9, shape=None)) == (Function.ANOTHER, By.SHAPE)
+    assert judged(other_bits(1e-9, nonfinite_disagree=1)) == (Function.ANOTHER, By.SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("in_float64", "function"), [(1.4e-13, Function.SAME), (2.2e-9, Function.ANOTHER), (None, Function.SAME)]
+)
+def test_float64_separates_a_rewrite_from_a_bug_that_float32_cannot(
+    in_float64: float | None, function: Function
+) -> None:
+    there = unit("m") if in_float64 is None else other_bits(in_float64)
+    assert judged(other_bits(6e-8), there, evidence()) == (function, By.FLOAT64)
+
+
+def test_what_is_zero_in_float64_has_no_relative_size() -> None:
+    assert judged(other_bits(1.4, norm=1e-9, max_abs=1e-9), other_bits(1.4, norm=1e-18, max_abs=1e-18)) == (
+        Function.SAME,
+        By.FLOAT64,
+    )
+
+
+@pytest.mark.parametrize(
+    ("relative", "says"),
+    [(6e-8, (Function.SAME, By.FLOOR)), (2.9e-7, (Function.SAME, By.FLOOR)), (1e-5, (Function.ANOTHER, By.FLOOR))],
+)
+def test_without_float64_the_floor_decides(relative: float, says: tuple[Function, By]) -> None:
+    assert judged(other_bits(relative), None, evidence()) == says
+    assert judged(other_bits(relative), unit("m", outcome="not replayed"), evidence()) == says
+
+
+def test_a_fault_of_float32_alone_is_found_though_float64_agrees() -> None:
+    assert judged(other_bits(1e-3), unit("m"), evidence()) == (Function.ANOTHER, By.FLOAT32)
+
+
+def test_without_either_nothing_is_decided() -> None:
+    assert judged(other_bits(6e-8)) == (Function.UNDECIDED, None)

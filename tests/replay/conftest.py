@@ -1,0 +1,71 @@
+"""One recording of the port, in float32 and in float64, that every test replays on another build of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from train_nest import NEST
+
+from nest_ssl.recording.evidence import Replay
+from nest_ssl.recording.reader import Recording, open_recording
+from nest_ssl.replay import replay
+from nest_ssl.run.candidate import build_candidate
+from nest_ssl.run.experiment import run
+
+OVERRIDES = [
+    *"size=tiny batches=2 save_steps=0,1 model.train_ds.batch_size=3".split(),
+    *(
+        f"model.{section}.{key}"
+        for section in ("train_ds", "validation_ds")
+        for key in ("num_workers=0", "pin_memory=false")
+    ),
+]
+Plant = Callable[[Any], None]
+
+
+def recorded(folder: Path, *overrides: str) -> Recording:
+    assert run(NEST, [*OVERRIDES, *overrides, f"output_dir={folder}"]) == 0
+    return open_recording(folder, verify=False)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """Two steps; the second batch has padding. Nothing but weights and masks is random."""
+    return recorded(tmp_path_factory.mktemp("reference") / "nest")
+
+
+@pytest.fixture(scope="session")
+def random_reference(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """The same with all of NeMo's recipe: dither, dropout, noise."""
+    return recorded(tmp_path_factory.mktemp("random") / "nest", "run=full")
+
+
+@pytest.fixture(scope="session")
+def double_reference(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    return recorded(tmp_path_factory.mktemp("double") / "nest", "trainer.precision=64-true")
+
+
+def replayed(reference: Recording, *plants: Plant) -> Replay:
+    """The reference fed to the model that it recorded, with the plants in it."""
+    trainer, model = build_candidate(NEST, OmegaConf.create(reference.config))
+    for plant in plants:
+        plant(model)
+    return replay(reference, model, precision=trainer.precision_plugin.forward_context)
+
+
+def blamed(found: Replay) -> dict[str, set[str]]:
+    """Modules of which anything came out otherwise, and in which phases."""
+    modules: dict[str, set[str]] = {}
+    for unit in found.units:
+        if unit.outcome in ("other bits", "raised"):
+            modules.setdefault(unit.module or "", set()).add(unit.phase)
+    return modules
+
+
+def bits_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
