@@ -1,5 +1,5 @@
 #!/bin/sh
-# Start the trainer as whoever owns /outputs, so that what it writes belongs to the caller and to nobody else.
+# Start the trainer as whoever owns /outputs, so that what it writes belongs to the caller alone.
 # With `docker run --user` there is nothing to change: that user is who we are.
 set -eu
 case "$* " in

@@ -70,7 +70,7 @@ build() { # nemo|nest
     docker build --progress plain --file docker/Dockerfile --target "$1" --tag "$image" "${options[@]}" ${BUILD_ARGS:-} . \
         > "$log" 2>&1 || fail "$image: $(explain "$log"). The whole output: $log"
     if [ "$(docker image inspect --format '{{len .RepoTags}}' "${replaced:-none}" 2> /dev/null)" = 0 ]; then
-        docker image rm "$replaced" > /dev/null 2>&1 || true # nobody has a name for it any more
+        docker image rm "$replaced" > /dev/null 2>&1 || true # it has no name any more
     fi
     prove "$1" "$image" $((SECONDS - started))
 }
@@ -102,7 +102,7 @@ for subject in $subjects; do
     fi
 done
 wheels=$(wheel_folder)
-# What was chosen once is kept until chosen anew.
+# What was chosen once is kept until chosen again.
 base=${BASE_IMAGE:-$(label_of "$(image_of nest)" org.opencontainers.image.base.name || true)}
 base=${base:-$(default_base)}
 case $base in

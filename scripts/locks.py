@@ -116,8 +116,8 @@ def _compile(
     text = done.stdout
     if build == "cpu":
         hashes = " \\\n".join(f"    --hash=sha256:{digest}" for digest in sorted(cpu_wheels().values()))
-        ours = re.compile(r"^torch==(\S+) \\\n(?: +--hash=\S+(?: \\)?\n)+", re.MULTILINE)
-        text = ours.sub(lambda found: f"torch=={found[1]}+cpu \\\n{hashes}\n", text)
+        torch = re.compile(r"^torch==(\S+) \\\n(?: +--hash=\S+(?: \\)?\n)+", re.MULTILINE)
+        text = torch.sub(lambda found: f"torch=={found[1]}+cpu \\\n{hashes}\n", text)
     (LOCKS / f"{name}.lock").write_text(text, encoding="utf-8")
 
 

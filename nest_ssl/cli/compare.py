@@ -1,6 +1,6 @@
 """Compare two recordings and write the report.
 
-    python scripts/compare_outputs.py --reference outputs/nemo --candidate outputs/nest --out outputs/report
+    nest-ssl compare --reference outputs/nemo --candidate outputs/nest --out outputs/report
 
 Exit codes: 0 identical or equivalent, 1 diverged, 2 inconclusive (too little compared), 3 bad usage or a damaged
 recording, 4 the contract differs (not the same experiment), 70 our own mistake.
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(option, type=_bound, help=f"{kind} tolerance, a rule of your own (default: same bits)")
     parser.add_argument("--steps", default="all", help="compare only these: 0, 0,1 or 0-9 (default: all recorded)")
     parser.add_argument("--declared", type=Path, help="YAML list of more structural differences that are meant")
+    parser.add_argument("--names", type=Path, help="YAML map of the candidate's names of modules to the reference's")
     parser.add_argument("--known", type=Path, help="YAML ledger of differences that are known and meant")
     parser.add_argument("--evidence", type=Path, help="folder of evidence (default: `evidence` beside the reference)")
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="trust the files: skip their SHA-256")
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nest_ssl.compare import FixedTolerance, compare_recordings
     from nest_ssl.compare.declared import load_declared
     from nest_ssl.compare.evidence import evidence_on
+    from nest_ssl.compare.names import Renamed, load_names
     from nest_ssl.compare.rules.known import load_known
     from nest_ssl.recording.reader import open_recording
     from nest_ssl.report import print_summary, write_reports
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = (options.atol, options.rtol)
     rule = FixedTolerance(*(bound or 0.0 for bound in given)) if given != (None, None) else None
     wanted = None if steps is None else sorted(steps)
+    candidate = Renamed(candidate, load_names(options.names)) if options.names else candidate
     known = load_known(options.known) if options.known else []
     evidence = evidence_on(reference, candidate, options.evidence)
     comparison = compare_recordings(reference, candidate, rule, wanted, declared, [explain_nest], evidence, known)

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     description = "Write the practice corpus (12 utterances, 4 noises, 3 manifests): the same bytes on every machine."
     epilog = "Does nothing where every file is there and right; writes again what is missing or damaged."
-    parser = Parser(prog="make_data.py", description=description, epilog=epilog)
+    parser = Parser(description=description, epilog=epilog)
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "dummy_ssl", help="default: data/dummy_ssl")
     out = parser.parse_args(argv).out
     checksums = read_checksums(ROOT / "data" / "dummy_ssl.sha256")

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: no GPU, no such part, a trainer's Python that is not there.
     """
-    parser = Parser(prog="nest-ssl gpu", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="which (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "gpu.json", help="default: docs/gpu.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "gpu.md", help="default: docs/gpu.md")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextvars import copy_context
 
+from nest_ssl.base.arguments import PROGRAM
 from nest_ssl.base.errors import UserError, run_command
 from nest_ssl.base.spelling import did_you_mean
 
@@ -42,9 +44,11 @@ def dispatch(argv: Sequence[str] | None = None) -> int:
         print(USAGE.format(verbs="\n".join(f"  {name:<9} {what}" for name, what in VERBS.items())))
         return 0
     if verb not in VERBS:
-        raise UserError("no such verb", repr(verb), did_you_mean(verb, VERBS))
+        raise UserError("no such verb", repr(verb), did_you_mean(verb, VERBS, f"Choose one of: {', '.join(VERBS)}."))
     run = importlib.import_module(f"nest_ssl.cli.{verb}").main  # only its own imports are waited for
-    return int(run(rest))
+    context = copy_context()
+    context.run(PROGRAM.set, f"nest-ssl {verb}")
+    return int(context.run(run, rest))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from nest_ssl.base.arguments import PROGRAM
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import ROOT
 from nest_ssl.run.command_line import read_command_line
@@ -43,4 +44,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not script.is_file():
         raise UserError("no such script", str(script), "Install the package in place: pip install -e REPOSITORY.")
     names = runpy.run_path(str(script))
+    PROGRAM.set(f"nest-ssl train {trainer}")
     return train(names[trainer.upper()], rest)

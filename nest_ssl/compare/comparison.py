@@ -33,7 +33,7 @@ class Explanation:
     step: int | None
     sentence: str
     values: dict[str, Any] = field(default_factory=dict)
-    weakens: bool = False  # little is proved by this step (say, no token counts and every gradient is zero)
+    weakens: str = ""  # why little is proved by this step (say, no token counts and every gradient is zero)
 
 
 # Called for each step that both sides recorded: the reference, the candidate, the step.

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from nest_ssl.base.errors import UserError, from_os_error
-from nest_ssl.base.safe_load import load_yaml
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.safe_load import load_yaml, opened
 from nest_ssl.compare.comparison import Declared
 from nest_ssl.recording.reader import Recording
 
@@ -40,10 +40,8 @@ def load_declared(path: Path = FILE) -> list[Entry]:
     Raises:
         UserError: the file cannot be read or has entries of another shape.
     """
-    try:
-        entries = load_yaml(path.read_bytes(), str(path)) or []
-    except OSError as error:
-        raise from_os_error(error, str(path)) from error
+    with opened(path) as stream:
+        entries = load_yaml(stream.read(), str(path)) or []
     for entry in entries if isinstance(entries, list) else [entries]:
         if not isinstance(entry, dict) or set(entry) != _KEYS or not all(isinstance(v, str) for v in entry.values()):
             fix = f"Give each entry exactly the texts {', '.join(sorted(_KEYS))}."

@@ -114,8 +114,11 @@ def _compare_all(
     """What was found of the run as a whole, the declared differences, the draws before the steps, and every step."""
     run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
     excused = structure.compare_structure(run["structure"], reference, candidate, declared)
-    before = draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index)
-    initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate)
+    start = contract.resumed_at(reference, candidate)
+    before = (
+        draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index) if start is None else []
+    )
+    initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate, start)
     changed = _modules(run["initial_weights"].tally)
     results = _compare_steps(reference, candidate, comparer, shared, changed, evidence)
     contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
@@ -199,7 +202,8 @@ def _shared_steps(reference: Recording, candidate: Recording, asked: Sequence[in
         if step not in recorded:
             have = ", ".join(map(str, sorted(recorded))) or "none"
             raise UserError("a step that neither recording has", f"--steps {step}", f"Recorded steps: {have}.")
-    shared = set(reference.steps) & set(candidate.steps)
+    start = contract.resumed_at(reference, candidate) or 0
+    shared = {step for step in reference.steps if step in candidate.steps and step >= start}
     return sorted(shared if asked is None else shared & set(asked))
 
 

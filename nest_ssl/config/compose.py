@@ -59,7 +59,7 @@ def compose(
     for override in overrides:
         if override not in groups:
             _apply(cfg, _parse(override))
-    _fill_in(cfg)
+    _fill_in(cfg, {override.lstrip("+").partition("=")[0].strip() for override in overrides})
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
@@ -208,11 +208,11 @@ def _drop_references(section: DictConfig, key: str) -> None:
 # --- values
 
 
-def _fill_in(cfg: DictConfig) -> None:
+def _fill_in(cfg: DictConfig, given: set[str]) -> None:
     """Our own keys' defaults, and one form of what a file or a command line may say in several ways.
 
     Raises:
-        UserError: a section is missing.
+        UserError: a section is missing; `batches` and another override, of those `given`, contradict each other.
     """
     for key in OWN_KEYS:
         if key not in cfg:
@@ -232,7 +232,13 @@ def _fill_in(cfg: DictConfig) -> None:
     if isinstance(cfg.batches, int) and cfg.batches > 0:  # exactly so many: enough epochs, and no more steps
         accumulate = OmegaConf.select(cfg, "trainer.accumulate_grad_batches", throw_on_resolution_failure=False)
         steps = -(-cfg.batches // accumulate) if isinstance(accumulate, int) and accumulate > 0 else cfg.batches
-        cfg.trainer.update(max_steps=steps, limit_train_batches=cfg.batches, max_epochs=cfg.batches)
+        lengths = {"max_steps": (steps, -1), "limit_train_batches": (cfg.batches, 1.0), "max_epochs": (cfg.batches, -1)}
+        for key, (length, unlimited) in lengths.items():  # what a file says gives way: that is what `batches` is for
+            asked = cfg.trainer.get(key)
+            if f"trainer.{key}" in given and repr(asked) not in map(repr, (length, unlimited, None)):
+                where = f"trainer.{key}={asked} and batches={cfg.batches}"
+                raise UserError("two settings say how long to train", where, "Leave one of them out (batches=null).")
+            cfg.trainer[key] = length
 
 
 def _absolute(value: Any, separator: str | None = ",") -> Any:

@@ -177,19 +177,19 @@ def _check_target(cls: type[Section], target: Any, where: str) -> None:
 
 
 def _nearest(key: str, cls: type[Section], where: str) -> str:
-    """`Did you mean ...?`: a like key of the same section, else the same key anywhere, else the likest one."""
+    """`Did you mean ...?`: a like key of the same section, else of another one; not a key that is unlike."""
     prefix = f"{where}." if where else ""
     if key in cls.RENAMED:
         today = cls.RENAMED[key]
         return f"Today it is {today if '.' in today else prefix + today}."
-    near = nearest(key, cls.known(), cutoff=0.6)
+    near = nearest(key, cls.known())
     if near:
         return f"Did you mean {prefix}{near}?"
     from nest_ssl.config.schema import Experiment  # the whole tree, which is made of sections
 
-    everywhere = sorted(_paths(Experiment, ""), key=len)
-    same = [path for path in everywhere if path.rsplit(".", 1)[-1] == key]
-    return f"Did you mean {same[0] if same else nearest(prefix + key, everywhere)}?"
+    shortest = {path.rsplit(".", 1)[-1]: path for path in sorted(_paths(Experiment, ""), key=len, reverse=True)}
+    near = nearest(key, shortest)
+    return f"Did you mean {shortest[near]}?" if near else "Leave it out."
 
 
 def _paths(cls: type[Section], where: str) -> Iterator[str]:

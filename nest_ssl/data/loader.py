@@ -64,7 +64,8 @@ class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
             return self._epoch
         torch.set_rng_state(resumed["generator"])
         if resumed["batches"] >= len(self):
-            self._epoch = Epoch(lambda: iter(()), earlier=resumed["batches"])  # done; starts no workers
+            self._epoch = Epoch(lambda: iter(()), earlier=resumed["earlier"])  # done; starts no workers
+            self._epoch.handed_out = resumed["batches"]
         else:
             self._epoch = Epoch(start, self.skipped, length, resumed["earlier"])
             self._epoch.pass_over(resumed["batches"] - resumed["earlier"])

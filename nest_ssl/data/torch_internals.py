@@ -7,13 +7,14 @@ function says what happens without.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import Any
 
-from torch.utils.data import dataloader
+from torch.utils.data import _utils, dataloader
 
 FETCHING = ("data", "_utils", "fetch.py")  # where torch takes items out of a dataset, and collates them
+WORKER_LOOP: Callable[..., None] = _utils.worker._worker_loop  # what a loader's worker process runs
 
 
 def indices_of(batches: Iterator[Any]) -> Iterator[list[int]] | None:
@@ -32,3 +33,13 @@ def raised_in_a_dataset(error: BaseException) -> bool:
     """
     files = [PurePath(frame.filename).parts[-3:] for frame in traceback.extract_tb(error.__traceback__)]
     return FETCHING in files or any("/".join(FETCHING) in str(part).replace("\\", "/") for part in error.args)
+
+
+def swap_worker_loop(loop: Callable[..., None]) -> Callable[..., None]:
+    """Have workers that begin from now on run `loop`, which takes what `WORKER_LOOP` takes; returns what they ran.
+
+    Without effect where torch looks elsewhere: workers are then not shielded from signals.
+    """
+    before: Callable[..., None] = _utils.worker._worker_loop
+    _utils.worker._worker_loop = loop
+    return before

@@ -95,7 +95,8 @@ class AppliedGradients:
     edited: list[str]
 
 
-RERUN = "Record it again (make nemo, make nest)."
+AGAIN = "record it again (make nemo, make nest)."
+RERUN = f"Copy it again, or {AGAIN}"
 MOST_TEXT = 1 << 28  # bytes of a file that is read as a whole
 _NESTED = TypeAdapter(Any)
 _BY_NAME = TypeAdapter(dict[str, Any], config=_CONFIG)
@@ -390,9 +391,11 @@ def open_recording(path: Path | str, verify: bool = True) -> Recording:
     for name, entry in index.files.items():
         where = path / name
         if not os.path.realpath(where).startswith(root + os.sep):
-            raise UserError("damaged recording", f"{where} is outside its folder", RERUN)
+            fix = f"Copy the files themselves, not links to them, or {AGAIN}"
+            raise UserError("damaged recording", f"{where} is outside its folder", fix)
         if not is_regular(where):
-            raise UserError("damaged recording", f"{where} is missing, or no regular file", RERUN)
+            what = "no regular file" if os.path.lexists(where) else "missing"
+            raise UserError("damaged recording", f"{where} is {what}", RERUN)
         if (size := where.stat().st_size) != entry.bytes:
             raise UserError("damaged recording", f"{where} has {size:,} bytes, not {entry.bytes:,}", RERUN)
     recording = Recording(path, index, verify)
@@ -420,16 +423,22 @@ def load_builtins(data: bytes) -> Any:
 
 
 def _read_index(path: Path) -> Index:
+    if path.exists() and not path.is_dir():
+        fix = f"Give its folder: {path.parent}" if path.name == files.INDEX else "Give the folder of a recording."
+        raise UserError("a recording is a folder", f"{path} is none", fix)
     if not path.is_dir():
-        raise UserError("no such recording", str(path), RERUN)
+        raise UserError("no such recording", str(path), "Check the path; make nemo and make nest write recordings.")
     index_path = path / files.INDEX
     if not is_regular(index_path):
-        raise UserError("not a complete recording", f"{path} has no {files.INDEX}", RERUN)
+        what = f"has no regular file {files.INDEX}" if os.path.lexists(index_path) else f"has no {files.INDEX}"
+        fix = f"Check the path; where a run was stopped before it was done, {AGAIN}"
+        raise UserError("not a complete recording", f"{path} {what}", fix)
     with _damage(index_path):
         raw = json.loads(_read(index_path))
         schema = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         if schema not in (files.SCHEMA, files.SCHEMA_1):
-            raise UserError("unknown recording schema", f"{index_path} has {schema!r}, not {files.SCHEMA!r}", RERUN)
+            fix = f"Use the release of nest-ssl that wrote it, or {AGAIN}"
+            raise UserError("unknown recording schema", f"{index_path} has {schema!r}, not {files.SCHEMA!r}", fix)
         if schema == files.SCHEMA_1:
             raw = schema1.upgrade_index(raw)
         elif raw.get("sha256") != hashlib.sha256(canonical(raw)).hexdigest():
@@ -453,7 +462,7 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if error.fix == RERUN:
+        if error.fix.endswith(AGAIN):
             raise
         raise UserError("damaged recording", f"{path}: {error.what}", RERUN) from error
     except ValidationError as error:

@@ -31,9 +31,7 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
     Raises:
         UserError: whatever is wrong in the configuration by itself (`preflight` knows what the machine and data say).
     """
-    parser = Parser(
-        prog=f"train_{trainer}.py", description="Train a NEST model and record the steps asked for.", epilog=EXAMPLES
-    )
+    parser = Parser(description="Train a NEST model and record the steps asked for.", epilog=EXAMPLES)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides, Hydra's syntax")
     parser.add_argument("--config-path", "-cp", type=Path, help="folder of another config, e.g. NeMo's own")
     parser.add_argument("--config-name", "-cn", default=DEFAULT_NAME, help="its file name")

@@ -27,6 +27,7 @@ from nest_ssl.config.compose import data_paths
 from nest_ssl.data.audio import decoder_errors
 from nest_ssl.data.check import audio_behind
 from nest_ssl.data.corpus import Corpora
+from nest_ssl.data.workers import shielded_workers
 from nest_ssl.record.lightning import Recorder
 from nest_ssl.recording import layout
 from nest_ssl.recording.writer import RecordingWriter, check_target
@@ -137,7 +138,8 @@ def _train(
         recorder.mark_rng("after_model")
         checkpoint = experiment.attach(trainer, model)
         try:
-            trainer.fit(model, ckpt_path=checkpoint)
+            with shielded_workers():
+                trainer.fit(model, ckpt_path=checkpoint)
         except SIGTERMException as stop:
             raise InterruptedRun(signal.SIGTERM) from stop
         except SystemExit as stop:

@@ -93,7 +93,6 @@ def _wandb(settings: dict[str, Any], log_dir: Path) -> Logger:
             logger = WandbLogger(**settings)
             _ = logger.experiment  # starts the run; online, this is where W&B asks for a login
         except wandb.errors.Error as error:
-            fix = "Log in (wandb login), or keep the run on disk: WANDB_MODE=offline or "
-            fix += "wandb_logger_kwargs.offline=true."
+            fix = "A run can also be kept on the disk: WANDB_MODE=offline or wandb_logger_kwargs.offline=true."
             raise UserError("W&B cannot start a run", f"{where}: {error}".rstrip("."), fix) from error
     return logger

@@ -30,16 +30,16 @@ def explain_nest(reference: Recording, candidate: Recording, step: int) -> Expla
         return Explanation("nest", step, "", values) if values["batch"] else None
     (masked, counted, tokens), (other_masked, other_counted, _) = counts, other_counts
     values |= {"masked_frames": [masked, other_masked], "counted_tokens": [counted, other_counted], "tokens": tokens}
-    if 0 in (counted, other_counted):
-        values["note"] = sentence = (
-            f"No token counts at step {step}: nowhere does the mean of the mask pass the threshold, so the loss is a "
-            "mean of nothing (NaN, or 0 with no_masked_token=zero) and its gradients are zeros: little is proved by it."
-        )
-        return Explanation("nest", step, sentence, values, weakens=True)
     at = f" at step {step}" if len(reference.steps) > 1 else ""
     frames = f"{_pair(masked, other_masked)} masked frames"
     sentence = f"Loss{at} over {frames}, {_pair(counted, other_counted)} of {tokens:,} tokens counted."
-    return Explanation("nest", step, sentence, values)
+    weakens = ""
+    if 0 in (counted, other_counted):
+        values["note"] = weakens = (
+            f"No token counts at step {step}: nowhere does the mean of the mask pass the threshold, so the loss is a "
+            "mean of nothing (NaN, or 0 with no_masked_token=zero) and its gradients are zeros: little is proved by it."
+        )
+    return Explanation("nest", step, sentence, values, weakens)
 
 
 def _counts(step: StepFiles, settings: Any) -> tuple[int, int, int] | None:

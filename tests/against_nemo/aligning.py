@@ -1,6 +1,6 @@
 """Records real NeMo and the port from one command line and compares them: what the tests of this folder share.
 
-It is imported as `aligning`, since NeMo before 3.0 installs a package called `tests` that hides ours.
+It is imported as `aligning`, since NeMo before 3.0 installs a package called `tests` that hides the one here.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def release() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "against_nemo" in item.path.parts:
-            item.add_marker(pytest.mark.filterwarnings("default"))  # NeMo's warnings are not ours to mend
+            item.add_marker(pytest.mark.filterwarnings("default"))  # NeMo's warnings are not for us to mend
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def _one_thread() -> None:
 
 @dataclass
 class Pair:
-    """NeMo's model and ours, built from one configuration and seed."""
+    """NeMo's model and the port's, built from one configuration and seed."""
 
     cfg: DictConfig
     nemo: nn.Module
@@ -100,12 +100,12 @@ def seeded() -> Callable[[int], None]:
 
 @pytest.fixture(scope="session")
 def same_bits() -> Callable[[Any, Any], None]:
-    """`same_bits(theirs, ours)` fails unless both hold the same values, to the bit, in the same nesting."""
+    """`same_bits(reference, candidate)` fails unless both hold the same values, to the bit, in the same nesting."""
 
-    def check(theirs: Any, ours: Any) -> None:
-        theirs, ours = list(leaves(theirs)), list(leaves(ours))
-        assert [path for path, _ in theirs] == [path for path, _ in ours]
-        for (path, a), (_, b) in zip(theirs, ours, strict=True):
+    def check(reference: Any, candidate: Any) -> None:
+        reference, candidate = list(leaves(reference)), list(leaves(candidate))
+        assert [path for path, _ in reference] == [path for path, _ in candidate]
+        for (path, a), (_, b) in zip(reference, candidate, strict=True):
             if not isinstance(a, Tensor):
                 assert a == b, path
                 continue

@@ -188,8 +188,8 @@ def test_nemos_own_yaml_on_both(tmp_path: Path) -> None:
         ds.manifest_filepath = "???"
         ds.num_workers = 0
     foreign.model.train_ds.batch_size = 2
-    (tmp_path / "theirs.yaml").write_text(OmegaConf.to_yaml(foreign))
+    (tmp_path / "other.yaml").write_text(OmegaConf.to_yaml(foreign))
     manifests = [f"model.{ds}.manifest_filepath=data/dummy_ssl/{name}_manifest.json"
                  for ds, name in (("train_ds", "train"), ("validation_ds", "val"))]  # fmt: skip
-    options = [f"--config-path={tmp_path}", "--config-name=theirs", *manifests, "batches=2", "save_steps=0-1"]
+    options = [f"--config-path={tmp_path}", "--config-name=other", *manifests, "batches=2", "save_steps=0-1"]
     assert_identical(*align(tmp_path, *options))

@@ -63,8 +63,8 @@ def write(model: LightningModule, path: Path) -> Path:
     return path
 
 
-def assert_same_weights(theirs: nn.Module, ours: nn.Module) -> None:
-    a, b = theirs.state_dict(), ours.state_dict()
+def assert_same_weights(reference: nn.Module, candidate: nn.Module) -> None:
+    a, b = reference.state_dict(), candidate.state_dict()
     assert list(a) == list(b)
     assert [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])] == []
 
@@ -83,9 +83,9 @@ def outputs(model: nn.Module, training: bool) -> list[Tensor]:
         ))  # fmt: skip
 
 
-def assert_same_outputs(theirs: nn.Module, ours: nn.Module) -> None:
+def assert_same_outputs(reference: nn.Module, candidate: nn.Module) -> None:
     for training in (False, True):
-        pairs = zip(outputs(theirs, training), outputs(ours, training), strict=True)
+        pairs = zip(outputs(reference, training), outputs(candidate, training), strict=True)
         assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs), f"training={training}"
 
 
@@ -109,10 +109,10 @@ def test_both_read_what_either_wrote(tmp_path: Path, writer: Callable[..., Light
         for tensor in source.state_dict().values():  # no weight is what some seed gives
             tensor.add_(torch.ones_like(tensor) if not tensor.is_floating_point() else 0.01 * torch.rand_like(tensor))
     path = write(source, tmp_path / name)
-    theirs, ours = restored_by_nemo(path), restored_by_us(path)
-    assert_same_weights(source, theirs)
-    assert_same_weights(theirs, ours)
-    assert_same_outputs(theirs, ours)
+    reference, candidate = restored_by_nemo(path), restored_by_us(path)
+    assert_same_weights(source, reference)
+    assert_same_weights(reference, candidate)
+    assert_same_outputs(reference, candidate)
 
 
 def test_the_outputs_can_differ() -> None:
@@ -131,15 +131,15 @@ def test_settings_are_written_as_nemo_writes_them(tmp_path: Path) -> None:
     for side, model in (("nemo", nemo_model(seed=3)), ("nest", nest_model(seed=3))):
         with tarfile.open(write(model, tmp_path / f"{side}.nemo")) as archive:
             written[side] = archive.extractfile(f"./{CONFIG}").read().decode()  # type: ignore[union-attr]
-    theirs, ours = (text.replace(f"nemo_version: {v}", "") for text, v in zip(
+    reference, candidate = (text.replace(f"nemo_version: {v}", "") for text, v in zip(
         written.values(), (RELEASE, "3.0.0"), strict=True))  # fmt: skip
-    assert theirs == ours
+    assert reference == candidate
 
 
 def test_nemo_keeps_our_settings_when_it_writes_again(tmp_path: Path) -> None:
-    ours = write(nest_model(seed=3), tmp_path / "ours.nemo")
-    again = write(restored_by_nemo(ours), tmp_path / "again.nemo")
-    assert load_nemo(again)[0] == load_nemo(ours)[0]
+    candidate = write(nest_model(seed=3), tmp_path / "candidate.nemo")
+    again = write(restored_by_nemo(candidate), tmp_path / "again.nemo")
+    assert load_nemo(again)[0] == load_nemo(candidate)[0]
 
 
 # --- starting from them
@@ -217,7 +217,7 @@ def test_another_shape_is_one_line(tmp_path: Path, side: Any) -> None:
 def test_nemo_refuses_what_we_refuse(files: dict[str, dict[str, Path]]) -> None:
     """Two sources (even if one is null), and a list: mistakes there and here."""
     path = str(files["init_from_nemo_model"]["a"])
-    for wrong, theirs in (
+    for wrong, error in (
         ({"init_from_nemo_model": path, "init_from_ptl_ckpt": None}, ValueError),
         ({"init_from_nemo_model": [path]}, TypeError),
         ({"init_from_nemo_model": {"a": {"path": path, "include": None}}}, TypeError),
@@ -225,7 +225,7 @@ def test_nemo_refuses_what_we_refuse(files: dict[str, dict[str, Path]]) -> None:
         cfg = OmegaConf.create(wrong)
         with pytest.raises(UserError, match="init_from"):
             read_config(["size=tiny", *(f"{key}={json.dumps(value)}".replace('"', "") for key, value in wrong.items())])
-        with pytest.raises(theirs):
+        with pytest.raises(error):
             nemo_model(seed=1).maybe_init_from_pretrained_checkpoint(cfg)
 
 

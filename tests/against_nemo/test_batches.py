@@ -253,8 +253,8 @@ def nemo_model(release: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def build_ours(release: str) -> Callable[[dict[str, Any]], Any]:
-    """`build_ours(section)`: our loader, of the generation of the NeMo that is installed."""
+def build_candidate(release: str) -> Callable[[dict[str, Any]], Any]:
+    """`build_candidate(section)`: the port's loader, of the generation of the NeMo that is installed."""
     return lambda section: build_dataloader(read(Dataset, section), RATE, differences=generation(release))
 
 
@@ -282,12 +282,12 @@ def walk(build: Callable[[], Any], value: int, epochs: int = 2) -> tuple[list[di
     return batches, ledger
 
 
-def assert_same(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> None:
-    assert len(theirs) == len(ours) > 0
-    for number, (their, our) in enumerate(zip(theirs, ours, strict=True)):
-        assert list(their) == list(our)
-        for name, expected in their.items():
-            got = our[name]
+def assert_same(reference: list[dict[str, Any]], candidate: list[dict[str, Any]]) -> None:
+    assert len(reference) == len(candidate) > 0
+    for number, (one, other) in enumerate(zip(reference, candidate, strict=True)):
+        assert list(one) == list(other)
+        for name, expected in one.items():
+            got = other[name]
             if not isinstance(expected, torch.Tensor):
                 assert got == expected, (number, name)
                 continue
@@ -301,53 +301,57 @@ def assert_same(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> Non
 @pytest.mark.parametrize(
     ("case", "value"), [(case, 42) for case in CASES] + [(c, s) for c in MORE_SEEDS for s in (0, 7, 99)]
 )
-def test_batches_and_draws_are_nemos(case: str, value: int, corpus: Path, nemo_model: Any, build_ours: Any) -> None:
+def test_batches_and_draws_are_nemos(
+    case: str, value: int, corpus: Path, nemo_model: Any, build_candidate: Any
+) -> None:
     section = section_of(case, corpus)
     check_dataset(read(Dataset, section), RATE)
-    expected, their_ledger = walk(lambda: nemo_model._setup_dataloader_from_config(OmegaConf.create(section)), value)
-    got, our_ledger = walk(lambda: build_ours(section), value)
+    expected, reference_ledger = walk(
+        lambda: nemo_model._setup_dataloader_from_config(OmegaConf.create(section)), value
+    )
+    got, candidate_ledger = walk(lambda: build_candidate(section), value)
     assert_same(expected, got)
-    assert our_ledger == their_ledger
+    assert candidate_ledger == reference_ledger
 
 
 @pytest.mark.parametrize("case", ["plain", "recipe"])
 def test_noisy_length_is_the_same_tensor_as_in_nemo(
-    case: str, corpus: Path, nemo_model: Any, build_ours: Any, release: str
+    case: str, corpus: Path, nemo_model: Any, build_candidate: Any, release: str
 ) -> None:
     """Which fields are one tensor matters to whoever changes a batch in place."""
     section = section_of(case, corpus)
     batches = [
         next(iter(nemo_model._setup_dataloader_from_config(OmegaConf.create(section)))),
-        next(iter(build_ours(section))),
+        next(iter(build_candidate(section))),
     ]
     shared = [{n for n in ("audio_len", "noise_len") if getattr(b, n) is b.noisy_audio_len} for b in batches]
     assert shared[0] == shared[1]
     assert bool(shared[0]) == (generation(release).noisy_length == "noise"), "before 2.5 it was a tensor of its own"
 
 
-def test_validation_loaders_are_nemos(corpus: Path, nemo_model: Any, build_ours: Any) -> None:
+def test_validation_loaders_are_nemos(corpus: Path, nemo_model: Any, build_candidate: Any) -> None:
     """A list of manifests gives a loader each in validation, a comma list gives one."""
     paths = [str(corpus / "plain.json"), str(corpus / "other.json")]
     for manifests in (paths[0], paths, ",".join(paths)):
         section = {"manifest_filepath": manifests, "sample_rate": RATE, "batch_size": 2, "shuffle": False}
         nemo_model.setup_multiple_validation_data(OmegaConf.create(section))
-        theirs = nemo_model._validation_dl
-        theirs = theirs if isinstance(theirs, list) else [theirs]
-        ours = [build_ours(part) for part in validation_sections(section)]
-        assert len(ours) == len(theirs)
-        for their, our in zip(theirs, ours, strict=True):
-            assert_same(walk(lambda dl=their: dl, 0, 1)[0], walk(lambda dl=our: dl, 0, 1)[0])
+        reference = nemo_model._validation_dl
+        reference = reference if isinstance(reference, list) else [reference]
+        candidate = [build_candidate(part) for part in validation_sections(section)]
+        assert len(candidate) == len(reference)
+        for one, other in zip(reference, candidate, strict=True):
+            assert_same(walk(lambda dl=one: dl, 0, 1)[0], walk(lambda dl=other: dl, 0, 1)[0])
 
 
-def test_practice_corpus(tmp_path: Path, nemo_model: Any, build_ours: Any) -> None:
+def test_practice_corpus(tmp_path: Path, nemo_model: Any, build_candidate: Any) -> None:
     """The corpus that `make data` writes, with the published recipe."""
     write_corpus(tmp_path / "dummy", read_checksums(ROOT / "data" / "dummy_ssl.sha256"))
     section = {"manifest_filepath": str(tmp_path / "dummy/train_manifest.json"), "batch_size": 4, "shuffle": True,
                "noise_manifest": str(tmp_path / "dummy/noise_manifest.json"), "batch_augmentor": RECIPE}  # fmt: skip
-    expected, their_ledger = walk(lambda: nemo_model._setup_dataloader_from_config(OmegaConf.create(section)), 42)
-    got, our_ledger = walk(lambda: build_ours(section), 42)
+    expected, reference_ledger = walk(lambda: nemo_model._setup_dataloader_from_config(OmegaConf.create(section)), 42)
+    got, candidate_ledger = walk(lambda: build_candidate(section), 42)
     assert_same(expected, got)
-    assert our_ledger == their_ledger
+    assert candidate_ledger == reference_ledger
 
 
 def test_the_batch_has_nemos_fields() -> None:

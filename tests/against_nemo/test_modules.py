@@ -1,4 +1,4 @@
-"""Ours against theirs, module by module: the same bits from the same seed, forward and backward."""
+"""The port against NeMo, module by module: the same bits from the same seed, forward and backward."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def test_construction(pair: Any, same_bits: Any, overrides: tuple[str, ...], see
     nemo, nest = models.nemo, models.nest
     same_bits(*models.rng_after)
     for tensors in ("named_parameters", "named_buffers", "state_dict"):
-        theirs, ours = dict(getattr(nemo, tensors)()), dict(getattr(nest, tensors)())
-        assert list(theirs) == list(ours)
-        same_bits(theirs, ours)
+        reference, candidate = dict(getattr(nemo, tensors)()), dict(getattr(nest, tensors)())
+        assert list(reference) == list(candidate)
+        same_bits(reference, candidate)
     assert [p.requires_grad for p in nemo.parameters()] == [p.requires_grad for p in nest.parameters()]
 
 
@@ -78,9 +78,9 @@ def test_structure(pair: Any) -> None:
     def describe(model: torch.nn.Module) -> list[tuple[str, str, bool]]:
         return [(name, type(m).__name__, m.training) for name, m in model.named_modules() if name]
 
-    theirs = describe(models.nemo)
-    theirs.remove(("spec_augmentation", "SpectrogramAugmentation", True))  # built and never called; we leave it out
-    assert describe(models.nest) == theirs
+    reference = describe(models.nemo)
+    reference.remove(("spec_augmentation", "SpectrogramAugmentation", True))  # built and never called; we leave it out
+    assert describe(models.nest) == reference
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -88,10 +88,10 @@ def test_training_step(pair: Any, same_bits: Any, training_step: Any, step_batch
     """Every call of every module: inputs by name, outputs, gradients of outputs, and the order of all of it."""
     models = pair(*TINY, "model.masking.mask_prob=0.03", *VARIANTS[variant])
     for seed in (1, 2):
-        theirs, ours = (training_step(model, step_batch, seed) for model in (models.nemo, models.nest))
-        assert torch.isfinite(theirs["loss"])
-        assert len(theirs["calls"]) > 80
-        same_bits(theirs, ours)
+        reference, candidate = (training_step(model, step_batch, seed) for model in (models.nemo, models.nest))
+        assert torch.isfinite(reference["loss"])
+        assert len(reference["calls"]) > 80
+        same_bits(reference, candidate)
     same_bits(dict(models.nemo.named_buffers()), dict(models.nest.named_buffers()))
 
 
@@ -103,10 +103,10 @@ def test_training_step_of_a_large_layer(
     models = pair(*LARGE_LAYER)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     try:
-        theirs, ours = (training_step(model, step_batch) for model in (models.nemo, models.nest))
+        reference, candidate = (training_step(model, step_batch) for model in (models.nemo, models.nest))
     finally:
         torch.use_deterministic_algorithms(False)
-    same_bits(theirs, ours)
+    same_bits(reference, candidate)
 
 
 def test_evaluation(pair: Any, same_bits: Any, seeded: Any, step_batch: Any) -> None:
@@ -209,9 +209,9 @@ def test_tokens_of_equal_and_nearly_equal_codes(pair: Any, same_bits: Any, run: 
 def test_half_precision(pair: Any, same_bits: Any, training_step: Any, step_batch: Any, dtype: torch.dtype) -> None:
     """`trainer.precision=bf16-true`: the codebooks too are in half precision, and many codes are equally near."""
     models = pair(*TINY, "model.masking.mask_prob=0.03")
-    theirs, ours = (training_step(model.to(dtype), step_batch) for model in (models.nemo, models.nest))
-    assert len(theirs["calls"]) > 80
-    same_bits(theirs, ours)
+    reference, candidate = (training_step(model.to(dtype), step_batch) for model in (models.nemo, models.nest))
+    assert len(reference["calls"]) > 80
+    same_bits(reference, candidate)
 
 
 @pytest.mark.parametrize("overlap", ["true", "false"])
@@ -261,13 +261,13 @@ def test_batches_that_an_old_nemo_cannot_mask(
     failures = 0
     for seed in range(20):
         try:
-            theirs = run(nemo, **inputs, seed=seed)
+            reference = run(nemo, **inputs, seed=seed)
         except error:
             failures += 1
             with pytest.raises(UserError, match=f"NeMo {failing} fails on such a batch"):
                 run(nest, **inputs, seed=seed)
         else:
-            same_bits(theirs, run(nest, **inputs, seed=seed))
+            same_bits(reference, run(nest, **inputs, seed=seed))
     assert bool(failures) == (release == failing)
 
 

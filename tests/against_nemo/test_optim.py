@@ -99,7 +99,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def models(pair: Callable[..., Any]) -> SimpleNamespace:
-    """NeMo's model and ours, from one seed."""
+    """NeMo's model and the port's, from one seed."""
     both = pair("size=tiny")
     both.nemo._train_dl = DataLoader(list(range(53)), batch_size=4)
     OmegaConf.set_struct(both.nemo._cfg, False)
@@ -109,7 +109,7 @@ def models(pair: Callable[..., Any]) -> SimpleNamespace:
 
 @pytest.fixture
 def set_up(models: SimpleNamespace) -> Callable[..., tuple[Any, Any, Any, Any]]:
-    """`set_up(section, trainer, groups)`: NeMo's optimizer and schedule, and ours, each of a model as it began."""
+    """`set_up(section, trainer, groups)`: NeMo's optimizer and schedule, and the port's, each of a fresh model."""
 
     def both(section: dict[str, Any], trainer: Any, groups: dict[str, Any] | None = None) -> tuple[Any, Any, Any, Any]:
         for model in (models.nemo, models.nest):
@@ -119,11 +119,11 @@ def set_up(models: SimpleNamespace) -> Callable[..., tuple[Any, Any, Any, Any]]:
         models.nemo._cfg.pop("optim_param_groups", None)
         if groups is not None:
             models.nemo._cfg.optim_param_groups = groups
-        theirs, schedule = models.nemo.setup_optimization(section)
-        ours = build_optimizer(models.nest, section, groups)
+        reference, schedule = models.nemo.setup_optimization(section)
+        candidate = build_optimizer(models.nest, section, groups)
         sched = section.get("sched")
         steps = None if sched is None else planned_steps(sched, trainer, models.nemo._train_dl)
-        return theirs, schedule and schedule["scheduler"], ours, build_schedule(ours, sched, steps)
+        return reference, schedule and schedule["scheduler"], candidate, build_schedule(candidate, sched, steps)
 
     return both
 
@@ -140,20 +140,23 @@ def give_gradients(model: nn.Module, step: int) -> None:
 def test_rates_weights_and_states_are_nemos(
     case: str, models: SimpleNamespace, set_up: Callable[..., Any], same_bits: Callable[[Any, Any], None]
 ) -> None:
-    theirs, their_schedule, ours, our_schedule = set_up(*CASES[case])
-    assert type(theirs) is type(ours) and type(their_schedule).__name__ == type(our_schedule).__name__
+    reference, reference_schedule, candidate, candidate_schedule = set_up(*CASES[case])
+    assert type(reference) is type(candidate) and type(reference_schedule).__name__ == type(candidate_schedule).__name__
     for step in range(STEPS):
-        rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in (theirs, ours)]
+        rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in (reference, candidate)]
         assert repr(rates[0]) == repr(rates[1]), step
-        for model, optimizer, schedule in ((models.nemo, theirs, their_schedule), (models.nest, ours, our_schedule)):
+        for model, optimizer, schedule in (
+            (models.nemo, reference, reference_schedule),
+            (models.nest, candidate, candidate_schedule),
+        ):
             give_gradients(model, step)
             optimizer.step()
             if schedule is not None:
                 schedule.step()
         same_bits(dict(models.nemo.named_parameters()), dict(models.nest.named_parameters()))
-    same_bits(theirs.state_dict(), ours.state_dict())
-    if our_schedule is not None:
-        state, known = our_schedule.state_dict(), their_schedule.state_dict()
+    same_bits(reference.state_dict(), candidate.state_dict())
+    if candidate_schedule is not None:
+        state, known = candidate_schedule.state_dict(), reference_schedule.state_dict()
         assert {key: repr(known[key]) for key in state} == {key: repr(value) for key, value in state.items()}
         assert known.keys() - state.keys() <= {"_last_warmup_lr"}  # which nothing reads
 

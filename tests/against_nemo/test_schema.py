@@ -34,18 +34,18 @@ def parameters(section: type[Section]) -> dict[str, inspect.Parameter]:
 
 @pytest.mark.parametrize("section", PARTS)
 def test_the_keys_are_those_of_nemos_constructor(release: str, section: type[Section]) -> None:
-    keys, theirs = section.known() - {"_target_"}, set(parameters(section))
-    assert theirs <= keys, "a key of NeMo's that the schema does not know"
+    keys, reference = section.known() - {"_target_"}, set(parameters(section))
+    assert reference <= keys, "a key of NeMo's that the schema does not know"
     if release == "3.0":
-        assert keys <= theirs, "a key that NeMo stops at"
+        assert keys <= reference, "a key that NeMo stops at"
 
 
 @pytest.mark.parametrize("section", PARTS)
 def test_the_defaults_are_nemos(release: str, section: type[Section]) -> None:
-    theirs = {name: p.default for name, p in parameters(section).items()}
+    reference = {name: p.default for name, p in parameters(section).items()}
     for key, field in section.fields().items():
-        if key in theirs and not field.is_required():
-            assert field.default == theirs[key], key
+        if key in reference and not field.is_required():
+            assert field.default == reference[key], key
 
 
 def test_the_keys_of_the_experiment_manager(release: str) -> None:

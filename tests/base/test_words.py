@@ -14,8 +14,8 @@ from nest_ssl.base.steps import parse_steps
 
 def test_the_nearest_word() -> None:
     assert nearest("sead", ["lr", "seed", "name"]) == "seed" and did_you_mean("sead", {"seed"}) == "Did you mean seed?"
-    assert nearest("zzz", ["seed"], cutoff=0.6) is None and nearest("x", []) is None
-    assert did_you_mean("x", []) == "Leave it out."
+    assert nearest("zzz", ["seed"]) is None and nearest("conv_dual_mode", ["d_model"]) is None
+    assert did_you_mean("x", []) == "Leave it out." and did_you_mean("x", ["seed"], "Choose one.") == "Choose one."
 
 
 def test_bad_usage_is_a_users_error() -> None:

@@ -28,7 +28,7 @@ def test_a_misspelt_verb() -> None:
 
 
 def test_a_verb_is_its_files_main(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "main", lambda argv: len(argv))
+    monkeypatch.setattr(train, "main", len)
     assert command.dispatch(["train", "a", "b"]) == 2
 
 
@@ -41,7 +41,19 @@ def test_the_console_script_ends_with_the_verbs_code() -> None:
 def test_each_verb_has_a_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         command.dispatch([verb, "--help"])
-    assert end.value.code == 0 and capsys.readouterr().out.startswith("usage: ")
+    assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: nest-ssl {verb} ")
+
+
+@pytest.mark.parametrize("words", ["data", "compare", "gpu", "train nest", "train nemo"])
+def test_a_usage_error_names_the_verb_as_it_was_called(words: str) -> None:
+    with pytest.raises(UserError, match=f"bad usage: .*--nothing.* See nest-ssl {words} --help"):
+        command.dispatch([*words.split(), "--nothing"])
+
+
+@pytest.mark.parametrize("script", ["make_data.py", "compare_outputs.py", "train_nest.py"])
+def test_a_script_names_itself(script: str) -> None:
+    done = subprocess.run([sys.executable, f"scripts/{script}", "--nothing"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3 and done.stderr.endswith(f"See {script} --help.\n")
 
 
 @pytest.mark.parametrize("argv", [[], ["nem"], ["../x"]])

@@ -8,8 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.compare.builder import DATA, edit_config, edit_index, edit_structure, first, judge, noted
+from nest_ssl.recording import layout as files
+from tests.compare.builder import (
+    DATA,
+    edit_config,
+    edit_index,
+    edit_structure,
+    edit_tensors,
+    first,
+    judge,
+    noted,
+    remove,
+)
 
 Edit = Callable[[dict[str, Any]], Any]
 
@@ -87,6 +99,35 @@ def test_another_config(reference: Path, copy: Path, edit: Edit, setting: str) -
     comparison = judge(reference, copy, steps=[0])
     assert comparison.exit_code == 4
     assert first(comparison)[-1] == setting
+
+
+def resumed(target: Path) -> Path:
+    """The recording of a run that went on after its first batch: what the reference holds from there on."""
+    weights = torch.load(target / "step_0/parameter_weights.pt", weights_only=True)
+    for path in sorted((target / "step_0").iterdir()):
+        remove(target, f"step_0/{path.name}")
+    edit_tensors(
+        target, files.INITIAL_WEIGHTS, lambda initial: [initial[name].copy_(weights[name]) for name in initial]
+    )
+    edit_index(target, lambda index: [index[key].pop("0") for key in ("steps", "calls")])
+    edit_index(target, lambda index: index.update(resumed_from={"checkpoint": "a.ckpt", "batches": 1, "steps": 1}))
+    edit_index(target, lambda index: [entry.update(draws=7) for entry in index["ledger"]])  # drawn for nothing
+    return target
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_resumed_run_is_compared_from_its_checkpoint_on(reference: Path, copy: Path, swapped: bool) -> None:
+    remove(copy, "step_1/step_start.pt")  # it names a file of step 0
+    sides = (resumed(copy), reference)
+    comparison = judge(*(sides if swapped else sides[::-1]))
+    assert (comparison.verdict, comparison.exit_code, comparison.steps) == ("identical", 0, [1]), first(comparison)
+    assert noted(comparison, "resumed")[0]["step"] == 1
+
+
+def test_a_resume_with_other_weights_is_seen(reference: Path, copy: Path) -> None:
+    remove(copy, "step_1/step_start.pt")
+    edit_tensors(resumed(copy), files.INITIAL_WEIGHTS, lambda weights: weights["decoder.bias"].add_(1))
+    assert first(judge(reference, copy))[:3] == ("initial_weights", None, "decoder")
 
 
 def test_a_resumed_run_is_another_experiment_than_one_from_the_start(reference: Path, copy: Path) -> None:

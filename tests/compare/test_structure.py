@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,9 @@ def test_a_damaged_list_is_a_users_error(tmp_path: Path, text: str) -> None:
         load_declared(tmp_path / "list.yaml")
 
 
-def test_a_list_that_is_not_there_is_a_users_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError):
-        load_declared(tmp_path / "none.yaml")
+def test_a_list_that_is_no_regular_file_is_a_users_error(tmp_path: Path) -> None:
+    """A pipe would be waited for without end."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name in ("none.yaml", "pipe.yaml", "."):
+        with pytest.raises(UserError, match="no such file"):
+            load_declared(tmp_path / name)

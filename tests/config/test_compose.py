@@ -78,6 +78,26 @@ def test_batches_is_the_length_of_training() -> None:
     assert (trainer.max_steps, trainer.limit_train_batches, trainer.max_epochs) == (7, 7, 7)
 
 
+@pytest.mark.parametrize(
+    "override", ["trainer.max_steps=0", "trainer.limit_train_batches=0", "+trainer.max_epochs=2", "trainer.max_steps=9"]
+)
+def test_two_lengths_of_training_on_the_command_line_contradict_each_other(override: str) -> None:
+    with pytest.raises(UserError, match=f"how long to train: {override.lstrip('+')} and batches=1. Leave one of them"):
+        compose(["batches=1", override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.max_steps=7", "trainer.max_steps=-1", "trainer.max_epochs=null", "trainer.limit_train_batches=1.0"],
+)
+def test_lengths_that_agree_are_one(override: str) -> None:
+    """And what a file says is no contradiction: `batches=7` is there to shorten a recipe."""
+    trainer = compose([override, "batches=7"]).trainer
+    assert (trainer.max_steps, trainer.limit_train_batches, trainer.max_epochs) == (7, 7, 7)
+    trainer = compose(["trainer.accumulate_grad_batches=2", "batches=7", "trainer.max_steps=4"]).trainer
+    assert (trainer.max_steps, trainer.limit_train_batches, trainer.max_epochs) == (4, 7, 7)
+
+
 @pytest.mark.parametrize("override", ["size=huge", "tiny", "=3", "trainer={"])
 def test_wrong_overrides(override: str) -> None:
     with pytest.raises(UserError):

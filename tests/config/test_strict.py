@@ -206,7 +206,7 @@ def test_a_sweep_is_not_an_experiment(override: str) -> None:
         ("batches=0", "batches. Supported: any whole number from 1, null."),
         ("save_steps=0-", "steps that cannot be read: save_steps=0-"),
         # what NeMo itself stops at
-        ("model.encoder.conv_dual_mode=true", "unknown key: model.encoder.conv_dual_mode"),
+        ("model.encoder.conv_dual_mode=true", "unknown key: model.encoder.conv_dual_mode. Leave it out."),
         ("model.spec_augment=null", "a section is null: model.spec_augment"),
         ("~model.spec_augment", "a section is missing: model.spec_augment"),
         ("model.test_ds={manifest_filepath:x}", "Remove it: ~model.test_ds."),

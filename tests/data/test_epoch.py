@@ -77,6 +77,8 @@ def test_every_place_of_an_epoch(loader: Callable[..., AudioNoiseLoader], spoilt
         resumed = loader(spoilt, workers)
         resumed.load_state_dict(state)
         batches = iter(resumed)
+        again = resumed.state_dict()
+        assert torch.equal(again.pop("generator"), state["generator"]) and again.items() < state.items()
         restore(states)
         left = [train(batch) for batch in batches]
         if number < 5:

@@ -154,7 +154,7 @@ def refused(path: Path, verify: bool = True, only: str = "") -> str | None:
         read_all(path, verify, only)
     except UserError as error:
         line = str(error)
-        assert "\n" not in line and str(path) in line and line.endswith("Record it again (make nemo, make nest).")
+        assert "\n" not in line and str(path) in line and line.endswith("record it again (make nemo, make nest).")
         return line
     return None
 

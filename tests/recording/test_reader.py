@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -67,8 +68,42 @@ def test_a_half_written_recording_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such recording"):
+    with pytest.raises(UserError, match="no such recording: .*nowhere. Check the path; make nemo and make nest write"):
         open_recording(tmp_path / "nowhere")
+
+
+def test_a_path_that_is_no_folder_is_told_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "run")
+    with pytest.raises(UserError, match=f"a folder: {path}/recording.json is none. Give its folder: {path}$"):
+        open_recording(path / files.INDEX)
+    with pytest.raises(UserError, match=r"a folder: .*config\.yaml is none. Give the folder of a recording"):
+        open_recording(path / files.CONFIG)
+    with pytest.raises(UserError, match="not a complete recording: .* has no recording.json. Check the path; where"):
+        open_recording(tmp_path)
+
+
+def test_each_damage_has_its_own_advice(tmp_path: Path) -> None:
+    """A bad copy is copied again; nothing has to be trained for it."""
+    path = write(tmp_path / "run")
+    content = (path / files.CONFIG).read_bytes()
+    (path / files.CONFIG).write_bytes(content[1:])
+    with pytest.raises(UserError, match=r"damaged recording: .* bytes, not .*\. Copy it again, or record it again"):
+        open_recording(path)
+    (path / files.CONFIG).unlink()
+    with pytest.raises(UserError, match=r"config\.yaml is missing\. Copy it again, or"):
+        open_recording(path)
+    os.mkfifo(path / files.CONFIG)
+    with pytest.raises(UserError, match=r"config\.yaml is no regular file\. Copy it again, or"):
+        open_recording(path)
+    (path / files.CONFIG).unlink()
+    (tmp_path / files.CONFIG).write_bytes(content)
+    (path / files.CONFIG).symlink_to(tmp_path / files.CONFIG)
+    with pytest.raises(UserError, match=r"is outside its folder\. Copy the files themselves, not links to them, or"):
+        open_recording(path)
+    index = (path / files.INDEX).read_text()
+    (path / files.INDEX).write_text(index.replace("nest-ssl-recording/2", "nest-ssl-recording/9"))
+    with pytest.raises(UserError, match="Use the release of nest-ssl that wrote it, or record it again"):
+        open_recording(path)
 
 
 @pytest.mark.parametrize("name", [files.CONFIG, files.STRUCTURE, files.INITIAL_WEIGHTS])

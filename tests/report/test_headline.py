@@ -10,7 +10,7 @@ from nest_ssl.compare.metrics import Metrics
 from nest_ssl.recording.clock import Phase
 from nest_ssl.report.document import Heading, Paragraph, Table, plain
 from nest_ssl.report.sections import summary
-from tests.report.builder import comparison, diverged, finding, measured, other_experiment, setting
+from tests.report.builder import comparison, diverged, finding, measured, other_experiment, setting, side
 
 
 def lines(made: Comparison) -> list[str]:
@@ -29,6 +29,12 @@ def test_identical() -> None:
         "identical: 425 of 425 tensors have the same bits, over steps 0 to 1, from seed 42. Nothing missing on either "
         "side.",
     ]
+
+
+def test_a_loop_without_a_seed_is_said_to_have_none() -> None:
+    made = comparison()
+    made.reference = side("a loop 1.0", "loop", seed=None)
+    assert lines(made)[1].endswith("have the same bits, over steps 0 to 1. Nothing missing on either side.")
 
 
 def test_a_pass_by_a_tolerance_is_named_as_such() -> None:
@@ -104,6 +110,8 @@ def test_steps_alone_are_no_reason_to_train_again() -> None:
     assert lines(made)[1].endswith("Both sides recorded steps 0 to 1: compare what both have with --steps 0,1.")
     made.steps = []
     assert "--steps" not in lines(made)[1]
+    made = other_experiment(setting("steps", "0, 1, 2", "0, 1"), setting("config.batches", 3, 2))
+    assert "--steps" not in lines(made)[1], "with the same steps it would still be another experiment"
 
 
 def test_too_little_says_what_is_lacking() -> None:
@@ -125,9 +133,9 @@ def test_what_proves_little_stands_in_the_verdict() -> None:
     """Two NaN have the same bits; so have two gradients of zeros."""
     made = comparison(losses=[Losses(0, math.nan, math.nan), Losses(1, 5.0, 5.0)])
     assert lines(made)[1].endswith("The loss is NaN or infinite on both sides at step 0: little is proved by that.")
-    made.explanations = [Explanation("nest", 0, "No token counts at step 0.", {}, True)]
+    made.explanations = [Explanation("nest", 0, "", {}, "No token counts at step 0.")]
     assert lines(made)[1].endswith("Nothing missing on either side. No token counts at step 0.")
-    made.explanations += [Explanation("nest", 1, "No token counts at step 1.", {}, True)] * 2
+    made.explanations += [Explanation("nest", 1, "", {}, "No token counts at step 1.")] * 2
     assert lines(made)[1].endswith("No token counts at step 0. So it is at 2 steps more.")
     made.losses = [Losses(0, math.nan, math.inf), Losses(3, -math.inf, -math.inf)]
     made.explanations = []

@@ -74,7 +74,7 @@ def full() -> Comparison:
     made.unexplained = [Remainder(why, (made.first, lost, drawn)) for why in Unexplained]
     made.calls = [replace(made.calls[0], module=HOSTILE, worst=made.first)]
     made.explanations = [Explanation(HOSTILE, 0, HOSTILE, {HOSTILE: HOSTILE})]
-    made.explanations.append(Explanation(HOSTILE, 1, HOSTILE, weakens=True))
+    made.explanations.append(Explanation(HOSTILE, 1, HOSTILE, weakens=HOSTILE))
     made.declared = [Declared(HOSTILE, "reference", HOSTILE, (HOSTILE,))]
     made.known = [KnownDifference(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)]
     made.facts.batch = HOSTILE

@@ -230,8 +230,9 @@ def test_overview() -> None:
     assert overviews(made) == "Tiny (681 parameters), 2 x 2.0 s, cpu, 1 thread, torch 2.13.0 on both sides."
     made.explanations = [Explanation("nest", 0, "Loss over 182 masked frames.")]
     assert overviews(made).endswith("on both sides. Loss over 182 masked frames.")
-    made.explanations = [Explanation("nest", 0, "No token counts.", weakens=True)]
-    assert overviews(made).endswith("on both sides.")
+    made.explanations = [Explanation("nest", 0, "Loss over 16 masked frames.", weakens="No token counts.")]
+    assert overviews(made).endswith("on both sides. Loss over 16 masked frames."), "why it proves little: the verdict"
+    made.explanations = []
     gpu = {"type": "cuda", "name": "NVIDIA H100"}
     made.candidate = side("nest-ssl 0.1.0", "nest", packages={"torch": "2.12.0"}, device=gpu, threads={}, command=[])
     assert overviews(made) == (

@@ -28,6 +28,7 @@ _LOADING = ("model.*_ds.num_workers", "model.*_ds.pin_memory")  # shown by the b
 _PATHS = ("model.*_ds.manifest_filepath", "model.*_ds.noise_manifest")  # the hashes of what lies there decide
 _SPELLINGS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # of trainer.precision
 
+SIDES = ("reference", "candidate")
 _NUMERIC_PACKAGES = ("torch",)  # another version computes other numbers; of every other package it is a note
 Settings = dict[str, Any]  # by dotted path
 
@@ -41,8 +42,16 @@ def compare_contract(
         steps: those that the user asked for, or None for all recorded.
         batches: what was found in every batch.
     """
-    recordings = (reference, candidate)
+    recordings, start = (reference, candidate), resumed_at(reference, candidate)
+    if start is not None:
+        steps = [step for step in {*reference.steps, *candidate.steps} if step >= start and step in (steps or [step])]
     sides = [_experiment(recording, steps) for recording in recordings]
+    if start is not None:
+        sheet.note(
+            "resumed",
+            step=start,
+            **{f"{who}": side.pop("resumed_from") for who, side in zip(SIDES, sides, strict=True)},
+        )
     if reference.index.trainer.name == candidate.index.trainer.name or "" in (s["generation"] for s in sides):
         sides = [{**side, "generation": ""} for side in sides]
     sheet.tally.compared["settings"] = max(map(len, sides))
@@ -62,6 +71,13 @@ def compare_contract(
     if not any(recording.index.data.train for recording in recordings):
         sheet.note("no_data_hashes")
     note_surroundings(sheet, reference, candidate, _NUMERIC_PACKAGES)
+
+
+def resumed_at(reference: Recording, candidate: Recording) -> int | None:
+    """The step at which one side went on from a checkpoint and which both recorded: they are compared from it on."""
+    starts = [r.index.resumed_from.batches if r.index.resumed_from else 0 for r in (reference, candidate)]
+    start = max(starts)
+    return start if starts[0] != starts[1] and start in reference.steps and start in candidate.steps else None
 
 
 def _experiment(recording: Recording, steps: Sequence[int] | None) -> Settings:

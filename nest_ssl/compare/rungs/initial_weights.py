@@ -24,10 +24,12 @@ def kinds_of(reference: Recording, candidate: Recording) -> Kinds:
     return kinds
 
 
-def compare_initial_weights(sheet: Sheet, reference: Recording, candidate: Recording) -> None:
+def compare_initial_weights(sheet: Sheet, reference: Recording, candidate: Recording, start: int | None = None) -> None:
+    """Compare what both sides began with; where one was resumed, what the other had when it was at step `start`."""
     kinds = kinds_of(reference, candidate)
-    sides = reference.initial_weights(), candidate.initial_weights()
-    compare_entries(sheet, *sides, kinds, Phase.INITIAL_WEIGHTS)
+    sides = [r.initial_weights() if start is None else r.step(start).start_weights() for r in (reference, candidate)]
+    if sides[0] is not None and sides[1] is not None:
+        compare_entries(sheet, sides[0], sides[1], kinds, Phase.INITIAL_WEIGHTS)
     if not sheet.tally.compared["parameters"]:
         sheet.nothing("no_shared_initial")
 

@@ -24,6 +24,12 @@ def note_surroundings(sheet: Sheet, reference: Recording, candidate: Recording, 
         sheet.note("same_recording", how="folder")
     elif reference.index == candidate.index:
         sheet.note("same_recording", how="files")
+    elif reference.index.created and (reference.index.created, reference.index.host, reference.index.duration_s) == (
+        candidate.index.created,
+        candidate.index.host,
+        candidate.index.duration_s,
+    ):
+        sheet.note("same_recording", how="moment")
     facts: dict[str, list[Any]] = {"python": [], "cpu_capability": [], "driver": [], "container": []}
     packages, images = [], []
     for side, recording in (("reference", reference), ("candidate", candidate)):

@@ -30,7 +30,7 @@ def overview(comparison: Comparison) -> list[Block]:
     )
     key = "overview.same" if versions[0] == versions[1] else "overview"
     lines = [say(key, facts=join([*parts, device, thread]), torch=say("torch", version=version))]
-    lines += [(said.sentence,) for said in comparison.explanations[:1] if not said.weakens]  # else the verdict has it
+    lines += [(said.sentence,) for said in comparison.explanations[:1]]
     return [Paragraph(join(lines, " "))]
 
 

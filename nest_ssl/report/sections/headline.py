@@ -19,13 +19,13 @@ def headline(comparison: Comparison) -> list[Block]:
     """The verdict; why equal numbers prove little here, and what to do where only the steps are not the same."""
     texts = [verdict(comparison)]
     weak = [explanation for explanation in comparison.explanations if explanation.weakens]
-    texts += [(explanation.sentence,) for explanation in weak[:1]]
+    texts += [(explanation.weakens,) for explanation in weak[:1]]
     texts += [say("hint.weak_too", steps=counted(len(weak) - 1, "steps"))] if len(weak) > 1 else []
     sides = [(loss.step, (loss.reference, loss.candidate)) for loss in comparison.losses]
     lost = [step for step, pair in sides if all(loss is not None and not math.isfinite(loss) for loss in pair)]
     lost = [step for step in lost if step not in {explanation.step for explanation in weak}]
     texts += [say("hint.loss_not_finite", steps=steps_text(lost))] if lost else []
-    if comparison.steps and any(found.address.slot == "steps" for found in comparison.rung("contract").findings):
+    if comparison.steps and [found.address.slot for found in comparison.rung("contract").findings] == ["steps"]:
         option = ",".join(map(str, comparison.steps))
         texts.append(say("hint.steps", steps=steps_text(comparison.steps), option=option))
     same = [note_text(note) for note in comparison.notes if note.kind == "same_recording"]
@@ -68,7 +68,7 @@ def verdict(comparison: Comparison) -> Text:
         "verdict.unknown" if key == Status.DIVERGED.value and not cause else f"verdict.{key}",
         status=StatusWord(found, word("status", found.value), strong=True),
         same=say("same", **tensors, steps=steps_text(comparison.steps)),
-        seed=number(comparison.reference.index.seed),
+        seed="" if (seed := comparison.reference.index.seed) is None else say("from_seed", seed=number(seed)),
         rule=rule_name(comparison),
         cause=cause,
         more=say("more", count=number(others)) if others > 0 else "",

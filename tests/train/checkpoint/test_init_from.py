@@ -19,6 +19,7 @@ from nest_ssl.base.rng import rng_digests
 from nest_ssl.config.compose import compose, data_paths
 from nest_ssl.config.strict import read_config
 from nest_ssl.run.experiment import run
+from nest_ssl.train.checkpoint import init_from
 from nest_ssl.train.checkpoint.init_from import init_from_pretrained, load_sources, read_sources
 from nest_ssl.train.checkpoint.nemo_archive import load_nemo, write_nemo
 from nest_ssl.train.module import NestModule
@@ -190,13 +191,16 @@ def test_paths_are_looked_up_as_manifests_are(tmp_path: Path, archive: File, mon
     assert source.path == str(Path(__file__).resolve().parents[3] / "data" / "x.nemo")
 
 
-def test_the_file_is_part_of_the_contract(tmp_path: Path, archive: File) -> None:
-    """Two files of one name are two experiments; and a run that starts from one tells so."""
+def test_the_file_is_part_of_the_contract(tmp_path: Path, archive: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files of one name are two experiments; and a run that starts from one says so."""
+    reads: list[str] = []
+    monkeypatch.setattr(init_from, "load_nemo", lambda path: (reads.append(path), load_nemo(path))[1])
     for run_name, seed in (("x", 2), ("y", 3)):
         path = archive("a", seed=seed)
         digest = sha256_of(path)
         command = ["size=tiny", f"init_from_nemo_model={path}", f"output_dir={tmp_path / run_name}"]
         assert run(NEST, command) == 0
+        assert reads.pop() == str(path) and not reads, "each is read once a run"
         index = json.loads((tmp_path / run_name / "recording.json").read_text())
         assert index["init_from"] == {"init_from_nemo_model": digest}
         log = (tmp_path / f"{run_name}.log").read_text()

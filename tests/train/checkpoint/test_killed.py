@@ -19,19 +19,55 @@ from typing import Any
 import pytest
 from train_nest import NEST
 
-from nest_ssl.base.errors import run_command
+from nest_ssl.base.errors import EXIT_CRASHED, run_command
+from nest_ssl.data.dataset import AudioNoiseDataset
+from nest_ssl.run import experiment
 from nest_ssl.run.experiment import run
 from nest_ssl.train.module import NestModule
 from tests.train.checkpoint.resuming import COMMON, assert_same
 
-STEPS, MOMENTS, SEED = 30, 5, 20
-KINDS = (signal.SIGKILL, signal.SIGTERM)
+STEPS, SEED = 30, 20
 # 6 epochs of 5 batches, a validation in the middle and at the end of every second, checkpoints also between them.
 SETTINGS = (*COMMON, "trainer.max_epochs=6", "trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=0.5",
             "exp_manager.checkpoint_callback_params.every_n_train_steps=4")  # fmt: skip
 # Children are forked from a server that has imported everything: a real process each, without 4 s of importing.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["nest_ssl.run.experiment", "nest_ssl.train.module"])
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Two that need so many seconds for an utterance, so that the trainer waits for them most of the time; or none."""
+
+    number: int = 2
+    seconds: float = 0.05
+    shielded: bool = True
+
+
+NONE, SHIELDED, BARE = Workers(0, 0.0), Workers(), Workers(shielded=False)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How a run is stopped: a signal to the trainer, or to its group: the workers get it too, as by Ctrl-C."""
+
+    kind: signal.Signals
+    workers: Workers = NONE
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind.name}{'-to-the-group' if self.workers.number else ''}"
+
+    @property
+    def code(self) -> int:
+        return -self.kind if self.kind == signal.SIGKILL else 128 + self.kind
+
+    def send(self, pid: int) -> None:
+        (os.killpg if self.workers.number else os.kill)(pid, self.kind)
+
+
+STOPS = (Stop(signal.SIGKILL), Stop(signal.SIGTERM), Stop(signal.SIGTERM, SHIELDED),
+         Stop(signal.SIGINT, SHIELDED))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,71 +78,104 @@ class Moment:
     delay: float
 
 
-def moments(kind: signal.Signals) -> list[Moment]:
-    draw = random.Random(SEED + kind)
-    return [Moment(step, draw.uniform(0, 0.1)) for step in sorted(draw.sample(range(STEPS), MOMENTS))]
+def moments(stop: Stop) -> list[Moment]:
+    draw = random.Random(SEED + stop.kind)
+    steps = sorted(draw.sample(range(STEPS), 2 if stop.workers.number else 5))
+    return [Moment(step, draw.uniform(0, 0.1)) for step in steps]
 
 
-def child(folder: Path, said: Path, steps: Connection) -> None:
+def child(folder: Path, said: Path, steps: Connection, workers: Workers) -> None:
     """Train in this process; `steps` gets the number of every training step as it begins."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of its workers, as in a process that no server forked
     log = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
     sys.stdout.reconfigure(line_buffering=True)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    original = NestModule.training_step
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    step, item = NestModule.training_step, AudioNoiseDataset.__getitem__
 
-    def told(self: NestModule, *args: Any, **kwargs: Any) -> Any:
+    def reporting(self: NestModule, *args: Any, **kwargs: Any) -> Any:
         steps.send(self.trainer.fit_loop.total_batch_idx)
-        return original(self, *args, **kwargs)
+        return step(self, *args, **kwargs)
 
-    NestModule.training_step = told
+    def slow(self: AudioNoiseDataset, index: int) -> Any:
+        time.sleep(workers.seconds)
+        return item(self, index)
+
+    NestModule.training_step, AudioNoiseDataset.__getitem__ = reporting, slow
+    if not workers.shielded:
+        experiment.shielded_workers = contextlib.nullcontext
     place = (f"output_dir={folder / 'recording'}", f"exp_manager.exp_dir={folder}", "exp_manager.name=x")
-    run_command(lambda: run(NEST, [*SETTINGS, *place]))
+    run_command(lambda: run(NEST, [*SETTINGS, *place, f"model.train_ds.num_workers={workers.number}"]))
 
 
-def train(folder: Path, kind: signal.Signals | None = None, moment: Moment | None = None) -> int:
-    """Train in a process of its own, and send it a signal; its exit code (minus the signal that killed it)."""
+def train(folder: Path, workers: Workers = NONE, stop: Stop | None = None, moment: Moment | None = None) -> int:
+    """Train in a process of its own, and stop it; its exit code (minus the signal that killed it)."""
     folder.mkdir(exist_ok=True)
     here, there = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=child, args=(folder, folder / "said.txt", there))
+    process = CONTEXT.Process(target=child, args=(folder, folder / "said.txt", there, workers))
     process.start()
     there.close()
-    if kind is not None and moment is not None:
+    if stop is not None and moment is not None:
         with contextlib.suppress(EOFError):
             while here.recv() < moment.step:
                 pass
         time.sleep(moment.delay)
-        os.kill(process.pid, kind)
+        stop.send(process.pid)
     process.join()
     here.close()
     return int(process.exitcode)
 
 
-def stopped_again_and_again(folder: Path, kind: signal.Signals) -> list[int]:
-    return [*(train(folder, kind, moment) for moment in moments(kind)), train(folder)]
+def stopped_again_and_again(folder: Path, stop: Stop) -> list[int]:
+    codes = [train(folder, stop.workers, stop, moment) for moment in moments(stop)]
+    return [*codes, train(folder, stop.workers)]
+
+
+ALONE = {"alone": NONE, "alone, shielded": SHIELDED, "alone, bare": BARE}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Future[list[int]]]]]:
-    """Folder and exit codes of the run left alone and of those that were not; two at a time."""
+    """Folder and exit codes of the runs left alone and of those that were not; two at a time."""
     folder = tmp_path_factory.mktemp("killed")
     with ThreadPoolExecutor(2) as pool:
-        stopped = {kind.name: pool.submit(stopped_again_and_again, folder / kind.name, kind) for kind in KINDS}
-        whole = pool.submit(lambda: [train(folder / "whole")])
-        yield {name: (folder / name, codes) for name, codes in {**stopped, "whole": whole}.items()}
+        futures = {stop.name: pool.submit(stopped_again_and_again, folder / stop.name, stop) for stop in STOPS}
+        for name, workers in ALONE.items():
+            futures[name] = pool.submit(lambda *of: [train(*of)], folder / name, workers)
+        yield {name: (folder / name, codes) for name, codes in futures.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_the_same_bits_after_signals_at_random_moments(runs: dict[str, Any], kind: signal.Signals) -> None:
-    print(f"{kind.name} at (step, seconds behind its beginning): {moments(kind)}")
-    whole, of_whole = runs["whole"]
-    folder, codes = runs[kind.name]
+@pytest.mark.parametrize("stop", STOPS, ids=lambda stop: stop.name)
+def test_the_same_bits_after_signals_at_random_moments(runs: dict[str, Any], stop: Stop) -> None:
+    print(f"{stop.name} at (step, seconds behind its beginning): {moments(stop)}")
+    alone, of_alone = runs["alone, shielded" if stop.workers.number else "alone"]
+    folder, codes = runs[stop.name]
     *stopped, done = codes.result()
     said = (folder / "said.txt").read_text()
-    assert of_whole.result() == [0] and done == 0, said
-    assert stopped == [-kind if kind == signal.SIGKILL else 128 + kind] * MOMENTS, said
-    assert said.count("note: resuming from") >= MOMENTS - 1 and "Traceback" not in said
-    assert_same(whole, folder)
+    assert of_alone.result() == [0] and done == 0, said
+    assert stopped == [stop.code] * len(moments(stop)), said
+    assert said.count("note: resuming from") >= len(stopped) - 1 and "Traceback" not in said
+    assert_same(alone, folder)
     assert not list((folder / "x").rglob(".*.partial-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_shielded_workers_are_seeded_as_lightning_seeds_them(runs: dict[str, Any]) -> None:
+    (shielded, codes), (bare, of_bare) = runs["alone, shielded"], runs["alone, bare"]
+    assert codes.result() == of_bare.result() == [0]
+    assert_same(shielded, bare)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_workers_without_the_shield_die_of_the_signal_and_end_the_training(
+    tmp_path: Path, kind: signal.Signals
+) -> None:
+    """The fault, planted: a signal while the trainer waits for a batch."""
+    slow = Workers(seconds=1, shielded=False)
+    assert train(tmp_path / "bare", slow, Stop(kind, slow), Moment(1, 0.5)) == EXIT_CRASHED

@@ -1,0 +1,163 @@
+"""A candidate whose modules have other names than the reference's, read as if they had the reference's.
+
+    encoder.blocks: encoder.layers                    # renamed
+    model: ""                                         # wrapped: the reference's root is the candidate's `model`
+    encoder.layers.*.attn.inner: encoder.layers.*.self_attn
+
+The left name is the candidate's, * stands for one part of it, and what lies below follows; the longest name that fits
+counts. What already has a name that another module is given (a wrapper around it) is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from nest_ssl.base.errors import UserError, from_os_error
+from nest_ssl.base.safe_load import load_yaml
+from nest_ssl.recording.calls import Call
+from nest_ssl.recording.index import StepFacts, StepRandom, Structure
+from nest_ssl.recording.reader import AppliedGradients, OptimizerState, Recording, StepFiles
+
+V = TypeVar("V")
+Rename = Callable[[str], str]
+
+
+def load_names(path: Path) -> Rename:
+    """A map of names, from the candidate's to the reference's.
+
+    Raises:
+        UserError: the file cannot be read, or is no such map.
+    """
+    try:
+        found = load_yaml(path.read_bytes(), str(path))
+    except OSError as error:
+        raise from_os_error(error, str(path)) from error
+    if not isinstance(found, dict) or not all(isinstance(text, str) for pair in found.items() for text in pair):
+        raise UserError("no map of names", str(path), "Give a name of the reference for each name of the candidate.")
+    if bad := [name for name, target in found.items() if not name or target.count("*") > name.count("*")]:
+        raise UserError("no map of names", f"{path}: {bad[0]!r}", "Give each * on the right one on the left.")
+    return renaming(found)
+
+
+def renaming(names: Mapping[str, str]) -> Rename:
+    """A function from the candidate's names (of modules, parameters, buffers) to the reference's."""
+    longest = sorted(names, key=lambda name: -len(name.split(".")))
+    patterns = [(re.compile(re.escape(name).replace(r"\*", r"([^.]+)") + r"(?=\.|$)"), names[name]) for name in longest]
+
+    def rename(name: str) -> str:
+        for pattern, target in patterns:
+            match = pattern.match(name)
+            if match:
+                for part in match.groups():
+                    target = target.replace("*", part, 1)
+                return ".".join(part for part in (target, name[match.end() :].lstrip(".")) if part)
+        return name
+
+    return rename
+
+
+class Renamed(Recording):
+    """A recording read with other names; everything else is as it was recorded."""
+
+    def __init__(self, original: Recording, rename: Rename) -> None:
+        super().__init__(original.path, original.index, verified=True)
+        self._original, self._rename = original, rename
+        modules = [entry.name for entry in original.structure.modules]
+        self._given = {rename(name) for name in modules if rename(name) != name}
+        if not self._given:
+            raise UserError("a map of names that fits nothing", str(original.path), "Give names of the candidate.")
+        ledger = self.ledger(original.index.ledger)
+        calls = {}
+        for step, names in original.index.calls.items():
+            pairs = [name.rpartition("#")[::2] for name in names]
+            calls[step] = [f"{rename(module)}#{call}" for module, call in pairs if self.stays(module)]
+        self.index = original.index.model_copy(update={"calls": calls, "ledger": ledger})
+
+    def stays(self, name: str) -> bool:
+        """Whether what has this name is not in the place of something that is given it."""
+        return self._rename(name) != name or name not in self._given
+
+    def table(self, values: Mapping[str, V]) -> dict[str, V]:
+        """A table by name."""
+        return {self._rename(name): value for name, value in values.items() if self.stays(name)}
+
+    def ledger(self, entries: list[Any] | None) -> list[Any] | None:
+        """Draws, by the modules that made them."""
+        if entries is None:
+            return None
+        return [e if e.module is None else e.model_copy(update={"module": self._rename(e.module)}) for e in entries]
+
+    @property
+    def structure(self) -> Structure:  # type: ignore[override]
+        found = self._original.structure
+        update = {
+            kind: [
+                entry.model_copy(update={"name": self._rename(entry.name)})
+                for entry in getattr(found, kind)
+                if self.stays(entry.name)
+            ]
+            for kind in ("modules", "parameters", "buffers")
+        }
+        return found.model_copy(update=update)
+
+    def initial_weights(self) -> dict[str, Tensor]:
+        return self.table(self._original.initial_weights())
+
+    def step(self, number: int, rank: int = 0) -> StepFiles:
+        return _RenamedStep(self, self._original, number, rank)
+
+
+class _RenamedStep(StepFiles):
+    def __init__(self, renamed: Renamed, original: Recording, number: int, rank: int) -> None:
+        super().__init__(original, number, rank)
+        self._names, self._rename = renamed, renamed._rename
+
+    def gradients(self) -> dict[str, Tensor | None]:
+        return self._names.table(super().gradients())
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._names.table(super().weights())
+
+    def start_weights(self) -> dict[str, Tensor] | None:
+        found = super().start_weights()
+        return None if found is None else self._names.table(found)
+
+    def optimizer_state(self) -> OptimizerState:
+        found = super().optimizer_state()
+        return {"state": self._names.table(found["state"]), "param_groups": self._groups(found["param_groups"])}
+
+    def start_optimizer_state(self) -> dict[str, dict[str, Any]] | None:
+        found = super().start_optimizer_state()
+        return None if found is None else self._names.table(found)
+
+    def start_groups(self) -> list[dict[str, Any]] | None:
+        found = super().start_groups()
+        return None if found is None else self._groups(found)
+
+    def applied_gradients(self) -> AppliedGradients | None:
+        whole = StepFiles(self._recording, self._number, self._rank).applied_gradients()
+        return whole and replace(whole, gradients=self._names.table(whole.gradients))
+
+    def facts(self) -> StepFacts | None:
+        found = super().facts()
+        before = None if found is None else found.gradients_before
+        tables = {"training": found.training, "gradients_before": before} if found else {}
+        update = {name: self._names.table(table) for name, table in tables.items() if table is not None}
+        return found and found.model_copy(update=update)
+
+    def rng(self) -> StepRandom:
+        found = super().rng()
+        return found.model_copy(update={"ledger": self._names.ledger(found.ledger)})
+
+    def _calls(self, key: str) -> list[Call]:
+        calls = super()._calls(key)
+        return [replace(call, module=self._rename(call.module)) for call in calls if self._names.stays(call.module)]
+
+    def _groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**group, "params": [self._rename(name) for name in group["params"]]} for group in groups]

@@ -1,0 +1,109 @@
+"""A map of names: a renamed or wrapped module has the reference's name, and nothing is hidden by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.compare import compare_recordings
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.names import Renamed, load_names, renaming
+from nest_ssl.recording.reader import open_recording
+from tests.compare.builder import Encoder, Model, Plan, first, record
+
+RENAMED = {"encoder.blocks": "encoder.layers"}
+WRAPPED = {"decoder.inner": "decoder"}
+
+
+class Blocks(Encoder):
+    """The same with another name for its list of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = self.layers
+        del self.layers
+
+    def forward(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        object.__setattr__(self, "layers", self.blocks)
+        return super().forward(audio_signal, length)
+
+
+Blocks.__qualname__ = "Encoder"
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.inner(x)
+        assert isinstance(found, Tensor)
+        return found
+
+
+class Other(Model):
+    """Other names; made of the same draws in the same order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        state = torch.get_rng_state()
+        encoder = Blocks()
+        torch.set_rng_state(state)
+        encoder.load_state_dict({
+            name.replace("layers", "blocks"): value for name, value in self.encoder.state_dict().items()
+        })  # fmt: skip
+        self.encoder = encoder
+
+
+def wrapped(model: nn.Module) -> None:
+    model.decoder = Wrapper(model.decoder)
+
+
+def compared(reference: Path, candidate: Path, names: dict[str, str]) -> Comparison:
+    renamed = Renamed(open_recording(candidate), renaming(names))
+    return compare_recordings(open_recording(reference), renamed, declared=[])
+
+
+def test_a_renamed_module(reference: Path, tmp_path: Path) -> None:
+    made = record(tmp_path / "nest", Plan("nest", "0.1.0", model=Other))
+    assert compare_recordings(open_recording(reference), open_recording(made), declared=[]).verdict == "diverged"
+    comparison = compared(reference, made, RENAMED)
+    assert comparison.verdict == "identical", first(comparison)
+    assert comparison.rung("weights").compared > 100
+
+
+def test_a_wrapped_module(reference: Path, tmp_path: Path) -> None:
+    made = record(tmp_path / "nest", Plan("nest", "0.1.0", after_build=wrapped))
+    assert compared(reference, made, WRAPPED).verdict == "identical"
+
+
+def test_a_fault_below_a_name_that_is_mapped_is_found_and_named(reference: Path, tmp_path: Path) -> None:
+    def plant(model: nn.Module) -> None:
+        model.encoder.blocks[1].norm.eps = 2e-3
+
+    made = record(tmp_path / "nest", Plan("nest", "0.1.0", model=Other, after_build=plant))
+    assert first(compared(reference, made, RENAMED))[:3] == ("forward", 0, "encoder.layers.1.norm")
+
+
+def test_the_longest_name_counts_and_a_star_is_one_part() -> None:
+    rename = renaming({"model": "", "model.encoder": "encoder.inside", "layers.*.attn.*": "blocks.*.*"})
+    names = ("model", "model.decoder.bias", "model.encoder.x", "models.y", "layers.3.attn.q.w")
+    renamed = ["", "decoder.bias", "encoder.inside.x", "models.y", "blocks.3.q.w"]
+    assert [rename(name) for name in names] == renamed
+
+
+@pytest.mark.parametrize("text", ["- a", "a: 1", "'': b", "a: b.*"])
+def test_what_is_no_map_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names.yaml").write_text(text)
+    with pytest.raises(UserError, match="no map of names"):
+        load_names(tmp_path / "names.yaml")
+
+
+def test_a_map_that_fits_nothing_is_refused(reference: Path) -> None:
+    with pytest.raises(UserError, match="fits nothing"):
+        Renamed(open_recording(reference), renaming({"nowhere": "x"}))
