@@ -34,6 +34,7 @@ class Born:
         address: of what differs most.
         size: relative to the reference, Frobenius; None where it has no meaning.
         floors: the same in floors of that tensor; None where there is none.
+        in_float64: the size there, relative; a correct rewrite agrees to 1e-13.
         by: what showed it; None where the recordings alone do.
         decided: False where only other bits are known, and nothing says yet what they mean.
         why: of what raised, the error.
@@ -51,6 +52,7 @@ class Born:
     address: Address | None = None
     size: float | None = None
     floors: float | None = None
+    in_float64: float | None = None
     by: By | None = None
     decided: bool = True
     why: str = ""
@@ -63,7 +65,7 @@ class Born:
         most = other if sizes[1] > sizes[0] else self
         return replace(
             self, times=self.times + other.times, address=most.address, size=most.size, floors=most.floors,
-            by=most.by, decided=most.decided, why=self.why or other.why,
+            in_float64=most.in_float64, by=most.by, decided=most.decided, why=self.why or other.why,
         )  # fmt: skip
 
 
@@ -112,6 +114,7 @@ def born_of(
             address=worst.place.address if worst else None,
             size=worst.relative if worst and worst.shape is not None else None,
             floors=judged.floors,
+            in_float64=judged.float64,
             by=judged.by,
             decided=judged.function is Function.ANOTHER,
             why=unit.why or (worst.why if worst else ""),
@@ -123,7 +126,8 @@ def born_of(
     for root in roots:
         left = [one for one in root.findings if (one.moment.step, one.address) not in explained]
         left = [one for one in left if not is_rounding(one)]
-        if not left or (root.phase, root.module) in found:
+        replayed = {phase for phase, module in found if module is None and phase not in ("forward", "backward")}
+        if not left or (root.phase, root.module) in found or root.phase in replayed:
             continue
         first, step, judgement = left[0], left[0].moment.step, left[0].judgement
         found[root.phase, root.module] = Born(

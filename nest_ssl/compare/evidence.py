@@ -171,7 +171,8 @@ def _pair(read: Callable[[str], T | None]) -> tuple[T, T] | None:
 
 
 # What an evidence run sets otherwise than the run that it repeats, none of which makes it another experiment.
-_FREE = ("output_dir", "overwrite", "save_steps", "exp_manager", "noise_floor", "operators", "learning_rates", "nemo")
+_FREE = ("output_dir", "overwrite", "save_steps", "stop_when_recorded", "exp_manager", "noise_floor", "operators",
+         "learning_rates", "nemo")  # fmt: skip
 
 
 def _open_float64(folder: Path, reference: Recording, candidate: Recording) -> tuple[Recording, Recording] | None:
@@ -186,7 +187,7 @@ def _open_float64(folder: Path, reference: Recording, candidate: Recording) -> t
             path
             for path, one, two in pairs(*settings)
             if path.split(".")[0] not in _FREE
-            and path != "trainer.precision"
+            and path not in ("trainer.precision", "trainer.logger")
             and repr(one) != repr(two)
             and {one, two} != {ABSENT, None}
         ]

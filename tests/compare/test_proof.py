@@ -183,6 +183,18 @@ def test_three_faults_at_once_are_all_named(reference: Path, folder: Path, tmp_p
     assert marks(comparison)["encoder.layers.1.norm"] is Function.ANOTHER
 
 
+def test_what_the_replay_of_the_optimizer_shows_is_named_once(reference: Path, folder: Path, tmp_path: Path) -> None:
+    def nudge(step: int, model: nn.Module) -> None:
+        model.decoder.weight.data += 1e-3
+
+    candidate = nest(tmp_path, after_step=nudge)
+    write_replay(folder, reference, candidate, [])
+    assert born(explained(reference, candidate, folder)) == [("optimizer", "decoder")]
+    update = apart(of_entry(Kind.UPDATE, "decoder.weight"), 0.5)
+    write_replay(folder, reference, candidate, [unit(None, "optimizer", outcome="other bits", deviations=[update])])
+    assert born(explained(reference, candidate, folder)) == [("optimizer", None)]
+
+
 def test_a_fault_that_no_replay_sees_is_named_end_to_end(reference: Path, folder: Path, tmp_path: Path) -> None:
     """A gradient edited after backward: every module has the same function."""
 

@@ -69,6 +69,7 @@ def test_the_title_and_the_list_name_every_place() -> None:
         ({"by": By.FLOAT32}, "the same function in float64, another one in this precision"),
         ({"by": None, "decided": False}, "float64 or the noise floor would say whether that is rounding."),
         ({"by": By.FLOOR, "floors": 4.25}, ", 4.2 noise floors."),
+        ({"in_float64": 2e-9}, "; in float64 by 2.0e-09, where a correct rewrite agrees to 1e-13."),
     ],
 )
 def test_what_decided_is_said(fields: dict[str, Any], says: str) -> None:
@@ -82,6 +83,18 @@ def test_no_function_differs_and_yet_it_is_no_rounding() -> None:
         "Why it is not shown to be rounding: 3 differences are not rounding (more than 3 noise floors, or none that is "
         "known), first step 0, forward, encoder.layers.1, output."
     ) in lines(made)
+
+
+def test_own_code_is_named_by_what_it_hands_on() -> None:
+    handed = replace(NORM, address=Address(Kind.INPUT, "dropout", 0, "input"), operators=(), source=("", ""))
+    assert "what it hands to dropout (inputs.input) differs" in plain(born_sentence(handed))
+    brought = replace(handed, address=Address(Kind.OUTPUT_GRADIENT, "dropout", 0))
+    assert "the gradient that it brings to dropout (output_grad) differs" in plain(born_sentence(brought))
+
+
+def test_a_module_counts_once() -> None:
+    made = proven(NORM, replace(NORM, phase="backward"), EPS)
+    assert "born in 2 places" in lines(made)[1] and len(bullets(made)) == 3
 
 
 def test_what_is_lacking_is_said() -> None:

@@ -99,7 +99,7 @@ def _record(value: object) -> Tree:
             "event": moment.event,
         }
     if isinstance(value, Born):
-        own = _pick(value, "module call phase size floors operators step rank times order by decided why")
+        own = _pick(value, "module call phase size floors in_float64 operators step rank times order by decided why")
         source = dict(zip(("reference", "candidate"), value.source, strict=True))
         return {**own, "source": source, "tensor": value.address.own_name if value.address else None}
     if isinstance(value, Proof):

@@ -45,10 +45,9 @@ def title(comparison: Comparison) -> Text:
         key = "before"  # the birthplace, and only then the neighbour that shows it first
         places["module"] = (Code(cause.module),)
         places["step"] = steps_text([first.moment.step]) if first else ()
-    born = comparison.proof.born
+    born = proof.places(comparison)
     if born:
-        count = number(len(born) - 1)
-        only = proof.place(born[0])
+        only, count = proof.place(born[0]), number(len(born) - 1)
         places["places"] = only if len(born) == 1 else say("more_places", first=only, count=count)
     places["known"] = (counted(sum(used.count > 0 for used in comparison.ledger), "known differences"),)
     return say(f"title.{key}", reference=reference, candidate=candidate, **places)
@@ -74,7 +73,7 @@ def verdict(comparison: Comparison) -> Text:
         more=say("more", count=number(others)) if others > 0 else "",
         reasons=join([*reasons[:REASONS], *more_reasons], "; "),
         rounding=proof.rounding(comparison),
-        count=counted(len(comparison.proof.born), "places"),
+        count=counted(len(proof.places(comparison)), "places"),
         known=counted(sum(used.count > 0 for used in comparison.ledger), "known differences"),
     )
 

@@ -10,6 +10,7 @@ from nest_ssl.compare.findings import Finding, Note, Status
 from nest_ssl.compare.proof import Agreement
 from nest_ssl.compare.rules.noise_floor import Band
 from nest_ssl.compare.rules.same_function import By, Function
+from nest_ssl.recording.address import Kind
 from nest_ssl.report.document import Block, Bullets, Code, Heading, Paragraph, Text, join, table
 from nest_ssl.report.words import counted, heads, say, word
 from nest_ssl.report.words.names import cut, number, small, where
@@ -30,6 +31,14 @@ def place(born: Born) -> Text:
     return (Code(born.module or word("name", "root")),) if born.module is not None else say(f"place.{born.phase}")
 
 
+def places(comparison: Comparison) -> list[Born]:
+    """Every module, and every part of training that is no module's, once."""
+    found: dict[str, Born] = {}
+    for born in comparison.proof.born:
+        found.setdefault(born.phase if born.module is None else f"module {born.module}", born)
+    return list(found.values())
+
+
 def born_list(comparison: Comparison) -> list[Block]:
     """Every place, a sentence each; and why the rest is not shown to be rounding."""
     proof = comparison.proof
@@ -38,7 +47,8 @@ def born_list(comparison: Comparison) -> list[Block]:
     more = len(proof.born) - SHOWN
     items = [born_sentence(born) for born in proof.born[:SHOWN]]
     items += [say("born_more", count=number(more))] if more > 0 else []
-    texts = [lacking_text(note) for note in proof.lacking]
+    decided = any(born.decided for born in proof.born)  # then it is a difference whatever else is lacking
+    texts = [] if decided else [lacking_text(note) for note in proof.lacking]
     blocks: list[Block] = [Bullets(tuple(items))] if items else []
     return [*blocks, *([Paragraph(say("lacking", what=join(texts, "; ")))] if texts else [])]
 
@@ -48,19 +58,25 @@ def born_sentence(born: Born) -> Text:
     times = [] if born.step is None else [say("steps.one", step=born.step)]
     times += [say("call", call=born.call)] if born.call else []
     times += [say("times", times=number(born.times))] if born.times > 1 else []
-    own = born.address.own_name if born.address else ""
-    key = (
+    what: Text = say("its_result")
+    if born.address:
+        own, other = Code(born.address.own_name), born.address.module
+        gradient = born.address.kind is Kind.OUTPUT_GRADIENT
+        key = "gradient_at" if gradient else "handed_to"
+        elsewhere = other is not None and other != born.module and born.module is not None
+        what = say(key, own=own, module=Code(other or word("name", "root"))) if elsewhere else (own,)
+    how = (
         "same_bits_else"
         if born.by is None
         else {By.ERROR: "raised", By.FLOAT32: "float32", By.RATES: "rates"}.get(born.by, "other")
     )
     said = [
         say(
-            f"born_here.{key if born.decided else 'undecided'}",
+            f"born_here.{how if born.decided else 'undecided'}",
             place=place(born),
             phase=word("phase", born.phase),
             times=(" (", *join(times), ")") if times else "",
-            what=Code(own) if own else say("its_result"),
+            what=what,
             size=size_text(born),
             why=f": {born.why}" if born.why else "",
         )
@@ -79,7 +95,8 @@ def size_text(born: Born) -> Text:
     if born.size is None:
         return ()
     floors = () if born.floors is None else say("floors", floors=ratio(born.floors))
-    return say("by_size", size=small(born.size), floors=floors)
+    there = () if born.in_float64 is None else say("apart_in_double", size=small(born.in_float64))
+    return say("by_size", size=small(born.size), floors=join([floors, there], ""))
 
 
 def ratio(floors: float) -> str:
