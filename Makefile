@@ -5,16 +5,17 @@ SHELL := bash
 # With -j too: two trainers at once would need twice the memory, and compare reads what both have written.
 .NOTPARALLEL:
 
-targets := align data nemo nest train compare setup setup-nest images locks check-locks \
+targets := align data nemo nest train compare explain setup setup-nest images locks check-locks \
            test test-nemo test-generations test-docker test-gpu lint clean help
-runs := align data nemo nest train compare
+runs := align data nemo nest train compare explain
 .PHONY: $(targets) ready ready-nest
 
 # Variables of the experiment come from the command line alone: a cluster may well export DEVICE, DATA or OUT.
 # Those of the machine may stand in the environment too. Either way make says what it found there.
-experiment := SIZE RUN SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA
+experiment := SIZE RUN SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA \
+              EVIDENCE
 machine := RUNTIME PYTHON NEMO_PYTHON NEST_PYTHON TORCH_INDEX TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE MEMORY SHM GPUS \
-           TEST_LOGS UPGRADE BUILD_ARGS
+           TEST_LOGS UPGRADE BUILD_ARGS EXPLAIN
 
 # One word for the shell, whatever is in it.
 q = '$(subst ','\'',$(1))'
@@ -56,6 +57,7 @@ THREADS      = 1
 NEMO_VERSION := $(DEFAULT_NEMO)
 GENERATIONS := $(filter-out $(DEFAULT_NEMO),$(releases))
 DATA         =
+EVIDENCE     =
 
 # What to run it with.
 RUNTIME     ?=
@@ -70,6 +72,7 @@ MEMORY      ?=
 SHM         ?= 4g
 GPUS        ?= all
 TEST_LOGS   ?= .venv/test-logs
+EXPLAIN     ?=
 
 $(if $(strip $(OUT)),,$(error OUT is empty. Name the folder for nemo/, nest/ and report/))
 $(if $(filter-out local docker,$(RUNTIME)),$(error RUNTIME=$(RUNTIME) is no runtime. Use docker or local))
@@ -116,7 +119,7 @@ nest_python = $(if $(filter docker,$(runtime)),docker/run.sh nest,$(call q,$(NES
 with = scripts/with_words.sh $(call q,$(1))
 
 ##@ The experiment
-align: ready data nemo nest compare ## data, both trainers, then the report; fails unless they agree
+align: ready data nemo nest $(if $(EXPLAIN),explain,compare) ## data, both trainers, then the report; fails unless they agree
 
 data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes
 	@$(nest_python) scripts/make_data.py --out data/dummy_ssl
@@ -136,6 +139,13 @@ train: ready-nest data ## train for real with the port, into OUT/train; again: g
 compare: ready-nest ## compare the two recordings, report into OUT/report
 	@$(call with,$(COMPARE_ARGS)) $(nest_python) scripts/compare_outputs.py --reference $(call q,$(OUT)/nemo) \
 	    --candidate $(call q,$(OUT)/nest) --out $(call q,$(OUT)/report)
+
+# In containers make starts each command itself: what runs in one cannot start another.
+explain: ready data ## gather evidence about the difference (EVIDENCE=), then the report: bug or rounding, and where
+	@$(call with,$(COMPARE_ARGS)) $(if $(filter docker,$(runtime)),docker/explain.sh,$(nest_python) scripts/explain.py \
+	    $(call q,--reference-python=$(call q,$(NEMO_PYTHON))) $(call q,--candidate-python=$(call q,$(NEST_PYTHON)))) \
+	    --reference $(call q,$(OUT)/nemo) --candidate $(call q,$(OUT)/nest) --out $(call q,$(OUT)/report) \
+	    $(call q,--evidence=$(EVIDENCE))
 
 # What the runs need: the images, or the environments. The port alone does without NeMo's.
 ready:
@@ -240,6 +250,8 @@ help: ## this text
 	    'ARGS=' 'overrides for both trainers: key=value +key=value' \
 	    'NEMO_ARGS= NEST_ARGS=' 'overrides for one of them' \
 	    'COMPARE_ARGS=' 'options for the comparer: --atol 1e-6' \
+	    'EVIDENCE=' 'for explain: replay,float64,floor,operators,schedule,observer; if empty, what pays' \
+	    $(call q,EXPLAIN=$(EXPLAIN)) '1: align ends with explain' \
 	    $(call q,NEMO_VERSION=$(NEMO_VERSION)) 'release of NeMo: $(releases); each has its environment and image' \
 	    $(call q,GENERATIONS=$(GENERATIONS)) 'releases for test-generations' \
 	    'PYTHON= TORCH_INDEX=' 'for setup: which Python; an index to take torch from' \

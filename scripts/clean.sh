@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# clean.sh OUT: what `make clean` removes there: nemo/ and nest/ that are recordings, report/ that is a report, their logs,
-# what killed runs left, and the practice data. A folder that only has such a name stays, and so does everything of a run
-# that goes on, with the data that it reads.
+# clean.sh OUT: what `make clean` removes there: nemo/ and nest/ that are recordings, report/ that is a report, evidence/,
+# their logs, what killed runs left, and the practice data. A folder that only has such a name stays, and so does
+# everything of a run that goes on, with the data that it reads.
 set -eu
 out=${1:?the folder that the runs wrote to}
 shopt -s nullglob
@@ -15,9 +15,10 @@ lives() { # PARTIAL: whether the process that writes it may still be there
     esac
 }
 
-for name in nemo nest report; do
+for name in nemo nest report evidence; do
     index=$out/$name/recording.json
     if [ $name = report ]; then index=$out/report/report.json; fi
+    if [ $name = evidence ]; then index=$out/evidence/gathered.json; fi
     for partial in "$out/.$name".partial-*; do
         if lives "$partial"; then echo "clean: $out/$name is being written, left alone" >&2; busy=yes; continue 2; fi
         rm -rf "$partial"

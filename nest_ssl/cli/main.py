@@ -15,6 +15,7 @@ VERBS = {
     "data": "write the practice data and check its hashes",
     "train": "train and record: nest-ssl train nest key=value ... (or nemo, in NeMo's environment)",
     "compare": "compare two recordings and write the report",
+    "explain": "gather evidence about their difference: bug or rounding, born here or came in",
     "replay": "feed a recording of the reference to the modules of the candidate",
     "ops": "list the operators of a recorded step, or show where two sides run others",
     "gpu": "run both trainers on a GPU, compare and time them, and write docs/gpu.md",
@@ -27,6 +28,7 @@ examples:
   nest-ssl data --out data/dummy_ssl
   nest-ssl train nest size=tiny batches=2 save_steps=0,1 output_dir=outputs/nest overwrite=true
   nest-ssl compare --reference outputs/nemo --candidate outputs/nest --out outputs/report
+  nest-ssl explain --reference outputs/nemo --candidate outputs/nest --out outputs/report --evidence replay,floor
   nest-ssl replay --reference outputs/nemo --candidate outputs/nest
   nest-ssl ops diff --reference outputs/nemo --candidate outputs/nest --module 'encoder.layers.0*'
   nest-ssl gpu --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python

@@ -7,24 +7,33 @@ import sys
 from collections.abc import Sequence
 
 from nest_ssl.base.arguments import PROGRAM
-from nest_ssl.base.errors import UserError
+from nest_ssl.base.errors import EXIT_OK, UserError
 from nest_ssl.config.compose import ROOT
 from nest_ssl.run.command_line import read_command_line
 from nest_ssl.run.subject import Subject
+
+THEN = "--then"
 
 
 def train(subject: Subject, argv: Sequence[str] | None = None) -> int:
     """Train and record what the command line asks for; returns the exit code.
 
-    torch and Lightning take seconds to import: `--help` and mistakes in the configuration do not wait for them.
+    Several runs, with ``--then`` between their arguments, share a process; one that fails is the last. torch and
+    Lightning take seconds to import: `--help` and mistakes in the configuration do not wait for them.
 
     Raises:
         UserError: whatever the user can mend.
     """
-    cfg = read_command_line(subject.name, argv)
+    runs: list[list[str]] = [[]]
+    for word in sys.argv[1:] if argv is None else argv:
+        if word == THEN:
+            runs.append([])
+        else:
+            runs[-1].append(word)
+    configurations = [read_command_line(subject.name, words) for words in runs]
     from nest_ssl.run.experiment import record
 
-    return record(subject, cfg)
+    return next((code for cfg in configurations if (code := record(subject, cfg))), EXIT_OK)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

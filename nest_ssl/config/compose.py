@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 DEFAULT_NAME = "nest_fast-conformer"
 GROUPS = ("size", "run")
-OWN_KEYS = ("nemo", "seed", "output_dir", "save_steps", "overwrite", "batches", "no_masked_token", "bad_audio",
-            "operators", "learning_rates")  # fmt: skip
+OWN_KEYS = ("nemo", "seed", "output_dir", "save_steps", "stop_when_recorded", "noise_floor", "operators",
+            "learning_rates", "overwrite", "batches", "no_masked_token", "bad_audio")  # fmt: skip
 WRITTEN_TO = ("output_dir", "exp_manager.exp_dir", "exp_manager.explicit_log_dir",
               "exp_manager.resume_from_checkpoint", "exp_manager.checkpoint_callback_params.dirpath")  # fmt: skip
 PATH_KEYS = ("manifest_filepath", "noise_manifest")  # of train_ds and validation_ds

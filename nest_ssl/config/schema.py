@@ -16,7 +16,7 @@ from nest_ssl.base.steps import MOST, parse_steps
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.optim import Optim
 from nest_ssl.config.parts import Decoder, Encoder, Loss, Masking, Preprocessor, Quantizer, SpecAugment
-from nest_ssl.config.section import Positive, Section, Unfit, read, silent
+from nest_ssl.config.section import Positive, Section, Unfit, Whole, read, silent
 from nest_ssl.config.trainer import ExpManager, Trainer
 
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # NumPy's; outside of it Lightning trains with 0 and says so in a log only
@@ -120,6 +120,8 @@ class Experiment(Section):
     operators: bool | list[str] = False
     learning_rates: Annotated[int, Ge(0), Le(MOST)] = 0
     overwrite: bool = False
+    stop_when_recorded: bool = False  # end training behind the last step to record
+    noise_floor: Whole = 0  # how often each recorded step is repeated, to see what rounding alone does to it
     batches: Positive | None = None
     no_masked_token: Literal["nan", "zero"] = "nan"
     bad_audio: Literal["stop", "skip"] = "stop"

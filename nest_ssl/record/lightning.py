@@ -27,6 +27,7 @@ class Recorder(Callback):
     Args:
         writer, steps, output_names, config, operators: as for `Session`.
         learning_rates: for how many optimizer steps to work out the rates, once training is over; 0: for none.
+        stops: whether training ends behind the last step to record, though it was planned for more.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class Recorder(Callback):
         config: str = "{}\n",
         operators: bool | Sequence[str] = False,
         learning_rates: int = 0,
+        stops: bool = False,
     ) -> None:
         self.session = Session(writer, steps, output_names, config, operators)
         self.session.unwatched = (LightningModule.log.__code__, LightningModule.log_dict.__code__)
         self._learning_rates = learning_rates
         self._optimizer_steps = 0
+        self._last = max(steps) if steps and stops else None
 
     def mark_rng(self, moment: Mark) -> None:
         """Note the generators' states before or after the model is built."""
@@ -82,6 +85,8 @@ class Recorder(Callback):
         workers = getattr(trainer.train_dataloader, "num_workers", None)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self.session.step_done(optimizer, stepped, workers, schedulers)
+        if self._last in self.session.recorded:
+            trainer.should_stop = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.session.validation()  # its loader has begun

@@ -46,6 +46,7 @@ from nest_ssl.record.step import Step, describe, modes
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.evidence import LearningRates, Rates
+from nest_ssl.recording.tensors import tensor_digest
 from nest_ssl.recording.writer import RecordingWriter
 
 Mark = Literal["before_model", "after_model", "before_first_batch"]
@@ -292,7 +293,7 @@ class Session(AbstractContextManager["Session"]):
             configured: as training is configured.
             longer: as they would be if training were planned for as many steps.
         """
-        rates = LearningRates(**dict(configured), longer=longer)
+        rates = LearningRates(**{**dict(configured), "longer": longer})
         self.writer.save_text(files.LEARNING_RATES, rates.model_dump_json() + "\n")
 
     def finish(self, **index: Any) -> None:
@@ -311,6 +312,8 @@ class Session(AbstractContextManager["Session"]):
                 fix = "Steps count from 0; train more batches or ask for fewer steps."
                 raise UserError("a step to record was never reached", where, fix)
             self._index["ledger"] = [entry.model_dump() for entry in self._before_steps.entries]
+            if self._number - 1 not in self.recorded:  # else the last step has them
+                self._index["weights_at_end"] = {n: tensor_digest(t) for n, t in weights(self._model).items()}
             trainer = {**index.get("trainer", {}), "class": qualified_name(self._model)}
             self.writer.finish({**self._index, **index, "trainer": trainer})
 

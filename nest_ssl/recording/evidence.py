@@ -8,9 +8,10 @@ evidence of other recordings is never taken for this pair's.
       float64/nemo, nest/       both trainers once more in float64: recordings like any other, named as their originals
       float64/replay.json       the replay of the reference's float64 recording
       floor/                    the reference once more, with step_N/noise_floor.json: what rounding alone can do
-      observer/                 the candidate's and the reference's weights after the same steps without a recorder
+      observer.json             what a run certifies about itself: it repeats itself, is not changed by being recorded
       operators/reference.json, candidate.json      what the modules that differ call
       schedule/reference.json, candidate.json       learning rates without training
+      gathered.json             which kinds were asked for, which could be had, and what the others cost in certainty
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ FOLDER = "evidence"  # beside the two recordings
 REPLAY = "replay.json"
 FLOAT64 = "float64"
 FLOOR = "floor"
-OBSERVER = "observer"
+OBSERVER = "observer.json"
+GATHERED = "gathered.json"
 OPERATORS = "operators"
 SCHEDULE = "schedule"
 NOISE_FLOOR = "noise_floor.json"  # of a step, in the recording that repeated it
+UNBOUND = "0" * 64  # in place of a seal, in a file that no recording has been shown to belong to yet
 MOST_TEXT = 1 << 28  # bytes of such a file
 
 # In causal order.
@@ -174,13 +177,24 @@ class Margin(Strict):
 
 
 class NoiseFloor(Bound):
-    """`step_N/noise_floor.json`: the step repeated with weights, buffers and audio moved by one ulp at random."""
+    """`step_N/noise_floor.json`: the step repeated with weights, buffers and audio moved by one ulp at random.
+
+    Args:
+        since: the step in whose beginning each repeat began; what rounding did before is not in this floor.
+        flipped: repeats in which a discrete value became another one; sizes are of the others, if enough are.
+        restart_compared, restart_differing: tensors of a repeat in which nothing was moved, and how many of these have
+            other bits than the recorded ones.
+    """
 
     schema_name: Literal["nest-ssl-noise-floor/1"] = Field(default="nest-ssl-noise-floor/1", alias="schema")
     step: Count
     rank: Count = 0
     repeats: Count
     held_out: Count
+    since: Count | None = None
+    flipped: Count = 0
+    restart_compared: Count = 0
+    restart_differing: Count = 0
     entries: list[FloorEntry]
     margins: list[Margin] = []
 
@@ -260,6 +274,47 @@ class Schedule(LearningRates, Bound):
 
     schema_name: Literal["nest-ssl-schedule/1"] = Field(default="nest-ssl-schedule/1", alias="schema")
     side: str
+
+
+class Check(Strict):
+    """One thing that a run certifies about itself, by digests of tensors.
+
+    Args:
+        what: ``repeats``: trained once more, it recorded the same bits. ``unwatched``: it has the same weights in the
+            end without a recorder. ``restarts``: the step trained again from its saved state leaves the same bits.
+        first: the first that differs.
+    """
+
+    what: Literal["repeats", "unwatched", "restarts"]
+    side: Literal["reference", "candidate"]
+    step: Count | None = None
+    compared: Count
+    differing: Count
+    first: str = ""
+
+
+class Observer(Bound):
+    """`observer.json`."""
+
+    schema_name: Literal["nest-ssl-observer/1"] = Field(default="nest-ssl-observer/1", alias="schema")
+    checks: list[Check]
+
+
+class Gathering(Strict):
+    """One kind of evidence that was asked for: whether it was had; if not, why, and what is less certain without it."""
+
+    kind: str
+    had: bool
+    seconds: Size = 0.0
+    why: str = ""
+    costs: str = ""
+
+
+class Gathered(Bound):
+    """`gathered.json`."""
+
+    schema_name: Literal["nest-ssl-gathered/1"] = Field(default="nest-ssl-gathered/1", alias="schema")
+    kinds: list[Gathering]
 
 
 Evidence = TypeVar("Evidence", bound=Bound)

@@ -245,7 +245,10 @@ class Structure(_Strict):
 
 
 class Index(_Strict):
-    """`recording.json`. What is not known has the default."""
+    """`recording.json`. What is not known has the default.
+
+    `weights_at_end` are digests of parameters and buffers when training ended, where the last step was not recorded.
+    """
 
     schema_name: Literal["nest-ssl-recording/1", "nest-ssl-recording/2"] = Field(alias="schema")
     trainer: Trainer
@@ -260,6 +263,7 @@ class Index(_Strict):
     resumed_from: ResumedFrom | None = None
     data: Data = Data()
     flags: dict[str, Scalar] = {}
+    weights_at_end: dict[str, Sha256] = {}
     python: str = ""
     packages: dict[str, str] = {}
     sources: dict[str, Source] = {}

@@ -56,12 +56,12 @@ class Progress(Callback):
             if self._bar.update():  # redrawn: reading the loss at every batch would make the host wait for the device
                 self._bar.set_postfix({"step": step, "loss": _loss(outputs), "lr": f"{_learning_rate(trainer):.3e}"})
         elif (trainer.fit_loop.total_batch_idx + 1) % BATCHES_A_LINE == 0:
-            self._write(f"step {step}: loss {_loss(outputs)}, lr {_learning_rate(trainer):.3e}")
+            self.say(f"step {step}: loss {_loss(outputs)}, lr {_learning_rate(trainer):.3e}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and trainer.is_global_zero:
             losses = _losses(trainer, "val_loss")
-            self._write(f"step {trainer.global_step}: {losses}, lr {_learning_rate(trainer):.3e}")
+            self.say(f"step {trainer.global_step}: {losses}, lr {_learning_rate(trainer):.3e}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -72,7 +72,8 @@ class Progress(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()  # when time is up, Lightning calls nothing else
 
-    def _write(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Write a line; a bar stays below it."""
         tqdm.write(f"{self._name} {line}", file=self._console)
 
     def _close(self) -> None:

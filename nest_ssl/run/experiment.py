@@ -35,6 +35,7 @@ from nest_ssl.releases import describe
 from nest_ssl.run.command_line import read_command_line
 from nest_ssl.run.console import Progress, quiet, summary
 from nest_ssl.run.exp_manager import Experiment, open_experiment
+from nest_ssl.run.floor.repeats import NoiseFloorRepeats
 from nest_ssl.run.loggers import build_loggers, closing
 from nest_ssl.run.preflight import check_data, check_settings, data_sections
 from nest_ssl.run.subject import Inputs, Subject
@@ -71,7 +72,8 @@ def record(subject: Subject, cfg: DictConfig) -> int:
         log = target.with_name(f"{target.name}.log")
         with RecordingWriter(target, cfg.overwrite) as writer:  # drops what is not finished
             saved, watched, text = parse_steps(cfg.save_steps), plain(cfg.operators), OmegaConf.to_yaml(cfg)
-            recorder = Recorder(writer, saved, FORWARD_OUTPUTS, text, watched, cfg.learning_rates)
+            rates, stops = cfg.learning_rates, cfg.stop_when_recorded
+            recorder = Recorder(writer, saved, FORWARD_OUTPUTS, text, watched, rates, stops)
             with quiet(log) as console:
                 trainer = _train(subject, checked, inputs, experiment, recorder, Progress(console, subject.name))
                 trained = experiment.close(trainer)
@@ -91,9 +93,9 @@ def record(subject: Subject, cfg: DictConfig) -> int:
                 duration_s=round(time.perf_counter() - started, 1),
                 **experiment.describe(),
             )
-    steps = ", ".join(map(str, recorder.session.recorded)) or "none"
+    recorded = ", ".join(map(str, recorder.session.recorded)) or "none"
     print(f"{subject.name}: {summary(trainer, skipped, log)}")
-    print(f"{subject.name}: recorded step {steps} in {target} ({time.perf_counter() - started:.1f} s)")
+    print(f"{subject.name}: recorded step {recorded} in {target} ({time.perf_counter() - started:.1f} s)")
     return EXIT_OK
 
 
@@ -131,7 +133,8 @@ def _train(
             where = f"trainer.logger={cfg.trainer.logger} and exp_manager"
             raise UserError("two places ask for loggers", where, "Set trainer.logger=false, as NeMo wants it.")
         settings = experiment.trainer_settings | ({"logger": loggers} if loggers else {})
-        trainer = build_trainer(cfg, [*experiment.callbacks, recorder, progress], **settings)
+        again = [NoiseFloorRepeats(recorder.session, cfg.noise_floor, progress.say)] if cfg.noise_floor else []
+        trainer = build_trainer(cfg, [*experiment.callbacks, recorder, *again, progress], **settings)
         seed_all(cfg.seed)
         recorder.mark_rng("before_model")
         model = subject.build_model(cfg, trainer, inputs)

@@ -1,12 +1,14 @@
-"""Every private name of Lightning that resuming and checkpoints lean on, under public names.
+"""Every private name of Lightning that resuming, checkpoints and repeated steps lean on, under public names.
 
 Lightning promises nothing about them, so another release fails here, at import, and not in the midst of training.
-Read in Lightning 2.4.0: `loops.training_epoch_loop`, `loops.fit_loop`, `callbacks.model_checkpoint`,
-`trainer.connectors.logger_connector`.
+Read in Lightning 2.4.0: `loops.training_epoch_loop`, `loops.fit_loop`, `loops.optimization.automatic`,
+`callbacks.model_checkpoint`, `trainer.connectors.logger_connector`.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,12 +24,14 @@ from nest_ssl.base.errors import UserError
 
 RELEASES = ("2.4.0",)  # in which the names below mean what is written beside them
 USED = {
-    _TrainingEpochLoop: ("_should_check_val_fx", "_should_accumulate", "_is_validation_done", "advance"),
+    _TrainingEpochLoop: ("_should_check_val_fx", "_should_accumulate", "_is_validation_done", "advance",
+                         "_build_kwargs"),
     ModelCheckpoint: ("_save_checkpoint", "_save_last_checkpoint", "_monitor_candidates", "_should_remove_checkpoint",
                       "_should_skip_saving_checkpoint"),
     _FitLoop: ("_should_accumulate", "_load_combined_loader_states"),
 }  # fmt: skip
 
+Counters = Any  # of batches: ready, started and done
 TimeIsUp = _TunerExitException  # raised in a hook, it ends training as if it were done
 
 
@@ -127,3 +131,29 @@ def begin_epoch_again(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
     if loop._combined_loader_states_to_load and loop._data_fetcher is not None:
         loop._load_combined_loader_states()
         iter(loop._data_fetcher)
+
+
+def counters(trainer: Trainer) -> Counters:
+    """A copy of the counters of batches; where gradients accumulate they say whether the optimizer makes a step."""
+    return copy.deepcopy(trainer.fit_loop.epoch_loop.batch_progress)
+
+
+def train_again(trainer: Trainer, batch: Any, position: int, progress: Counters) -> None:
+    """Train on a batch once more: forward, backward, clipping and, unless gradients accumulate, the optimizer's step.
+
+    Hooks around these are called; the schedule, the counters and all that was logged stay as they are.
+
+    Args:
+        position: of the batch in its epoch.
+        progress: from `counters`, when the batch was first trained.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    optimization = loop.automatic_optimization
+    kept = loop.batch_progress, optimization.optim_progress, loop._results
+    loop.batch_progress, optimization.optim_progress = copy.deepcopy((progress, kept[1]))
+    loop._results = type(kept[2])(training=True)  # logged values go there
+    try:
+        arguments = loop._build_kwargs(OrderedDict(), batch, position)
+        optimization.run(trainer.optimizers[0], position, arguments)
+    finally:
+        loop.batch_progress, optimization.optim_progress, loop._results = kept

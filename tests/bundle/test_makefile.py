@@ -95,6 +95,27 @@ def test_compare_alone_trains_nothing(make: Make, fake_python: Any) -> None:
     assert fake_python.scripts == ["compare_outputs.py"]
 
 
+def test_explain_gathers_evidence_and_trains_nothing_itself(make: Make, fake_python: Any) -> None:
+    """It starts the trainers' own Pythons, whose names may have spaces."""
+    done = make("explain", "OUT=o u t", "EVIDENCE=floor,replay", "COMPARE_ARGS=--atol 1e-6")
+    assert done.returncode == 0, done.stderr
+    assert fake_python.scripts == ["make_data.py", "explain.py"]
+    words = fake_python.calls[-1]["argv"][1:]
+    pythons, rest = words[:2], words[2:]
+    assert [word.partition("=")[0] for word in pythons] == ["--reference-python", "--candidate-python"]
+    assert all(len(shlex.split(word.partition("=")[2])) == 1 for word in pythons)
+    sides = ["--reference", "o u t/nemo", "--candidate", "o u t/nest", "--out", "o u t/report"]
+    assert rest == [*sides, "--evidence=floor,replay", "--atol", "1e-6"]
+
+
+def test_align_ends_with_explain_where_that_is_asked_for(
+    make: Make, fake_python: Any, environment: dict[str, str]
+) -> None:
+    environment["EXPLAIN"] = "1"
+    assert make("align").returncode == 0
+    assert fake_python.scripts == [*EXPERIMENT[:-1], "explain.py"]
+
+
 def clean(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
     """In a checkout of its own, beside what the runs wrote."""
     checkout = out / "checkout"
@@ -106,6 +127,7 @@ def clean(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
 
 def test_clean_removes_recordings_and_nothing_that_only_has_such_a_name(root: Path, tmp_path: Path) -> None:
     gone = ["nemo/recording.json", "nemo/step_0/x", "report/report.json", "nemo.log", ".nemo.partial-1@elsewhere/x"]
+    gone += ["evidence/gathered.json", "evidence/floor/step_0/x"]
     kept = ["notes.txt", "twin/recording.json", "nest/precious", "nest.log", "train/recording/recording.json"]
     for name in gone + kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,289 @@
+"""Which runs gather the evidence about two recordings, and what is made of them when they are done.
+
+    jobs = plan(reference, candidate, Path("outputs/evidence"), kinds := ["replay", "float64", "floor"])
+    ...                                   # each job is a command for one trainer's Python: `nest-ssl explain` runs them
+    gathered = collect(reference, candidate, Path("outputs/evidence"), kinds)
+
+An evidence run is the trainer's own entry point on the configuration that the recording has. Runs of one trainer share
+a process (``--then``), since importing it takes longer than training a small model.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.spelling import did_you_mean
+from nest_ssl.compare.operators import bind
+from nest_ssl.compare.schedules import bind_rates
+from nest_ssl.recording import evidence as files
+from nest_ssl.recording.evidence import (
+    Check,
+    Gathered,
+    Gathering,
+    NoiseFloor,
+    Observer,
+    Replay,
+    read_evidence,
+    seal_of,
+    write_evidence,
+)
+from nest_ssl.recording.index import Index
+from nest_ssl.recording.layout import INDEX, WEIGHTS, step_folder
+from nest_ssl.recording.reader import Recording, open_recording
+from nest_ssl.releases import GENERATIONS
+
+Side = Literal["reference", "candidate"]
+What = Literal["repeats", "unwatched", "restarts"]
+SIDES: tuple[Side, Side] = ("reference", "candidate")
+REPEATS = 8  # that make the noise floor
+SMALL = 2_000_000  # parameters of a model that is trained without a recorder, too, whether that is asked for or not
+SCRIPTS = {"nemo_toolkit": "scripts/train_nemo.py", "nest-ssl": "scripts/train_nest.py"}  # by package
+START = 8.0  # seconds until a trainer is imported
+RATES = 100_000  # steps of a schedule, worked out without training
+BARE, TRACED = "bare", "traced"  # folders of runs without a recorder, and of those whose operators are recorded
+
+FAILED = "its run failed, see the logs in this folder"
+
+# What is not known where a kind is missing.
+COSTS = {
+    "replay": "which modules have another function is not known, only where the two part first",
+    "float64": "a small bug and rounding are kept apart by the noise floor alone",
+    "floor": "what rounding alone does to a tensor is not known, so nothing can be called rounding",
+    "operators": "which operators differ, and in which lines, is not shown",
+    "schedule": "learning rates behind the recorded steps are not compared",
+    "observer": "that recording changed nothing is known from tests, not from this run",
+}
+KINDS = tuple(COSTS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command for the Python of one side.
+
+    Args:
+        log: name of its log, without the ending.
+        stage: jobs of one stage do not wait for each other; those of the next one wait for all.
+        what: in a word or two.
+        words: of its command line, behind the interpreter.
+        seconds: that it will take, by how long the recording took.
+    """
+
+    log: str
+    stage: int
+    side: Side
+    what: str
+    words: list[str]
+    seconds: float
+
+
+@dataclass
+class _Runs:
+    """The evidence runs of one trainer, in the order in which they share a process."""
+
+    side: Side
+    recording: Recording
+    folder: Path
+    each: list[tuple[str, list[str], float]] = field(default_factory=list)  # what, overrides, how many times as long
+
+    def add(self, what: str, target: str, times: float, *overrides: str) -> None:
+        self.each.append((what, [f"output_dir={self.folder / target}", *overrides], times))
+
+    def job(self) -> Job:
+        seconds = self.recording.index.duration_s
+        words = [SCRIPTS[self.recording.index.trainer.package]]
+        for place, (_, overrides, _) in enumerate(self.each):
+            words += ["--then"] if place else []
+            words += ["--config-path", str(self.recording.path), "--config-name", "config", *overrides]
+            words += ["overwrite=true", "exp_manager=null", "trainer.logger=false", "stop_when_recorded=true"]
+        what = ", ".join(what for what, _, _ in self.each)
+        return Job(
+            f"explain-{self.side}", 1, self.side, what, words, START + sum(times * seconds for _, _, times in self.each)
+        )
+
+
+def kinds_to_gather(text: str, reference: Recording, candidate: Recording) -> list[str]:
+    """The kinds that a list with commas names; an empty one means all that take no second training of a large model.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    named = [word.strip() for word in text.split(",") if word.strip()]
+    for word in named:
+        if word not in KINDS:
+            raise UserError("no such evidence", word, f"{did_you_mean(word, KINDS)} Kinds: {', '.join(KINDS)}.")
+    parameters = sum(math.prod(entry.shape) for entry in reference.structure.parameters)
+    default = [kind for kind in KINDS if kind != "observer" or parameters < SMALL]
+    return [kind for kind in KINDS if kind in (named or default)]
+
+
+def plan(reference: Recording, candidate: Recording, folder: Path, kinds: Sequence[str]) -> list[Job]:
+    """The jobs that gather the kinds of evidence, of `KINDS`, that can be had, into `folder`."""
+    wanted = [kind for kind in kinds if not hindrance(kind, reference, candidate)]
+    runs = {side: _Runs(side, one, folder) for side, one in zip(SIDES, (reference, candidate), strict=True)}
+    traced = [*(["operators=true"] if "operators" in wanted else [])]
+    traced += [f"learning_rates={RATES}"] if "schedule" in wanted else []
+    what = " and ".join(kind for kind in ("operators", "schedule") if kind in wanted)
+    if "floor" in wanted:  # the same run is traced
+        both = " and ".join(["noise floor", *([what] if what else [])])
+        runs["reference"].add(both, files.FLOOR, 4.0, f"noise_floor={REPEATS}", *traced)
+    for side, run in runs.items():
+        if traced and not ("floor" in wanted and side == "reference"):
+            run.add(what, f"{TRACED}/{side}", 1.5, *traced)
+        if "observer" in wanted:
+            run.add("without a recorder", f"{BARE}/{side}", 1.0, "save_steps=none")
+        if "float64" in wanted:
+            target = f"{files.FLOAT64}/{run.recording.path.name}"
+            run.add("float64", target, 2.0, "trainer.precision=64-true")
+    jobs = [run.job() for run in runs.values() if run.each]
+    if "replay" in wanted:
+        jobs.append(
+            _replay("explain-replay", 1, reference.path, candidate.path, folder / files.REPLAY, reference.index)
+        )
+    if {"replay", "float64"} <= {*wanted}:
+        twice = [folder / files.FLOAT64 / side.path.name for side in (reference, candidate)]
+        out, precision = folder / files.FLOAT64 / files.REPLAY, ("--precision", "float64")
+        jobs.append(_replay("explain-replay-float64", 2, twice[0], twice[1], out, reference.index, *precision))
+    return jobs
+
+
+def _replay(log: str, stage: int, reference: Path, candidate: Path, out: Path, index: Index, *more: str) -> Job:
+    command = ["-m", "nest_ssl.cli.main", "replay", "--reference", str(reference), "--candidate", str(candidate)]
+    return Job(log, stage, "candidate", "replay", [*command, "--out", str(out), *more], START + index.duration_s)
+
+
+def hindrance(kind: str, reference: Recording, candidate: Recording) -> str:
+    """Why a kind of evidence cannot be had; empty where nothing is known against it."""
+    for recording in {"replay": [candidate], "floor": [reference]}.get(kind, [reference, candidate]):
+        name, index = recording.path.name, recording.index
+        generation = GENERATIONS.get(index.generation.name) if index.generation else None
+        if index.trainer.package not in SCRIPTS:
+            return f"{name} was recorded in a loop of its own, which cannot be started from here"
+        if kind != "replay" and index.resumed_from:
+            return f"{name} goes on from a checkpoint, which may be another one by now"
+        if kind == "float64" and generation and generation.float64 == "fails":
+            return f"NeMo {index.generation.name if index.generation else ''} does not train in float64"
+    return ""
+
+
+def prepare(folder: Path, kinds: Sequence[str]) -> None:
+    """Remove what was gathered before of these kinds: what fails now would seem to be there."""
+    places = {
+        "replay": [files.REPLAY, f"{files.FLOAT64}/{files.REPLAY}"],
+        "float64": [files.FLOAT64],
+        "floor": [files.FLOOR],
+        "operators": [files.OPERATORS],
+        "schedule": [files.SCHEDULE],
+        "observer": [files.OBSERVER],
+    }
+    for place in (folder / name for name in [BARE, TRACED, *(place for kind in kinds for place in places[kind])]):
+        shutil.rmtree(place, ignore_errors=True)
+        place.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def collect(reference: Recording, candidate: Recording, folder: Path, kinds: Sequence[str]) -> Gathered:
+    """Bind what the jobs wrote to the two recordings, say which kinds were had, and remove what is no longer needed.
+
+    A noise floor is bound only where the run that measured it recorded the reference's own bits.
+
+    Raises:
+        UserError: a file of evidence is damaged.
+    """
+    seals = seal_of(reference.index), seal_of(candidate.index)
+    sides = dict(zip(SIDES, (reference, candidate), strict=True))
+    hindered = {kind: why for kind in kinds if (why := hindrance(kind, reference, candidate))}
+    checks, spent = list[Check](), dict[str, float]()
+    if repeated := _recorded(folder / files.FLOOR):
+        checks.append(_repeats(reference, repeated))
+        for step in repeated.steps:
+            path = repeated.path / step_folder(step) / files.NOISE_FLOOR
+            floor = read_evidence(path, NoiseFloor)
+            compared, differing = floor.restart_compared, floor.restart_differing
+            checks.append(Check(what="restarts", side="reference", step=step, compared=compared, differing=differing))
+            if checks[0].differing == 0:
+                write_evidence(path, floor.model_copy(update={"reference": seals[0]}))
+                spent["floor"] = repeated.index.duration_s
+            else:
+                path.unlink()
+                hindered["floor"] = f"the reference does not repeat itself: {checks[0].first} has other bits"
+    traced = {side: _recorded(folder / TRACED / side) for side in SIDES}
+    traced["reference"] = traced["reference"] or repeated
+    for side, run in traced.items():
+        if run and "operators" in kinds and any(run.step(step).operators() for step in run.steps):
+            operators = bind(run, side, reference, candidate)
+            write_evidence(folder / files.OPERATORS / f"{side}.json", operators)
+            spent["operators"] = spent.get("operators", 0.0) + operators.seconds
+        if run and "schedule" in kinds and run.learning_rates():
+            schedule = bind_rates(run, side, reference, candidate)
+            write_evidence(folder / files.SCHEDULE / f"{side}.json", schedule)
+            spent["schedule"] = spent.get("schedule", 0.0) + schedule.seconds
+    if "observer" in kinds:
+        bare = {side: _recorded(folder / BARE / side) for side in SIDES}
+        checks += [_unwatched(side, sides[side], run) for side, run in bare.items() if run]
+        if all(bare.values()):
+            spent["observer"] = sum(run.index.duration_s for run in bare.values() if run)
+    if "replay" in kinds and (folder / files.REPLAY).is_file():
+        spent["replay"] = read_evidence(folder / files.REPLAY, Replay).seconds
+    if "float64" in kinds:
+        twice = [_recorded(folder / files.FLOAT64 / recording.path.name) for recording in sides.values()]
+        spent |= {"float64": sum(run.index.duration_s for run in twice if run)} if all(twice) else {}
+    had = [kind for kind in kinds if kind in spent]
+    gathered = [Gathering(kind=kind, had=True, seconds=spent[kind]) for kind in had]
+    for kind in (kind for kind in kinds if kind not in spent):
+        gathered.append(Gathering(kind=kind, had=False, why=hindered.get(kind) or FAILED, costs=COSTS[kind]))
+    if checks:
+        write_evidence(folder / files.OBSERVER, Observer(reference=seals[0], candidate=seals[1], checks=checks))
+    result = Gathered(reference=seals[0], candidate=seals[1], kinds=gathered)
+    write_evidence(folder / files.GATHERED, result)
+    _remove_recordings(folder)
+    return result
+
+
+def _recorded(folder: Path) -> Recording | None:
+    return open_recording(folder, verify=False) if (folder / INDEX).is_file() else None
+
+
+def _repeats(original: Recording, again: Recording) -> Check:
+    """By digests: every tensor that the original has, the states of its generators, and its draws."""
+    pairs: dict[str, tuple[object, object]] = {}
+    for name, tensors in original.index.tensors.items():
+        others = again.index.tensors.get(name, {})
+        pairs |= {f"{name}: {path}": (entry, others.get(path)) for path, entry in tensors.items()}
+    for step in original.steps:
+        if step in again.index.steps:
+            pairs[f"{step_folder(step)}: random states"] = original.step(step).rng(), again.step(step).rng()
+    return _check("repeats", "reference", pairs)
+
+
+def _unwatched(side: Side, original: Recording, bare: Recording) -> Check:
+    """Weights in the end; the last step has them where it was recorded."""
+    last = original.index.tensors.get(f"{step_folder(max(original.steps, default=0))}/{WEIGHTS}", {})
+    watched = original.index.weights_at_end or {name: entry.digest for name, entry in last.items()}
+    found = {name: (digest, bare.index.weights_at_end.get(name)) for name, digest in watched.items()}
+    return _check("unwatched", side, found)
+
+
+def _check(what: What, side: Side, pairs: Mapping[str, tuple[object, object]]) -> Check:
+    differing = [name for name, (one, other) in pairs.items() if one != other]
+    return Check(what=what, side=side, compared=len(pairs), differing=len(differing), first=next(iter(differing), ""))
+
+
+def _remove_recordings(folder: Path) -> None:
+    """All but those in float64: what is to be known of the others is in small files by now."""
+    for name in (BARE, TRACED):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (folder / files.FLOOR).glob("*"):
+        if path.is_dir():
+            for each in path.iterdir():
+                if each.name != files.NOISE_FLOOR:
+                    each.unlink()
+            if not any(path.iterdir()):
+                path.rmdir()
+        else:
+            path.unlink()

@@ -1,0 +1,141 @@
+"""How far the tensors of repeated steps lie from the recorded ones, over all repeats."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from nest_ssl.compare.bits import as_real, chunks, same_bits
+from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.evidence import FloorEntry, Place
+from nest_ssl.run.floor.values import StepValues
+
+PIECE = 1 << 16  # elements summed at a time: what fits the cache in float64
+TURNED = 2  # elements of a weight that may be rounded the other way, whatever the repeats show
+ENOUGH = 3  # repeats without a flip, for those with one to be left out
+Measured = tuple[float, float, float, int]  # Frobenius norms of the recorded one and the difference, largest, flips
+
+
+@dataclass
+class Deviations:
+    """Of one tensor, a value for each repeat."""
+
+    norm: float
+    least: float = 0.0  # Frobenius, below which the floor never is
+    relative: list[float] = field(default_factory=list)
+    max_abs: list[float] = field(default_factory=list)
+    flips: list[int] = field(default_factory=list)
+
+
+class Tally:
+    """Collects the deviations of one step over its repeats, of which the first has changed nothing."""
+
+    def __init__(self) -> None:
+        self._of: dict[Address, Deviations] = {}
+        self.compared = 0
+        self.differing: list[int] = []  # of each repeat, how many tensors had other bits
+        self.flipped: list[bool] = []  # of each repeat, whether a discrete value became another
+
+    def add(self, recorded: StepValues, repeated: StepValues) -> None:
+        """One more repeat.
+
+        A tensor of another shape is infinitely far away, and what made it so is no rounding.
+
+        Raises:
+            ValueError: it has other tensors than were recorded.
+        """
+        found: dict[tuple[object, ...], Measured | None] = {}  # a tensor in many places is measured once
+        self.compared, differing, flipped = 0, 0, False
+        rounded = 0.0
+        for (address, tensor), (other_address, other) in zip(recorded, repeated, strict=True):
+            if address != other_address or tensor.dtype != other.dtype:
+                raise ValueError(f"{other_address} of a repeated step is not {address} of the recorded one")
+            key = (tensor.dtype, *((t.data_ptr(), t.shape, t.stride()) for t in (tensor, other)))
+            if key not in found or tensor.dtype == torch.float64:  # an update lives no longer than this turn
+                found[key] = (
+                    None if tensor.shape == other.shape and same_bits(tensor, other) else _measure(tensor, other)
+                )
+            measured = found[key]
+            entry = self._of.get(address)
+            if entry is None:
+                norm = measured[0] if measured else _measure(tensor, tensor)[0]
+                if address.kind == Kind.PARAMETER:  # its update comes next
+                    rounded = rounding_of_a_sum(tensor)
+                least = rounded if address.kind in (Kind.PARAMETER, Kind.UPDATE) else 0.0
+                entry = self._of[address] = Deviations(norm, least)
+            _, distance, largest, flips = measured or (0.0, 0.0, 0.0, 0)
+            entry.relative.append(distance / entry.norm if entry.norm else math.inf if distance else 0.0)
+            entry.max_abs.append(largest)
+            entry.flips.append(flips)
+            self.compared, differing, flipped = (
+                self.compared + 1,
+                differing + (measured is not None),
+                flipped or flips > 0,
+            )
+        self.differing.append(differing)
+        self.flipped.append(flipped)
+
+    def entries(self, held_out: int) -> list[FloorEntry]:
+        """The floor of every tensor. What a flipped token does is no rounding: such repeats count where all have one.
+
+        Args:
+            held_out: the last repeats, which do not make the floor and check it.
+        """
+        repeats = range(1, len(self.flipped))
+        plain = [repeat for repeat in repeats[:-held_out] if not self.flipped[repeat]]
+        plain = plain if len(plain) >= ENOUGH else list(repeats[:-held_out])
+        checks = [repeat for repeat in repeats[-held_out:] if not self.flipped[repeat]] or list(repeats[-held_out:])
+        entries = []
+        for address, found in self._of.items():
+            relative, max_abs = ([values[repeat] for repeat in plain] for values in (found.relative, found.max_abs))
+            entry = FloorEntry(
+                place=Place.of(address),
+                norm=found.norm,
+                relative_largest=max(*relative, found.least / found.norm if found.norm else 0.0),
+                relative_typical=median(relative),
+                max_abs_largest=max(max_abs),
+                max_abs_typical=median(max_abs),
+                held_out=max(found.relative[repeat] for repeat in checks),
+                flips=max(found.flips),
+            )
+            entries.append(entry)
+        return entries
+
+
+def rounding_of_a_sum(tensor: Tensor) -> float:
+    """What it does to a weight to be rounded after an update: that a few elements go the other way, by one ulp.
+
+    It happens to an element in thousands, so that few repeats show it, and then outweighs all else: an update at
+    warm-up is no larger than some ulps of its weight. The Frobenius norm of `TURNED` of the largest such steps.
+    """
+    largest = float(tensor.abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
+    if not 0 < largest < math.inf:
+        return 0.0
+    ulp = torch.finfo(tensor.dtype).eps * 2.0 ** math.floor(math.log2(largest))
+    return math.sqrt(min(TURNED, tensor.numel())) * ulp
+
+
+def _measure(recorded: Tensor, repeated: Tensor) -> Measured:
+    """Of whole numbers only flips are counted; where not both are finite, the difference is infinite."""
+    if recorded.shape != repeated.shape:
+        return float(torch.linalg.vector_norm(recorded.double())), math.inf, math.inf, 1
+    if not (recorded.is_floating_point() or recorded.is_complex()):
+        return float(torch.linalg.vector_norm(recorded.double())), 0.0, 0.0, int((recorded != repeated).sum())
+    squares, distances, largest = 0.0, 0.0, 0.0
+    for piece, other in chunks(as_real(recorded), as_real(repeated), PIECE):
+        one = piece.double()
+        difference = other.double() - one  # not in place: of a double, `double` is the tensor itself
+        square, distance = float(one.dot(one)), float(difference.dot(difference))
+        if not math.isfinite(square + distance):  # NaN and infinity in the same places are no difference
+            finite = torch.isfinite(piece) & torch.isfinite(other)
+            unlike = (piece != other) & ~(piece.isnan() & other.isnan()) & ~finite
+            one, difference = (torch.where(finite, values, 0) for values in (one, difference))
+            square, distance = float(one.dot(one)), float(difference.dot(difference))
+            distance = math.inf if unlike.any() else distance
+        squares, distances = squares + square, distances + distance
+        largest = max(largest, float(difference.abs().max())) if difference.numel() else largest
+    return math.sqrt(squares), math.sqrt(distances), largest, 0

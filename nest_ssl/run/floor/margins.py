@@ -1,0 +1,104 @@
+"""How near each token was to being another one: the distance to the runner-up, and how far rounding moves it.
+
+A token is the code nearest to a projection of the features, so it flips only where two codes are about as near.
+Source: `nest_ssl.model.quantizer`; NeMo's quantizer has the same parameters under the same names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.evidence import Margin, Place
+
+CLASS = "RandomProjectionVectorQuantizer"
+ROWS = 256  # tokens whose distances to all codes are in memory at once
+NEAREST = 10  # margins that are listed whatever they are, beside ties
+LEAST = 2.0**-50  # that the distances themselves, in float64, are rounded by: silence is as far from every code
+NEAR = 100.0  # floors within which any other is listed, too
+
+
+class Margins:
+    """Watches the quantizers of a model while steps are repeated."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._quantizers = {name: m for name, m in model.named_modules() if type(m).__name__ == CLASS}
+        self._recorded: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # tokens, and their lead over the others
+        self._moved: dict[tuple[str, int], Tensor] = {}  # the largest change of a lead
+        self._calls: dict[str, int] = {}
+        self._hooks: list[Any] = []
+
+    def attach(self) -> None:
+        """Watch one more repeat; the first is the recorded step itself."""
+        self._calls = dict.fromkeys(self._quantizers, 0)
+        for name, module in self._quantizers.items():
+            self._hooks.append(module.register_forward_hook(lambda m, args, kwargs, output, name=name:
+                                                            self._watch(name, m, args, kwargs, output),
+                                                            with_kwargs=True))  # fmt: skip
+
+    def detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    @torch.no_grad()
+    def _watch(self, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        key = name, self._calls[name]
+        self._calls[name] += 1
+        features = args[0] if args else kwargs["input_signal"]
+        if key not in self._recorded:
+            tokens = output[1].detach().clone()
+            self._recorded[key] = tokens, leads(module, features, tokens)
+            self._moved[key] = torch.zeros_like(self._recorded[key][1])
+            return
+        tokens, recorded = self._recorded[key]
+        moved = (leads(module, features, tokens) - recorded).abs()
+        self._moved[key] = torch.maximum(self._moved[key], moved)
+
+    def found(self) -> list[Margin]:
+        """The nearest decisions of every quantizer, nearest first."""
+        margins = []
+        for (name, call), (_, recorded) in self._recorded.items():
+            lead, moved = recorded.flatten(), self._moved[name, call].flatten().clamp(min=LEAST)
+            place = Place.of(Address(Kind.OUTPUT, name, call, path="1"))
+            ties = int((lead < LEAST).sum())
+            for rank, flat in enumerate(lead.argsort().tolist()):
+                if rank >= ties + NEAREST and not lead[flat] < NEAR * moved[flat]:
+                    continue
+                index = [int(i) for i in torch.unravel_index(torch.tensor(flat), recorded.shape)]
+                margins.append(
+                    Margin(place=place, index=index, margin=max(0.0, float(lead[flat])), floor=float(moved[flat]))
+                )
+        return margins
+
+
+def leads(module: Any, features: Tensor, tokens: Tensor) -> Tensor:
+    """By how much the code of each token is nearer than the next one; negative where another is nearer.
+
+    Args:
+        module: a quantizer.
+        features: (B, F, T), or (B, T, F) where its time comes first.
+        tokens: (B, S) or (B, S, H).
+
+    Returns:
+        float64, of the shape of `tokens`.
+    """
+    frames = features if getattr(module, "time_ahead", False) else features.transpose(1, 2)
+    books, _, width = module.codebooks.shape
+    batch, steps = tokens.shape[:2]
+    # Not by calling the projection, which would be one more call of a module that is watched.
+    rows = F.linear(frames.contiguous().reshape(batch, steps, -1), module.proj.weight)
+    rows = F.normalize(rows.view(batch, steps, books, width), dim=-1).double()
+    found = []
+    for book, codes in enumerate(module.codebooks.double()):
+        chosen = tokens.reshape(batch, steps, books)[:, :, book].reshape(-1, 1)
+        parts = (torch.split(table, ROWS) for table in (rows[:, :, book].reshape(-1, width), chosen))
+        for part, own in zip(*parts, strict=True):
+            distances = torch.cdist(part, codes, compute_mode="donot_use_mm_for_euclid_dist")
+            token = distances.gather(1, own)
+            found.append((distances.scatter(1, own, torch.inf).amin(1, keepdim=True) - token).view(-1))
+    return torch.cat(found).view(books, batch, steps).permute(1, 2, 0).reshape(tokens.shape)

@@ -1,0 +1,245 @@
+"""`nest-ssl explain`: which commands gather what, what is made of what they wrote, and what cannot be had is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_nest import NEST
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.cli.explain import _Gathering, main
+from nest_ssl.cli.train import train
+from nest_ssl.recording.evidence import (
+    Gathered,
+    Gathering,
+    NoiseFloor,
+    Observer,
+    Operators,
+    Schedule,
+    read_evidence,
+    seal_of,
+)
+from nest_ssl.recording.reader import Recording, open_recording
+from nest_ssl.run.evidence import COSTS, KINDS, Job, kinds_to_gather, plan
+from tests.compare.builder import edit_config, edit_index, edit_tensors
+
+TINY = ["size=tiny", "batches=3", "save_steps=0,1"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two recordings of the port, of which the second was trained with another epsilon; the third batch is not kept."""
+    folder = tmp_path_factory.mktemp("pair")
+    reference = [*TINY, f"output_dir={folder / 'nemo'}"]
+    assert train(NEST, [*reference, "--then", *TINY, "model.optim.eps=1e-6", f"output_dir={folder / 'nest'}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(pair: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pair, tmp_path / "pair"))
+
+
+def opened(folder: Path) -> tuple[Recording, Recording]:
+    return open_recording(folder / "nemo"), open_recording(folder / "nest")
+
+
+def explain(folder: Path, *options: str) -> int:
+    sides = ["--reference", str(folder / "nemo"), "--candidate", str(folder / "nest"), "--out", str(folder / "report")]
+    return main([*sides, f"--reference-python={sys.executable}", f"--candidate-python={sys.executable}", *options])
+
+
+def gathered(folder: Path) -> dict[str, Gathering]:
+    return {kind.kind: kind for kind in read_evidence(folder / "evidence" / "gathered.json", Gathered).kinds}
+
+
+# --- which commands
+
+
+def test_runs_of_one_trainer_share_a_process(pair: Path) -> None:
+    jobs = plan(*opened(pair), pair / "evidence", ["replay", "float64", "floor", "observer"])
+    shown = {job.log: (job.stage, job.side, job.what, job.words[:1], job.words.count("--then")) for job in jobs}
+    assert shown == {
+        "explain-reference": (1, "reference", "noise floor, without a recorder, float64", ["scripts/train_nest.py"], 2),
+        "explain-candidate": (1, "candidate", "without a recorder, float64", ["scripts/train_nest.py"], 1),
+        "explain-replay": (1, "candidate", "replay", ["-m"], 0),
+        "explain-replay-float64": (2, "candidate", "replay", ["-m"], 0),
+    }
+    words = next(job.words for job in jobs if job.log == "explain-reference")
+    assert ["--config-path", str(pair / "nemo"), "--config-name", "config"] == words[1:5]
+    for run in " ".join(words).split(" --then "):
+        assert "overwrite=true exp_manager=null trainer.logger=false stop_when_recorded=true" in run
+    assert f"output_dir={pair / 'evidence' / 'floor'} noise_floor=8" in " ".join(words)
+    assert f"output_dir={pair / 'evidence' / 'float64' / 'nemo'} trainer.precision=64-true" in " ".join(words)
+
+
+def test_by_default_a_small_model_is_also_trained_without_a_recorder(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kinds_to_gather("", *opened(pair)) == list(KINDS)
+    monkeypatch.setattr("nest_ssl.run.evidence.SMALL", 1000)
+    assert "observer" not in kinds_to_gather("", *opened(pair))
+    assert kinds_to_gather(" observer, floor", *opened(pair)) == ["floor", "observer"]
+    with pytest.raises(UserError, match=r"no such evidence: flor. Did you mean floor\?"):
+        kinds_to_gather("flor", *opened(pair))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "lost", "why"),
+    [
+        ("generation", {"name": "2.7"}, {"float64"}, "NeMo 2.7 does not train in float64"),
+        (
+            "resumed_from",
+            {"checkpoint": "a.ckpt", "batches": 1, "steps": 1},
+            {*KINDS} - {"replay"},
+            "from a checkpoint",
+        ),
+        (
+            "trainer",
+            {"name": "a", "package": "a", "version": "", "class": "A"},
+            {*KINDS} - {"replay"},
+            "a loop of its own",
+        ),
+    ],
+)
+def test_what_cannot_be_had_is_said_with_what_it_costs(
+    copied: Path, capsys: pytest.CaptureFixture[str], field: str, value: Any, lost: set[str], why: str
+) -> None:
+    edit_index(copied / "nemo", lambda index: index.update({field: value}))
+    jobs = plan(*opened(copied), copied / "evidence", KINDS)
+    assert {"float64"} <= lost and not any("float64" in job.what or "float64" in job.log for job in jobs)
+    explain(copied, "--collect", "--evidence", ",".join(lost))
+    said = capsys.readouterr().out
+    for kind in lost:
+        assert why in gathered(copied)[kind].why and gathered(copied)[kind].costs == COSTS[kind]
+        assert f"explain: no {kind}: {gathered(copied)[kind].why}; {COSTS[kind]}" in said
+
+
+def test_the_time_that_is_left_follows_the_pace(tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [Job(f"{n}", stage, side, "", [], s) for n, (stage, side, s) in enumerate(
+        [(1, "reference", 10.0), (1, "candidate", 4.0), (1, "candidate", 2.0), (2, "candidate", 5.0)])]  # fmt: skip
+    for workers, left in ((2, [15.0, 2 * 15.0]), (1, [21.0, 2 * 17.0])):
+        gathering = _Gathering(jobs, {}, tmp_path, opened(pair)[0].index)
+        monkeypatch.setattr(gathering, "_workers", workers)
+        assert gathering.seconds_left() == left[0]
+        gathering._took["1"] = 8.0  # twice as long as was expected
+        assert gathering.seconds_left() == left[1]
+
+
+def test_one_run_of_the_reference_is_repeated_and_traced(pair: Path) -> None:
+    jobs = plan(*opened(pair), pair / "evidence", ["floor", "operators", "schedule"])
+    settings = ("noise_floor=", "operators=", "learning_rates=")
+    words = {job.side: [word for word in job.words if word.startswith(settings)] for job in jobs}
+    assert words == {
+        "reference": ["noise_floor=8", "operators=true", "learning_rates=100000"],
+        "candidate": ["operators=true", "learning_rates=100000"],
+    }
+    alone = plan(*opened(pair), pair / "evidence", ["schedule"])
+    assert [(job.side, job.what) for job in alone] == [("reference", "schedule"), ("candidate", "schedule")]
+
+
+# --- what is made of it
+
+
+def test_the_floor_is_bound_and_the_run_certifies_itself(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(copied, "--evidence=floor,observer") == 4  # the settings of the optimizer are not the same
+    said = capsys.readouterr().out
+    assert "explain: reference: noise floor, without a recorder, about" in said and "exit code" not in said
+    reference, candidate = opened(copied)
+    folder = copied / "evidence"
+    for step in (0, 1):
+        floor = read_evidence(folder / f"floor/step_{step}/noise_floor.json", NoiseFloor)
+        assert (floor.reference, floor.step, floor.repeats) == (seal_of(reference.index), step, 8)
+    observer = read_evidence(folder / "observer.json", Observer)
+    assert (observer.reference, observer.candidate) == (seal_of(reference.index), seal_of(candidate.index))
+    assert [(check.what, check.side, check.step, check.differing) for check in observer.checks] == [
+        ("repeats", "reference", None, 0), ("restarts", "reference", 0, 0), ("restarts", "reference", 1, 0),
+        ("unwatched", "reference", None, 0), ("unwatched", "candidate", None, 0),
+    ]  # fmt: skip
+    assert all(check.compared > 90 for check in observer.checks)
+    assert {name: kind.had for name, kind in gathered(copied).items()} == {"floor": True, "observer": True}
+    left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert [name for name in left if not name.endswith(".log")] == [
+        "floor/step_0/noise_floor.json", "floor/step_1/noise_floor.json", "gathered.json", "observer.json",
+    ]  # fmt: skip
+    assert json.loads((copied / "report" / "report.json").read_text())["exit_code"] == 4
+
+
+def test_a_reference_that_does_not_repeat_itself_has_no_floor(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_tensors(copied / "nemo", "step_1/parameter_weights.pt", lambda w: next(iter(w.values())).view(-1)[0].add_(1))
+    assert explain(copied, "--evidence=floor") != 0
+    assert (
+        "explain: no floor: the reference does not repeat itself: step_1/parameter_weights.pt: "
+        in capsys.readouterr().out
+    )
+    assert not (copied / "evidence/floor/step_0/noise_floor.json").exists()
+    repeats = read_evidence(copied / "evidence" / "observer.json", Observer).checks[0]
+    assert (repeats.what, repeats.differing) == ("repeats", 1) and repeats.first.startswith(
+        "step_1/parameter_weights.pt"
+    )
+
+
+def test_operators_and_learning_rates_of_both_sides_are_bound(copied: Path) -> None:
+    explain(copied, "--evidence=operators,schedule")
+    reference, candidate = opened(copied)
+    for name, kind in (("operators", Operators), ("schedule", Schedule)):
+        for side in ("reference", "candidate"):
+            found = read_evidence(copied / "evidence" / name / f"{side}.json", kind)
+            assert (found.reference, found.candidate) == (seal_of(reference.index), seal_of(candidate.index))
+            assert (found.side, gathered(copied)[name].had) == (side, True)
+    assert not (copied / "evidence" / "traced").exists()
+
+
+def test_weights_that_only_the_recorder_sees_are_found(copied: Path) -> None:
+    """As if recording had changed them."""
+    edit_index(
+        copied / "nest", lambda index: index["weights_at_end"].update({next(iter(index["weights_at_end"])): "0" * 64})
+    )
+    explain(copied, "--evidence=observer")
+    checks = {check.side: check for check in read_evidence(copied / "evidence" / "observer.json", Observer).checks}
+    assert (checks["reference"].differing, checks["candidate"].differing) == (0, 1)
+
+
+def test_a_run_that_fails_is_said_and_the_comparison_is_made(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "evidence" / "floor" / "step_0").mkdir(parents=True)
+    stale = copied / "evidence" / "floor" / "step_0" / "noise_floor.json"
+    stale.write_text("{}")
+    edit_config(copied / "nemo", lambda config: config["model"].update(num_clases=1))
+    assert explain(copied, "--evidence=floor") == 4
+    said = capsys.readouterr().out
+    assert "exit code 3: error: unknown key: model.num_clases" in said
+    assert "explain: no floor: its run failed, see the logs in this folder; " in said
+    assert not stale.exists()
+
+
+def test_the_weights_at_the_end_are_in_the_index_unless_the_last_step_has_them(pair: Path, tmp_path: Path) -> None:
+    from nest_ssl.recording.tensors import tensor_digest
+
+    index = open_recording(pair / "nemo").index
+    assert len(index.weights_at_end) == len(index.tensors["step_1/parameter_weights.pt"])
+    assert index.weights_at_end != {n: e.digest for n, e in index.tensors["step_1/parameter_weights.pt"].items()}
+    train(NEST, [*TINY[:2], "save_steps=0,2", f"output_dir={tmp_path / 'nest'}"])
+    recording = open_recording(tmp_path / "nest")
+    assert recording.index.weights_at_end == {}
+    last = {name: tensor_digest(tensor) for name, tensor in recording.step(2).weights().items()}
+    assert last == index.weights_at_end
+
+
+def test_a_run_can_stop_where_its_recording_is_complete(pair: Path, tmp_path: Path) -> None:
+    train(NEST, [*TINY, "stop_when_recorded=true", f"output_dir={tmp_path / 'nest'}"])
+    stopped, whole = open_recording(tmp_path / "nest"), open_recording(pair / "nemo")
+    assert stopped.index.weights_at_end == {}  # the second batch was the last
+    assert stopped.index.tensors == whole.index.tensors
+
+
+def test_several_runs_in_a_process_are_those_of_processes_of_their_own(pair: Path, tmp_path: Path) -> None:
+    """The second run of `pair` came behind another in one process."""
+    train(NEST, [*TINY, "model.optim.eps=1e-6", f"output_dir={tmp_path / 'nest'}"])
+    assert open_recording(tmp_path / "nest").index.tensors == open_recording(pair / "nest").index.tensors
+    assert torch.is_grad_enabled()

@@ -1,0 +1,282 @@
+"""The noise floor: training is what it was, every tensor has one, it holds, and it knows a zero when it sees one."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from train_nest import NEST
+
+from nest_ssl.base.rng import restore_generators
+from nest_ssl.compare.findings import Finding
+from nest_ssl.config.compose import compose
+from nest_ssl.config.parts import Quantizer
+from nest_ssl.config.section import read as read_section
+from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer
+from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.calls import Call
+from nest_ssl.recording.evidence import FloorEntry, NoiseFloor, read_evidence
+from nest_ssl.recording.reader import Recording, open_recording
+from nest_ssl.run.experiment import run
+from nest_ssl.run.floor import repeats, state
+from nest_ssl.run.floor.deviations import Tally, rounding_of_a_sum
+from nest_ssl.run.floor.margins import Margins
+from nest_ssl.run.floor.state import SavedState, move_by_one_ulp
+from nest_ssl.run.floor.values import StepValues
+from tests.test_planted_faults import Plant, compare, norm_eps, residual_factor, split_k_product
+from tests.test_planted_faults import record as plant_and_record
+
+TINY = ["size=tiny", "batches=3", "model.train_ds.batch_size=3"]  # the third utterance is shorter: padding
+HERE = ["model.train_ds.num_workers=0", "model.validation_ds.num_workers=0", "model.train_ds.pin_memory=false",
+        "model.validation_ds.pin_memory=false"]  # fmt: skip
+KINDS = {
+    "quick": [],
+    "everything random, clipped, accumulated": [
+        "run=full", *HERE, "model.train_ds.batch_size=2",
+        "trainer.gradient_clip_val=0.01", "trainer.accumulate_grad_batches=2", "batches=4",
+    ],
+    "bf16-mixed": ["trainer.precision=bf16-mixed"],
+}  # fmt: skip
+
+
+def record(target: Path, *overrides: str) -> Recording:
+    assert run(NEST, [*TINY, *overrides, f"output_dir={target}"]) == 0
+    return open_recording(target)
+
+
+def read(recording: Path, step: int) -> NoiseFloor:
+    return read_evidence(recording / f"step_{step}" / "noise_floor.json", NoiseFloor)
+
+
+def by_address(floor: NoiseFloor) -> dict[Address, FloorEntry]:
+    return {entry.place.address: entry for entry in floor.entries}
+
+
+def content(recording: Recording) -> dict[str, Any]:
+    """Every tensor's digest, and every state of every generator."""
+    random = {step: json.loads((recording.path / f"step_{step}" / "rng.json").read_text()) for step in recording.steps}
+    return {"tensors": recording.index.tensors, "rng": random, "before": recording.index.rng}
+
+
+def losses(printed: str) -> str:
+    """What the line at the end says of the training."""
+    return next(line.partition(", log:")[0] for line in printed.splitlines() if "train_loss" in line)
+
+
+# --- training is untouched
+
+
+@pytest.fixture
+def short_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeats behind every second step, so that recorded steps follow them."""
+    monkeypatch.setattr(repeats, "LONGEST", 2)
+
+
+@pytest.mark.usefixtures("short_chains")
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_has_the_bits_that_it_has_without(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights, gradients, optimizer, generators and batches of steps before and behind the repeats, and the losses."""
+    alone = record(tmp_path / "alone", *KINDS[kind], "save_steps=all")
+    summary = losses(capsys.readouterr().out)
+    measured = record(tmp_path / "measured", *KINDS[kind], "save_steps=all", "noise_floor=3")
+    assert content(measured) == content(alone)
+    assert losses(capsys.readouterr().out) == summary
+    assert all((measured.path / f"step_{step}" / "noise_floor.json").is_file() for step in measured.steps)
+    assert [read(measured.path, step).restart_differing for step in measured.steps] == [0] * len(measured.steps)
+    assert [read(measured.path, step).since for step in measured.steps] == [0, 0, 2, 2][: len(measured.steps)]
+
+
+@pytest.mark.usefixtures("short_chains")
+@pytest.mark.parametrize("forgotten", ["restore_generators", "write_weights", "write_settings"])
+def test_what_is_not_put_back_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str) -> None:
+    """The check above can fail: each is left out once the repeats are done."""
+    kinds = ["run=full", *HERE, "model.optim.lr=100"]
+    alone = record(tmp_path / "alone", *kinds, "save_steps=0-2")
+    put_back, original = SavedState.put_back, getattr(state, forgotten)
+
+    def forgetful(self: SavedState, trainer: Any, model: Any, again: bool) -> None:
+        monkeypatch.setattr(state, forgotten, original if again else lambda *_: None)
+        put_back(self, trainer, model, again)
+        monkeypatch.setattr(state, forgotten, original)
+
+    monkeypatch.setattr(SavedState, "put_back", forgetful)
+    # The last repeated step leaves generators and settings as training did; here it does not.
+    monkeypatch.setattr(repeats, "restore_generators", lambda states: restore_generators(states) or torch.rand(1))
+    monkeypatch.setattr(repeats, "write_settings", lambda optimizer, _: optimizer.param_groups[0].update(lr=1.0))
+    assert content(record(tmp_path / "measured", *kinds, "save_steps=0-2", "noise_floor=1")) != content(alone)
+
+
+# --- the floor itself
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two recorded steps, with their floor."""
+    target = tmp_path_factory.mktemp("floor") / "nest"
+    plant_and_record(target, None, "noise_floor=8")
+    return target
+
+
+def worst_ratio(reference: Path, candidate: Path, plant: Plant) -> tuple[float, Finding]:
+    """By how many floors the candidate is away at most, and where; every tensor that differs has a floor."""
+    plant_and_record(candidate, plant)
+    floors = {step: by_address(read(reference, step)) for step in (0, 1)}
+    findings = [f for tally in compare(reference, candidate).rungs for f in tally.findings if f.metrics]
+    assert len(findings) > 100
+    ratios = []
+    for finding in findings:
+        entry = floors[finding.moment.step][finding.address]
+        assert finding.metrics is not None
+        distance = finding.metrics.relative
+        if distance is not None and math.isfinite(distance):
+            ratios.append((distance / entry.relative_largest if entry.relative_largest else math.inf, finding))
+    return max(ratios, key=lambda pair: pair[0])
+
+
+def test_a_correct_rewrite_lies_within_it_and_bugs_do_not(reference: Path, tmp_path: Path) -> None:
+    rounding, _ = worst_ratio(reference, tmp_path / "rewrite", split_k_product)
+    factor, _ = worst_ratio(reference, tmp_path / "factor", residual_factor)
+    eps, where = worst_ratio(reference, tmp_path / "eps", norm_eps)
+    print(f"floors: rewrite {rounding:.2f}, factor 1.0000002 {factor:.2f}, eps {eps:.1f} at {where.address}")
+    assert rounding < 1.5 and eps > 3
+
+
+def test_two_repeats_that_did_not_make_it_check_it(reference: Path) -> None:
+    """Of ten that are alike, one of two given ones is the largest in every fifth tensor: it may lie above a little."""
+    for step in (0, 1):
+        floor = read(reference, step)
+        assert (floor.repeats, floor.held_out, floor.flipped, floor.restart_differing) == (8, 2, 0, 0)
+        assert floor.restart_compared == len(floor.entries) > 800
+        ratios = [e.held_out / e.relative_largest for e in floor.entries if 0 < e.relative_largest < math.inf]
+        assert 0.5 < median(ratios) < 1.0
+        assert sum(ratio > 1.2 for ratio in ratios) < 0.1 * len(ratios) and max(ratios) < 3, max(ratios)
+        assert all(e.relative_typical <= e.relative_largest for e in floor.entries)
+
+
+def test_a_gradient_whose_true_value_is_zero_is_recognised(reference: Path) -> None:
+    """By its floor, whatever its name: rounding is all that there is."""
+    for step in (0, 1):
+        gradients = [e for e in read(reference, step).entries if e.place.kind == Kind.GRADIENT.value]
+        zero = {f"{e.place.module}.{e.place.slot}" for e in gradients if e.relative_largest > 0.1}
+        layers = [f"encoder.layers.{layer}." for layer in (0, 1)]
+        assert zero == {
+            layer + name for layer in layers for name in ("self_attn.linear_k.bias", "conv.depthwise_conv.bias")
+        }
+        assert max(e.relative_largest for e in gradients if f"{e.place.module}.{e.place.slot}" not in zero) < 1e-3
+
+
+def test_the_nearest_tokens_are_listed_with_their_margins(reference: Path) -> None:
+    """Silence is as far from every code, so a token there is none's own; of the others the ten nearest, at least."""
+    margins = read(reference, 0).margins
+    assert all(m.place.module == "quantizer" and len(m.index) == 3 for m in margins)
+    assert [m.margin for m in margins] == sorted(m.margin for m in margins)
+    silent, spoken = ([m for m in margins if (m.margin < 1e-14) == tied] for tied in (True, False))
+    assert silent and all(m.index[0] == 2 and m.margin <= m.floor for m in silent)  # behind the end of the third
+    assert len(spoken) >= 10 and all(m.floor < m.margin and m.floor < 1e-5 for m in spoken)
+
+
+def test_a_token_between_two_codes_flips_and_its_margin_says_why() -> None:
+    """The runner-up of one token is moved to where it is as near, but for less than rounding does."""
+    torch.manual_seed(0)
+    model = torch.nn.Module()
+    model.quantizer = RandomProjectionVectorQuantizer(read_section(Quantizer, compose(["size=tiny"]).model.quantizer))
+    features = torch.randn(1, 80, 64)
+    frames = features.transpose(1, 2).reshape(1, 8, -1)
+    row = torch.nn.functional.normalize(model.quantizer.proj(frames), dim=-1)[0, 3].double()
+    codes = model.quantizer.codebooks[0]
+    nearest, second = (distances := (codes - row).norm(dim=1)).argsort()[:2]
+    codes[second] = row + (codes[second] - row) * (distances[nearest] * (1 + 1e-10) / distances[second])
+    margins, tokens = Margins(model), []
+    for repeat in range(9):
+        moved = features.clone()
+        if repeat:
+            move_by_one_ulp([moved], torch.Generator().manual_seed(repeat))
+        margins.attach()
+        tokens.append(model.quantizer(moved)[1][0, 3, 0].item())
+        margins.detach()
+    assert set(tokens) == {int(nearest), int(second)}
+    first, *others = margins.found()
+    assert first.index == [0, 3, 0] and first.margin < first.floor < 1e-5
+    assert len(others) == 7 and all(margin.margin > 100 * margin.floor for margin in others)
+
+
+# --- its parts
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_number_moves_to_a_neighbour(dtype: torch.dtype) -> None:
+    special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan], dtype=dtype)
+    tensor = torch.cat([torch.randn(1001, generator=torch.Generator().manual_seed(0)).to(dtype), special])
+    before = tensor.clone()
+    move_by_one_ulp([tensor, whole := torch.arange(3)], torch.Generator().manual_seed(1))
+    assert torch.equal(whole, torch.arange(3))
+    assert torch.equal(tensor[-5:].nan_to_num(7), special.nan_to_num(7)) and tensor[-4].signbit()
+    whole_type = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    steps = (tensor.view(whole_type) - before.view(whole_type))[:-5]
+    assert set(steps.tolist()) == {-1, 1} and 400 < (tensor > before)[:-5].sum() < 600
+
+
+def test_torchs_own_generator_is_not_drawn_from() -> None:
+    before = torch.get_rng_state()
+    move_by_one_ulp([torch.ones(10)], torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def values(weight: float, token: int) -> StepValues:
+    call = Call(0, "a", 0, True, [], [], {}, 0, 1, torch.tensor([token]))
+    tables = {"gradients": {}, "applied": {}, "before": {}, "optimizer": {}, "buffers": {"b"}}
+    return StepValues(calls=[call], outputs={}, loss={}, after={"b": torch.tensor([3.0, weight])}, **tables)
+
+
+def test_sizes_are_relative_to_the_recorded_one_and_flipped_repeats_are_left_out() -> None:
+    tally, recorded = Tally(), values(4.0, 1)
+    for weight, token in [(4.0, 1), (4.5, 1), (3.5, 1), (4.25, 1), (9.0, 2), (4.125, 1), (4.0, 1)]:
+        tally.add(recorded, values(weight, token))
+    found, buffer = tally.entries(held_out=2)
+    assert (buffer.norm, buffer.relative_largest, buffer.relative_typical, buffer.held_out) == (5.0, 0.1, 0.1, 0.025)
+    assert (buffer.max_abs_largest, buffer.max_abs_typical) == (0.5, 0.5)
+    assert (found.flips, found.relative_largest) == (1, 0.0)
+    assert tally.differing == [0, 1, 1, 1, 2, 1, 0] and tally.compared == 2
+
+
+def test_a_weight_may_be_rounded_the_other_way() -> None:
+    """The floor of a weight and of its update is never below two elements by one ulp."""
+    assert rounding_of_a_sum(torch.tensor([0.3, -0.75, 0.1])) == math.sqrt(2) * 2.0**-24
+    assert rounding_of_a_sum(torch.tensor([3.0])) == 2.0**-22 and rounding_of_a_sum(torch.zeros(3)) == 0
+    tally, weight = Tally(), torch.tensor([0.75, 0.5])
+    recorded = StepValues([], {}, {}, {"w": None}, {}, {"w": weight - 1e-6}, {"w": weight}, {}, set())
+    for _ in range(3):
+        tally.add(recorded, recorded)
+    parameter, update = tally.entries(held_out=1)
+    assert parameter.relative_largest * parameter.norm == pytest.approx(math.sqrt(2) * 2.0**-24)
+    assert update.relative_largest * update.norm == pytest.approx(math.sqrt(2) * 2.0**-24)
+    assert (parameter.relative_typical, update.held_out) == (0.0, 0.0)
+
+
+def test_nan_in_the_same_place_is_no_difference_and_in_another_an_infinite_one() -> None:
+    tally = Tally()
+    for weight in (math.nan, math.nan, 1.0):
+        tally.add(values(math.nan, 0), values(weight, 0))
+    _, buffer = tally.entries(held_out=1)
+    assert (buffer.relative_largest, buffer.held_out) == (0.0, math.inf)
+
+
+def test_another_shape_is_no_rounding() -> None:
+    tally, recorded = Tally(), values(4.0, 1)
+    other = values(4.0, 1)
+    other.after = {"b": torch.ones(3)}
+    for repeated in (recorded, recorded, other):
+        tally.add(recorded, repeated)
+    assert tally.flipped == [False, False, True] and tally.entries(held_out=1)[1].held_out == math.inf
+
+
+def test_a_repeat_that_computes_other_things_is_an_error() -> None:
+    with pytest.raises(ValueError, match="is not"):
+        Tally().add(values(1.0, 0), StepValues([], {}, {}, {}, {}, {}, {"c": torch.ones(2)}, {}, set()))
