@@ -334,7 +334,7 @@ class Session(AbstractContextManager["Session"]):
             configured: as training is configured.
             longer: as they would be if training were planned for as many steps.
         """
-        rates = LearningRates(**dict(configured), longer=longer)
+        rates = LearningRates(**{**dict(configured), "longer": longer})
         self.writer.save_text(files.LEARNING_RATES, rates.model_dump_json() + "\n")
 
     def finish(self, **index: Any) -> None:
