@@ -18,7 +18,21 @@ from nest_ssl.compare.findings import Birth
 from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.writer import RecordingWriter
-from tests.compare.builder import DATA, FLAGS, OUTPUTS, Model, batch_of, first, judge, left, noted, remove, statuses
+from tests.compare.builder import (
+    DATA,
+    FLAGS,
+    OUTPUTS,
+    Model,
+    Tokens,
+    batch_of,
+    edit_structure,
+    first,
+    judge,
+    left,
+    noted,
+    remove,
+    statuses,
+)
 
 Hook = Callable[..., Any]
 
@@ -181,6 +195,35 @@ def test_a_mode_that_is_switched_in_the_forward(sound: Path, tmp_path: Path) -> 
     assert placed(comparison) == ("forward", 0, "encoder.layers.1.batch_norm", "training", Birth.MODE)
 
 
+class EditsAudio(Model):
+    def forward(self, audio: Tensor, audio_len: Tensor) -> tuple[Tensor, ...]:
+        audio.data.mul_(1.01)
+        return super().forward(audio, audio_len)
+
+
+def with_edited_features() -> Model:
+    """The edit is made where the quantizer is called, before anything in it runs."""
+
+    def call(quantizer: nn.Module, features: Tensor) -> Tensor:
+        features.data.mul_(1.01)
+        return nn.Module.__call__(quantizer, features)
+
+    model = Model()
+    model.quantizer.__class__ = type("Tokens", (Tokens,), {"__call__": call})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "module", "name"),
+    [(EditsAudio, "preprocessor", "inputs.audio"), (with_edited_features, "quantizer", "inputs.features")],
+)
+def test_an_edit_that_the_version_of_a_tensor_does_not_count(
+    sound: Path, tmp_path: Path, build: Callable[[], nn.Module], module: str, name: str
+) -> None:
+    comparison = judge(sound, run(tmp_path / "run", build=build))
+    assert placed(comparison) == ("forward", 0, module, name, Birth.BEFORE_CALL)
+
+
 class InPlace(Model):
     """Scales its audio in place, and then looks at the lengths."""
 
@@ -293,15 +336,15 @@ def test_recordings_of_before_are_compared_by_what_they_have(sound: Path, tmp_pa
     old = run(tmp_path / "old")
     as_before(old)
     sides = {"reference": (old, new), "candidate": (new, old), "both": (old, old)}[older]
+    older_sides = {"reference", "candidate"} if older == "both" else {older}
     comparison = judge(*sides)
     assert (comparison.verdict, comparison.exit_code) == ("identical", 0)
+    assert {note["side"] for note in noted(comparison, "older_recording")} == older_sides
     assert not {"validation", "start", "optimizer_input"} & statuses(comparison).keys()
 
 
 def as_before(recording: Path) -> None:
     """Without what a recorder of before did not write."""
-    from tests.compare.builder import edit_structure
-
     names = (files.STEP_START, files.OPTIMIZER_START, files.APPLIED_GRADIENTS, files.FACTS)
     for name in [f"step_{step}/{name}" for step in range(4) for name in names] + [files.validation_file(0)]:
         remove(recording, name)

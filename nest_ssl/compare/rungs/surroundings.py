@@ -36,6 +36,8 @@ def note_surroundings(sheet: Sheet, reference: Recording, candidate: Recording, 
         index, foreign = recording.index, "nest_ssl" if recording.index.trainer.name == "nemo" else "nemo"
         if any(module.module_class.partition(".")[0] == foreign for module in recording.structure.modules):
             sheet.note("foreign_classes", side=side, label=index.trainer.package, package=foreign)
+        if recording.structure.shared is None:
+            sheet.note("older_recording", side=side)
         container = index.container or {}
         locks = container.get("locks")
         own = {f"locks.{name}": digest for name, digest in locks.items()} if isinstance(locks, dict) else {}
