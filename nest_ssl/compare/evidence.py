@@ -18,9 +18,13 @@ from nest_ssl.recording import evidence as files
 from nest_ssl.recording.address import Address
 from nest_ssl.recording.evidence import (
     Bound,
+    Check,
     FloorEntry,
+    Gathered,
+    Gathering,
     Margin,
     NoiseFloor,
+    Observer,
     Operators,
     Replay,
     Schedule,
@@ -34,6 +38,7 @@ from nest_ssl.recording.reader import Recording, open_recording
 B = TypeVar("B", bound=Bound)
 T = TypeVar("T")
 SIDES = ("reference", "candidate")
+_ASKED_AS = {"float64 replay": "float64", "noise floor": "floor"}  # by the words of `make explain EVIDENCE=`
 OTHERS = "evidence of other recordings"
 FIX = "Gather it again (make explain)."
 UnitKey = tuple[int, int, str, str | None, int | None]  # step, rank, phase, module, call
@@ -41,11 +46,18 @@ UnitKey = tuple[int, int, str, str | None, int | None]  # step, rank, phase, mod
 
 @dataclass(frozen=True, slots=True)
 class Had:
-    """One kind of evidence: whether it was had, and what it cost."""
+    """One kind of evidence: whether it was had, and what it cost.
+
+    Args:
+        why: it was not had.
+        costs: what is less certain without it.
+    """
 
     kind: str
     had: bool
     seconds: float = 0.0
+    why: str = ""
+    costs: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,7 @@ class Floors:
     entries: Mapping[Address, FloorEntry]
     margins: Mapping[tuple[Address, tuple[int, ...]], Margin]
     repeats: int = 0
+    since: int | None = None  # the step in whose beginning each repeat began
 
 
 @dataclass(slots=True)
@@ -67,6 +80,8 @@ class Evidence:
     floors: dict[tuple[int, int], Floors] = field(default_factory=dict)  # by step and rank
     operators: tuple[Operators, Operators] | None = None
     schedules: tuple[Schedule, Schedule] | None = None
+    checks: list[Check] = field(default_factory=list)  # what the runs certify about themselves
+    gathered: list[Gathering] = field(default_factory=list)  # which kinds were asked for
     seconds: dict[str, float] = field(default_factory=dict)
     stale: str = ""  # what belongs to other recordings, and was left out with all the rest
     # By step and rank: by how much the weights of the two sides were apart already when the step began, in the floor's
@@ -82,12 +97,25 @@ class Evidence:
             "noise floor": self.floors,
             "operators": self.operators,
             "schedule": self.schedules,
+            "observer": self.checks,
         }
-        return [Had(kind, bool(found), self.seconds.get(kind, 0.0)) for kind, found in kinds.items()]
+        asked = {one.kind: one for one in self.gathered}
+        had = []
+        for kind, found in kinds.items():
+            one = asked.get(_ASKED_AS.get(kind, kind))
+            lacks = (one.why, one.costs) if one and not found else ("", "")
+            had.append(Had(kind, bool(found), self.seconds.get(kind, 0.0), *lacks))
+        return had
 
     def floor(self, step: int, address: Address) -> FloorEntry | None:
         floors = self.floors.get((step, address.rank))
         return floors.entries.get(address) if floors else None
+
+    def growth(self, step: int, rank: int) -> float:
+        """By how much the floor of a step is exceeded by what the sides were apart before it."""
+        floors = self.floors.get((step, rank))
+        within = floors is not None and floors.since is not None and floors.since < step  # the repeats began earlier
+        return 1.0 if within else self.growths.get((step, rank), 1.0)
 
     def margin(self, step: int, address: Address, index: tuple[int, ...]) -> Margin | None:
         floors = self.floors.get((step, address.rank))
@@ -159,9 +187,14 @@ def open_evidence(folder: Path, reference: Recording, candidate: Recording) -> E
                     {entry.place.address: entry for entry in floor.entries},
                     {(margin.place.address, tuple(margin.index)): margin for margin in floor.margins},
                     floor.repeats,
+                    floor.since,
                 )
     found.operators = _pair(lambda side: read("operators", f"{files.OPERATORS}/{side}.json", Operators, own))
     found.schedules = _pair(lambda side: read("schedule", f"{files.SCHEDULE}/{side}.json", Schedule, own))
+    observer = read("observer", files.OBSERVER, Observer, own)
+    gathered = read("gathered", files.GATHERED, Gathered, own)
+    found.checks = observer.checks if observer else []
+    found.gathered = gathered.kinds if gathered else []
     return found
 
 

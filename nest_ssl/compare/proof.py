@@ -22,7 +22,7 @@ from nest_ssl.compare.rules.noise_floor import Band, band
 from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, UnitJudgement
 from nest_ssl.compare.schedules import ROUNDING, compare_rates
 from nest_ssl.recording.address import Address
-from nest_ssl.recording.evidence import Unit
+from nest_ssl.recording.evidence import Check, Unit
 from nest_ssl.recording.reader import Recording
 
 
@@ -74,6 +74,7 @@ class Proof:
     largest: Finding | None = None
     lacking: list[Note] = field(default_factory=list)
     patterns: list[Pattern] = field(default_factory=list)  # causes that are no module's own
+    checks: list[Check] = field(default_factory=list)  # what the runs certify about themselves
 
     @property
     def had(self) -> bool:
@@ -122,7 +123,7 @@ def weigh(
         Counter(band(ratio) for ratio, _ in ratios),
         max(ratios, key=lambda each: each[0])[1] if ratios else None,
     )
-    proof.patterns = patterns_of(steps)
+    proof.patterns, proof.checks = patterns_of(steps), evidence.checks
     rates = compare_rates(*evidence.schedules) if evidence.schedules else []
     parted = [one for one in rates if one.first < 0 or one.largest > ROUNDING]
     if parted and not any(one.phase == "schedule" for one in proof.born):  # also after the recorded steps

@@ -188,39 +188,53 @@ class CallReplay:
     def replay_backward(self, call: Call, frame: Frame, fed: Fed, output: Any) -> None:
         draft = self.backward[call.index] = Draft(self.step, "backward", call, self.forward[call.index].own_code)
         found, done = dict(tensors(to_builtins(output, lambda tensor: tensor))), self.done[call.index]
-        roots = {path: found[path] for path, gradient in call.output_grads.items()
-                 if path in found and found[path].requires_grad and found[path].shape == gradient.shape}  # fmt: skip
-        starts = [call.output_grads[path].to(t.device, t.dtype, copy=True) for path, t in roots.items()]
-        doubtful = [index for index in frame.answered if not self.done[index].trusted]
+        roots, starts = [], []
+        for path, gradient in call.output_grads.items():
+            tensor = found.get(path)
+            if tensor is not None and tensor.requires_grad and tensor.shape == gradient.shape:
+                roots.append(tensor)
+                starts.append(gradient.to(tensor.device, tensor.dtype, copy=True))
+            else:
+                address = Address(Kind.OUTPUT_GRADIENT, call.module, call.call, path=path)
+                draft.add(1, [Deviation(place=Place.of(address), why="the candidate's output takes no gradient")])
+        shares, doubted = self.backward_of(frame, draft, roots, starts, fed.sources)
+        for name, share in shares.items():
+            self.gradients.add(name, call.index, share)
+        done.gradients = {path: source.grad for path, source in fed.sources.items() if source.grad is not None}
+        done.trusted &= not doubted and not draft.deviations
+
+    def backward_of(
+        self, frame: Frame, draft: Draft, roots: list[Tensor], starts: list[Tensor], sources: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor | None], bool]:
+        """Backward through the own code of a frame; what comes back to its answers is compared.
+
+        Returns:
+            what it brings to each parameter, None where that depends on calls that are not trusted; and whether the
+            gradients of any of its inputs, `sources`, do.
+        """
+        doubtful = any(not self.done[index].trusted for index in frame.answered)
+        nodes = {root.grad_fn for root in roots}
         if roots:
             with self.interception.replaying(frame, in_backward=True):
-                torch.autograd.backward(list(roots.values()), starts, retain_graph=bool(doubtful))  # type: ignore[no-untyped-call]
-        done.gradients = {path: source.grad for path, source in fed.sources.items() if source.grad is not None}
+                torch.autograd.backward(roots, starts, retain_graph=doubtful)  # type: ignore[no-untyped-call]
         taken, arrived = self.gradients.take(), frame.arrived
-        doubted: set[Any] = set()
-        if doubtful and roots:
-            doubted = self.doubt(frame, fed, list(roots.values()))
-        for name, gradient in taken.items():
-            self.gradients.add(name, call.index, None if ("parameter", name) in doubted else gradient)
-        for path in call.output_grads.keys() - roots.keys():
-            address = Address(Kind.OUTPUT_GRADIENT, call.module, call.call, path=path)
-            draft.add(1, [Deviation(place=Place.of(address), why="the candidate's output takes no gradient")])
-        self.judge_arrived(frame, draft, arrived, doubted, {t.grad_fn for t in roots.values()})
-        if draft.deviations or any(("input", path) in doubted for path in fed.sources):
-            done.trusted = False
+        doubted = self.doubt(frame, sources, roots) if doubtful and roots else set()
+        self.judge_arrived(frame, draft, arrived, doubted, nodes)
+        shares = {name: None if ("parameter", name) in doubted else gradient for name, gradient in taken.items()}
+        return shares, any(("input", path) in doubted for path in sources)
 
-    def doubt(self, frame: Frame, fed: Fed, roots: list[Tensor]) -> set[Any]:
+    def doubt(self, frame: Frame, sources: dict[str, Tensor], roots: list[Tensor]) -> set[Any]:
         """What depends on gradients of calls that are not trusted: inputs, parameters, places of answers."""
-        kept = {path: source.grad for path, source in fed.sources.items()}
-        for source in fed.sources.values():
+        kept = {path: source.grad for path, source in sources.items()}
+        for source in sources.values():
             source.grad = None
         frame.arrived, frame.doubting = {}, True
         with self.interception.replaying(frame, in_backward=True):
             torch.autograd.backward(roots, [torch.zeros_like(root) for root in roots])  # type: ignore[no-untyped-call]
         found: dict[Any, Tensor | None] = {("parameter", name): g for name, g in self.gradients.take().items()}
         found |= frame.arrived
-        found |= {("input", path): source.grad for path, source in fed.sources.items()}
-        for path, source in fed.sources.items():
+        found |= {("input", path): source.grad for path, source in sources.items()}
+        for path, source in sources.items():
             source.grad = kept[path]
         return {key for key, gradient in found.items() if gradient is not None and bool(gradient.isnan().any())}
 

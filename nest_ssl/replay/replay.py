@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.recording.evidence import Replay, Unit, seal_of
-from nest_ssl.recording.reader import Recording, StepFiles
+from nest_ssl.recording.reader import Recording
+from nest_ssl.recording.step_files import StepFiles
 from nest_ssl.recording.tensors import tensor_digest
 from nest_ssl.replay.calls import CallReplay, Draft, Precision
 from nest_ssl.replay.frames import Interception
 from nest_ssl.replay.gradients import Gradients
+from nest_ssl.replay.loop import LoopReplay
+from nest_ssl.replay.model_state import as_it_was, load_weights
 from nest_ssl.replay.recorded import RecordedCalls
+
+Loops = Mapping[int, LoopReplay]  # by step
 
 
 def replay(
@@ -28,6 +32,7 @@ def replay(
     *,
     steps: Sequence[int] | None = None,
     precision: Precision = nullcontext,
+    run_loop: Callable[[Loops], None] | None = None,
 ) -> Replay:
     """Feed every call of every module in `recording`, the reference, to the modules of those names in `module`.
 
@@ -40,53 +45,67 @@ def replay(
             does not have.
         steps: which of the recorded steps; by default all.
         precision: a context in which the candidate's forward runs, as autocast.
+        run_loop: runs the candidate's training loop over the steps, see `LoopReplay`; None: calls alone are replayed.
 
     Raises:
         UserError: the recording is damaged.
     """
     started = time.perf_counter()
-    units: list[Unit] = []
-    interception = Interception(module)
-    with _as_it_was(module, recording), interception.installed():
+    interception, units = Interception(module), list[Unit]()
+    replayed: dict[int, CallReplay] = {}
+    loops: dict[int, LoopReplay] = {}
+    with as_it_was(module, recording.index.threads.torch):
         for number in recording.steps if steps is None else steps:
-            units += _replay_step(recording, candidate, number, interception, precision)
-    known, own = ({entry.name for entry in recording.structure.modules}, dict(module.named_modules()))
-    aliases = dict(module.named_modules(remove_duplicate=False))
+            weights = recording.step(number).start_weights()
+            if weights is None:
+                why = "the weights at the start of the step were not recorded"
+                units.append(Draft(number, "forward", stopped=("not replayed", why)).unit())
+                continue
+            other = candidate.step(number).start_weights() if candidate and number in candidate.steps else None
+            with interception.installed():
+                replayed[number] = replay_calls(
+                    recording, number, {**(other or {}), **weights}, interception, precision
+                )
+            loops[number] = LoopReplay(recording, replayed[number], {**(other or {}), **weights})
+        if run_loop is not None:
+            run_loop(loops)
+    for number, calls in replayed.items():
+        drafts = [*calls.drafts(), *(loops[number].drafts.values() if run_loop else ())]
+        units += [draft.unit() for draft in drafts]
+    known, parts = {entry.name for entry in recording.structure.modules}, interception.modules
     return Replay(
         reference=seal_of(recording.index),
         candidate=None if candidate is None else seal_of(candidate.index),
         seconds=round(time.perf_counter() - started, 2),
         precision=str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
         units=units,
-        only_reference=sorted(known - aliases.keys()),
-        only_candidate=sorted(own.keys() - known),
-        sources={name: source_of(part) for name, part in aliases.items() if name in {unit.module for unit in units}},
+        only_reference=sorted(known - parts.keys()),
+        only_candidate=sorted(dict(module.named_modules()).keys() - known),
+        sources={name: source_of(part) for name, part in parts.items() if name in {unit.module for unit in units}},
     )
 
 
-def _replay_step(
-    recording: Recording, candidate: Recording | None, number: int, interception: Interception, precision: Precision
-) -> list[Unit]:
+def replay_calls(
+    recording: Recording, number: int, weights: dict[str, Tensor], interception: Interception, precision: Precision
+) -> CallReplay:
+    """Replay all calls of one step; interception has to be installed."""
     step, root = recording.step(number), interception.root
-    weights = step.start_weights()
-    if weights is None:
-        why = "the weights at the start of the step were not recorded"
-        return [Draft(number, "forward", stopped=("not replayed", why)).unit()]
-    other = candidate.step(number).start_weights() if candidate and number in candidate.steps else None
-    load_weights(root, {**(other or {}), **weights})
-    for entry in recording.structure.modules:
-        if entry.name in interception.modules:
-            interception.modules[entry.name].training = entry.training
-    gradients = Gradients(root, step.gradients(), _gradients_before(recording, step, number))
+    load_weights(root, weights)
+    facts = step.facts()
+    modes = {entry.name: entry.training for entry in recording.structure.modules} | (facts.training if facts else {})
+    for name, mode in modes.items():
+        if name in interception.modules:
+            interception.modules[name].training = mode
+    gradients = Gradients(root, step.gradients(), gradients_before(recording, step, number))
     calls = CallReplay(number, RecordedCalls(step), interception, precision, gradients)
     with gradients.collecting():
         calls.run()
         calls.judge_gradients()
     calls.judge_buffers(step.weights())
-    return [draft.unit() for draft in calls.drafts()]
+    return calls
 
 
-def _gradients_before(recording: Recording, step: StepFiles, number: int) -> dict[str, Tensor]:
+def gradients_before(recording: Recording, step: StepFiles, number: int) -> dict[str, Tensor]:
     """What `.grad` held before backward: zeros, or what the step before had left there."""
     known, recorded = step.gradients_before() or {}, step.gradients()
     earlier = recording.step(number - 1) if number - 1 in recording.steps else None
@@ -101,17 +120,6 @@ def _gradients_before(recording: Recording, step: StepFiles, number: int) -> dic
     return before
 
 
-def load_weights(root: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put copies of parameters and buffers in the place of those of the same names, of whatever shape they are."""
-    for name, parameter in root.named_parameters():
-        if name in weights and weights[name].shape == parameter.shape:
-            parameter.data = weights[name].to(parameter.device, parameter.dtype, copy=True)
-    for name, buffer in list(root.named_buffers()):
-        if name in weights:
-            owner, _, own = name.rpartition(".")
-            root.get_submodule(owner)._buffers[own] = weights[name].to(buffer.device, copy=True)
-
-
 def source_of(module: nn.Module) -> str:
     """``file:line`` of its forward, the file below its package; empty where it has none."""
     forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
@@ -120,26 +128,3 @@ def source_of(module: nn.Module) -> str:
         return ""
     depth = (getattr(forward, "__module__", None) or "").count(".") + 1
     return f"{'/'.join(Path(code.co_filename).parts[-depth:])}:{code.co_firstlineno}"
-
-
-@contextmanager
-def _as_it_was(module: nn.Module, recording: Recording) -> Iterator[None]:
-    """Run with as many threads as the reference; afterwards the model and the process are what they were before."""
-    generators, threads = generator_states(), torch.get_num_threads()
-    parameters = {parameter: parameter.data for parameter in module.parameters()}
-    buffers = {part: dict(part._buffers) for part in module.modules()}
-    modes = {part: part.training for part in module.modules()}
-    with ExitStack() as undo:
-        undo.callback(restore_generators, generators)
-        undo.callback(torch.set_num_threads, threads)
-        if recording.index.threads.torch:
-            torch.set_num_threads(recording.index.threads.torch)
-        try:
-            yield
-        finally:
-            for parameter, data in parameters.items():
-                parameter.data = data
-            for part, own in buffers.items():
-                part._buffers.clear()
-                part._buffers.update(own)
-                part.training = modes[part]

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import signal
 from collections.abc import Sequence
+from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.determinism import seed_all, set_determinism
-from nest_ssl.base.errors import UserError
+from nest_ssl.base.errors import InterruptedRun, UserError
+from nest_ssl.base.safe_load import first_line
 from nest_ssl.config.compose import SOURCE_KEYS, data_paths
+from nest_ssl.record.observers.update import UpdateObserver
 from nest_ssl.record.structure import describe_sources
 from nest_ssl.recording.evidence import Replay
 from nest_ssl.recording.reader import Recording
 from nest_ssl.replay import replay
+from nest_ssl.replay.loop import LoopReplay
+from nest_ssl.replay.replay import Loops
 from nest_ssl.run.experiment import build_trainer
 from nest_ssl.run.subject import Inputs, Subject
 
 # Of the Trainer: nothing is kept, shown or validated.
 BARE = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0, "num_sanity_val_steps": 0}
 DOUBLE = "64-true"
+MOST_BATCHES = 1000  # to fetch until a recorded step is reached
 
 
 def replay_recording(
@@ -50,7 +59,9 @@ def replay_recording(
         cfg.trainer.precision = DOUBLE
     trainer, model = build_candidate(subject, cfg)
     refuse_other_code(model, candidate)
-    return replay(reference, model, candidate, steps=steps, precision=trainer.precision_plugin.forward_context)
+    precision = trainer.precision_plugin.forward_context
+    run_loop = functools.partial(run_training_loop, trainer, model)
+    return replay(reference, model, candidate, steps=steps, precision=precision, run_loop=run_loop)
 
 
 def build_candidate(subject: Subject, cfg: DictConfig) -> tuple[Trainer, LightningModule]:
@@ -70,3 +81,78 @@ def refuse_other_code(model: LightningModule, candidate: Recording) -> None:
     for source in describe_sources(model).values():
         if recorded.get(source["file"], source["sha256"]) != source["sha256"]:
             raise UserError("the code has changed since it was recorded", source["file"], "Record the candidate again.")
+
+
+class LoopDriver(Callback):
+    """Lightning's hooks as the boundaries of `LoopReplay`: the loop is the candidate's own, the numbers are recorded.
+
+    Batches that are not among the steps are fetched and not trained.
+    """
+
+    def __init__(self, loops: Loops) -> None:
+        self.loops = loops
+        self.loop: LoopReplay | None = None
+        self._observer: UpdateObserver | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        training_step = pl_module.training_step
+
+        def replayed(batch: Any, batch_idx: int) -> torch.Tensor:
+            if self.loop is not None:
+                share = float(trainer.accumulate_grad_batches)
+                self.loop.loss(lambda recorded: training_step(recorded, batch_idx), share)
+            return torch.zeros((), requires_grad=True)
+
+        pl_module.__dict__["training_step"] = replayed
+        self._await(0)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.loop = self.loops.get(trainer.fit_loop.epoch_loop.total_batch_idx)
+        if self.loop is not None:
+            self.loop.batch(batch)
+            self._observer = UpdateObserver(pl_module, self.loop.ready)
+            self._observer.attach()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.loop is not None:
+            self.loop.backward_done()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        number = trainer.fit_loop.epoch_loop.total_batch_idx
+        if self.loop is not None and self._observer is not None:
+            self._observer.detach()
+            self.loop.step_done(trainer.optimizers[0])
+        self._await(number + 1)
+        trainer.should_stop = trainer.should_stop or number >= max(self.loops)
+
+    def _await(self, number: int) -> None:
+        if number in self.loops:
+            self.loops[number].fetch()
+
+
+def run_training_loop(trainer: Trainer, model: LightningModule, loops: Loops) -> None:
+    """Run the candidate's own training loop as far as the last of the steps; what goes wrong in it is noted there.
+
+    Raises:
+        InterruptedRun: a signal stopped it.
+    """
+    near = {number: loop for number, loop in loops.items() if number < MOST_BATCHES}
+    for number, loop in loops.items():
+        if number not in near:
+            loop.stop(f"{number:,} batches come before it")
+    driver = LoopDriver(near)
+    trainer.callbacks.append(driver)  # type: ignore[attr-defined]
+    own_step = {key: value for key, value in model.__dict__.items() if key == "training_step"}
+    try:
+        if near:
+            trainer.fit(model)
+    except SystemExit as stop:
+        raise InterruptedRun(signal.SIGINT) from stop
+    except Exception as error:  # noqa: BLE001  whatever the candidate's loader, optimizer or schedule may raise
+        why = f"{type(error).__name__}: {first_line(error)}"
+        for number, loop in near.items():
+            if driver.loop is None or number >= driver.loop.calls.step:
+                loop.stop(why, outcome="raised")
+    finally:
+        model.__dict__.pop("training_step", None)
+        model.__dict__.update(own_step)

@@ -103,6 +103,16 @@ def test_a_step_that_begins_further_apart_has_a_larger_floor() -> None:
     assert not floor_says(one, one + 1e-5, found).within
 
 
+def test_a_floor_whose_repeats_began_earlier_has_that_in_it() -> None:
+    found, one = evidence(), torch.ones(8, dtype=torch.float64)
+    entries = found.floors[0, 0].entries
+    found.floors[1, 0], found.growths[1, 0] = Floors(entries, {}, 4, since=0), 10.0
+    metrics = measure(one, one + 1e-6, 0.0, 0.0)
+    assert not NoiseFloorRule(found).judge(spot(step=1), metrics).within
+    found.floors[1, 0] = Floors(entries, {}, 4, since=1)
+    assert NoiseFloorRule(found).judge(spot(step=1), metrics).within
+
+
 @pytest.mark.parametrize(("flipped", "within"), [([2], True), ([1], False), ([1, 2], False)])
 def test_a_token_may_flip_where_rounding_moves_its_margin_as_far(flipped: list[int], within: bool) -> None:
     one = torch.zeros(4, dtype=torch.int64)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 from train_nest import NEST
 
+from nest_ssl.config.compose import data_paths
 from nest_ssl.recording.evidence import Replay
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.replay import replay
-from nest_ssl.run.candidate import build_candidate
+from nest_ssl.run.candidate import build_candidate, run_training_loop
 from nest_ssl.run.experiment import run
 
 OVERRIDES = [
@@ -50,12 +51,13 @@ def double_reference(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     return recorded(tmp_path_factory.mktemp("double") / "nest", "trainer.precision=64-true")
 
 
-def replayed(reference: Recording, *plants: Plant) -> Replay:
-    """The reference fed to the model that it recorded, with the plants in it."""
-    trainer, model = build_candidate(NEST, OmegaConf.create(reference.config))
+def replayed(reference: Recording, *plants: Plant, loop: bool = False) -> Replay:
+    """The reference fed to the model that it recorded, with the plants in it; `loop`: and to its trainer."""
+    trainer, model = build_candidate(NEST, data_paths(OmegaConf.create(reference.config)))
     for plant in plants:
         plant(model)
-    return replay(reference, model, precision=trainer.precision_plugin.forward_context)
+    run_loop = functools.partial(run_training_loop, trainer, model) if loop else None
+    return replay(reference, model, precision=trainer.precision_plugin.forward_context, run_loop=run_loop)
 
 
 def blamed(found: Replay) -> dict[str, set[str]]:
@@ -65,7 +67,3 @@ def blamed(found: Replay) -> dict[str, set[str]]:
         if unit.outcome in ("other bits", "raised"):
             modules.setdefault(unit.module or "", set()).add(unit.phase)
     return modules
-
-
-def bits_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}

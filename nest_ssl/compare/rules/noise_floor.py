@@ -82,7 +82,7 @@ class NoiseFloorRule:
         floor = self.evidence.floor(spot.moment.step, spot.address)
         if floor is None or metrics.nonfinite_disagree:
             return Judgement(False, "noise floor", {})
-        growth = self.evidence.growths.get((spot.moment.step, spot.address.rank), 1.0)
+        growth = self.evidence.growth(spot.moment.step, spot.address.rank)
         size = metrics.relative, float(metrics.max_abs or 0.0)
         ratio = floors_of(*size, floor, metrics.norm or 0.0, metrics.eps, metrics.elements, growth)
         bound = {"relative": floor.relative_largest * growth, "max_abs": floor.max_abs_largest * growth}

@@ -105,7 +105,13 @@ def _record(value: object) -> Tree:
     if isinstance(value, Proof):
         units = [{"function": f, "by": by, "units": count} for (f, by), count in value.units.items()]
         in64 = _pick(value.float64, "agreement largest first")
-        return {**_pick(value, "bands modules lacking"), "units": units, "float64": in64, "farthest": value.largest}
+        return {
+            **_pick(value, "bands modules lacking"),
+            "checks": [check.model_dump() for check in value.checks],
+            "units": units,
+            "float64": in64,
+            "farthest": value.largest,
+        }
     if isinstance(value, Rung):
         return {**_pick(value, f"name {_COUNTS}"), "steps": value.tallies}
     if isinstance(value, Tally):

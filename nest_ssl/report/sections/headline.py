@@ -28,6 +28,7 @@ def headline(comparison: Comparison) -> list[Block]:
     if comparison.steps and [found.address.slot for found in comparison.rung("contract").findings] == ["steps"]:
         option = ",".join(map(str, comparison.steps))
         texts.append(say("hint.steps", steps=steps_text(comparison.steps), option=option))
+    texts += [proof.check_sentence(check) for check in comparison.proof.checks if check.differing]
     same = [note_text(note) for note in comparison.notes if note.kind == "same_recording"]
     blocks: list[Block] = [Heading(title(comparison), 1), Paragraph(join([*texts, *same], " "))]
     if comparison.unseen and comparison.verdict in (Status.IDENTICAL, Status.EQUIVALENT):

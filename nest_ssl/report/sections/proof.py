@@ -11,6 +11,7 @@ from nest_ssl.compare.proof import Agreement
 from nest_ssl.compare.rules.noise_floor import Band
 from nest_ssl.compare.rules.same_function import By, Function
 from nest_ssl.recording.address import Kind
+from nest_ssl.recording.evidence import Check
 from nest_ssl.report.document import Block, Bullets, Code, Heading, Paragraph, Text, join, table
 from nest_ssl.report.words import counted, heads, say, word
 from nest_ssl.report.words.names import cut, number, small, where
@@ -132,14 +133,27 @@ def rounding(comparison: Comparison) -> Text:
 
 
 def evidence(comparison: Comparison) -> list[Block]:
-    """Which evidence there is, and what it cost."""
-    had = comparison.proof.evidence
-    if not comparison.proof.had:
+    """Which evidence there is, what it cost, what is less certain without the rest; and what the runs certify."""
+    proof = comparison.proof
+    if not proof.had:
         return []
     rows = [
-        [word("kind", one.kind), word("had", str(one.had)), f"{one.seconds:,.0f} s" if one.had else "-"] for one in had
-    ]
-    return [Heading(say("heading.evidence")), table(heads("kind", "had", "seconds"), rows, right=1)]
+        [word("kind", one.kind), word("had", str(one.had)), f"{one.seconds:,.0f} s" if one.had else "-",
+         join([one.why, one.costs], ": ") or "-"]
+        for one in proof.evidence
+    ]  # fmt: skip
+    found = table(heads("kind", "had", "seconds", "costs"), rows)
+    checks = tuple(check_sentence(check) for check in proof.checks)
+    return [Heading(say("heading.evidence")), found, *([Bullets(checks)] if checks else [])]
+
+
+def check_sentence(check: Check) -> Text:
+    """``The reference repeats itself: 425 of 425 tensors have the same bits.``"""
+    same = say("certified", same=number(check.compared - check.differing), all=number(check.compared))
+    first = say("certified.first", name=Code(check.first)) if check.differing else ""
+    step = "" if check.step is None else say("certified.step", step=check.step)
+    key = f"check.{check.what}" if not check.differing else f"check.not {check.what}"
+    return say(key, side=word("side", check.side), step=step, same=(*same, *first))
 
 
 def modules(comparison: Comparison) -> list[Block]:
