@@ -16,28 +16,10 @@ from nest_ssl.compare.evidence import SIDES, evidence_on, open_evidence
 from nest_ssl.compare.rules.same_function import By, Function
 from nest_ssl.recording import evidence as files
 from nest_ssl.recording.address import Address, Kind, of_entry
-from nest_ssl.recording.evidence import (
-    Margin,
-    Operator,
-    Operators,
-    Place,
-    Schedule,
-    Unit,
-    seal_of,
-    write_evidence,
-)
+from nest_ssl.recording.evidence import Margin, Operator, Operators, Place, Schedule, Unit, seal_of, write_evidence
 from nest_ssl.recording.reader import open_recording
 from tests.compare.builder import Plan, edit_config, edit_tensors, noted, record
-from tests.compare.evidence import (
-    apart,
-    entry,
-    explained,
-    measured_floors,
-    output,
-    unit,
-    write_floor,
-    write_replay,
-)
+from tests.compare.evidence import apart, entry, explained, measured_floors, output, unit, write_floor, write_replay
 
 Make = Callable[..., Path]
 ONE_STEP = (0,)
