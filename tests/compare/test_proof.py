@@ -282,6 +282,7 @@ def test_both_trainers_in_float64_stand_in_for_the_replay(reference: Path, folde
         in_float64(folder / files.FLOAT64, name, **({"after_build": plant} if plant else {}))
     comparison = explained(reference, candidate, folder)
     assert comparison.proof.float64.agreement == "agrees", comparison.proof.float64
+    assert comparison.proof.float64.largest < 1e-13  # what is zero has no size
     assert (comparison.verdict, lacking(comparison)) == ("equivalent", [])
 
 
