@@ -160,8 +160,8 @@ def _in_float64(evidence: Evidence | None, declared: Sequence[Entry] | None) -> 
     compared = compare_recordings(*evidence.float64, Float64Rule(evidence), declared=declared)
     found = [one for rung in compared.rungs if rung.name not in _NO_NUMBERS for one in rung.findings]
     beyond = frozenset((one.moment.step, one.address) for one in found if not one.within)
-    agreeing = [one for one in found if one.judgement and one.within and one.judgement.bound["relative"] == AGREE]
-    sizes = [one.metrics.relative or 0.0 for one in agreeing if one.metrics]
+    agreeing = [one.judgement for one in found if one.judgement and one.within and one.judgement.rule == "float64"]
+    sizes = [(one.ratio or 0.0) * AGREE for one in agreeing if one.bound["relative"] == AGREE]
     first = min((one for one in found if not one.within), key=lambda one: one.moment, default=None)
     largest = max(sizes, default=0.0)
     if first is None:
