@@ -12,16 +12,30 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from nest_ssl.compare import findings as f
-from nest_ssl.compare.findings import Birth, Cause, Draw, Finding, Losses, Relation, RungName, Tally, Unexplained
+from nest_ssl.compare.findings import (
+    Birth,
+    Cause,
+    Difference,
+    Draw,
+    Finding,
+    Losses,
+    Relation,
+    RungName,
+    Tally,
+    Unexplained,
+)  # fmt: skip
 from nest_ssl.compare.rungs.forward import Key, Span
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import BEFORE_STEPS, Moment, Part, Phase
 
-FLOW_RUNGS = ("forward", "loss", "gradients", "weights")  # what numbers flow through, each from the one before
+# What numbers flow through, each from the one before.
+FLOW_RUNGS = ("start", "forward", "loss", "gradients", "optimizer_input", "weights")
 # The draws that what differs on a rung may lead to; those of a forward also only in the call where it differs.
 _LEADS_TO = {
+    "start": (Phase.FORWARD, Phase.STEP_DONE),
     "forward": (Phase.FORWARD, Phase.FORWARD_DONE),
     "gradients": (Phase.BACKWARD, Phase.BACKWARD_DONE),
+    "optimizer_input": (Phase.OPTIMIZER_STEP, Phase.STEP_DONE),
     "weights": (Phase.OPTIMIZER_STEP, Phase.STEP_DONE),
 }
 
@@ -93,7 +107,8 @@ def judge_calls(step: StepFindings, changed: Collection[str | None] | None) -> l
     for key in sorted(found, key=lambda key: step.spans[key].order):
         span = step.spans[key]
         inputs, outputs = (
-            [one for one in found[key] if one.address.kind == kind] for kind in (Kind.INPUT, Kind.OUTPUT)
+            [one for one in found[key] if one.address.kind in kinds]
+            for kinds in ((Kind.INPUT, Kind.MODULE), (Kind.OUTPUT,))
         )
         if not inputs and not outputs:
             continue  # never called
@@ -135,6 +150,8 @@ def cause_of(
         draw = next((draw for draw in (step.draws if step else before) if draw.finding is first), None)
         fetched = bool(step and first.moment.phase == Phase.FETCH and step.tallies["batch"].findings)
         cause = Cause(Birth.DRAW if draw else Birth.STATE, module, draw=draw, batch_differs=fetched)
+    elif first.rung in _BESIDE_RUNGS or first.address.kind in _BESIDE_KINDS:
+        cause = Cause(_birth_beside_the_flow(first), module)
     elif step is None:
         birth = Birth.BUILT_OTHERWISE if first.rung == "structure" else Birth.FILLED_OTHERWISE
         cause = Cause(birth, module, draw=next((draw for draw in before if draw.finding and not draw.came_in), None))
@@ -150,11 +167,37 @@ def cause_of(
     elif first.address.kind == Kind.OPTIMIZER_SETTING:
         cause = Cause(Birth.OPTIMIZER_SETTING)
     else:
-        births = {"batch": Birth.BATCH, "loss": Birth.LOSS, "weights": Birth.UPDATE}
+        in_memory = first.rung == "batch" and first.difference == Difference.SETTING
+        births = {"batch": Birth.MEMORY if in_memory else Birth.BATCH, "loss": Birth.LOSS, "weights": Birth.UPDATE}
         cause = Cause(births[first.rung], module)
     if grown:
         return replace(cause, birth=Birth.GROWN)
-    return replace(cause, unrecorded=unrecorded(recorded, first.moment.step))
+    gap = unrecorded(recorded, first.moment.step)
+    if gap and cause.birth == Birth.BETWEEN_STEPS:
+        return replace(cause, birth=Birth.UNRECORDED, unrecorded=gap)
+    started = step and step.tallies["start"].compared["parameters"]  # the same: what went before does not matter
+    return cause if started else replace(cause, unrecorded=gap)
+
+
+# What neither a call nor the backward makes.
+_BESIDE_RUNGS = ("validation", "start", "optimizer_input")
+_BESIDE_KINDS = (Kind.GRADIENT_BEFORE, Kind.SCHEDULE)
+
+
+def _birth_beside_the_flow(first: Finding) -> Birth:
+    if first.rung == "validation":
+        return Birth.VALIDATION
+    if first.rung == "start":
+        return Birth.MODE if first.address.kind == Kind.MODULE else Birth.BETWEEN_STEPS
+    if first.address.kind == Kind.GRADIENT_BEFORE:
+        return Birth.CLEARED if first.candidate == "nothing" else Birth.NOT_CLEARED
+    return {
+        Kind.APPLIED_GRADIENT: Birth.CLIPPING,
+        Kind.UPDATE: Birth.NO_UPDATE,
+        Kind.OPTIMIZER_SETTING: Birth.OPTIMIZER_SETTING,
+        Kind.OPTIMIZER_STATE: Birth.OPTIMIZER_STATE,
+        Kind.SCHEDULE: Birth.SCHEDULE,
+    }[first.address.kind]
 
 
 def unrecorded(steps: Sequence[int], step: int) -> tuple[int, int] | None:
@@ -173,6 +216,8 @@ def _cause_in_forward(first: Finding, step: StepFindings) -> Cause:
     cause = replace(cause, birth=Birth.OUTPUT, order=span.order, calls=len(step.spans))
     if first.address.kind == Kind.CALL:
         return replace(cause, birth=Birth.NEVER_CALLED)
+    if first.address.kind == Kind.MODULE:
+        return replace(cause, birth=Birth.MODE)
     if first.address.kind == Kind.INPUT:
         producer = span.producers.get(".".join(part for part in (first.address.slot, first.address.path) if part))
         module = span.parent[0] if span.parent else None
@@ -229,7 +274,10 @@ class _Walk:
         made = [one.moment.step for one in draws if Phase.FIT_START <= one.moment.phase <= Phase.BATCH_READY]
         self.batches_made = min(made, default=None)  # the first step whose batch other draws may have made
         self.draw = draws[0] if draws else None
-        self.changed = {one.address.module for one in by_rung["initial_weights"]}
+        self.changed = {one.address.module for one in [*by_rung["initial_weights"], *by_rung["start"]]}
+        self.earliest: dict[str, Moment] = {}  # the first finding of each rung, and of each kind
+        for one in reversed(ordered):
+            self.earliest |= {one.rung: one.moment, one.address.kind.value: one.moment}
         blamed = {
             first.address.module,
             cause.module if cause else None,
@@ -271,6 +319,8 @@ class _Walk:
             return Unexplained.OTHER_FIELDS if step == first.moment.step else None
         if rung == "batch":
             return Unexplained.FIELDS if self.batches_made is None or step < self.batches_made else None
+        if rung in _BESIDE_RUNGS or address.kind in _BESIDE_KINDS:
+            return self._why_beside_the_flow(finding)
         if rung == "draws":
             return Unexplained.DRAWS if finding is self.draw and not self._explains_draw(finding) else None
         if (step, address.rank) != (self.step.step, self.step.rank):
@@ -279,16 +329,35 @@ class _Walk:
             return Unexplained.CALLS if any(finding is one for one in self.born) else None
         if rung == "loss":
             return None if self.outputs else Unexplained.LOSS
-        if address.kind == Kind.GRADIENT:
+        if address.kind == Kind.GRADIENT and first.address.kind != Kind.GRADIENT_BEFORE:
             inside = any(name is not None and f"{name}.".startswith(f"{address.module}.") for name in self.backward)
             reached = address.module in {key[0] for key in self.step.reached} - {first.address.module}
             return Unexplained.GRADIENTS if reached and not inside else None
-        if rung != "weights" or first.rung == rung:
+        follows = first.rung in (rung, "optimizer_input") and first.address.kind != Kind.SCHEDULE
+        if rung != "weights" or follows:
             return None
         if address.kind == Kind.OPTIMIZER_SETTING:
-            return None if address.path in self.lacking else Unexplained.OPTIMIZER
+            repeated = self.earliest[address.kind.value] < finding.moment or first.address.kind == Kind.SCHEDULE
+            return None if repeated or address.path in self.lacking else Unexplained.OPTIMIZER
         own = (address.module, address.slot) not in self.updated and address.module not in self.forward
         return Unexplained.UPDATES if own and address.kind in (Kind.PARAMETER, Kind.BUFFER) else None
+
+    def _why_beside_the_flow(self, finding: Finding) -> Unexplained | None:
+        """Other weights explain a validation and what a step starts from; other gradients what the optimizer gets."""
+        kind, first = finding.address.kind, self.first
+        left = ("weights", "start", "initial_weights", "validation")
+        names, why = {
+            "validation": (left, Unexplained.VALIDATION),
+            "start": (left, Unexplained.START),
+            "gradients": ((), Unexplained.GRADIENTS_BEFORE),
+            "optimizer_input": ((*left, "gradients"), Unexplained.OPTIMIZER_INPUT),
+            "weights": ((), Unexplained.OPTIMIZER),
+        }[finding.rung]
+        if kind == Kind.OPTIMIZER_SETTING:
+            names, why = (Kind.SCHEDULE.value, kind.value), Unexplained.OPTIMIZER  # a schedule sets rates
+        alike = first.rung == finding.rung and (first.rung != "gradients" or first.address.kind == kind)
+        earlier = any(name in self.earliest and self.earliest[name] < finding.moment for name in names)
+        return None if alike or earlier or finding.address.path in self.lacking else why
 
     def _explains_draw(self, draw: Finding) -> bool:
         """Whether the headline may have led to the first draw that differs."""

@@ -12,9 +12,22 @@ from nest_ssl.recording.address import Address
 from nest_ssl.recording.clock import Moment
 
 RungName = Literal[
-    "contract", "structure", "initial_weights", "batch", "draws", "forward", "loss", "gradients", "weights", "steps"
+    "contract",
+    "structure",
+    "initial_weights",
+    "validation",
+    "start",
+    "batch",
+    "draws",
+    "forward",
+    "loss",
+    "gradients",
+    "optimizer_input",
+    "weights",
+    "steps",
 ]
 RUNGS: tuple[RungName, ...] = get_args(RungName)
+OPTIONAL_RUNGS: tuple[RungName, ...] = ("validation", "start", "optimizer_input")  # older recordings do not have them
 
 
 class Status(str, Enum):
@@ -136,6 +149,12 @@ class Tally:
     findings: list[Finding] = field(default_factory=list)
     absent: list[Note] = field(default_factory=list)  # why there is nothing where something should be
     notes: list[Note] = field(default_factory=list)
+
+    @property
+    def unrecorded(self) -> bool:
+        """Whether a side is of before this was recorded, which is neither good nor bad."""
+        optional = self.rung in OPTIONAL_RUNGS or (self.rung == "draws" and self.step is None)
+        return optional and not self.compared and not self.findings
 
     @property
     def status(self) -> Status:
@@ -268,7 +287,12 @@ class Birth(str, Enum):
 
     BUILT_OTHERWISE = "built otherwise"  # structure
     FILLED_OTHERWISE = "filled otherwise"  # initial weights
+    VALIDATION = "validation"
+    BETWEEN_STEPS = "between steps"  # weights that something else than a step has changed
+    UNRECORDED = "unrecorded"  # it differs when the step begins, behind steps that were not recorded
+    MODE = "mode"  # of a module, switched between steps
     BATCH = "batch"  # before the model has seen it
+    MEMORY = "memory"  # fields of the batch are one memory, and the forward edits it
     DRAW = "draw"  # a random draw; `draw` says which
     STATE = "state"  # a generator's state at a boundary, and no ledger says more
     NEVER_CALLED = "never called"  # by the candidate
@@ -281,7 +305,13 @@ class Birth(str, Enum):
     FIRST_GRADIENT = "first gradient"  # the backward of the loss
     BETWEEN_BACKWARDS = "between backwards"  # of `after` and this
     GRADIENT = "gradient"  # nothing that backward reached before it differs
+    NOT_CLEARED = "not cleared"  # gradients of earlier batches, in the candidate alone
+    CLEARED = "cleared"  # in the candidate alone
+    CLIPPING = "clipping"  # gradients differ between backward and the optimizer
+    NO_UPDATE = "no update"  # only one side makes a step with this batch
     OPTIMIZER_SETTING = "optimizer setting"
+    OPTIMIZER_STATE = "optimizer state"  # that the update goes on from, changed by something else than a step
+    SCHEDULE = "schedule"
     UPDATE = "update"  # loss and gradients are the same
     GROWN = "not grown"  # bits part earlier, within the rule, but this cannot have grown from that
 
@@ -334,6 +364,10 @@ class Unexplained(str, Enum):
     CALLS = "calls"
     LOSS = "loss"
     GRADIENTS = "gradients"
+    VALIDATION = "validation"
+    START = "start"  # weights or modes that were changed between steps
+    GRADIENTS_BEFORE = "gradients before"  # backward
+    OPTIMIZER_INPUT = "optimizer input"
     OPTIMIZER = "optimizer"
     UPDATES = "updates"
 

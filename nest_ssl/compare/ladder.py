@@ -16,7 +16,7 @@ from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.comparison import Comparison, Declared, Explainer, Explanation, Facts, Side
 from nest_ssl.compare.declared import Entry
 from nest_ssl.compare.evidence import Evidence
-from nest_ssl.compare.findings import RUNGS, SEVERITY, Draw, Rung, RungName, Status, Tally
+from nest_ssl.compare.findings import OPTIONAL_RUNGS, RUNGS, SEVERITY, Draw, Rung, RungName, Status, Tally
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.proof import Agreement, Float64, Proof, weigh
 from nest_ssl.compare.roots import roots_of
@@ -26,7 +26,20 @@ from nest_ssl.compare.rules.float64 import Float64Rule
 from nest_ssl.compare.rules.known import Known, KnownRule
 from nest_ssl.compare.rules.noise_floor import NoiseFloorRule, excuse_flips, growth_of
 from nest_ssl.compare.rules.same_function import AGREE, has_float32_values
-from nest_ssl.compare.rungs import batch, contract, draws, forward, gradients, initial_weights, loss, structure, weights
+from nest_ssl.compare.rungs import (
+    batch,
+    contract,
+    draws,
+    forward,
+    gradients,
+    initial_weights,
+    loss,
+    optimizer_input,
+    start,
+    structure,
+    validation,
+    weights,
+)
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.rungs.steps import compare_steps
 from nest_ssl.compare.unseen import unseen_by
@@ -37,7 +50,16 @@ from nest_ssl.recording.reader import Recording
 
 RUN_RUNGS: tuple[RungName, ...] = ("contract", "structure", "initial_weights", "draws")
 _NO_NUMBERS: tuple[RungName, ...] = ("contract", "structure", "steps")
-STEP_RUNGS: tuple[RungName, ...] = ("batch", "draws", "forward", "loss", "gradients", "weights")
+STEP_RUNGS: tuple[RungName, ...] = (
+    "start",
+    "batch",
+    "draws",
+    "forward",
+    "loss",
+    "gradients",
+    "optimizer_input",
+    "weights",
+)
 
 
 def compare_recordings(
@@ -66,12 +88,12 @@ def compare_recordings(
     ledger = KnownRule(rule or (NoiseFloorRule(evidence) if evidence and evidence.floors else SameBits()), known)
     comparer = Comparer(ledger)
     own, excused, before, results = _compare_all(reference, candidate, comparer, shared, steps, declared, evidence)
-    tallies = [*own, *(tally for result in results for tally in result.tallies.values())]
+    tallies = [*own, *(tally for result in results for tally in result.tallies.values() if not tally.unrecorded)]
     ordered = causes.in_causal_order(tallies, results)
     first = causes.headline(ordered)
     cause = causes.cause_of(first, results, before, shared, grown=first is not ordered[0]) if first else None
     whole = [*tallies, compare_steps(Sheet("steps", comparer), results, shared)]
-    rungs = [Rung(name, [tally for tally in whole if tally.rung == name]) for name in RUNGS]
+    by_rung = [Rung(name, [tally for tally in whole if tally.rung == name]) for name in RUNGS]
     in64 = _in_float64(evidence, declared)
     proof = weigh(reference, evidence or Evidence(), ordered, roots_of(own, before, results), results, in64, known)
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
@@ -79,7 +101,7 @@ def compare_recordings(
         _side(reference),
         _side(candidate),
         shared,
-        rungs,
+        rungs := [rung for rung in by_rung if rung.tallies or rung.name not in OPTIONAL_RUNGS],
         *_judge(rungs, proof if rule is None and proof.had else None),
         first,
         next(iter(ordered), None),
@@ -122,13 +144,13 @@ def _compare_all(
     changed = _modules(run["initial_weights"].tally)
     results = _compare_steps(reference, candidate, comparer, shared, changed, evidence)
     contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
-    if not run["draws"].tally.compared and not run["draws"].tally.findings:
-        del run["draws"]  # neither recording says anything of what came before the steps
     if evidence and evidence.stale:
         run["contract"].note("stale_evidence", where=evidence.stale)
     if isinstance(comparer.rule, KnownRule):
         run["structure"].tally.findings += comparer.rule.out_of_date()
-    return [sheet.tally for sheet in run.values()], excused, before, results
+    tallies = [sheet.tally for sheet in run.values()]
+    tallies += validation.compare_validations(comparer, reference, candidate, steps)
+    return [tally for tally in tallies if not tally.unrecorded], excused, before, results
 
 
 def _in_float64(evidence: Evidence | None, declared: Sequence[Entry] | None) -> Float64:
@@ -138,8 +160,8 @@ def _in_float64(evidence: Evidence | None, declared: Sequence[Entry] | None) -> 
     compared = compare_recordings(*evidence.float64, Float64Rule(evidence), declared=declared)
     found = [one for rung in compared.rungs if rung.name not in _NO_NUMBERS for one in rung.findings]
     beyond = frozenset((one.moment.step, one.address) for one in found if not one.within)
-    agreeing = [one for one in found if one.judgement and one.within and one.judgement.bound["relative"] == AGREE]
-    sizes = [one.metrics.relative or 0.0 for one in agreeing if one.metrics]
+    agreeing = [one.judgement for one in found if one.judgement and one.within and one.judgement.rule == "float64"]
+    sizes = [(one.ratio or 0.0) * AGREE for one in agreeing if one.bound["relative"] == AGREE]
     first = min((one for one in found if not one.within), key=lambda one: one.moment, default=None)
     largest = max(sizes, default=0.0)
     if first is None:
@@ -160,10 +182,11 @@ def _compare_steps(
     kinds = initial_weights.kinds_of(reference, candidate)
     results: list[StepFindings] = []
     for step in shared:
-        known = None if causes.unrecorded(shared, step) else changed
         for rank in range(min(reference.world_size, candidate.world_size)):
             results.append(_compare_step(reference, candidate, comparer, kinds, step, rank))
-            results[-1].calls = causes.judge_calls(results[-1], known)
+            started = results[-1].tallies["start"]
+            known = started.compared["parameters"] or not causes.unrecorded(shared, step)
+            results[-1].calls = causes.judge_calls(results[-1], changed | _modules(started) if known else None)
             if evidence:
                 evidence.growths[step + 1, rank] = growth_of(results[-1].tallies["weights"])
         changed = changed.union(*(_modules(r.tallies["weights"]) for r in results if r.step == step))
@@ -180,6 +203,8 @@ def _compare_step(
     sides = reference.step(step, rank), candidate.step(step, rank)
     sheets = {name: Sheet(name, comparer, step, rank) for name in STEP_RUNGS}
     result = StepFindings(step, rank, {name: sheet.tally for name, sheet in sheets.items()})
+    modes = [{m.name: m.training for m in recording.structure.modules} for recording in (reference, candidate)]
+    start.compare_start(sheets["start"], *sides, kinds, (modes[0], modes[1]))
     batch.compare_batch(sheets["batch"], *sides)
     calls: tuple[list[Call], list[Call]] = ([], [])
     if sheets["forward"].both_have(layout.CALLS, *sides):
@@ -191,8 +216,11 @@ def _compare_step(
     forward.compare_forward_output(sheets["forward"], *sides)
     result.loss = loss.compare_loss(sheets["loss"], *sides)
     result.reached = gradients.compare_output_gradients(sheets["gradients"], *calls)
+    gradients.compare_gradients_before(sheets["gradients"], *sides)
     gradients.compare_parameter_gradients(sheets["gradients"], *sides, calls[0])
+    optimizer_input.compare_optimizer_input(sheets["optimizer_input"], *sides)
     weights.compare_after_step(sheets["weights"], *sides, kinds, sheets["gradients"].tally.findings)
+    weights.compare_schedules(sheets["weights"], *sides)
     return result
 
 

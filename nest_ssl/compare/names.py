@@ -11,7 +11,7 @@ counts. What already has a name that another module is given (a wrapper around i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +21,10 @@ from torch import Tensor
 from nest_ssl.base.errors import UserError, from_os_error
 from nest_ssl.base.safe_load import load_yaml
 from nest_ssl.recording.calls import Call
+from nest_ssl.recording.contents import AppliedGradients, OptimizerState, Validation
 from nest_ssl.recording.index import StepFacts, StepRandom, Structure
-from nest_ssl.recording.reader import AppliedGradients, OptimizerState, Recording, StepFiles
+from nest_ssl.recording.reader import Recording
+from nest_ssl.recording.step_files import StepFiles
 
 V = TypeVar("V")
 Rename = Callable[[str], str]
@@ -87,6 +89,9 @@ class Renamed(Recording):
         """A table by name."""
         return {self._rename(name): value for name, value in values.items() if self.stays(name)}
 
+    def names(self, names: Iterable[str]) -> list[str]:
+        return [self._rename(name) for name in names if self.stays(name)]
+
     def ledger(self, entries: list[Any] | None) -> list[Any] | None:
         """Draws, by the modules that made them."""
         if entries is None:
@@ -104,7 +109,14 @@ class Renamed(Recording):
             ]
             for kind in ("modules", "parameters", "buffers")
         }
-        return found.model_copy(update=update)
+        shared = None if found.shared is None else [self.names(group) for group in found.shared]
+        return found.model_copy(update={**update, "shared": shared})
+
+    def validations(self) -> list[Validation] | None:
+        found = super().validations()
+        for output in (o for each in found or [] for batch in each["batches"] for o in batch["outputs"]):
+            output["module"] = self._rename(output["module"])
+        return found
 
     def initial_weights(self) -> dict[str, Tensor]:
         return self.table(self._original.initial_weights())
@@ -142,7 +154,17 @@ class _RenamedStep(StepFiles):
 
     def applied_gradients(self) -> AppliedGradients | None:
         whole = StepFiles(self._recording, self._number, self._rank).applied_gradients()
-        return whole and replace(whole, gradients=self._names.table(whole.gradients))
+        table, names = self._names.table, self._names.names
+        return whole and AppliedGradients(
+            table(whole.gradients), whole.norm, whole.factor, names(whole.scaled), names(whole.edited)
+        )
+
+    def changed(self, name: str) -> list[str] | None:
+        found = super().changed(name)
+        return None if found is None else self._names.names(found)
+
+    def left_gradients(self) -> dict[str, str]:
+        return self._names.table(super().left_gradients())
 
     def facts(self) -> StepFacts | None:
         found = super().facts()

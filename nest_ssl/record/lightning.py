@@ -16,7 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from nest_ssl.record.observers.learning_rates import Stepped, learning_rates
-from nest_ssl.record.session import Mark, Session, refuse_several_processes
+from nest_ssl.record.refusals import refuse_several_processes
+from nest_ssl.record.session import Mark, Session
 from nest_ssl.recording.evidence import Rates
 from nest_ssl.recording.writer import RecordingWriter
 
@@ -59,6 +60,9 @@ class Recorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         refuse_several_processes(trainer.world_size)
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.session.initial_weights(pl_module)  # now: what this validation leaves behind is not what was built
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
         batches = trainer.num_training_batches * (epochs or float("inf"))
@@ -89,9 +93,16 @@ class Recorder(Callback):
             trainer.should_stop = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.session.validation()  # its loader has begun
+        self.session.validation()
 
-    on_validation_end = on_validation_start
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.session.validation_batch(batch, dataloader_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning keeps those of training beside them.
+        self.session.validation_done({n: value for n, value in trainer.callback_metrics.items() if "val" in n})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._learning_rates:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import CodeType
+from types import CodeType, MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -40,7 +40,9 @@ from nest_ssl.record.observers.draws import DrawObserver
 from nest_ssl.record.observers.operators import OperatorObserver
 from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
 from nest_ssl.record.observers.update import UpdateObserver, applied
+from nest_ssl.record.observers.validation import ValidationObserver
 from nest_ssl.record.provenance import describe_device, describe_run
+from nest_ssl.record.refusals import refuse_several_processes, refuse_steps_outside
 from nest_ssl.record.secrets import masked_yaml
 from nest_ssl.record.step import Step, describe, modes
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
@@ -49,6 +51,7 @@ from nest_ssl.recording.evidence import LearningRates, Rates
 from nest_ssl.recording.tensors import tensor_digest
 from nest_ssl.recording.writer import RecordingWriter
 
+WATCHED = 2  # validations of which the first batches are recorded; of later ones only what they gave in all
 Mark = Literal["before_model", "after_model", "before_first_batch"]
 # What draws before each of them; from the first that is marked on, every number drawn is accounted for.
 _DRAWN_BEFORE = {"before_model": "before_model", "after_model": "model_construction", "before_first_batch": "fit_start"}
@@ -124,6 +127,8 @@ class Session(AbstractContextManager["Session"]):
         # Files with the weights and the optimizer's state as the next step should find them; empty where unknown.
         self._last_weights = self._last_optimizer = ""
         self._modes: dict[str, bool] = {}  # of modules, as the structure has them
+        self._validation: ValidationObserver | None = None
+        self._validations = 0
         self._fetch: dict[str, str] | None = None  # states from which the batch of `_draws` is made
         settings = config if isinstance(config, str) else yaml.safe_dump(plain(config), sort_keys=False)
         writer.save_text(files.CONFIG, masked_yaml(settings))
@@ -136,6 +141,13 @@ class Session(AbstractContextManager["Session"]):
         if self._before_steps is None:
             self._before_steps = DrawObserver(moment)
         self._before_steps.charge(_DRAWN_BEFORE[moment])
+
+    def initial_weights(self, model: nn.Module) -> None:
+        """The model is built and on its device, and has not run yet. `begin` takes this upon itself, unless something
+        runs the model before training starts, as Lightning's sanity check does."""
+        if self._model is None:
+            self._model = model
+            self.writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
 
     def begin(self, model: nn.Module, first_step: int = 0, batches: float = float("inf")) -> None:
         """Training starts: what the model is and where it runs, and its weights before the first batch.
@@ -152,12 +164,11 @@ class Session(AbstractContextManager["Session"]):
         refuse_several_processes(torch.distributed.get_world_size() if distributed else 1)
         refuse_steps_outside(self.steps or frozenset(), first_step, batches)
         self.mark("before_first_batch")
-        self._model = model
+        self.initial_weights(model)
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._index |= {"world_size": 1, "device": describe_device(device)}
         self._index["sources"] = describe_sources(model)  # now: a file edited meanwhile is not what trained
         self.writer.save_builtins(files.STRUCTURE, describe_structure(model))
-        self.writer.save_tensors(files.INITIAL_WEIGHTS, weights(model))
         self._modes = modes(model)
         self._await_batch(first_step)
         self._last_weights = files.INITIAL_WEIGHTS
@@ -279,8 +290,38 @@ class Session(AbstractContextManager["Session"]):
         self._last_weights = f"{folder}/{files.WEIGHTS}" if step else ""
         self._last_optimizer = f"{folder}/{files.OPTIMIZER}" if step and optimizer is not None else ""
 
+    # --- a validation, between two steps ---
+
     def validation(self) -> None:
-        """Validation begins or ends: what was drawn since the last boundary is its own."""
+        """Validation begins (its loader may have): what was drawn since the last boundary is its own."""
+        assert self._model is not None, "begin(model) comes first"
+        self._charge_validation()
+        watches = self.steps is None or bool(self.steps)
+        self._validation = ValidationObserver(self._model) if watches and self._validations < WATCHED else None
+
+    def validation_batch(self, batch: Any, loader: int = 0) -> None:
+        """A batch of loader number `loader` is made; the first of each is watched until the next comes."""
+        if self._validation:
+            self._validation.batch(batch, loader)
+
+    def validation_done(self, metrics: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Validation is over.
+
+        Args:
+            metrics: what it gave in all, numbers or tensors by name, e.g. ``{"val_loss": loss}``.
+        """
+        self._charge_validation()
+        seen = {
+            "before_step": self._number,
+            "batches": self._validation.done() if self._validation else [],
+            "metrics": {name: torch.as_tensor(value).detach() for name, value in metrics.items()},
+        }
+        self._validation = None
+        if self.steps is None or self.steps:
+            self.writer.save_tensors(files.validation_file(self._validations), seen)
+            self._validations += 1
+
+    def _charge_validation(self) -> None:
         if self._draws and not self._step:
             self._draws.charge("validation")
 
@@ -304,7 +345,7 @@ class Session(AbstractContextManager["Session"]):
                 written.
         """
         with self:
-            if self._model is None or self._before_steps is None:
+            if self._model is None or self._before_steps is None or "sources" not in self._index:
                 raise UserError("nothing was trained", str(self.writer.target), "Train at least one batch.")
             missing = sorted((self.steps or frozenset()) - set(self.recorded))
             if missing:
@@ -320,6 +361,8 @@ class Session(AbstractContextManager["Session"]):
     def abort(self) -> None:
         """Drop what was written, if it is not finished; an earlier recording in its place is left as it was."""
         self._leave_step()
+        if self._validation:
+            self._validation.done()
         self.writer.abort()
 
     def __exit__(self, *error: object) -> None:
@@ -341,22 +384,3 @@ class Session(AbstractContextManager["Session"]):
             self._step.leave()
             self._last_weights = self._last_optimizer = ""
         self._step = None
-
-
-def refuse_several_processes(world_size: int) -> None:
-    """A recording holds one process; several would write over one another."""
-    if world_size > 1:
-        fix = "Record with one process (trainer.devices=1, trainer.num_nodes=1)."
-        raise UserError("several processes cannot be recorded", f"{world_size} processes train", fix)
-
-
-def refuse_steps_outside(steps: frozenset[int], first: int, end: float) -> None:
-    """A step that training cannot reach is a mistake to be reported now, not after hours."""
-    for step in sorted(steps):
-        if step < first:
-            where = f"save_steps names {step}, and this run goes on at {first}"
-            raise UserError("a step to record is already trained", where, "Ask for later steps, or save_steps=none.")
-        if step >= end:
-            where = f"save_steps names {step}, training ends after {end:,.0f} batches, counted from 0"
-            more = "Train more batches (BATCHES, trainer.max_epochs, trainer.limit_train_batches)"
-            raise UserError("a step to record is never reached", where, f"{more} or ask for fewer steps.")

@@ -21,10 +21,13 @@ class Kind(str, Enum):
     LOSS = "loss"
     OUTPUT_GRADIENT = "output gradient"  # what arrived at a call's output in backward
     GRADIENT = "gradient"  # of a parameter
+    GRADIENT_BEFORE = "gradient before backward"  # of a parameter: what backward adds to
     UPDATE = "update"  # of a parameter by the step: after minus before
     APPLIED_GRADIENT = "applied gradient"  # of a parameter, as the optimizer used it: after clipping
     OPTIMIZER_STATE = "optimizer state"  # slot is the parameter's own name, path the state's ("exp_avg")
     OPTIMIZER_SETTING = "optimizer setting"  # slot is the group's number, path the setting's name
+    SCHEDULE = "schedule"  # of learning rates: slot is its number, path what it says of itself
+    METRIC = "metric"  # of a validation, by name
     DRAW = "draw"  # slot is the generator; module and call, or a phase in the moment, say who drew
     GENERATOR_STATE = "generator state"  # at a boundary: slot is the generator
 

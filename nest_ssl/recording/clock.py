@@ -31,18 +31,21 @@ class Phase(IntEnum):
     BEFORE_FIRST_BATCH = 7
     # Of every step. Validation runs between two steps, and what it draws or leaves is met by the step behind it.
     VALIDATION = 10
-    FETCH = 11
-    BATCH = 12
-    BATCH_READY = 13
-    FORWARD = 14  # the training step: all calls of modules, and the code around them
-    FORWARD_DONE = 15
-    LOSS = 16
-    BACKWARD = 17
-    GRADIENTS = 18
-    BACKWARD_DONE = 19
-    OPTIMIZER_STEP = 20
-    AFTER_STEP = 21
-    STEP_DONE = 22
+    STEP_START = 11  # weights and modes as the step finds them
+    FETCH = 12
+    BATCH = 13
+    BATCH_READY = 14
+    FORWARD = 15  # the training step: all calls of modules, and the code around them
+    FORWARD_DONE = 16
+    LOSS = 17
+    BACKWARD = 18
+    GRADIENTS = 19
+    BACKWARD_DONE = 20
+    OPTIMIZER_INPUT = 21  # gradients after clipping, settings, and the state that it goes on from
+    OPTIMIZER_STEP = 22
+    SCHEDULE = 23  # settings of the next step: a plainer fact than values
+    AFTER_STEP = 24
+    STEP_DONE = 25
 
 
 class Part(IntEnum):

@@ -29,6 +29,11 @@ OPERATORS = "operators.json"  # ATen operators of the step, where they were aske
 LEARNING_RATES = "learning_rates.json"  # of the run, over steps that it need not train; where asked for
 
 
+def validation_file(number: int) -> str:
+    """`validation_0.pt`: what was seen of the run's first validation."""
+    return f"validation_{number}.pt"
+
+
 def step_folder(step: int, rank: int = 0, world_size: int = 1) -> str:
     """`step_0`, or `rank_1/step_0` where several processes train."""
     folder = f"step_{step}"

@@ -12,7 +12,7 @@ from nest_ssl.record.observers.copies import same_bits
 from nest_ssl.recording import layout
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.index import DrawEntry
-from nest_ssl.recording.reader import StepFiles
+from nest_ssl.recording.step_files import StepFiles
 
 
 class RecordedCalls:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from nest_ssl.recording.evidence import Replay, Unit, seal_of
-from nest_ssl.recording.reader import Recording, StepFiles
+from nest_ssl.recording.reader import Recording
+from nest_ssl.recording.step_files import StepFiles
 from nest_ssl.recording.tensors import tensor_digest
 from nest_ssl.replay.calls import CallReplay, Draft, Precision
 from nest_ssl.replay.frames import Interception

@@ -208,21 +208,24 @@ def collect(reference: Recording, candidate: Recording, folder: Path, kinds: Seq
             checks.append(Check(what="restarts", side="reference", step=step, compared=compared, differing=differing))
             if checks[0].differing == 0:
                 write_evidence(path, floor.model_copy(update={"reference": seals[0]}))
-                spent["floor"] = repeated.index.duration_s
+                spent["floor"] = spent.get("floor", 0.0) + floor.seconds
             else:
                 path.unlink()
                 hindered["floor"] = f"the reference does not repeat itself: {checks[0].first} has other bits"
     traced = {side: _recorded(folder / TRACED / side) for side in SIDES}
     traced["reference"] = traced["reference"] or repeated
     for side, run in traced.items():
+        shared = spent.get("floor", 0.0) if run is repeated else 0.0  # of the time that this run took
         if run and "operators" in kinds and any(run.step(step).operators() for step in run.steps):
-            operators = bind(run, side, reference, candidate)
+            took = max(0.0, run.index.duration_s - shared)
+            operators = bind(run, side, reference, candidate).model_copy(update={"seconds": took})
             write_evidence(folder / files.OPERATORS / f"{side}.json", operators)
-            spent["operators"] = spent.get("operators", 0.0) + operators.seconds
+            spent["operators"] = spent.get("operators", 0.0) + took
         if run and "schedule" in kinds and run.learning_rates():
-            schedule = bind_rates(run, side, reference, candidate)
+            took = 0.0 if "operators" in spent else run.index.duration_s  # one run gives both
+            schedule = bind_rates(run, side, reference, candidate).model_copy(update={"seconds": took})
             write_evidence(folder / files.SCHEDULE / f"{side}.json", schedule)
-            spent["schedule"] = spent.get("schedule", 0.0) + schedule.seconds
+            spent["schedule"] = spent.get("schedule", 0.0) + took
     if "observer" in kinds:
         bare = {side: _recorded(folder / BARE / side) for side in SIDES}
         checks += [_unwatched(side, sides[side], run) for side, run in bare.items() if run]

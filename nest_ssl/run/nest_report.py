@@ -11,7 +11,8 @@ from torch import Tensor, float32
 
 from nest_ssl.compare.comparison import Explanation
 from nest_ssl.recording import layout
-from nest_ssl.recording.reader import Recording, StepFiles
+from nest_ssl.recording.reader import Recording
+from nest_ssl.recording.step_files import StepFiles
 
 
 def explain_nest(reference: Recording, candidate: Recording, step: int) -> Explanation | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nest_ssl.compare.comparison import Explanation
-from nest_ssl.compare.findings import Difference
+from nest_ssl.compare.findings import Birth, Difference
 from nest_ssl.recording.reader import Recording
 from tests.compare.builder import edit_tensors, first, judge, left, noted, remove, statuses
 
@@ -141,7 +141,7 @@ def test_an_optimizer_setting(reference: Path, make: Make, key: str, value: Any)
     optimizer = {"lr": 0.01, "weight_decay": 0.1, key: value}
     comparison = judge(reference, make(optimizer=optimizer))
     tensor = f"param_groups.0.{key}" + (".1" if key == "betas" else "")
-    assert first(comparison) == ("weights", 0, None, None, tensor)
+    assert first(comparison) == ("optimizer_input", 0, None, None, tensor)
 
 
 def test_one_weight_after_the_step(reference: Path, make: Make) -> None:
@@ -158,9 +158,8 @@ def test_gradients_clipped_before_the_step(reference: Path, make: Make) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
 
     comparison = judge(reference, make(before_step=clip), atol=1e-9)
-    rung, step, _, _, tensor = first(comparison)
-    assert (rung, step) == ("weights", 0)
-    assert str(tensor).endswith("exp_avg")
+    assert first(comparison) == ("optimizer_input", 0, None, None, "applied_grad.factor")
+    assert comparison.cause is not None and comparison.cause.birth == Birth.CLIPPING
 
 
 def test_batch_norm_momentum_shows_in_its_buffers(reference: Path, make: Make) -> None:

@@ -183,7 +183,7 @@ def test_what_changes_between_two_steps(tmp_path: Path) -> None:
 
     recorded, _ = train(tmp_path / "run", between=leave)
     statistics = ["body.1.running_mean", "body.1.running_var", "body.1.num_batches_tracked"]
-    assert [recorded.step(n).changed_weights() for n in recorded.steps] == [[], statistics, [], []]
+    assert [recorded.step(n).changed(files.STEP_START) for n in recorded.steps] == [[], statistics, [], []]
     facts = [recorded.step(n).facts() for n in recorded.steps]
     assert [fact.training for fact in facts if fact] == [{}, *[{"body.3": False}] * 3]
 

@@ -59,7 +59,7 @@ def outcomes(path: Path, cases: list[Callable[[], None]], only: str = "") -> tup
     return counted[0], counted[1]
 
 
-def test_thewhole_one_is_read(whole: Path) -> None:
+def test_the_whole_one_is_read(whole: Path) -> None:
     assert len(read_all(whole)) > 500 and read_all(whole, verify=False) == read_all(whole)
 
 
@@ -120,8 +120,7 @@ def test_any_field_of_a_file_of_facts(either: Path, name: str) -> None:
         except (ValueError, UnicodeError):
             replace(either, name, b"\xff")
 
-    fields = [field for field in places(original) if field]
-    cases = [(chosen.choice(fields), chosen.choice(WRONG)) for _ in range(40)]
+    cases = [(chosen.choice([f for f in places(original) if f]), chosen.choice(WRONG)) for _ in range(40)]
     refusals, sound = outcomes(either, [lambda f=f, w=w: mutate(f, w) for f, w in cases], name)  # type: ignore[misc]
     assert refusals > (0 if name == files.CONFIG else 20) and refusals + sound == 40
     for value in (None, 1, [], "x", {"a": {1: 2}} if name != files.CONFIG else [1]):
@@ -143,10 +142,7 @@ ODD: list[Callable[[], Any]] = [
 
 
 def deep(levels: int) -> Any:
-    value: Any = 1
-    for _ in range(levels):
-        value = [value]
-    return value
+    return [deep(levels - 1)] if levels else 1
 
 
 def endless() -> Any:
@@ -161,6 +157,10 @@ def shared(levels: int) -> Any:
     for _ in range(levels):
         value = [value, value]
     return value
+
+
+def changes(base: str, entries: Any = None) -> dict[str, Any]:
+    return {"base": base, "names": ["w"], "entries": entries or {}}
 
 
 def saved(value: Any) -> bytes:
@@ -185,8 +185,7 @@ def test_any_value_of_a_file_of_tensors(damaged: Path, name: str) -> None:
             replace(damaged, name, content, value[0])
 
     whole = (damaged / name).read_bytes()
-    fields = list(places(original))
-    cases = [((), make()) for make in ODD] + [(chosen.choice(fields), make()) for make in ODD]
+    cases = [((), make()) for make in ODD] + [(chosen.choice([*places(original)]), make()) for make in ODD]
     refusals, sound = outcomes(damaged, [lambda f=f, o=o: mutate(f, o) for f, o in cases], name)  # type: ignore[misc]
     assert refusals > 0.6 * len(cases) and refusals + sound == len(cases), (refusals, sound)
 
@@ -200,14 +199,12 @@ def test_any_value_of_a_file_of_tensors(damaged: Path, name: str) -> None:
      (files.OPTIMIZER, {"state": {}, "param_groups": [{"lr": 1}]}), (files.OPTIMIZER, {"state": {},
       "param_groups": [{"params": [1]}]}),
      (files.CALLS, {}), (files.CALLS, {"calls": 1}), (files.CALLS, {"calls": []}), (files.CALLS, []),
-      (files.GRADIENTS, {"w": 1}), (files.STEP_START, {"base": "", "names": ["w"], "entries": {}}),
-     (files.STEP_START, {"base": "config.yaml", "names": [], "entries": {}}), (files.STEP_START, {"base": ""}),
-     (files.STEP_START, {"base": f"step_0/{files.WEIGHTS}", "names": [], "entries": {}}),
-     (files.STEP_START, {"base": "", "names": ["w"], "entries": {"w": 1}}),
-     (files.OPTIMIZER_START, {"base": "", "names": ["w"], "entries": {"w": 1}, "param_groups": []}),
-     (files.OPTIMIZER_START, {"base": "", "names": [], "entries": {}, "param_groups": [{"lr": 1}]}),
-     (files.APPLIED_GRADIENTS, {"norm": None, "factor": None, "scaled": ["no such"], "entries": {}}),
-     (files.APPLIED_GRADIENTS, {"norm": 1.0, "factor": None, "scaled": [], "entries": {}})],
+      (files.GRADIENTS, {"w": 1}), (files.STEP_START, changes("")), (files.STEP_START, changes("", {"w": 1})),
+     (files.STEP_START, changes("config.yaml")), (files.STEP_START, changes(f"step_0/{files.WEIGHTS}")),
+     (files.STEP_START, {"base": ""}), (files.OPTIMIZER_START, changes("", {"w": 1}) | {"param_groups": []}),
+     (files.OPTIMIZER_START, {**changes("", {"w": {}}), "param_groups": [{"lr": 1}]}),
+     *((files.APPLIED_GRADIENTS, {"norm": norm, "factor": None, "scaled": ["no such"], "entries": {}})
+       for norm in (None, 1.0))],
 )  # fmt: skip
 def test_files_of_another_shape(damaged: Path, name: str, content: Any) -> None:
     replace(damaged, f"step_0/{name}", saved(content), content)

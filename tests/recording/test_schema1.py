@@ -43,7 +43,7 @@ def test_what_it_does_not_hold_is_unknown() -> None:
     for start, wanted in ((first.start_weights(), initial), (second.start_weights(), left)):
         assert start is not None and all(torch.equal(start[name], wanted[name]) for name in wanted)
     unknown = [second.start_optimizer_state(), second.start_groups(), second.applied_gradients(), second.facts()]
-    unknown += [second.gradients_before(), second.changed_weights(), second.state_at("batch_ready")]
+    unknown += [second.gradients_before(), second.changed(files.STEP_START), second.state_at("batch_ready")]
     assert unknown == [None] * 7
 
 

@@ -79,9 +79,9 @@ def test_values() -> None:
         [0, 1, 2],
         0.18231764435768127,
     )
-    assert [rung["name"] for rung in tree["rungs"]][5] == "forward"
-    assert tree["rungs"][5]["compared"] == 52
-    assert tree["rungs"][5]["steps"][0]["compared"] == {"calls": 22, "outputs": 4}
+    assert [rung["name"] for rung in tree["rungs"]][6] == "forward"
+    assert tree["rungs"][6]["compared"] == 52
+    assert tree["rungs"][6]["steps"][0]["compared"] == {"calls": 22, "outputs": 4}
     assert tree["reference"]["recording"]["trainer"]["name"] == "nemo"
     assert tree["draws"][1]["reference"] == ["masking#0"]
     assert tree["calls"][0]["relation"] == "born here"

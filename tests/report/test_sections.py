@@ -67,7 +67,7 @@ def test_what_was_compared(tallies: list[tuple[int | None, dict[str, int]]], tex
 def test_what_is_missing_says_on_which_side() -> None:
     made = comparison()
     made.rung("batch").tallies[0].missing_candidate = 2
-    assert rows(rung_table(made))[3][-1] == "0 in reference, 2 in candidate"
+    assert rows(rung_table(made))[4][-1] == "0 in reference, 2 in candidate"
 
 
 def test_over_steps() -> None:
@@ -76,9 +76,11 @@ def test_over_steps() -> None:
         "0",
         "identical",
         "identical",
+        "identical",
         "diverged",
         "identical",
         "diverged",
+        "identical",
         "identical",
         "5.0926868",
         "5.0926868",

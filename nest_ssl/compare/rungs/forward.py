@@ -18,7 +18,7 @@ from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import StepFiles
+from nest_ssl.recording.step_files import StepFiles
 
 Key = tuple[str, int]  # module, k-th call of it in the step
 
@@ -124,7 +124,7 @@ def spans_of(calls: Sequence[Call]) -> dict[Key, Span]:
 
 
 def _compare_inputs(sheet: Sheet, call: Call, other: Call, measured: Measured) -> Iterator[Finding]:
-    """Inputs and the training flag; one passed by position on both sides goes by the reference's name for it."""
+    """The module's mode and its inputs; one passed by position on both sides goes by the reference's name for it."""
     names = dict(zip(other.arg_names, call.arg_names, strict=False))
     renames = {n: m for n, m in names.items() if n not in call.inputs and m not in other.inputs}
     for name, twin in renames.items():
@@ -132,7 +132,10 @@ def _compare_inputs(sheet: Sheet, call: Call, other: Call, measured: Measured) -
         if not any(note.kind == "input_names" and note.values == values for note in sheet.tally.notes):
             sheet.note("input_names", **values)
     renamed = {renames.get(name, name): value for name, value in other.inputs.items()}
-    for name, a, b in pairs({**call.inputs, "training": call.training}, {**renamed, "training": other.training}):
+    if call.training is not other.training:
+        spot = sheet.spot(Address(Kind.MODULE, *key_of(call), "training"), Phase.FORWARD, call.start)
+        yield spot.finding(Difference.SETTING, call.training, other.training)
+    for name, a, b in pairs(call.inputs, renamed):
         leaves = ({} if value is ABSENT else flatten(value) for value in (a, b))
         for path, leaf, other_leaf in pairs(*leaves):
             spot = sheet.spot(Address(Kind.INPUT, *key_of(call), name, path), Phase.FORWARD, call.start)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from nest_ssl.base.nested import pairs
+from nest_ssl.base.nested import ABSENT, pairs
+from nest_ssl.compare.findings import Difference
 from nest_ssl.compare.rungs.forward import Key, key_of
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.values import Measured
@@ -20,7 +21,7 @@ from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import StepFiles
+from nest_ssl.recording.step_files import StepFiles
 
 
 def compare_output_gradients(sheet: Sheet, reference: Sequence[Call], candidate: Sequence[Call]) -> list[Key]:
@@ -40,6 +41,27 @@ def compare_output_gradients(sheet: Sheet, reference: Sequence[Call], candidate:
         sheet.item("output gradients", found)
         reached.append(key_of(call))
     return reached
+
+
+def compare_gradients_before(sheet: Sheet, reference: StepFiles, candidate: StepFiles) -> None:
+    """What ``.grad`` held when backward began: nothing (None or zeros are the same there) or gradients of before.
+
+    Gradients of before that are not the same are a matter of the step that made them, where that was recorded; they
+    count here if they were the same when it was over.
+    """
+    before, other_before = reference.gradients_before(), candidate.gradients_before()
+    if before is None or other_before is None:
+        return
+    left, other_left = reference.left_gradients(), candidate.left_gradients()
+    for name, held, other_held in pairs(before, other_before):
+        spot = sheet.spot(of_entry(Kind.GRADIENT_BEFORE, name), Phase.BACKWARD)
+        if held is ABSENT or other_held is ABSENT:
+            continue  # a parameter that only one side trains is the structure's matter
+        said = ["nothing" if value in (None, "zero") else "gradients" for value in (held, other_held)]
+        edited = said[0] == said[1] and held != other_held and name in left and left[name] == other_left.get(name)
+        differs = said[0] != said[1] or (edited and said[0] == "gradients")
+        values = (held, other_held) if edited else said
+        sheet.item("gradients before", [spot.finding(Difference.SETTING, *values)] if differs else [])
 
 
 def compare_parameter_gradients(

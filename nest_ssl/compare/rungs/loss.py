@@ -12,7 +12,7 @@ from nest_ssl.compare.values import flatten
 from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import StepFiles
+from nest_ssl.recording.step_files import StepFiles
 
 
 def compare_loss(sheet: Sheet, reference: StepFiles, candidate: StepFiles) -> Losses | None:

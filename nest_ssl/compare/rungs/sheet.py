@@ -13,7 +13,7 @@ from nest_ssl.compare.findings import Difference, Finding, Note, RungName, Spot,
 from nest_ssl.compare.values import Comparer, absent
 from nest_ssl.recording.address import Address
 from nest_ssl.recording.clock import BEFORE_STEPS, Moment, Part, Phase
-from nest_ssl.recording.reader import StepFiles
+from nest_ssl.recording.step_files import StepFiles
 
 Named = Mapping[str, Any]
 

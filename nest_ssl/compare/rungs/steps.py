@@ -15,7 +15,7 @@ def compare_steps(sheet: Sheet, results: Sequence[StepFindings], steps: Sequence
         found = sorted((f for tally in tallies for f in tally.findings), key=lambda finding: finding.moment)
         worst = next((finding for finding in found if not finding.within), found[0] if found else None)
         sheet.item("steps", [worst] if worst else [])
-        if max((tally.status for tally in tallies), key=SEVERITY.index) == Status.NOT_COMPARED:
+        if max((tally.status for tally in tallies if not tally.unrecorded), key=SEVERITY.index) == Status.NOT_COMPARED:
             sheet.nothing("step_not_compared", step=step)
     parted = [result.step for result in results if result.tallies["weights"].findings]
     if parted:

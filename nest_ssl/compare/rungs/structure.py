@@ -45,11 +45,25 @@ def compare_structure(
         sides = (_by_name(getattr(recording.structure, unit)) for recording in (reference, candidate))
         for name, one, other in pairs(*sides):
             _compare(sheet, unit, sheet.spot(of_entry(kind, name), Phase.STRUCTURE), one, other)
+    _compare_memory(sheet, reference.structure.shared, candidate.structure.shared)
     for why, what in complaints:
         spot = sheet.spot(Address(Kind.SETTING, slot="declared"), Phase.STRUCTURE)
         sheet.tally.differing += 1
         sheet.tally.findings.append(spot.finding(Difference.SETTING, why, what))
     return declared
+
+
+def _compare_memory(sheet: Sheet, reference: list[list[str]] | None, candidate: list[list[str]] | None) -> None:
+    """Parameters and buffers in the same memory are trained as one; of older recordings it is not known."""
+    if reference is None or candidate is None:
+        return
+    groups = [{name: group for group in side for name in group} for side in (reference, candidate)]
+    for name in {**groups[0], **groups[1]}:
+        others = [", ".join(other for other in side.get(name, []) if other != name) for side in groups]
+        if others[0] != others[1]:
+            spot = sheet.spot(of_entry(Kind.PARAMETER, name, "memory"), Phase.STRUCTURE)
+            said = [f"in the memory of {side}" if side else "in memory of its own" for side in others]
+            sheet.item("names in shared memory", [spot.finding(Difference.SETTING, *said)])
 
 
 def _by_name(entries: Sequence[Any]) -> Entries:

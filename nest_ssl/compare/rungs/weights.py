@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor, float64
 
-from nest_ssl.compare.findings import Finding
+from nest_ssl.compare.findings import Difference, Finding
 from nest_ssl.compare.rungs.initial_weights import Kinds, compare_entries
+from nest_ssl.compare.rungs.optimizer_input import IMPLEMENTATION, by_number
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.clock import Phase
-from nest_ssl.recording.reader import StepFiles
+from nest_ssl.recording.step_files import StepFiles
 
 Tensors = dict[str, Tensor]
-IMPLEMENTATION = ("foreach", "fused", "capturable")  # settings that choose how an optimizer computes, not what
 
 
 def compare_after_step(
@@ -43,16 +44,6 @@ def compare_after_step(
         _compare_kind(sheet, *weights, kinds, Kind.BUFFER)
     if sheet.both_have(layout.OPTIMIZER, reference, candidate):
         state, other_state = reference.optimizer_state(), candidate.optimizer_state()
-        groups, other_groups = (  # which parameters a group holds counts, their order does not
-            {
-                str(i): {
-                    **{name: value for name, value in group.items() if name not in IMPLEMENTATION},
-                    "params": dict.fromkeys(group["params"], "member"),
-                }
-                for i, group in enumerate(groups)
-            }
-            for groups in (state["param_groups"], other_state["param_groups"])
-        )
         flags = [
             [name for name in IMPLEMENTATION if any(group.get(name) for group in side["param_groups"])]
             for side in (state, other_state)
@@ -60,6 +51,7 @@ def compare_after_step(
         if flags[0] != flags[1]:
             names = [", ".join(side) or "none of these" for side in flags]
             sheet.note("implementation", reference=names[0], candidate=names[1])
+        groups, other_groups = by_number(state["param_groups"]), by_number(other_state["param_groups"])
         setting = partial(Address, Kind.OPTIMIZER_SETTING, None, None)
         sheet.table("optimizer groups", groups, other_groups, Phase.AFTER_STEP, setting)
         own = partial(of_entry, Kind.OPTIMIZER_STATE)
@@ -69,6 +61,26 @@ def compare_after_step(
         if not sheet.tally.compared["parameters"]:
             sheet.nothing("no_shared_weights", step=sheet.step)
         _compare_updates(sheet, (reference, candidate), weights, gradients)
+
+
+def compare_schedules(sheet: Sheet, reference: StepFiles, candidate: StepFiles) -> None:
+    """What the learning-rate schedules say of themselves after the step: also what only later steps will meet."""
+    facts, other_facts = reference.facts(), candidate.facts()
+    if facts is None or other_facts is None:
+        return
+    for number, (one, other) in enumerate(zip_longest(facts.schedulers, other_facts.schedulers)):
+        classes = ["none" if side is None else side.scheduler_class.rpartition(".")[2] for side in (one, other)]
+        spot = sheet.spot(Address(Kind.SCHEDULE, slot=str(number), path="class"), Phase.SCHEDULE)
+        if one is None or other is None:
+            sheet.item("schedules", [spot.finding(Difference.SETTING, *classes)])
+            continue
+        if classes[0] != classes[1]:  # the name is its trainer's own matter
+            sheet.note("schedule_class", reference=classes[0], candidate=classes[1])
+        # What begins with an underscore is torch's own account, but for the rates of the next step.
+        names = [n for n in one.state if n in other.state and (n == "_last_lr" or not n.startswith("_"))]
+        state, other_state = ({name: side.state[name] for name in names} for side in (one, other))
+        spot = sheet.spot(Address(Kind.SCHEDULE, slot=str(number)), Phase.SCHEDULE)
+        sheet.item("schedules", sheet.comparer.nested(spot, state, other_state))
 
 
 def _compare_kind(sheet: Sheet, reference: dict[str, Any], candidate: dict[str, Any], kinds: Kinds, kind: Kind) -> None:

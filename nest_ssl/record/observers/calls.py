@@ -13,7 +13,7 @@ import functools
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +41,15 @@ class CallObserver:
     """The calls of `root` and of every module in it, from `attach` to `detach`.
 
     `root` itself is watched by wrapping its `forward`, because trainers call `model.forward(...)` and hooks live in
-    `model(...)`. Its name is the empty string. `draws` is asked to close a stretch at every start and end of a call.
+    `model(...)`. Its name is the empty string. `draws`, if any, is asked to close a stretch at every start and end of a
+    call. `modules` names those in it that are watched, all when None.
     """
 
-    def __init__(self, root: nn.Module, draws: DrawObserver | None = None) -> None:
-        self.root = root
-        self.draws = draws or DrawObserver("training_step")
+    def __init__(
+        self, root: nn.Module, draws: DrawObserver | None = None, modules: Container[str] | None = None
+    ) -> None:
+        self.root, self._modules = root, modules
+        self.draws = draws
         self._forward, self._later = _Sequence(), _Sequence()
         self._now = self._forward
         self.calls, self.later = self._forward.calls, self._later.calls  # of the forward; begun after the loss
@@ -65,7 +68,7 @@ class CallObserver:
     def attach(self) -> CallObserver:
         """Register the hooks; until `detach` every call is recorded."""
         for name, module in self.root.named_modules():
-            if module is not self.root:
+            if module is not self.root and (self._modules is None or name in self._modules):
                 start, end = functools.partial(self._start, name), functools.partial(self._end, name)
                 self._hooks[module] = (
                     module.register_forward_pre_hook(start, with_kwargs=True),
@@ -131,7 +134,7 @@ class CallObserver:
         if all(call.module != name for call, _ in now.open):
             return  # it never started: another hook raised first
         event = self._count_event(now)
-        if not name and now is self._forward:
+        if self.draws and not name and now is self._forward:
             self.draws.enter("loss")
         while True:
             call, error_before = now.open.pop()
@@ -151,7 +154,9 @@ class CallObserver:
 
     def _count_event(self, now: _Sequence) -> int:
         """The number of this start or end."""
-        if now is self._forward:  # backward is one stretch: checkpointing rewinds the generators and returns
+        if (
+            self.draws and now is self._forward
+        ):  # backward is one stretch: checkpointing rewinds the generators and returns
             self.draws.close(now.open[-1][0] if now.open else None, now.events)
         now.events += 1
         return now.events - 1

@@ -27,20 +27,17 @@ def changes(
     names, entries = [], {}
     for name, value in table:
         names.append(name)
-        if name not in recorded or not _same(value, recorded[name]):
+        if name not in recorded or not same(value, recorded[name]):
             entries[name] = value
     return {"base": base, "names": names, "entries": entries}
 
 
-def _same(value: Any, recorded: Any) -> bool:
-    one, other = list(leaves(value)), list(leaves(recorded))
-    return len(one) == len(other) and all(
-        path == other_path and _same_leaf(leaf, other_leaf)
-        for (path, leaf), (other_path, other_leaf) in zip(one, other, strict=True)
+def same(value: Any, recorded: Any) -> bool:
+    """Whether two nested values are the same, tensors by their bits."""
+    one, other = dict(leaves(value)), dict(leaves(recorded))
+    return list(one) == list(other) and all(
+        same_bits(leaf, other[path])
+        if isinstance(leaf, torch.Tensor) and isinstance(other[path], torch.Tensor)
+        else type(leaf) is type(other[path]) and bool(leaf == other[path])
+        for path, leaf in one.items()
     )
-
-
-def _same_leaf(leaf: Any, other: Any) -> bool:
-    if isinstance(leaf, torch.Tensor) and isinstance(other, torch.Tensor):
-        return same_bits(leaf, other)
-    return type(leaf) is type(other) and bool(leaf == other)

@@ -70,7 +70,7 @@ class OperatorObserver(TorchDispatchMode):
         self._makers: list[tuple[Place, str]] = []  # and whose that operator was, and its source line
         self._names = {parameter: name for name, parameter in calls.root.named_parameters()}
         self._owners: dict[int, str] = {}  # by address, the module whose parameter the memory belongs to
-        self._draws = len(calls.draws.entries)
+        self._draws = len(calls.draws.entries) if calls.draws else 0
 
     def attach(self) -> OperatorObserver:
         self.__enter__()  # type: ignore[no-untyped-call]
@@ -173,7 +173,7 @@ class OperatorObserver(TorchDispatchMode):
 
     def _take_draws(self) -> None:
         """What was drawn meanwhile from generators that are not torch's."""
-        entries = self._calls.draws.entries
+        entries = self._calls.draws.entries if self._calls.draws else []
         for entry in entries[self._draws :]:
             place = entry.module, entry.call
             if entry.generator in NOT_TORCH and self._is_watched(place):

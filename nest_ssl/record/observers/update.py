@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from nest_ssl.record.observers.changes import same
 from nest_ssl.record.observers.copies import same_bits
 
 Gradients = Mapping[str, Tensor | None]
@@ -79,7 +80,7 @@ def applied(gradients: Gradients, of_backward: Gradients) -> dict[str, Any]:
     changed = {
         name: gradient
         for name, gradient in gradients.items()
-        if name not in of_backward or not _same(gradient, of_backward[name])
+        if name not in of_backward or not same(gradient, of_backward[name])
     }
     factor = common_factor(changed, of_backward)
     scaled = [name for name, gradient in changed.items() if _is_product(gradient, of_backward.get(name), factor)]
@@ -114,7 +115,3 @@ def common_factor(changed: Gradients, of_backward: Gradients) -> Tensor | None:
 
 def _is_product(gradient: Tensor | None, raw: Tensor | None, factor: Tensor | None) -> bool:
     return gradient is not None and raw is not None and factor is not None and same_bits(gradient, raw * factor)
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return (one is None and other is None) or (one is not None and other is not None and same_bits(one, other))

@@ -12,7 +12,9 @@ from nest_ssl.report.words import counted, heads, say, word
 from nest_ssl.report.words.names import cut, labels, name, number, small
 
 WORST = 10  # rows in a table of differences
-_STEP_RUNGS: tuple[RungName, ...] = ("batch", "draws", "forward", "loss", "gradients", "weights")
+_STEP_RUNGS: tuple[RungName, ...] = (
+    "start", "batch", "draws", "forward", "loss", "gradients", "optimizer_input", "weights",
+)  # fmt: skip
 
 
 def rung_table(comparison: Comparison) -> list[Block]:
@@ -53,12 +55,13 @@ def compared(rung: Rung) -> Text:
 def over_steps(comparison: Comparison) -> list[Block]:
     losses = {loss.step: [number(loss.reference), number(loss.candidate)] for loss in comparison.losses}
     rows = []
+    rungs = [rung for rung in comparison.rungs if rung.name in _STEP_RUNGS]
     for step in comparison.steps:
-        found = [[t for t in comparison.rung(rung).tallies if t.step == step] for rung in _STEP_RUNGS]
+        found = [[t for t in rung.tallies if t.step == step] for rung in rungs]
         shown = [join(dict.fromkeys(_shown(comparison, t.rung, t.status) for t in tallies)) for tallies in found]
         rows.append([number(step), *shown, *losses.get(step, ["-", "-"])])
     losses_of = [say("head.loss", label=label) for label in labels(comparison)]
-    head = [*heads("step"), *(word("rung", rung) for rung in _STEP_RUNGS), *losses_of]
+    head = [*heads("step"), *(word("rung", rung.name) for rung in rungs), *losses_of]
     return [Heading(say("steps")), table(head, rows, right=2)] if rows else []
 
 

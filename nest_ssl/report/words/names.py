@@ -60,6 +60,7 @@ def own_name(finding: Finding) -> str:
         stage = "loss" if finding.moment.event else "training_step"
     prefix = {
         Kind.OPTIMIZER_SETTING: "param_groups.",
+        Kind.SCHEDULE: "schedule.",
         Kind.GENERATOR_STATE: f"rng.{phase.name.lower()}.",
         Kind.DRAW: f"{stage}." if address.module is None else "",
     }
