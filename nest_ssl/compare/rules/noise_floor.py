@@ -91,7 +91,7 @@ class NoiseFloorRule:
         return Judgement(ratio <= LOOK, "noise floor", bound, ratio)
 
     def _judge_validation(self, address: Address, metrics: Metrics) -> Judgement:
-        """A validation is not repeated: it is held against the largest floor of the same call, or the loss, in training.
+        """Judge a validation, which is not repeated, by the largest floor of the same call, or the loss, in training.
 
         Its batch is another one, so only the sizes relative to the whole can be compared.
         """
