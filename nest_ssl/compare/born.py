@@ -18,8 +18,8 @@ from nest_ssl.recording.address import Address
 from nest_ssl.recording.evidence import Operators
 
 OPERATORS = 8  # of one birthplace
-PHASES = ("structure", "initial weights", "batch", "draws", "forward", "loss", "backward", "clipping", "optimizer",
-          "schedule", "validation")  # fmt: skip
+PHASES = ("structure", "initial weights", "validation", "between steps", "batch", "draws", "forward", "loss",
+          "backward", "clipping", "optimizer", "schedule")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,10 +53,22 @@ def roots_of(run: Sequence[Tally], before: Sequence[Draw], steps: Sequence[StepF
     roots += initial[:1] if drawn else initial  # the others may follow from the draw
     roots += _of_draws(drawn)
     apart = {finding.address.module for finding in found["initial_weights"]}
+    validations = {tally.step: tally.findings for tally in run if tally.rung == "validation"}
+    numbers = {step.step for step in steps}
     for step in steps:
+        roots += _of_validation(validations.pop(step.step, ()), apart)
+        between = [one for one in step.tallies["start"].findings if one.address.module not in apart]
+        gap = step.step > 0 and step.step - 1 not in numbers  # then it may be most of the model, and is one root
+        roots += _by_module("between steps", between[:1] if gap else between)
+        apart |= {finding.address.module for finding in between}
         roots += _of_step(step, apart)
         apart |= {finding.address.module for finding in step.tallies["weights"].findings}
-    return roots
+    return roots + [root for findings in validations.values() for root in _of_validation(findings, apart)]
+
+
+def _of_validation(findings: Sequence[Finding], apart: set[str | None]) -> list[Root]:
+    """The first difference, unless weights differ; the others may follow from it."""
+    return _by_module("validation", findings[:1]) if not apart else []
 
 
 def _by_module(phase: str, findings: Iterable[Finding]) -> list[Root]:
@@ -81,7 +93,10 @@ def _of_step(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:
     loss = step.tallies["loss"].findings
     if loss and not forward:
         yield Root("loss", None, tuple(loss))
-    gradients = step.tallies["gradients"].findings if not forward and not loss and not apart else []
+    held = [one for one in step.tallies["gradients"].findings if one.address.kind == Kind.GRADIENT_BEFORE]
+    if held:  # not cleared, or too early: all gradients follow
+        yield Root("backward", None, tuple(held))
+    gradients = step.tallies["gradients"].findings if not (forward or loss or apart or held) else []
     arriving = [one for one in gradients if one.address.kind == Kind.OUTPUT_GRADIENT]
     if arriving:  # all later ones may follow from the first
         reached = step.reached.index(key_of(arriving[0]))
@@ -115,15 +130,26 @@ def _of_forward(step: StepFindings) -> Iterator[Root]:
 
 def _of_update(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:
     """Optimizer and schedule: settings, and what a parameter became though its gradient and its past are the same."""
-    findings = step.tallies["weights"].findings
-    settings = [one for one in findings if one.address.kind == Kind.OPTIMIZER_SETTING]
+    findings, gradients = step.tallies["weights"].findings, step.tallies["gradients"].findings
+    given = step.tallies["optimizer_input"].findings
+    clipped = [one for one in given if one.address.kind == Kind.APPLIED_GRADIENT]
+    if clipped and not gradients:
+        modules = {one.address.module for one in clipped}
+        yield Root("clipping", modules.pop() if len(modules) == 1 else None, tuple(clipped))
+    steps = [one for one in given if one.address.kind == Kind.UPDATE]  # made by one side alone
+    state = [one for one in given if one.address.kind == Kind.OPTIMIZER_STATE and one.address.module not in apart]
+    schedules = [one for one in findings if one.address.kind == Kind.SCHEDULE]
+    if steps or state:
+        yield Root("optimizer", None, tuple(steps or state))
+    if schedules:
+        yield Root("schedule", None, tuple(schedules))
+    settings = [one for one in [*given, *findings] if one.address.kind == Kind.OPTIMIZER_SETTING]
     scheduled = [one for one in settings if one.address.path in SCHEDULED]
     others = [one for one in settings if one not in scheduled]
     if others:
         yield Root("optimizer", None, tuple(others))
     if scheduled:
         yield Root("schedule", None, tuple(scheduled))
-    gradients = step.tallies["gradients"].findings
     moved = {(one.address.module, one.address.slot) for one in gradients if one.address.kind == Kind.GRADIENT}
     own = [
         one
@@ -133,6 +159,6 @@ def _of_update(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:
         and (one.address.module, one.address.slot) not in moved
         and one.address.module not in apart
     ]
-    if own and not settings:
+    if own and not (settings or clipped or steps or state):
         modules = {one.address.module for one in own}
         yield Root("optimizer", modules.pop() if len(modules) == 1 else None, tuple(own))

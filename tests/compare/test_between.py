@@ -306,3 +306,23 @@ def as_before(recording: Path) -> None:
     for name in [f"step_{step}/{name}" for step in range(4) for name in names] + [files.validation_file(0)]:
         remove(recording, name)
     edit_structure(recording, lambda structure: structure.pop("shared"))
+
+
+def test_what_is_born_between_the_calls_is_in_the_list_of_births(sound: Path, tmp_path: Path) -> None:
+    """One fault of each kind at once: each has a place of its own, and nothing else has one."""
+
+    def put_back(step: int, model: nn.Module) -> None:
+        if step == 1:
+            model.decoder.bias.data.zero_()
+
+    def born(out: Path, **faults: Any) -> list[tuple[str, str | None]]:
+        proof = judge(sound, run(out, **faults)).proof
+        assert proof is not None
+        return [(birth.phase, birth.module) for birth in proof.born]
+
+    assert born(tmp_path / "none") == []
+    assert born(tmp_path / "weights", between=put_back) == [("between steps", "decoder")]
+    assert born(tmp_path / "clip", clip=nothing) == [("clipping", None)]
+    assert born(tmp_path / "clear", clear=nothing) == [("backward", None)]
+    assert born(tmp_path / "rate", min_lr=1e-12)[0] == ("schedule", None)
+    assert born(tmp_path / "loss", validation_loss=lambda loss: 2 * loss) == [("validation", None)]
