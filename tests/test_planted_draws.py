@@ -68,7 +68,7 @@ def dropout_as_a_function(model: NestModule) -> None:
     patch_forward(
         feed_forward,
         lambda forward, x: feed_forward.linear2(
-            F.dropout(feed_forward.activation(feed_forward.linear1(x)), feed_forward.dropout.p, training=True)
+            F.dropout(feed_forward.activation(feed_forward.linear1(x)), feed_forward.dropout.p, feed_forward.training)
         ),
     )
 

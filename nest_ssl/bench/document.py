@@ -36,8 +36,8 @@ def page(results: Results) -> list[Block]:
         blocks += body([row for row in part.rows if "error" not in row])
         for row in part.rows:
             if "error" in row:
-                where = [row["name"], _batch(row["batch"]) if "batch" in row else "", row.get("side", "")]
-                blocks.append(Bullets(((f"{', '.join(filter(None, where))}: not had ({row['error']})",),)))
+                names = [row["name"], _batch(row["batch"]) if "batch" in row else "", row.get("side", "")]
+                blocks.append(Bullets(((f"{', '.join(filter(None, names))}: not had ({row['error']})",),)))
     return blocks
 
 

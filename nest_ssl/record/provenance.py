@@ -30,7 +30,8 @@ def describe_run() -> dict[str, Any]:
         UserError: the facts of the image that this runs in cannot be read.
     """
     container = _container()
-    make = os.environ.get("NEST_SSL_COMMAND")  # the words that make was called with; the Makefile exports them
+    # The words that make was called with; the Makefile exports them.
+    make = os.environ.get("NEST_SSL_COMMAND", "").strip() or None
     packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     packages["torch"] = torch.__version__
     relevant = sorted(n for n in os.environ if n.startswith(ENVIRONMENT_PREFIXES) and n != "TORCH_INDEX")

@@ -178,7 +178,7 @@ class CallReplay:
 
     def not_called(self, skipped: Call, by: Call) -> None:
         for table in (self.forward, self.backward):
-            if skipped.index in table:
+            if skipped.index in table and not table[skipped.index].stopped:
                 table[skipped.index].stopped = "not replayed", f"the candidate's {by.name} does not call it"
         self.drawn.pop(skipped.index, None)
         self.gradients.drop(skipped.index)
@@ -215,8 +215,13 @@ class CallReplay:
         doubtful = any(not self.done[index].trusted for index in frame.answered)
         nodes = {root.grad_fn for root in roots}
         if roots:
-            with self.interception.replaying(frame, in_backward=True):
-                torch.autograd.backward(roots, starts, retain_graph=doubtful)  # type: ignore[no-untyped-call]
+            try:
+                with self.interception.replaying(frame, in_backward=True):
+                    torch.autograd.backward(roots, starts, retain_graph=doubtful)  # type: ignore[no-untyped-call]
+            except Exception as error:  # noqa: BLE001  whatever somebody else's hook or function may raise
+                draft.stopped = "raised", f"{type(error).__name__}: {first_line(error)}"
+                self.gradients.take()
+                return {}, True
         taken, arrived = self.gradients.take(), frame.arrived
         doubted = self.doubt(frame, sources, roots) if doubtful and roots else set()
         self.judge_arrived(frame, draft, arrived, doubted, nodes)

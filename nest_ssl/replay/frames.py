@@ -255,6 +255,7 @@ class _Answer(torch.autograd.Function):
         dirty: dict[str, Tensor], anchor: Tensor, *tensors: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         ctx.frame, ctx.index, ctx.done, ctx.inputs, ctx.linked = frame, index, done, inputs, linked
+        ctx.shapes = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         ctx.set_materialize_grads(False)
         by_path = dict(zip(inputs, tensors, strict=True))
         for path, new in dirty.items():
@@ -269,15 +270,17 @@ class _Answer(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         """The gradients of the inputs are those of the call's own replay, whatever arrives.
 
-        While `doubting`, they are NaN where the call is not trusted and 0 elsewhere: whatever they touch becomes NaN.
+        While `doubting`, they are NaN where the call is not trusted (or was not replayed, so that none are known) and 0
+        elsewhere: whatever they touch becomes NaN.
         """
         frame, done = ctx.frame, ctx.done
         for path, gradient in zip(ctx.linked, gradients, strict=False):
             frame.arrived[ctx.index, path] = gradient
         back = [done.gradients.get(path) for path in ctx.inputs]
-        if frame.doubting:
-            filler = 0.0 if done.trusted else float("nan")
-            back = [None if g is None else torch.full_like(g, filler) for g in back]
+        if frame.doubting and done.trusted:
+            back = [None if gradient is None else torch.zeros_like(gradient) for gradient in back]
+        elif frame.doubting:
+            back = [torch.full(shape, torch.nan, dtype=dtype, device=device) for shape, dtype, device in ctx.shapes]
         return (None,) * 8 + tuple(None if g is None else g.clone() for g in back)
 
 

@@ -205,3 +205,12 @@ def test_a_fault_of_float32_alone_is_found_though_float64_agrees() -> None:
 
 def test_without_either_nothing_is_decided() -> None:
     assert judged(other_bits(6e-8)) == (Function.UNDECIDED, None)
+
+
+@pytest.mark.parametrize(("off", "within"), [(2e-7, True), (1e-5, False)])
+def test_a_validation_is_held_against_the_floor_of_the_same_call_in_training(off: float, within: bool) -> None:
+    one = torch.ones(8, dtype=torch.float64)
+    place = Spot("validation", Moment(2, Phase.VALIDATION), M)
+    assert NoiseFloorRule(evidence()).judge(place, measure(one, one + off, 0.0, 0.0)).within is within
+    elsewhere = Spot("validation", Moment(2, Phase.VALIDATION), output("other"))
+    assert not NoiseFloorRule(evidence()).judge(elsewhere, measure(one, one + off, 0.0, 0.0)).within

@@ -98,6 +98,14 @@ def test_a_module_counts_once() -> None:
     assert "born in 2 places" in lines(made)[1] and len(bullets(made)) == 3
 
 
+def test_without_a_replay_the_list_may_lack_modules() -> None:
+    made = proven(NORM)
+    made.proof.evidence = [Had("floor", True, 6.9)]
+    assert lines(made)[1].startswith(
+        "diverged: born in 1 place, as far as both runs show; without a replay, other modules may differ as well."
+    )
+
+
 def test_what_is_lacking_is_said() -> None:
     made = proven(lacking=[Note("lacks_function"), Note("lacks_floor")])
     assert lines(made)[0] == "nest-ssl 0.1.0 differs from NeMo 3.0.0, and nothing shows yet that it is rounding"

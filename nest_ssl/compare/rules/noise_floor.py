@@ -18,7 +18,7 @@ import torch
 from nest_ssl.compare.evidence import Evidence
 from nest_ssl.compare.findings import Judgement, Spot, Tally
 from nest_ssl.compare.metrics import Metrics
-from nest_ssl.recording.address import Kind
+from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.evidence import FloorEntry
 
 ROUNDING, LOOK = 1.2, 3.0  # floors
@@ -79,6 +79,8 @@ class NoiseFloorRule:
         return 0.0, 0.0
 
     def judge(self, spot: Spot, metrics: Metrics, source: float = 0.0) -> Judgement:
+        if spot.rung == "validation":
+            return self._judge_validation(spot.address, metrics)
         floor = self.evidence.floor(spot.moment.step, spot.address)
         if floor is None or metrics.nonfinite_disagree:
             return Judgement(False, "noise floor", {})
@@ -87,6 +89,20 @@ class NoiseFloorRule:
         ratio = floors_of(*size, floor, metrics.norm or 0.0, metrics.eps, metrics.elements, growth)
         bound = {"relative": floor.relative_largest * growth, "max_abs": floor.max_abs_largest * growth}
         return Judgement(ratio <= LOOK, "noise floor", bound, ratio)
+
+    def _judge_validation(self, address: Address, metrics: Metrics) -> Judgement:
+        """Judge a validation, which is not repeated, by the largest floor of the same call, or the loss, in training.
+
+        Its batch is another one, so only the sizes relative to the whole can be compared.
+        """
+        named = Address(Kind.LOSS, slot="loss") if address.kind == Kind.METRIC else address
+        found = [floors.entries.get(named) for floors in self.evidence.floors.values()]
+        relative = max((floor.relative_largest for floor in found if floor), default=0.0)
+        relative = max(relative, ULP * metrics.eps) * max(self.evidence.growths.values(), default=1.0)
+        if not any(found) or metrics.nonfinite_disagree or metrics.relative is None:
+            return Judgement(False, "noise floor", {})
+        ratio = metrics.relative / relative
+        return Judgement(ratio <= LOOK, "noise floor", {"relative": relative}, ratio)
 
     def judge_whole(self, spot: Spot, metrics: Metrics) -> Judgement | None:
         """Of whole numbers: a token may become the runner-up where rounding alone moves their distance as far."""

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from nest_ssl.base.nested import tensors
+from nest_ssl.base.nested import tensors, to_builtins
 from nest_ssl.record.observers.copies import Copies
 from nest_ssl.record.observers.draws import DrawObserver
 from nest_ssl.recording.calls import Call
@@ -147,7 +147,7 @@ class CallObserver:
         call.output = self._copies.keep(output)
         if now is self._forward:
             self._copies.returned(call.output, call.index)
-        for path, tensor in tensors(output):
+        for path, tensor in tensors(to_builtins(output, lambda tensor: tensor)):  # a dataclass too
             if tensor.requires_grad:
                 handle = tensor.register_hook(functools.partial(self._gradient, call, path))  # type: ignore[no-untyped-call]
                 self._tensor_hooks.append(handle)

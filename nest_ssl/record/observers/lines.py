@@ -29,6 +29,7 @@ class SourceLines:
     def __init__(self, unwatched: Collection[CodeType] = ()) -> None:
         self.texts: dict[str, str] = {}
         self._unwatched = unwatched
+        self._sources: dict[tuple[str, int], str] = {}
 
     def is_watched(self, frame: FrameType | None) -> bool:
         """Whether neither the recorder nor an unwatched function is at work, where `innermost` found `frame`."""
@@ -42,12 +43,13 @@ class SourceLines:
         """``nemo/core/x.py:12``, wherever it is installed; empty for no frame."""
         if frame is None:
             return ""
-        path, module = Path(frame.f_code.co_filename), frame.f_globals.get("__name__", "__main__")
-        depth = 1 if module == "__main__" else module.count(".") + 1 + (path.stem == "__init__")
-        source = f"{'/'.join(path.parts[-depth:])}:{frame.f_lineno}"
-        if source not in self.texts:
-            self.texts[source] = linecache.getline(str(path), frame.f_lineno).strip()[:LONGEST]
-        return source
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        if (file, line) not in self._sources:
+            path, module = Path(file), frame.f_globals.get("__name__", "__main__")
+            depth = 1 if module == "__main__" else module.count(".") + 1 + (path.stem == "__init__")
+            source = self._sources[file, line] = f"{'/'.join(path.parts[-depth:])}:{line}"
+            self.texts[source] = linecache.getline(file, line).strip()[:LONGEST]
+        return self._sources[file, line]
 
 
 def innermost(frame: FrameType | None) -> FrameType | None:

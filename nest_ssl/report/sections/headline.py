@@ -64,6 +64,8 @@ def verdict(comparison: Comparison) -> Text:
     reasons = list(dict.fromkeys(map(note_text, absent))) or [say("no_shared_step")]
     more_reasons = [say("more_reasons", count=number(len(reasons) - REASONS))] if len(reasons) > REASONS else []
     key = _key(comparison)
+    if key == "born" and not any(had.had for had in comparison.proof.evidence if had.kind == "replay"):
+        key = "born_unreplayed"  # only what differs first between the two runs was found
     return say(
         "verdict.unknown" if key == Status.DIVERGED.value and not cause else f"verdict.{key}",
         status=StatusWord(found, word("status", found.value), strong=True),
