@@ -86,3 +86,6 @@ class Worker:
         except (subprocess.TimeoutExpired, BrokenPipeError):
             self._process.kill()
             self._process.wait()
+        finally:
+            if self._process.stdout is not None:
+                self._process.stdout.close()

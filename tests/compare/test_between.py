@@ -116,7 +116,8 @@ def placed(comparison: Comparison) -> tuple[Any, ...]:
 
 def test_a_twin_is_identical(sound: Path, tmp_path: Path) -> None:
     comparison = judge(sound, run(tmp_path / "run"))
-    assert (comparison.verdict, comparison.notes) == ("identical", [])
+    # A twin of the same process may have every file alike, which is worth a note.
+    assert comparison.verdict == "identical" and {note.kind for note in comparison.notes} <= {"same_recording"}
     assert set(statuses(comparison).values()) == {"identical"}
     assert all(comparison.rung(name).compared for name in ("validation", "start", "optimizer_input"))
 

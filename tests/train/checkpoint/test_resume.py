@@ -64,8 +64,8 @@ CASES: dict[str, tuple[list[str], list[Stop]]] = {
         [(TERMINATED, 2), (IN_VALIDATION, 1)],
     ),
     "steps counted, no validation, in order, an incomplete batch": (
-        ["batches=9", *NO_VALIDATION, f"{EVERY}=4", "model.train_ds.shuffle=false", "model.train_ds.drop_last=false",
-         "model.train_ds.batch_size=3", "trainer.limit_train_batches=4"],
+        ["trainer.max_steps=9", "trainer.max_epochs=9", *NO_VALIDATION, f"{EVERY}=4", "model.train_ds.shuffle=false",
+         "model.train_ds.drop_last=false", "model.train_ds.batch_size=3"],
         [(TERMINATED, 4), (TERMINATED, 3)],
     ),
 }  # fmt: skip
