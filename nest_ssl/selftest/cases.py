@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -102,8 +104,15 @@ def places(texts: Sequence[str]) -> Places:
         phase = next((phase for phase in phases if text.startswith(phase)), text.split(" ")[0])
         module = text.removeprefix(phase).strip()
         of_none = None if module == "" else "" if module == "root" else module
-        found |= {(each, of_none) for each in (("forward", "backward") if phase == "both" else (phase,))}
+        modules = [of_none] if of_none is None else expanded(of_none)
+        found |= {(each, one) for each in (("forward", "backward") if phase == "both" else (phase,)) for one in modules}
     return frozenset(found)
+
+
+def expanded(name: str) -> list[str]:
+    """``layers.{0,1}`` as both names, for every pair of braces."""
+    parts = [part.split(",") for part in re.split(r"[{}]", name)]
+    return ["".join(chosen) for chosen in itertools.product(*parts)]
 
 
 def read_catalogue(folder: Path = CATALOGUE) -> list[Case]:

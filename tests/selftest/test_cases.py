@@ -25,7 +25,9 @@ def test_each_line_stands_in_the_port_exactly_once() -> None:
 
 
 def test_places_are_read() -> None:
-    assert places(["both encoder.a", "optimizer", "initial weights quantizer", "forward root"]) == {
+    assert places(["both encoder.a", "optimizer", "initial weights quantizer", "forward root", "loss l.{0,1}.m"]) == {
+        ("loss", "l.0.m"),
+        ("loss", "l.1.m"),
         ("forward", "encoder.a"),
         ("backward", "encoder.a"),
         ("optimizer", None),
