@@ -59,6 +59,12 @@ def roots_of(run: Sequence[Tally], before: Sequence[Draw], steps: Sequence[StepF
         roots += _of_validation(validations.pop(step.step, ()), apart)
         between = [one for one in step.tallies["start"].findings if one.address.module not in apart]
         gap = step.step > 0 and step.step - 1 not in numbers  # then it may be most of the model, and is one root
+        if gap and not between:  # what the optimizer goes on from is as old
+            between = [
+                one
+                for one in step.tallies["optimizer_input"].findings
+                if one.address.kind == Kind.OPTIMIZER_STATE and one.address.module not in apart
+            ]
         roots += _by_module("between steps", between[:1] if gap else between)
         apart |= {finding.address.module for finding in between}
         roots += _of_step(step, apart)
