@@ -20,6 +20,7 @@ from nest_ssl.compare.findings import (
     OPTIONAL_RUNGS,
     RUNGS,
     SEVERITY,
+    STEP_RUNGS,
     Draw,
     Finding,
     Rung,
@@ -62,16 +63,6 @@ from nest_ssl.recording.reader import Recording
 
 RUN_RUNGS: tuple[RungName, ...] = ("contract", "structure", "initial_weights", "draws")
 _NO_NUMBERS: tuple[RungName, ...] = ("contract", "structure", "steps")
-STEP_RUNGS: tuple[RungName, ...] = (
-    "start",
-    "batch",
-    "draws",
-    "forward",
-    "loss",
-    "gradients",
-    "optimizer_input",
-    "weights",
-)
 
 
 def compare_recordings(

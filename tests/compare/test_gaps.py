@@ -8,9 +8,8 @@ import pytest
 
 from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.evidence import Evidence
-from nest_ssl.compare.findings import CallJudgement, Difference, Finding, Relation, RungName, Tally
+from nest_ssl.compare.findings import STEP_RUNGS, CallJudgement, Difference, Finding, Relation, RungName, Tally
 from nest_ssl.compare.gaps import Gap, Part, gaps
-from nest_ssl.compare.ladder import STEP_RUNGS
 from nest_ssl.compare.rules.same_function import SameFunctionRule
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.clock import Moment, Phase
