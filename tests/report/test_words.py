@@ -23,7 +23,8 @@ from tests.report.builder import comparison, finding, setting, side
 
 REPORT = Path(words.__file__).parents[1]
 ENUMS = {
-    "fault": FaultKind, "next": FaultKind, "status": findings.Status, "born": findings.Birth, "unexplained": findings.Unexplained, "drawn": findings.Fate,
+    "fault": FaultKind, "next": FaultKind,
+    "status": findings.Status, "born": findings.Birth, "unexplained": findings.Unexplained, "drawn": findings.Fate,
 }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def _record(value: object) -> Tree:
         return {**_pick(value, "kind basis"), **place, **because, "next": word("next", value.kind.value)}
     if isinstance(value, Proof):
         units = [{"function": f, "by": by, "units": count} for (f, by), count in value.units.items()]
-        in64 = _pick(value.float64, "agreement largest first")
+        in64 = _pick(value.float64, "agreement largest first without")
         return {
             **_pick(value, "bands modules lacking"),
             "checks": [check.model_dump() for check in value.checks],
