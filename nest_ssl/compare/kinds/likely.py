@@ -94,10 +94,8 @@ def kinds_of(comparison: Comparison, classes: tuple[Classes, Classes]) -> list[L
     for group in by_place.values():
         case = Case(comparison, classes, group)
         answer = next((answer for rule in RULES if (answer := rule(case))), None)
-        if answer is None:
-            found.append(Likely(FaultKind.UNKNOWN, Note("kind_unknown"), born=group[0]))
-        else:
-            found.append(Likely(*answer, born=group[0]))
+        kind, reason, *basis = answer or (FaultKind.UNKNOWN, Note("kind_unknown"))
+        found.append(Likely(kind, reason, next(iter(basis), Basis.MEASURED), born=group[0]))
     return found
 
 

@@ -24,7 +24,7 @@ _FLOATS = re.compile(r"\b(b?float(?:8|16|32|64)\w*|double|half)\b")
 
 def purpose_of(changes: Sequence[Change]) -> tuple[FaultKind, str] | None:
     """The one purpose that all operators with one have, and the first of them; None where there are more or none."""
-    found = {}
+    found: dict[FaultKind, str] = {}
     for change in changes:
         own = _own_name(change.reference or change.candidate)
         kind = next((kind for form, kind in _PURPOSES.items() if re.fullmatch(form, own)), None)
