@@ -25,7 +25,8 @@ def rung_table(comparison: Comparison) -> list[Block]:
             what = say("compared.losses", what=what, losses=losses)
         shown = _shown(comparison, rung.name, rung.status)
         rows.append([word("rung", rung.name), shown, what, number(rung.differing), missing])
-    return [table(heads("rung", "status", "compared", "differing", "missing"), rows, right=3)]
+    heading = [Heading(say("heading.rungs"))] if comparison.first is not None else []  # below what a reader acts on
+    return [*heading, table(heads("rung", "status", "compared", "differing", "missing"), rows, right=3)]
 
 
 def _shown(comparison: Comparison, rung: RungName, found: Status) -> Inline:
