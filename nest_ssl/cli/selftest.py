@@ -10,7 +10,9 @@ on where it stopped.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from nest_ssl.base.arguments import Parser
@@ -32,16 +34,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "selftest", help="for what is found meanwhile")
     options = parser.parse_args(argv)
 
+    from nest_ssl.base.files import write_atomically
+    from nest_ssl.record.provenance import describe_run
+    from nest_ssl.report.detection import write_detection
+    from nest_ssl.report.render.markdown import render_markdown
     from nest_ssl.selftest.cases import read_catalogue, select
+    from nest_ssl.selftest.page import page, summed
     from nest_ssl.selftest.runs import Runner
+    from nest_ssl.selftest.score import verdict_of
 
-    cases = list(select(read_catalogue(), options.only))
+    catalogue = read_catalogue()
+    cases = list(select(catalogue, options.only))
     if not cases:
         raise UserError("no such case", f"--only {options.only}", "See nest_ssl/selftest/catalogue.")
     runner = Runner(options.out.absolute(), max(1, options.jobs))
     runner.run(cases, options.limits)
     scores = runner.scores(cases)
+    right = [score for score in scores if score.caught and score.placed]
     for score in scores:
-        if not (score.caught and score.placed):
-            print(score.case.name, score.outcome)
-    return EXIT_OK if all(score.caught and score.placed for score in scores) else EXIT_DIVERGED
+        if score not in right:
+            named = score.outcome.error or ", ".join(f"{p.phase} {p.module or ''}".strip() for p in score.outcome.born)
+            print(f"selftest: not right: {score.case.name}: {verdict_of(score.outcome)}: {named}")
+    print(f"selftest: {len(right)} of {len(cases)} are right")
+    if len(cases) == len(catalogue):
+        total = summed(scores, describe_run()["git"].commit or "")
+        write_atomically(ROOT / "docs" / "detection.md", render_markdown(page(scores, total)))
+        found = {"sum": asdict(total), "cases": [score.outcome.model_dump() for score in scores]}
+        write_atomically(ROOT / "docs" / "detection.json", json.dumps(found, indent=1) + "\n")
+        write_detection(total)
+    return EXIT_OK if len(right) == len(cases) else EXIT_DIVERGED

@@ -49,7 +49,7 @@ class Case(_Strict):
     Args:
         name: in a few words; unique.
         group: the kind of fault, which is the name of its file; `REWRITES` and `PAIRS` are groups too.
-        kinds: of a pair, those of its members.
+        kinds: of fault, where they are not its group's: of a pair, those of its members.
         edits: of the port's source.
         settings: of the candidate alone, which make it another experiment.
         recipe: the experiment in which it shows; see `trial.RECIPES`.
@@ -84,6 +84,11 @@ class Case(_Strict):
     @property
     def is_fault(self) -> bool:
         return self.group not in REWRITES
+
+    @property
+    def expected_kinds(self) -> tuple[str, ...]:
+        """The kinds of fault that have to be named."""
+        return tuple(dict.fromkeys(self.kinds)) or ((self.group,) if self.is_fault else ())
 
     def edits_at(self, size: float | None) -> list[Edit]:
         """The edits with the size put in."""

@@ -9,6 +9,7 @@ from nest_ssl.selftest.cases import Case, Places, places
 from nest_ssl.selftest.trial import Outcome
 
 DIFFERENT_EXPERIMENT = 4  # exit code
+UNKNOWN = "unknown"  # kind of fault
 
 
 def verdict_of(outcome: Outcome) -> str:
@@ -53,6 +54,16 @@ class Score:
     @property
     def placed(self) -> bool:
         return is_placed(self.case, self.outcome)
+
+    @property
+    def kind(self) -> str:
+        """Whether the kinds of fault named are ``right``, one is ``wrong``, or one ``unknown``; "" where none is."""
+        named, expected = set(self.outcome.kinds), set(self.case.expected_kinds)
+        if not self.case.is_fault or not self.caught or not named:
+            return ""
+        if named - expected - {UNKNOWN}:
+            return "wrong"
+        return "right" if expected <= named else UNKNOWN
 
 
 def smallest(scores: Sequence[Score], in_float64: bool = False) -> float | None:

@@ -74,6 +74,7 @@ class Outcome(_Strict):
     Args:
         key: of what it depends on.
         error: why there is no verdict.
+        kinds: of fault that the report names, in causal order.
         lacking: why it was not shown to be rounding.
     """
 
@@ -83,6 +84,7 @@ class Outcome(_Strict):
     verdict: str = ""
     exit_code: int = 0
     born: tuple[Place, ...] = ()
+    kinds: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
     seconds: float = 0.0
     error: str = ""
@@ -138,7 +140,7 @@ def try_case(case: Case, size: float | None, references: Path, folder: Path) -> 
             write_evidence(evidence / files.OPERATORS / f"{side}.json", bind(recording, side, reference, candidate))
     # Where settings differ, or every recorded tensor has the same bits, nothing else can change the verdict.
     if not case.settings and candidate.index.tensors != reference.index.tensors:
-        _gather(subject, reference, candidate, evidence, [*overrides, FLOAT64])
+        _gather(subject, reference, candidate, evidence, [*overrides, FLOAT64, "operators=false"])
     found = open_evidence(evidence, reference, candidate)
     return compare_recordings(reference, candidate, explainers=[explain_nest], evidence=found)
 
@@ -176,6 +178,7 @@ def outcome_of(case: Case, size: float | None, key: str, references: Path, folde
         verdict=comparison.verdict.value,
         exit_code=comparison.exit_code,
         born=born,
+        kinds=tuple(dict.fromkeys(likely.kind.value for likely in getattr(comparison, "kinds", ()))),
         lacking=tuple(note.kind for note in proof.lacking),
         seconds=round(time.process_time() - started, 2),
     )
