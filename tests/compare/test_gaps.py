@@ -129,3 +129,22 @@ def test_an_optimizer_that_is_the_same_is_not_named_beside_clipping(
     units += [UnitJudgement(unit(None, "optimizer"), optimizer, By.BITS)] if optimizer else []
     born = born_of(units, [Root("optimizer", "decoder", (found,))], lambda _: False)
     assert [one.phase for one in born] == named
+
+
+@pytest.mark.parametrize(
+    ("size", "named"),
+    [(1.0, ["optimizer"]), (0.5, ["optimizer"]), (1e-3, ["loss", "optimizer"]), (0.7, ["loss", "optimizer"])],
+)
+def test_shares_and_rates_follow_from_how_many_batches_are_added_up(size: float, named: list[str]) -> None:
+    """The loss twice as large, or half, where one side alone makes an update with each batch; not by any factor."""
+    alone = Finding("optimizer_input", Moment(0, Phase.OPTIMIZER_INPUT), Address(Kind.UPDATE), Difference.SETTING)
+    loss = Address(Kind.LOSS, slot="loss")
+    units = [
+        UnitJudgement(
+            unit(None, "loss", outcome="other bits", deviations=[apart(loss, size)]), Function.ANOTHER, By.FLOOR
+        ),
+        UnitJudgement(unit(None, "schedule", step=1, outcome="other bits"), Function.ANOTHER, By.FLOOR),
+    ]
+    born = born_of(units, [Root("optimizer", None, (alone,))], lambda _: False)
+    assert [one.phase for one in born] == named
+    assert [one.phase for one in born_of(units, [], lambda _: False)] == ["loss", "schedule"]
