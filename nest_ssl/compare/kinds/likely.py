@@ -14,7 +14,7 @@ from nest_ssl.compare.born import Born
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Difference, Draw, Finding, Note, Status
 from nest_ssl.compare.kinds import Basis, FaultKind, Likely
-from nest_ssl.compare.kinds.operators import of_casts, of_memory, purpose_of
+from nest_ssl.compare.kinds.operators import casts_in, edits_in, purpose_of
 from nest_ssl.compare.kinds.roles import Classes, joins_branches, kind_of_words, role_of
 from nest_ssl.compare.patterns import Pattern, Shape
 from nest_ssl.compare.roots import SCHEDULED
@@ -132,7 +132,7 @@ def _seen_first(first: Finding) -> Born:
 # --- what was measured ------------------------------------------------------------------------------------------------
 
 
-def _ranks(case: Case) -> Answer:
+def of_ranks(case: Case) -> Answer:
     """Only one process of several, or the sum over all of them."""
     comparison, born = case.comparison, case.born
     names = {classes.get(born.module or "", "").rpartition(".")[2] for classes in case.classes}
@@ -149,7 +149,7 @@ def _ranks(case: Case) -> Answer:
     return None
 
 
-def _resumed(case: Case) -> Answer:
+def of_resumed(case: Case) -> Answer:
     """What a checkpoint has to bring back, at the first step behind it."""
     born, starts = case.born, case.went_on_at
     if not starts or (born.step not in starts and born.phase != "initial weights"):
@@ -162,7 +162,7 @@ def _resumed(case: Case) -> Answer:
     return None
 
 
-def _precision(case: Case) -> Answer:
+def of_precision(case: Case) -> Answer:
     """Another number format, or the same function in float64 alone."""
     born = case.born
     if any(each.by is By.FLOAT32 for each in case.births):
@@ -177,11 +177,11 @@ def _precision(case: Case) -> Answer:
             break
     if sides[0] != sides[1]:
         return FaultKind.PRECISION_AND_CASTS, Note("kind_dtype", {"reference": sides[0], "candidate": sides[1]})
-    cast = of_casts([change for each in case.births for change in each.changes])
+    cast = casts_in([change for each in case.births for change in each.changes])
     return (FaultKind.PRECISION_AND_CASTS, cast) if cast else None
 
 
-def _flags(case: Case) -> Answer:
+def of_flags(case: Case) -> Answer:
     """Training mode, and what is frozen."""
     address = case.born.address
     modes = [one for one in case.findings if one.address.slot == "training" and one.address.module == case.born.module]
@@ -193,7 +193,7 @@ def _flags(case: Case) -> Answer:
     return None
 
 
-def _memory(case: Case) -> Answer:
+def of_memory(case: Case) -> Answer:
     """Two names for one memory, and what is edited behind another's back."""
     born, address = case.born, case.born.address
     apart = [one for one in case.findings if one.address.path == "memory"]
@@ -206,11 +206,11 @@ def _memory(case: Case) -> Answer:
     flows = address is not None and address.kind in (Kind.INPUT, Kind.OUTPUT)
     if born.phase == "forward" and born.by is None and same and flows:
         return FaultKind.ALIASING_AND_IN_PLACE, Note("kind_edited", {"module": born.module or ""})
-    edited = of_memory([change for each in case.births for change in each.changes])
+    edited = edits_in([change for each in case.births for change in each.changes])
     return (FaultKind.ALIASING_AND_IN_PLACE, edited) if edited else None
 
 
-def _draws(case: Case) -> Answer:
+def of_draws(case: Case) -> Answer:
     """Who draws other numbers: a part of the model, the making of a batch, or anything else."""
     born = case.born
     if born.phase != "draws":
@@ -222,11 +222,11 @@ def _draws(case: Case) -> Answer:
         return (role.kind if role else FaultKind.SEED_AND_DRAWS), Note("kind_draws_in", values)
     fetched = any(one.finding and one.finding.address == born.address for one in case.fetched())
     if fetched and any(one.rung == "batch" for one in case.findings):
-        return _batch(case)
+        return of_batch(case)
     return FaultKind.SEED_AND_DRAWS, Note("kind_draws", {"generator": generator})
 
 
-def _batch(case: Case) -> Answer:
+def of_batch(case: Case) -> Answer:
     """What is read, or what is made of it: by the draws of fetching it, and by which fields differ."""
     if case.born.phase not in ("batch", "draws"):
         return None
@@ -248,7 +248,7 @@ def _batch(case: Case) -> Answer:
     return FaultKind.AUGMENTATION, Note("kind_added", {"names": ", ".join(names)}), Basis.NAMES
 
 
-def _beside_the_flow(case: Case) -> Answer:
+def of_beside_the_flow(case: Case) -> Answer:
     """What neither a call nor the backward of one makes: each phase has its own kind."""
     born, address = case.born, case.born.address
     kind = address.kind if address else None
@@ -272,7 +272,7 @@ def _beside_the_flow(case: Case) -> Answer:
     return (FaultKind.OPTIMIZER, Note("kind_between", values)) if born.phase == "between steps" else None
 
 
-def _initial_weights(case: Case) -> Answer:
+def of_initial_weights(case: Case) -> Answer:
     """Drawn from other streams, loaded, or filled otherwise from the same ones."""
     born, sides = case.born, (case.comparison.reference.index, case.comparison.candidate.index)
     if born.phase != "initial weights":
@@ -286,7 +286,7 @@ def _initial_weights(case: Case) -> Answer:
     return FaultKind.SEED_AND_DRAWS, Note("kind_filled", {"module": born.module or ""})
 
 
-def _validation(case: Case) -> Answer:
+def of_validation(case: Case) -> Answer:
     """What only a validation shows, while the training steps agree."""
     born, address = case.born, case.born.address
     if born.phase != "validation" or address is None:
@@ -303,7 +303,7 @@ def _validation(case: Case) -> Answer:
     return None
 
 
-def _backward(case: Case) -> Answer:
+def of_backward(case: Case) -> Answer:
     """What differs in the backward alone."""
     born, pattern = case.born, case.pattern
     arriving = born.address is not None and born.address.kind is Kind.OUTPUT_GRADIENT
@@ -324,7 +324,7 @@ def _backward(case: Case) -> Answer:
 # --- which part of the model ------------------------------------------------------------------------------------------
 
 
-def _part(case: Case) -> Answer:
+def of_part(case: Case) -> Answer:
     """By the module in whose own code it was born, or by what that hands on, and to whom."""
     born, address, classes = case.born, case.born.address, case.all_classes
     if born.phase not in ("structure", "forward", "loss"):
@@ -359,6 +359,6 @@ def _part(case: Case) -> Answer:
 
 
 RULES: tuple[Callable[[Case], Answer], ...] = (
-    _ranks, _resumed, _flags, _precision, _memory, _draws, _batch, _beside_the_flow, _initial_weights, _validation,
-    _backward, _part,
+    of_ranks, of_resumed, of_flags, of_precision, of_memory, of_draws, of_batch, of_beside_the_flow, of_initial_weights, of_validation,
+    of_backward, of_part,
 )  # fmt: skip

@@ -33,7 +33,7 @@ def purpose_of(changes: Sequence[Change]) -> tuple[FaultKind, str] | None:
     return next(iter(found.items())) if len(found) == 1 else None
 
 
-def of_casts(changes: Sequence[Change]) -> Note | None:
+def casts_in(changes: Sequence[Change]) -> Note | None:
     """A conversion between floating-point types that one side alone makes, or makes to another type."""
     for change in changes:
         types = [_types(one) for one in (change.reference, change.candidate)]
@@ -47,7 +47,7 @@ def of_casts(changes: Sequence[Change]) -> Note | None:
     return None
 
 
-def of_memory(changes: Sequence[Change]) -> Note | None:
+def edits_in(changes: Sequence[Change]) -> Note | None:
     """An operator that edits what it is given, in place of the one that makes a new tensor; or a copy left out."""
     count: Counter[str] = Counter()  # how many more of each the candidate runs
     others = 0
