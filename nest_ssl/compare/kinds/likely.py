@@ -359,6 +359,6 @@ def of_part(case: Case) -> Answer:
 
 
 RULES: tuple[Callable[[Case], Answer], ...] = (
-    of_ranks, of_resumed, of_flags, of_precision, of_memory, of_draws, of_batch, of_beside_the_flow, of_initial_weights, of_validation,
-    of_backward, of_part,
+    of_ranks, of_resumed, of_flags, of_precision, of_memory, of_draws, of_batch, of_beside_the_flow,
+    of_initial_weights, of_validation, of_backward, of_part,
 )  # fmt: skip
