@@ -234,7 +234,7 @@ def of_batch(case: Case) -> Answer:
     names = sorted(found) or ([case.born.address.slot] if case.born.address else [])
     read = [name for name in names if not _ADDED & set(re.split(r"\W|_", name.lower()))]
     drawn = [one.generator for one in case.fetched()]
-    if any(generator.startswith("torch") for generator in drawn):  # the order comes before all that is read
+    if read and any(generator.startswith("torch") for generator in drawn):  # the order comes before all that is read
         return FaultKind.SEED_AND_DRAWS, Note("kind_order", {"names": ", ".join(names)})
     made = {own: [f"{prefix}_{own}" for prefix in _ADDED if f"{prefix}_{own}" in case.fields] for own in read}
     behind = [own for own in read if made[own] and not found & set(made[own]) and "len" not in own]
