@@ -38,7 +38,7 @@ class Born:
         by: what showed it; None where the recordings alone do.
         decided: False where only other bits are known, and nothing says yet what they mean.
         why: of what raised, the error.
-        operators: that differ, as text.
+        operators, changes: that differ, as text and as they are.
         source: ``file:line`` of the reference's and the candidate's code, empty where it is not known.
     """
 
@@ -57,6 +57,7 @@ class Born:
     decided: bool = True
     why: str = ""
     operators: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
     source: tuple[str, str] = ("", "")
 
     def merged(self, other: Born) -> Born:
@@ -227,5 +228,6 @@ def with_lines(
             else f"{change.kind} {name}"
             for change, name in ranked
         ]
-        found.append(replace(one, source=lines, operators=tuple(dict.fromkeys(texts))[:OPERATORS]))
+        shown = tuple(dict.fromkeys(texts))[:OPERATORS]
+        found.append(replace(one, source=lines, operators=shown, changes=tuple(changes)))
     return found
