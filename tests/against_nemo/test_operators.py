@@ -53,7 +53,6 @@ def test_every_operator_has_an_owner(side: str, traced: dict[str, Recording]) ->
     assert of_modules > 0.85 * len(found.operators)
     outside = {o.source.partition(":")[0] for o in phases["forward"] + phases["backward"] if o.module is None}
     made = ("lightning/", "nest_ssl/train/module.py" if side == "nest" else "nemo/")
-    print(sorted(outside))
     assert outside and all(file.startswith(made) for file in outside), outside
     package = "nemo/" if side == "nemo" else "nest_ssl/"
     own = [o for o in phases["forward"] if o.module is not None and o.source]
