@@ -11,7 +11,6 @@ import pytest
 from omegaconf import DictConfig
 
 from nest_ssl.config import compose
-from tests.warm import warm_python
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,5 +36,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if sys.platform != "linux":  # on macOS, what has imported its frameworks cannot be forked
         yield sys.executable
         return
+    from tests.warm import warm_python  # NeMo before 3.0 installs a package called `tests`, and hides this one
+
     with warm_python(tmp_path_factory.mktemp("python")) as executable:
         yield executable
