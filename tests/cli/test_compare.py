@@ -245,3 +245,27 @@ def test_no_report_is_written_into_a_recording(reference: Path, copy: Path, insi
     with pytest.raises(UserError, match="a report would be written into a recording: --out"):
         main(sides(reference, copy, copy / inside))
     assert sorted(copy.rglob("*")) == before
+
+
+# --- for CI systems ---------------------------------------------------------------------------------------------------
+
+
+def test_more_formats_are_written_when_asked_for(
+    reference: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, out = tmp_path / "page", tmp_path / "report"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    assert main(sides(reference, reference, out)) == 0
+    assert not page.exists() and not (out / "report.junit.xml").exists()  # neither by itself
+    assert main([*sides(reference, reference, out), "--format", "junit", "--format", "github"]) == 0
+    assert "train identically" in page.read_text() and 'failures="0"' in (out / "report.junit.xml").read_text()
+    (copy / "step_0" / files.CALLS).unlink()
+    with pytest.raises(UserError, match="damaged recording"):
+        main([*sides(reference, copy, out), "--format", "junit"])
+    assert 'type="refused"' in (out / "report.junit.xml").read_text()
+
+
+def test_a_jobs_page_without_a_job(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    with pytest.raises(UserError, match="no page to write to: --format github"):
+        main([*sides(reference, reference, tmp_path / "report"), "--format", "github"])

@@ -6,15 +6,12 @@ import math
 from collections import Counter
 
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Finding, Rung, RungName, Status
+from nest_ssl.compare.findings import STEP_RUNGS, Finding, Rung, RungName, Status
 from nest_ssl.report.document import Block, Code, Heading, Inline, Paragraph, StatusWord, Text, initial, join, table
 from nest_ssl.report.words import counted, heads, say, word
 from nest_ssl.report.words.names import cut, labels, name, number, small
 
 WORST = 10  # rows in a table of differences
-_STEP_RUNGS: tuple[RungName, ...] = (
-    "start", "batch", "draws", "forward", "loss", "gradients", "optimizer_input", "weights",
-)  # fmt: skip
 
 
 def rung_table(comparison: Comparison) -> list[Block]:
@@ -28,7 +25,8 @@ def rung_table(comparison: Comparison) -> list[Block]:
             what = say("compared.losses", what=what, losses=losses)
         shown = _shown(comparison, rung.name, rung.status)
         rows.append([word("rung", rung.name), shown, what, number(rung.differing), missing])
-    return [table(heads("rung", "status", "compared", "differing", "missing"), rows, right=3)]
+    heading = [Heading(say("heading.rungs"))] if comparison.first is not None else []  # below what a reader acts on
+    return [*heading, table(heads("rung", "status", "compared", "differing", "missing"), rows, right=3)]
 
 
 def _shown(comparison: Comparison, rung: RungName, found: Status) -> Inline:
@@ -55,7 +53,7 @@ def compared(rung: Rung) -> Text:
 def over_steps(comparison: Comparison) -> list[Block]:
     losses = {loss.step: [number(loss.reference), number(loss.candidate)] for loss in comparison.losses}
     rows = []
-    rungs = [rung for rung in comparison.rungs if rung.name in _STEP_RUNGS]
+    rungs = [rung for rung in comparison.rungs if rung.name in STEP_RUNGS]
     for step in comparison.steps:
         found = [[t for t in rung.tallies if t.step == step] for rung in rungs]
         shown = [join(dict.fromkeys(_shown(comparison, t.rung, t.status) for t in tallies)) for tallies in found]
@@ -83,11 +81,11 @@ def differences(comparison: Comparison) -> list[Block]:
         if len(found) > rung.differing + missing:
             unit = say("places.forward" if rung.name == "forward" else "places.other")
             blocks.append(Paragraph(say("rung.places", places=counted(len(found), "places"), unit=unit)))
-        blocks += _tables(comparison, found)
+        blocks += finding_tables(comparison, found)
     return blocks
 
 
-def _tables(comparison: Comparison, found: list[Finding]) -> list[Block]:
+def finding_tables(comparison: Comparison, found: list[Finding]) -> list[Block]:
     """What has no measure, in order of execution; then what has one, by how far it is beyond what the rule allows.
 
     So noise in a tiny tensor does not lead, however large it is beside itself.
