@@ -85,7 +85,7 @@ def test_training_has_the_bits_that_it_has_without(
     """Weights, gradients, optimizer, generators and batches of steps before and behind the repeats, and the losses."""
     alone = record(tmp_path / "alone", *KINDS[kind], "save_steps=all")
     summary = losses(capsys.readouterr().out)
-    measured = record(tmp_path / "measured", *KINDS[kind], "save_steps=all", "noise_floor=3")
+    measured = record(tmp_path / "measured", *KINDS[kind], "save_steps=all", "noise_floor=2")
     assert content(measured) == content(alone)
     assert losses(capsys.readouterr().out) == summary
     assert all((measured.path / f"step_{step}" / "noise_floor.json").is_file() for step in measured.steps)
@@ -93,12 +93,20 @@ def test_training_has_the_bits_that_it_has_without(
     assert [read(measured.path, step).since for step in measured.steps] == [0, 0, 2, 2][: len(measured.steps)]
 
 
+LARGE_STEPS = ["run=full", *HERE, "model.optim.lr=100", "save_steps=0-2"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    return record(tmp_path_factory.mktemp("alone") / "nest", *LARGE_STEPS)
+
+
 @pytest.mark.usefixtures("short_chains")
 @pytest.mark.parametrize("forgotten", ["restore_generators", "write_weights", "write_settings"])
-def test_what_is_not_put_back_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str) -> None:
+def test_what_is_not_put_back_is_seen(
+    tmp_path: Path, alone: Recording, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
     """The check above can fail: each is left out once the repeats are done."""
-    kinds = ["run=full", *HERE, "model.optim.lr=100"]
-    alone = record(tmp_path / "alone", *kinds, "save_steps=0-2")
     put_back, original = SavedState.put_back, getattr(state, forgotten)
 
     def forgetful(self: SavedState, trainer: Any, model: Any, again: bool) -> None:
@@ -110,7 +118,7 @@ def test_what_is_not_put_back_is_seen(tmp_path: Path, monkeypatch: pytest.Monkey
     # The last repeated step leaves generators and settings as training did; here it does not.
     monkeypatch.setattr(repeats, "restore_generators", lambda states: restore_generators(states) or torch.rand(1))
     monkeypatch.setattr(repeats, "write_settings", lambda optimizer, _: optimizer.param_groups[0].update(lr=1.0))
-    assert content(record(tmp_path / "measured", *kinds, "save_steps=0-2", "noise_floor=1")) != content(alone)
+    assert content(record(tmp_path / "measured", *LARGE_STEPS, "noise_floor=1")) != content(alone)
 
 
 # --- the floor itself
