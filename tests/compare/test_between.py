@@ -317,6 +317,11 @@ def test_a_rate_that_only_this_update_uses(sound: Path, tmp_path: Path) -> None:
     assert placed(comparison) == ("optimizer_input", 1, None, "param_groups.0.lr", Birth.OPTIMIZER_SETTING)
 
 
+def test_a_step_that_is_taken_twice(sound: Path, tmp_path: Path) -> None:
+    comparison = judge(sound, run(tmp_path / "run", rate=lambda step, optimizer: optimizer.step()))
+    assert births(comparison) == [("optimizer", None)]
+
+
 def test_an_optimizer_state_that_is_lost_between_two_steps(sound: Path, tmp_path: Path) -> None:
     def lose(step: int, optimizer: torch.optim.Optimizer) -> None:
         if step == 2:
