@@ -114,6 +114,7 @@ TYPE = finding(module="body.blocks.0.att", difference=Difference.DTYPE, referenc
 START = finding("start", 1, Phase.STEP_START, 0, kind=Kind.BUFFER, module="body.blocks.0.ln", call=None, slot="mean")
 SCALED = Pattern(0, 0, Kind.OUTPUT_GRADIENT, Shape.FACTOR, 40, True, 0.5)
 ALONE = [ModuleJudgement("body.blocks.0.att", Function.CAME_IN, 2)]
+HELD = finding("gradients", 0, Phase.LOSS, 0, kind=Kind.GRADIENT_BEFORE, module="vq", call=None, slot="w")
 HANDED = at(Kind.INPUT, "body.blocks.0.att.q", "x")
 LOSS = at(Kind.LOSS, slot="loss")
 MEASURED = {
@@ -158,7 +159,7 @@ MEASURED = {
     "the loss": (made(born("loss", None, LOSS)), K.DECODER_AND_LOSS),
     "backward": (made(born("backward", "body.blocks.0.att")), K.BACKWARD_ONLY),
     "scaled": (made(born("backward", None), patterns=[SCALED]), K.CLIPPING_AND_ACCUMULATION),
-    "not cleared": (made(born("backward", None, at(Kind.GRADIENT_BEFORE, "vq", "w"))), K.CLIPPING_AND_ACCUMULATION),
+    "not cleared": (made(born("backward", "vq"), found=(HELD,)), K.CLIPPING_AND_ACCUMULATION),
     "clipping": (made(born("clipping", None)), K.CLIPPING_AND_ACCUMULATION),
     "one side steps": (made(born("optimizer", None, at(Kind.UPDATE))), K.CLIPPING_AND_ACCUMULATION),
     "eps": (made(born("optimizer", None, at(Kind.OPTIMIZER_SETTING, slot="0", path="eps"))), K.OPTIMIZER),
