@@ -123,11 +123,15 @@ def born_of(
         found[born.phase, born.module] = known.merged(born) if known else born
     same = [u.unit for u in units if u.function is Function.SAME]
     explained = {(unit.step, deviation.place.address) for unit in same for deviation in unit.deviations}
+    given = {u.unit.step for u in units if u.unit.phase == "clipping" and u.function is Function.ANOTHER}
+    given &= {unit.step for unit in same if unit.phase == "optimizer"}  # which makes the same of the same gradients
     for root in roots:
         left = [one for one in root.findings if (one.moment.step, one.address) not in explained]
         left = [one for one in left if not is_rounding(one)]
         replayed = {phase for phase, module in found if module is None and phase not in ("forward", "backward")}
         if not left or (root.phase, root.module) in found or root.phase in replayed:
+            continue
+        if root.phase == "optimizer" and left[0].moment.step in given:
             continue
         first, step, judgement = left[0], left[0].moment.step, left[0].judgement
         found[root.phase, root.module] = Born(

@@ -13,10 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nest_ssl.compare.born import born_of
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Birth
+from nest_ssl.compare.findings import Birth, Difference, Finding
+from nest_ssl.compare.roots import Root
+from nest_ssl.compare.rules.same_function import By, Function, UnitJudgement
 from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
+from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.clock import Moment, Phase
 from nest_ssl.recording.writer import RecordingWriter
 from tests.compare.builder import (
     DATA,
@@ -33,6 +38,7 @@ from tests.compare.builder import (
     remove,
     statuses,
 )
+from tests.compare.evidence import unit
 
 Hook = Callable[..., Any]
 
@@ -107,6 +113,10 @@ def accumulating(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("between") / "accumulating", accumulate=2)
 
 
+def births(comparison: Comparison) -> list[tuple[str, str | None]]:
+    return [(one.phase, one.module) for one in comparison.proof.born]
+
+
 def placed(comparison: Comparison) -> tuple[Any, ...]:
     assert (comparison.verdict, comparison.exit_code) == ("diverged", 1)
     assert comparison.cause is not None
@@ -152,6 +162,27 @@ def test_gradients_edited_while_they_accumulate(accumulating: Path, tmp_path: Pa
 def test_an_update_with_every_batch_instead_of_every_second(accumulating: Path, sound: Path) -> None:
     comparison = judge(accumulating, sound)
     assert placed(comparison) == ("optimizer_input", 0, None, "update", Birth.NO_UPDATE)
+    assert births(comparison) == [("optimizer", None)]  # rates and cleared gradients follow from it
+
+
+def test_a_removed_clipping_is_named_alone(sound: Path, accumulating: Path, tmp_path: Path) -> None:
+    """Also where the replay has shown it, and the optimizer to make the same of the same gradients."""
+    bare = run(tmp_path / "bare", clip=nothing)
+    assert births(judge(sound, bare)) == [("clipping", None)]
+    assert births(judge(sound, bare, steps=[0])) == [("clipping", None)]
+    assert births(judge(accumulating, run(tmp_path / "run", accumulate=2, clip=nothing))) == [("clipping", None)]
+
+
+@pytest.mark.parametrize(("optimizer", "named"), [(Function.SAME, ["clipping"]), (None, ["clipping", "optimizer"])])
+def test_an_optimizer_that_is_the_same_is_not_named_beside_clipping(
+    optimizer: Function | None, named: list[str]
+) -> None:
+    update = Address(Kind.UPDATE, "decoder", None, "weight")
+    found = Finding("weights", Moment(0, Phase.AFTER_STEP), update, Difference.VALUES)
+    units = [UnitJudgement(unit(None, "clipping"), Function.ANOTHER, By.FLOOR)]
+    units += [UnitJudgement(unit(None, "optimizer"), optimizer, By.BITS)] if optimizer else []
+    born = born_of(units, [Root("optimizer", "decoder", (found,))], lambda _: False)
+    assert [one.phase for one in born] == named
 
 
 def test_statistics_that_a_validation_leaves_behind(sound: Path, tmp_path: Path) -> None:
@@ -194,6 +225,7 @@ def test_a_mode_that_is_switched_in_the_forward(sound: Path, tmp_path: Path) -> 
 
     comparison = judge(sound, run(tmp_path / "run", build=Switching))
     assert placed(comparison) == ("forward", 0, "encoder.layers.1.batch_norm", "training", Birth.MODE)
+    assert ("forward", "encoder.layers.1.batch_norm") in births(comparison)
 
 
 class EditsAudio(Model):
@@ -360,13 +392,10 @@ def test_what_is_born_between_the_calls_is_in_the_list_of_births(sound: Path, tm
             model.decoder.bias.data.zero_()
 
     def born(out: Path, **faults: Any) -> list[tuple[str, str | None]]:
-        proof = judge(sound, run(out, **faults)).proof
-        assert proof is not None
-        return [(birth.phase, birth.module) for birth in proof.born]
+        return births(judge(sound, run(out, **faults)))
 
     assert born(tmp_path / "none") == []
     assert born(tmp_path / "weights", between=put_back) == [("between steps", "decoder")]
-    assert born(tmp_path / "clip", clip=nothing) == [("clipping", None)]
     assert born(tmp_path / "clear", clear=nothing) == [("backward", None)]
     assert born(tmp_path / "rate", min_lr=1e-12)[0] == ("schedule", None)
     assert born(tmp_path / "loss", validation_loss=lambda loss: 2 * loss) == [("validation", None)]

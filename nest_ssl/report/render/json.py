@@ -104,7 +104,7 @@ def _record(value: object) -> Tree:
         return {**own, "source": source, "tensor": value.address.own_name if value.address else None}
     if isinstance(value, Proof):
         units = [{"function": f, "by": by, "units": count} for (f, by), count in value.units.items()]
-        in64 = _pick(value.float64, "agreement largest first")
+        in64 = _pick(value.float64, "agreement largest first without")
         return {
             **_pick(value, "bands modules lacking"),
             "checks": [check.model_dump() for check in value.checks],
