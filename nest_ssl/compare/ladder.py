@@ -29,6 +29,7 @@ from nest_ssl.compare.findings import (
     Tally,
 )
 from nest_ssl.compare.gaps import Part
+from nest_ssl.compare.kinds.likely import kinds_of
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.proof import Agreement, Float64, Proof, weigh
 from nest_ssl.compare.roots import roots_of
@@ -100,7 +101,8 @@ def compare_recordings(
     in64 = _in_float64(evidence, tallies, shared, declared, known)
     proof = weigh(reference, evidence or Evidence(), ordered, roots_of(own, before, results), results, in64, known)
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
-    return Comparison(
+    rungs = [rung for rung in by_rung if rung.tallies or rung.name not in OPTIONAL_RUNGS]
+    comparison = Comparison(
         _side(reference),
         _side(candidate),
         shared,
@@ -125,6 +127,9 @@ def compare_recordings(
         unseen=unseen_by(reference, shared, evidence),
         ledger=ledger.used(),
     )
+    classes = [{m.name: m.module_class for m in recording.structure.modules} for recording in (reference, candidate)]
+    comparison.kinds = kinds_of(comparison, (classes[0], classes[1]))
+    return comparison
 
 
 def _compare_all(

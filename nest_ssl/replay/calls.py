@@ -273,10 +273,14 @@ class CallReplay:
         roots: set[Any],
     ) -> None:
         """Compare what came back to each answer; where one call alone brought it, that call is to blame."""
+        handed = {(one.place.module, one.place.call) for one in frame.handed}
         for index, other in frame.answered.items():
             alone = frame.only_consumer(index, roots)
-            if alone is not None and index not in {made for made, _ in self.recorded.calls[alone].producers.values()}:
-                alone = None  # the own code handed it to another call than the reference's did
+            if alone is not None:
+                taker = self.recorded.calls[alone]
+                made = {producer for producer, _ in taker.producers.values()}
+                if index not in made or (taker.module, taker.call) in handed:
+                    alone = None  # the own code handed it to another call than the reference's did, or something else
             paths = {path for i, path in arrived if i == index} | (other.output_grads.keys() - unchanged(other).keys())
             for path in sorted(paths):
                 if (index, path) in doubted and not self.is_blamed(alone):

@@ -13,15 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.compare.born import born_of
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Birth, Difference, Finding
-from nest_ssl.compare.roots import Root
-from nest_ssl.compare.rules.same_function import By, Function, UnitJudgement
+from nest_ssl.compare.findings import Birth
 from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
-from nest_ssl.recording.address import Address, Kind
-from nest_ssl.recording.clock import Moment, Phase
 from nest_ssl.recording.writer import RecordingWriter
 from tests.compare.builder import (
     DATA,
@@ -38,7 +33,6 @@ from tests.compare.builder import (
     remove,
     statuses,
 )
-from tests.compare.evidence import unit
 
 Hook = Callable[..., Any]
 
@@ -171,18 +165,6 @@ def test_a_removed_clipping_is_named_alone(sound: Path, accumulating: Path, tmp_
     assert births(judge(sound, bare)) == [("clipping", None)]
     assert births(judge(sound, bare, steps=[0])) == [("clipping", None)]
     assert births(judge(accumulating, run(tmp_path / "run", accumulate=2, clip=nothing))) == [("clipping", None)]
-
-
-@pytest.mark.parametrize(("optimizer", "named"), [(Function.SAME, ["clipping"]), (None, ["clipping", "optimizer"])])
-def test_an_optimizer_that_is_the_same_is_not_named_beside_clipping(
-    optimizer: Function | None, named: list[str]
-) -> None:
-    update = Address(Kind.UPDATE, "decoder", None, "weight")
-    found = Finding("weights", Moment(0, Phase.AFTER_STEP), update, Difference.VALUES)
-    units = [UnitJudgement(unit(None, "clipping"), Function.ANOTHER, By.FLOOR)]
-    units += [UnitJudgement(unit(None, "optimizer"), optimizer, By.BITS)] if optimizer else []
-    born = born_of(units, [Root("optimizer", "decoder", (found,))], lambda _: False)
-    assert [one.phase for one in born] == named
 
 
 def test_statistics_that_a_validation_leaves_behind(sound: Path, tmp_path: Path) -> None:
@@ -333,6 +315,11 @@ def test_a_rate_that_only_this_update_uses(sound: Path, tmp_path: Path) -> None:
 
     comparison = judge(sound, run(tmp_path / "run", rate=twice))
     assert placed(comparison) == ("optimizer_input", 1, None, "param_groups.0.lr", Birth.OPTIMIZER_SETTING)
+
+
+def test_a_step_that_is_taken_twice(sound: Path, tmp_path: Path) -> None:
+    comparison = judge(sound, run(tmp_path / "run", rate=lambda step, optimizer: optimizer.step()))
+    assert births(comparison) == [("optimizer", None)]
 
 
 def test_an_optimizer_state_that_is_lost_between_two_steps(sound: Path, tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from nest_ssl.compare.born import born_of
 from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.evidence import Evidence
 from nest_ssl.compare.findings import STEP_RUNGS, CallJudgement, Difference, Finding, Relation, RungName, Tally
 from nest_ssl.compare.gaps import Gap, Part, gaps
-from nest_ssl.compare.rules.same_function import SameFunctionRule
+from nest_ssl.compare.roots import Root
+from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, UnitJudgement
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.clock import Moment, Phase
 from nest_ssl.recording.evidence import Unit
@@ -112,3 +114,37 @@ def test_same_bits_of_nothing_are_no_evidence() -> None:
     made = step(calls=(("a", 0),))
     assert names(left(made, unit("a", compared=0))) == [("forward", "a")]
     assert left(made, unit("a", compared=0, judged_with="b#0")) == []
+
+
+# --- births
+
+
+@pytest.mark.parametrize(("optimizer", "named"), [(Function.SAME, ["clipping"]), (None, ["clipping", "optimizer"])])
+def test_an_optimizer_that_is_the_same_is_not_named_beside_clipping(
+    optimizer: Function | None, named: list[str]
+) -> None:
+    update = Address(Kind.UPDATE, "decoder", None, "weight")
+    found = Finding("weights", Moment(0, Phase.AFTER_STEP), update, Difference.VALUES)
+    units = [UnitJudgement(unit(None, "clipping"), Function.ANOTHER, By.FLOOR)]
+    units += [UnitJudgement(unit(None, "optimizer"), optimizer, By.BITS)] if optimizer else []
+    born = born_of(units, [Root("optimizer", "decoder", (found,))], lambda _: False)
+    assert [one.phase for one in born] == named
+
+
+@pytest.mark.parametrize(
+    ("size", "named"),
+    [(1.0, ["optimizer"]), (0.5, ["optimizer"]), (1e-3, ["loss", "optimizer"]), (0.7, ["loss", "optimizer"])],
+)
+def test_shares_and_rates_follow_from_how_many_batches_are_added_up(size: float, named: list[str]) -> None:
+    """The loss twice as large, or half, where one side alone makes an update with each batch; not by any factor."""
+    alone = Finding("optimizer_input", Moment(0, Phase.OPTIMIZER_INPUT), Address(Kind.UPDATE), Difference.SETTING)
+    loss = Address(Kind.LOSS, slot="loss")
+    units = [
+        UnitJudgement(
+            unit(None, "loss", outcome="other bits", deviations=[apart(loss, size)]), Function.ANOTHER, By.FLOOR
+        ),
+        UnitJudgement(unit(None, "schedule", step=1, outcome="other bits"), Function.ANOTHER, By.FLOOR),
+    ]
+    born = born_of(units, [Root("optimizer", None, (alone,))], lambda _: False)
+    assert [one.phase for one in born] == named
+    assert [one.phase for one in born_of(units, [], lambda _: False)] == ["loss", "schedule"]

@@ -178,7 +178,7 @@ def test_programs_read_the_same() -> None:
 
 
 def test_of_many_places_the_first_are_listed() -> None:
-    assert bullets(proven(*[NORM] * 20))[-1] == "8 more; report.json has all."
+    assert bullets(proven(*[NORM] * 20))[-1] == "16 more, listed below."
 
 
 def test_another_experiment_has_no_births() -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from nest_ssl.compare import findings
 from nest_ssl.compare.findings import Note, Stage
+from nest_ssl.compare.kinds import FaultKind
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import Phase
 from nest_ssl.report import words
@@ -22,6 +23,7 @@ from tests.report.builder import comparison, finding, setting, side
 
 REPORT = Path(words.__file__).parents[1]
 ENUMS = {
+    "fault": FaultKind, "next": FaultKind,
     "status": findings.Status, "born": findings.Birth, "unexplained": findings.Unexplained, "drawn": findings.Fate,
 }  # fmt: skip
 
@@ -84,7 +86,7 @@ def test_every_key_asked_for_is_there_and_every_key_is_asked_for() -> None:
     }
     assert sorted(heads - set(known)) == []
     groups = """status born born_here unexplained drawn draw rung stage boundary name side note container how within
-        title verdict rule place phase shown had function operators pattern check"""
+        kind fault next title verdict rule place phase shown had function operators pattern check"""
     built = rf"({'|'.join(groups.split())})\."
     literal = set(re.findall(r'"([a-z_. ]+)"', text)) | heads
     assert sorted(key for key in known if key not in literal and not re.match(built, key)) == []

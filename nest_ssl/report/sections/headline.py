@@ -89,7 +89,7 @@ def verdict(comparison: Comparison) -> Text:
 def _unsound(comparison: Comparison) -> Text:
     """Why an agreement shows nothing: a run does not repeat itself, or was changed by being recorded."""
     checks = comparison.proof.unsound
-    return join([say(f"unsound.{one.what}", side=word("side", one.side)) for one in checks], "; ")
+    return join([say(f"check.unsound {one.what}", side=word("side", one.side)) for one in checks], "; ")
 
 
 def _key(comparison: Comparison) -> str:

@@ -17,8 +17,8 @@ from nest_ssl.report.document import Block, Bullets, Code, Heading, Paragraph, T
 from nest_ssl.report.words import counted, heads, say, word
 from nest_ssl.report.words.names import cut, number, small, where
 
-SHOWN = 12  # places in the list of the first screen
-OPERATORS = 3  # in a sentence
+SHOWN = 4  # places in the list of the first screen, of up to four lines each
+OPERATORS = 2  # in a sentence
 MODULES = 40  # rows
 
 
@@ -53,6 +53,16 @@ def born_list(comparison: Comparison) -> list[Block]:
     texts = [] if decided else [lacking_text(note) for note in proof.lacking]
     blocks: list[Block] = [Bullets(tuple(items))] if items else []
     return [*blocks, *([Paragraph(say("lacking", what=join(texts, "; ")))] if texts else [])]
+
+
+def other_births(comparison: Comparison) -> list[Block]:
+    """The places that the first screen has no room for."""
+    proof = comparison.proof
+    if not applies(comparison) or comparison.verdict is not Status.DIVERGED or len(proof.born) <= SHOWN:
+        return []
+    rest = proof.born[SHOWN:]
+    items = tuple(map(born_sentence, rest[:MODULES]))
+    return [Heading(say("heading.other_births")), Bullets(items), *cut("born.cut", MODULES, rest)]
 
 
 def born_sentence(born: Born) -> Text:
