@@ -223,7 +223,7 @@ def collect(
     hindered = {kind: reason for kind in kinds if (reason := hindrance(kind, reference, candidate))}
     checks, spent = list[Check](), dict[str, float]()
     if repeated := _recorded(folder / files.FLOOR):
-        checks, seconds = _bind_floor(reference, repeated)
+        checks, seconds = bind_floor(reference, repeated)
         spent |= {} if seconds is None else {"floor": seconds}
         hindered |= {"floor": f"the reference does not repeat itself: {checks[0].first}"} if seconds is None else {}
     traced = {side: _recorded(folder / TRACED / side) for side in SIDES}
@@ -244,7 +244,7 @@ def collect(
     if "observer" in kinds:
         bare = {side: _recorded(folder / BARE / side) for side in SIDES}
         for side, run in ((side, run) for side, run in bare.items() if run):
-            ends = pairs(_last_weights(reference if side == SIDES[0] else candidate), run.index.weights_at_end)
+            ends = pairs(last_weights(reference if side == SIDES[0] else candidate), run.index.weights_at_end)
             checks.append(_check("unwatched", side, {name: (one, other) for name, one, other in ends}))
         if all(bare.values()):
             spent["observer"] = sum(run.index.duration_s for run in bare.values() if run)
@@ -266,7 +266,7 @@ def collect(
     return result
 
 
-def _bind_floor(reference: Recording, repeated: Recording) -> tuple[list[Check], float | None]:
+def bind_floor(reference: Recording, repeated: Recording) -> tuple[list[Check], float | None]:
     """Bind the noise floors of a run to the reference that it repeats.
 
     Returns:
@@ -308,7 +308,7 @@ def _repeats(original: Recording, again: Recording) -> Check:
     return _check("repeats", "reference", pairs)
 
 
-def _last_weights(recording: Recording) -> dict[str, str]:
+def last_weights(recording: Recording) -> dict[str, str]:
     """Digests of the weights in the end: in the index, unless the last step has them."""
     last = recording.index.tensors.get(f"{step_folder(max(recording.steps, default=0))}/{WEIGHTS}", {})
     return dict(recording.index.weights_at_end) or {name: entry.digest for name, entry in last.items()}
