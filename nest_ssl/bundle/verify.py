@@ -235,7 +235,7 @@ def _list_claims(folder: Path, claim: Claim, indexes: list[Index], found: Verifi
         image = f" in image {side.image}" if side.image else ""
         found.claimed.append(
             f"{name}: that {side.label} at {commit}{image} made it on {index.device.name or 'its device'}, "
-            f"{side.created or 'at an unknown time'}; tensors copied from the other side cannot be told from its own: "
+            f"{side.created or 'at an unknown time'}; tensors copied from the other side look like its own: "
             "only training again shows that"
         )
     further = [path.name for path in sorted((folder / "report").iterdir()) if path.name not in (JSON, MARKDOWN)]
