@@ -141,6 +141,9 @@ MEASURED = {
         K.ATTENTION,
     ),
     "a module's draws": (made(born("draws", "masker", at(Kind.DRAW, "masker", "torch.cpu"))), K.MASKING),
+    "draws of another type": (
+        made(born("draws", "masker", by=By.SHAPE, why="[2, 3] float32 against [2, 3] float64")), K.MASKING,
+    ),
     "a dropout's draws": (made(born("draws", "body.blocks.0.drop")), K.DROPOUT_AND_FLAGS),
     "other draws": (made(born("draws", None, at(Kind.DRAW, slot="torch.cpu"), step=None)), K.SEED_AND_DRAWS),
     "what is read": (made(born("batch", None), found=(field("audio"), field("noisy_audio"))), K.MANIFEST_AND_AUDIO),
@@ -228,6 +231,13 @@ def test_a_setting_hides_what_else_differs(path: str, kind: FaultKind) -> None:
 def test_each_place_has_its_own_kind() -> None:
     case = made(born("forward", "front"), born("forward", "vq"), born("backward", "front"), born("schedule", None))
     assert [one.kind for one in kinds_of(case, (CLASSES, CLASSES))] == [K.FEATURES, K.QUANTIZER, K.SCHEDULE]
+
+
+def test_draws_that_came_in_are_no_fault() -> None:
+    cleared = [ModuleJudgement("masker", Function.CAME_IN, 3)]
+    case = made(born("forward", "front"), born("draws", "masker"), modules=cleared)
+    assert kind_of(case) is K.FEATURES
+    assert kind_of(made(born("draws", "masker"), modules=cleared)) is K.MASKING
 
 
 def test_nothing_is_named_where_nothing_is_wrong() -> None:

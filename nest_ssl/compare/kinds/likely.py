@@ -89,7 +89,7 @@ def kinds_of(comparison: Comparison, classes: tuple[Classes, Classes]) -> list[L
         return []
     births = comparison.proof.born or [_seen_first(comparison.first)] if comparison.first else comparison.proof.born
     by_place: dict[str, list[Born]] = {}
-    for born in births:
+    for born in [one for one in births if not _came_in(one, comparison)] or births:
         by_place.setdefault(born.phase if born.module is None else f"module {born.module}", []).append(born)
     found = []
     for group in by_place.values():
@@ -102,6 +102,13 @@ def kinds_of(comparison: Comparison, classes: tuple[Classes, Classes]) -> list[L
 def answer_for(case: Case) -> Answer:
     """Of the first rule that has one."""
     return next((answer for rule in RULES if (answer := rule(case))), None)
+
+
+def _came_in(born: Born, comparison: Comparison) -> bool:
+    """Draws of a module that draws the same when it is replayed: it was given something of another shape."""
+    cleared = (Function.SAME, Function.CAME_IN)
+    alone = born.phase == "draws" and born.module is not None and born.by is None
+    return alone and any(one.module == born.module and one.function in cleared for one in comparison.proof.modules)
 
 
 _SETTINGS = (  # the first pattern that a setting of the contract matches
@@ -206,8 +213,8 @@ def of_memory(case: Case) -> Answer:
     if shared and born.phase in ("batch", "structure", "initial weights"):
         values = {"name": shared.address.slot, "reference": shared.reference, "candidate": shared.candidate}
         return FaultKind.ALIASING_AND_IN_PLACE, Note("kind_memory", values)
-    alone = {Function.SAME, Function.CAME_IN}
-    same = any(one.module == born.module and one.function in alone for one in case.comparison.proof.modules)
+    cleared = {Function.SAME, Function.CAME_IN}
+    same = any(one.module == born.module and one.function in cleared for one in case.comparison.proof.modules)
     flows = address is not None and address.kind in (Kind.INPUT, Kind.OUTPUT)
     if born.phase == "forward" and born.by is None and same and flows:
         return FaultKind.ALIASING_AND_IN_PLACE, Note("kind_edited", {"module": born.module or ""})
@@ -378,6 +385,6 @@ def of_part(case: Case) -> Answer:
 
 
 RULES: tuple[Callable[[Case], Answer], ...] = (
-    of_ranks, of_resumed, of_flags, of_precision, of_memory, of_draws, of_batch, of_beside_the_flow,
+    of_ranks, of_resumed, of_flags, of_draws, of_precision, of_memory, of_batch, of_beside_the_flow,
     of_initial_weights, of_validation, of_backward, of_part,
 )  # fmt: skip
