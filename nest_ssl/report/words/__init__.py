@@ -21,6 +21,7 @@ class Language:
     nouns: dict[str, list[str]]  # one, several
 
 
+LANGUAGES = ("en", "zh")  # the first is spoken where no other is asked for
 _LANGUAGE: ContextVar[str] = ContextVar("language", default="en")
 
 
