@@ -6,7 +6,7 @@ SHELL := bash
 .NOTPARALLEL:
 
 targets := align data nemo nest train compare explain setup setup-nest images locks check-locks \
-           test test-nemo test-generations test-docker test-gpu lint clean help
+           test test-nemo test-generations test-docker test-gpu selftest lint clean help
 runs := align data nemo nest train compare explain
 .PHONY: $(targets) ready ready-nest
 
@@ -221,6 +221,9 @@ test-docker: setup data ## the images: built on BASE_IMAGE, run, killed, compare
 test-gpu: setup data ## both trainers on a GPU: same bits, speed; writes docs/gpu.md (ARGS="--parts parity,speed")
 	@$(call with,$(ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main gpu \
 	    --nemo-python $(call q,$(NEMO_PYTHON)) --nest-python $(call q,$(NEST_PYTHON))
+
+selftest: setup-nest data ## plant faults and rewrites in the port: what the comparer catches; writes docs/detection.md
+	@$(call with,$(ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main selftest
 
 lint: setup-nest ## ruff, the import contracts, and types (mypy)
 	@$(call q,$(NEST_PYTHON)) -m ruff check --quiet .

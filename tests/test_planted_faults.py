@@ -31,6 +31,7 @@ from nest_ssl.run.experiment import Subject, run
 from nest_ssl.run.nest_report import explain_nest
 from nest_ssl.train.module import NestModule
 from tests.compare.builder import left, place_of
+from tests.replay.planted import optimizer_setting, schedule_off_by_one
 
 OVERRIDES = ["size=tiny", "batches=2", "save_steps=0,1", "model.train_ds.batch_size=3"]  # the third is shorter: padding
 Plant = Callable[[Any], None]
@@ -201,26 +202,6 @@ def one_gradient(model: NestModule) -> None:
 
 def detached_branch(model: NestModule) -> None:
     patch_forward(model.encoder.layers[1].conv, lambda forward, *a, **k: forward(*a, **k).detach())
-
-
-def optimizer_setting(key: str, value: Any) -> Plant:
-    def plant(model: NestModule) -> None:
-        model.settings.optim[key] = value
-
-    plant.__name__ = f"optimizer {key}"
-    return plant
-
-
-def schedule_off_by_one(model: NestModule) -> None:
-    original = model.configure_optimizers
-
-    def later() -> Any:
-        optimizers, schedules = original()
-        optimizers[0].step()
-        schedules[0]["scheduler"].step()
-        return optimizers, schedules
-
-    model.configure_optimizers = later  # type: ignore[method-assign]
 
 
 def batch_norm_momentum(model: NestModule) -> None:

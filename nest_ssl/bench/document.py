@@ -65,7 +65,7 @@ def parity_section(rows: list[Row]) -> Iterator[Block]:
     firsts = [(f"{row['name']}: first difference at {row['first']}",) for row in rows if row["first"]]
     if firsts:
         yield Bullets(tuple(firsts))
-    yield Paragraph(("Each is both trainers with these settings, then the comparison:",))
+    yield Paragraph(("Each is both trainers with these settings and no loader workers, then the comparison:",))
     settings = {row["settings"]: row["name"] for row in reversed(rows)}
     yield CodeBlock(tuple(f"{text}    # {name}" for text, name in reversed(settings.items())))
 

@@ -33,12 +33,11 @@ PARITY: dict[str, tuple[str, ...]] = {
 AGAIN = "large, quick, 2 steps"  # the one that each trainer also does a second time
 
 
-def parity(bench: Bench, plans: dict[str, tuple[str, ...]] | None = None) -> Rows:
+def parity(bench: Bench) -> Rows:
     """NeMo against the port, and each against itself in another process, with deterministic kernels."""
-    plans = PARITY if plans is None else plans
-    pairs = [Pair(name, *_both(bench, f"parity {name}", settings)) for name, settings in plans.items()]
-    if AGAIN in plans:
-        again = _both(bench, "parity again", plans[AGAIN])
+    pairs = [Pair(name, *_both(bench, f"parity {name}", settings)) for name, settings in PARITY.items()]
+    if AGAIN in PARITY:
+        again = _both(bench, "parity again", PARITY[AGAIN])
         first = next(pair for pair in pairs if pair.name == AGAIN)
         for one, other in zip((first.reference, first.candidate), again, strict=True):
             pairs.append(Pair(f"{AGAIN}, {one.side} again", one, other))

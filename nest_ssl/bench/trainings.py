@@ -64,7 +64,6 @@ class Training:
     side: str
     overrides: tuple[str, ...]
     accelerator: str = ""  # another device than the bench's
-    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def folder(self, bench: Bench) -> Path:
         return bench.folder / slug(self.name) / self.side
@@ -148,8 +147,8 @@ def row_of(report: Mapping[str, Any]) -> dict[str, Any]:
     """What a page says of a comparison, from its `report.json`.
 
     Keys: `reference` and `candidate` (labels), `verdict`, `tensors`, `tensors_same`, `losses` (of both, by step),
-    `rungs` (status and count of differing values by rung), `largest` (the largest relative difference by rung), and
-    `first` (where the first difference is, in one line, or None).
+    `rungs` (status and count of differing values by rung), `largest` (the largest relative difference by rung),
+    `first` (where the first difference is, in one line, or None) and `differ` (what differs most often).
     """
     largest: dict[str, float] = {}
     for difference in report["differences"]:
@@ -182,19 +181,19 @@ def _first(report: Mapping[str, Any]) -> str | None:
     return f"step {first['step']}, {first['rung']}: {place}{much}"
 
 
-def machine(report_or_run: Mapping[str, Any]) -> dict[str, Any]:
-    """Card, driver and versions, from a recording's index or `record.provenance.describe_run`."""
-    cuda, packages = report_or_run["cuda"], report_or_run["packages"]
-    commit = report_or_run["git"]["commit"] if report_or_run.get("git") else None
+def machine(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Card, driver and versions, from `record.provenance.describe_run`."""
+    cuda, packages = run["cuda"], run["packages"]
+    commit = run["git"]["commit"] if run.get("git") else None
     return {
-        "card": (cuda["gpus"] or [report_or_run["host"]["processor"]])[0],
+        "card": (cuda["gpus"] or [run["host"]["processor"]])[0],
         "driver": cuda["driver"],
         "cuda": cuda["runtime"],
         "cudnn": cuda["cudnn"],
         "torch": packages["torch"],
         "numpy": packages["numpy"],
-        "python": report_or_run["python"],
-        "cores": report_or_run["host"]["cores"],
+        "python": run["python"],
+        "cores": run["host"]["cores"],
         "commit": commit,
     }
 

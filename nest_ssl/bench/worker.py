@@ -43,7 +43,7 @@ class Conductor(Callback):
     """Between two batches reads an order and does it, on a batch or on several; it is the training data as well.
 
     Args:
-        orders: lines of JSON.
+        lines: orders, each a line of JSON.
         answers: where a line goes for each.
         recorder: watches the step that an order asks to record.
     """

@@ -123,7 +123,7 @@ class _Gathering:
         self._done = threading.Event()
 
     def run(self) -> None:
-        """All jobs, one stage after the other. One that fails is said, and the others go on."""
+        """All jobs, one stage after the other. A process that fails is said, and the others go on."""
         speaker = threading.Thread(target=self._speak, daemon=True)
         speaker.start()
         try:

@@ -18,6 +18,7 @@ VERBS = {
     "explain": "gather evidence about their difference: bug or rounding, born here or came in",
     "replay": "feed a recording of the reference to the modules of the candidate",
     "ops": "list the operators of a recorded step, or show where two sides run others",
+    "selftest": "plant faults and rewrites in the port, and measure what the comparer catches",
     "gpu": "run both trainers on a GPU, compare and time them, and write docs/gpu.md",
 }
 USAGE = """usage: nest-ssl VERB ...

@@ -27,6 +27,7 @@ RungName = Literal[
     "steps",
 ]
 RUNGS: tuple[RungName, ...] = get_args(RungName)
+STEP_RUNGS = RUNGS[RUNGS.index("start") : RUNGS.index("steps")]  # of each step, from its start to what it leaves
 OPTIONAL_RUNGS: tuple[RungName, ...] = ("validation", "start", "optimizer_input")  # older recordings do not have them
 
 

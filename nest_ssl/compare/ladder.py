@@ -16,7 +16,7 @@ from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.comparison import Comparison, Declared, Explainer, Explanation, Facts, Side
 from nest_ssl.compare.declared import Entry
 from nest_ssl.compare.evidence import Evidence
-from nest_ssl.compare.findings import OPTIONAL_RUNGS, RUNGS, SEVERITY, Draw, Rung, RungName, Status, Tally
+from nest_ssl.compare.findings import OPTIONAL_RUNGS, RUNGS, SEVERITY, STEP_RUNGS, Draw, Rung, RungName, Status, Tally
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.proof import Agreement, Float64, Proof, weigh
 from nest_ssl.compare.roots import roots_of
@@ -50,16 +50,6 @@ from nest_ssl.recording.reader import Recording
 
 RUN_RUNGS: tuple[RungName, ...] = ("contract", "structure", "initial_weights", "draws")
 _NO_NUMBERS: tuple[RungName, ...] = ("contract", "structure", "steps")
-STEP_RUNGS: tuple[RungName, ...] = (
-    "start",
-    "batch",
-    "draws",
-    "forward",
-    "loss",
-    "gradients",
-    "optimizer_input",
-    "weights",
-)
 
 
 def compare_recordings(

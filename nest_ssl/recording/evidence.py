@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import is_regular, write_atomically
 from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.damage import MOST_TEXT
 from nest_ssl.recording.index import Count, Index, Scalar, Sha256, canonical
 
 FOLDER = "evidence"  # beside the two recordings
@@ -38,7 +39,6 @@ OPERATORS = "operators"
 SCHEDULE = "schedule"
 NOISE_FLOOR = "noise_floor.json"  # of a step, in the recording that repeated it
 UNBOUND = "0" * 64  # in place of a seal, in a file that no recording has been shown to belong to yet
-MOST_TEXT = 1 << 28  # bytes of such a file
 
 # In causal order.
 Phase = Literal["batch", "draws", "forward", "loss", "backward", "clipping", "optimizer", "schedule"]
@@ -333,7 +333,7 @@ def write_evidence(path: Path, evidence: Bound) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, evidence.model_dump_json(by_alias=True, indent=1, exclude_defaults=False) + "\n")
+    write_atomically(path, evidence.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
 def read_evidence(path: Path, kind: type[Evidence]) -> Evidence:

@@ -153,7 +153,7 @@ class StepFiles:
             return StepRandom.model_validate_json(json.dumps(raw))
 
     def generator_states(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Whole states from which a call drew: of each generator, by digest, the bytes of `base.rng.state_bytes`."""
+        """Whole states, where a call drew, at the fetch and at batch_ready: of each generator, by digest, its bytes."""
         states = self._load(files.GENERATOR_STATES, contents.STATES)
         with damage(self._recording.path / self.folder / files.GENERATOR_STATES):
             for digest, state in ((d, s) for by_digest in states.values() for d, s in by_digest.items()):

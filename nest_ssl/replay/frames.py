@@ -285,7 +285,7 @@ class _Answer(torch.autograd.Function):
 
 
 def hollow(output: Any) -> Any:
-    """The same nesting in the same classes, its tensors replaced by `NOTHING`."""
+    """The same nesting, a mapping as a dict, its tensors replaced by `NOTHING`."""
     if isinstance(output, Tensor):
         return NOTHING
     if isinstance(output, tuple) and hasattr(output, "_fields"):

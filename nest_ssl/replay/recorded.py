@@ -28,7 +28,6 @@ class RecordedCalls:
         for entry in step.rng().ledger or ():
             if entry.index is not None:
                 self._draws[entry.index, entry.event].append(entry)
-        self._drawing = {index for index, _ in self._draws}
         self._states = step.generator_states() if step.has(layout.GENERATOR_STATES) else {}
 
     def by_end(self) -> list[Call]:
@@ -53,15 +52,12 @@ class RecordedCalls:
         return {**found, **direct}
 
     def draws(self, call: Call, event: int) -> dict[str, DrawEntry]:
-        """What `call` itself drew in the stretch of its own code that ends at or after `event`, by generator.
+        """What `call` itself drew in the stretch of its own code that begins after `event`, by generator.
 
         Args:
             event: the number of starts and ends of calls before the stretch.
         """
         return {entry.generator: entry for entry in self._draws.get((call.index, event), ())}
-
-    def draws_any(self, call: Call) -> bool:
-        return call.index in self._drawing
 
     def lacks_state(self, call: Call) -> bool:
         """Whether it drew numbers from a generator whose whole state was not kept."""

@@ -76,7 +76,7 @@ def build_candidate(subject: Subject, cfg: DictConfig) -> tuple[Trainer, Lightni
 
 
 def refuse_other_code(model: LightningModule, candidate: Recording) -> None:
-    """Evidence about code that has changed since would be evidence about something else."""
+    """Evidence about code that has changed since would be about something else; only recorded files are known."""
     recorded = {entry.file: entry.sha256 for entry in candidate.index.sources.values()}
     for source in describe_sources(model).values():
         if recorded.get(source["file"], source["sha256"]) != source["sha256"]:

@@ -61,7 +61,7 @@ def test_the_one_sides_recording_comes_out_of_the_other(folder: Path, recipe: st
 
 @pytest.mark.parametrize("candidate", ["nest", "nemo"])
 def test_a_setting_of_the_candidates_own_is_found_in_its_place(folder: Path, tmp_path: Path, candidate: str) -> None:
-    """Three at once: the features' padding value, the loss's threshold, AdamW's eps."""
+    """Three at once: the guard in the features' logarithm, the scaling of the encoder's input, AdamW's eps."""
     nemo, nest = recorded(folder, "quick")
     subject: Subject = {"nemo": NEMO, "nest": NEST}[candidate]
     edits = ["model.preprocessor.log_zero_guard_value=1e-5", "model.optim.eps=1e-7", "model.encoder.xscaling=false"]

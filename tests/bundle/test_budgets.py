@@ -18,8 +18,9 @@ ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path
 WINGS = {
     "proof": (8_800, "base recording record replay compare report".split()),
     "port": (5_600, "data model practice releases.py".split()),
-    "trainer": (4_000, "config train run cli".split()),  # noise floor and evidence runs among it
+    "trainer": (4_000, "config train run cli".split()),  # noise floor, evidence runs and replay by command among it
     "bench": (1_200, ["bench"]),
+    "selftest": (2_500, ["selftest"]),
 }
 FUNCTIONS_AT_MOST = 8.0  # in 100 lines of code: more, and what happens is a chain of hops
 SINGLE_USE_AT_MOST = 0.10  # of all functions: private ones that are used in one place

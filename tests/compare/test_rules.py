@@ -30,7 +30,7 @@ def spot(address: Address = M, step: int = 0) -> Spot:
 
 
 def evidence(relative: float = 1e-7, max_abs: float = 1e-7, **fields: Any) -> Evidence:
-    """A floor for `M`, and a margin of 1e-6, of which rounding makes 5e-7, for the third token."""
+    """A floor for `M`, and a margin of 4e-7, of which rounding makes 5e-7, for the third token."""
     margin = Margin(place=Place.of(TOKENS), index=[2], margin=4e-7, floor=5e-7)
     floors = Floors({M: entry(M, relative, max_abs)}, {(TOKENS, (2,)): margin}, 4)
     return Evidence(floors={(0, 0): floors}, **fields)

@@ -103,7 +103,7 @@ def test_the_field_is_named(either: Path, field: str, wrong: Any) -> None:
 
 @pytest.mark.parametrize("name", [f"step_0/{files.RNG}", f"step_0/{files.FACTS}", files.STRUCTURE, files.CONFIG])
 def test_any_field_of_a_file_of_facts(either: Path, name: str) -> None:
-    if not (either / name).exists():
+    if name.endswith(files.FACTS) and files.SCHEMA_1 in (either / files.INDEX).read_text():
         pytest.skip("schema 1 has none")
     dump, load = {
         ".json": (lambda v: json.dumps(v).encode(), lambda: json.loads((either / name).read_text())),

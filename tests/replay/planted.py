@@ -29,6 +29,26 @@ def patch_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
 # --- faults
 
 
+def optimizer_setting(key: str, value: Any) -> Callable[[Model], None]:
+    def plant(model: Model) -> None:
+        model.settings.optim[key] = value
+
+    plant.__name__ = f"optimizer {key}"
+    return plant
+
+
+def schedule_off_by_one(model: Model) -> None:
+    original = model.configure_optimizers
+
+    def later() -> Any:
+        optimizers, schedules = original()
+        optimizers[0].step()
+        schedules[0]["scheduler"].step()
+        return optimizers, schedules
+
+    model.configure_optimizers = later
+
+
 def norm_eps(model: Model, eps: float = 1e-6) -> None:
     part(model, f"{LAYER}.norm_conv").eps = eps
 
@@ -165,21 +185,3 @@ def norm_through_another_door(model: Model) -> None:
     """The same kernel."""
     norm = part(model, f"{LAYER}.norm_conv")
     patch_forward(norm, lambda _, x: torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
-
-
-def fused_linear(model: Model) -> None:
-    """The same product, with the module's weights and without the module."""
-    attention = part(model, f"{LAYER}.self_attn")
-    linear = attention.linear_q
-    attention.linear_q = _Elsewhere(linear)
-
-
-class _Elsewhere(nn.Module):
-    """A module that only the candidate has, around one that both have."""
-
-    def __init__(self, inner: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = inner.weight, inner.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)

@@ -15,27 +15,8 @@ from nest_ssl.recording.reader import Recording
 from nest_ssl.replay.loop import PHASES
 from tests.replay import planted
 from tests.replay.conftest import Plant, blamed, recorded, replayed
+from tests.replay.planted import optimizer_setting, schedule_off_by_one
 from tests.replay.test_planted import FAULTS, named
-
-
-def optimizer_setting(key: str, value: Any) -> Plant:
-    def plant(model: Any) -> None:
-        model.settings.optim[key] = value
-
-    plant.__name__ = f"optimizer {key}"
-    return plant
-
-
-def schedule_off_by_one(model: Any) -> None:
-    original = model.configure_optimizers
-
-    def later() -> Any:
-        optimizers, schedules = original()
-        optimizers[0].step()
-        schedules[0]["scheduler"].step()
-        return optimizers, schedules
-
-    model.configure_optimizers = later
 
 
 def clipping(model: Any) -> None:

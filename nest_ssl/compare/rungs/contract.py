@@ -50,7 +50,7 @@ def compare_contract(
         sheet.note(
             "resumed",
             step=start,
-            **{f"{who}": side.pop("resumed_from") for who, side in zip(SIDES, sides, strict=True)},
+            **{who: side.pop("resumed_from") for who, side in zip(SIDES, sides, strict=True)},
         )
     if reference.index.trainer.name == candidate.index.trainer.name or "" in (s["generation"] for s in sides):
         sides = [{**side, "generation": ""} for side in sides]

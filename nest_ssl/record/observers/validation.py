@@ -12,7 +12,7 @@ from nest_ssl.record.observers.copies import copy_to_cpu
 
 
 class ValidationObserver:
-    """Collects the `batches` of one validation, as `recording.reader.ValidationBatch` has them."""
+    """Collects the `batches` of one validation, as `recording.contents.ValidationBatch` has them."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

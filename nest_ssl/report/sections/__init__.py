@@ -8,6 +8,7 @@ from nest_ssl.report.sections.background import declared, known, ledger, notes, 
 from nest_ssl.report.sections.calls import calls
 from nest_ssl.report.sections.draws import draws
 from nest_ssl.report.sections.headline import consequences, first_difference, headline, next_step
+from nest_ssl.report.sections.measured import detection
 from nest_ssl.report.sections.proof import born_list, evidence, modules
 from nest_ssl.report.sections.rungs import differences, over_steps, rung_table
 
@@ -21,7 +22,7 @@ def summary(comparison: Comparison) -> list[Block]:
 def details(comparison: Comparison) -> list[Block]:
     """All that stands below it."""
     parts = (
-        overview, reproduce, evidence, modules, known, over_steps, draws, differences, calls, rule, ledger, declared,
-        provenance, notes,
+        overview, detection, reproduce, evidence, modules, known, over_steps, draws, differences, calls, rule, ledger,
+        declared, provenance, notes,
     )  # fmt: skip
     return [block for part in parts for block in part(comparison)]

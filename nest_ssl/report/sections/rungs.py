@@ -6,15 +6,12 @@ import math
 from collections import Counter
 
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Finding, Rung, RungName, Status
+from nest_ssl.compare.findings import STEP_RUNGS, Finding, Rung, RungName, Status
 from nest_ssl.report.document import Block, Code, Heading, Inline, Paragraph, StatusWord, Text, initial, join, table
 from nest_ssl.report.words import counted, heads, say, word
 from nest_ssl.report.words.names import cut, labels, name, number, small
 
 WORST = 10  # rows in a table of differences
-_STEP_RUNGS: tuple[RungName, ...] = (
-    "start", "batch", "draws", "forward", "loss", "gradients", "optimizer_input", "weights",
-)  # fmt: skip
 
 
 def rung_table(comparison: Comparison) -> list[Block]:
@@ -55,7 +52,7 @@ def compared(rung: Rung) -> Text:
 def over_steps(comparison: Comparison) -> list[Block]:
     losses = {loss.step: [number(loss.reference), number(loss.candidate)] for loss in comparison.losses}
     rows = []
-    rungs = [rung for rung in comparison.rungs if rung.name in _STEP_RUNGS]
+    rungs = [rung for rung in comparison.rungs if rung.name in STEP_RUNGS]
     for step in comparison.steps:
         found = [[t for t in rung.tallies if t.step == step] for rung in rungs]
         shown = [join(dict.fromkeys(_shown(comparison, t.rung, t.status) for t in tallies)) for tallies in found]

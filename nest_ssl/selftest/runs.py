@@ -1,0 +1,189 @@
+"""All cases, each in a process forked from this one, which has imported everything and trained nothing.
+
+Results are kept as JSON lines, by what they depend on: a run that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.report.detection import comparer_hash
+from nest_ssl.selftest.cases import Case, Recipe
+from nest_ssl.selftest.planting import PACKAGE, PORT
+from nest_ssl.selftest.score import Score, is_caught
+from nest_ssl.selftest.trial import Outcome, outcome_of, record_reference, trainer_under_test
+
+SMALLEST = 1e-12  # relative; beyond it nothing is asked
+SECONDS = 300.0  # for one case
+RESULTS, REFERENCES = "results.jsonl", "references"
+Forks = multiprocessing.get_context("fork")
+
+
+@dataclass
+class Runner:
+    """Tries cases and keeps what came of them.
+
+    Args:
+        folder: for results and recordings.
+        jobs: at once.
+        say: shows a line.
+    """
+
+    folder: Path
+    jobs: int
+    say: Callable[[str], None] = print
+    known: dict[str, Outcome] = field(default_factory=dict)  # by key
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.sources = comparer_hash(), _hash_of(PACKAGE / room for room in PORT)
+        results = self.folder / RESULTS
+        for line in results.read_text().splitlines() if results.exists() else ():
+            with contextlib.suppress(ValueError):  # the last line of one that was killed
+                outcome = Outcome.model_validate_json(line)
+                self.known[outcome.key] = outcome
+
+    def outcome(self, case: Case, size: float | None = None) -> Outcome | None:
+        """What came of a case at that size, by default its own, if it was tried."""
+        return self.known.get(case.key(size, *self.sources))
+
+    def scores(self, cases: Sequence[Case]) -> list[Score]:
+        """How the cases went that were tried."""
+        scores = []
+        for case in cases:
+            outcome = self.outcome(case)
+            if outcome is not None:
+                scores.append(Score(case, outcome, self._limit(case)))
+        return scores
+
+    def _limit(self, case: Case) -> float | None:
+        """The smallest size at which a case was caught."""
+        size, limit = case.size, None
+        while size is not None and (outcome := self.outcome(case, size)) is not None and is_caught(case, outcome):
+            limit, size = size, float(f"{size / 10:.1e}")
+        return limit
+
+    def run(self, cases: Sequence[Case], limits: bool = True) -> None:
+        """Try all cases that were not tried yet; with `limits` those with a size also at ever smaller ones."""
+        started, before = time.monotonic(), len(self.known)
+        open_ends = [(case, size) for case in cases if (size := self._next(case, None, limits)) != 0.0]
+        recipes = [recipe for recipe in get_args(Recipe) if any(case.recipe == recipe for case, _ in open_ends)]
+        if not open_ends:
+            return
+        _warm_up()
+        shutil.rmtree(self.folder / REFERENCES, ignore_errors=True)
+        for recipe in recipes:
+            target = self.folder / REFERENCES / recipe
+            _wait_for([_fork(record_reference, self.folder / f"{recipe}.log", recipe, target)])
+            if not (target / "reference" / "recording.json").is_file():
+                raise UserError("the reference does not train", str(self.folder / f"{recipe}.log"), "See there.")
+        running: dict[Any, tuple[Any, Case, float | None]] = {}
+        while open_ends or running:
+            while open_ends and len(running) < self.jobs:
+                case, size = open_ends.pop(0)
+                process = _fork(self._try, self.folder / "log" / f"{case.key(size)}.log", case, size)
+                running[process.sentinel] = process, case, size
+            for sentinel in wait(list(running), timeout=SECONDS) or list(running):
+                process, case, size = running.pop(sentinel)
+                outcome = self._take(process, case, size)
+                following = self._next(case, size, limits)
+                if following != 0.0:
+                    open_ends.insert(0, (case, following))
+                spent, done = time.monotonic() - started, len(self.known) - before
+                left = spent / max(done, 1) * (len(open_ends) + len(running))
+                at = "" if outcome.size is None else f" at {outcome.size:g}"
+                found = outcome.error or f"{outcome.verdict} ({outcome.seconds:.1f} s)"
+                self.say(f"selftest: {case.name}{at}: {found}; {len(open_ends) + len(running)} and more, {left:.0f} s")
+        shutil.rmtree(self.folder / REFERENCES, ignore_errors=True)
+
+    def _next(self, case: Case, size: float | None, limits: bool) -> float | None:
+        """The size at which a case is to be tried next, None for its own, 0.0 for none."""
+        outcome = self.outcome(case, size)
+        while outcome is not None:
+            now = outcome.size
+            if now is None or not limits or not is_caught(case, outcome) or now / 10 < SMALLEST:
+                return 0.0
+            size = float(f"{now / 10:.1e}")
+            outcome = self.outcome(case, size)
+        return size
+
+    def _try(self, case: Case, size: float | None) -> None:
+        key = case.key(size, *self.sources)
+        outcome = outcome_of(case, size, key, self.folder / REFERENCES, self.folder / "work" / key)
+        line = outcome.model_dump_json() + "\n"
+        descriptor = os.open(self.folder / RESULTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, line.encode())  # one write: lines of two processes do not mix
+        os.close(descriptor)
+
+    def _take(self, process: Any, case: Case, size: float | None) -> Outcome:
+        """What a process wrote about its case."""
+        if process.is_alive():
+            process.kill()
+        process.join()
+        key = case.key(size, *self.sources)
+        for line in reversed((self.folder / RESULTS).read_text().splitlines() if process.exitcode == 0 else []):
+            outcome = Outcome.model_validate_json(line)
+            if outcome.key == key:
+                break
+        else:
+            shown = case.size if size is None else size
+            outcome = Outcome(key=key, name=case.name, size=shown, error=f"ended with code {process.exitcode}")
+        self.known[key] = outcome
+        return outcome
+
+
+def _fork(work: Callable[..., None], log: Path, *arguments: Any) -> Any:
+    """Start it in a process of its own, which shows nothing; its output is in `log`."""
+
+    def child() -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as shown, contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+            os.dup2(shown.fileno(), 1)
+            os.dup2(shown.fileno(), 2)
+            work(*arguments)
+
+    process = Forks.Process(target=child)  # type: ignore[attr-defined]
+    sys.stdout.flush()
+    process.start()
+    return process
+
+
+def _wait_for(processes: Iterable[Any]) -> None:
+    for process in processes:
+        process.join()
+
+
+def _warm_up() -> None:
+    """Import what every case needs; nothing is trained here, for torch's backward does not survive a fork."""
+    import librosa.filters  # noqa: F401
+    import soundfile  # noqa: F401
+
+    torch.set_num_threads(1)
+    trainer_under_test().load()
+
+
+def _hash_of(folders: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in _sources(folders):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted(folder.rglob("*.py"))

@@ -1,0 +1,184 @@
+"""One case: the port with a fault in it is trained and recorded, the evidence is gathered, and the two are compared.
+
+The reference is the port as it is, recorded once for each experiment (`RECIPES`), with its noise floor and in float64.
+What `nest-ssl explain` does in several processes is done here in the one that was forked for the case.
+"""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from nest_ssl.compare import compare_recordings
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.evidence import open_evidence
+from nest_ssl.compare.operators import bind
+from nest_ssl.compare.schedules import bind_rates
+from nest_ssl.config.compose import ROOT
+from nest_ssl.recording import evidence as files
+from nest_ssl.recording.evidence import NoiseFloor, read_evidence, seal_of, write_evidence
+from nest_ssl.recording.layout import step_folder
+from nest_ssl.recording.reader import Recording, open_recording
+from nest_ssl.run.candidate import replay_recording
+from nest_ssl.run.experiment import run
+from nest_ssl.run.nest_report import explain_nest
+from nest_ssl.run.subject import Subject
+from nest_ssl.selftest.cases import Case, Recipe
+from nest_ssl.selftest.planting import plant
+
+SMALL = [
+    "size=tiny",
+    *(f"model.{part}_ds.{key}" for part in ("train", "validation") for key in ("num_workers=0", "pin_memory=false")),
+    *("model.train_ds.batch_size=4", "model.validation_ds.batch_size=2", "trainer.accelerator=cpu"),
+]
+ONE_STEP = ["batches=1", "save_steps=0", "trainer.limit_val_batches=0", "operators=true"]
+# The experiments, each the smallest in which its faults can be seen. The batch of four has padding.
+RECIPES: dict[Recipe, list[str]] = {
+    # Nothing but weights and masks is random.
+    "plain": [*SMALL, *ONE_STEP],
+    # NeMo's whole recipe: augmentation, dither, dropout; two steps and a validation, and the schedule beyond.
+    "full": [*SMALL, "run=full", "batches=2", "save_steps=0,1", "trainer.limit_val_batches=1", "learning_rates=30000"],
+    "accumulated": [
+        *SMALL, "batches=4", "save_steps=0-3", "model.train_ds.batch_size=2", "trainer.limit_val_batches=0",
+        "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.01",
+    ],
+    "half": [*SMALL, *ONE_STEP, "trainer.precision=bf16-mixed"],
+}  # fmt: skip
+FLOAT64 = "trainer.precision=64-true"
+REPEATS = 8  # that make the noise floor
+REFERENCE, CANDIDATE = "reference", "candidate"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Place(_Strict):
+    """Where a difference was said to be born; sizes are relative."""
+
+    phase: str
+    module: str | None
+    size: float | None = None
+    in_float64: float | None = None
+    floors: float | None = None
+
+
+class Outcome(_Strict):
+    """What the comparison of one case, at one size, ended with.
+
+    Args:
+        key: of what it depends on.
+        error: why there is no verdict.
+        kinds: of fault that the report names, in causal order.
+        lacking: why it was not shown to be rounding.
+    """
+
+    key: str
+    name: str
+    size: float | None
+    verdict: str = ""
+    exit_code: int = 0
+    born: tuple[Place, ...] = ()
+    kinds: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
+    seconds: float = 0.0
+    error: str = ""
+
+
+def trainer_under_test() -> Subject:
+    """The port, as its own script trains it."""
+    subject: Subject = runpy.run_path(str(ROOT / "scripts" / "train_nest.py"))["NEST"]
+    return subject
+
+
+def _recorded(subject: Subject, folder: Path, *overrides: str) -> Recording:
+    run(subject, [*overrides, f"output_dir={folder}", "overwrite=true"])
+    return open_recording(folder, verify=False)
+
+
+def record_reference(recipe: Recipe, folder: Path) -> None:
+    """Train the port as it is, and leave in `folder` its recording, its noise floor and its recording in float64."""
+    subject, overrides = trainer_under_test(), RECIPES[recipe]
+    evidence = folder / files.FOLDER
+    reference = _recorded(subject, folder / REFERENCE, *overrides, f"noise_floor={REPEATS}")
+    for step in reference.steps:
+        name = Path(step_folder(step)) / files.NOISE_FLOOR
+        floor = read_evidence(reference.path / name, NoiseFloor)
+        bound = floor.model_copy(update={"reference": seal_of(reference.index)})
+        write_evidence(evidence / files.FLOOR / name, bound)
+    _recorded(subject, evidence / files.FLOAT64 / REFERENCE, *overrides, FLOAT64)
+
+
+def try_case(case: Case, size: float | None, references: Path, folder: Path) -> Comparison:
+    """Compare the port with the case planted in this process with the port as it is, with all evidence.
+
+    Args:
+        references: a folder of `record_reference` for each recipe.
+        folder: for what is recorded here; removed in the end.
+
+    Raises:
+        UserError: it cannot be planted, or does not train.
+    """
+    subject, overrides, prepared = trainer_under_test(), RECIPES[case.recipe], references / case.recipe
+    reference, evidence = open_recording(prepared / REFERENCE, verify=False), folder / files.FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    (evidence / files.FLOAT64).mkdir(parents=True)
+    for name in (files.FLOOR, f"{files.FLOAT64}/{REFERENCE}"):
+        (evidence / name).symlink_to((prepared / files.FOLDER / name).absolute())
+    plant(case.edits_at(size))
+    candidate = _recorded(subject, folder / CANDIDATE, *overrides, *case.settings)
+    for side, recording in ((REFERENCE, reference), (CANDIDATE, candidate)):
+        if candidate.learning_rates() and reference.learning_rates():
+            rates = bind_rates(recording, side, reference, candidate)
+            write_evidence(evidence / files.SCHEDULE / f"{side}.json", rates)
+        if "operators=true" in overrides:
+            write_evidence(evidence / files.OPERATORS / f"{side}.json", bind(recording, side, reference, candidate))
+    # Where settings differ, or every recorded tensor has the same bits, nothing else can change the verdict.
+    if not case.settings and candidate.index.tensors != reference.index.tensors:
+        _gather(subject, reference, candidate, evidence, [*overrides, FLOAT64, "operators=false"])
+    found = open_evidence(evidence, reference, candidate)
+    return compare_recordings(reference, candidate, explainers=[explain_nest], evidence=found)
+
+
+def _gather(
+    subject: Subject, reference: Recording, candidate: Recording, evidence: Path, in_float64: list[str]
+) -> None:
+    """The replay, and both again in float64."""
+    write_evidence(evidence / files.REPLAY, replay_recording(subject, reference, candidate))
+    folder = evidence / files.FLOAT64
+    double, twin = open_recording(folder / REFERENCE, verify=False), _recorded(subject, folder / CANDIDATE, *in_float64)
+    write_evidence(folder / files.REPLAY, replay_recording(subject, double, twin, double=True))
+
+
+def outcome_of(case: Case, size: float | None, key: str, references: Path, folder: Path) -> Outcome:
+    """Try a case; what goes wrong is its outcome."""
+    started = time.process_time()
+    given: dict[str, Any] = {"key": key, "name": case.name, "size": case.size if size is None else size}
+    try:
+        comparison = try_case(case, size, references, folder)
+    except Exception as error:  # noqa: BLE001  whatever an edited trainer may raise
+        return Outcome(**given, error=f"{type(error).__name__}: {error}"[:500])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    proof = comparison.proof
+    born = tuple(
+        Place(phase=one.phase, module=one.module, size=one.size, in_float64=one.in_float64, floors=one.floors)
+        for one in proof.born
+    )
+    if comparison.contract_differs:
+        settings = [one.address.slot for one in comparison.rung("contract").findings]
+        born = tuple(Place(phase="another experiment", module=setting) for setting in settings)
+    return Outcome(
+        **given,
+        verdict=comparison.verdict.value,
+        exit_code=comparison.exit_code,
+        born=born,
+        kinds=tuple(dict.fromkeys(likely.kind.value for likely in getattr(comparison, "kinds", ()))),
+        lacking=tuple(note.kind for note in proof.lacking),
+        seconds=round(time.process_time() - started, 2),
+    )
