@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = {
         "--reference": ("outputs/nemo", "folder of the recording to measure against"),
         "--candidate": ("outputs/nest", "folder of the recording to judge"),
-        "--out": ("outputs/report", "folder for report.md and report.json"),
+        "--out": ("outputs/report", "folder for report.md, report.html and report.json"),
     }
     for option, (default, what) in folders.items():
         parser.add_argument(option, type=Path, default=Path(default), help=f"{what} (default {default})")
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nest_ssl.compare.rules.known import load_known
     from nest_ssl.recording.reader import open_recording
     from nest_ssl.report import print_summary, write_reports
-    from nest_ssl.run.nest_report import explain_nest
+    from nest_ssl.report.pictures import gather
+    from nest_ssl.run.nest_report import explain_nest, picture_nest
 
     declared = [*load_declared(), *(load_declared(options.declared) if options.declared else [])]
     reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = load_known(options.known) if options.known else []
     evidence = evidence_on(reference, candidate, options.evidence)
     comparison = compare_recordings(reference, candidate, rule, wanted, declared, [explain_nest], evidence, known)
-    print_summary(comparison, write_reports(comparison, options.out))
+    pictures = gather(comparison, reference, candidate, evidence, picture_nest(comparison, reference, candidate))
+    print_summary(comparison, write_reports(comparison, options.out, pictures))
     return comparison.exit_code
 
 

@@ -62,7 +62,7 @@ def draw_strip(strip: Strip) -> Drawing | None:
         layer = layer_of(f"{call.module}.")
         if layer != before and x - last > 92:  # room for a name
             paper.line("grid", x, TOP, x, bottom)
-            paper.text(x + 2, bottom + 16, layer[-14:], "muted")
+            paper.text(x + 2, bottom + 16, ".".join(layer.split(".")[-2:])[:16], "muted")
             last = x
         before = layer
     paper.line("axis", LEFT, bottom, WIDTH - RIGHT, bottom)
@@ -83,7 +83,9 @@ def draw_strip(strip: Strip) -> Drawing | None:
             if named < NAMED:
                 named += 1
                 anchor = "end" if middle > WIDTH * 0.6 else "start"
-                paper.text(middle + (8 if anchor == "start" else -8), TOP - 2 + 14 * (named - 1), call.module, "", anchor)
+                paper.text(
+                    middle + (8 if anchor == "start" else -8), TOP - 2 + 14 * (named - 1), call.module, "", anchor
+                )
                 paper.line("mark", middle, TOP - 6 + 14 * (named - 1), middle, top - 16)
     paper.path("floor", floors)
     legend(paper, [(CLASS[s], word("state", s.value)) for s in State if any(c.state is s for c in apart)], bottom + 44)
@@ -156,7 +158,9 @@ def draw_deviations(curves: Curves) -> Drawing | None:
         mark(paper, kind, place, at + 5, bottom + 52)
         paper.text(at + 14, bottom + 56, word("rung", rung))
         texts.append(say("picture.from_to", what=word("rung", rung), first=size(values[0]), last=size(values[-1])))
-    return Drawing("deviations", say("picture.deviations"), say("picture.deviations.alt", what=join(texts, "; ")), paper)
+    return Drawing(
+        "deviations", say("picture.deviations"), say("picture.deviations.alt", what=join(texts, "; ")), paper
+    )
 
 
 def draw_planes(view: TensorView) -> list[Drawing]:
@@ -215,7 +219,9 @@ def draw_histogram(view: TensorView) -> Drawing | None:
             paper.add("rect", "came", title=title, **bar)
     for tick in round_ticks(low, high, 8):
         paper.line("grid", x(tick), bottom, x(tick), bottom + 5)
-        paper.text(x(tick), bottom + 18, f"{10**tick:.0e}" if tick == round(tick) else f"{10**tick:.1e}", "muted", "middle")
+        paper.text(
+            x(tick), bottom + 18, f"{10**tick:.0e}" if tick == round(tick) else f"{10**tick:.1e}", "muted", "middle"
+        )
     paper.text(WIDTH - RIGHT, bottom + 38, plain(say("picture.absolute")), "muted", "end")
     peak = view.counts.index(most)
     alt = say(
@@ -292,7 +298,12 @@ def draw_utterance(utterance: Utterance) -> Drawing:
             unlike = place >= len(tokens[1 - side]) or tokens[1 - side][place] != token
             differing += unlike and not side
             box = {"x": LEFT + place * each, "y": y, "width": max(1.0, each - 1), "height": 20}
-            paper.add("rect", "box other" if unlike else "box", title=plain(say("picture.token", place=place, token=token)), **box)
+            paper.add(
+                "rect",
+                "box other" if unlike else "box",
+                title=plain(say("picture.token", place=place, token=token)),
+                **box,
+            )
             if each > 9 * len(str(token)):
                 paper.text(LEFT + (place + 0.5) * each, y + 14, str(token), "", "middle")
     legend(paper, [("mask", plain(say("picture.legend.mask")))], top + high_px + 88)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -39,6 +39,7 @@ from nest_ssl.report.pictures.data import (
 ROWS, COLUMNS = 96, 192  # of a plane as it is shown
 AROUND = 4  # neighbours to each side
 BINS = 40
+DEEPEST = 40  # modules within modules, as they are drawn: names from a stranger may go deeper
 CURVES: tuple[RungName, ...] = ("batch", "forward", "loss", "gradients", "weights")
 _TO_BLAME = (Relation.BORN, Relation.NUMBERS, Relation.WEIGHTS, Relation.UNKNOWN)
 _WEIGHTS = {"initial_weights", "start", "weights"}
@@ -76,7 +77,10 @@ def gather(
 def tree_of(comparison: Comparison, reference: Recording) -> Node | None:
     """The reference's modules, each with its own state and with the worst inside of it."""
     entries = reference.structure.modules
-    nodes = {entry.name: Node(entry.name, entry.name.rpartition(".")[2], entry.module_class) for entry in entries}
+    nodes = {
+        entry.name: Node(entry.name, entry.name.rpartition(".")[2], entry.module_class.rpartition(".")[2])
+        for entry in entries
+    }
     for module, state in _states(comparison):
         if module in nodes:
             nodes[module].state = max(nodes[module].state, state, key=SEVERITY.index)
@@ -90,16 +94,12 @@ def tree_of(comparison: Comparison, reference: Recording) -> Node | None:
                 setattr(node, field, max(getattr(node, field) or 0.0, relative_of(finding) or 0.0))
     root = nodes.setdefault("", Node("", "", ""))
     for name, node in sorted(nodes.items(), key=lambda item: -item[0].count(".")):  # the innermost first
-        parent = name.rpartition(".")[0]
-        while parent not in nodes:
-            parent = parent.rpartition(".")[0]
+        parent = _parent(name, nodes)
         node.worst = max(node.worst, node.state, key=SEVERITY.index)
         if node is not root:
             nodes[parent].worst = max(nodes[parent].worst, node.worst, key=SEVERITY.index)
     for name, node in nodes.items():  # in the structure's order
-        parent = name.rpartition(".")[0]
-        while parent not in nodes:
-            parent = parent.rpartition(".")[0]
+        parent = _parent(name, nodes)
         if node is not root:
             nodes[parent].children.append(node)
     return root if entries else None
@@ -151,9 +151,7 @@ def gradients_of(comparison: Comparison, reference: Recording) -> Gradients | No
     step = min((finding.moment.step for finding in found), default=None)
     if step is None:
         return None
-    differing = {
-        ".".join(filter(None, (f.address.module, f.address.slot))): f for f in found if f.moment.step == step
-    }
+    differing = {".".join(filter(None, (f.address.module, f.address.slot))): f for f in found if f.moment.step == step}
     layers: dict[str, list[Finding | None]] = defaultdict(list)
     for entry in reference.structure.parameters:
         if entry.requires_grad:
@@ -283,6 +281,14 @@ def layer_of(parameter: str) -> str:
     module = parameter.rpartition(".")[0]
     numbered = re.match(r"(?:.*?\.)?\d+(?=\.|$)", module)
     return numbered[0] if numbered else ".".join(module.split(".")[:2])
+
+
+def _parent(name: str, nodes: Mapping[str, Node]) -> str:
+    """The nearest module around it that is there."""
+    parent = name.rpartition(".")[0]
+    while parent and (parent not in nodes or parent.count(".") >= DEEPEST):
+        parent = parent.rpartition(".")[0]
+    return parent
 
 
 def _norm_ratio(metrics: Metrics | None) -> float | None:

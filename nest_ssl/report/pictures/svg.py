@@ -33,12 +33,13 @@ COLOURS = {
 STYLE = (
     "text{font:12px system-ui,'Noto Sans CJK SC',sans-serif;fill:var(--ink)}text.muted{fill:var(--muted)}"
     ".axis{stroke:var(--muted);fill:none}.grid{stroke:var(--line);fill:none}"
-    ".reference{stroke:var(--rounding);fill:none;stroke-width:2.5}"
-    ".candidate{stroke:var(--born);fill:none;stroke-width:1.5;stroke-dasharray:5 3}"
+    "path.reference,line.reference{stroke:var(--rounding);fill:none;stroke-width:2.5}"
+    "path.candidate,line.candidate{stroke:var(--born);fill:none;stroke-width:1.5;stroke-dasharray:5 3}"
     ".floor{stroke:var(--ink);fill:none;stroke-width:1.2}.mark{stroke:var(--born);fill:none;stroke-width:1.5}"
     ".mask{fill:var(--came);fill-opacity:.35}.box{fill:none;stroke:var(--muted)}.box.other{stroke:var(--born);stroke-width:2}"
     ".curve{fill:none;stroke-width:2}.dot{fill:var(--ink)}"
-    "image{image-rendering:pixelated}" + "".join(f".{s}{{fill:var(--{s})}}.c-{s}{{stroke:var(--{s})}}" for s in list(COLOURS)[4:])
+    "image{image-rendering:pixelated}"
+    + "".join(f".{s}{{fill:var(--{s})}}.c-{s}{{stroke:var(--{s})}}" for s in list(COLOURS)[4:])
 )
 _RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # dark to bright, to every eye
 

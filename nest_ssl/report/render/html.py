@@ -94,7 +94,9 @@ def inline(modules: set[str], text: Sequence[Inline]) -> Markup:
         elif isinstance(part, Code):
             shown += Markup("<code>{}</code>").format(visible(part.text))
         elif isinstance(part, StatusWord):
-            tag = Markup('<strong class="status {0}">{1}</strong>' if part.strong else '<span class="status {0}">{1}</span>')
+            tag = Markup(
+                '<strong class="status {0}">{1}</strong>' if part.strong else '<span class="status {0}">{1}</span>'
+            )
             shown += tag.format(STATES.get(part.status, "came"), visible(part.word))
         else:
             shown += visible(part)
@@ -130,7 +132,9 @@ def _anchors(titles: Sequence[str]) -> list[str]:
     """Of each title a name to link to, each once."""
     found: list[str] = []
     for title in titles:
-        words = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split()[:6]) or "part"
+        words = (
+            "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split()[:6]) or "part"
+        )
         name = next(n for n in (words, *(f"{words}-{i}" for i in range(2, len(titles) + 2))) if n not in found)
         found.append(name)
     return found

@@ -6,7 +6,18 @@ import re
 from collections.abc import Sequence
 
 from nest_ssl.base.errors import visible
-from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Figure, Heading, Inline, Paragraph, Ref, StatusWord
+from nest_ssl.report.document import (
+    Block,
+    Bullets,
+    Code,
+    CodeBlock,
+    Figure,
+    Heading,
+    Inline,
+    Paragraph,
+    Ref,
+    StatusWord,
+)
 
 # Everywhere; an underscore at the edge of a word; the address of a page, which GitHub would link.
 _MARKUP = re.compile(r"[\\`*<\[!#|~&]|(?<![0-9a-z])_|_(?![0-9a-z])|:(?=/)|(?<=www)\.", re.IGNORECASE)

@@ -11,7 +11,18 @@ from rich.text import Text as RichText
 
 from nest_ssl.base.errors import visible
 from nest_ssl.compare.findings import Status
-from nest_ssl.report.document import Block, Bullets, CodeBlock, Figure, Heading, Paragraph, StatusWord, Table, Text, plain
+from nest_ssl.report.document import (
+    Block,
+    Bullets,
+    CodeBlock,
+    Figure,
+    Heading,
+    Paragraph,
+    StatusWord,
+    Table,
+    Text,
+    plain,
+)
 
 _STYLES = {Status.IDENTICAL: "green", Status.EQUIVALENT: "cyan", Status.MISSING: "red", Status.DIVERGED: "red"}
 _OTHER = "yellow"
