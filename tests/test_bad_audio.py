@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,11 @@ def test_training_stops_at_it(corpus: Path, workers: int, capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_goes_on_without_it(corpus: Path, workers: int) -> None:
+def test_training_goes_on_without_it(corpus: Path, workers: int, python: str) -> None:
     """In a process of its own: pytest takes the log."""
     more = ["bad_audio=skip", "save_steps=all", f"model.train_ds.num_workers={workers}"]
     validation = [f"model.validation_ds.manifest_filepath={corpus}", "trainer.val_check_interval=1.0"]
-    command = [sys.executable, str(ROOT / "scripts" / "train_nest.py"), *options(corpus, *more, *validation)]
+    command = [python, str(ROOT / "scripts" / "train_nest.py"), *options(corpus, *more, *validation)]
     told = subprocess.run(command, check=True, capture_output=True, text=True)
     recording = open_recording(corpus.parent / "out")
     lengths = [int(recording.step(step).batch()["audio_len"]) for step in recording.steps]

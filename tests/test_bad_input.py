@@ -114,52 +114,61 @@ def test_no_permission(capfd: pytest.CaptureFixture[str]) -> None:
     assert code == 3 and said.startswith("error: ") and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda stop: stop.name)
-def test_a_signal_is_no_verdict_and_loses_nothing(tmp_path: Path, stop: signal.Signals) -> None:
-    target = tmp_path / "out"
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole recording, alone in its folder but for its log."""
+    target = tmp_path_factory.mktemp("recorded") / "out"
+    assert run(NEST, ["size=tiny", f"output_dir={target}"]) == 0
+    return target
+
+
+@pytest.fixture
+def earlier(recorded: Path, tmp_path: Path) -> Path:
+    """A copy for a run that is to replace it."""
+    shutil.copytree(recorded.parent, tmp_path / "earlier")
+    return tmp_path / "earlier" / "out"
+
+
+def replacing(target: Path, *settings: str) -> list[str]:
+    """The command as a user starts it."""
     train = [sys.executable, str(ROOT / "scripts/train_nest.py"), "size=tiny", f"output_dir={target}", "overwrite=true"]
-    subprocess.run(train, check=True, capture_output=True)
-    before = (target / "recording.json").read_bytes()
+    return [*train, *settings]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda stop: stop.name)
+def test_a_signal_is_no_verdict_and_loses_nothing(earlier: Path, stop: signal.Signals) -> None:
+    before = (earlier / "recording.json").read_bytes()
     with subprocess.Popen(
-        [*train, "batches=100000", "save_steps=0"],
+        replacing(earlier, "batches=100000", "save_steps=0"),
         stderr=subprocess.PIPE,
         text=True,
         # A shell's background jobs ignore SIGINT, and so would what they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as run:
+    ) as process:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".out.partial-*/step_0/rng.json")) and time.monotonic() < deadline:
+        while not list(earlier.parent.glob(".out.partial-*/step_0/rng.json")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        run.send_signal(stop)
-        said = run.communicate(timeout=60)[1]
-    assert run.returncode == (-stop if stop == signal.SIGKILL else 128 + stop)
-    assert (target / "recording.json").read_bytes() == before
-    assert open_recording(target)
+        process.send_signal(stop)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == (-stop if stop == signal.SIGKILL else 128 + stop)
+    assert (earlier / "recording.json").read_bytes() == before
+    assert open_recording(earlier)
     if stop != signal.SIGKILL:
         assert f"interrupted ({stop.name})" in said
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.log"]
+        assert sorted(path.name for path in earlier.parent.iterdir()) == ["out", "out.log"]
 
 
-def test_a_disk_that_fills_while_recording_loses_nothing(tmp_path: Path) -> None:
+def test_a_disk_that_fills_while_recording_loses_nothing(earlier: Path) -> None:
     """No file may grow beyond 1 MB, as on a full disk: the first large file fails half way through the recording."""
-    target = tmp_path / "out"
-    command = [
-        sys.executable,
-        str(ROOT / "scripts/train_nest.py"),
-        "size=tiny",
-        f"output_dir={target}",
-        "overwrite=true",
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    before = (target / "recording.json").read_bytes()
+    before = (earlier / "recording.json").read_bytes()
     limit = 1_000_000
     done = subprocess.run(
-        [*command, "seed=7"],
+        replacing(earlier, "seed=7"),
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: "), done.stderr
-    assert (target / "recording.json").read_bytes() == before and open_recording(target)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.log"]
+    assert (earlier / "recording.json").read_bytes() == before and open_recording(earlier)
+    assert sorted(path.name for path in earlier.parent.iterdir()) == ["out", "out.log"]

@@ -97,13 +97,10 @@ def both(module: str) -> Names:
 
 L = planted.LAYER
 FAULTS: dict[Plant, Names] = {
-    planted.norm_eps: both(f"{L}.norm_conv"),
     planted.norm_eps_a_tenth_more: both(f"{L}.norm_conv"),
     planted.residual_factor: both(L),
-    planted.attention_scale: both(f"{L}.self_attn"),
     planted.one_gradient: {("backward", f"{L}.feed_forward1.linear1")},
     optimizer_setting("lr", 5.00005): {("schedule", None)},
-    optimizer_setting("eps", 1e-7): {("optimizer", None)},
     ascent: {("optimizer", None)},
     no_update: {("optimizer", None)},
 }

@@ -53,11 +53,17 @@ def generator(bench: Bench) -> Rows:
         failed = train_all(bench, sides)
         row: dict[str, Any] = {"name": sides[0].overrides[0]}
         errors = [f"{one.side}: {failed[one]}" for one in sides if failed[one]]
-        rows.append({**row, "error": "; ".join(errors)} if errors else {**row, **_ledgers(bench, *sides)})
+        rows.append({**row, "error": "; ".join(errors)} if errors else {**row, **ledgers(bench, *sides)})
     return rows
 
 
-def _ledgers(bench: Bench, reference: Training, candidate: Training) -> dict[str, Any]:
+def ledgers(bench: Bench, reference: Training, candidate: Training) -> dict[str, Any]:
+    """Draws from the device's generator in one step, compared one by one.
+
+    Returns:
+        `generator` (its kind), `calls` (of both sides), `same`, `parted` (the first that differs, or None), and
+        `kinds`: calls and draws of the reference by the module's last name.
+    """
     kind = "torch_cuda" if bench.accelerator == "gpu" else "torch_cpu"
     drawn: list[list[tuple[str, int | None]]] = []
     for training in (reference, candidate):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import write_atomically
-
-SCHEMA = "nest-ssl-gpu/1"
 
 
 class Machine(BaseModel):
@@ -50,7 +48,7 @@ class Results(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_name: str = Field(SCHEMA, alias="schema")
+    schema_name: Literal["nest-ssl-gpu/1"] = Field("nest-ssl-gpu/1", alias="schema")
     parts: dict[str, Part] = {}
 
     def save(self, path: Path) -> None:
@@ -58,7 +56,7 @@ class Results(BaseModel):
 
 
 def load_results(path: Path) -> Results:
-    """What is in the file; nothing where there is none.
+    """What is in the file; nothing where there is none. What its rows hold is known by the page alone.
 
     Raises:
         UserError: it is something else.
@@ -68,5 +66,9 @@ def load_results(path: Path) -> Results:
     try:
         return Results.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
-        fix = "Name another file with --results, or delete it."
-        raise UserError("not results of this command", str(path), fix) from error
+        raise foreign_results(path) from error
+
+
+def foreign_results(path: Path) -> UserError:
+    """The error that says so."""
+    return UserError("not results of this command", str(path), "Name another file with --results, or delete it.")

@@ -13,7 +13,7 @@ from typing import Any
 from nest_ssl.base.files import write_atomically
 from nest_ssl.bench import measured, recorded
 from nest_ssl.bench.document import page
-from nest_ssl.bench.results import Machine, Part, load_results
+from nest_ssl.bench.results import Machine, Part, foreign_results, load_results
 from nest_ssl.bench.trainings import Bench, machine
 from nest_ssl.record.provenance import describe_run
 from nest_ssl.report.render.markdown import render_markdown
@@ -39,8 +39,15 @@ def run_parts(bench: Bench, parts: Sequence[str], file: Path, document: Path) ->
     Args:
         file: results of earlier runs, to which these are added.
         document: the page that is written of them all.
+
+    Raises:
+        UserError: the file holds something else, or rows that cannot be shown; nothing was run.
     """
     results = load_results(file)
+    try:
+        page(results)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise foreign_results(file) from error
     where = Machine(**machine(describe_run()))
     print(f"gpu: {where.card}, driver {where.driver}, torch {where.torch}, cuDNN {where.cudnn}", flush=True)
     failed = []
@@ -85,6 +92,8 @@ def faults(name: str, rows: Rows) -> list[str]:
         ):
             found = row.get("first") or row.get("parted") or row.get("verdict")
             wrong.append(f"{row['name']}: differs ({found})")
+        elif name == "generator" and not row["calls"][0]:
+            wrong.append(f"{row['name']}: nothing was drawn from {row['generator']}")
         elif name == "repeat" and row["name"] == "deterministic" and row["parameter_gradients"][1]:
             wrong.append(f"{row['side']} does not repeat with deterministic kernels")
     return wrong

@@ -30,7 +30,8 @@ class Worker:
 
     def __init__(self, bench: Bench, side: str, *overrides: str, record: Path | None = None) -> None:
         self.name, self._bench = side, bench
-        self._log = bench.folder / f"worker-{side}-{'-'.join(overrides) or 'plain'}.log"
+        name = "-".join(["worker", side, *overrides, *(["recorder"] if record else [])])
+        self._log = bench.folder / f"{name}.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         script = str(ROOT / bench.sides[side].script)
         recorded = ["--record", str(record)] if record else []

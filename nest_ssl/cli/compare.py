@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.steps import parse_steps
+from nest_ssl.run.compared import Asked, compare_with_pictures
+
+FORMATS = ("junit", "github")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +36,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     for option, (default, what) in folders.items():
         parser.add_argument(option, type=Path, default=Path(default), help=f"{what} (default {default})")
+    add_what_decides(parser)
+    what = "write more: junit (report.junit.xml), github (the page of the job, GITHUB_STEP_SUMMARY); may be repeated"
+    parser.add_argument("--format", action="append", default=[], choices=FORMATS, dest="formats", help=what)
+    options = parser.parse_args(argv)
+    asked = asked_of(options)
+    out = options.out.resolve()
+    for folder in (options.reference.resolve(), options.candidate.resolve()):
+        if folder in (out, *out.parents):
+            raise UserError(
+                "a report would be written into a recording", f"--out {options.out}", "Choose a folder outside."
+            )
+
+    page = os.environ.get("GITHUB_STEP_SUMMARY", "")
+    if "github" in options.formats and not page:
+        raise UserError("no page to write to", "--format github", "It is for GitHub Actions: GITHUB_STEP_SUMMARY.")
+
+    # Only now what takes seconds to import: --help and bad usage answer at once.
+    from nest_ssl.report import append_step_summary, print_summary, write_junit, write_reports
+
+    try:
+        comparison, pictures = compare_with_pictures(options.reference, options.candidate, asked)
+    except UserError as error:
+        if "junit" in options.formats:
+            write_junit(str(error), options.out)
+        raise
+    report = write_reports(comparison, options.out, pictures)
+    if "junit" in options.formats:
+        write_junit(comparison, options.out)
+    if "github" in options.formats:
+        append_step_summary(comparison, Path(page))
+    print_summary(comparison, report)
+    return comparison.exit_code
+
+
+def add_what_decides(parser: argparse.ArgumentParser) -> None:
+    """The options of a comparison beside its two recordings; see `Asked`."""
     for option, kind in (("--atol", "absolute"), ("--rtol", "relative")):
         parser.add_argument(option, type=_bound, help=f"{kind} tolerance, a rule of your own (default: same bits)")
     parser.add_argument("--steps", default="all", help="compare only these: 0, 0,1 or 0-9 (default: all recorded)")
@@ -40,43 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--known", type=Path, help="YAML ledger of differences that are known and meant")
     parser.add_argument("--evidence", type=Path, help="folder of evidence (default: `evidence` beside the reference)")
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="trust the files: skip their SHA-256")
-    options = parser.parse_args(argv)
+
+
+def asked_of(options: argparse.Namespace) -> Asked:
+    """What those options say.
+
+    Raises:
+        UserError: they name no step, or evidence that is not there.
+    """
     steps = parse_steps(options.steps)
     if steps is not None and not steps:
         raise UserError("no step to compare", f"--steps {options.steps}", "Leave it out to compare all recorded steps.")
-    out = options.out.resolve()
-    for folder in (options.reference.resolve(), options.candidate.resolve()):
-        if folder in (out, *out.parents):
-            raise UserError(
-                "a report would be written into a recording", f"--out {options.out}", "Choose a folder outside."
-            )
-
     if options.evidence and not options.evidence.is_dir():
         raise UserError("no such evidence", f"--evidence {options.evidence}", "Gather it with make explain.")
-
-    # Only now what takes seconds to import: --help and bad usage answer at once.
-    from nest_ssl.compare import FixedTolerance, compare_recordings
-    from nest_ssl.compare.declared import load_declared
-    from nest_ssl.compare.evidence import evidence_on
-    from nest_ssl.compare.names import Renamed, load_names
-    from nest_ssl.compare.rules.known import load_known
-    from nest_ssl.recording.reader import open_recording
-    from nest_ssl.report import print_summary, write_reports
-    from nest_ssl.report.pictures import gather
-    from nest_ssl.run.nest_report import explain_nest, picture_nest
-
-    declared = [*load_declared(), *(load_declared(options.declared) if options.declared else [])]
-    reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
-    given = (options.atol, options.rtol)
-    rule = FixedTolerance(*(bound or 0.0 for bound in given)) if given != (None, None) else None
-    wanted = None if steps is None else sorted(steps)
-    candidate = Renamed(candidate, load_names(options.names)) if options.names else candidate
-    known = load_known(options.known) if options.known else []
-    evidence = evidence_on(reference, candidate, options.evidence)
-    comparison = compare_recordings(reference, candidate, rule, wanted, declared, [explain_nest], evidence, known)
-    pictures = gather(comparison, reference, candidate, evidence, picture_nest(comparison, reference, candidate))
-    print_summary(comparison, write_reports(comparison, options.out, pictures))
-    return comparison.exit_code
+    files = {name: getattr(options, name) for name in ("declared", "names", "known", "evidence")}
+    numbers = None if steps is None else tuple(sorted(steps))
+    return Asked(options.atol, options.rtol, numbers, verify=options.verify, **files)
 
 
 def _bound(text: str) -> float:

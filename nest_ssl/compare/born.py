@@ -14,7 +14,7 @@ from nest_ssl.compare.findings import Finding
 from nest_ssl.compare.operators import Change, diff
 from nest_ssl.compare.roots import Root
 from nest_ssl.compare.rules.same_function import By, Function, UnitJudgement
-from nest_ssl.recording.address import Address
+from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.evidence import Operators
 
 OPERATORS = 8  # of one birthplace
@@ -38,7 +38,7 @@ class Born:
         by: what showed it; None where the recordings alone do.
         decided: False where only other bits are known, and nothing says yet what they mean.
         why: of what raised, the error.
-        operators: that differ, as text.
+        operators, changes: that differ, as text and as they are.
         source: ``file:line`` of the reference's and the candidate's code, empty where it is not known.
     """
 
@@ -57,6 +57,7 @@ class Born:
     decided: bool = True
     why: str = ""
     operators: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
     source: tuple[str, str] = ("", "")
 
     def merged(self, other: Born) -> Born:
@@ -89,6 +90,26 @@ _WORST_FIRST = (
 )  # fmt: skip
 
 
+def of_unit(judged: UnitJudgement) -> Born:
+    """What was replayed and is another function, as a birthplace."""
+    unit, worst = judged.unit, judged.worst
+    return Born(
+        unit.phase,
+        unit.module,
+        unit.call,
+        unit.step,
+        unit.rank,
+        unit.order or 0,
+        address=worst.place.address if worst else None,
+        size=worst.relative if worst and worst.shape is not None else None,
+        floors=judged.floors,
+        in_float64=judged.float64,
+        by=judged.by,
+        decided=judged.function is Function.ANOTHER,
+        why=unit.why or (worst.why if worst else ""),
+    )
+
+
 def born_of(
     units: Sequence[UnitJudgement], roots: Sequence[Root], is_rounding: Callable[[Finding], bool]
 ) -> list[Born]:
@@ -100,34 +121,33 @@ def born_of(
         is_rounding: whether other evidence than the replay shows a difference to be rounding.
     """
     found: dict[tuple[str, str | None], Born] = {}
+    # Where one side alone makes an update with a batch, it adds up other numbers of batches: their shares, and what
+    # counts updates, follow.
+    counted = any(one.finding.rung == "optimizer_input" and one.finding.address.kind == Kind.UPDATE for one in roots)
     for judged in units:
         if judged.function not in (Function.ANOTHER, Function.UNDECIDED):
             continue
-        unit, worst = judged.unit, judged.worst
-        born = Born(
-            unit.phase,
-            unit.module,
-            unit.call,
-            unit.step,
-            unit.rank,
-            unit.order or 0,
-            address=worst.place.address if worst else None,
-            size=worst.relative if worst and worst.shape is not None else None,
-            floors=judged.floors,
-            in_float64=judged.float64,
-            by=judged.by,
-            decided=judged.function is Function.ANOTHER,
-            why=unit.why or (worst.why if worst else ""),
-        )
+        sizes = [one.relative for one in judged.unit.deviations]
+        shares = judged.unit.phase == "loss" and bool(sizes) and all(map(_is_share, sizes))
+        if counted and (shares or judged.unit.phase == "schedule"):
+            continue
+        born = of_unit(judged)
         known = found.get((born.phase, born.module))
         found[born.phase, born.module] = known.merged(born) if known else born
     same = [u.unit for u in units if u.function is Function.SAME]
     explained = {(unit.step, deviation.place.address) for unit in same for deviation in unit.deviations}
+    given = {u.unit.step for u in units if u.unit.phase == "clipping" and u.function is Function.ANOTHER}
+    given &= {unit.step for unit in same if unit.phase == "optimizer"}  # which makes the same of the same gradients
     for root in roots:
         left = [one for one in root.findings if (one.moment.step, one.address) not in explained]
         left = [one for one in left if not is_rounding(one)]
         replayed = {phase for phase, module in found if module is None and phase not in ("forward", "backward")}
         if not left or (root.phase, root.module) in found or root.phase in replayed:
+            continue
+        if root.phase == "optimizer" and left[0].moment.step in given:
+            continue
+        sizes = [one.metrics.relative or 0.0 if one.metrics else 0.0 for one in left]
+        if counted and root.phase == "loss" and all(map(_is_share, sizes)):
             continue
         first, step, judgement = left[0], left[0].moment.step, left[0].judgement
         found[root.phase, root.module] = Born(
@@ -144,6 +164,12 @@ def born_of(
         )
     order = {phase: place for place, phase in enumerate(PHASES)}
     return sorted(found.values(), key=lambda b: (-1 if b.step is None else b.step, order[b.phase], b.order))
+
+
+def _is_share(relative: float) -> bool:
+    """Whether numbers that are so far apart may be a whole number of times the others, or such a part of them."""
+    times = (1 + relative, 1 / (1 - relative) if relative < 1 else 0.0)
+    return relative > 0.4 and any(abs(one - round(one)) < 1e-5 * one for one in times)
 
 
 def judge_modules(units: Sequence[UnitJudgement], differing: set[str]) -> list[ModuleJudgement]:
@@ -202,5 +228,6 @@ def with_lines(
             else f"{change.kind} {name}"
             for change, name in ranked
         ]
-        found.append(replace(one, source=lines, operators=tuple(dict.fromkeys(texts))[:OPERATORS]))
+        shown = tuple(dict.fromkeys(texts))[:OPERATORS]
+        found.append(replace(one, source=lines, operators=shown, changes=tuple(changes)))
     return found

@@ -19,6 +19,7 @@ from nest_ssl.compare.findings import (
     RungName,
     Status,
 )
+from nest_ssl.compare.kinds import Likely
 from nest_ssl.compare.proof import Proof
 from nest_ssl.compare.rules.known import Used
 from nest_ssl.recording.index import Index
@@ -108,6 +109,7 @@ class Comparison:
     facts: Facts
     notes: list[Note]
     proof: Proof = field(default_factory=Proof)  # what the evidence shows
+    kinds: list[Likely] = field(default_factory=list)  # the likely kind of each fault, in causal order
     unseen: list[Note] = field(default_factory=list)  # what this run could not see
     ledger: list[Used] = field(default_factory=list)  # differences that the user knows
 

@@ -16,7 +16,20 @@ from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.comparison import Comparison, Declared, Explainer, Explanation, Facts, Side
 from nest_ssl.compare.declared import Entry
 from nest_ssl.compare.evidence import Evidence
-from nest_ssl.compare.findings import OPTIONAL_RUNGS, RUNGS, SEVERITY, STEP_RUNGS, Draw, Rung, RungName, Status, Tally
+from nest_ssl.compare.findings import (
+    OPTIONAL_RUNGS,
+    RUNGS,
+    SEVERITY,
+    STEP_RUNGS,
+    Draw,
+    Finding,
+    Rung,
+    RungName,
+    Status,
+    Tally,
+)
+from nest_ssl.compare.gaps import Part
+from nest_ssl.compare.kinds.likely import kinds_of
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.proof import Agreement, Float64, Proof, weigh
 from nest_ssl.compare.roots import roots_of
@@ -46,6 +59,7 @@ from nest_ssl.compare.unseen import unseen_by
 from nest_ssl.compare.values import Comparer
 from nest_ssl.recording import layout
 from nest_ssl.recording.calls import Call
+from nest_ssl.recording.clock import BEFORE_STEPS
 from nest_ssl.recording.reader import Recording
 
 RUN_RUNGS: tuple[RungName, ...] = ("contract", "structure", "initial_weights", "draws")
@@ -84,15 +98,16 @@ def compare_recordings(
     cause = causes.cause_of(first, results, before, shared, grown=first is not ordered[0]) if first else None
     whole = [*tallies, compare_steps(Sheet("steps", comparer), results, shared)]
     by_rung = [Rung(name, [tally for tally in whole if tally.rung == name]) for name in RUNGS]
-    in64 = _in_float64(evidence, declared)
+    in64 = _in_float64(evidence, tallies, shared, declared, known)
     proof = weigh(reference, evidence or Evidence(), ordered, roots_of(own, before, results), results, in64, known)
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
-    return Comparison(
+    rungs = [rung for rung in by_rung if rung.tallies or rung.name not in OPTIONAL_RUNGS]
+    comparison = Comparison(
         _side(reference),
         _side(candidate),
         shared,
         rungs := [rung for rung in by_rung if rung.tallies or rung.name not in OPTIONAL_RUNGS],
-        *_judge(rungs, proof if rule is None and proof.had else None),
+        *_judge(rungs, proof, rule is None and proof.had),
         first,
         next(iter(ordered), None),
         next((finding for finding in ordered if not finding.within), None),
@@ -112,6 +127,9 @@ def compare_recordings(
         unseen=unseen_by(reference, shared, evidence),
         ledger=ledger.used(),
     )
+    classes = [{m.name: m.module_class for m in recording.structure.modules} for recording in (reference, candidate)]
+    comparison.kinds = kinds_of(comparison, (classes[0], classes[1]))
+    return comparison
 
 
 def _compare_all(
@@ -136,28 +154,62 @@ def _compare_all(
     contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
     if evidence and evidence.stale:
         run["contract"].note("stale_evidence", where=evidence.stale)
-    if isinstance(comparer.rule, KnownRule):
+    validations = validation.compare_validations(comparer, reference, candidate, steps)
+    if isinstance(comparer.rule, KnownRule):  # only now it is known which entries were used, and from where on
+        comparer.rule.follow([*(tally for result in results for tally in result.tallies.values()), *validations])
         run["structure"].tally.findings += comparer.rule.out_of_date()
-    tallies = [sheet.tally for sheet in run.values()]
-    tallies += validation.compare_validations(comparer, reference, candidate, steps)
+    tallies = [*(sheet.tally for sheet in run.values()), *validations]
     return [tally for tally in tallies if not tally.unrecorded], excused, before, results
 
 
-def _in_float64(evidence: Evidence | None, declared: Sequence[Entry] | None) -> Float64:
-    """Both trainers in float64, compared with each other by their numbers alone."""
-    if evidence is None or evidence.float64 is None:
+def _in_float64(
+    evidence: Evidence | None,
+    tallies: Sequence[Tally],
+    steps: Sequence[int],
+    declared: Sequence[Entry] | None,
+    known: Sequence[Known],
+) -> Float64:
+    """Both trainers in float64, compared with each other by their numbers alone, at the steps that are compared here.
+
+    Args:
+        tallies: of what is compared here: what float64 says nothing about is not covered by it.
+    """
+    both = evidence.float64 if evidence else None
+    shared = [step for step in steps if both and all(step in side.steps for side in both)]
+    if evidence is None or both is None or not shared:
         return Float64()
-    compared = compare_recordings(*evidence.float64, Float64Rule(evidence), declared=declared)
-    found = [one for rung in compared.rungs if rung.name not in _NO_NUMBERS for one in rung.findings]
-    beyond = frozenset((one.moment.step, one.address) for one in found if not one.within)
-    agreeing = [one.judgement for one in found if one.judgement and one.within and one.judgement.rule == "float64"]
-    sizes = [(one.ratio or 0.0) * AGREE for one in agreeing if one.bound["relative"] == AGREE]
+    inner = compare_recordings(*both, Float64Rule(evidence), shared, declared, known=known)
+    made = [tally for rung in inner.rungs if rung.name not in _NO_NUMBERS for tally in rung.tallies]
+    found = [one for tally in made for one in tally.findings]
+    compared = {_part(tally): tally for tally in made if tally.compared and not tally.absent}
+    covers = {part for part, tally in compared.items() if all(_agreeing(one) is not None for one in tally.findings)}
+    largest = max(filter(None, map(_agreeing, found)), default=0.0)
+    wanted = [_part(tally) for tally in tallies if tally.compared and tally.rung not in _NO_NUMBERS]
+    without = min((part for part in wanted if part not in compared), key=_causally, default=None)
     first = min((one for one in found if not one.within), key=lambda one: one.moment, default=None)
-    largest = max(sizes, default=0.0)
-    if first is None:
-        return Float64(Agreement.AGREES, largest)
-    float32 = has_float32_values(evidence.float64[0], first.moment.step, first.address)
-    return Float64(Agreement.FLOAT32 if float32 else Agreement.DIFFERS, largest, first, beyond)
+    agreement = Agreement.AGREES if without is None else Agreement.PARTLY if covers else Agreement.NOT_HAD
+    if first is not None:
+        float32 = has_float32_values(both[0], first.moment.step, first.address)
+        agreement = Agreement.FLOAT32 if float32 else Agreement.DIFFERS
+    return Float64(agreement, largest, first, frozenset(covers), without)
+
+
+def _part(tally: Tally) -> Part:
+    return BEFORE_STEPS if tally.step is None else tally.step, tally.rank, tally.rung
+
+
+def _causally(part: Part) -> tuple[int, int, int]:
+    step, rank, rung = part
+    return step, RUNGS.index(rung), rank
+
+
+def _agreeing(finding: Finding) -> float | None:
+    """How far apart, relative, what agrees in float64 is; None where it does not, or only as float32 would."""
+    judgement = finding.judgement
+    if judgement is None or judgement.rule != "float64" or judgement.ratio is None:
+        return None
+    size = judgement.ratio * judgement.bound["relative"]
+    return size if finding.within and size <= AGREE else None
 
 
 def _compare_steps(
@@ -180,10 +232,8 @@ def _compare_steps(
             if evidence:
                 evidence.growths[step + 1, rank] = growth_of(results[-1].tallies["weights"])
         changed = changed.union(*(_modules(r.tallies["weights"]) for r in results if r.step == step))
-    tallies = [tally for result in results for tally in result.tallies.values()]
-    excuse_flips(tallies)
-    if isinstance(comparer.rule, KnownRule):
-        comparer.rule.follow(tallies)
+    if evidence:
+        excuse_flips([tally for result in results for tally in result.tallies.values()], evidence)
     return results
 
 
@@ -229,8 +279,8 @@ def _modules(tally: Tally) -> frozenset[str | None]:
     return frozenset(finding.address.module for finding in tally.findings)
 
 
-def _judge(rungs: Sequence[Rung], proof: Proof | None) -> tuple[Status, int]:
-    """The verdict; with a `proof` what is within the noise floor is rounding only if nothing speaks against it."""
+def _judge(rungs: Sequence[Rung], proof: Proof, by_evidence: bool) -> tuple[Status, int]:
+    """The verdict; by evidence what is within the noise floor is rounding only if nothing speaks against it."""
     statuses = {rung.name: rung.status for rung in rungs}
     if statuses["contract"] != Status.IDENTICAL:
         return Status.INCONCLUSIVE, EXIT_CONTRACT_DIFFERS
@@ -239,8 +289,10 @@ def _judge(rungs: Sequence[Rung], proof: Proof | None) -> tuple[Status, int]:
         return Status.DIVERGED, EXIT_DIVERGED
     if worst == Status.NOT_COMPARED:
         return Status.INCONCLUSIVE, EXIT_INCONCLUSIVE
-    if proof and (proof.born or (proof.lacking and worst == Status.EQUIVALENT)):
+    if by_evidence and (proof.born or (proof.lacking and worst == Status.EQUIVALENT)):
         return Status.DIVERGED, EXIT_DIVERGED
+    if proof.unsound:  # that both recordings agree is luck, or is not what the trainers do alone
+        return Status.INCONCLUSIVE, EXIT_INCONCLUSIVE
     return worst, EXIT_OK
 
 

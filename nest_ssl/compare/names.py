@@ -65,7 +65,11 @@ def renaming(names: Mapping[str, str]) -> Rename:
 
 
 class Renamed(Recording):
-    """A recording read with other names; everything else is as it was recorded."""
+    """A recording read with other names; everything else is as it was recorded.
+
+    Raises:
+        UserError: no name is changed by it, or two things would have one name.
+    """
 
     def __init__(self, original: Recording, rename: Rename) -> None:
         super().__init__(original.path, original.index, verified=True)
@@ -74,6 +78,15 @@ class Renamed(Recording):
         self._given = {rename(name) for name in modules if rename(name) != name}
         if not self._given:
             raise UserError("a map of names that fits nothing", str(original.path), "Give names of the candidate.")
+        structure = original.structure
+        for entries in (modules, [e.name for e in structure.parameters], [e.name for e in structure.buffers]):
+            taken: dict[str, str] = {}  # one of two would hide the other, and whatever differs in it
+            for name in entries:
+                other = taken.setdefault(rename(name), name)
+                wraps = not self.stays(other) and (not other or name.startswith(f"{other}."))
+                if other != name and not wraps:
+                    where = f"{original.path}: {other} and {name} are both {rename(name)!r}"
+                    raise UserError("a map that gives two things one name", where, "Give each a name of its own.")
         ledger = self.ledger(original.index.ledger)
         calls = {}
         for step, names in original.index.calls.items():

@@ -15,13 +15,13 @@ from nest_ssl.compare.born import Born, ModuleJudgement, born_of, judge_modules,
 from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.evidence import Evidence, Had
 from nest_ssl.compare.findings import Finding, Note
+from nest_ssl.compare.gaps import Gap, Part, gaps
 from nest_ssl.compare.patterns import Pattern, patterns_of
 from nest_ssl.compare.roots import Root
 from nest_ssl.compare.rules.known import Known
-from nest_ssl.compare.rules.noise_floor import Band, band
-from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, UnitJudgement
+from nest_ssl.compare.rules.noise_floor import BEHIND_A_FLIP, Band, band
+from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule
 from nest_ssl.compare.schedules import ROUNDING, compare_rates
-from nest_ssl.recording.address import Address
 from nest_ssl.recording.evidence import Check, Unit
 from nest_ssl.recording.reader import Recording
 
@@ -29,8 +29,9 @@ from nest_ssl.recording.reader import Recording
 class Agreement(str, Enum):
     """Of both trainers in float64, end to end."""
 
-    NOT_HAD = "not had"
+    NOT_HAD = "not had"  # or nothing was compared there of what is compared here
     AGREES = "agrees"
+    PARTLY = "agrees in part"  # nothing differs, and not everything that is compared here was compared there
     FLOAT32 = "float32 values"  # what parts first has values of float32 even there, and all behind it follows
     DIFFERS = "differs"
 
@@ -42,13 +43,15 @@ class Float64:
     Args:
         largest: relative distance of what agrees, at most.
         first: the first tensor that does not.
-        beyond: step and address of all that do not.
+        covers: rungs of a step and rank that were compared there as a whole and agree, each tensor, to `AGREE`.
+        without: the first that was compared here and not there.
     """
 
     agreement: Agreement = Agreement.NOT_HAD
     largest: float = 0.0
     first: Finding | None = None
-    beyond: frozenset[tuple[int, Address]] = frozenset()
+    covers: frozenset[Part] = frozenset()
+    without: Part | None = None
 
 
 @dataclass(slots=True)
@@ -80,6 +83,14 @@ class Proof:
     def had(self) -> bool:
         return any(kind.had for kind in self.evidence)
 
+    @property
+    def unsound(self) -> list[Check]:
+        """Checks that take the ground from under any agreement: a run that does not repeat, or was changed by watching.
+
+        What was recorded once then says nothing of the trainer, whether both recordings agree or not.
+        """
+        return [one for one in self.checks if one.what != "restarts" and (one.differing or not one.compared)]
+
 
 def weigh(
     reference: Recording,
@@ -109,8 +120,7 @@ def weigh(
     def is_rounding(finding: Finding) -> bool:
         if finding.judgement and finding.judgement.rule == "known":
             return True
-        agrees = in64.agreement is Agreement.AGREES and (finding.moment.step, finding.address) not in in64.beyond
-        return finding.within and agrees
+        return finding.within and (finding.moment.step, finding.address.rank, finding.rung) in in64.covers
 
     differing = {call.module for step in steps for call in step.calls}
     differing |= {module for step in steps for module in step.given_other_gradients() if module is not None}
@@ -128,7 +138,9 @@ def weigh(
     parted = [one for one in rates if one.first < 0 or one.largest > ROUNDING]
     if parted and not any(one.phase == "schedule" for one in proof.born):  # also after the recorded steps
         proof.born.append(Born("schedule", None, step=max(0, parted[0].first), size=parted[0].largest, by=By.RATES))
-    proof.lacking = list(_lacking(evidence, proof, units, findings, differing)) if findings else []
+    if findings:
+        updated = {number: facts.optimizer_stepped for number, facts in reference.index.steps.items()}
+        proof.lacking = _lacking(evidence, proof, findings, gaps(steps, units, in64.covers, updated))
     lines = evidence.replay.sources if evidence.replay else {}
     classes = {entry.name: entry.module_class for entry in reference.structure.modules}
     files = {name: source.file for name, source in reference.index.sources.items()}  # by class
@@ -137,21 +149,23 @@ def weigh(
     return proof
 
 
-def _lacking(
-    evidence: Evidence, proof: Proof, units: Sequence[UnitJudgement], findings: Sequence[Finding], differing: set[str]
-) -> list[Note]:
-    notes = []
-    agrees = proof.float64.agreement is Agreement.AGREES
-    if evidence.replay is None and proof.float64.agreement in (Agreement.NOT_HAD, Agreement.FLOAT32):
+def _lacking(evidence: Evidence, proof: Proof, findings: Sequence[Finding], left: Sequence[Gap]) -> list[Note]:
+    notes, in64 = [], proof.float64
+    if in64.agreement is Agreement.DIFFERS:
+        notes.append(Note("lacks_float64", {"at": in64.first}))
+    if left and evidence.replay is None and in64.agreement in (Agreement.NOT_HAD, Agreement.FLOAT32):
         notes.append(Note("lacks_function"))
-    if proof.float64.agreement is Agreement.DIFFERS:
-        notes.append(Note("lacks_float64", {"at": proof.float64.first}))
-    left = [u.unit for u in units if u.function is Function.NOT_REPLAYED and u.unit.module in differing]
-    if left and not agrees:
-        notes.append(Note("lacks_replay", {"count": len(left), "module": left[0].module, "why": left[0].why}))
+    elif left:
+        notes.append(Note("lacks_replay", {"count": len(left), "at": left[0]}))
     if not evidence.floors:
         return [*notes, Note("lacks_floor")]
+    notes += [Note("lacks_restart") for one in proof.checks if one.what == "restarts" and one.differing][:1]
     beyond = [one for one in findings if not one.within]
-    if beyond:
-        notes.append(Note("beyond_floor", {"count": len(beyond), "at": beyond[0]}))
+    ruled = [(one, one.judgement) for one in beyond if one.judgement]
+    behind = [one for one, said in ruled if said.rule == BEHIND_A_FLIP and not said.bound["relative"]]
+    if len(behind) < len(beyond):
+        first = next(one for one in beyond if one not in behind)
+        notes.append(Note("beyond_floor", {"count": len(beyond) - len(behind), "at": first}))
+    if behind:
+        notes.append(Note("lacks_flip", {"count": len(behind), "at": behind[0]}))
     return notes

@@ -55,13 +55,22 @@ def roots_of(run: Sequence[Tally], before: Sequence[Draw], steps: Sequence[StepF
     apart = {finding.address.module for finding in found["initial_weights"]}
     validations = {tally.step: tally.findings for tally in run if tally.rung == "validation"}
     numbers = {step.step for step in steps}
+    alone = False  # whether updates are made with other batches, as where only one side accumulates
     for step in steps:
         roots += _of_validation(validations.pop(step.step, ()), apart)
         between = [one for one in step.tallies["start"].findings if one.address.module not in apart]
         gap = step.step > 0 and step.step - 1 not in numbers  # then it may be most of the model, and is one root
+        given = step.tallies["optimizer_input"].findings
+        if gap and not between:  # what the optimizer goes on from is as old
+            states = [one for one in given if one.address.kind == Kind.OPTIMIZER_STATE]
+            between = [one for one in states if one.address.module not in apart]
         roots += _by_module("between steps", between[:1] if gap else between)
         apart |= {finding.address.module for finding in between}
-        roots += _of_step(step, apart)
+        here = [*_of_step(step, apart)]
+        alone = alone or any(one.address.kind == Kind.UPDATE for one in given)
+        # Where one side alone makes an update, rates and what backward adds to follow from how many it has made.
+        counted = [one for one in here if one.phase == "schedule" or one.finding.address.kind == Kind.GRADIENT_BEFORE]
+        roots += [one for one in here if not (alone and one in counted)]
         apart |= {finding.address.module for finding in step.tallies["weights"].findings}
     return roots + [root for findings in validations.values() for root in _of_validation(findings, apart)]
 
@@ -110,6 +119,9 @@ def _of_step(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:
 def _of_forward(step: StepFindings) -> Iterator[Root]:
     found = step.of_calls()
     ordered = sorted((one for findings in found.values() for one in findings), key=lambda one: one.moment)
+    switched = [one for one in ordered if one.address.kind == Kind.MODULE and one.address.slot == "training"]
+    before = {one.address.module for one in step.tallies["start"].findings if one.address.kind == Kind.MODULE}
+    yield from _by_module("forward", [one for one in switched if one.address.module not in before])  # within it
     for call in step.calls:
         if call.relation is not Relation.BORN:
             continue

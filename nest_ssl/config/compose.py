@@ -91,7 +91,7 @@ def config_file(config_path: str | Path | None = None, config_name: str = DEFAUL
 def chosen_groups(folder: Path, name: str) -> dict[str, str | None]:
     """The groups in the defaults list of a config file, and what it chooses of each."""
     try:
-        content = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+        content = yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = f"{folder / name}.yaml: {error}"
         raise UserError("a config file is not YAML", where, "Correct the file.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -32,8 +33,7 @@ def describe_run() -> dict[str, Any]:
     container = _container()
     # The words that make was called with; the Makefile exports them.
     make = os.environ.get("NEST_SSL_COMMAND", "").strip() or None
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    packages["torch"] = torch.__version__
+    packages = {**_installed(), "torch": torch.__version__}
     relevant = sorted(n for n in os.environ if n.startswith(ENVIRONMENT_PREFIXES) and n != "TORCH_INDEX")
     cuda = torch.cuda
     gpus = [cuda.get_device_name(index) for index in range(cuda.device_count())]
@@ -71,6 +71,13 @@ def describe_run() -> dict[str, Any]:
         "container": container,
         **{name: facts.model_dump() for name, facts in described.items()},
     }
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    """Every distribution and its version. Reading hundreds of files takes a second, and a process does not change."""
+    described = [distribution.metadata for distribution in importlib.metadata.distributions()]
+    return {facts["Name"]: facts["Version"] for facts in described if "Name" in facts and "Version" in facts}
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:

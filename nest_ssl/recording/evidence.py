@@ -111,6 +111,8 @@ class Unit(Strict):
         compared: tensors that came out.
         deviations: those of them that have other bits, largest first.
         why: of what raised or was not replayed, the reason in one line.
+        judged_with: of a backward of which nothing can be compared by itself, the call around it that hands on what it
+            brings, as ``encoder.layers.0#1``.
     """
 
     step: Count
@@ -124,6 +126,7 @@ class Unit(Strict):
     compared: Count = 0
     deviations: list[Deviation] = []
     why: str = ""
+    judged_with: str = ""
 
 
 class Bound(Strict):
@@ -155,6 +158,9 @@ class FloorEntry(Strict):
     """What rounding alone did to one tensor of a step, over the repeats.
 
     `relative` is the Frobenius norm of the deviation over that of the tensor without the perturbation.
+
+    Args:
+        relative_flipped: the largest of those repeats in which a discrete value became another one; 0 if none did.
     """
 
     place: Place
@@ -165,15 +171,21 @@ class FloorEntry(Strict):
     max_abs_typical: Size
     held_out: Size  # relative, of the repeats that were not used for the others
     flips: Count = 0  # elements of a discrete tensor that became others in any repeat
+    relative_flipped: Size = 0.0
 
 
 class Margin(Strict):
-    """Of a discrete value that is the best of several: how far the runner-up is, and how far rounding moves that."""
+    """Of a discrete value that is the best of several: how far the runner-up is, and how far rounding moves that.
+
+    Args:
+        flips: repeats in which the runner-up came first.
+    """
 
     place: Place
     index: list[Count]
     margin: Size
     floor: Size
+    flips: Count = 0
 
 
 class NoiseFloor(Bound):

@@ -39,6 +39,7 @@ class Draft:
     module: str | None = None
     order: int | None = None
     stopped: tuple[Outcome, str] | None = None  # raised or not replayed, and why
+    judged_with: Draft | None = None  # the call around it, where nothing can be compared of it alone
 
     def add(self, compared: int, deviations: list[Deviation]) -> None:
         self.compared += compared
@@ -46,6 +47,13 @@ class Draft:
 
     def unit(self) -> Unit:
         outcome, why = self.stopped or ("other bits" if self.deviations else "same bits", "")
+        around = self.judged_with
+        if not self.stopped and not self.compared:
+            agrees = around is not None and not (around.stopped or around.deviations)
+            together = (
+                f"what it brings is seen only in what {around.call.name} brings" if around and around.call else ""
+            )
+            outcome, why = ("same bits", "") if agrees else ("not replayed", together or "nothing of it was compared")
         largest = sorted(self.deviations, key=lambda d: (d.shape is not None, -d.relative))
         return Unit(
             step=self.step,
@@ -58,6 +66,7 @@ class Draft:
             compared=self.compared,
             deviations=[] if self.stopped else largest,
             why=why,
+            judged_with="" if self.compared or around is None or around.call is None else around.call.name,
         )
 
 
@@ -93,7 +102,18 @@ class CallReplay:
             self.replay_call(call)
 
     def drafts(self) -> Iterator[Draft]:
-        for index in range(len(self.recorded.calls)):
+        """All units, once everything that may have something to say about them has said it."""
+        calls = self.recorded.calls
+        for index, draft in self.backward.items():
+            if (
+                not draft.compared
+            ):  # as of a dropout in the midst of own code: the call around it hands on what it brings
+                own = calls[index]
+                around = [
+                    i for i, d in self.backward.items() if calls[i].start < own.start < calls[i].end and d.compared
+                ]
+                draft.judged_with = self.backward[max(around)] if around else None
+        for index in range(len(calls)):
             for table in (self.drawn, self.forward, self.backward):
                 if index in table:
                     yield table[index]
@@ -252,21 +272,29 @@ class CallReplay:
         roots: set[Any],
     ) -> None:
         """Compare what came back to each answer; where one call alone brought it, that call is to blame."""
+        handed = {(one.place.module, one.place.call) for one in frame.handed}
         for index, other in frame.answered.items():
+            alone = frame.only_consumer(index, roots)
+            if alone is not None:
+                taker = self.recorded.calls[alone]
+                made = {producer for producer, _ in taker.producers.values()}
+                if index not in made or (taker.module, taker.call) in handed:
+                    alone = None  # the own code handed it to another call than the reference's did, or something else
             paths = {path for i, path in arrived if i == index} | (other.output_grads.keys() - unchanged(other).keys())
             for path in sorted(paths):
-                if (index, path) in doubted and not self.is_blamed(frame.only_consumer(index, roots)):
+                if (index, path) in doubted and not self.is_blamed(alone):
                     continue
                 recorded, gradient = other.output_grads.get(path, ABSENT), arrived.get((index, path))
                 if recorded is ABSENT and (gradient is None or not bool(gradient.any())):
                     continue  # nothing, or nothing but zeros, came back
                 address = Address(Kind.OUTPUT_GRADIENT, other.module, other.call, path=path)
                 deviation = compare_leaf(address, recorded, ABSENT if gradient is None else gradient)
-                blamed = frame.only_consumer(index, roots) if deviation else None
-                target = draft if blamed is None else self.backward.get(blamed, draft)
-                target.add(1, [deviation] if deviation else [])
-                if blamed is not None:
-                    self.done[blamed].trusted = False
+                brought = draft if alone is None else self.backward.get(alone, draft)
+                if deviation is None:  # then both are right: what brought it, and what handed it on
+                    draft.add(int(brought is not draft), [])
+                elif alone is not None:
+                    self.done[alone].trusted = False
+                brought.add(1, [deviation] if deviation else [])
 
     def is_blamed(self, call: int | None) -> bool:
         """Whether it is known to be another function, and not only made of what comes from one."""

@@ -172,7 +172,7 @@ class LoopReplay:
     def stop(self, why: str, phases: Sequence[Phase] = PHASES, outcome: Outcome = "not replayed") -> None:
         """These phases cannot be replayed, or ended in an exception, but for those that are already done."""
         for phase in phases:
-            if self.drafts[phase].stopped:
+            if self.drafts[phase].stopped or not self.drafts[phase].compared:
                 self.drafts[phase].stopped = outcome, why
 
 

@@ -4,6 +4,6 @@ Read in this order: document (what a report is made of), words (every sentence, 
 render (document to text), write.
 """
 
-from nest_ssl.report.write import print_summary, write_reports
+from nest_ssl.report.write import append_step_summary, print_summary, write_junit, write_reports
 
-__all__ = ["print_summary", "write_reports"]
+__all__ = ["append_step_summary", "print_summary", "write_junit", "write_reports"]

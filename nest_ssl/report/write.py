@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import TextIO
 
 from nest_ssl.base.errors import write_errors
-from nest_ssl.base.files import replacing
+from nest_ssl.base.files import replacing, write_atomically
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.report.document import Figure, Heading, Paragraph
+from nest_ssl.report.document import Block, Figure, Heading, Paragraph
 from nest_ssl.report.pictures import Pictures
 from nest_ssl.report.pictures.draw import Drawing, drawings
 from nest_ssl.report.render.html import render_html
 from nest_ssl.report.render.json import render_json
+from nest_ssl.report.render.junit import render_junit, render_refusal
 from nest_ssl.report.render.markdown import render_markdown
 from nest_ssl.report.render.terminal import print_blocks
 from nest_ssl.report.sections import details, summary
 from nest_ssl.report.words import say
 
-MARKDOWN, JSON, PAGE, PICTURES = "report.md", "report.json", "report.html", "pictures"
+MARKDOWN, JSON, JUNIT = "report.md", "report.json", "report.junit.xml"
+PAGE, PICTURES = "report.html", "pictures"
 DIGEST = 16  # letters of the SHA-256 of report.json that report.md carries
 
 
@@ -56,9 +58,30 @@ def write_reports(comparison: Comparison, folder: Path, pictures: Pictures | Non
 def report_text(comparison: Comparison, digest: str = "", drawn: Sequence[Drawing] = ()) -> str:
     """The whole of `report.md`; `digest` is of the `report.json` that it belongs to."""
     shown = [Figure(f"{PICTURES}/{drawing.name}.svg", drawing.alt) for drawing in drawn]
-    heading = [Heading(say("heading.pictures")), Paragraph(say("pictures.more"))] if shown else []
+    heading: list[Block] = [Heading(say("heading.pictures")), Paragraph(say("pictures.more"))] if shown else []
     belongs = [Paragraph(say("belongs", digest=digest))] if digest else []
     return render_markdown([*summary(comparison), *details(comparison), *heading, *shown, *belongs])
+
+
+def write_junit(comparison: Comparison | str, folder: Path) -> None:
+    """Write `report.junit.xml` into `folder`; of a refused comparison (a text) the one line that says why.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = render_refusal(comparison) if isinstance(comparison, str) else render_junit(comparison)
+    with write_errors(str(folder)):
+        write_atomically(folder / JUNIT, text)
+
+
+def append_step_summary(comparison: Comparison, path: Path) -> None:
+    """Add the report's first screen and the table of rungs to a job's page; earlier steps' words stay.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with write_errors(str(path)), path.open("a", encoding="utf-8") as stream:
+        stream.write(render_markdown(summary(comparison)) + "\n")
 
 
 def print_summary(comparison: Comparison, report: Path, stream: TextIO | None = None) -> None:

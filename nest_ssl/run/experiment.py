@@ -36,6 +36,7 @@ from nest_ssl.run.command_line import read_command_line
 from nest_ssl.run.console import Progress, quiet, summary
 from nest_ssl.run.exp_manager import Experiment, open_experiment
 from nest_ssl.run.floor.repeats import NoiseFloorRepeats
+from nest_ssl.run.interrupts import Interrupts
 from nest_ssl.run.loggers import build_loggers, closing
 from nest_ssl.run.preflight import check_data, check_settings, data_sections
 from nest_ssl.run.subject import Inputs, Subject
@@ -134,14 +135,16 @@ def _train(
             raise UserError("two places ask for loggers", where, "Set trainer.logger=false, as NeMo wants it.")
         settings = experiment.trainer_settings | ({"logger": loggers} if loggers else {})
         again = [NoiseFloorRepeats(recorder.session, cfg.noise_floor, progress.say)] if cfg.noise_floor else []
-        trainer = build_trainer(cfg, [*experiment.callbacks, recorder, *again, progress], **settings)
+        interrupts = Interrupts()
+        callbacks = [*experiment.callbacks, recorder, *again, progress, interrupts]
+        trainer = build_trainer(cfg, callbacks, **settings)
         seed_all(cfg.seed)
         recorder.mark_rng("before_model")
         model = subject.build_model(cfg, trainer, inputs)
         recorder.mark_rng("after_model")
         checkpoint = experiment.attach(trainer, model)
         try:
-            with shielded_workers():
+            with shielded_workers(), interrupts.noted():
                 trainer.fit(model, ckpt_path=checkpoint)
         except SIGTERMException as stop:
             raise InterruptedRun(signal.SIGTERM) from stop

@@ -57,13 +57,14 @@ def picture_nest(comparison: Comparison, reference: Recording, candidate: Record
     if not sides or not all(side.has(layout.FORWARD_OUTPUT) and side.has(layout.CALLS) for side in sides):
         return []
     outputs = [side.forward_output() for side in sides]
-    masks, *tokens = (outputs[0].get("masks"), *(output.get("tokens") for output in outputs))
     named = {"preprocessor", "features"}
-    features = next((leaf for call in sides[0].calls() if call.module in named
-                     for leaf in [flatten(call.output).get("0")] if isinstance(leaf, Tensor) and leaf.dim() == 3), None)  # fmt: skip
-    given = [value for value in (masks, *tokens) if isinstance(value, Tensor) and value.dim() in (2, 3)]
-    if features is None or len(given) < 3 or masks.shape != features.shape or len({len(v) for v in given}) > 1:
+    made = [flatten(call.output).get("0") for call in sides[0].calls() if call.module in named]
+    features = next((leaf for leaf in made if isinstance(leaf, Tensor) and leaf.dim() == 3), None)
+    outside = (outputs[0].get("masks"), *(output.get("tokens") for output in outputs))
+    given = [value for value in outside if isinstance(value, Tensor) and value.dim() in (2, 3)]
+    if features is None or len(given) < 3 or given[0].shape != features.shape or len({len(v) for v in given}) > 1:
         return []
+    masks, *tokens = given
     found = []
     for number in range(min(UTTERANCES, len(features))):
         # Of several codebooks the first: tokens are of shape [B, S] or [B, S, N].

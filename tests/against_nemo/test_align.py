@@ -28,9 +28,8 @@ LAYER_DROPOUTS = ("feed_forward1.dropout#0", "dropout#0", "self_attn.dropout#0",
                   "feed_forward2.dropout#0", "dropout#3")  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", [42, 7, 1234])
-def test_tiny_over_three_steps(tmp_path: Path, seed: int) -> None:
-    assert_identical(*align(tmp_path, "size=tiny", f"seed={seed}", "save_steps=0,1,2", "batches=3"))
+def test_tiny_over_three_steps(tmp_path: Path) -> None:
+    assert_identical(*align(tmp_path, "size=tiny", "save_steps=0,1,2", "batches=3"))
 
 
 def test_large_one_step(tmp_path: Path) -> None:
@@ -46,16 +45,16 @@ def test_large_one_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["model.train_ds.batch_size=1"],
+        ["model.train_ds.batch_size=1", "batches=2"],
         ["model.train_ds.batch_size=4", "model.train_ds.shuffle=true"],
         [
             "model.validation_ds.manifest_filepath=[data/dummy_ssl/val_manifest.json,data/dummy_ssl/train_manifest.json]",
             "trainer.val_check_interval=2",
         ],
-        ["trainer.precision=bf16-mixed"],
-        ["model.masking.allow_overlap=false", "model.masking.mask_prob=0.5"],
-        ["model.num_books=2"],
-        ["model.squeeze_single=true"],
+        ["trainer.precision=bf16-mixed", "batches=2"],
+        ["model.masking.allow_overlap=false", "model.masking.mask_prob=0.5", "batches=2"],
+        ["model.num_books=2", "batches=2"],
+        ["model.squeeze_single=true", "batches=2"],
         ["trainer.gradient_clip_val=0.01", "trainer.accumulate_grad_batches=2"],
         ["~model.optim.sched", "model.optim.lr=0.001"],
         ["model.optim.sched.warmup_steps=2", "model.optim.sched.min_lr=0.5"],
@@ -83,8 +82,13 @@ def test_large_one_step(tmp_path: Path) -> None:
             "model.optim.sched.warmup_steps=null",
             "model.optim.sched.warmup_ratio=0.5",
         ],
-        ["model.optim_param_groups.encoder.lr=0.5", "model.optim_param_groups.decoder.weight_decay=0.1"],
-        ["model.encoder.untie_biases=false", "model.encoder.xscaling=false", "model.encoder.use_bias=false"],
+        ["model.optim_param_groups.encoder.lr=0.5", "model.optim_param_groups.decoder.weight_decay=0.1", "batches=2"],
+        [
+            "model.encoder.untie_biases=false",
+            "model.encoder.xscaling=false",
+            "model.encoder.use_bias=false",
+            "batches=2",
+        ],
     ],
     ids=lambda overrides: overrides[0].partition("=")[0].rpartition(".")[2],
 )
@@ -113,10 +117,10 @@ def test_everything_random_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_everything_random_over_many_steps(tmp_path: Path) -> None:
-    """Six epochs of shuffled batches, with loader workers and a validation after each."""
+    """Three epochs of shuffled batches, with loader workers and a validation after each."""
     overrides = ["size=tiny", "run=full", "model.train_ds.batch_size=2", "model.train_ds.num_workers=2",
-                 "model.validation_ds.num_workers=2", "batches=30", "trainer.gradient_clip_val=1.0",
-                 "model.optim.sched.warmup_steps=10", "save_steps=0,14,29"]  # fmt: skip
+                 "model.validation_ds.num_workers=2", "batches=15", "trainer.gradient_clip_val=1.0",
+                 "model.optim.sched.warmup_steps=10", "save_steps=0,14"]  # fmt: skip
     assert_identical(*align(tmp_path, *overrides))
 
 

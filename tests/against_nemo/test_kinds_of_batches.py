@@ -55,13 +55,14 @@ CASES: dict[str, tuple[str, list[str]]] = {
         "speech", ["model.train_ds.batch_size=2", "model.masking.block_size=150", "model.masking.mask_prob=0.5",
                    "model.masking.allow_overlap=false"]),
     "silence in a batch": ("silence", ["model.train_ds.batch_size=2"]),
-    "silence alone": ("silence", ["model.train_ds.batch_size=1"]),
+    "silence alone": ("silence", ["model.train_ds.batch_size=1", "batches=2"]),
     "silence, in bf16": ("silence", ["model.train_ds.batch_size=2", "trainer.precision=bf16-mixed"]),
     "shuffled, the rest dropped": (
         "speech", ["model.train_ds.batch_size=2", "model.train_ds.shuffle=true", "model.train_ds.drop_last=true"]),
-    "long": ("long", ["model.train_ds.batch_size=1", "model.train_ds.max_duration=80"]),
+    "long": ("long", ["model.train_ds.batch_size=1", "model.train_ds.max_duration=80", "batches=2"]),
     "long, beyond the positions prepared": (
-        "long", ["model.train_ds.batch_size=2", "model.train_ds.max_duration=80", "model.encoder.pos_emb_max_len=100"]),
+        "long", ["model.train_ds.batch_size=2", "model.train_ds.max_duration=80", "model.encoder.pos_emb_max_len=100",
+                 "batches=1"]),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from nest_ssl.base.errors import UserError
 from nest_ssl.bench.document import SECTIONS, page
 from nest_ssl.bench.results import Machine, Part, Results, load_results
-from nest_ssl.bench.run import MEASURED, RECORDED, faults
+from nest_ssl.bench.run import MEASURED, RECORDED, faults, run_parts
+from nest_ssl.bench.trainings import Bench
 from nest_ssl.cli.gpu import PARTS
 from nest_ssl.report.render.markdown import render_markdown
 
@@ -89,9 +91,30 @@ def test_results_come_back_and_parts_are_replaced(tmp_path: Path) -> None:
     results(ROWS).save(path)
     loaded = load_results(path)
     assert loaded == results(ROWS)
-    path.write_text(json.dumps({"schema": "other"}).replace("schema", "x"))
-    with pytest.raises(UserError, match="not results of this command"):
-        load_results(path)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda tree: tree.update(schema="nest-ssl-gpu/2"),
+        lambda tree: tree.update(x=1),
+        lambda tree: tree["parts"]["parity"].pop("machine"),
+        lambda tree: tree["parts"]["parity"]["rows"][0].pop("verdict"),
+        lambda tree: tree["parts"]["speed"]["rows"][0].update(fp32_tflops="many"),
+        lambda tree: tree["parts"]["sync"]["rows"][0].update(forward=3),
+        lambda tree: tree["parts"]["repeat"]["rows"].append({}),
+    ],
+)
+def test_what_is_no_result_is_refused_before_anything_runs(tmp_path: Path, edit: Callable[[Any], object]) -> None:
+    path, bench = tmp_path / "gpu.json", Bench({}, "cpu", "tiny", tmp_path)
+    results(ROWS).save(path)
+    assert run_parts(bench, [], path, tmp_path / "gpu.md") == 0
+    tree = json.loads(path.read_text())
+    edit(tree)
+    for text in (json.dumps(tree), json.dumps(tree)[:-3]):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"not results of this command: {path}"):
+            run_parts(bench, [], path, tmp_path / "gpu.md")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +122,7 @@ def test_results_come_back_and_parts_are_replaced(tmp_path: Path) -> None:
     [
         ("parity", {"verdict": "equivalent", "first": "step 0: x"}, "tiny, quick: differs (step 0: x)"),
         ("generator", {"same": False, "parted": "draw 3"}, "size=tiny: differs (draw 3)"),
+        ("generator", {"calls": [0, 0], "kinds": {}}, "size=tiny: nothing was drawn from torch_cuda"),
         ("resume", {"differing": 2, "first": ["state_dict.x"]}, "stopped: differs (['state_dict.x'])"),
         ("repeat", {"name": "deterministic"}, "nemo does not repeat with deterministic kernels"),
         ("sync", {"error": "out of memory"}, "one step: out of memory"),

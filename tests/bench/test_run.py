@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from nest_ssl.cli.gpu import main
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    port = Side(sys.executable, "scripts/train_nest.py")
+def bench(tmp_path: Path, python: str) -> Bench:
+    port = Side(python, "scripts/train_nest.py")
     place = Bench({"nemo": port, "nest": port}, "cpu", "tiny", tmp_path / "work", batches=((2, 2.0),))
     place.folder.mkdir()
     return place
@@ -46,12 +45,14 @@ def test_recorded_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(recorded, "PARITY", plan)
     monkeypatch.setattr(recorded, "DEVICES", {"as it is": ()})
     file, document = tmp_path / "gpu.json", tmp_path / "gpu.md"
-    assert run_parts(bench, ["parity", "cpu-gpu", "resume"], file, document) == 0
+    assert run_parts(bench, ["parity", "generator", "cpu-gpu", "resume"], file, document) == 0
     parts = json.loads(file.read_text())["parts"]
     (row,) = parts["parity"]["rows"]
     assert row["verdict"] == "identical" and row["tensors"] == row["tensors_same"] > 500
     assert parts["resume"]["rows"][0]["differing"] == 0 and parts["resume"]["rows"][0]["values"] > 1000
     assert parts["resume"]["rows"][1]["verdict"] == "identical"
+    tiny, _ = parts["generator"]["rows"]
+    assert tiny["generator"] == "torch_cpu" and tiny["same"] and tiny["kinds"]["dropout"][0] > 8
     assert parts["cpu-gpu"]["rows"][0]["rungs"]["draws"] == ["identical", 0]
     assert "| tiny, full, 2 steps |" in document.read_text()
     assert list(bench.folder.glob("parity*/*.out")) and not list(bench.folder.glob("parity*/*/"))

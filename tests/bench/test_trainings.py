@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import sys
+import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.bench import recorded
+from nest_ssl.bench.run import faults
 from nest_ssl.bench.trainings import Bench, Pair, Side, Training, compare_all, refuse_without_gpu, row_of, train_all
+from nest_ssl.bench.workers import Worker, WorkerEnded
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def bench(tmp_path: Path, python: str) -> Bench:
     """A bench whose trainers are a script that says what it is asked, and fails where `fail=1` is."""
     script = tmp_path / "train.py"
     script.write_text("import sys, time\nprint('last words', *sys.argv[1:])\n"
                       "time.sleep(20 * ('sleep=1' in sys.argv))\nsys.exit('fail=1' in sys.argv)\n")  # fmt: skip
-    side = Side(sys.executable, str(script))
+    side = Side(python, str(script))
     return Bench({"nemo": side, "nest": side}, "gpu", "tiny", tmp_path, slots=threading.Semaphore(3))
 
 
@@ -60,6 +64,41 @@ def test_what_is_kept_of_a_report() -> None:
     assert (row["tensors"], row["tensors_same"], row["verdict"]) == (10, 7, "diverged")
     assert row["losses"] == [[1, 2.0, 2.5]] and row["differ"] == {"a": 2, "b": 1}
     assert row_of({**report, "differences": [], "first_bit_difference": None})["first"] is None
+
+
+@pytest.mark.parametrize(
+    ("edit", "parted"),
+    [
+        (lambda ledger: None, None),
+        (lambda ledger: ledger[3].update(draws=8), "draw 2: [('encoder.layers.0.dropout', 4)]"),
+        (lambda ledger: ledger.pop(), "draw 2: [('encoder.layers.0.dropout', 4)] []"),
+        (lambda ledger: ledger.insert(0, dict(ledger[3])), "draw 0: [('forward', 16)]"),
+        (lambda ledger: ledger[0].update(draws=9), None),  # another generator's
+    ],
+)
+def test_ledgers_are_compared_draw_by_draw(bench: Bench, edit: Callable[[Any], object], parted: str | None) -> None:
+    draws = [("python", "", 1), ("torch_cuda:0", "", 16), ("torch_cuda:0", "encoder.layers.1.dropout", 4),
+             ("torch_cuda:0", "encoder.layers.0.dropout", 4)]  # fmt: skip
+    sides = [Training("one step", side, ()) for side in ("nemo", "nest")]
+    for training in sides:
+        ledger = [{"generator": g, "module": m, "phase": "forward", "draws": d} for g, m, d in draws]
+        if training.side == "nest":
+            edit(ledger)
+        (folder := training.folder(bench) / "step_0").mkdir(parents=True)
+        (folder / "rng.json").write_text(json.dumps({"ledger": ledger}))
+    row = recorded.ledgers(bench, *sides)
+    assert row["generator"] == "torch_cuda" and row["calls"][0] == 3
+    assert row["kinds"] == {"forward": [1, 16], "dropout": [2, 8]}
+    assert row["same"] is (parted is None) and (row["parted"] or "").startswith(parted or "")
+    assert bool(faults("generator", [{"name": "one step", **row}])) is not row["same"]
+
+
+def test_each_worker_has_a_log_of_its_own(bench: Bench, tmp_path: Path) -> None:
+    for record in (None, tmp_path / "recording"):
+        with Worker(bench, "nest", "x=1", record=record) as worker, pytest.raises(WorkerEnded):
+            worker.ask(do="ready")  # the script in its place is no trainer
+    logs = {log.name: log.read_text() for log in bench.folder.glob("worker-*.log")}
+    assert set(logs) == {"worker-nest-x=1.log", "worker-nest-x=1-recorder.log"} and all(logs.values())
 
 
 def test_without_a_gpu_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

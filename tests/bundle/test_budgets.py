@@ -16,9 +16,9 @@ ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path
 # What a stranger must trust; what is compared; what trains; what measures. The proof had 4,270 lines before replay,
 # noise floor, operators, the evidence's rules and HTML came: the room that it has is for these.
 WINGS = {
-    "proof": (8_800, "base recording record replay compare report".split()),
+    "proof": (10_500, "base recording record replay compare report".split()),
     "port": (5_600, "data model practice releases.py".split()),
-    "trainer": (4_000, "config train run cli".split()),  # noise floor, evidence runs and replay by command among it
+    "trainer": (4_300, "config train run cli".split()),  # noise floor, evidence runs and replay by command among it
     "bench": (1_200, ["bench"]),
     "selftest": (2_500, ["selftest"]),
 }

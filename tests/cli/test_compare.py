@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,20 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "compare_outputs.py"
 
 
-def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The command as a user runs it, in its own process."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("environment", {})}
-    line = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.run(line, text=True, env=environment, timeout=120, **streams)
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def command(python: str) -> Command:
+    """The command in a process of its own; `python`: as a user starts it, from nothing."""
+
+    def run(*arguments: object, python: str = python, **options: Any) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("environment", {})}
+        line = [python, str(SCRIPT), *map(str, arguments)]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.run(line, text=True, env=environment, timeout=120, **streams)
+
+    return run
 
 
 def sides(reference: Path, candidate: Path, out: Path) -> list[str]:
@@ -45,8 +54,8 @@ def report_of(folder: Path) -> dict[str, Any]:
 # --- in a process of its own ------------------------------------------------------------------------------------------
 
 
-def test_identical_exits_0_and_says_so(reference: Path, tmp_path: Path) -> None:
-    done = command(*sides(reference, reference, tmp_path / "report"))
+def test_identical_exits_0_and_says_so(reference: Path, tmp_path: Path, command: Command) -> None:
+    done = command(*sides(reference, reference, tmp_path / "report"), python=sys.executable)
     assert (done.returncode, done.stderr) == (0, "")
     assert "train identically" in done.stdout
     assert "report.md" in done.stdout
@@ -54,7 +63,7 @@ def test_identical_exits_0_and_says_so(reference: Path, tmp_path: Path) -> None:
     assert report_of(tmp_path / "report")["exit_code"] == 0
 
 
-def test_without_arguments_it_compares_what_make_wrote(reference: Path, tmp_path: Path) -> None:
+def test_without_arguments_it_compares_what_make_wrote(reference: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "outputs").mkdir()
     for name in ("nemo", "nest"):
         (tmp_path / "outputs" / name).symlink_to(reference)
@@ -64,11 +73,11 @@ def test_without_arguments_it_compares_what_make_wrote(reference: Path, tmp_path
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes break otherwise there")
-def test_a_reader_that_leaves_changes_no_exit_code(reference: Path, tmp_path: Path) -> None:
+def test_a_reader_that_leaves_changes_no_exit_code(reference: Path, tmp_path: Path, command: Command) -> None:
     """`compare_outputs.sh ... | head -1`: Python's and rich's own answer would be 1, which means diverged."""
     reader, writer = os.pipe()
     os.close(reader)
-    done = command(*sides(reference, reference, tmp_path / "report"), stdout=writer)
+    done = command(*sides(reference, reference, tmp_path / "report"), python=sys.executable, stdout=writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -81,7 +90,7 @@ def test_closed_output_changes_no_exit_code(reference: Path, tmp_path: Path) -> 
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_terminal_without_unicode(reference: Path, tmp_path: Path) -> None:
+def test_a_terminal_without_unicode(reference: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "日本"
     done = command(*sides(reference, reference, out), environment={"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
@@ -89,7 +98,7 @@ def test_a_terminal_without_unicode(reference: Path, tmp_path: Path) -> None:
     assert (out / "report.md").is_file()
 
 
-def test_a_damaged_recording_exits_3_in_one_line(reference: Path, copy: Path, tmp_path: Path) -> None:
+def test_a_damaged_recording_exits_3_in_one_line(reference: Path, copy: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "report"
     out.mkdir()
     (out / "report.md").write_text("earlier")
@@ -236,3 +245,27 @@ def test_no_report_is_written_into_a_recording(reference: Path, copy: Path, insi
     with pytest.raises(UserError, match="a report would be written into a recording: --out"):
         main(sides(reference, copy, copy / inside))
     assert sorted(copy.rglob("*")) == before
+
+
+# --- for CI systems ---------------------------------------------------------------------------------------------------
+
+
+def test_more_formats_are_written_when_asked_for(
+    reference: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, out = tmp_path / "page", tmp_path / "report"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    assert main(sides(reference, reference, out)) == 0
+    assert not page.exists() and not (out / "report.junit.xml").exists()  # neither by itself
+    assert main([*sides(reference, reference, out), "--format", "junit", "--format", "github"]) == 0
+    assert "train identically" in page.read_text() and 'failures="0"' in (out / "report.junit.xml").read_text()
+    (copy / "step_0" / files.CALLS).unlink()
+    with pytest.raises(UserError, match="damaged recording"):
+        main([*sides(reference, copy, out), "--format", "junit"])
+    assert 'type="refused"' in (out / "report.junit.xml").read_text()
+
+
+def test_a_jobs_page_without_a_job(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    with pytest.raises(UserError, match="no page to write to: --format github"):
+        main([*sides(reference, reference, tmp_path / "report"), "--format", "github"])

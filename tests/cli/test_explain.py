@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.run.evidence import COSTS, KINDS, Job, kinds_to_gather, plan
 from tests.compare.builder import edit_config, edit_index, edit_tensors
 
+Explain = Callable[..., int]
 TINY = ["size=tiny", "batches=3", "save_steps=0,1"]
 
 
@@ -50,9 +51,16 @@ def opened(folder: Path) -> tuple[Recording, Recording]:
     return open_recording(folder / "nemo"), open_recording(folder / "nest")
 
 
-def explain(folder: Path, *options: str) -> int:
-    sides = ["--reference", str(folder / "nemo"), "--candidate", str(folder / "nest"), "--out", str(folder / "report")]
-    return main([*sides, f"--reference-python={sys.executable}", f"--candidate-python={sys.executable}", *options])
+@pytest.fixture
+def explain(python: str) -> Explain:
+    """`explain(folder, *options)`: the command's exit code."""
+
+    def call(folder: Path, *options: str) -> int:
+        sides = ["--reference", str(folder / "nemo"), "--candidate", str(folder / "nest")]
+        pythons = [f"--reference-python={python}", f"--candidate-python={python}"]
+        return main([*sides, *pythons, "--out", str(folder / "report"), *options])
+
+    return call
 
 
 def gathered(folder: Path) -> dict[str, Gathering]:
@@ -109,7 +117,7 @@ def test_by_default_a_small_model_is_also_trained_without_a_recorder(
     ],
 )
 def test_what_cannot_be_had_is_said_with_what_it_costs(
-    copied: Path, capsys: pytest.CaptureFixture[str], field: str, value: Any, lost: set[str], why: str
+    copied: Path, explain: Explain, capsys: pytest.CaptureFixture[str], field: str, value: Any, lost: set[str], why: str
 ) -> None:
     edit_index(copied / "nemo", lambda index: index.update({field: value}))
     jobs = plan(*opened(copied), copied / "evidence", KINDS)
@@ -147,7 +155,9 @@ def test_one_run_of_the_reference_is_repeated_and_traced(pair: Path) -> None:
 # --- what is made of it
 
 
-def test_the_floor_is_bound_and_the_run_certifies_itself(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_floor_is_bound_and_the_run_certifies_itself(
+    copied: Path, explain: Explain, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert explain(copied, "--evidence=floor,observer") == 4  # the settings of the optimizer are not the same
     said = capsys.readouterr().out
     assert "explain: reference: noise floor, without a recorder, about" in said and "exit code" not in said
@@ -171,7 +181,9 @@ def test_the_floor_is_bound_and_the_run_certifies_itself(copied: Path, capsys: p
     assert json.loads((copied / "report" / "report.json").read_text())["exit_code"] == 4
 
 
-def test_a_reference_that_does_not_repeat_itself_has_no_floor(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reference_that_does_not_repeat_itself_has_no_floor(
+    copied: Path, explain: Explain, capsys: pytest.CaptureFixture[str]
+) -> None:
     edit_tensors(copied / "nemo", "step_1/parameter_weights.pt", lambda w: next(iter(w.values())).view(-1)[0].add_(1))
     assert explain(copied, "--evidence=floor") != 0
     assert (
@@ -185,7 +197,7 @@ def test_a_reference_that_does_not_repeat_itself_has_no_floor(copied: Path, caps
     )
 
 
-def test_operators_and_learning_rates_of_both_sides_are_bound(copied: Path) -> None:
+def test_operators_and_learning_rates_of_both_sides_are_bound(copied: Path, explain: Explain) -> None:
     explain(copied, "--evidence=operators,schedule")
     reference, candidate = opened(copied)
     for name, kind in (("operators", Operators), ("schedule", Schedule)):
@@ -196,7 +208,7 @@ def test_operators_and_learning_rates_of_both_sides_are_bound(copied: Path) -> N
     assert not (copied / "evidence" / "traced").exists()
 
 
-def test_weights_that_only_the_recorder_sees_are_found(copied: Path) -> None:
+def test_weights_that_only_the_recorder_sees_are_found(copied: Path, explain: Explain) -> None:
     """As if recording had changed them."""
     edit_index(
         copied / "nest", lambda index: index["weights_at_end"].update({next(iter(index["weights_at_end"])): "0" * 64})
@@ -206,7 +218,9 @@ def test_weights_that_only_the_recorder_sees_are_found(copied: Path) -> None:
     assert (checks["reference"].differing, checks["candidate"].differing) == (0, 1)
 
 
-def test_a_run_that_fails_is_said_and_the_comparison_is_made(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_fails_is_said_and_the_comparison_is_made(
+    copied: Path, explain: Explain, capsys: pytest.CaptureFixture[str]
+) -> None:
     (copied / "evidence" / "floor" / "step_0").mkdir(parents=True)
     stale = copied / "evidence" / "floor" / "step_0" / "noise_floor.json"
     stale.write_text("{}")

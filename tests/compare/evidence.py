@@ -29,6 +29,7 @@ from nest_ssl.recording.evidence import (
 )
 from nest_ssl.recording.layout import step_folder
 from nest_ssl.recording.reader import open_recording
+from nest_ssl.replay.loop import PHASES
 from tests.compare.builder import Plan, record
 
 
@@ -68,10 +69,10 @@ def measured_floors(folder: Path, reference: Path, plan: Plan | None = None, rep
         write_floor(folder, reference, step, rows)
 
 
-def entry(address: Address, relative: float, max_abs: float, norm: float = 1.0) -> FloorEntry:
+def entry(address: Address, relative: float, max_abs: float, norm: float = 1.0, **fields: float) -> FloorEntry:
     sizes = {"relative_largest": relative, "relative_typical": relative / 2}
     sizes |= {"max_abs_largest": max_abs, "max_abs_typical": max_abs / 2, "held_out": relative / 2}
-    return FloorEntry(place=Place.of(address), norm=norm, **sizes)
+    return FloorEntry(place=Place.of(address), norm=norm, **sizes, **fields)
 
 
 def write_floor(
@@ -102,7 +103,7 @@ def output(module: str, call: int = 0, path: str = "") -> Address:
 def write_replay(
     folder: Path, reference: Path, candidate: Path, units: Sequence[Unit], name: str = files.REPLAY, **fields: Any
 ) -> None:
-    """A replay in which `units` are as they are said to be, and every other call, also backward, has the same bits."""
+    """A replay in which `units` are as they are said to be; all else, calls, backwards and loop, has the same bits."""
     sides = open_recording(reference), open_recording(candidate)
     given = {(one.step, one.phase, one.module, one.call) for one in units}
     rest = [
@@ -112,6 +113,8 @@ def write_replay(
         for phase in ("forward", "backward")
         if (phase == "forward" or call.output_grads) and (step, phase, call.module, call.call) not in given
     ]
+    loop = [(step, phase) for step in sides[0].steps for phase in PHASES if (step, phase, None, None) not in given]
+    rest += [unit(None, phase, step) for step, phase in loop]
     seals = [seal_of(side.index) for side in sides]
     whole = {"precision": "float64" if files.FLOAT64 in name else "float32", "seconds": 1.5, **fields}
     made = Replay(reference=seals[0], candidate=seals[1], units=[*rest, *units], **whole)

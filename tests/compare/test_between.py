@@ -107,6 +107,10 @@ def accumulating(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("between") / "accumulating", accumulate=2)
 
 
+def births(comparison: Comparison) -> list[tuple[str, str | None]]:
+    return [(one.phase, one.module) for one in comparison.proof.born]
+
+
 def placed(comparison: Comparison) -> tuple[Any, ...]:
     assert (comparison.verdict, comparison.exit_code) == ("diverged", 1)
     assert comparison.cause is not None
@@ -152,6 +156,15 @@ def test_gradients_edited_while_they_accumulate(accumulating: Path, tmp_path: Pa
 def test_an_update_with_every_batch_instead_of_every_second(accumulating: Path, sound: Path) -> None:
     comparison = judge(accumulating, sound)
     assert placed(comparison) == ("optimizer_input", 0, None, "update", Birth.NO_UPDATE)
+    assert births(comparison) == [("optimizer", None)]  # rates and cleared gradients follow from it
+
+
+def test_a_removed_clipping_is_named_alone(sound: Path, accumulating: Path, tmp_path: Path) -> None:
+    """Also where the replay has shown it, and the optimizer to make the same of the same gradients."""
+    bare = run(tmp_path / "bare", clip=nothing)
+    assert births(judge(sound, bare)) == [("clipping", None)]
+    assert births(judge(sound, bare, steps=[0])) == [("clipping", None)]
+    assert births(judge(accumulating, run(tmp_path / "run", accumulate=2, clip=nothing))) == [("clipping", None)]
 
 
 def test_statistics_that_a_validation_leaves_behind(sound: Path, tmp_path: Path) -> None:
@@ -194,6 +207,7 @@ def test_a_mode_that_is_switched_in_the_forward(sound: Path, tmp_path: Path) -> 
 
     comparison = judge(sound, run(tmp_path / "run", build=Switching))
     assert placed(comparison) == ("forward", 0, "encoder.layers.1.batch_norm", "training", Birth.MODE)
+    assert ("forward", "encoder.layers.1.batch_norm") in births(comparison)
 
 
 class EditsAudio(Model):
@@ -303,6 +317,11 @@ def test_a_rate_that_only_this_update_uses(sound: Path, tmp_path: Path) -> None:
     assert placed(comparison) == ("optimizer_input", 1, None, "param_groups.0.lr", Birth.OPTIMIZER_SETTING)
 
 
+def test_a_step_that_is_taken_twice(sound: Path, tmp_path: Path) -> None:
+    comparison = judge(sound, run(tmp_path / "run", rate=lambda step, optimizer: optimizer.step()))
+    assert births(comparison) == [("optimizer", None)]
+
+
 def test_an_optimizer_state_that_is_lost_between_two_steps(sound: Path, tmp_path: Path) -> None:
     def lose(step: int, optimizer: torch.optim.Optimizer) -> None:
         if step == 2:
@@ -360,13 +379,10 @@ def test_what_is_born_between_the_calls_is_in_the_list_of_births(sound: Path, tm
             model.decoder.bias.data.zero_()
 
     def born(out: Path, **faults: Any) -> list[tuple[str, str | None]]:
-        proof = judge(sound, run(out, **faults)).proof
-        assert proof is not None
-        return [(birth.phase, birth.module) for birth in proof.born]
+        return births(judge(sound, run(out, **faults)))
 
     assert born(tmp_path / "none") == []
     assert born(tmp_path / "weights", between=put_back) == [("between steps", "decoder")]
-    assert born(tmp_path / "clip", clip=nothing) == [("clipping", None)]
     assert born(tmp_path / "clear", clear=nothing) == [("backward", None)]
     assert born(tmp_path / "rate", min_lr=1e-12)[0] == ("schedule", None)
     assert born(tmp_path / "loss", validation_loss=lambda loss: 2 * loss) == [("validation", None)]

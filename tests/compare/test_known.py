@@ -15,6 +15,7 @@ from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.rules.known import Known, load_known
 from nest_ssl.recording.reader import open_recording
 from tests.compare.builder import Plan, first, record
+from tests.compare.test_between import run
 
 ENTRY = """
 - address: decoder.output
@@ -58,6 +59,20 @@ def test_what_is_known_and_what_follows_from_it_pass(sides: tuple[Path, Path]) -
 
 def test_what_follows_passes_only_if_the_entry_says_so(sides: tuple[Path, Path]) -> None:
     assert compared(sides, known()).verdict == "diverged"
+
+
+def test_what_follows_passes_as_far_as_the_entry_says(sides: tuple[Path, Path]) -> None:
+    found = [one for rung in compared(sides, known(follows=10.0)).rungs for one in rung.findings]
+    sizes = [one.metrics.relative or 0.0 for one in found if one.metrics and one.address.module != "decoder"]
+    assert max(sizes) > 1e-7
+    assert compared(sides, known(follows=1.01 * max(sizes))).verdict == "equivalent"
+    assert compared(sides, known(follows=0.99 * max(sizes))).verdict == "diverged"
+
+
+def test_an_entry_about_a_validation_alone_is_used(tmp_path: Path) -> None:
+    one, other = run(tmp_path / "one"), run(tmp_path / "other", validation_loss=lambda loss: loss * (1 + 1e-6))
+    comparison = compared((one, other), known(address="val_loss"))
+    assert (comparison.verdict, comparison.ledger[0].fault, comparison.ledger[0].count) == ("equivalent", "", 1)
 
 
 @pytest.mark.parametrize("entry", [known(within=1e-12, follows=10.0), known(address="encoder.*", follows=10.0)])

@@ -107,3 +107,12 @@ def test_what_is_no_map_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_map_that_fits_nothing_is_refused(reference: Path) -> None:
     with pytest.raises(UserError, match="fits nothing"):
         Renamed(open_recording(reference), renaming({"nowhere": "x"}))
+
+
+@pytest.mark.parametrize("names", [{"encoder.layers.1": "encoder.layers.0", "encoder.layers.0": "encoder.layers.0"},
+                                   {"encoder.layers.*": "encoder.layers.0"}])  # fmt: skip
+def test_two_things_have_no_name_in_common(reference: Path, names: dict[str, str]) -> None:
+    """One of the two would stand for both, and no difference in the other would be seen."""
+    with pytest.raises(UserError, match="gives two things one name") as raised:
+        Renamed(open_recording(reference), renaming(names))
+    assert "encoder.layers.0 and encoder.layers.1 are both 'encoder.layers.0'" in raised.value.where

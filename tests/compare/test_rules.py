@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from nest_ssl.compare.evidence import Evidence, Floors
-from nest_ssl.compare.findings import Judgement, Spot
-from nest_ssl.compare.metrics import measure
+from nest_ssl.compare.findings import Difference, Judgement, Spot, Tally
+from nest_ssl.compare.metrics import Metrics, measure
 from nest_ssl.compare.rules.fixed import FixedTolerance
 from nest_ssl.compare.rules.float64 import Float64Rule
-from nest_ssl.compare.rules.noise_floor import Band, NoiseFloorRule, band, floors_of, is_noise
+from nest_ssl.compare.rules.noise_floor import Band, NoiseFloorRule, band, floors_of, growth_of, is_noise
 from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.clock import Moment, Phase
@@ -214,3 +214,73 @@ def test_a_validation_is_held_against_the_floor_of_the_same_call_in_training(off
     assert NoiseFloorRule(evidence()).judge(place, measure(one, one + off, 0.0, 0.0)).within is within
     elsewhere = Spot("validation", Moment(2, Phase.VALIDATION), output("other"))
     assert not NoiseFloorRule(evidence()).judge(elsewhere, measure(one, one + off, 0.0, 0.0)).within
+
+
+# --- validations
+
+VALIDATED = Phase.VALIDATION
+
+
+def validated(found: Evidence, off: float, before: int) -> Judgement:
+    one = torch.ones(8, dtype=torch.float64)
+    return NoiseFloorRule(found).judge(
+        Spot("validation", Moment(before, VALIDATED), M), measure(one, one + off, 0.0, 0.0)
+    )
+
+
+@pytest.mark.parametrize(("before", "growth"), [(0, 1.0), (1, 10.0), (2, 500.0), (9, 500.0)])
+def test_a_validation_is_given_the_growth_of_its_own_moment(before: int, growth: float) -> None:
+    """Not that of all steps: the first one runs with weights that are the same."""
+    found = evidence()
+    found.growths |= {(1, 0): 10.0, (2, 0): 500.0}
+    assert validated(found, growth * 2.9e-7, before).within
+    assert not validated(found, growth * 3.1e-7, before).within
+
+
+def test_a_validation_is_held_against_the_nearest_step() -> None:
+    found = evidence()
+    found.floors[1, 0] = Floors({M: entry(M, 1e-3, 1e-3)}, {}, 4)
+    assert validated(found, 2e-3, before=1).within and not validated(found, 2e-3, before=0).within
+    found.floors[1, 0] = Floors({M: entry(M, 1e-3, 1e-3)}, {}, 4, since=0)  # which holds what its repeats were apart
+    found.growths |= {(1, 0): 50.0, (2, 0): 100.0}
+    assert validated(found, 2.9e-3, before=1).within and not validated(found, 3.1e-3, before=1).within
+    assert validated(found, 5.9e-3, before=2).within and not validated(found, 6.1e-3, before=2).within
+
+
+# --- how far the sides are apart when a step begins
+
+
+def after(*sizes: tuple[float, float], kind: Kind = Kind.PARAMETER) -> Tally:
+    """Weights that differ: of each its norm, and by how much relative to that."""
+    tally = Tally("weights", 0)
+    for number, (norm, relative) in enumerate(sizes):
+        metrics = Metrics(8, 8, norm=norm, relative=relative)
+        address = Address(kind, f"m{number}", None, "weight")
+        tally.findings.append(spot(address).finding(Difference.VALUES, 0, 0, dtype="float32", metrics=metrics))
+    return tally
+
+
+def test_a_step_grows_by_the_ulps_that_the_weights_are_apart() -> None:
+    ulp = 0.72 * 2.0**-23
+    assert growth_of(Tally("weights", 0)) == 1.0
+    assert growth_of(after((1.0, ulp))) == pytest.approx(2.0)
+    assert growth_of(after((3.0, 9 * ulp), (4.0, 9 * ulp))) == pytest.approx(10.0)
+    assert growth_of(after((1.0, 100 * ulp), (1e6, 0.0))) == pytest.approx(1.0, abs=1e-3)  # over all of them together
+    assert growth_of(after((1.0, 1e-2), kind=Kind.UPDATE)) == 1.0  # of weights alone
+
+
+# --- float64, where it cannot speak
+
+
+def test_another_shape_in_float64_is_no_value_of_float32() -> None:
+    """A shape has no size, and all of no sizes are small: that must not hand the unit to the noise floor."""
+    found = evidence(float64=(object(), object()))  # not to be opened
+    there = unit("m", outcome="other bits", deviations=[apart(M, 0.0, 0.0, 0.0, shape=None)])
+    assert judged(other_bits(6e-8), there, found) == (Function.ANOTHER, By.FLOAT64)
+    there = unit("m", outcome="other bits", deviations=[apart(M, 0.0, 0.0, nonfinite_disagree=1)])
+    assert judged(other_bits(6e-8), there, found) == (Function.ANOTHER, By.FLOAT64)
+
+
+def test_nothing_compared_in_float64_decides_nothing() -> None:
+    assert judged(other_bits(6e-8), unit("m", compared=0), evidence()) == (Function.SAME, By.FLOOR)
+    assert judged(other_bits(6e-8), unit("m", compared=0)) == (Function.UNDECIDED, None)

@@ -14,7 +14,8 @@ from nest_ssl.recording import evidence as files
 from nest_ssl.recording.reader import open_recording
 from tests.compare.builder import Plan, edit_config, noted, record
 from tests.compare.evidence import write_replay
-from tests.compare.test_proof import ONE_STEP, in_float64, nest, reference, rewritten, rounded
+from tests.compare.test_float64 import in_float64
+from tests.compare.test_proof import ONE_STEP, nest, reference, rewritten, rounded
 
 __all__ = ["reference"]
 

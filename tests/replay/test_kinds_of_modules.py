@@ -17,9 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from nest_ssl.base.rng import read_states
 from nest_ssl.record.session import recording
-from nest_ssl.recording.evidence import Replay
+from nest_ssl.recording.calls import Call
+from nest_ssl.recording.evidence import Deviation, Place, Replay
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.replay import replay
+from nest_ssl.replay.calls import Draft
 from tests.replay.conftest import blamed
 
 WIDTH = 6
@@ -356,3 +358,35 @@ def test_another_shape_and_a_module_that_is_gone(zoo: Recording) -> None:
         ("block.act", "the candidate has no such module")
     }
     assert blamed(found) == {"block": {"forward", "backward"}}
+
+
+def test_same_bits_of_nothing_are_not_said() -> None:
+    """A unit of which nothing was compared was not replayed, unless the call around it hands on what it brings."""
+    call, inner = (Call(index, name, 0, True, [], [], {}, index) for index, name in ((0, "a"), (1, "a.dropout")))
+    around, alone = Draft(0, "backward", call), Draft(0, "backward", inner)
+    assert (alone.unit().outcome, alone.unit().why) == ("not replayed", "nothing of it was compared")
+    alone.judged_with = around
+    around.add(2, [])
+    assert (alone.unit().outcome, alone.unit().judged_with) == ("same bits", "a#0")
+    around.add(1, [Deviation(place=Place(kind="output"), why="other")])
+    assert (alone.unit().outcome, alone.unit().judged_with) == ("not replayed", "a#0")
+
+
+class Exchanged(nn.Module):
+    """Two children in a row; `exchanged` calls the second first."""
+
+    def __init__(self, exchanged: bool = False) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH)
+        self.exchanged = exchanged
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.three(x)
+        found: Tensor = self.one(self.two(x)) if self.exchanged else self.two(self.one(x))
+        return found
+
+
+def test_own_code_that_calls_in_another_order_is_blamed_and_not_what_it_calls(tmp_path: Path) -> None:
+    """Each child brings the gradient that it should, to the wrong neighbour."""
+    found = fed(train(tmp_path, Exchanged), lambda: Exchanged(exchanged=True))
+    assert blamed(found) == {"": {"forward", "backward"}}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
+from train_nest import NEST
 
 from nest_ssl.base.rng import rng_digests
+from nest_ssl.config.compose import data_paths
 from nest_ssl.recording.evidence import Replay
 from nest_ssl.recording.reader import Recording
+from nest_ssl.replay import replay
 from nest_ssl.replay.loop import PHASES
+from nest_ssl.run.candidate import build_candidate, run_training_loop
 from tests.replay import planted
 from tests.replay.conftest import Plant, blamed, recorded, replayed
 from tests.replay.planted import optimizer_setting, schedule_off_by_one
@@ -95,13 +101,17 @@ def of_the_loop(found: Replay) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("recipe", ["reference", "random_reference"])
 def test_the_same_trainer_comes_out_with_the_same_bits(request: pytest.FixtureRequest, recipe: str) -> None:
-    recording, before = request.getfixturevalue(recipe), rng_digests()
-    found = replayed(recording, loop=True)
+    recording = request.getfixturevalue(recipe)
+    trainer, model = build_candidate(NEST, data_paths(OmegaConf.create(recording.config)))
+    before, training = rng_digests(), {name: module.training for name, module in model.named_modules()}
+    run_loop = functools.partial(run_training_loop, trainer, model)
+    found = replay(recording, model, precision=trainer.precision_plugin.forward_context, run_loop=run_loop)
+    assert rng_digests() == before
+    assert {name: module.training for name, module in model.named_modules()} == training
     assert {unit.outcome for unit in found.units} == {"same bits"}
     assert of_the_loop(found) == {phase: {"same bits"} for phase in PHASES}
     updates = [unit for unit in found.units if unit.phase == "optimizer"]
     assert all(unit.compared > 3 * len(recording.step(0).gradients()) for unit in updates) and len(updates) == 2
-    assert rng_digests().keys() == before.keys()
 
 
 @pytest.mark.parametrize(("plant", "phases"), LOOP_FAULTS.items(), ids=named)
@@ -129,3 +139,19 @@ def test_accumulated_and_clipped_gradients(tmp_path: Any) -> None:
     assert {unit.outcome for unit in found.units} == {"same bits", "not replayed"}
     stepped = {(u.step, u.phase) for u in found.units if u.outcome == "not replayed"}
     assert stepped == {(step, phase) for step in (0, 2) for phase in ("clipping", "optimizer", "schedule")}
+
+
+def test_a_clipping_that_is_removed_is_blamed_alone(tmp_path: Any) -> None:
+    def no_clipping(model: Any) -> None:
+        model.configure_gradient_clipping = lambda *_, **__: None
+
+    reference = recorded(tmp_path / "nest", "trainer.gradient_clip_val=0.01")
+    assert blamed(replayed(reference, no_clipping, loop=True)) == {"": {"clipping"}}
+
+
+def test_a_training_step_that_raises_is_no_loss_with_the_same_bits(reference: Recording) -> None:
+    def crash(model: Any) -> None:
+        model.training_step = lambda batch, batch_idx: 1 / 0
+
+    found = of_the_loop(replayed(reference, crash, loop=True))
+    assert (found["batch"], found["loss"]) == ({"same bits", "raised"}, {"raised"})

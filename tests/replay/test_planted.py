@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -101,6 +102,17 @@ def test_a_module_that_is_no_longer_called_is_not_judged(reference: Recording, d
 
 
 def largest(found: Replay) -> float:
-    """The largest deviation of a tensor that is not zero but for rounding."""
-    assert found.precision == "float64"
-    return max((d.relative for u in found.units for d in u.deviations if d.norm > 1e-9), default=0.0)
+    """The largest deviation of a tensor that is not zero but for rounding; infinite where one is no number at all."""
+    assert found.precision == "float64" and "raised" not in outcomes(found)
+    deviations = [deviation for unit in found.units for deviation in unit.deviations]
+    if any(one.shape is None or one.nonfinite_disagree for one in deviations):
+        return math.inf
+    return max((one.relative for one in deviations if one.norm > 1e-9), default=0.0)
+
+
+def test_a_candidate_that_crashes_does_not_agree(double_reference: Recording) -> None:
+    def crash(model: Any) -> None:
+        planted.patch_forward(model.get_submodule(f"{L}.norm_out"), lambda *_: 1 / 0)
+
+    with pytest.raises(AssertionError):
+        largest(replayed(double_reference, crash))

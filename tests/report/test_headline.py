@@ -14,8 +14,9 @@ from tests.report.builder import comparison, diverged, finding, measured, other_
 
 
 def lines(made: Comparison) -> list[str]:
-    """Headings and paragraphs of the first screen as words."""
-    return [plain(block.text) for block in summary(made) if isinstance(block, (Heading, Paragraph))]
+    """The title and the paragraphs of the first screen as words."""
+    blocks = [block for block in summary(made) if isinstance(block, (Heading, Paragraph))]
+    return [plain(block.text) for block in blocks if not (isinstance(block, Heading) and block.level > 1)]
 
 
 def rows(made: Comparison, which: int = 0) -> list[list[str]]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import textwrap
+from dataclasses import replace
 
 import pytest
 from markdown_it import MarkdownIt
 
-from nest_ssl.compare.findings import Status
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import Consequence, Note, Remainder, Status, Unexplained
+from nest_ssl.compare.proof import Proof
 from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Heading, Paragraph, StatusWord, table
 from nest_ssl.report.render.markdown import render_markdown
 from nest_ssl.report.sections import details, summary
-from tests.report.builder import comparison, diverged
+from nest_ssl.report.write import report_text
+from tests.report.builder import comparison, diverged, finding, measured
+from tests.report.test_proof import HAD, NORM
 
 PARSER = MarkdownIt("commonmark").enable("table").enable("strikethrough")
 
@@ -114,6 +120,51 @@ def test_a_whole_report_is_what_it_is_made_of() -> None:
     } == set()
 
 
-def test_the_first_screen_is_a_screen() -> None:
-    assert len(render_markdown(summary(diverged())).splitlines()) < 40
-    assert render_markdown(summary(diverged())).isascii()
+SCREEN = 45  # lines of 120 columns
+
+
+def first_screen(made: Comparison) -> list[str]:
+    """The lines above the first heading of a section, as they break on a screen."""
+    text = report_text(made).split("\n## ")[0]
+    return [part for line in text.splitlines() for part in textwrap.wrap(line, 120) or [""]]
+
+
+def crowded() -> Comparison:
+    """As much as can be said at once: many births with operators and lines, many things unexplained, many steps."""
+    sources = (
+        "nemo/collections/asr/parts/submodules/conformer_modules.py:388",
+        "nest_ssl/model/encoder/conformer.py:141",
+    )
+    born = [
+        replace(
+            NORM, module=f"encoder.layers.{number}.self_attn.linear_out", operators=NORM.operators * 5, source=sources
+        )
+        for number in range(30)
+    ]
+    left = [Remainder(why, (finding(), measured(), finding(module="decoder"))) for why in list(Unexplained)[:6]]
+    follows = [
+        Consequence(rung, step, 1000, 1e-3) for rung in ("forward", "loss", "gradients", "weights") for step in range(9)
+    ]
+    return diverged(
+        proof=Proof(HAD, born=born, lacking=[Note("lacks_floor"), Note("lacks_function")]),
+        unexplained=left, follows=follows, first_bits=finding(), first_beyond=finding(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("made", [diverged(), crowded()], ids=["plain", "crowded"])
+def test_the_first_screen_is_a_screen(made: Comparison) -> None:
+    screen = first_screen(made)
+    text = " ".join(screen)
+    assert len(screen) <= SCREEN, "\n".join(screen)
+    assert screen[0].startswith("# nest-ssl 0.1.0 parts from NeMo 3.0.0")
+    said = ("**diverged**", "Follows from it:", "Not explained by it:")
+    assert [words for words in said if words not in text] == []
+    assert ("`make explain`" in text) != made.proof.had  # the next step, where nothing was measured yet
+    assert text.isascii()
+
+
+def test_places_that_the_first_screen_has_no_room_for_stand_below() -> None:
+    screen, rest = report_text(crowded()).split("\n## ", 1)
+    assert "26 more, listed below." in screen and rest.startswith("Rung by rung")
+    assert all(f"encoder.layers.{number}.self_attn" in screen + rest for number in range(30))
+    assert "Further places" not in report_text(diverged())

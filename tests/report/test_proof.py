@@ -14,6 +14,7 @@ from nest_ssl.compare.born import Born, ModuleJudgement
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.evidence import Had
 from nest_ssl.compare.findings import Judgement, Note, Status
+from nest_ssl.compare.gaps import Gap
 from nest_ssl.compare.patterns import Pattern, Shape
 from nest_ssl.compare.proof import Agreement, Float64, Proof
 from nest_ssl.compare.rules.known import Known, Used
@@ -110,8 +111,16 @@ def test_what_is_lacking_is_said() -> None:
     made = proven(lacking=[Note("lacks_function"), Note("lacks_floor")])
     assert lines(made)[0] == "nest-ssl 0.1.0 differs from NeMo 3.0.0, and nothing shows yet that it is rounding"
     assert "neither the replay nor float64 was had" in lines(made)[2]
-    replay = Note("lacks_replay", {"count": 2, "module": "decoder", "why": "the candidate has no such module"})
-    assert "first decoder (the candidate has no such module)" in lines(proven(lacking=[replay]))[2]
+    left = Gap("backward", "decoder", 0, 1, 0, "the candidate has no such module")
+    replay = Note("lacks_replay", {"count": 2, "at": left})
+    says = "first decoder, backward at step 1 (the candidate has no such module)"
+    assert says in lines(proven(lacking=[replay]))[2]
+    assert (
+        "born in 1 place; 2 more functions that a difference goes through were not replayed"
+        in lines(proven(NORM, lacking=[replay]))[1]
+    )
+    flip = Note("lacks_flip", {"count": 3, "at": finding()})
+    assert lines(proven(lacking=[flip]))[0].endswith("nothing shows yet that it is rounding")
     at = finding("loss", kind=Kind.LOSS, module=None, call=None, slot="loss")
     said = lines(proven(lacking=[Note("lacks_float64", {"at": at})]))
     assert "in float64 the two part at step 0, loss" in said[2]
@@ -169,7 +178,7 @@ def test_programs_read_the_same() -> None:
 
 
 def test_of_many_places_the_first_are_listed() -> None:
-    assert bullets(proven(*[NORM] * 20))[-1] == "8 more; report.json has all."
+    assert bullets(proven(*[NORM] * 20))[-1] == "16 more, listed below."
 
 
 def test_another_experiment_has_no_births() -> None:

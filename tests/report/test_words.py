@@ -11,6 +11,7 @@ import yaml
 
 from nest_ssl.compare import findings
 from nest_ssl.compare.findings import Note, Stage
+from nest_ssl.compare.kinds import FaultKind
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import Phase
 from nest_ssl.report import words
@@ -22,6 +23,7 @@ from tests.report.builder import comparison, finding, setting, side
 
 REPORT = Path(words.__file__).parents[1]
 ENUMS = {
+    "fault": FaultKind, "next": FaultKind,
     "status": findings.Status, "born": findings.Birth, "unexplained": findings.Unexplained, "drawn": findings.Fate,
 }  # fmt: skip
 
@@ -77,15 +79,15 @@ def test_every_note_of_the_comparer_has_a_sentence() -> None:
 def test_every_key_asked_for_is_there_and_every_key_is_asked_for() -> None:
     text = "".join(path.read_text() for kind in ("*.py", "*.html") for path in REPORT.rglob(kind))
     known = load("en").sentences
-    asked = {key for key in re.findall(r"""say\(\s*["']([^"'{]+)["']""", text)}
+    asked = set(re.findall(r"""say\(\s*["']([^"'{]+)["']""", text))
     assert sorted(asked - set(known)) == []
     heads = {
         f"head.{column}" for found in re.findall(r"heads\(([^)]*)\)", text) for column in re.findall(r'"(\w+)"', found)
     }
     assert sorted(heads - set(known)) == []
     groups = """status born born_here unexplained drawn draw rung stage boundary name side note container how within
-        title verdict rule place phase shown had function operators pattern check state relation function_of change
-        picture.plane"""
+        kind fault next title verdict rule place phase shown had function operators pattern check
+        state relation function_of change picture.plane"""
     built = rf"({'|'.join(groups.split())})\."
     literal = set(re.findall(r"""["']([a-z_. ]+)["']""", text)) | heads | asked
     assert sorted(key for key in known if key not in literal and not re.match(built, key)) == []
@@ -94,7 +96,10 @@ def test_every_key_asked_for_is_there_and_every_key_is_asked_for() -> None:
 @pytest.mark.parametrize("name", LANGUAGES[1:])
 def test_every_language_says_the_same(name: str) -> None:
     """Every key, with the same values and the same names in it."""
-    english, other = load(LANGUAGES[0]), load(name)
+    english, other = (
+        words.Language(**yaml.safe_load((REPORT / f"words/{each}.yaml").read_text("utf-8")))
+        for each in (LANGUAGES[0], name)
+    )
     assert english.sentences.keys() == other.sentences.keys()
     assert english.nouns.keys() - other.nouns.keys() == set()
     parts = r"{\w+}|`[^`]+`"
@@ -110,9 +115,9 @@ def test_another_language_is_one_more_file(monkeypatch: pytest.MonkeyPatch, tmp_
     tree = yaml.safe_load((Path(words.__file__).parent / "en.yaml").read_text())
     tree["sentences"]["title.identical"] = "{reference} 与 {candidate} 的训练完全相同"
     tree["nouns"]["threads"] = ["个线程", "个线程"]
-    (tmp_path / "zh.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    (tmp_path / "xx.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
     monkeypatch.setattr(words, "__file__", str(tmp_path / "__init__.py"))
-    with language("zh"):
+    with language("xx"):
         assert plain(say("title.identical", reference="a", candidate="b")) == "a 与 b 的训练完全相同"
         assert counted(2, "threads") == "2 个线程"
     assert counted(2, "threads") == "2 threads"

@@ -85,7 +85,7 @@ def test_training_has_the_bits_that_it_has_without(
     """Weights, gradients, optimizer, generators and batches of steps before and behind the repeats, and the losses."""
     alone = record(tmp_path / "alone", *KINDS[kind], "save_steps=all")
     summary = losses(capsys.readouterr().out)
-    measured = record(tmp_path / "measured", *KINDS[kind], "save_steps=all", "noise_floor=3")
+    measured = record(tmp_path / "measured", *KINDS[kind], "save_steps=all", "noise_floor=2")
     assert content(measured) == content(alone)
     assert losses(capsys.readouterr().out) == summary
     assert all((measured.path / f"step_{step}" / "noise_floor.json").is_file() for step in measured.steps)
@@ -93,12 +93,20 @@ def test_training_has_the_bits_that_it_has_without(
     assert [read(measured.path, step).since for step in measured.steps] == [0, 0, 2, 2][: len(measured.steps)]
 
 
+LARGE_STEPS = ["run=full", *HERE, "model.optim.lr=100", "save_steps=0-2"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    return record(tmp_path_factory.mktemp("alone") / "nest", *LARGE_STEPS)
+
+
 @pytest.mark.usefixtures("short_chains")
 @pytest.mark.parametrize("forgotten", ["restore_generators", "write_weights", "write_settings"])
-def test_what_is_not_put_back_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str) -> None:
+def test_what_is_not_put_back_is_seen(
+    tmp_path: Path, alone: Recording, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
     """The check above can fail: each is left out once the repeats are done."""
-    kinds = ["run=full", *HERE, "model.optim.lr=100"]
-    alone = record(tmp_path / "alone", *kinds, "save_steps=0-2")
     put_back, original = SavedState.put_back, getattr(state, forgotten)
 
     def forgetful(self: SavedState, trainer: Any, model: Any, again: bool) -> None:
@@ -110,7 +118,7 @@ def test_what_is_not_put_back_is_seen(tmp_path: Path, monkeypatch: pytest.Monkey
     # The last repeated step leaves generators and settings as training did; here it does not.
     monkeypatch.setattr(repeats, "restore_generators", lambda states: restore_generators(states) or torch.rand(1))
     monkeypatch.setattr(repeats, "write_settings", lambda optimizer, _: optimizer.param_groups[0].update(lr=1.0))
-    assert content(record(tmp_path / "measured", *kinds, "save_steps=0-2", "noise_floor=1")) != content(alone)
+    assert content(record(tmp_path / "measured", *LARGE_STEPS, "noise_floor=1")) != content(alone)
 
 
 # --- the floor itself
@@ -142,11 +150,14 @@ def worst_ratio(reference: Path, candidate: Path, plant: Plant) -> tuple[float, 
 
 
 def test_a_correct_rewrite_lies_within_it_and_bugs_do_not(reference: Path, tmp_path: Path) -> None:
+    plant_and_record(tmp_path / "twin", None)  # the control
+    assert [one for rung in compare(reference, tmp_path / "twin").rungs for one in rung.findings if one.metrics] == []
     rounding, _ = worst_ratio(reference, tmp_path / "rewrite", split_k_product)
     factor, _ = worst_ratio(reference, tmp_path / "factor", residual_factor)
     eps, where = worst_ratio(reference, tmp_path / "eps", norm_eps)
     print(f"floors: rewrite {rounding:.2f}, factor 1.0000002 {factor:.2f}, eps {eps:.1f} at {where.address}")
     assert rounding < 1.5 and eps > 3
+    assert 0.1 < factor < 3  # a fault as small as rounding: the floor alone passes it, float64 has to find it
 
 
 def test_two_repeats_that_did_not_make_it_check_it(reference: Path) -> None:
@@ -205,6 +216,7 @@ def test_a_token_between_two_codes_flips_and_its_margin_says_why() -> None:
     assert set(tokens) == {int(nearest), int(second)}
     first, *others = margins.found()
     assert first.index == [0, 3, 0] and first.margin < first.floor < 1e-5
+    assert first.flips == sum(token != tokens[0] for token in tokens) > 0 and not any(other.flips for other in others)
     assert len(others) == 7 and all(margin.margin > 100 * margin.floor for margin in others)
 
 
@@ -244,6 +256,7 @@ def test_sizes_are_relative_to_the_recorded_one_and_flipped_repeats_are_left_out
     assert (buffer.norm, buffer.relative_largest, buffer.relative_typical, buffer.held_out) == (5.0, 0.1, 0.1, 0.025)
     assert (buffer.max_abs_largest, buffer.max_abs_typical) == (0.5, 0.5)
     assert (found.flips, found.relative_largest) == (1, 0.0)
+    assert (buffer.relative_flipped, found.relative_flipped) == (1.0, 0.0)  # of the repeat that was left out
     assert tally.differing == [0, 1, 1, 1, 2, 1, 0] and tally.compared == 2
 
 

@@ -39,7 +39,7 @@ class FaultKind(str, Enum):
     UNKNOWN = "unknown"
 
 
-class Rank(str, Enum):
+class Basis(str, Enum):
     """How much a reason is worth."""
 
     MEASURED = "measured"  # from numbers, draws, settings, operators
@@ -59,6 +59,6 @@ class Likely:
 
     kind: FaultKind
     reason: Note = field(default_factory=lambda: Note("kind_unknown"))
-    rank: Rank = Rank.MEASURED
+    basis: Basis = Basis.MEASURED
     born: Born | None = None
     finding: Finding | None = None

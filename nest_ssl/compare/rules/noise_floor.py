@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nest_ssl.compare.evidence import Evidence
-from nest_ssl.compare.findings import Judgement, Spot, Tally
+from nest_ssl.compare.findings import Finding, Judgement, Spot, Tally
 from nest_ssl.compare.metrics import Metrics
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.evidence import FloorEntry
@@ -27,6 +27,7 @@ NOISE = 0.1  # a floor that is so large relative to its tensor: the tensor is no
 NOISE_AT_MOST = 10.0  # floors that noise may differ by
 LARGEST = 8.0  # the largest element of a tensor, in root mean squares
 SINGLE_AT_MOST = 10.0  # floors that one element may differ by, where the whole tensor hides it
+BEHIND_A_FLIP = "behind a flip"  # the rule that judges what comes after a token that rounding flips
 
 
 class Band(str, Enum):
@@ -80,7 +81,7 @@ class NoiseFloorRule:
 
     def judge(self, spot: Spot, metrics: Metrics, source: float = 0.0) -> Judgement:
         if spot.rung == "validation":
-            return self._judge_validation(spot.address, metrics)
+            return self._judge_validation(spot, metrics)
         floor = self.evidence.floor(spot.moment.step, spot.address)
         if floor is None or metrics.nonfinite_disagree:
             return Judgement(False, "noise floor", {})
@@ -90,18 +91,28 @@ class NoiseFloorRule:
         bound = {"relative": floor.relative_largest * growth, "max_abs": floor.max_abs_largest * growth}
         return Judgement(ratio <= LOOK, "noise floor", bound, ratio)
 
-    def _judge_validation(self, address: Address, metrics: Metrics) -> Judgement:
-        """Judge a validation, which is not repeated, by the largest floor of the same call, or the loss, in training.
+    def _judge_validation(self, spot: Spot, metrics: Metrics) -> Judgement:
+        """Judge a validation, which is not repeated, by the floor of the same call, or of the loss, in training.
 
-        Its batch is another one, so only the sizes relative to the whole can be compared.
+        It is that of the nearest step, the one behind it or the last before it, and exceeded by what the weights of the
+        sides are apart when it runs. Its batch is another one, so only sizes relative to the whole can be compared.
         """
+        address, step, evidence = spot.address, spot.moment.step, self.evidence
         named = Address(Kind.LOSS, slot="loss") if address.kind == Kind.METRIC else address
-        found = [floors.entries.get(named) for floors in self.evidence.floors.values()]
-        relative = max((floor.relative_largest for floor in found if floor), default=0.0)
-        relative = max(relative, ULP * metrics.eps) * max(self.evidence.growths.values(), default=1.0)
-        if not any(found) or metrics.nonfinite_disagree or metrics.relative is None:
+        steps = [(one <= step, one if one <= step else -one) for one, rank in evidence.floors if rank == address.rank]
+        nearest = max(steps, default=(False, 0))[1]
+        floors = evidence.floors.get((abs(nearest), address.rank))
+        floor = floors.entries.get(named) if floors else None
+        if floors is None or floor is None or metrics.nonfinite_disagree or metrics.relative is None:
             return Judgement(False, "noise floor", {})
-        ratio = metrics.relative / relative
+        apart = {
+            one: growth for (one, rank), growth in evidence.growths.items() if rank == address.rank and one <= step
+        }
+        growth = apart[max(apart)] if apart else 1.0
+        if floors.since is not None and floors.since < abs(nearest):  # it holds what its own repeats were apart
+            growth = max(1.0, growth / evidence.growths.get((abs(nearest), address.rank), 1.0))
+        relative = max(floor.relative_largest, ULP * metrics.eps) * growth
+        ratio = metrics.relative / relative if relative else math.inf
         return Judgement(ratio <= LOOK, "noise floor", {"relative": relative}, ratio)
 
     def judge_whole(self, spot: Spot, metrics: Metrics) -> Judgement | None:
@@ -118,18 +129,48 @@ class NoiseFloorRule:
         return {"kind": "noise floor", "rounding": ROUNDING, "look": LOOK, "repeats": repeats}
 
 
-def excuse_flips(tallies: Sequence[Tally]) -> None:
-    """What comes after a token that rounding alone flips has no floor to be held against: it is judged by replay."""
+def excuse_flips(tallies: Sequence[Tally], evidence: Evidence) -> None:
+    """Judge again what comes after a token that rounding alone flips, by what the same flip did to that very tensor.
+
+    Repeats of the reference in which that token flipped are the measure: what does not depend on the token did not move
+    further there than elsewhere, and is given no more room here. Where no repeat had the same flip, what a flip does is
+    not known, and nothing is excused. The token itself may have been handed on: then it is the same flip.
+    """
     found = [finding for tally in tallies for finding in tally.findings]
     flips = [one for one in found if one.within and one.judgement and one.judgement.rule == "margin"]
-    first = min((flip.moment for flip in flips), default=None)
-    for tally in tallies if first else ():
-        tally.findings = [
-            replace(one, judgement=replace(one.judgement, within=True, rule="behind a flip"))
-            if first and one.moment > first and one.judgement and one.judgement.ratio is not None and not one.within
-            else one
-            for one in tally.findings
-        ]
+    for tally in tallies if flips else ():
+        for place, one in enumerate(tally.findings):
+            before = [f for f in flips if f.moment < one.moment and f.address.rank == one.address.rank]
+            if one.within or one.metrics is None or not before:
+                continue
+            if one.judgement is None:  # whole numbers
+                same = [f for f in before if (f.shape, _flipped(f)) == (one.shape, _flipped(one)) and _flipped(one)]
+                judgement = same[0].judgement if same else None
+            elif one.judgement.ratio is None:
+                continue  # it has no floor
+            else:
+                judgement = _judge_behind(one, before, evidence)
+            tally.findings[place] = replace(one, judgement=judgement)
+
+
+def _flipped(finding: Finding) -> tuple[object, ...]:
+    metrics = finding.metrics
+    return (*metrics.places, metrics.index, metrics.reference, metrics.candidate) if metrics and metrics.places else ()
+
+
+def _judge_behind(finding: Finding, flips: Sequence[Finding], evidence: Evidence) -> Judgement:
+    step, metrics = finding.moment.step, finding.metrics
+    floors, floor = evidence.floors.get((step, finding.address.rank)), evidence.floor(step, finding.address)
+    first = min(flip.moment.step for flip in flips)
+    margins = [
+        evidence.margin(f.moment.step, f.address, place) for f in flips if f.metrics for place in f.metrics.places
+    ]
+    repeated = all(margin is not None and margin.flips for margin in margins)
+    began = floors is not None and (step == first or (floors.since is not None and floors.since <= first))
+    measured = floor.relative_flipped if floor and began and repeated else 0.0
+    size = metrics.relative if metrics and metrics.relative is not None else math.inf
+    ratio = size / measured if measured else math.inf
+    return Judgement(ratio <= LOOK, BEHIND_A_FLIP, {"relative": measured}, ratio)
 
 
 def growth_of(after: Tally) -> float:

@@ -74,9 +74,9 @@ class SameFunctionRule:
         self._float32_values: dict[UnitKey, bool] = {}
 
     def judge(self, unit: Unit) -> UnitJudgement:
-        if unit.outcome == "same bits":
+        if unit.outcome == "same bits" and (unit.compared or unit.judged_with):
             return UnitJudgement(unit, Function.SAME, By.BITS)
-        if unit.outcome == "not replayed":
+        if unit.outcome in ("not replayed", "same bits") or (unit.outcome == "other bits" and not unit.deviations):
             return UnitJudgement(unit, Function.NOT_REPLAYED)
         if unit.outcome == "raised":
             return UnitJudgement(unit, Function.ANOTHER, By.ERROR)
@@ -112,8 +112,10 @@ class SameFunctionRule:
     def _apart_in_float64(self, unit: Unit) -> float | None:
         """The largest relative deviation of the same unit in float64; of what is zero there, none."""
         found = self.in_float64.get(key_of(unit))
-        if found is None or found.outcome in ("not replayed", "raised"):
+        if found is None or found.outcome in ("not replayed", "raised") or not (found.compared or found.judged_with):
             return None
+        if any(one.shape is None or one.nonfinite_disagree for one in found.deviations):
+            return float("inf")
         norms = {one.place: one.norm for one in unit.deviations}
         largest = 0.0
         for one in found.deviations:
@@ -123,18 +125,20 @@ class SameFunctionRule:
                 continue
             if floor and is_noise(floor) and one.max_abs <= VANISHES * floor.max_abs_largest:
                 continue
-            largest = max(largest, float("inf") if one.shape is None else one.relative)
+            largest = max(largest, one.relative)
         return largest
 
     def _has_float32_values(self, unit: Unit) -> bool:
         """Whether what deviates in float64 has values of float32 in the reference's float64 recording."""
         key = key_of(unit)
         if key not in self._float32_values:
-            places = [d.place.address for d in self.in_float64[key].deviations if d.relative > AGREE]
-            known = self.evidence.float64 is not None and unit.phase == "forward"
+            apart = [one for one in self.in_float64[key].deviations if one.shape is None or one.relative > AGREE]
+            known = self.evidence.float64 is not None and unit.phase == "forward" and bool(apart)
             self._float32_values[key] = known and all(
-                has_float32_values(self.evidence.float64[0], unit.step, place)  # type: ignore[index]
-                for place in places
+                one.shape is not None
+                and not one.nonfinite_disagree
+                and has_float32_values(self.evidence.float64[0], unit.step, one.place.address)  # type: ignore[index]
+                for one in apart
             )
         return self._float32_values[key]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,12 +38,12 @@ class Drawing:
 
 def drawings(pictures: Pictures) -> list[Drawing]:
     """Every picture that there is something to show in, in the order of the page."""
-    found: list[Drawing | None] = [pictures.strip and draw_strip(pictures.strip)]
+    found: list[Drawing | None] = [draw_strip(pictures.strip) if pictures.strip else None]
     if pictures.tensor:
         found += [*draw_planes(pictures.tensor), draw_histogram(pictures.tensor)]
     if pictures.curves:
         found += [draw_losses(pictures.curves), draw_deviations(pictures.curves)]
-    found.append(pictures.gradients and draw_gradients(pictures.gradients))
+    found.append(draw_gradients(pictures.gradients) if pictures.gradients else None)
     found += [draw_utterance(utterance) for utterance in pictures.utterances]
     return [drawing for drawing in found if drawing]
 
@@ -75,7 +76,7 @@ def draw_strip(strip: Strip) -> Drawing | None:
             continue
         x, top = LEFT + place * wide, TOP + 14 if call.error is None else y(call.error) if call.error else bottom - 3
         title = plain(call_text(call, place, len(strip.calls)))
-        bar = {"x": x, "y": top, "width": max(0.9, wide * 0.86), "height": bottom - top}
+        bar: dict[str, Any] = {"x": x, "y": top, "width": max(0.9, wide * 0.86), "height": bottom - top}
         paper.add("rect", f"call {CLASS[call.state]}", title=title, **bar, data_module=call.module)
         if call.state is State.BORN:
             middle = x + wide / 2
@@ -215,7 +216,12 @@ def draw_histogram(view: TensorView) -> Drawing | None:
     for count, left, right in zip(view.counts, view.edges, view.edges[1:], strict=False):
         title = plain(say("picture.bin", count=number(count), low=f"{10**left:.1e}", high=f"{10**right:.1e}"))
         if count:
-            bar = {"x": x(left), "y": y(count), "width": max(1.0, x(right) - x(left) - 1), "height": bottom - y(count)}
+            bar: dict[str, Any] = {
+                "x": x(left),
+                "y": y(count),
+                "width": max(1.0, x(right) - x(left) - 1),
+                "height": bottom - y(count),
+            }
             paper.add("rect", "came", title=title, **bar)
     for tick in round_ticks(low, high, 8):
         paper.line("grid", x(tick), bottom, x(tick), bottom + 5)
@@ -253,7 +259,12 @@ def draw_gradients(gradients: Gradients) -> Drawing:
         y, kind = TOP + row * place + 8, "came" if layer.differing else "same"
         paper.text(left - 10, y + 4, layer.layer[-34:], "", "end")
         if layer.low is not None and layer.high is not None and layer.median is not None and layer.low > 0:
-            span = {"x": x(layer.low), "width": max(3.0, x(layer.high) - x(layer.low)), "y": y - 4, "height": 8}
+            span: dict[str, Any] = {
+                "x": x(layer.low),
+                "width": max(3.0, x(layer.high) - x(layer.low)),
+                "y": y - 4,
+                "height": 8,
+            }
             paper.add("rect", kind, title=plain(ratio_text(layer.low, layer.median, layer.high)), **span)
             paper.add("circle", "dot", cx=x(layer.median), cy=y, r=3.5)
         paper.text(WIDTH - RIGHT, y + 4, small(layer.largest) if layer.differing else "=", "muted", "end")
@@ -284,7 +295,7 @@ def draw_utterance(utterance: Utterance) -> Drawing:
     runs = [(int(start), int(end)) for start, end in zip(changes[::2], changes[1::2], strict=True)]
     for start, end in runs:
         title = plain(say("picture.masked", first=start, last=end - 1))
-        box = {"x": LEFT + start * wide, "width": (end - start) * wide, "y": top, "height": high_px}
+        box: dict[str, Any] = {"x": LEFT + start * wide, "width": (end - start) * wide, "y": top, "height": high_px}
         paper.add("rect", "mask", title=title, **box)
     paper.text(LEFT - 8, top + 12, str(utterance.log_mel.shape[0]), "muted", "end")
     paper.text(LEFT - 8, top + high_px, "0", "muted", "end")
@@ -297,12 +308,12 @@ def draw_utterance(utterance: Utterance) -> Drawing:
         for place, token in enumerate(tokens[side]):
             unlike = place >= len(tokens[1 - side]) or tokens[1 - side][place] != token
             differing += unlike and not side
-            box = {"x": LEFT + place * each, "y": y, "width": max(1.0, each - 1), "height": 20}
+            cell: dict[str, Any] = {"x": LEFT + place * each, "y": y, "width": max(1.0, each - 1), "height": 20}
             paper.add(
                 "rect",
                 "box other" if unlike else "box",
                 title=plain(say("picture.token", place=place, token=token)),
-                **box,
+                **cell,
             )
             if each > 9 * len(str(token)):
                 paper.text(LEFT + (place + 0.5) * each, y + 14, str(token), "", "middle")
@@ -318,8 +329,8 @@ def draw_utterance(utterance: Utterance) -> Drawing:
         differing=number(differing),
     )
     steps = say("steps.one", step=utterance.step)
-    title = say("picture.utterance", number=number(utterance.number), steps=steps)
-    return Drawing(f"utterance-{utterance.number}", title, alt, paper)
+    shown = say("picture.utterance", number=number(utterance.number), steps=steps)
+    return Drawing(f"utterance-{utterance.number}", shown, alt, paper)
 
 
 def log_axis(paper: Paper, sizes: Iterable[float], top: float, bottom: float, name: Text) -> Scale:

@@ -161,9 +161,10 @@ def gradients_of(comparison: Comparison, reference: Recording) -> Gradients | No
         ratios = [1.0 if one is None else _norm_ratio(one.metrics) for one in each]
         known = sorted(ratio for ratio in ratios if ratio is not None)
         sizes = [relative_of(one) for one in each if one]
-        spread = (known[0], median(known), known[-1]) if known else (None, None, None)
+        low, high = (known[0], known[-1]) if known else (None, None)
+        middle = median(known) if known else None
         largest = None if None in sizes else max((size for size in sizes if size is not None), default=0.0)
-        rows.append(LayerRatios(layer, len(each), len(sizes), *spread, largest))
+        rows.append(LayerRatios(layer, len(each), len(sizes), low, middle, high, largest))
     return Gradients(step, tuple(rows))
 
 

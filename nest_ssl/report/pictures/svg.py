@@ -18,7 +18,7 @@ import numpy as np
 from nest_ssl.base.errors import visible
 from nest_ssl.report.pictures.data import Grid
 
-# Light and dark of each; states are told apart by mark and word too, never by colour alone.
+# Light and dark of each; states differ by mark and word too, never by colour alone.
 COLOURS = {
     "ink": ("#1c2024", "#e6e8ea"),
     "muted": ("#5d6670", "#a3adb8"),

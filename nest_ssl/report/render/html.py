@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -111,9 +111,10 @@ def _environment() -> Environment:
         finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
     found.globals.update(
-        say=say, word=word, heads=heads, plain=plain, counted=counted, number=number, small=small, anchor=anchor, inline=inline,
+        say=say, word=word, heads=heads, plain=plain, counted=counted, number=number, small=small, anchor=anchor,
+        inline=inline,
         kind=lambda block: type(block).__name__, state_class=CLASS, signs=SIGNS, states=list(State), table_of=table,
-        drawn_svg=lambda drawing: Markup(drawing.svg()), partial=partial, operator_text=operator_text,
+        drawn_svg=lambda drawing: Markup(drawing.svg()), operator_text=operator_text,
         call_name=call_name, marks=MARKS, opened=_opened,
     )  # fmt: skip
     return found

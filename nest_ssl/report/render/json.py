@@ -11,9 +11,11 @@ from enum import Enum
 from nest_ssl.compare.born import Born
 from nest_ssl.compare.comparison import Comparison, Side
 from nest_ssl.compare.findings import CallJudgement, Draw, Finding, Rung, Stage, Tally
+from nest_ssl.compare.kinds import Likely
 from nest_ssl.compare.proof import Proof
 from nest_ssl.report.document import plain
 from nest_ssl.report.sections.causes import cause_text, consequence_texts, note_text, remainder_text
+from nest_ssl.report.words import word
 from nest_ssl.report.words.names import own_name
 
 SCHEMA = "nest-ssl-report/1"
@@ -45,6 +47,7 @@ def as_tree(comparison: Comparison) -> Tree:
         "unexplained": comparison.unexplained,
         "evidence": comparison.proof.evidence,
         "born": comparison.proof.born,
+        "kinds": comparison.kinds,
         "proof": comparison.proof,
         "patterns": comparison.proof.patterns,
         "unseen": comparison.unseen,
@@ -102,9 +105,13 @@ def _record(value: object) -> Tree:
         own = _pick(value, "module call phase size floors in_float64 operators step rank times order by decided why")
         source = dict(zip(("reference", "candidate"), value.source, strict=True))
         return {**own, "source": source, "tensor": value.address.own_name if value.address else None}
+    if isinstance(value, Likely):
+        place = _pick(value.born, "module phase step rank") if value.born else {"setting": value.reason.values["path"]}
+        because = {"reason": value.reason, "because": plain(note_text(value.reason))}
+        return {**_pick(value, "kind basis"), **place, **because, "next": word("next", value.kind.value)}
     if isinstance(value, Proof):
         units = [{"function": f, "by": by, "units": count} for (f, by), count in value.units.items()]
-        in64 = _pick(value.float64, "agreement largest first")
+        in64 = _pick(value.float64, "agreement largest first without")
         return {
             **_pick(value, "bands modules lacking"),
             "checks": [check.model_dump() for check in value.checks],

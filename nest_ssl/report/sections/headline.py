@@ -28,7 +28,7 @@ def headline(comparison: Comparison) -> list[Block]:
     if comparison.steps and [found.address.slot for found in comparison.rung("contract").findings] == ["steps"]:
         option = ",".join(map(str, comparison.steps))
         texts.append(say("hint.steps", steps=steps_text(comparison.steps), option=option))
-    texts += [proof.check_sentence(check) for check in comparison.proof.checks if check.differing]
+    texts += [proof.check_sentence(check) for check in comparison.proof.checks if check.differing or not check.compared]
     same = [note_text(note) for note in comparison.notes if note.kind == "same_recording"]
     blocks: list[Block] = [Heading(title(comparison), 1), Paragraph(join([*texts, *same], " "))]
     if comparison.unseen and comparison.verdict in (Status.IDENTICAL, Status.EQUIVALENT):
@@ -50,6 +50,7 @@ def title(comparison: Comparison) -> Text:
     if born:
         only, count = proof.place(born[0]), number(len(born) - 1)
         places["places"] = only if len(born) == 1 else say("more_places", first=only, count=count)
+    places["why"] = _unsound(comparison)
     places["known"] = (counted(sum(used.count > 0 for used in comparison.ledger), "known differences"),)
     return say(f"title.{key}", reference=reference, candidate=candidate, **places)
 
@@ -66,6 +67,8 @@ def verdict(comparison: Comparison) -> Text:
     key = _key(comparison)
     if key == "born" and not any(had.had for had in comparison.proof.evidence if had.kind == "replay"):
         key = "born_unreplayed"  # only what differs first between the two runs was found
+    left = sum(int(note.values["count"]) for note in comparison.proof.lacking if note.kind == "lacks_replay")
+    key = "born_partly" if key == "born" and left else key
     return say(
         "verdict.unknown" if key == Status.DIVERGED.value and not cause else f"verdict.{key}",
         status=StatusWord(found, word("status", found.value), strong=True),
@@ -77,8 +80,16 @@ def verdict(comparison: Comparison) -> Text:
         reasons=join([*reasons[:REASONS], *more_reasons], "; "),
         rounding=proof.rounding(comparison),
         count=counted(len(proof.places(comparison)), "places"),
+        left=number(left),
+        why=_unsound(comparison),
         known=counted(sum(used.count > 0 for used in comparison.ledger), "known differences"),
     )
+
+
+def _unsound(comparison: Comparison) -> Text:
+    """Why an agreement shows nothing: a run does not repeat itself, or was changed by being recorded."""
+    checks = comparison.proof.unsound
+    return join([say(f"check.unsound {one.what}", side=word("side", one.side)) for one in checks], "; ")
 
 
 def _key(comparison: Comparison) -> str:
@@ -89,6 +100,9 @@ def _key(comparison: Comparison) -> str:
         return "known"
     if comparison.verdict is Status.EQUIVALENT and comparison.rule["kind"] == "fixed":
         return "within"
+    agrees = all(rung.status in (Status.IDENTICAL, Status.EQUIVALENT) for rung in comparison.rungs)
+    if comparison.verdict is Status.INCONCLUSIVE and comparison.proof.unsound and agrees:
+        return "unsound"
     if comparison.verdict is not Status.DIVERGED or not proof.applies(comparison):
         return comparison.verdict.value
     if comparison.proof.born:

@@ -7,6 +7,7 @@ from collections import Counter
 from nest_ssl.compare.born import Born
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Finding, Note, Status
+from nest_ssl.compare.gaps import Gap
 from nest_ssl.compare.proof import Agreement
 from nest_ssl.compare.rules.noise_floor import Band
 from nest_ssl.compare.rules.same_function import By, Function
@@ -16,8 +17,8 @@ from nest_ssl.report.document import Block, Bullets, Code, Heading, Paragraph, T
 from nest_ssl.report.words import counted, heads, say, word
 from nest_ssl.report.words.names import cut, number, small, where
 
-SHOWN = 12  # places in the list of the first screen
-OPERATORS = 3  # in a sentence
+SHOWN = 4  # places in the list of the first screen, of up to four lines each
+OPERATORS = 2  # in a sentence
 MODULES = 40  # rows
 
 
@@ -27,7 +28,7 @@ def applies(comparison: Comparison) -> bool:
     return comparison.proof.had and differs and not comparison.contract_differs
 
 
-def place(born: Born) -> Text:
+def place(born: Born | Gap) -> Text:
     """Where one difference was born, as a name: a module, or a part of training."""
     return (Code(born.module or word("name", "root")),) if born.module is not None else say(f"place.{born.phase}")
 
@@ -52,6 +53,16 @@ def born_list(comparison: Comparison) -> list[Block]:
     texts = [] if decided else [lacking_text(note) for note in proof.lacking]
     blocks: list[Block] = [Bullets(tuple(items))] if items else []
     return [*blocks, *([Paragraph(say("lacking", what=join(texts, "; ")))] if texts else [])]
+
+
+def other_births(comparison: Comparison) -> list[Block]:
+    """The places that the first screen has no room for."""
+    proof = comparison.proof
+    if not applies(comparison) or comparison.verdict is not Status.DIVERGED or len(proof.born) <= SHOWN:
+        return []
+    rest = proof.born[SHOWN:]
+    items = tuple(map(born_sentence, rest[:MODULES]))
+    return [Heading(say("heading.other_births")), Bullets(items), *cut("born.cut", MODULES, rest)]
 
 
 def born_sentence(born: Born) -> Text:
@@ -106,6 +117,10 @@ def ratio(floors: float) -> str:
 
 def lacking_text(note: Note) -> Text:
     values = {key: where(value) if isinstance(value, Finding) else number(value) for key, value in note.values.items()}
+    gap = note.values.get("at")
+    if isinstance(gap, Gap):
+        step = say("steps.one", step=gap.step)
+        values["at"] = say("gap", place=place(gap), phase=word("phase", gap.phase), step=step, why=gap.why)
     return say(f"note.{note.kind}", **values)
 
 
@@ -122,6 +137,10 @@ def rounding(comparison: Comparison) -> Text:
     ]
     if proof.float64.agreement is Agreement.AGREES:
         shown.append(say("shown.float64 end to end", size=small(proof.float64.largest)))
+    if proof.float64.agreement is Agreement.PARTLY and proof.float64.without:
+        step, _, rung = proof.float64.without
+        at, size = say("certified.step", step=step) if step >= 0 else "", small(proof.float64.largest)
+        shown.append(say("shown.float64 in part", size=size, rung=word("rung", rung), step=at))
     said = [say("functions", how=join(shown))]
     largest = proof.largest
     if largest is not None and largest.judgement is not None and largest.judgement.ratio is not None:
@@ -150,9 +169,9 @@ def evidence(comparison: Comparison) -> list[Block]:
 def check_sentence(check: Check) -> Text:
     """``The reference repeats itself: 425 of 425 tensors have the same bits.``"""
     same = say("certified", same=number(check.compared - check.differing), all=number(check.compared))
-    first = say("certified.first", name=Code(check.first)) if check.differing else ""
+    first = say("certified.first", name=Code(check.first)) if check.first else ""
     step = "" if check.step is None else say("certified.step", step=check.step)
-    key = f"check.{check.what}" if not check.differing else f"check.not {check.what}"
+    key = f"check.{check.what}" if check.compared and not check.differing else f"check.not {check.what}"
     return say(key, side=word("side", check.side), step=step, same=(*same, *first))
 
 

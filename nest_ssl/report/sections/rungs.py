@@ -25,7 +25,8 @@ def rung_table(comparison: Comparison) -> list[Block]:
             what = say("compared.losses", what=what, losses=losses)
         shown = _shown(comparison, rung.name, rung.status)
         rows.append([word("rung", rung.name), shown, what, number(rung.differing), missing])
-    return [table(heads("rung", "status", "compared", "differing", "missing"), rows, right=3)]
+    heading = [Heading(say("heading.rungs"))] if comparison.first is not None else []  # below what a reader acts on
+    return [*heading, table(heads("rung", "status", "compared", "differing", "missing"), rows, right=3)]
 
 
 def _shown(comparison: Comparison, rung: RungName, found: Status) -> Inline:
@@ -80,11 +81,11 @@ def differences(comparison: Comparison) -> list[Block]:
         if len(found) > rung.differing + missing:
             unit = say("places.forward" if rung.name == "forward" else "places.other")
             blocks.append(Paragraph(say("rung.places", places=counted(len(found), "places"), unit=unit)))
-        blocks += _tables(comparison, found)
+        blocks += finding_tables(comparison, found)
     return blocks
 
 
-def _tables(comparison: Comparison, found: list[Finding]) -> list[Block]:
+def finding_tables(comparison: Comparison, found: list[Finding]) -> list[Block]:
     """What has no measure, in order of execution; then what has one, by how far it is beyond what the rule allows.
 
     So noise in a tiny tensor does not lead, however large it is beside itself.

@@ -37,7 +37,12 @@ def language(name: str) -> Iterator[None]:
 
 @cache
 def load(name: str) -> Language:
-    return Language(**yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8")))
+    """The words of a language; a sentence that it lacks is said in the first of all."""
+    own = Language(**yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8")))
+    if name == LANGUAGES[0]:
+        return own
+    first = load(LANGUAGES[0])
+    return Language(first.sentences | own.sentences, first.nouns | own.nouns)
 
 
 def say(key: str, **values: object) -> Text:

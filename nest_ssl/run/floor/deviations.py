@@ -88,6 +88,7 @@ class Tally:
         repeats = range(1, len(self.flipped))
         plain = [repeat for repeat in repeats[:-held_out] if not self.flipped[repeat]]
         plain = plain if len(plain) >= ENOUGH else list(repeats[:-held_out])
+        flipped = [repeat for repeat in repeats if self.flipped[repeat]]
         checks = [repeat for repeat in repeats[-held_out:] if not self.flipped[repeat]] or list(repeats[-held_out:])
         entries = []
         for address, found in self._of.items():
@@ -101,6 +102,7 @@ class Tally:
                 max_abs_typical=median(max_abs),
                 held_out=max(found.relative[repeat] for repeat in checks),
                 flips=max(found.flips),
+                relative_flipped=max((found.relative[repeat] for repeat in flipped), default=0.0),
             )
             entries.append(entry)
         return entries

@@ -29,6 +29,7 @@ class Margins:
         self._quantizers = {name: m for name, m in model.named_modules() if type(m).__name__ == CLASS}
         self._recorded: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # tokens, and their lead over the others
         self._moved: dict[tuple[str, int], Tensor] = {}  # the largest change of a lead
+        self._flips: dict[tuple[str, int], Tensor] = {}  # how often another code was nearer
         self._calls: dict[str, int] = {}
         self._hooks: list[Any] = []
 
@@ -54,10 +55,12 @@ class Margins:
             tokens = output[1].detach().clone()
             self._recorded[key] = tokens, leads(module, features, tokens)
             self._moved[key] = torch.zeros_like(self._recorded[key][1])
+            self._flips[key] = torch.zeros_like(tokens)
             return
         tokens, recorded = self._recorded[key]
         moved = (leads(module, features, tokens) - recorded).abs()
         self._moved[key] = torch.maximum(self._moved[key], moved)
+        self._flips[key] += output[1] != tokens
 
     def found(self) -> list[Margin]:
         """The nearest decisions of every quantizer, nearest first."""
@@ -70,9 +73,8 @@ class Margins:
                 if rank >= ties + NEAREST and not lead[flat] < NEAR * moved[flat]:
                     continue
                 index = [int(i) for i in torch.unravel_index(torch.tensor(flat), recorded.shape)]
-                margins.append(
-                    Margin(place=place, index=index, margin=max(0.0, float(lead[flat])), floor=float(moved[flat]))
-                )
+                margin, flips = max(0.0, float(lead[flat])), int(self._flips[name, call].flatten()[flat])
+                margins.append(Margin(place=place, index=index, margin=margin, floor=float(moved[flat]), flips=flips))
         return margins
 
 

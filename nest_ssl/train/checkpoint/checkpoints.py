@@ -106,7 +106,7 @@ class Checkpoints(CheckpointCallback):
             # Lightning's own handler ends training at the next batch's end without a checkpoint. It puts back what was
             # there before it when training ends. Who started us with SIGINT ignored, as a shell its jobs, means it.
             signal.signal(signal.SIGTERM, self._note)
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
                 signal.signal(signal.SIGINT, self._note)
 
     def on_train_batch_end(

@@ -1,0 +1,42 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from nest_ssl.config import compose
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _files_composed_once() -> Iterator[None]:
+    """Hydra reads our files and merges the groups in half a second: once for each choice of groups, then copies."""
+    original, composed = compose._compose_groups, dict[tuple[str, ...], DictConfig]()
+
+    def compose_once(folder: Path, name: str, groups: list[str]) -> DictConfig:
+        if folder != compose.ROOT / "conf":
+            return original(folder, name, groups)
+        if (key := (name, *groups)) not in composed:
+            composed[key] = original(folder, name, groups)
+        return copy.deepcopy(composed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose, "_compose_groups", compose_once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Python for programs that need torch: see `warm.py`. Where processes cannot be forked it is this one."""
+    if sys.platform != "linux":  # on macOS, what has imported its frameworks cannot be forked
+        yield sys.executable
+        return
+    from tests.warm import warm_python  # NeMo before 3.0 installs a package called `tests`, and hides this one
+
+    with warm_python(tmp_path_factory.mktemp("python")) as executable:
+        yield executable
