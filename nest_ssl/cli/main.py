@@ -18,6 +18,8 @@ VERBS = {
     "explain": "gather evidence about their difference: bug or rounding, born here or came in",
     "replay": "feed a recording of the reference to the modules of the candidate",
     "ops": "list the operators of a recorded step, or show where two sides run others",
+    "bundle": "put a comparison into one file that others can check",
+    "verify": "check such a file offline: what is shown again, and what is only claimed",
     "selftest": "plant faults and rewrites in the port, and measure what the comparer catches",
     "gpu": "run both trainers on a GPU, compare and time them, and write docs/gpu.md",
 }
@@ -32,6 +34,8 @@ examples:
   nest-ssl explain --reference outputs/nemo --candidate outputs/nest --out outputs/report --evidence replay,floor
   nest-ssl replay --reference outputs/nemo --candidate outputs/nest
   nest-ssl ops diff --reference outputs/nemo --candidate outputs/nest --module 'encoder.layers.0*'
+  nest-ssl bundle comparison.tar --reference outputs/nemo --candidate outputs/nest --report outputs/report
+  nest-ssl verify comparison.tar
   nest-ssl gpu --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
 each verb has a --help of its own; make runs all of them in order: make align"""
 

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases by kind or name, with * and ?, divided by commas")
+    parser.add_argument("--quick", action="store_true", help="the few of them that make test runs")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once (default 1)")
     parser.add_argument("--no-limits", dest="limits", action="store_false", help="each fault at its own size alone")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "selftest", help="for what is found meanwhile")
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nest_ssl.selftest.score import verdict_of
 
     catalogue = read_catalogue()
-    cases = list(select(catalogue, options.only))
+    cases = [case for case in select(catalogue, options.only) if case.quick or not options.quick]
     if not cases:
         raise UserError("no such case", f"--only {options.only}", "See nest_ssl/selftest/catalogue.")
     runner = Runner(options.out.absolute(), max(1, options.jobs))

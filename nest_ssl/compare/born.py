@@ -15,7 +15,7 @@ from nest_ssl.compare.operators import Change, diff
 from nest_ssl.compare.roots import Root
 from nest_ssl.compare.rules.same_function import By, Function, UnitJudgement
 from nest_ssl.recording.address import Address, Kind
-from nest_ssl.recording.evidence import Operators
+from nest_ssl.recording.evidence import Operators, Unit
 
 OPERATORS = 8  # of one birthplace
 PHASES = ("structure", "initial weights", "validation", "between steps", "batch", "draws", "forward", "loss",
@@ -146,6 +146,8 @@ def born_of(
             continue
         if root.phase == "optimizer" and left[0].moment.step in given:
             continue
+        if _came_in(root, left[0], same, found):
+            continue
         sizes = [one.metrics.relative or 0.0 if one.metrics else 0.0 for one in left]
         if counted and root.phase == "loss" and all(map(_is_share, sizes)):
             continue
@@ -164,6 +166,19 @@ def born_of(
         )
     order = {phase: place for place, phase in enumerate(PHASES)}
     return sorted(found.values(), key=lambda b: (-1 if b.step is None else b.step, order[b.phase], b.order))
+
+
+def _came_in(root: Root, first: Finding, same: Sequence[Unit], found: Mapping[tuple[str, str | None], Born]) -> bool:
+    """Whether the replay clears a module that the recordings suspect only because of its place.
+
+    It drew otherwise, and draws the same given the same inputs; or backward reached it last before the first gradient
+    that differs, it makes the same of the same gradients, and another module does not.
+    """
+    key = (root.phase, root.module, first.moment.step)
+    cleared = any((unit.phase, unit.module, unit.step) == key for unit in same)
+    if root.phase == "backward" and first.address.kind == Kind.OUTPUT_GRADIENT:
+        return cleared and any(phase == "backward" for phase, _ in found)
+    return root.phase == "draws" and cleared
 
 
 def _is_share(relative: float) -> bool:

@@ -256,6 +256,14 @@ def unexplained(
     return [f.Remainder(why, tuple(findings)) for why, findings in left.items() if findings]
 
 
+def _same_change(one: Finding, other: Finding) -> bool:
+    """Whether two fields differ by as much in the same place, as a sum does with one of its terms."""
+    sizes = [each.metrics.max_abs if each.metrics else None for each in (one, other)]
+    if sizes[0] is None or sizes[1] is None or one.index != other.index:
+        return False
+    return abs(sizes[0] - sizes[1]) <= 1e-3 * sizes[0]
+
+
 class _Walk:
     """What differs, by what it may lead to."""
 
@@ -316,7 +324,7 @@ class _Walk:
             )
             return Unexplained.INITIAL_WEIGHTS if alone else None
         if rung == "batch" and first.rung == rung:
-            return Unexplained.OTHER_FIELDS if step == first.moment.step else None
+            return Unexplained.OTHER_FIELDS if step == first.moment.step and not _same_change(first, finding) else None
         if rung == "batch":
             return Unexplained.FIELDS if self.batches_made is None or step < self.batches_made else None
         if rung in _BESIDE_RUNGS or address.kind in _BESIDE_KINDS:

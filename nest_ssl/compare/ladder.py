@@ -106,7 +106,7 @@ def compare_recordings(
         _side(reference),
         _side(candidate),
         shared,
-        rungs := [rung for rung in by_rung if rung.tallies or rung.name not in OPTIONAL_RUNGS],
+        rungs,
         *_judge(rungs, proof, rule is None and proof.had),
         first,
         next(iter(ordered), None),
@@ -117,16 +117,11 @@ def compare_recordings(
         calls=[call for result in results for call in result.calls],
         draws=[*before, *(draw for result in results for draw in result.draws)],
         losses=[result.loss for result in results if result.loss and result.rank == 0],
-        explanations=explanations,
-        declared=excused,
-        known=known_differences(reference, candidate),
-        rule=comparer.rule.describe(),
-        facts=_facts(reference, comparer, explanations),
+        explanations=explanations, declared=excused, known=known_differences(reference, candidate),
+        rule=comparer.rule.describe(), facts=_facts(reference, comparer, explanations),
         notes=[note for tally in whole for note in chain(tally.absent, tally.notes)],
-        proof=proof,
-        unseen=unseen_by(reference, shared, evidence),
-        ledger=ledger.used(),
-    )
+        proof=proof, unseen=unseen_by(reference, shared, evidence), ledger=ledger.used(),
+    )  # fmt: skip
     classes = [{m.name: m.module_class for m in recording.structure.modules} for recording in (reference, candidate)]
     comparison.kinds = kinds_of(comparison, (classes[0], classes[1]))
     return comparison

@@ -144,7 +144,7 @@ def open_recording(path: Path | str, verify: bool = True) -> Recording:
         UserError: no recording there, half written, damaged, or of another schema.
     """
     path = Path(path)
-    index = _read_index(path)
+    index = read_index(path)
     root = os.path.realpath(path)
     for name, entry in index.files.items():
         where = path / name
@@ -180,7 +180,12 @@ def load_builtins(data: bytes) -> Any:
     return value
 
 
-def _read_index(path: Path) -> Index:
+def read_index(path: Path) -> Index:
+    """The index in the folder `path`, without a look at the files that it lists.
+
+    Raises:
+        UserError: none there, damaged, or of another schema.
+    """
     if path.exists() and not path.is_dir():
         fix = f"Give its folder: {path.parent}" if path.name == files.INDEX else "Give the folder of a recording."
         raise UserError("a recording is a folder", f"{path} is none", fix)

@@ -178,7 +178,7 @@ def outcome_of(case: Case, size: float | None, key: str, references: Path, folde
         verdict=comparison.verdict.value,
         exit_code=comparison.exit_code,
         born=born,
-        kinds=tuple(dict.fromkeys(likely.kind.value for likely in getattr(comparison, "kinds", ()))),
+        kinds=tuple(dict.fromkeys(likely.kind.value for likely in comparison.kinds)),
         lacking=tuple(note.kind for note in proof.lacking),
         seconds=round(time.process_time() - started, 2),
     )

@@ -20,6 +20,7 @@ WINGS = {
     "port": (5_600, "data model practice releases.py".split()),
     "trainer": (4_300, "config train run cli".split()),  # noise floor, evidence runs and replay by command among it
     "bench": (1_200, ["bench"]),
+    "bundle": (700, ["bundle"]),
     "selftest": (2_500, ["selftest"]),
 }
 FUNCTIONS_AT_MOST = 8.0  # in 100 lines of code: more, and what happens is a chain of hops

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from nest_ssl.compare.born import born_of
-from nest_ssl.compare.causes import StepFindings
+from nest_ssl.compare.causes import StepFindings, unexplained
 from nest_ssl.compare.evidence import Evidence
 from nest_ssl.compare.findings import STEP_RUNGS, CallJudgement, Difference, Finding, Relation, RungName, Tally
 from nest_ssl.compare.gaps import Gap, Part, gaps
+from nest_ssl.compare.metrics import Metrics
 from nest_ssl.compare.roots import Root
 from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, UnitJudgement
 from nest_ssl.recording.address import Address, Kind
@@ -148,3 +150,14 @@ def test_shares_and_rates_follow_from_how_many_batches_are_added_up(size: float,
     born = born_of(units, [Root("optimizer", None, (alone,))], lambda _: False)
     assert [one.phase for one in born] == named
     assert [one.phase for one in born_of(units, [], lambda _: False)] == ["loss", "schedule"]
+
+
+@pytest.mark.parametrize(("size", "place", "left_over"), [(0.25, 7, 0), (0.2501, 7, 0), (0.5, 7, 1), (0.25, 8, 1)])
+def test_a_field_that_is_made_of_the_headlines_follows_from_it(size: float, place: int, left_over: int) -> None:
+    """Noisy audio is audio and noise: it differs by as much, in the same place."""
+    fields = [
+        replace(differs(*AT["batch"]), index=(0, at), metrics=Metrics(64, 1, max_abs=by))
+        for at, by in ((7, 0.25), (place, size))
+    ]
+    remainders = unexplained(fields[0], fields, [step(*fields)], None)
+    assert sum(len(one.findings) for one in remainders) == left_over

@@ -37,7 +37,8 @@ class Case:
 
     @property
     def born(self) -> Born:
-        return self.births[0]
+        """The first that is not in backward: what a function is says more than what comes of it there."""
+        return next((each for each in self.births if each.phase != "backward"), self.births[0])
 
     @property
     def all_classes(self) -> Classes:
@@ -88,15 +89,26 @@ def kinds_of(comparison: Comparison, classes: tuple[Classes, Classes]) -> list[L
         return []
     births = comparison.proof.born or [_seen_first(comparison.first)] if comparison.first else comparison.proof.born
     by_place: dict[str, list[Born]] = {}
-    for born in births:
+    for born in [one for one in births if not _came_in(one, comparison)] or births:
         by_place.setdefault(born.phase if born.module is None else f"module {born.module}", []).append(born)
     found = []
     for group in by_place.values():
-        case = Case(comparison, classes, group)
-        answer = next((answer for rule in RULES if (answer := rule(case))), None)
+        answer = answer_for(case := Case(comparison, classes, group))
         kind, reason, *basis = answer or (FaultKind.UNKNOWN, Note("kind_unknown"))
-        found.append(Likely(kind, reason, next(iter(basis), Basis.MEASURED), born=group[0]))
+        found.append(Likely(kind, reason, next(iter(basis), Basis.MEASURED), born=case.born))
     return found
+
+
+def answer_for(case: Case) -> Answer:
+    """Of the first rule that has one."""
+    return next((answer for rule in RULES if (answer := rule(case))), None)
+
+
+def _came_in(born: Born, comparison: Comparison) -> bool:
+    """Draws of a module that draws the same when it is replayed: it was given something of another shape."""
+    cleared = (Function.SAME, Function.CAME_IN)
+    alone = born.phase == "draws" and born.module is not None and born.by is None
+    return alone and any(one.module == born.module and one.function in cleared for one in comparison.proof.modules)
 
 
 _SETTINGS = (  # the first pattern that a setting of the contract matches
@@ -197,17 +209,23 @@ def of_memory(case: Case) -> Answer:
     """Two names for one memory, and what is edited behind another's back."""
     born, address = case.born, case.born.address
     apart = [one for one in case.findings if one.address.path == "memory"]
-    shared = next((one for one in apart if one.address.module == born.module), None)
-    if shared and (born.phase == "batch" or address == shared.address):
+    shared = next((one for one in apart if _is_about(one, born.module)), None)
+    if shared and born.phase in ("batch", "structure", "initial weights"):
         values = {"name": shared.address.slot, "reference": shared.reference, "candidate": shared.candidate}
         return FaultKind.ALIASING_AND_IN_PLACE, Note("kind_memory", values)
-    alone = {Function.SAME, Function.CAME_IN}
-    same = any(one.module == born.module and one.function in alone for one in case.comparison.proof.modules)
+    cleared = {Function.SAME, Function.CAME_IN}
+    same = any(one.module == born.module and one.function in cleared for one in case.comparison.proof.modules)
     flows = address is not None and address.kind in (Kind.INPUT, Kind.OUTPUT)
     if born.phase == "forward" and born.by is None and same and flows:
         return FaultKind.ALIASING_AND_IN_PLACE, Note("kind_edited", {"module": born.module or ""})
     edited = edits_in([change for each in case.births for change in each.changes])
     return (FaultKind.ALIASING_AND_IN_PLACE, edited) if edited else None
+
+
+def _is_about(memory: Finding, module: str | None) -> bool:
+    """Whether a name in shared memory is of this module, or shares it with one that is."""
+    names = re.findall(r"[\w.]+", f"{memory.reference} {memory.candidate}") if module is not None else []
+    return memory.address.module == module or any(name.rpartition(".")[0] == module for name in names)
 
 
 def of_draws(case: Case) -> Answer:
@@ -234,7 +252,7 @@ def of_batch(case: Case) -> Answer:
     names = sorted(found) or ([case.born.address.slot] if case.born.address else [])
     read = [name for name in names if not _ADDED & set(re.split(r"\W|_", name.lower()))]
     drawn = [one.generator for one in case.fetched()]
-    if any(generator.startswith("torch") for generator in drawn):  # the order comes before all that is read
+    if read and any(generator.startswith("torch") for generator in drawn):  # the order comes before all that is read
         return FaultKind.SEED_AND_DRAWS, Note("kind_order", {"names": ", ".join(names)})
     made = {own: [f"{prefix}_{own}" for prefix in _ADDED if f"{prefix}_{own}" in case.fields] for own in read}
     behind = [own for own in read if made[own] and not found & set(made[own]) and "len" not in own]
@@ -252,9 +270,17 @@ def of_beside_the_flow(case: Case) -> Answer:
     """What neither a call nor the backward of one makes: each phase has its own kind."""
     born, address = case.born, case.born.address
     kind = address.kind if address else None
+    built = [one for one in case.comparison.rung("structure").findings if one.address.kind is Kind.PARAMETER]
+    if built and born.module is None and born.phase in ("clipping", "optimizer"):
+        others = [one for one in case.comparison.proof.born if one.phase == "structure"]
+        answer = answer_for(Case(case.comparison, case.classes, others[:1])) if others else None
+        return answer and (answer[0], Note("kind_trained", {"name": built[0].address.own_name}))
     values = {"module": born.module or "", "name": address.own_name if address else "", "step": born.step or 0}
     if born.phase == "clipping" or (born.phase == "optimizer" and kind is Kind.APPLIED_GRADIENT):
         return FaultKind.CLIPPING_AND_ACCUMULATION, Note("kind_clipped")
+    settings = [one.address.path for one in case.findings if one.address.kind is Kind.OPTIMIZER_SETTING]
+    if born.phase == "schedule" and any(path.startswith("params") for path in settings):
+        return FaultKind.OPTIMIZER, Note("kind_groups")
     if born.phase == "schedule" or kind is Kind.SCHEDULE:
         return FaultKind.SCHEDULE, Note("kind_schedule")
     if born.phase == "optimizer" and kind is Kind.UPDATE and address and not address.slot:
@@ -310,7 +336,7 @@ def of_backward(case: Case) -> Answer:
     of_loss = born.phase == "loss" and arriving and not any(one.rung == "loss" for one in case.findings)
     if any(each.phase != "backward" for each in case.births) and not of_loss:
         return None
-    if born.address and born.address.kind is Kind.GRADIENT_BEFORE:
+    if any(one.address.kind is Kind.GRADIENT_BEFORE for one in case.findings):
         return FaultKind.CLIPPING_AND_ACCUMULATION, Note("kind_not_cleared")
     places = {one.module for one in case.comparison.proof.born if one.phase == "backward"}
     if pattern and pattern.shape is Shape.FACTOR and pattern.kind in (Kind.OUTPUT_GRADIENT, Kind.GRADIENT):
@@ -359,6 +385,6 @@ def of_part(case: Case) -> Answer:
 
 
 RULES: tuple[Callable[[Case], Answer], ...] = (
-    of_ranks, of_resumed, of_flags, of_precision, of_memory, of_draws, of_batch, of_beside_the_flow,
+    of_ranks, of_resumed, of_flags, of_draws, of_precision, of_memory, of_batch, of_beside_the_flow,
     of_initial_weights, of_validation, of_backward, of_part,
 )  # fmt: skip

@@ -19,7 +19,7 @@ from nest_ssl.report.words import word
 from nest_ssl.report.words.names import own_name
 
 SCHEMA = "nest-ssl-report/1"
-_LEFT_OUT = {"tensors", "calls", "files"}  # long lists of the index, to be looked up in the recording itself
+LEFT_OUT = {"tensors", "calls", "files"}  # long lists of the index, to be looked up in the recording itself
 _COUNTS = "status compared differing missing_reference missing_candidate"
 Tree = dict[str, object]
 
@@ -131,6 +131,6 @@ def _record(value: object) -> Tree:
         found = {"relation": value.fate, "differs": value.finding is not None, "event": value.moment.event}
         return {**_pick(value, "step rank generator reference candidate draws came_in"), **found}
     if isinstance(value, Side):
-        index = value.index.model_dump(mode="json", by_alias=True, exclude=_LEFT_OUT)
+        index = value.index.model_dump(mode="json", by_alias=True, exclude=LEFT_OUT)
         return {**_pick(value, "label path config"), "recording": index}
     return {field.name: getattr(value, field.name) for field in fields(value)}  # type: ignore[arg-type]
