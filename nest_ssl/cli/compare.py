@@ -11,19 +11,36 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.steps import parse_steps
-from nest_ssl.run.compared import Asked, compare_with_pictures
+from nest_ssl.run.compared import Asked, open_as_asked
+
+if TYPE_CHECKING:
+    from nest_ssl.compare.comparison import Comparison
+    from nest_ssl.report.pictures import Pictures
 
 FORMATS = ("junit", "github")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the comparison's exit code.
+
+    Raises:
+        UserError: see exit code 3.
+    """
+    options = read_options(argv)
+    asked = asked_of(options)
+    sides = options.reference, options.candidate
+    return report_on(options, lambda: open_as_asked(*sides, asked).compare_and_picture())
+
+
+def read_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options, of which none is wrong by itself.
 
     Raises:
         UserError: see exit code 3.
@@ -40,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = "write more: junit (report.junit.xml), github (the page of the job, GITHUB_STEP_SUMMARY); may be repeated"
     parser.add_argument("--format", action="append", default=[], choices=FORMATS, dest="formats", help=what)
     options = parser.parse_args(argv)
-    asked = asked_of(options)
     out = options.out.resolve()
     for folder in (options.reference.resolve(), options.candidate.resolve()):
         if folder in (out, *out.parents):
@@ -48,15 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "a report would be written into a recording", f"--out {options.out}", "Choose a folder outside."
             )
 
-    page = os.environ.get("GITHUB_STEP_SUMMARY", "")
-    if "github" in options.formats and not page:
+    if "github" in options.formats and not os.environ.get("GITHUB_STEP_SUMMARY"):
         raise UserError("no page to write to", "--format github", "It is for GitHub Actions: GITHUB_STEP_SUMMARY.")
+    return options
 
+
+def report_on(options: argparse.Namespace, compare: Callable[[], tuple[Comparison, Pictures]]) -> int:
+    """Compare, write what is asked for and print the head of it; returns the exit code.
+
+    Raises:
+        UserError: what `compare` raises, or a report cannot be written.
+    """
     # Only now what takes seconds to import: --help and bad usage answer at once.
     from nest_ssl.report import append_step_summary, print_summary, write_junit, write_reports
 
     try:
-        comparison, pictures = compare_with_pictures(options.reference, options.candidate, asked)
+        comparison, pictures = compare()
     except UserError as error:
         if "junit" in options.formats:
             write_junit(str(error), options.out)
@@ -65,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "junit" in options.formats:
         write_junit(comparison, options.out)
     if "github" in options.formats:
-        append_step_summary(comparison, Path(page))
+        append_step_summary(comparison, Path(os.environ["GITHUB_STEP_SUMMARY"]))
     print_summary(comparison, report)
     return comparison.exit_code
 

@@ -15,18 +15,21 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nest_ssl.base.arguments import Parser
-from nest_ssl.base.errors import UserError
+from nest_ssl.base.errors import InterruptedRun, UserError
 
 if TYPE_CHECKING:
     from nest_ssl.recording.index import Index
@@ -36,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Memory that a trainer takes in float64: so many times what it records of a step, and its libraries.
 LANE, LEAST = 3.5, 1.5e9
 SAID_EVERY = 10.0  # seconds: how long it will still take
+GRACE = 30.0  # seconds that a trainer has to end in, once it is asked to
 BIN = "Scripts/python.exe" if os.name == "nt" else "bin/python"
 
 
@@ -46,29 +50,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: bad usage, or a recording that is missing or damaged.
     """
     options, further = _parser().parse_known_args(argv)
-    from nest_ssl.cli.compare import main as compare
-    from nest_ssl.recording.evidence import FOLDER
-    from nest_ssl.recording.reader import open_recording
-    from nest_ssl.run.evidence import collect, kinds_to_gather, plan, prepare
+    from nest_ssl.cli.compare import asked_of, read_options, report_on
+    from nest_ssl.run.compared import open_as_asked
+    from nest_ssl.run.evidence import STOPPED, collect, folder_beside, kinds_to_gather, plan, prepare
 
-    reference, candidate = (open_recording(path, verify=False) for path in (options.reference, options.candidate))
-    folder = options.reference.absolute().parent / FOLDER
+    sides = ["--reference", str(options.reference), "--candidate", str(options.candidate)]
+    comparing = read_options([*sides, "--out", str(options.out), *further])
+    opened = open_as_asked(options.reference, options.candidate, asked_of(comparing))
+    reference, candidate = opened.reference, opened.candidate
+    folder = folder_beside(options.reference)
     kinds = kinds_to_gather(options.evidence, reference, candidate)
     if not options.collect:
-        prepare(folder, kinds)
-        jobs = plan(reference, candidate, folder, kinds)
+        jobs = plan(reference, candidate, folder, kinds, opened.asked.names)
         if options.plan:
+            prepare(folder, kinds)
             print(*(f"{job.log} {job.side} {shlex.join(job.words)}" for job in jobs), sep="\n")
             return 0
-        pythons = {"reference": options.reference_python, "candidate": options.candidate_python}
+        given = {"reference": options.reference_python, "candidate": options.candidate_python}
         indexes = {"reference": reference.index, "candidate": candidate.index}
-        commands = {side: shlex.split(given or "") or python_of(side, indexes[side]) for side, given in pythons.items()}
-        _Gathering(jobs, commands, folder, reference.index).run()
+        commands = {side: command_of(side, given[side], index) for side, index in indexes.items()}
+        prepare(folder, kinds)
+        try:
+            with sigterm_interrupts():
+                _Gathering(jobs, commands, folder, reference.index).run()
+        except (KeyboardInterrupt, InterruptedRun):
+            collect(reference, candidate, folder, kinds, STOPPED)  # what is complete can be used
+            raise
     for kind in collect(reference, candidate, folder, kinds).kinds:
         if not kind.had:
             print(f"explain: no {kind.kind}: {kind.why}; {kind.costs}")
-    sides = ["--reference", str(options.reference), "--candidate", str(options.candidate)]
-    return compare([*sides, "--out", str(options.out), *further])
+    return report_on(comparing, opened.compare_and_picture)
 
 
 def _parser() -> Parser:
@@ -89,17 +100,39 @@ def _parser() -> Parser:
     return parser
 
 
-def python_of(side: str, index: Index) -> list[str]:
-    """The environment that `make setup` makes for a side's trainer.
+def command_of(side: str, given: str | None, index: Index) -> list[str]:
+    """What starts a side's Python: the words that are given, or the environment that `make setup` makes for it.
 
     Raises:
-        UserError: it is not there.
+        UserError: these are no words, or there is no such program.
     """
     release = f"nemo-{index.trainer.version}" if index.trainer.package == "nemo_toolkit" else "nest"
-    python = ROOT / ".venv" / release / BIN
-    if not python.is_file():
-        raise UserError("no Python for this", str(python), f"Run make setup, or give --{side}-python.")
-    return [str(python)]
+    try:
+        words = [str(ROOT / ".venv" / release / BIN)] if not given else shlex.split(given)
+    except ValueError as error:
+        raise UserError("not the words of a command", f"--{side}-python {given}: {error}", "Close it.") from error
+    if not words or shutil.which(words[0]) is None:
+        fix = f"Run make setup, or give --{side}-python."
+        raise UserError("no Python for this", words[0] if words else f"--{side}-python", fix)
+    return words
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM raises, as Ctrl-C does: what was started has to be stopped, too.
+
+    Raises:
+        InterruptedRun: it came.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedRun(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Gathering:
@@ -120,10 +153,14 @@ class _Gathering:
         self._started: dict[str, float] = {}  # by log
         self._took: dict[str, float] = {}
         self._running: list[subprocess.Popen[bytes]] = []
+        self._starting, self._stopped = threading.Lock(), False
         self._done = threading.Event()
 
     def run(self) -> None:
-        """All jobs, one stage after the other. A process that fails is said, and the others go on."""
+        """All jobs, one stage after the other. A process that fails is said, and the others go on.
+
+        What interrupts this (Ctrl-C, SIGTERM) stops those that run and starts no other.
+        """
         speaker = threading.Thread(target=self._speak, daemon=True)
         speaker.start()
         try:
@@ -133,25 +170,42 @@ class _Gathering:
                     if job.stage == stage:
                         lanes[job.side].append(job)
                 with ThreadPoolExecutor(self._workers) as pool:
-                    list(pool.map(self._run, lanes.values()))
+                    started = [pool.submit(self._run, lane) for lane in lanes.values()]
+                    try:
+                        for lane in started:
+                            lane.result()
+                    finally:  # at a signal, before the pool waits for its lanes
+                        with self._starting:
+                            self._stopped = any(not lane.done() for lane in started)
+                            running = list(self._running)
+                        for process in running:
+                            process.terminate()
+                        for process in running:
+                            try:
+                                process.wait(GRACE)
+                            except subprocess.TimeoutExpired:
+                                process.kill()
         finally:
             self._done.set()
-            for process in self._running:
-                process.terminate()
 
     def _run(self, lane: Sequence[Job]) -> None:
         for job in lane:
             script, *words = job.words
             command = [*self._commands[job.side], str(ROOT / script) if "/" in script else script, *words]
-            sys.stdout.write(f"explain: {job.side}: {job.what}, about {job.seconds:.0f} s\n")  # whole: there are two
-            self._started[job.log], path = time.monotonic(), self._folder / f"{job.log}.log"
-            with path.open("wb") as log:
+            path = self._folder / f"{job.log}.log"
+            with path.open("wb") as log, self._starting:
+                if self._stopped:
+                    return
+                sys.stdout.write(
+                    f"explain: {job.side}: {job.what}, about {job.seconds:.0f} s\n"
+                )  # whole: there are two
+                self._started[job.log] = time.monotonic()
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self._environment)
                 self._running.append(process)
-                code = process.wait()
+            code = process.wait()
             self._running.remove(process)
             self._took[job.log] = time.monotonic() - self._started[job.log]
-            if code:
+            if code and not self._stopped:
                 lines = path.read_text("utf-8", "replace").split("\n")
                 last = next((line for line in reversed(lines) if line.strip()), "")
                 sys.stdout.write(f"explain: {job.side}: {job.what}: exit code {code}: {last.strip()[:300]}\n")

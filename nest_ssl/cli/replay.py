@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--reference", type=Path, default=Path("outputs/nemo"), help="recording whose calls are replayed"
     )
     parser.add_argument("--candidate", type=Path, default=Path("outputs/nest"), help="recording of what is judged")
-    parser.add_argument("--out", type=Path, help="file to write (default: evidence/replay.json beside the candidate)")
+    parser.add_argument("--out", type=Path, help="file to write (default: evidence/replay.json beside the reference)")
     parser.add_argument("--steps", default="all", help="only these recorded steps: 0, 0,1 or 0-9 (default: all)")
     precisions = ("recorded", "float64")
     parser.add_argument("--precision", choices=precisions, default="recorded", help="that the candidate is built in")
@@ -40,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = parse_steps(options.steps)
 
     # Only now what takes seconds to import: --help and bad usage answer at once.
-    from nest_ssl.recording.evidence import FOLDER, REPLAY, write_evidence
+    from nest_ssl.recording.evidence import REPLAY, write_evidence
     from nest_ssl.recording.reader import open_recording
     from nest_ssl.run.candidate import replay_recording
     from nest_ssl.run.console import quiet
+    from nest_ssl.run.evidence import folder_beside
 
     reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
     missing = sorted((steps or set()) - set(reference.steps))
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("a step that was not recorded", f"--steps {options.steps}: {missing[0]}", "See recording.json.")
     subject = subject_of(candidate.index.trainer.name, options.candidate)
     wanted = None if steps is None else sorted(steps)
-    out = options.out or options.candidate.resolve().parent / FOLDER / REPLAY
+    out = options.out or folder_beside(options.reference) / REPLAY
     with quiet(out.with_suffix(".log")):
         found = replay_recording(subject, reference, candidate, options.precision == "float64", wanted)
     write_evidence(out, found)
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for phase in dict.fromkeys(unit.phase for unit in found.units):
         outcomes = ", ".join(f"{count:,} {outcome}" for (of, outcome), count in counts.items() if of == phase)
         print(f"replay: {phase}: {outcomes}")
+    if not candidate.index.sources:
+        print(f"replay: whether the code is still the same was not checked: {options.candidate} names no source file")
     print(f"replay: {out} ({found.seconds:.1f} s)")
     return EXIT_OK
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.determinism import seed_all, set_determinism
 from nest_ssl.base.errors import InterruptedRun, UserError
+from nest_ssl.base.nested import ABSENT, pairs
 from nest_ssl.base.safe_load import first_line
 from nest_ssl.config.compose import SOURCE_KEYS, data_paths
 from nest_ssl.record.observers.update import UpdateObserver
@@ -76,11 +78,19 @@ def build_candidate(subject: Subject, cfg: DictConfig) -> tuple[Trainer, Lightni
 
 
 def refuse_other_code(model: LightningModule, candidate: Recording) -> None:
-    """Evidence about code that has changed since would be about something else; only recorded files are known."""
-    recorded = {entry.file: entry.sha256 for entry in candidate.index.sources.values()}
-    for source in describe_sources(model).values():
-        if recorded.get(source["file"], source["sha256"]) != source["sha256"]:
-            raise UserError("the code has changed since it was recorded", source["file"], "Record the candidate again.")
+    """Evidence about code that has changed since would be about something else.
+
+    The files of all classes of modules are compared, if the recording has any; other files are not.
+
+    Raises:
+        UserError: a file is another one, or the classes are not the recorded ones.
+    """
+    recorded = {name: source.model_dump() for name, source in candidate.index.sources.items()}
+    for name, one, other in pairs(recorded, describe_sources(model) if recorded else {}):
+        if one != other:
+            file = (other if isinstance(other, dict) else recorded[name])["file"]
+            where = f"{file}: {name}" + (" is on one side only" if ABSENT in (one, other) else "")
+            raise UserError("the code has changed since it was recorded", where, "Record the candidate again.")
 
 
 class LoopDriver(Callback):
@@ -135,6 +145,7 @@ def run_training_loop(trainer: Trainer, model: LightningModule, loops: Loops) ->
 
     Raises:
         InterruptedRun: a signal stopped it.
+        UserError: the reference's recording is damaged.
     """
     near = {number: loop for number, loop in loops.items() if number < MOST_BATCHES}
     for number, loop in loops.items():
@@ -146,9 +157,13 @@ def run_training_loop(trainer: Trainer, model: LightningModule, loops: Loops) ->
     try:
         if near:
             trainer.fit(model)
+    except SIGTERMException as stop:  # one of SystemExit's kind
+        raise InterruptedRun(signal.SIGTERM) from stop
     except SystemExit as stop:
         raise InterruptedRun(signal.SIGINT) from stop
-    except Exception as error:  # noqa: BLE001  whatever the candidate's loader, optimizer or schedule may raise
+    except Exception as error:
+        if isinstance(error, UserError) and error.what == "damaged recording":  # the reference, not the candidate
+            raise
         why = f"{type(error).__name__}: {first_line(error)}"
         for number, loop in near.items():
             if driver.loop is None or number >= driver.loop.calls.step:

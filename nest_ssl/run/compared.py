@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nest_ssl.base.errors import UserError
+
 if TYPE_CHECKING:
     from nest_ssl.compare.comparison import Comparison
+    from nest_ssl.compare.declared import Entry
     from nest_ssl.compare.evidence import Evidence
+    from nest_ssl.compare.rules.known import Known
     from nest_ssl.recording.reader import Recording
     from nest_ssl.report.pictures import Pictures
 
@@ -35,45 +39,76 @@ class Asked:
     verify: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A comparison that can be made: recordings are open, the candidate under the reference's names, lists are read."""
+
+    reference: Recording
+    candidate: Recording
+    asked: Asked
+    declared: list[Entry]
+    known: list[Known]
+
+    def compare(self) -> Comparison:
+        """The comparison.
+
+        Raises:
+            UserError: a recording or the evidence is damaged.
+        """
+        return self._judge()[0]
+
+    def compare_and_picture(self) -> tuple[Comparison, Pictures]:
+        """The comparison, and what the pictures of its report show.
+
+        Raises:
+            UserError: see `compare`.
+        """
+        from nest_ssl.report.pictures import gather
+        from nest_ssl.run.nest_report import picture_nest
+
+        comparison, evidence = self._judge()
+        sides = self.reference, self.candidate
+        return comparison, gather(comparison, *sides, evidence, picture_nest(comparison, *sides))
+
+    def _judge(self) -> tuple[Comparison, Evidence | None]:
+        from nest_ssl.compare import FixedTolerance, compare_recordings
+        from nest_ssl.compare.evidence import evidence_on
+        from nest_ssl.run.nest_report import explain_nest
+
+        one, other, asked = self.reference, self.candidate, self.asked
+        given = (asked.atol, asked.rtol)
+        rule = FixedTolerance(*(bound or 0.0 for bound in given)) if given != (None, None) else None
+        evidence = evidence_on(one, other, asked.evidence)
+        rest = self.declared, [explain_nest], evidence, self.known
+        return compare_recordings(one, other, rule, asked.steps, *rest), evidence
+
+
+def open_as_asked(reference: Path, candidate: Path, asked: Asked) -> Opened:
+    """Open both recordings, and read the user's lists.
+
+    Raises:
+        UserError: one of them is missing or damaged, or a step is in neither recording.
+    """
+    from nest_ssl.compare.declared import load_declared
+    from nest_ssl.compare.names import Renamed, load_names
+    from nest_ssl.compare.rules.known import load_known
+    from nest_ssl.recording.reader import open_recording
+
+    declared = [*load_declared(), *(load_declared(asked.declared) if asked.declared else [])]
+    rename = load_names(asked.names) if asked.names else None
+    known = load_known(asked.known) if asked.known else []
+    one, other = (open_recording(path, asked.verify) for path in (reference, candidate))
+    recorded = sorted({*one.steps, *other.steps})
+    if missing := sorted({*(asked.steps or ())} - {*recorded}):
+        have = ", ".join(map(str, recorded)) or "none"
+        raise UserError("a step that neither recording has", f"--steps {missing[0]}", f"Recorded steps: {have}.")
+    return Opened(one, Renamed(other, rename) if rename else other, asked, declared, known)
+
+
 def compare_as_asked(reference: Path, candidate: Path, asked: Asked) -> Comparison:
     """Open both recordings and compare them.
 
     Raises:
         UserError: a recording, a list or the evidence is missing or damaged, or a step is in neither recording.
     """
-    return _compare(reference, candidate, asked)[0]
-
-
-def compare_with_pictures(reference: Path, candidate: Path, asked: Asked) -> tuple[Comparison, Pictures]:
-    """The same, and what the pictures of a report show.
-
-    Raises:
-        UserError: see `compare_as_asked`.
-    """
-    from nest_ssl.report.pictures import gather
-    from nest_ssl.run.nest_report import picture_nest
-
-    comparison, one, other, evidence = _compare(reference, candidate, asked)
-    return comparison, gather(comparison, one, other, evidence, picture_nest(comparison, one, other))
-
-
-def _compare(
-    reference: Path, candidate: Path, asked: Asked
-) -> tuple[Comparison, Recording, Recording, Evidence | None]:
-    from nest_ssl.compare import FixedTolerance, compare_recordings
-    from nest_ssl.compare.declared import load_declared
-    from nest_ssl.compare.evidence import evidence_on
-    from nest_ssl.compare.names import Renamed, load_names
-    from nest_ssl.compare.rules.known import load_known
-    from nest_ssl.recording.reader import open_recording
-    from nest_ssl.run.nest_report import explain_nest
-
-    declared = [*load_declared(), *(load_declared(asked.declared) if asked.declared else [])]
-    one, other = (open_recording(path, asked.verify) for path in (reference, candidate))
-    given = (asked.atol, asked.rtol)
-    rule = FixedTolerance(*(bound or 0.0 for bound in given)) if given != (None, None) else None
-    other = Renamed(other, load_names(asked.names)) if asked.names else other
-    known = load_known(asked.known) if asked.known else []
-    evidence = evidence_on(one, other, asked.evidence)
-    comparison = compare_recordings(one, other, rule, asked.steps, declared, [explain_nest], evidence, known)
-    return comparison, one, other, evidence
+    return open_as_asked(reference, candidate, asked).compare()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.nested import pairs
 from nest_ssl.base.spelling import did_you_mean
 from nest_ssl.compare.operators import bind
 from nest_ssl.compare.schedules import bind_rates
@@ -34,7 +35,7 @@ from nest_ssl.recording.evidence import (
     write_evidence,
 )
 from nest_ssl.recording.index import Index
-from nest_ssl.recording.layout import INDEX, WEIGHTS, step_folder
+from nest_ssl.recording.layout import INDEX, OPERATORS, WEIGHTS, step_folder
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.releases import GENERATIONS
 
@@ -49,6 +50,7 @@ RATES = 100_000  # steps of a schedule, worked out without training
 BARE, TRACED = "bare", "traced"  # folders of runs without a recorder, and of those whose operators are recorded
 
 FAILED = "its run failed, see the logs in this folder"
+STOPPED = "it was interrupted"
 
 # What is not known where a kind is missing.
 COSTS = {
@@ -107,6 +109,11 @@ class _Runs:
         )
 
 
+def folder_beside(reference: Path) -> Path:
+    """The folder of evidence about a recording: where a comparison looks for it."""
+    return reference.resolve().parent / files.FOLDER
+
+
 def kinds_to_gather(text: str, reference: Recording, candidate: Recording) -> list[str]:
     """The kinds that a list with commas names; an empty one means all that take no second training of a large model.
 
@@ -122,10 +129,17 @@ def kinds_to_gather(text: str, reference: Recording, candidate: Recording) -> li
     return [kind for kind in KINDS if kind in (named or default)]
 
 
-def plan(reference: Recording, candidate: Recording, folder: Path, kinds: Sequence[str]) -> list[Job]:
-    """The jobs that gather the kinds of evidence, of `KINDS`, that can be had, into `folder`."""
+def plan(
+    reference: Recording, candidate: Recording, folder: Path, kinds: Sequence[str], names: Path | None = None
+) -> list[Job]:
+    """The jobs that gather the kinds of evidence, of `KINDS`, that can be had, into `folder`.
+
+    Args:
+        names: a map of the candidate's names of modules to the reference's.
+    """
     wanted = [kind for kind in kinds if not hindrance(kind, reference, candidate)]
     runs = {side: _Runs(side, one, folder) for side, one in zip(SIDES, (reference, candidate), strict=True)}
+    twice = {side: run.recording.path.name for side, run in runs.items()}
     traced = [*(["operators=true"] if "operators" in wanted else [])]
     traced += [f"learning_rates={RATES}"] if "schedule" in wanted else []
     what = " and ".join(kind for kind in ("operators", "schedule") if kind in wanted)
@@ -138,23 +152,24 @@ def plan(reference: Recording, candidate: Recording, folder: Path, kinds: Sequen
         if "observer" in wanted:
             run.add("without a recorder", f"{BARE}/{side}", 1.0, "save_steps=none")
         if "float64" in wanted:
-            target = f"{files.FLOAT64}/{run.recording.path.name}"
-            run.add("float64", target, 2.0, "trainer.precision=64-true")
+            run.add("float64", f"{files.FLOAT64}/{twice[side]}", 2.0, "trainer.precision=64-true")
     jobs = [run.job() for run in runs.values() if run.each]
+    # Whoever plans has checked the recordings; those in float64 are checked when they are compared.
+    more = ["--no-verify", *(["--names", str(names)] if names else [])]
     if "replay" in wanted:
-        jobs.append(
-            _replay("explain-replay", 1, reference.path, candidate.path, folder / files.REPLAY, reference.index)
-        )
+        ends = reference.path, candidate.path, folder / files.REPLAY
+        jobs.append(_replay("explain-replay", 1, ends, reference.index, more))
     if {"replay", "float64"} <= {*wanted}:
-        twice = [folder / files.FLOAT64 / side.path.name for side in (reference, candidate)]
-        out, precision = folder / files.FLOAT64 / files.REPLAY, ("--precision", "float64")
-        jobs.append(_replay("explain-replay-float64", 2, twice[0], twice[1], out, reference.index, *precision))
+        double = folder / files.FLOAT64
+        ends = double / twice["reference"], double / twice["candidate"], double / files.REPLAY
+        jobs.append(_replay("explain-replay-float64", 2, ends, reference.index, [*more, "--precision", "float64"]))
     return jobs
 
 
-def _replay(log: str, stage: int, reference: Path, candidate: Path, out: Path, index: Index, *more: str) -> Job:
-    command = ["-m", "nest_ssl.cli.main", "replay", "--reference", str(reference), "--candidate", str(candidate)]
-    return Job(log, stage, "candidate", "replay", [*command, "--out", str(out), *more], START + index.duration_s)
+def _replay(log: str, stage: int, ends: tuple[Path, Path, Path], index: Index, more: Sequence[str]) -> Job:
+    options = zip(("--reference", "--candidate", "--out"), map(str, ends), strict=True)
+    words = ["-m", "nest_ssl.cli.main", "replay", *(word for pair in options for word in pair), *more]
+    return Job(log, stage, "candidate", "replay", words, START + index.duration_s)
 
 
 def hindrance(kind: str, reference: Recording, candidate: Recording) -> str:
@@ -162,6 +177,10 @@ def hindrance(kind: str, reference: Recording, candidate: Recording) -> str:
     for recording in {"replay": [candidate], "floor": [reference]}.get(kind, [reference, candidate]):
         name, index = recording.path.name, recording.index
         generation = GENERATIONS.get(index.generation.name) if index.generation else None
+        if kind == "float64" and reference.path.name == candidate.path.name:
+            return f"both recordings are called {name}, and their float64 trainings would lie in one folder"
+        if kind == "operators" and not {*reference.steps} & {*candidate.steps}:
+            return "there is no step that both recorded"
         if index.trainer.package not in SCRIPTS:
             return f"{name} was recorded in a loop of its own, which cannot be started from here"
         if kind != "replay" and index.resumed_from:
@@ -187,38 +206,34 @@ def prepare(folder: Path, kinds: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def collect(reference: Recording, candidate: Recording, folder: Path, kinds: Sequence[str]) -> Gathered:
+def collect(
+    reference: Recording, candidate: Recording, folder: Path, kinds: Sequence[str], why: str = FAILED
+) -> Gathered:
     """Bind what the jobs wrote to the two recordings, say which kinds were had, and remove what is no longer needed.
 
     A noise floor is bound only where the run that measured it recorded the reference's own bits.
+
+    Args:
+        why: a kind that nothing is known against was not had.
 
     Raises:
         UserError: a file of evidence is damaged.
     """
     seals = seal_of(reference.index), seal_of(candidate.index)
-    sides = dict(zip(SIDES, (reference, candidate), strict=True))
-    hindered = {kind: why for kind in kinds if (why := hindrance(kind, reference, candidate))}
+    hindered = {kind: reason for kind in kinds if (reason := hindrance(kind, reference, candidate))}
     checks, spent = list[Check](), dict[str, float]()
     if repeated := _recorded(folder / files.FLOOR):
-        checks.append(_repeats(reference, repeated))
-        for step in repeated.steps:
-            path = repeated.path / step_folder(step) / files.NOISE_FLOOR
-            floor = read_evidence(path, NoiseFloor)
-            compared, differing = floor.restart_compared, floor.restart_differing
-            checks.append(Check(what="restarts", side="reference", step=step, compared=compared, differing=differing))
-            if checks[0].differing == 0:
-                write_evidence(path, floor.model_copy(update={"reference": seals[0]}))
-                spent["floor"] = spent.get("floor", 0.0) + floor.seconds
-            else:
-                path.unlink()
-                hindered["floor"] = f"the reference does not repeat itself: {checks[0].first} has other bits"
+        checks, seconds = bind_floor(reference, repeated)
+        spent |= {} if seconds is None else {"floor": seconds}
+        hindered |= {"floor": f"the reference does not repeat itself: {checks[0].first}"} if seconds is None else {}
     traced = {side: _recorded(folder / TRACED / side) for side in SIDES}
     traced["reference"] = traced["reference"] or repeated
+    both = min({*reference.steps} & {*candidate.steps}, default=None)  # the step that is shown
     for side, run in traced.items():
         shared = spent.get("floor", 0.0) if run is repeated else 0.0  # of the time that this run took
-        if run and "operators" in kinds and any(run.step(step).operators() for step in run.steps):
+        if run and "operators" in kinds and both in run.steps and run.step(both).has(OPERATORS):
             took = max(0.0, run.index.duration_s - shared)
-            operators = bind(run, side, reference, candidate).model_copy(update={"seconds": took})
+            operators = bind(run, side, reference, candidate, both).model_copy(update={"seconds": took})
             write_evidence(folder / files.OPERATORS / f"{side}.json", operators)
             spent["operators"] = spent.get("operators", 0.0) + took
         if run and "schedule" in kinds and run.learning_rates():
@@ -228,24 +243,48 @@ def collect(reference: Recording, candidate: Recording, folder: Path, kinds: Seq
             spent["schedule"] = spent.get("schedule", 0.0) + took
     if "observer" in kinds:
         bare = {side: _recorded(folder / BARE / side) for side in SIDES}
-        checks += [_unwatched(side, sides[side], run) for side, run in bare.items() if run]
+        for side, run in ((side, run) for side, run in bare.items() if run):
+            ends = pairs(last_weights(reference if side == SIDES[0] else candidate), run.index.weights_at_end)
+            checks.append(_check("unwatched", side, {name: (one, other) for name, one, other in ends}))
         if all(bare.values()):
             spent["observer"] = sum(run.index.duration_s for run in bare.values() if run)
     if "replay" in kinds and (folder / files.REPLAY).is_file():
         spent["replay"] = read_evidence(folder / files.REPLAY, Replay).seconds
     if "float64" in kinds:
-        twice = [_recorded(folder / files.FLOAT64 / recording.path.name) for recording in sides.values()]
+        double = folder / files.FLOAT64
+        twice = [_recorded(double / recording.path.name) for recording in (reference, candidate)]
         spent |= {"float64": sum(run.index.duration_s for run in twice if run)} if all(twice) else {}
     had = [kind for kind in kinds if kind in spent]
     gathered = [Gathering(kind=kind, had=True, seconds=spent[kind]) for kind in had]
     for kind in (kind for kind in kinds if kind not in spent):
-        gathered.append(Gathering(kind=kind, had=False, why=hindered.get(kind) or FAILED, costs=COSTS[kind]))
+        gathered.append(Gathering(kind=kind, had=False, why=hindered.get(kind) or why, costs=COSTS[kind]))
     if checks:
         write_evidence(folder / files.OBSERVER, Observer(reference=seals[0], candidate=seals[1], checks=checks))
+    _remove_recordings(folder)
     result = Gathered(reference=seals[0], candidate=seals[1], kinds=gathered)
     write_evidence(folder / files.GATHERED, result)
-    _remove_recordings(folder)
     return result
+
+
+def bind_floor(reference: Recording, repeated: Recording) -> tuple[list[Check], float | None]:
+    """Bind the noise floors of a run to the reference that it repeats.
+
+    Returns:
+        what the run certifies, first that it recorded the reference's own bits; and the seconds that the floors took,
+        or None where these bits are others: its floors are then removed.
+    """
+    checks, spent = [_repeats(reference, repeated)], 0.0
+    for step in repeated.steps:
+        path = repeated.path / step_folder(step) / files.NOISE_FLOOR
+        floor = read_evidence(path, NoiseFloor)
+        compared, differing = floor.restart_compared, floor.restart_differing
+        checks.append(Check(what="restarts", side="reference", step=step, compared=compared, differing=differing))
+        if checks[0].differing == 0:
+            write_evidence(path, floor.model_copy(update={"reference": seal_of(reference.index)}))
+            spent += floor.seconds
+        else:
+            path.unlink()
+    return checks, None if checks[0].differing else spent
 
 
 def _recorded(folder: Path) -> Recording | None:
@@ -269,12 +308,10 @@ def _repeats(original: Recording, again: Recording) -> Check:
     return _check("repeats", "reference", pairs)
 
 
-def _unwatched(side: Side, original: Recording, bare: Recording) -> Check:
-    """Weights in the end; the last step has them where it was recorded."""
-    last = original.index.tensors.get(f"{step_folder(max(original.steps, default=0))}/{WEIGHTS}", {})
-    watched = original.index.weights_at_end or {name: entry.digest for name, entry in last.items()}
-    found = {name: (digest, bare.index.weights_at_end.get(name)) for name, digest in watched.items()}
-    return _check("unwatched", side, found)
+def last_weights(recording: Recording) -> dict[str, str]:
+    """Digests of the weights in the end: in the index, unless the last step has them."""
+    last = recording.index.tensors.get(f"{step_folder(max(recording.steps, default=0))}/{WEIGHTS}", {})
+    return dict(recording.index.weights_at_end) or {name: entry.digest for name, entry in last.items()}
 
 
 def _check(what: What, side: Side, pairs: Mapping[str, tuple[object, object]]) -> Check:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +17,7 @@ import pytest
 import torch
 from train_nest import NEST
 
-from nest_ssl.base.errors import UserError
+from nest_ssl.base.errors import InterruptedRun, UserError
 from nest_ssl.cli.explain import _Gathering, main
 from nest_ssl.cli.train import train
 from nest_ssl.recording.evidence import (
@@ -21,12 +26,13 @@ from nest_ssl.recording.evidence import (
     NoiseFloor,
     Observer,
     Operators,
+    Replay,
     Schedule,
     read_evidence,
     seal_of,
 )
 from nest_ssl.recording.reader import Recording, open_recording
-from nest_ssl.run.evidence import COSTS, KINDS, Job, kinds_to_gather, plan
+from nest_ssl.run.evidence import COSTS, KINDS, Job, hindrance, kinds_to_gather, plan
 from tests.compare.builder import edit_config, edit_index, edit_tensors
 
 Explain = Callable[..., int]
@@ -150,6 +156,83 @@ def test_one_run_of_the_reference_is_repeated_and_traced(pair: Path) -> None:
     }
     alone = plan(*opened(pair), pair / "evidence", ["schedule"])
     assert [(job.side, job.what) for job in alone] == [("reference", "schedule"), ("candidate", "schedule")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--names=names.yaml"], "no such file or folder: names.yaml"),
+        (["--known=known.yaml"], "no such file or folder: known.yaml"),
+        (["--rtol=x"], "bad usage: .*--rtol"),
+        (["--misspelt"], "bad usage: .*--misspelt"),
+        (["--steps=7"], "a step that neither recording has"),
+        (["--evidence=flor"], "no such evidence: flor"),
+        (["--candidate-python='python"], "not the words of a command: --candidate-python 'python: No closing"),
+        (["--reference-python=nowhere/python -u"], "no Python for this: nowhere/python. Run make setup"),
+    ],
+)
+def test_whatever_is_wrong_is_said_before_anything_runs_or_is_removed(
+    pair: Path, explain: Explain, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    for name in ("prepare", "collect"):
+        monkeypatch.setattr(f"nest_ssl.run.evidence.{name}", lambda *_: pytest.fail("too late"))
+    with pytest.raises(UserError, match=message):
+        explain(pair, *options)
+
+
+def test_two_recordings_of_one_name_have_no_float64(pair: Path, tmp_path: Path) -> None:
+    """Their trainings would be written to one folder, side by side."""
+    sides = open_recording(pair / "nemo"), open_recording(Path(shutil.copytree(pair / "nest", tmp_path / "nemo")))
+    assert "both recordings are called nemo" in hindrance("float64", *sides)
+    assert not any("float64" in job.what or "float64" in job.log for job in plan(*sides, tmp_path, KINDS))
+
+
+# --- stopped
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, InterruptedRun)], ids=["INT", "TERM"]
+)
+def test_a_signal_stops_what_runs_and_starts_nothing_more(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseException]
+) -> None:
+    """The first job of one side is done, and what it wrote is taken; the other side's is in the midst."""
+    began, never = copied / "began", copied / "never"
+    lasting = f"import os, time; open({str(began)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    written = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
+    recordings = opened(copied)
+    found = Replay(reference=seal_of(recordings[0].index), precision="float32", units=[])
+    jobs = [
+        Job("done", 1, "candidate", "", ["-c", written, str(copied / "evidence/replay.json"), dumped(found)], 0.1),
+        Job("lasting", 1, "reference", "", ["-c", lasting], 60.0),
+        Job("next", 1, "reference", "", ["-c", f"open({str(never)!r}, 'w')"], 0.1),
+        Job("later", 2, "reference", "", ["-c", f"open({str(never)!r}, 'w')"], 0.1),
+    ]
+    monkeypatch.setattr("nest_ssl.run.evidence.plan", lambda *_: jobs)
+    monkeypatch.setattr("nest_ssl.cli.explain.has_room", lambda *_: True)
+    threading.Thread(target=lambda: (wait_for(began), os.kill(os.getpid(), number))).start()
+    before = signal.getsignal(signal.SIGTERM)
+    sides = [f"--{side}={copied / name}" for side, name in (("reference", "nemo"), ("candidate", "nest"))]
+    pythons = [f"--{side}-python={sys.executable}" for side in ("reference", "candidate")]
+    with pytest.raises(error):
+        main([*sides, *pythons, f"--out={copied / 'report'}", "--evidence=replay,floor"])
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(began.read_text()), 0)
+    assert not never.exists() and signal.getsignal(signal.SIGTERM) is before
+    assert {name: (kind.had, kind.why) for name, kind in gathered(copied).items()} == {
+        "replay": (True, ""), "floor": (False, "it was interrupted")
+    }  # fmt: skip
+
+
+def dumped(found: Replay) -> str:
+    return found.model_dump_json(by_alias=True)
+
+
+def wait_for(path: Path) -> None:
+    """Until it has content, and the other lane has had its time."""
+    while not (path.is_file() and path.read_text()):
+        time.sleep(0.02)
+    time.sleep(0.5)
 
 
 # --- what is made of it

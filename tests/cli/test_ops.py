@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,15 +29,18 @@ class Other(Net):
     eps = 1e-6
 
 
-def record(folder: Path, kind: type[Net] = Net, operators: bool = True) -> str:
+def record(folder: Path, kind: type[Net] = Net, operators: bool = True, steps: Sequence[int] = (0,)) -> str:
+    """The batch of step n has n + 1 rows."""
     model = kind()
-    with recording(model, folder, operators=operators) as r:
-        r.batch(torch.ones(1, 2))
-        loss = model(torch.ones(1, 2)).sum()
-        r.loss(loss)
-        loss.backward()
-        r.backward_done()
-        r.step_done()
+    with recording(model, folder, steps=steps, operators=operators) as r:
+        for number in range(max(steps) + 1):
+            batch = torch.ones(number + 1, 2)
+            r.batch(batch)
+            loss = model(batch).sum()
+            r.loss(loss)
+            loss.backward()
+            r.backward_done()
+            r.step_done()
     return str(folder)
 
 
@@ -58,14 +62,31 @@ def test_list(one: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_diff(one: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", "--reference", one, "--candidate", one]) == 0
-    assert capsys.readouterr().out.startswith("Step 0: 12 operators in the reference, 12 operators in the candidate; 0")
+    assert capsys.readouterr().out.startswith("Step 0: 11 operators in the reference, 11 operators in the candidate; 0")
     other = record(tmp_path / "other", Other)
     assert main(["diff", "--reference", one, "--candidate", other]) == 1
     text = capsys.readouterr().out
     assert text.startswith("first: forward\n1 given other arguments (~); 0 operators the same\n~ ")
     assert "return self.second(self.first(x))\n      aten.native_layer_norm.default(eps=1e-05 -> 1e-06)\n" in text
     assert "The same changes in 1 call more: second." in text and "second: forward" not in text
-    assert main(["diff", "--reference", one, "--candidate", other, "--module", "x*"]) == 0
+
+
+def test_a_pattern_that_names_no_module_is_no_answer(one: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["list", one], ["diff", "--reference", one, "--candidate", one]):
+        with pytest.raises(UserError, match=r"no such module was called: --module frst. Did you mean first\?"):
+            main([*arguments, "--module", "second", "--module", "frst"])
+    assert capsys.readouterr().out == ""
+    assert main(["diff", "--reference", one, "--candidate", one, "--module", "sec*"]) == 0
+
+
+def test_the_same_step_of_both_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The candidate's first step runs others; the only one that both recorded is the same."""
+    early, late = record(tmp_path / "early", steps=(0, 1)), record(tmp_path / "late", steps=(1, 2))
+    assert main(["diff", "--reference", early, "--candidate", late]) == 0
+    assert capsys.readouterr().out.startswith("Step 1: ")
+    other = record(tmp_path / "other", steps=(2,))
+    with pytest.raises(UserError, match=r"no step whose operators both sides have: .*early has those of step 0, 1; "):
+        main(["diff", "--reference", early, "--candidate", other])
 
 
 def test_what_has_no_operators_is_one_line(one: str, tmp_path: Path) -> None:

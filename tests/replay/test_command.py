@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import OmegaConf
+from train_nest import NEST
 
-from nest_ssl.base.errors import UserError
+from nest_ssl.base.errors import InterruptedRun, UserError
+from nest_ssl.cli.compare import main as compare
 from nest_ssl.cli.replay import main
+from nest_ssl.config.compose import data_paths
 from nest_ssl.recording.evidence import Replay, read_evidence, seal_of
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.run import candidate as candidates
@@ -69,6 +78,55 @@ def test_code_that_has_changed_since_is_no_longer_that_candidate(reference: Reco
     with pytest.raises(UserError, match=r"the code has changed since it was recorded: nest_ssl/model/features.py"):
         main(words(reference.path, copied, tmp_path / "replay.json"))
     assert not (tmp_path / "replay.json").exists()
+
+
+def test_code_that_the_recording_does_not_know_is_refused_or_said(
+    reference: Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, model = candidates.build_candidate(NEST, data_paths(OmegaConf.create(reference.config)))
+    candidates.refuse_other_code(model, reference)
+    copied = Path(shutil.copytree(reference.path, tmp_path / "nest"))
+    edit_index(copied, lambda index: index["sources"].pop("nest_ssl.model.features.FilterbankFeatures"))
+    with pytest.raises(UserError, match=r"features.py: .*FilterbankFeatures is on one side only"):
+        candidates.refuse_other_code(model, open_recording(copied))
+    edit_index(copied, lambda index: index.pop("sources"))
+    assert main([*words(reference.path, copied, tmp_path / "replay.json"), "--steps=1"]) == 0
+    assert "whether the code is still the same was not checked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("raised", "number"), [(SIGTERMException(), signal.SIGTERM), (SystemExit(1), signal.SIGINT)], ids=["TERM", "INT"]
+)
+def test_a_signal_has_its_own_exit_code(raised: BaseException, number: int) -> None:
+    def fit(_: Any) -> None:
+        raise raised
+
+    trainer, loops = SimpleNamespace(callbacks=[], fit=fit), {0: SimpleNamespace()}
+    with pytest.raises(InterruptedRun) as stopped:
+        candidates.run_training_loop(trainer, torch.nn.Linear(1, 1), loops)  # type: ignore[arg-type]
+    assert stopped.value.signal_number == number
+
+
+def test_a_reference_that_is_damaged_is_not_the_candidates_fault(reference: Recording, tmp_path: Path) -> None:
+    """Its update is read in the midst of the candidate's own loop."""
+    copied = Path(shutil.copytree(reference.path, tmp_path / "nest"))
+    damaged = copied / "step_1" / "optimizer_state.pt"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    with pytest.raises(UserError, match=r"damaged recording: .*step_1/optimizer_state.pt"):
+        main([*words(copied, reference.path, tmp_path / "replay.json"), "--no-verify", "--steps=1"])
+
+
+def test_where_nothing_is_said_it_is_written_where_the_comparison_looks(reference: Recording, tmp_path: Path) -> None:
+    sides = []
+    for option, name in (("--reference", "a"), ("--candidate", "b")):
+        copied = shutil.copytree(reference.path, tmp_path / name / "nest", copy_function=os.link)
+        sides += [option, str(copied)]
+    assert main([*sides, "--steps=1"]) == 0
+    compare([*sides, "--steps=1", "--out", str(tmp_path / "report")])
+    evidence = {
+        one["kind"]: one["had"] for one in json.loads((tmp_path / "report/report.json").read_text())["evidence"]
+    }
+    assert (tmp_path / "a" / "evidence" / "replay.json").is_file() and evidence["replay"]
 
 
 def test_another_loops_recording_is_refused(reference: Recording, tmp_path: Path) -> None:
