@@ -158,7 +158,7 @@ def gradients_of(comparison: Comparison, reference: Recording) -> Gradients | No
             layers[layer_of(entry.name)].append(differing.get(entry.name))
     rows = []
     for layer, each in layers.items():
-        ratios = [1.0 if one is None else _norm_ratio(one.metrics) for one in each]
+        ratios = [1.0 if one is None else norm_ratio(one.metrics) for one in each]
         known = sorted(ratio for ratio in ratios if ratio is not None)
         sizes = [relative_of(one) for one in each if one]
         low, high = (known[0], known[-1]) if known else (None, None)
@@ -292,7 +292,7 @@ def _parent(name: str, nodes: Mapping[str, Node]) -> str:
     return parent
 
 
-def _norm_ratio(metrics: Metrics | None) -> float | None:
+def norm_ratio(metrics: Metrics | None) -> float | None:
     """|candidate| / |reference|, from how much of the one lies along the other."""
     if metrics is None or not metrics.factor or not metrics.cosine or metrics.nonfinite_disagree:
         return None

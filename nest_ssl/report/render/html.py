@@ -47,8 +47,8 @@ def render_html(comparison: Comparison, pictures: Pictures, digest: str = "") ->
     Args:
         digest: of the `report.json` that it belongs to.
     """
-    modules = set(_names(pictures.tree)) if pictures.tree else set()
-    environment = _environment()
+    modules = set(names_in(pictures.tree)) if pictures.tree else set()
+    environment = templates()
     spoken = {}
     names: list[str] = []
     for code in LANGUAGES:
@@ -56,13 +56,13 @@ def render_html(comparison: Comparison, pictures: Pictures, digest: str = "") ->
             found = details(comparison)
             if not names:
                 titles = [plain(block.text) for block in found if isinstance(block, Heading)]
-                names = _anchors(titles)
+                names = anchors(titles)
             values = {
                 "first": summary(comparison),
-                "parts": _parts(found, names),
+                "parts": parts_of(found, names),
                 "pictures": pictures,
                 "drawn": {drawing.name: drawing for drawing in drawings(pictures)},
-                "neighbours": _neighbours(comparison, pictures.tensor) if pictures.tensor else None,
+                "neighbours": neighbours_of(comparison, pictures.tensor) if pictures.tensor else None,
                 "sides": labels(comparison),
                 "modules": modules,
                 "digest": digest,
@@ -104,7 +104,7 @@ def inline(modules: set[str], text: Sequence[Inline]) -> Markup:
 
 
 @cache
-def _environment() -> Environment:
+def templates() -> Environment:
     """Everything that a template prints is escaped, control characters are shown, and a misspelt name is an error."""
     found = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -115,21 +115,21 @@ def _environment() -> Environment:
         inline=inline,
         kind=lambda block: type(block).__name__, state_class=CLASS, signs=SIGNS, states=list(State), table_of=table,
         drawn_svg=lambda drawing: Markup(drawing.svg()), operator_text=operator_text,
-        call_name=call_name, marks=MARKS, opened=_opened,
+        call_name=call_name, marks=MARKS, opened=is_open,
     )  # fmt: skip
     return found
 
 
-def _opened(node: Node) -> bool:
+def is_open(node: Node) -> bool:
     """Whether a module is shown open at first: down to what is to blame, else the outermost only."""
     return node.name == "" or any(child.worst in (State.BORN, State.MISSING) for child in node.children)
 
 
-def _names(node: Node) -> list[str]:
-    return [node.name, *(name for child in node.children for name in _names(child))]
+def names_in(node: Node) -> list[str]:
+    return [node.name, *(name for child in node.children for name in names_in(child))]
 
 
-def _anchors(titles: Sequence[str]) -> list[str]:
+def anchors(titles: Sequence[str]) -> list[str]:
     """Of each title a name to link to, each once."""
     found: list[str] = []
     for title in titles:
@@ -141,7 +141,7 @@ def _anchors(titles: Sequence[str]) -> list[str]:
     return found
 
 
-def _parts(blocks: Sequence[Block], names: Sequence[str]) -> list[Part]:
+def parts_of(blocks: Sequence[Block], names: Sequence[str]) -> list[Part]:
     """What stands before the first heading has an empty title."""
     found, left = [Part("facts", (), ())], list(names)
     for block in blocks:
@@ -152,7 +152,7 @@ def _parts(blocks: Sequence[Block], names: Sequence[str]) -> list[Part]:
     return found
 
 
-def _neighbours(comparison: Comparison, view: TensorView) -> Block:
+def neighbours_of(comparison: Comparison, view: TensorView) -> Block:
     rows = [
         [Code(str(list(each.index))), number(each.reference), number(each.candidate),
          small(abs(float(each.candidate) - float(each.reference)))]
