@@ -18,7 +18,7 @@ ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path
 WINGS = {
     "proof": (10_500, "base recording record replay compare report".split()),
     "port": (5_600, "data model practice releases.py".split()),
-    "trainer": (4_200, "config train run cli".split()),  # noise floor, evidence runs and replay by command among it
+    "trainer": (4_300, "config train run cli".split()),  # noise floor, evidence runs and replay by command among it
     "bench": (1_200, ["bench"]),
     "bundle": (700, ["bundle"]),
     "selftest": (2_500, ["selftest"]),
