@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.steps import parse_steps
-from nest_ssl.run.compared import Asked, compare_as_asked
+from nest_ssl.run.compared import Asked, open_as_asked
 
 if TYPE_CHECKING:
     from nest_ssl.compare.comparison import Comparison
+    from nest_ssl.report.pictures import Pictures
 
 FORMATS = ("junit", "github")
 
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = read_options(argv)
     asked = asked_of(options)
-    return report_on(options, lambda: compare_as_asked(options.reference, options.candidate, asked))
+    sides = options.reference, options.candidate
+    return report_on(options, lambda: open_as_asked(*sides, asked).compare_and_picture())
 
 
 def read_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,7 +49,7 @@ def read_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     folders = {
         "--reference": ("outputs/nemo", "folder of the recording to measure against"),
         "--candidate": ("outputs/nest", "folder of the recording to judge"),
-        "--out": ("outputs/report", "folder for report.md and report.json"),
+        "--out": ("outputs/report", "folder for report.md, report.html and report.json"),
     }
     for option, (default, what) in folders.items():
         parser.add_argument(option, type=Path, default=Path(default), help=f"{what} (default {default})")
@@ -67,7 +69,7 @@ def read_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def report_on(options: argparse.Namespace, compare: Callable[[], Comparison]) -> int:
+def report_on(options: argparse.Namespace, compare: Callable[[], tuple[Comparison, Pictures]]) -> int:
     """Compare, write what is asked for and print the head of it; returns the exit code.
 
     Raises:
@@ -77,12 +79,12 @@ def report_on(options: argparse.Namespace, compare: Callable[[], Comparison]) ->
     from nest_ssl.report import append_step_summary, print_summary, write_junit, write_reports
 
     try:
-        comparison = compare()
+        comparison, pictures = compare()
     except UserError as error:
         if "junit" in options.formats:
             write_junit(str(error), options.out)
         raise
-    report = write_reports(comparison, options.out)
+    report = write_reports(comparison, options.out, pictures)
     if "junit" in options.formats:
         write_junit(comparison, options.out)
     if "github" in options.formats:

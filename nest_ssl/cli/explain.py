@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for kind in collect(reference, candidate, folder, kinds).kinds:
         if not kind.had:
             print(f"explain: no {kind.kind}: {kind.why}; {kind.costs}")
-    return report_on(comparing, opened.compare)
+    return report_on(comparing, opened.compare_and_picture)
 
 
 def _parser() -> Parser:

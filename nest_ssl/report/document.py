@@ -53,9 +53,12 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """`sides` is the first of two neighbouring columns, the reference's and the candidate's; None: it has no such."""
+
     columns: tuple[Text, ...]
     rows: tuple[tuple[Text, ...], ...]
     align: tuple[Align, ...]
+    sides: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,15 @@ class Bullets:
     items: tuple[Text, ...]
 
 
-Block = Heading | Paragraph | Table | CodeBlock | Bullets
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture in a file beside the report, and the same in words."""
+
+    file: str
+    alt: Text
+
+
+Block = Heading | Paragraph | Table | CodeBlock | Bullets | Figure
 
 
 def as_text(value: object) -> Text:
@@ -78,11 +89,13 @@ def as_text(value: object) -> Text:
     return (value if isinstance(value, (Code, StatusWord, Ref)) else str(value),)
 
 
-def table(columns: Iterable[object], rows: Iterable[Iterable[object]], right: int = 0) -> Table:
-    """A table of anything; the last `right` columns hold numbers."""
+def table(
+    columns: Iterable[object], rows: Iterable[Iterable[object]], right: int = 0, sides: int | None = None
+) -> Table:
+    """A table of anything; the last `right` columns hold numbers, and from `sides` on two those of both sides."""
     head, *body = (tuple(as_text(cell) for cell in row) for row in (columns, *rows))
     align: list[Align] = ["right" if i >= len(head) - right else "left" for i in range(len(head))]
-    return Table(head, tuple(body), tuple(align))
+    return Table(head, tuple(body), tuple(align), sides)
 
 
 def join(parts: Iterable[object], separator: str = ", ") -> Text:

@@ -11,8 +11,10 @@ from nest_ssl.base.errors import UserError
 if TYPE_CHECKING:
     from nest_ssl.compare.comparison import Comparison
     from nest_ssl.compare.declared import Entry
+    from nest_ssl.compare.evidence import Evidence
     from nest_ssl.compare.rules.known import Known
     from nest_ssl.recording.reader import Recording
+    from nest_ssl.report.pictures import Pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,22 @@ class Opened:
         Raises:
             UserError: a recording or the evidence is damaged.
         """
+        return self._judge()[0]
+
+    def compare_and_picture(self) -> tuple[Comparison, Pictures]:
+        """The comparison, and what the pictures of its report show.
+
+        Raises:
+            UserError: see `compare`.
+        """
+        from nest_ssl.report.pictures import gather
+        from nest_ssl.run.nest_report import picture_nest
+
+        comparison, evidence = self._judge()
+        sides = self.reference, self.candidate
+        return comparison, gather(comparison, *sides, evidence, picture_nest(comparison, *sides))
+
+    def _judge(self) -> tuple[Comparison, Evidence | None]:
         from nest_ssl.compare import FixedTolerance, compare_recordings
         from nest_ssl.compare.evidence import evidence_on
         from nest_ssl.run.nest_report import explain_nest
@@ -61,7 +79,8 @@ class Opened:
         given = (asked.atol, asked.rtol)
         rule = FixedTolerance(*(bound or 0.0 for bound in given)) if given != (None, None) else None
         evidence = evidence_on(one, other, asked.evidence)
-        return compare_recordings(one, other, rule, asked.steps, self.declared, [explain_nest], evidence, self.known)
+        rest = self.declared, [explain_nest], evidence, self.known
+        return compare_recordings(one, other, rule, asked.steps, *rest), evidence
 
 
 def open_as_asked(reference: Path, candidate: Path, asked: Asked) -> Opened:

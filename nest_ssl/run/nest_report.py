@@ -9,10 +9,14 @@ from typing import Any
 
 from torch import Tensor, float32
 
-from nest_ssl.compare.comparison import Explanation
+from nest_ssl.compare.comparison import Comparison, Explanation
+from nest_ssl.compare.values import flatten
 from nest_ssl.recording import layout
 from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
+from nest_ssl.report.pictures import Utterance
+
+UTTERANCES = 2  # pictures of a batch
 
 
 def explain_nest(reference: Recording, candidate: Recording, step: int) -> Explanation | None:
@@ -41,6 +45,34 @@ def explain_nest(reference: Recording, candidate: Recording, step: int) -> Expla
             "mean of nothing (NaN, or 0 with no_masked_token=zero) and its gradients are zeros: little is proved by it."
         )
     return Explanation("nest", step, sentence, values, weakens)
+
+
+def picture_nest(comparison: Comparison, reference: Recording, candidate: Recording) -> list[Utterance]:
+    """The first utterances of the first step compared: log-mel features, what is masked of them, and both tokens.
+
+    Empty where nothing says that this is NEST, or where the recording has no such call or output.
+    """
+    step = min(comparison.steps, default=None)
+    sides = [side.step(step) for side in (reference, candidate)] if step is not None else []
+    if not sides or not all(side.has(layout.FORWARD_OUTPUT) and side.has(layout.CALLS) for side in sides):
+        return []
+    outputs = [side.forward_output() for side in sides]
+    named = {"preprocessor", "features"}
+    made = [flatten(call.output).get("0") for call in sides[0].calls() if call.module in named]
+    features = next((leaf for leaf in made if isinstance(leaf, Tensor) and leaf.dim() == 3), None)
+    outside = (outputs[0].get("masks"), *(output.get("tokens") for output in outputs))
+    given = [value for value in outside if isinstance(value, Tensor) and value.dim() in (2, 3)]
+    if features is None or len(given) < 3 or given[0].shape != features.shape or len({len(v) for v in given}) > 1:
+        return []
+    masks, *tokens = given
+    found = []
+    for number in range(min(UTTERANCES, len(features))):
+        # Of several codebooks the first: tokens are of shape [B, S] or [B, S, N].
+        lists = [(side[number] if side.dim() == 2 else side[number, :, 0]).tolist() for side in tokens]
+        log_mel_DT, mask_DT = features[number].to(float32).numpy(), masks[number].to(float32)
+        masked_T = (mask_DT.mean(0) > 0).numpy()
+        found.append(Utterance(step or 0, number, log_mel_DT, masked_T, (tuple(lists[0]), tuple(lists[1]))))
+    return found
 
 
 def _counts(step: StepFiles, settings: Any) -> tuple[int, int, int] | None:

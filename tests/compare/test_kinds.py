@@ -9,7 +9,7 @@ import pytest
 
 from nest_ssl.compare.born import Born, ModuleJudgement
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Difference, Draw, Fate, Finding, Stage, Status, Tally
+from nest_ssl.compare.findings import Difference, Draw, Fate, Finding, Losses, Stage, Status, Tally
 from nest_ssl.compare.kinds import Basis, FaultKind
 from nest_ssl.compare.kinds.likely import kinds_of
 from nest_ssl.compare.kinds.operators import casts_in, edits_in, purpose_of
@@ -67,11 +67,12 @@ def field(name: str, path: str = "") -> Finding:
     return finding("batch", 0, Phase.BATCH, 0, kind=Kind.FIELD, module=None, call=None, slot=name, path=path)
 
 
-def drawn(generator: str) -> Draw:
-    address = Address(Kind.DRAW, None, None, generator)
-    moment = Moment(0, Phase.FETCH, 0, Part.DRAW)
+def drawn(generator: str, module: str | None = None) -> Draw:
+    address = Address(Kind.DRAW, module, None, generator)
+    moment = Moment(0, Phase.FORWARD if module else Phase.FETCH, 0, Part.DRAW)
     one = Finding("draws", moment, address, Difference.DRAWS, 5, 7)
-    return Draw(moment, 0, generator, (Stage("fetch"),), (Stage("fetch"),), (5, 7), Fate.OTHER_COUNT, False, one)
+    stages = (Stage("forward" if module else "fetch", module),)
+    return Draw(moment, 0, generator, stages, stages, (5, 7), Fate.OTHER_COUNT, False, one)
 
 
 def born(phase: str, module: str | None = None, address: Address | None = None, **fields: Any) -> Born:
@@ -231,6 +232,38 @@ def test_a_setting_hides_what_else_differs(path: str, kind: FaultKind) -> None:
 def test_each_place_has_its_own_kind() -> None:
     case = made(born("forward", "front"), born("forward", "vq"), born("backward", "front"), born("schedule", None))
     assert [one.kind for one in kinds_of(case, (CLASSES, CLASSES))] == [K.FEATURES, K.QUANTIZER, K.SCHEDULE]
+
+
+def test_a_layer_draws_only_to_drop_out() -> None:
+    layer, dropout = "body.blocks.0", drawn("torch.cpu", "body.blocks.0.drop")
+    assert kind_of(made(born("forward", layer), draws=(dropout,))) is K.DROPOUT_AND_FLAGS
+    handed = at(Kind.INPUT, "body.blocks.0.drop", "input")  # whatever a branch is made of ends in one
+    assert kind_of(made(born("forward", layer, handed, by=By.FLOAT64))) is K.FEED_FORWARD_AND_RESIDUAL
+    att = "body.blocks.0.att"
+    assert kind_of(made(born("forward", att), draws=(drawn("torch.cpu", att),))) is K.DROPOUT_AND_FLAGS
+    assert kind_of(made(born("forward", att), draws=(dropout,))) is K.ATTENTION
+    assert kind_of(made(born("forward", "masker"), draws=(drawn("torch.cpu", "masker"),))) is K.MASKING
+
+
+def test_what_a_module_does_for_its_parts_is_its_own() -> None:
+    case = made(born("forward", "body.blocks.0.att"), born("backward", "body.blocks.0.att.q"))
+    assert kind_of(case) is K.ATTENTION
+    assert kind_of(made(born("backward", "body.blocks.0.att.q"))) is K.BACKWARD_ONLY
+
+
+def test_a_loss_that_is_not_divided() -> None:
+    case = made(born("loss", None, LOSS), losses=[Losses(0, 2.5, 5.0)])
+    assert kind_of(case) is K.DECODER_AND_LOSS
+    case.reference.config["trainer"] = {"accumulate_grad_batches": 2}
+    assert kind_of(case) is K.CLIPPING_AND_ACCUMULATION
+    case.losses = [Losses(0, 2.5, 5.001)]
+    assert kind_of(case) is K.DECODER_AND_LOSS
+
+
+def test_padding_masks_are_their_readers_matter() -> None:
+    for slot, kind in {"att_mask": K.ATTENTION, "pad_mask": K.UNKNOWN, "mask": K.MASKING}.items():
+        case = made(born("forward", "body", at(Kind.INPUT, "body.blocks.0", slot), by=By.FLOAT64))
+        assert kind_of(case) is kind
 
 
 def test_draws_that_came_in_are_no_fault() -> None:

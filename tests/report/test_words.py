@@ -17,7 +17,7 @@ from nest_ssl.recording.clock import Phase
 from nest_ssl.report import words
 from nest_ssl.report.document import Code, Ref, plain
 from nest_ssl.report.sections.causes import note_text
-from nest_ssl.report.words import counted, language, load, say
+from nest_ssl.report.words import LANGUAGES, counted, language, load, say
 from nest_ssl.report.words.names import labels, name, number, small, stage_name, steps_text, where
 from tests.report.builder import comparison, finding, setting, side
 
@@ -77,28 +77,47 @@ def test_every_note_of_the_comparer_has_a_sentence() -> None:
 
 
 def test_every_key_asked_for_is_there_and_every_key_is_asked_for() -> None:
-    text = "".join(path.read_text() for path in REPORT.rglob("*.py"))
+    text = "".join(path.read_text() for kind in ("*.py", "*.html") for path in REPORT.rglob(kind))
     known = load("en").sentences
-    asked = set(re.findall(r"""say\(\s*"([^"{]+)\"""", text))
+    asked = set(re.findall(r"""say\(\s*["']([^"'{]+)["']""", text))
     assert sorted(asked - set(known)) == []
     heads = {
         f"head.{column}" for found in re.findall(r"heads\(([^)]*)\)", text) for column in re.findall(r'"(\w+)"', found)
     }
     assert sorted(heads - set(known)) == []
     groups = """status born born_here unexplained drawn draw rung stage boundary name side note container how within
-        kind fault next title verdict rule place phase shown had function operators pattern check"""
+        kind fault next title verdict rule place phase shown had function operators pattern check
+        state relation function_of change picture.plane"""
     built = rf"({'|'.join(groups.split())})\."
-    literal = set(re.findall(r'"([a-z_. ]+)"', text)) | heads
+    literal = set(re.findall(r"""["']([a-z_. ]+)["']""", text)) | heads | asked
     assert sorted(key for key in known if key not in literal and not re.match(built, key)) == []
+
+
+@pytest.mark.parametrize("name", LANGUAGES[1:])
+def test_every_language_says_the_same(name: str) -> None:
+    """Every key, with the same values and the same names in it."""
+    english, other = (
+        words.Language(**yaml.safe_load((REPORT / f"words/{each}.yaml").read_text("utf-8")))
+        for each in (LANGUAGES[0], name)
+    )
+    assert english.sentences.keys() == other.sentences.keys()
+    assert english.nouns.keys() - other.nouns.keys() == set()
+    parts = r"{\w+}|`[^`]+`"
+    unlike = [
+        key
+        for key, sentence in english.sentences.items()
+        if sorted(re.findall(parts, sentence)) != sorted(re.findall(parts, other.sentences[key]))
+    ]
+    assert unlike == []
 
 
 def test_another_language_is_one_more_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tree = yaml.safe_load((Path(words.__file__).parent / "en.yaml").read_text())
     tree["sentences"]["title.identical"] = "{reference} 与 {candidate} 的训练完全相同"
     tree["nouns"]["threads"] = ["个线程", "个线程"]
-    (tmp_path / "zh.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    (tmp_path / "xx.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
     monkeypatch.setattr(words, "__file__", str(tmp_path / "__init__.py"))
-    with language("zh"):
+    with language("xx"):
         assert plain(say("title.identical", reference="a", candidate="b")) == "a 与 b 的训练完全相同"
         assert counted(2, "threads") == "2 个线程"
     assert counted(2, "threads") == "2 threads"

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nest_ssl.base.nested import leaves
 from nest_ssl.compare.born import Born
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Difference, Draw, Finding, Note, Status
@@ -23,7 +24,11 @@ from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import BEFORE_STEPS, Phase
 
 Answer = tuple[FaultKind, Note] | tuple[FaultKind, Note, Basis] | None
+EXACT = 1e-6  # relative: as near as one product in float32 leaves a factor
 SEVERAL = 3  # modules that no fault of one module's own reaches
+LAYERS = (  # parts in which nothing but a dropout draws
+    FaultKind.ATTENTION, FaultKind.CONVOLUTION_AND_NORMS, FaultKind.FEED_FORWARD_AND_RESIDUAL, FaultKind.SUBSAMPLING,
+)  # fmt: skip
 _ADDED = frozenset("noise noisy mix mixed mixture augmented aug perturbed corrupted".split())
 
 
@@ -70,6 +75,26 @@ class Case:
         own = [table for file, table in tables.items() if file.endswith(f"step_{self.born.step}/batch.pt")]
         return {name for table in own for name in table}
 
+    def shares(self) -> int | None:
+        """The number of batches that an update adds up, if the loss is that many times the reference's, or a part."""
+        names = dict(leaves(self.comparison.reference.config))
+        counts = {value for name, value in names.items() if "accumul" in name and type(value) is int and value > 1}
+        own = next((one for one in self.comparison.losses if one.step == self.born.step), None)
+        if own is None or not own.reference or not own.candidate:
+            return None
+        ratio = max(own.reference / own.candidate, own.candidate / own.reference)
+        return next((count for count in counts if abs(ratio / count - 1) < EXACT), None)
+
+    def dropped(self) -> str | None:
+        """The module itself, or a dropout directly in it, if it draws other numbers than on the other side."""
+        found = [one for one in self.comparison.draws if one.finding and not one.came_in]
+        for module in [one.stage.module for one in found if (one.step, one.rank) == (self.born.step, self.born.rank)]:
+            inside = bool(module) and module is not None and module.rpartition(".")[0] == self.born.module
+            role = role_of(module, self.all_classes) if inside and module else None
+            if module and (module == self.born.module or (role and role.kind is FaultKind.DROPOUT_AND_FLAGS)):
+                return module
+        return None
+
     def fetched(self) -> list[Draw]:
         """Draws that made this step's batch another one."""
         found = [one for one in self.comparison.draws if one.finding and not one.came_in]
@@ -89,7 +114,7 @@ def kinds_of(comparison: Comparison, classes: tuple[Classes, Classes]) -> list[L
         return []
     births = comparison.proof.born or [_seen_first(comparison.first)] if comparison.first else comparison.proof.born
     by_place: dict[str, list[Born]] = {}
-    for born in [one for one in births if not _came_in(one, comparison)] or births:
+    for born in [one for one in births if not _follows(one, comparison)] or births:
         by_place.setdefault(born.phase if born.module is None else f"module {born.module}", []).append(born)
     found = []
     for group in by_place.values():
@@ -104,11 +129,19 @@ def answer_for(case: Case) -> Answer:
     return next((answer for rule in RULES if (answer := rule(case))), None)
 
 
-def _came_in(born: Born, comparison: Comparison) -> bool:
-    """Draws of a module that draws the same when it is replayed: it was given something of another shape."""
-    cleared = (Function.SAME, Function.CAME_IN)
-    alone = born.phase == "draws" and born.module is not None and born.by is None
-    return alone and any(one.module == born.module and one.function in cleared for one in comparison.proof.modules)
+def _follows(born: Born, comparison: Comparison) -> bool:
+    """What comes of another place: draws that a module makes the same when it is replayed, for what it was given had
+    another shape; and the backward of a module that the one around it, which is another function, computes or leaves
+    out by itself.
+    """
+    if born.module is None:
+        return False
+    if born.phase == "draws" and born.by is None:
+        cleared = (Function.SAME, Function.CAME_IN)
+        return any(one.module == born.module and one.function in cleared for one in comparison.proof.modules)
+    own = {(one.phase, one.module) for one in comparison.proof.born}
+    around = ("forward", born.module.rpartition(".")[0])
+    return born.phase == "backward" and ("forward", born.module) not in own and around in own
 
 
 _SETTINGS = (  # the first pattern that a setting of the contract matches
@@ -237,7 +270,8 @@ def of_draws(case: Case) -> Answer:
     if born.module:
         role = role_of(born.module, case.all_classes)
         values = {"module": born.module, "generator": generator}
-        return (role.kind if role else FaultKind.SEED_AND_DRAWS), Note("kind_draws_in", values)
+        kind = role.kind if role else FaultKind.SEED_AND_DRAWS
+        return (FaultKind.DROPOUT_AND_FLAGS if kind in LAYERS else kind), Note("kind_draws_in", values)
     fetched = any(one.finding and one.finding.address == born.address for one in case.fetched())
     if fetched and any(one.rung == "batch" for one in case.findings):
         return of_batch(case)
@@ -321,7 +355,8 @@ def of_validation(case: Case) -> Answer:
         added = _ADDED & set(re.split(r"\W|_", address.slot.lower()))
         kind = FaultKind.AUGMENTATION if added else FaultKind.MANIFEST_AND_AUDIO
         return kind, Note("kind_read", {"names": address.slot}), Basis.NAMES
-    if address.kind is Kind.OUTPUT:
+    missing = any(one.missing and one.address == address for one in case.findings)
+    if address.kind is Kind.OUTPUT and not missing:
         return FaultKind.DROPOUT_AND_FLAGS, Note("kind_validation_mode", {"module": address.module or ""})
     rungs = [tally for tally in case.comparison.rung("validation").tallies if tally.step == born.step]
     if address.slot != "validation" and any(tally.compared["calls"] for tally in rungs):
@@ -336,14 +371,21 @@ def of_backward(case: Case) -> Answer:
     of_loss = born.phase == "loss" and arriving and not any(one.rung == "loss" for one in case.findings)
     if any(each.phase != "backward" for each in case.births) and not of_loss:
         return None
-    if any(one.address.kind is Kind.GRADIENT_BEFORE for one in case.findings):
+    held = [one for one in case.comparison.rung("gradients").findings if one.address.kind is Kind.GRADIENT_BEFORE]
+    if any(one.moment.step <= (born.step or 0) for one in held):
         return FaultKind.CLIPPING_AND_ACCUMULATION, Note("kind_not_cleared")
+    frozen = next(
+        (one for one in case.comparison.rung("structure").findings if one.address.path == "requires_grad"), None
+    )
+    if frozen and born.by is By.SHAPE:  # a gradient that one side alone computes
+        values = {"name": f"{frozen.address.module}.{frozen.address.slot}"}
+        return FaultKind.DROPOUT_AND_FLAGS, Note("kind_frozen", values)
     places = {one.module for one in case.comparison.proof.born if one.phase == "backward"}
     if pattern and pattern.shape is Shape.FACTOR and pattern.kind in (Kind.OUTPUT_GRADIENT, Kind.GRADIENT):
         whole = pattern.whole and (pattern.kind is Kind.GRADIENT or not born.module)
         if whole or (pattern.kind is Kind.GRADIENT and len(places) >= SEVERAL):
-            values = {"factor": float(f"{pattern.factor:.6g}"), "count": pattern.count}
-            return FaultKind.CLIPPING_AND_ACCUMULATION, Note("kind_scaled", values)
+            scaled = {"factor": float(f"{pattern.factor:.6g}"), "count": pattern.count}
+            return FaultKind.CLIPPING_AND_ACCUMULATION, Note("kind_scaled", scaled)
     return FaultKind.BACKWARD_ONLY, Note("kind_backward", {"module": born.module or ""})
 
 
@@ -358,6 +400,9 @@ def of_part(case: Case) -> Answer:
     own, module = born.module or "", "" if address is None else address.module or ""
     handed = address is not None and address.kind is Kind.INPUT and module != own
     role = role_of(own, classes)
+    dropped = case.dropped() if born.phase == "forward" and (not role or role.kind in LAYERS) else None
+    if dropped:
+        return FaultKind.DROPOUT_AND_FLAGS, Note("kind_dropped", {"module": own, "draws": dropped})
     if role:
         return (
             role.kind,
@@ -365,14 +410,16 @@ def of_part(case: Case) -> Answer:
             role.basis,
         )
     purpose = purpose_of([change for each in case.births for change in each.changes])
-    to = role_of(module, classes) if handed else None
     if joins_branches(own, classes):
-        dropout = FaultKind.DROPOUT_AND_FLAGS
-        if (to and to.kind is dropout) or (purpose and purpose[0] is dropout):
-            return dropout, Note("kind_around_dropout", {"module": own})
+        if purpose and purpose[0] is FaultKind.DROPOUT_AND_FLAGS:
+            return purpose[0], Note("kind_around_dropout", {"module": own})
         return FaultKind.FEED_FORWARD_AND_RESIDUAL, Note("kind_joins", {"module": own})
     if purpose:
         return purpose[0], Note("kind_operator", {"module": own, "operator": purpose[1]})
+    shared = case.shares() if born.phase == "loss" else None
+    if shared:
+        return FaultKind.CLIPPING_AND_ACCUMULATION, Note("kind_shares", {"count": shared})
+    to = role_of(module, classes) if handed else None
     if born.phase == "loss" and not (handed and not to):
         return FaultKind.DECODER_AND_LOSS, Note("kind_loss")
     if handed and address:

@@ -30,9 +30,9 @@ _WORDS = {
     FaultKind.AUGMENTATION: "augment augmentation augmentor specaugment",
     FaultKind.FEATURES: "features featurizer preprocessor filterbank fbank mel spectrogram mfcc stft",
     FaultKind.DECODER_AND_LOSS: "loss criterion",
-    FaultKind.MASKING: "mask masking masker",
     FaultKind.CONVOLUTION_AND_NORMS: "norm layernorm batchnorm groupnorm rmsnorm",
     FaultKind.ATTENTION: "attention attn att mha positional position pos rotary rope",
+    FaultKind.MASKING: "mask masking masker",
     FaultKind.FEED_FORWARD_AND_RESIDUAL: "feed feedforward ffn ff mlp",
 }
 _LATER = {  # words that also stand in the names of the parts above

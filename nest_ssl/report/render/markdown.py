@@ -6,7 +6,18 @@ import re
 from collections.abc import Sequence
 
 from nest_ssl.base.errors import visible
-from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Heading, Inline, Paragraph, Ref, StatusWord
+from nest_ssl.report.document import (
+    Block,
+    Bullets,
+    Code,
+    CodeBlock,
+    Figure,
+    Heading,
+    Inline,
+    Paragraph,
+    Ref,
+    StatusWord,
+)
 
 # Everywhere; an underscore at the edge of a word; the address of a page, which GitHub would link.
 _MARKUP = re.compile(r"[\\`*<\[!#|~&]|(?<![0-9a-z])_|_(?![0-9a-z])|:(?=/)|(?<=www)\.", re.IGNORECASE)
@@ -21,6 +32,8 @@ def render_markdown(blocks: Sequence[Block]) -> str:
         elif isinstance(block, (Paragraph, Bullets)):
             mark, texts = ("", (block.text,)) if isinstance(block, Paragraph) else ("- ", block.items)
             lines = [mark + _OPENING.sub(lambda match: f"{match[0]}\\", _text(text).strip()) for text in texts]
+        elif isinstance(block, Figure):
+            lines = [f"![{_text(block.alt)}]({block.file})"]
         elif isinstance(block, CodeBlock):
             lines = [visible(line) for line in block.lines]
             lines = [_fence(lines, 3), *lines, _fence(lines, 3)]

@@ -11,7 +11,18 @@ from rich.text import Text as RichText
 
 from nest_ssl.base.errors import visible
 from nest_ssl.compare.findings import Status
-from nest_ssl.report.document import Block, Bullets, CodeBlock, Heading, StatusWord, Table, Text, plain
+from nest_ssl.report.document import (
+    Block,
+    Bullets,
+    CodeBlock,
+    Figure,
+    Heading,
+    Paragraph,
+    StatusWord,
+    Table,
+    Text,
+    plain,
+)
 
 _STYLES = {Status.IDENTICAL: "green", Status.EQUIVALENT: "cyan", Status.MISSING: "red", Status.DIVERGED: "red"}
 _OTHER = "yellow"
@@ -24,9 +35,11 @@ def print_blocks(blocks: Sequence[Block], stream: TextIO | None = None) -> None:
         if isinstance(block, Table):
             _print_table(console, block)
             continue
-        lines: Sequence[Text] = [block.text] if not isinstance(block, (CodeBlock, Bullets)) else []
+        lines: Sequence[Text] = [block.text] if isinstance(block, (Heading, Paragraph)) else []
         if isinstance(block, CodeBlock):
             lines = [(line,) for line in block.lines]
+        elif isinstance(block, Figure):
+            lines = [block.alt]
         elif isinstance(block, Bullets):
             lines = [("- ", *item) for item in block.items]
         for line in lines:

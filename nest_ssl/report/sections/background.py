@@ -102,7 +102,7 @@ def ledger(comparison: Comparison) -> list[Block]:
 def provenance(comparison: Comparison) -> list[Block]:
     reference, candidate = _facts(comparison.reference), _facts(comparison.candidate)
     rows = [[word("provenance", what), value or "-", candidate[what] or "-"] for what, value in reference.items()]
-    return [Heading(say("heading.provenance")), table(["", *labels(comparison)], rows)]
+    return [Heading(say("heading.provenance")), table(["", *labels(comparison)], rows, sides=1)]
 
 
 def _facts(side: Side) -> dict[str, object]:

@@ -31,7 +31,7 @@ def draws(comparison: Comparison) -> list[Block]:
     if not rows:
         return []
     head = [*heads("step", "stage", "times", "generator"), *labels(comparison), ""]
-    blocks: list[Block] = [Heading(say("draws")), Paragraph(say("draws.legend")), table(head, rows[:ROWS])]
+    blocks: list[Block] = [Heading(say("draws")), Paragraph(say("draws.legend")), table(head, rows[:ROWS], sides=4)]
     blocks += cut("draws.more", ROWS, rows)
     if others := set(steps) - {step}:
         key = "draws.others_differ" if others & differing else "draws.others_same"

@@ -140,7 +140,7 @@ def first_difference(comparison: Comparison) -> list[Block]:
         if metrics.nan_reference or metrics.nan_candidate or metrics.nonfinite_disagree:
             rows.append([say("first.nan"), number(metrics.nan_reference), number(metrics.nan_candidate)])
             rows.append([say("first.one_sided"), number(metrics.nonfinite_disagree), ""])
-    blocks: list[Block] = [table(["", *labels(comparison)], rows)]
+    blocks: list[Block] = [table(["", *labels(comparison)], rows, sides=1)]
     for key, other in (("first.bits", comparison.first_bits), ("first.beyond", comparison.first_beyond)):
         if other is not None and other is not first:
             size = say("by", size=small(other.metrics.max_abs)) if other.metrics else ""

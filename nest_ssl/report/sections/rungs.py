@@ -60,7 +60,7 @@ def over_steps(comparison: Comparison) -> list[Block]:
         rows.append([number(step), *shown, *losses.get(step, ["-", "-"])])
     losses_of = [say("head.loss", label=label) for label in labels(comparison)]
     head = [*heads("step"), *(word("rung", rung.name) for rung in rungs), *losses_of]
-    return [Heading(say("steps")), table(head, rows, right=2)] if rows else []
+    return [Heading(say("steps")), table(head, rows, right=2, sides=len(head) - 2)] if rows else []
 
 
 def differences(comparison: Comparison) -> list[Block]:
@@ -115,10 +115,10 @@ def finding_tables(comparison: Comparison, found: list[Finding]) -> list[Block]:
     sides, split = labels(comparison), len(others[:WORST])
     blocks: list[Block] = []
     if others:
-        blocks += [table([*heads("step", "what", "kind"), *sides], rows[:split])]
+        blocks += [table([*heads("step", "what", "kind"), *sides], rows[:split], sides=3)]
         blocks += cut("differences.order", WORST, others)
     if measured:
         sizes_of = [*heads("largest", "relative", "ulp"), *(heads("bound", "within") if bounded else [])]
-        blocks += [table([*heads("step", "what", "at"), *sides, *sizes_of], rows[split:], right=len(sizes_of))]
+        blocks += [table([*heads("step", "what", "at"), *sides, *sizes_of], rows[split:], right=len(sizes_of), sides=3)]
         blocks += cut("differences.worst" if bounded else "differences.largest", WORST, measured)
     return blocks

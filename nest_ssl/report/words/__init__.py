@@ -21,6 +21,7 @@ class Language:
     nouns: dict[str, list[str]]  # one, several
 
 
+LANGUAGES = ("en", "zh")  # the first is spoken where no other is asked for
 _LANGUAGE: ContextVar[str] = ContextVar("language", default="en")
 
 
@@ -36,7 +37,12 @@ def language(name: str) -> Iterator[None]:
 
 @cache
 def load(name: str) -> Language:
-    return Language(**yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8")))
+    """The words of a language; a sentence that it lacks is said in the first of all."""
+    own = Language(**yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8")))
+    if name == LANGUAGES[0]:
+        return own
+    first = load(LANGUAGES[0])
+    return Language(first.sentences | own.sentences, first.nouns | own.nouns)
 
 
 def say(key: str, **values: object) -> Text:
