@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"selftest: not right: {score.case.name}: {verdict_of(score.outcome)}: {named}")
     print(f"selftest: {len(right)} of {len(cases)} are right")
     if len(cases) == len(catalogue):
-        total = summed(scores, describe_run()["git"].commit or "")
+        total = summed(scores, describe_run()["git"]["commit"] or "")
         write_atomically(ROOT / "docs" / "detection.md", render_markdown(page(scores, total)))
         found = {"sum": asdict(total), "cases": [score.outcome.model_dump() for score in scores]}
         write_atomically(ROOT / "docs" / "detection.json", json.dumps(found, indent=1) + "\n")

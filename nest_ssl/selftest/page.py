@@ -15,8 +15,8 @@ LEGEND = (
     "nest_ssl/selftest/catalogue), trains a tiny model, and is compared with the port as it is, with all evidence of "
     "make explain. Caught: the verdict is the one that it must be. Placed: every place where the fault was born is "
     "named, and no other one. Kind: the kind of fault that the report names first is the right one; unknown is no "
-    "mistake. Limit: the smallest size, of powers of ten, at which it is still caught; below it, or where there is "
-    "nothing between them, the recorded bits are the same or the difference is rounding."
+    "mistake. Limit: the smallest size, of powers of ten, at which it is still caught: below it the recorded bits are "
+    "the same, or the difference is within rounding."
 )
 
 
@@ -96,7 +96,8 @@ def not_right(scores: Sequence[Score]) -> Iterator[Block]:
 
 def details(scores: Sequence[Score]) -> Block:
     """A line a case."""
-    sized = any(score.limit is not None for score in scores)
+    sized = any(score.case.size is not None for score in scores)
+    swept = any(score.limit is not None and score.limit != score.case.size for score in scores)
     rows = []
     for score in scores:
         one, limit = score.case, "" if score.limit is None else f"{score.limit:g}"
@@ -104,12 +105,12 @@ def details(scores: Sequence[Score]) -> Block:
         born = _shown(found_places(score.outcome)) or verdict_of(score.outcome)
         said = "yes" if score.placed else "caught" if score.caught else "no"
         kinds = [] if one.group in REWRITES or one.group == PAIRS else [score.kind]
-        rows.append((one.name, said, *kinds, born, *((size, limit) if sized else ())))
+        rows.append((one.name, said, *kinds, born, *((size,) if sized else ()), *((limit,) if swept else ())))
     first = scores[0].case.group
     head = ["case", "spared" if first in REWRITES else "caught and placed"]
     head += [] if first in REWRITES or first == PAIRS else ["kind"]
-    head += ["named", *(("size", "limit") if sized else ())]
-    return table(head, rows, right=2 if sized else 0)
+    head += ["named", *(("size",) if sized else ()), *(("limit",) if swept else ())]
+    return table(head, rows, right=sized + swept)
 
 
 def _shown(found: Places) -> str:

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -51,7 +51,9 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.sources = comparer_hash(), _hash_of(PACKAGE / room for room in PORT)
+        files = [path for room in PORT for path in sorted((PACKAGE / room).rglob("*.py"))]
+        contents = b"".join(path.name.encode() + path.read_bytes() for path in files)
+        self.sources = comparer_hash(), hashlib.sha256(contents).hexdigest()
         results = self.folder / RESULTS
         for line in results.read_text().splitlines() if results.exists() else ():
             with contextlib.suppress(ValueError):  # the last line of one that was killed
@@ -66,17 +68,12 @@ class Runner:
         """How the cases went that were tried."""
         scores = []
         for case in cases:
-            outcome = self.outcome(case)
+            outcome, size, limit = self.outcome(case), case.size, None
+            while size is not None and (at := self.outcome(case, size)) is not None and is_caught(case, at):
+                limit, size = size, float(f"{size / 10:.1e}")
             if outcome is not None:
-                scores.append(Score(case, outcome, self._limit(case)))
+                scores.append(Score(case, outcome, limit))
         return scores
-
-    def _limit(self, case: Case) -> float | None:
-        """The smallest size at which a case was caught."""
-        size, limit = case.size, None
-        while size is not None and (outcome := self.outcome(case, size)) is not None and is_caught(case, outcome):
-            limit, size = size, float(f"{size / 10:.1e}")
-        return limit
 
     def run(self, cases: Sequence[Case], limits: bool = True) -> None:
         """Try all cases that were not tried yet; with `limits` those with a size also at ever smaller ones."""
@@ -89,7 +86,7 @@ class Runner:
         shutil.rmtree(self.folder / REFERENCES, ignore_errors=True)
         for recipe in recipes:
             target = self.folder / REFERENCES / recipe
-            _wait_for([_fork(record_reference, self.folder / f"{recipe}.log", recipe, target)])
+            _fork(record_reference, self.folder / f"{recipe}.log", recipe, target).join()
             if not (target / "reference" / "recording.json").is_file():
                 raise UserError("the reference does not train", str(self.folder / f"{recipe}.log"), "See there.")
         running: dict[Any, tuple[Any, Case, float | None]] = {}
@@ -163,11 +160,6 @@ def _fork(work: Callable[..., None], log: Path, *arguments: Any) -> Any:
     return process
 
 
-def _wait_for(processes: Iterable[Any]) -> None:
-    for process in processes:
-        process.join()
-
-
 def _warm_up() -> None:
     """Import what every case needs; nothing is trained here, for torch's backward does not survive a fork."""
     import librosa.filters  # noqa: F401
@@ -175,15 +167,3 @@ def _warm_up() -> None:
 
     torch.set_num_threads(1)
     trainer_under_test().load()
-
-
-def _hash_of(folders: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in _sources(folders):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _sources(folders: Iterable[Path]) -> Iterator[Path]:
-    for folder in folders:
-        yield from sorted(folder.rglob("*.py"))

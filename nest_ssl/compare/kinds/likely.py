@@ -410,17 +410,16 @@ def of_part(case: Case) -> Answer:
             role.basis,
         )
     purpose = purpose_of([change for each in case.births for change in each.changes])
-    to = role_of(module, classes) if handed else None
     if joins_branches(own, classes):
-        dropout = FaultKind.DROPOUT_AND_FLAGS
-        if (to and to.kind is dropout) or (purpose and purpose[0] is dropout):
-            return dropout, Note("kind_around_dropout", {"module": own})
+        if purpose and purpose[0] is FaultKind.DROPOUT_AND_FLAGS:
+            return purpose[0], Note("kind_around_dropout", {"module": own})
         return FaultKind.FEED_FORWARD_AND_RESIDUAL, Note("kind_joins", {"module": own})
     if purpose:
         return purpose[0], Note("kind_operator", {"module": own, "operator": purpose[1]})
     shared = case.shares() if born.phase == "loss" else None
     if shared:
         return FaultKind.CLIPPING_AND_ACCUMULATION, Note("kind_shares", {"count": shared})
+    to = role_of(module, classes) if handed else None
     if born.phase == "loss" and not (handed and not to):
         return FaultKind.DECODER_AND_LOSS, Note("kind_loss")
     if handed and address:
