@@ -16,6 +16,7 @@ from nest_ssl.compare.rules.float64 import Float64Rule
 from nest_ssl.compare.rules.noise_floor import Band, NoiseFloorRule, band, floors_of, growth_of, is_noise
 from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule
 from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import Moment, Phase
 from nest_ssl.recording.evidence import Margin, Place, Replay, Unit
 from tests.compare.evidence import apart, entry, output, unit
@@ -201,6 +202,40 @@ def test_without_float64_the_floor_decides(relative: float, says: tuple[Function
 
 def test_a_fault_of_float32_alone_is_found_though_float64_agrees() -> None:
     assert judged(other_bits(1e-3), unit("m"), evidence()) == (Function.ANOTHER, By.FLOAT32)
+
+
+class Recorded:
+    """A float64 recording of one call of `m`."""
+
+    steps = (0,)
+
+    def __init__(self, output: torch.Tensor, **inputs: torch.Tensor) -> None:
+        call = {"index": 0, "module": "m", "call": 0, "training": True, "args": [], "arg_names": [], "start": 0}
+        self._call = Call(**call, kwargs=inputs, output=output)
+
+    def step(self, *_: int) -> Recorded:
+        return self
+
+    def calls(self) -> list[Call]:
+        return [self._call]
+
+
+THIRD = torch.full((2,), 1 / 3, dtype=torch.float64)  # no number of float32
+GIVEN: dict[str, tuple[tuple[torch.Tensor, dict[str, torch.Tensor]], Function]] = {
+    "float32 alone": ((THIRD, {"x": torch.ones(2), "length": torch.ones(2, dtype=torch.int64)}), Function.SAME),
+    "float64": ((THIRD, {"x": torch.ones(2, dtype=torch.float64)}), Function.ANOTHER),
+    "both": ((THIRD, {"x": torch.ones(2, dtype=torch.float64), "scale": torch.ones(2)}), Function.ANOTHER),
+    "no numbers": ((THIRD, {"length": torch.ones(2, dtype=torch.int64)}), Function.ANOTHER),
+    "values of float32 made": ((torch.ones(2, dtype=torch.float64), {"x": THIRD}), Function.SAME),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_where_float64_is_no_better_than_float32_the_floor_decides(name: str) -> None:
+    (output_of_m, inputs), says = GIVEN[name]
+    both: Any = (Recorded(output_of_m, **inputs), None)
+    for relative, function in ((6e-8, says), (1e-5, Function.ANOTHER)):
+        assert judged(other_bits(relative), other_bits(relative), evidence(float64=both))[0] is function
 
 
 def test_without_either_nothing_is_decided() -> None:

@@ -1,7 +1,7 @@
 """Whether what was replayed is the same function: the same bits, else agreement in float64, else within its own floor.
 
-In float64 a correct rewrite agrees to 1e-13 and the smallest bug does not to 1e-9. Float64 says nothing on what has
-float32 values even there (features, a table of positions), and nothing on a cast; there the noise floor decides.
+In float64 a correct rewrite agrees to 1e-13 and the smallest bug does not to 1e-9. Float64 says nothing on what is no
+better than float32 even there (features, a table of positions), and nothing on a cast; there the noise floor decides.
 """
 
 from __future__ import annotations
@@ -144,10 +144,17 @@ class SameFunctionRule:
 
 
 def has_float32_values(recording: Recording, step: int, address: Address) -> bool:
-    """Whether a float64 recording holds, as the output of a call, nothing but values of float32."""
+    """Whether in a float64 recording the output of a call is no better than float32.
+
+    It holds nothing but values of float32; or the call was given numbers in float32 alone, so that it computes in that
+    (features are: both trainers hand the audio to them in float32, whatever the precision of the training).
+    """
     if address.kind != Kind.OUTPUT or step not in recording.steps:
         return False
     calls = recording.step(step, address.rank).calls()
     call = next((one for one in calls if (one.module, one.call) == (address.module, address.call)), None)
     tensor = dict(tensors(call.output)).get(address.path) if call else None
-    return tensor is not None and bool((tensor.to(float32).to(float64) == tensor.to(float64)).all())
+    if call is None or tensor is None:
+        return False
+    given = {one.dtype for _, one in tensors(call.inputs) if one.is_floating_point()}
+    return given == {float32} or bool((tensor.to(float32).to(float64) == tensor.to(float64)).all())
