@@ -122,7 +122,7 @@ def check_signature(payload: bytes, signature: Signature | None, key: Path, wher
     """The id of the key, if its owner signed these bytes.
 
     Raises:
-        UserError: nobody did, or somebody else.
+        UserError: it is not signed, or with another key.
     """
     crypto = _ed25519()
     raw = _pem(key, public=True)

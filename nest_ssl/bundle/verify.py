@@ -18,7 +18,7 @@ from nest_ssl.base.files import sha256_of
 from nest_ssl.bundle import statement
 from nest_ssl.bundle.archive import unpack
 from nest_ssl.bundle.contents import LISTS, SIDES, as_json, comparer, first_unlike, read_report
-from nest_ssl.bundle.statement import Claim, SideClaim
+from nest_ssl.bundle.statement import Claim
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.recording import evidence, layout
 from nest_ssl.recording.evidence import seal_of
@@ -121,19 +121,11 @@ def _check_sides(folder: Path, tree: dict[str, Any], claim: Claim, indexes: list
         other = other or first_unlike(said.get("config"), config, f"{name}.config")
         if other:
             raise UserError("the report is of another recording", f"{folder / 'report' / JSON}: {other}", FIX)
-        _check_claim(folder, name, index, side, said.get("label"))
+        claimed = (side.seal, side.created, side.commit, side.label)
+        if claimed != (seal_of(index), index.created, index.git.commit, said.get("label")):
+            raise UserError("the statement is of another recording", f"{folder / statement.NAME}: {name}", FIX)
     if {n: f.sha256 for n, f in indexes[0].files.items()} == {n: f.sha256 for n, f in indexes[1].files.items()}:
         raise UserError("the candidate is a copy of the reference", str(folder / SIDES[1] / layout.INDEX), FIX)
-
-
-def _check_claim(folder: Path, name: str, index: Index, side: SideClaim, label: Any) -> None:
-    if (side.seal, side.created, side.commit, side.label) != (
-        seal_of(index),
-        index.created,
-        index.git.commit,
-        label,
-    ):
-        raise UserError("the statement is of another recording", f"{folder / statement.NAME}: {name}", FIX)
 
 
 def _check_verdict(tree: dict[str, Any], claim: Claim, indexes: list[Index], folder: Path, found: Verified) -> None:
@@ -235,7 +227,7 @@ def _list_claims(folder: Path, claim: Claim, indexes: list[Index], found: Verifi
         image = f" in image {side.image}" if side.image else ""
         found.claimed.append(
             f"{name}: that {side.label} at {commit}{image} made it on {index.device.name or 'its device'}, "
-            f"{side.created or 'at an unknown time'}; tensors copied from the other side cannot be told from its own: "
+            f"{side.created or 'at an unknown time'}; tensors copied from the other side look like its own: "
             "only training again shows that"
         )
     further = [path.name for path in sorted((folder / "report").iterdir()) if path.name not in (JSON, MARKDOWN)]

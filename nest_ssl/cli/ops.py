@@ -12,16 +12,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nest_ssl.base.arguments import Parser
-from nest_ssl.base.errors import UserError
-from nest_ssl.base.spelling import did_you_mean
-
-if TYPE_CHECKING:
-    from nest_ssl.recording.evidence import StepOperators
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from nest_ssl.compare.operators import read_operators, select
+    from nest_ssl.compare.operators import read_operators, refuse_unknown, select
     from nest_ssl.report.document import CodeBlock
     from nest_ssl.report.render.terminal import print_blocks
     from nest_ssl.report.sections.operators import operator_text
@@ -66,15 +59,13 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from nest_ssl.compare.operators import diff, read_operators
+    from nest_ssl.compare.operators import diff, read_both, refuse_unknown
     from nest_ssl.report.document import Paragraph
     from nest_ssl.report.render.terminal import print_blocks
     from nest_ssl.report.sections.operators import operators
     from nest_ssl.report.words import counted, say
 
-    sides = options.reference, options.candidate
-    step = shared_step(*sides) if options.step is None else options.step
-    reference, candidate = (read_operators(path, step) for path in sides)
+    reference, candidate = read_both(options.reference, options.candidate, options.step)
     refuse_unknown(options.module, reference, candidate)
     found = diff(reference, candidate, options.module)
     sizes = [counted(len(side.operators), "operators") for side in (reference, candidate)]
@@ -82,41 +73,3 @@ def _diff(options: argparse.Namespace) -> int:
     total = say("operators.total", step=reference.step, reference=sizes[0], candidate=sizes[1], differing=count)
     print_blocks([*operators(found), Paragraph(total)])
     return int(any(each.changes for each in found))
-
-
-def shared_step(reference: Path, candidate: Path) -> int | None:
-    """The first step whose operators both sides have; None where one side has none at all.
-
-    Raises:
-        UserError: each side has operators, and of no step both.
-    """
-    from nest_ssl.recording.evidence import Operators, read_evidence
-    from nest_ssl.recording.layout import OPERATORS
-    from nest_ssl.recording.reader import open_recording
-
-    traced: dict[Path, list[int]] = {}
-    for path in (reference, candidate):
-        if path.is_file():
-            traced[path] = [read_evidence(path, Operators).step]
-        else:
-            recording = open_recording(path, verify=False)
-            traced[path] = [number for number in recording.steps if recording.step(number).has(OPERATORS)]
-    both = {*traced[reference]} & {*traced[candidate]}
-    if all(traced.values()) and not both:
-        where = "; ".join(f"{path} has those of step {', '.join(map(str, steps))}" for path, steps in traced.items())
-        raise UserError("no step whose operators both sides have", where, "Record one step on both.")
-    return min(both, default=None)
-
-
-def refuse_unknown(modules: Sequence[str] | None, *sides: StepOperators) -> None:
-    """Nothing is said about modules that are not there.
-
-    Raises:
-        UserError: a pattern names no module that any side calls.
-    """
-    called = {call.rpartition("#")[0] for side in sides for call in side.enclosing}
-    known = called | {each.module for side in sides for each in side.operators if each.module is not None}
-    for pattern in modules or ():
-        if not any(fnmatchcase(name, pattern) for name in known):
-            otherwise = "nest-ssl ops list shows the modules that ran operators."
-            raise UserError("no such module was called", f"--module {pattern}", did_you_mean(pattern, known, otherwise))

@@ -40,11 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = parse_steps(options.steps)
 
     # Only now what takes seconds to import: --help and bad usage answer at once.
-    from nest_ssl.recording.evidence import REPLAY, write_evidence
+    from nest_ssl.recording.evidence import REPLAY, folder_beside, write_evidence
     from nest_ssl.recording.reader import open_recording
     from nest_ssl.run.candidate import replay_recording
     from nest_ssl.run.console import quiet
-    from nest_ssl.run.evidence import folder_beside
 
     reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
     missing = sorted((steps or set()) - set(reference.steps))
@@ -60,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for phase in dict.fromkeys(unit.phase for unit in found.units):
         outcomes = ", ".join(f"{count:,} {outcome}" for (of, outcome), count in counts.items() if of == phase)
         print(f"replay: {phase}: {outcomes}")
-    if not candidate.index.sources:
-        print(f"replay: whether the code is still the same was not checked: {options.candidate} names no source file")
+    if found.unchecked:
+        print(f"replay: {found.unchecked}")
     print(f"replay: {out} ({found.seconds:.1f} s)")
     return EXIT_OK
 

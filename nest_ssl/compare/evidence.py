@@ -140,7 +140,7 @@ def evidence_on(reference: Recording, candidate: Recording, folder: Path | None 
         UserError: the evidence in the folder that was named is damaged or belongs to other recordings; what lies beside
             the reference and belongs to others is left out, and `Evidence.stale` says so.
     """
-    found = folder or reference.path.resolve().parent / files.FOLDER
+    found = folder or files.folder_beside(reference.path)
     if not found.is_dir():
         return None
     try:
@@ -210,7 +210,7 @@ _FREE = ("output_dir", "overwrite", "save_steps", "stop_when_recorded", "exp_man
 
 def _open_float64(folder: Path, reference: Recording, candidate: Recording) -> tuple[Recording, Recording] | None:
     """Both trainers in float64, if both are there: of the same settings but the precision, made by the same code."""
-    paths = [folder / side.path.name for side in (reference, candidate)]
+    paths = [folder / name for name in files.float64_names(reference.path, candidate.path)]
     if not all(path.is_dir() for path in paths):
         return None
     opened = [open_recording(path) for path in paths]

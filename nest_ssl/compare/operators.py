@@ -18,9 +18,11 @@ from typing import Literal, get_args
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.nested import ABSENT, Absent, pairs
+from nest_ssl.base.spelling import did_you_mean
 from nest_ssl.compare.alignment import aligned
 from nest_ssl.recording.evidence import Operator, Operators, StepOperators, read_evidence, seal_of
 from nest_ssl.recording.index import Scalar
+from nest_ssl.recording.layout import OPERATORS
 from nest_ssl.recording.reader import Recording, open_recording
 
 Phase = Literal["forward", "backward", "optimizer"]
@@ -141,6 +143,39 @@ def read_operators(path: Path, step: int | None = None) -> StepOperators:
     return found
 
 
+def read_both(reference: Path, candidate: Path, step: int | None = None) -> tuple[StepOperators, StepOperators]:
+    """The operators of both sides, of one step: the first that was traced on both where none is named.
+
+    Raises:
+        UserError: as `read_operators`; or each side has operators, and of no step both.
+    """
+    if step is None:
+        sides = [traced_steps(path) for path in (reference, candidate)]
+        both = sorted({*sides[0]} & {*sides[1]})
+        if all(sides) and not both:
+            where = "; ".join(
+                f"{path} has those of step {', '.join(map(str, steps))}"
+                for path, steps in zip((reference, candidate), sides, strict=True)
+            )
+            raise UserError("no step whose operators both sides have", where, "Record one step on both.")
+        step = both[0] if both else None
+    return read_operators(reference, step), read_operators(candidate, step)
+
+
+def refuse_unknown(modules: Collection[str] | None, *sides: StepOperators) -> None:
+    """Nothing is said about modules that are not there.
+
+    Raises:
+        UserError: a pattern names no module that any side calls.
+    """
+    called = {call.rpartition("#")[0] for side in sides for call in side.enclosing}
+    known = called | {each.module for side in sides for each in side.operators if each.module is not None}
+    for pattern in modules or ():
+        if not any(_is_named(name, [pattern]) for name in known):
+            otherwise = "nest-ssl ops list shows the modules that ran operators."
+            raise UserError("no such module was called", f"--module {pattern}", did_you_mean(pattern, known, otherwise))
+
+
 def select(side: StepOperators, modules: Collection[str] | None) -> list[Operator]:
     """The operators of modules that a pattern names; None: all, and what runs outside of modules."""
     if modules is None:
@@ -160,6 +195,14 @@ def of_step(recording: Recording, step: int | None = None) -> StepOperators:
             return found
     where = str(recording.path) if step is None else f"{recording.path}, step {step}"
     raise UserError("no operators were recorded", where, "Record again with operators=true and that step.")
+
+
+def traced_steps(path: Path) -> list[int]:
+    """The steps whose operators a recording, or a file of evidence, has."""
+    if path.is_file():
+        return [read_evidence(path, Operators).step]
+    recording = open_recording(path, verify=False)
+    return [number for number in recording.steps if recording.step(number).has(OPERATORS)]
 
 
 def _is_named(module: str, patterns: Collection[str]) -> bool:

@@ -45,6 +45,7 @@ class Recorder(Callback):
         self.session.unwatched = (LightningModule.log.__code__, LightningModule.log_dict.__code__)
         self._learning_rates = learning_rates
         self._optimizer_steps = 0
+        self._logged: dict[str, torch.Tensor] = {}  # before the validation that is running
         self._last = max(steps) if steps and stops else None
 
     def mark_rng(self, moment: Mark) -> None:
@@ -93,6 +94,7 @@ class Recorder(Callback):
             trainer.should_stop = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged = dict(trainer.callback_metrics)
         self.session.validation()
 
     def on_validation_batch_start(
@@ -101,8 +103,9 @@ class Recorder(Callback):
         self.session.validation_batch(batch, dataloader_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning keeps those of training beside them.
-        self.session.validation_done({n: value for n, value in trainer.callback_metrics.items() if "val" in n})
+        # Lightning keeps those of training beside them, the very tensors that they were before.
+        logged = trainer.callback_metrics.items()
+        self.session.validation_done({name: value for name, value in logged if value is not self._logged.get(name)})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._learning_rates:

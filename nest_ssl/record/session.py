@@ -353,8 +353,7 @@ class Session(AbstractContextManager["Session"]):
                 fix = "Steps count from 0; train more batches or ask for fewer steps."
                 raise UserError("a step to record was never reached", where, fix)
             self._index["ledger"] = [entry.model_dump() for entry in self._before_steps.entries]
-            if self._number - 1 not in self.recorded:  # else the last step has them
-                self._index["weights_at_end"] = {n: tensor_digest(t) for n, t in weights(self._model).items()}
+            self._index["weights_at_end"] = {n: tensor_digest(t) for n, t in weights(self._model).items()}
             trainer = {**index.get("trainer", {}), "class": qualified_name(self._model)}
             self.writer.finish({**self._index, **index, "trainer": trainer})
 

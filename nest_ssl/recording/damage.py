@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.safe_load import READER_ERRORS, first_line
 
+DAMAGED = "damaged recording"
 AGAIN = "record it again (make nemo, make nest)."
 RERUN = f"Copy it again, or {AGAIN}"
 MOST_TEXT = 1 << 28  # bytes of a file that is read as a whole
@@ -30,10 +31,10 @@ def damage(path: Path) -> Iterator[None]:
     except UserError as error:
         if error.fix.endswith(AGAIN):
             raise
-        raise UserError("damaged recording", f"{path}: {error.what}", RERUN) from error
+        raise UserError(DAMAGED, f"{path}: {error.what}", RERUN) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError("damaged recording", f"{path}: {where}: {first['msg']}", RERUN) from error
+        raise UserError(DAMAGED, f"{path}: {where}: {first['msg']}", RERUN) from error
     except (OSError, *READER_ERRORS) as error:
-        raise UserError("damaged recording", f"{path}: {first_line(error)}", RERUN) from error
+        raise UserError(DAMAGED, f"{path}: {first_line(error)}", RERUN) from error

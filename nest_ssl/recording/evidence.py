@@ -5,7 +5,7 @@ evidence of other recordings is never taken for this pair's.
 
     evidence/
       replay.json               the reference's calls, fed to the candidate's own modules
-      float64/nemo, nest/       both trainers once more in float64: recordings like any other, named as their originals
+      float64/nemo, nest/       both trainers once more in float64: recordings like any other, see `float64_names`
       float64/replay.json       the replay of the reference's float64 recording
       floor/                    the reference once more, with step_N/noise_floor.json: what rounding alone can do
       observer.json             what a run certifies about itself: it repeats itself, is not changed by being recorded
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -144,6 +145,7 @@ class Replay(Bound):
     Args:
         precision: in which the candidate's modules ran, ``float32`` or ``float64``.
         only_reference, only_candidate: modules that the other side lacks.
+        unchecked: a sentence about what was not checked before; empty: nothing.
     """
 
     schema_name: Literal["nest-ssl-replay/1"] = Field(default="nest-ssl-replay/1", alias="schema")
@@ -151,6 +153,7 @@ class Replay(Bound):
     units: list[Unit]
     only_reference: list[str] = []
     only_candidate: list[str] = []
+    unchecked: str = ""
     sources: dict[str, str] = {}  # of each replayed module the candidate's ``file:line`` of its forward
 
 
@@ -330,6 +333,17 @@ class Gathered(Bound):
 
 
 Evidence = TypeVar("Evidence", bound=Bound)
+
+
+def folder_beside(reference: Path) -> Path:
+    """The folder of evidence about a recording, beside it as it was named: links are not followed."""
+    return Path(os.path.abspath(reference)).parent / FOLDER
+
+
+def float64_names(reference: Path, candidate: Path) -> tuple[str, str]:
+    """The folders of both recordings in float64: named as their originals, or by side where these have one name."""
+    names = Path(os.path.abspath(reference)).name, Path(os.path.abspath(candidate)).name
+    return names if names[0] != names[1] else ("reference", "candidate")
 
 
 def seal_of(index: Index) -> str:

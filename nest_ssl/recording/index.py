@@ -247,7 +247,7 @@ class Structure(_Strict):
 class Index(_Strict):
     """`recording.json`. What is not known has the default.
 
-    `weights_at_end` are digests of parameters and buffers when training ended, where the last step was not recorded.
+    `weights_at_end` are digests of parameters and buffers when training ended, behind the last validation.
     """
 
     schema_name: Literal["nest-ssl-recording/1", "nest-ssl-recording/2"] = Field(alias="schema")

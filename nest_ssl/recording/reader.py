@@ -27,7 +27,7 @@ from nest_ssl.base.safe_load import load_tensors, load_yaml
 from nest_ssl.recording import contents, schema1
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.contents import Validation
-from nest_ssl.recording.damage import AGAIN, RERUN, damage, read_bytes
+from nest_ssl.recording.damage import AGAIN, DAMAGED, RERUN, damage, read_bytes
 from nest_ssl.recording.evidence import LearningRates
 from nest_ssl.recording.index import Index, Structure, canonical
 from nest_ssl.recording.step_files import StepFiles
@@ -110,7 +110,7 @@ class Recording:
             UserError: it does not.
         """
         if name not in self.index.files:
-            raise UserError("damaged recording", f"{self.path / files.INDEX} does not list {name}", RERUN)
+            raise UserError(DAMAGED, f"{self.path / files.INDEX} does not list {name}", RERUN)
         return self.path / name
 
     def load(self, name: str, shape: TypeAdapter[T]) -> T:
@@ -150,18 +150,18 @@ def open_recording(path: Path | str, verify: bool = True) -> Recording:
         where = path / name
         if not os.path.realpath(where).startswith(root + os.sep):
             fix = f"Copy the files themselves, not links to them, or {AGAIN}"
-            raise UserError("damaged recording", f"{where} is outside its folder", fix)
+            raise UserError(DAMAGED, f"{where} is outside its folder", fix)
         if not is_regular(where):
             what = "no regular file" if os.path.lexists(where) else "missing"
-            raise UserError("damaged recording", f"{where} is {what}", RERUN)
+            raise UserError(DAMAGED, f"{where} is {what}", RERUN)
         if (size := where.stat().st_size) != entry.bytes:
-            raise UserError("damaged recording", f"{where} has {size:,} bytes, not {entry.bytes:,}", RERUN)
+            raise UserError(DAMAGED, f"{where} has {size:,} bytes, not {entry.bytes:,}", RERUN)
     recording = Recording(path, index, verify)
     if verify:
         with ThreadPoolExecutor(max_workers=2) as pool, damage(path):
             for name, found in zip(index.files, pool.map(lambda n: sha256_of(path / n), index.files), strict=True):
                 if found != index.files[name].sha256:
-                    raise UserError("damaged recording", f"{path / name} differs from its SHA-256", RERUN)
+                    raise UserError(DAMAGED, f"{path / name} differs from its SHA-256", RERUN)
     assert recording.config is not None and recording.structure is not None  # read now: what is wrong shows early
     return recording
 

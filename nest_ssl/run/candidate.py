@@ -19,6 +19,7 @@ from nest_ssl.base.safe_load import first_line
 from nest_ssl.config.compose import SOURCE_KEYS, data_paths
 from nest_ssl.record.observers.update import UpdateObserver
 from nest_ssl.record.structure import describe_sources
+from nest_ssl.recording.damage import DAMAGED
 from nest_ssl.recording.evidence import Replay
 from nest_ssl.recording.reader import Recording
 from nest_ssl.replay import replay
@@ -60,10 +61,11 @@ def replay_recording(
     if double:
         cfg.trainer.precision = DOUBLE
     trainer, model = build_candidate(subject, cfg)
-    refuse_other_code(model, candidate)
+    unchecked = refuse_other_code(model, candidate)
     precision = trainer.precision_plugin.forward_context
     run_loop = functools.partial(run_training_loop, trainer, model)
-    return replay(reference, model, candidate, steps=steps, precision=precision, run_loop=run_loop)
+    found = replay(reference, model, candidate, steps=steps, precision=precision, run_loop=run_loop)
+    return found.model_copy(update={"unchecked": unchecked})
 
 
 def build_candidate(subject: Subject, cfg: DictConfig) -> tuple[Trainer, LightningModule]:
@@ -77,20 +79,24 @@ def build_candidate(subject: Subject, cfg: DictConfig) -> tuple[Trainer, Lightni
     return trainer, model.to(trainer.strategy.root_device)
 
 
-def refuse_other_code(model: LightningModule, candidate: Recording) -> None:
-    """Evidence about code that has changed since would be about something else.
+def refuse_other_code(model: LightningModule, candidate: Recording) -> str:
+    """Evidence about code that has changed since would be evidence about something else.
 
-    The files of all classes of modules are compared, if the recording has any; other files are not.
+    Returns:
+        what could not be checked, as a sentence; empty where the files of all classes of modules are the recorded ones.
 
     Raises:
         UserError: a file is another one, or the classes are not the recorded ones.
     """
     recorded = {name: source.model_dump() for name, source in candidate.index.sources.items()}
-    for name, one, other in pairs(recorded, describe_sources(model) if recorded else {}):
+    if not recorded:
+        return f"Whether the code is still that of {candidate.path} was not checked: no source file is recorded there."
+    for name, one, other in pairs(recorded, describe_sources(model)):
         if one != other:
             file = (other if isinstance(other, dict) else recorded[name])["file"]
             where = f"{file}: {name}" + (" is on one side only" if ABSENT in (one, other) else "")
             raise UserError("the code has changed since it was recorded", where, "Record the candidate again.")
+    return ""
 
 
 class LoopDriver(Callback):
@@ -162,7 +168,7 @@ def run_training_loop(trainer: Trainer, model: LightningModule, loops: Loops) ->
     except SystemExit as stop:
         raise InterruptedRun(signal.SIGINT) from stop
     except Exception as error:
-        if isinstance(error, UserError) and error.what == "damaged recording":  # the reference, not the candidate
+        if isinstance(error, UserError) and error.what == DAMAGED:  # the reference, not the candidate
             raise
         why = f"{type(error).__name__}: {first_line(error)}"
         for number, loop in near.items():

@@ -35,7 +35,7 @@ from nest_ssl.recording.evidence import (
     write_evidence,
 )
 from nest_ssl.recording.index import Index
-from nest_ssl.recording.layout import INDEX, OPERATORS, WEIGHTS, step_folder
+from nest_ssl.recording.layout import INDEX, OPERATORS, step_folder
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.releases import GENERATIONS
 
@@ -109,11 +109,6 @@ class _Runs:
         )
 
 
-def folder_beside(reference: Path) -> Path:
-    """The folder of evidence about a recording: where a comparison looks for it."""
-    return reference.resolve().parent / files.FOLDER
-
-
 def kinds_to_gather(text: str, reference: Recording, candidate: Recording) -> list[str]:
     """The kinds that a list with commas names; an empty one means all that take no second training of a large model.
 
@@ -139,7 +134,7 @@ def plan(
     """
     wanted = [kind for kind in kinds if not hindrance(kind, reference, candidate)]
     runs = {side: _Runs(side, one, folder) for side, one in zip(SIDES, (reference, candidate), strict=True)}
-    twice = {side: run.recording.path.name for side, run in runs.items()}
+    twice = dict(zip(SIDES, files.float64_names(reference.path, candidate.path), strict=True))
     traced = [*(["operators=true"] if "operators" in wanted else [])]
     traced += [f"learning_rates={RATES}"] if "schedule" in wanted else []
     what = " and ".join(kind for kind in ("operators", "schedule") if kind in wanted)
@@ -177,8 +172,8 @@ def hindrance(kind: str, reference: Recording, candidate: Recording) -> str:
     for recording in {"replay": [candidate], "floor": [reference]}.get(kind, [reference, candidate]):
         name, index = recording.path.name, recording.index
         generation = GENERATIONS.get(index.generation.name) if index.generation else None
-        if kind == "float64" and reference.path.name == candidate.path.name:
-            return f"both recordings are called {name}, and their float64 trainings would lie in one folder"
+        if kind == "observer" and not index.weights_at_end:
+            return f"{name} does not have the weights at the end of training"
         if kind == "operators" and not {*reference.steps} & {*candidate.steps}:
             return "there is no step that both recorded"
         if index.trainer.package not in SCRIPTS:
@@ -223,7 +218,7 @@ def collect(
     hindered = {kind: reason for kind in kinds if (reason := hindrance(kind, reference, candidate))}
     checks, spent = list[Check](), dict[str, float]()
     if repeated := _recorded(folder / files.FLOOR):
-        checks, seconds = bind_floor(reference, repeated)
+        checks, seconds = _bind_floor(reference, repeated)
         spent |= {} if seconds is None else {"floor": seconds}
         hindered |= {"floor": f"the reference does not repeat itself: {checks[0].first}"} if seconds is None else {}
     traced = {side: _recorded(folder / TRACED / side) for side in SIDES}
@@ -241,10 +236,10 @@ def collect(
             schedule = bind_rates(run, side, reference, candidate).model_copy(update={"seconds": took})
             write_evidence(folder / files.SCHEDULE / f"{side}.json", schedule)
             spent["schedule"] = spent.get("schedule", 0.0) + took
-    if "observer" in kinds:
+    if "observer" in kinds and "observer" not in hindered:
         bare = {side: _recorded(folder / BARE / side) for side in SIDES}
         for side, run in ((side, run) for side, run in bare.items() if run):
-            ends = pairs(last_weights(reference if side == SIDES[0] else candidate), run.index.weights_at_end)
+            ends = pairs((reference if side == SIDES[0] else candidate).index.weights_at_end, run.index.weights_at_end)
             checks.append(_check("unwatched", side, {name: (one, other) for name, one, other in ends}))
         if all(bare.values()):
             spent["observer"] = sum(run.index.duration_s for run in bare.values() if run)
@@ -252,7 +247,7 @@ def collect(
         spent["replay"] = read_evidence(folder / files.REPLAY, Replay).seconds
     if "float64" in kinds:
         double = folder / files.FLOAT64
-        twice = [_recorded(double / recording.path.name) for recording in (reference, candidate)]
+        twice = [_recorded(double / name) for name in files.float64_names(reference.path, candidate.path)]
         spent |= {"float64": sum(run.index.duration_s for run in twice if run)} if all(twice) else {}
     had = [kind for kind in kinds if kind in spent]
     gathered = [Gathering(kind=kind, had=True, seconds=spent[kind]) for kind in had]
@@ -266,7 +261,7 @@ def collect(
     return result
 
 
-def bind_floor(reference: Recording, repeated: Recording) -> tuple[list[Check], float | None]:
+def _bind_floor(reference: Recording, repeated: Recording) -> tuple[list[Check], float | None]:
     """Bind the noise floors of a run to the reference that it repeats.
 
     Returns:
@@ -306,12 +301,6 @@ def _repeats(original: Recording, again: Recording) -> Check:
         if step in again.index.steps:
             pairs[f"{step_folder(step)}: random states"] = original.step(step).rng(), again.step(step).rng()
     return _check("repeats", "reference", pairs)
-
-
-def last_weights(recording: Recording) -> dict[str, str]:
-    """Digests of the weights in the end: in the index, unless the last step has them."""
-    last = recording.index.tensors.get(f"{step_folder(max(recording.steps, default=0))}/{WEIGHTS}", {})
-    return dict(recording.index.weights_at_end) or {name: entry.digest for name, entry in last.items()}
 
 
 def _check(what: What, side: Side, pairs: Mapping[str, tuple[object, object]]) -> Check:

@@ -32,7 +32,7 @@ from nest_ssl.recording.evidence import (
     seal_of,
 )
 from nest_ssl.recording.reader import Recording, open_recording
-from nest_ssl.run.evidence import COSTS, KINDS, Job, hindrance, kinds_to_gather, plan
+from nest_ssl.run.evidence import COSTS, KINDS, Job, kinds_to_gather, plan
 from tests.compare.builder import edit_config, edit_index, edit_tensors
 
 Explain = Callable[..., int]
@@ -180,11 +180,16 @@ def test_whatever_is_wrong_is_said_before_anything_runs_or_is_removed(
         explain(pair, *options)
 
 
-def test_two_recordings_of_one_name_have_no_float64(pair: Path, tmp_path: Path) -> None:
-    """Their trainings would be written to one folder, side by side."""
-    sides = open_recording(pair / "nemo"), open_recording(Path(shutil.copytree(pair / "nest", tmp_path / "nemo")))
-    assert "both recordings are called nemo" in hindrance("float64", *sides)
-    assert not any("float64" in job.what or "float64" in job.log for job in plan(*sides, tmp_path, KINDS))
+def test_two_recordings_of_one_name_have_places_of_their_own(pair: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(pair / "nest", tmp_path / "nemo"))
+    jobs = plan(open_recording(pair / "nemo"), open_recording(other), tmp_path / "evidence", ["replay", "float64"])
+    runs = {job.side: job.words for job in jobs if job.log in ("explain-reference", "explain-candidate")}
+    for side, words in runs.items():
+        assert f"output_dir={tmp_path / 'evidence' / 'float64' / side}" in words
+    replay = next(job.words for job in jobs if job.log == "explain-replay-float64")
+    assert [replay[replay.index(f"--{side}") + 1] for side in runs] == [
+        str(tmp_path / "evidence" / "float64" / side) for side in runs
+    ]
 
 
 # --- stopped
@@ -315,23 +320,32 @@ def test_a_run_that_fails_is_said_and_the_comparison_is_made(
     assert not stale.exists()
 
 
-def test_the_weights_at_the_end_are_in_the_index_unless_the_last_step_has_them(pair: Path, tmp_path: Path) -> None:
-    from nest_ssl.recording.tensors import tensor_digest
-
+def test_the_weights_at_the_end_are_in_the_index(pair: Path, tmp_path: Path) -> None:
     index = open_recording(pair / "nemo").index
     assert len(index.weights_at_end) == len(index.tensors["step_1/parameter_weights.pt"])
     assert index.weights_at_end != {n: e.digest for n, e in index.tensors["step_1/parameter_weights.pt"].items()}
     train(NEST, [*TINY[:2], "save_steps=0,2", f"output_dir={tmp_path / 'nest'}"])
-    recording = open_recording(tmp_path / "nest")
-    assert recording.index.weights_at_end == {}
-    last = {name: tensor_digest(tensor) for name, tensor in recording.step(2).weights().items()}
-    assert last == index.weights_at_end
+    last = open_recording(tmp_path / "nest").index
+    after = {name: entry.digest for name, entry in last.tensors["step_2/parameter_weights.pt"].items()}
+    assert last.weights_at_end == index.weights_at_end == after
+
+
+def test_an_older_recording_does_not_say_what_its_weights_were_in_the_end(
+    copied: Path, explain: Explain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of its last recorded step are others: a third batch was trained. They are not compared."""
+    edit_index(copied / "nemo", lambda index: index.pop("weights_at_end"))
+    explain(copied, "--collect", "--evidence=observer")
+    assert "nemo does not have the weights at the end of training" in capsys.readouterr().out
+    assert "without a recorder" not in " ".join(job.what for job in plan(*opened(copied), copied, ["observer"]))
 
 
 def test_a_run_can_stop_where_its_recording_is_complete(pair: Path, tmp_path: Path) -> None:
     train(NEST, [*TINY, "stop_when_recorded=true", f"output_dir={tmp_path / 'nest'}"])
     stopped, whole = open_recording(tmp_path / "nest"), open_recording(pair / "nemo")
-    assert stopped.index.weights_at_end == {}  # the second batch was the last
+    assert stopped.index.weights_at_end == {
+        name: entry.digest for name, entry in whole.index.tensors["step_1/parameter_weights.pt"].items()
+    }  # the second batch was the last
     steps = [{n: t for n, t in side.index.tensors.items() if "/" in n} for side in (stopped, whole)]
     assert steps[0] == steps[1]  # but for the validation, which now comes behind the second batch
     assert stopped.index.tensors != whole.index.tensors

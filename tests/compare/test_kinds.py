@@ -237,6 +237,8 @@ def test_each_place_has_its_own_kind() -> None:
 def test_a_layer_draws_only_to_drop_out() -> None:
     layer, dropout = "body.blocks.0", drawn("torch.cpu", "body.blocks.0.drop")
     assert kind_of(made(born("forward", layer), draws=(dropout,))) is K.DROPOUT_AND_FLAGS
+    handed = at(Kind.INPUT, "body.blocks.0.drop", "input")  # whatever a branch is made of ends in one
+    assert kind_of(made(born("forward", layer, handed, by=By.FLOAT64))) is K.FEED_FORWARD_AND_RESIDUAL
     att = "body.blocks.0.att"
     assert kind_of(made(born("forward", att), draws=(drawn("torch.cpu", att),))) is K.DROPOUT_AND_FLAGS
     assert kind_of(made(born("forward", att), draws=(dropout,))) is K.ATTENTION

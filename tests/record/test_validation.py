@@ -77,13 +77,18 @@ def test_an_error_in_a_validation_leaves_no_hook(tmp_path: Path) -> None:
 
 
 class Left(LightningNet):
-    """Its validation leaves statistics behind."""
+    """Its validation leaves statistics behind, and logs one value under no name of its kind; training does the rest."""
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.log("interval", 1.0)
+        return super().training_step(batch, batch_idx)
 
     def on_validation_model_eval(self) -> None:
         pass
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         self.log("val_loss", self.forward(batch)[0].mean())
+        self.log("wer", 0.5)
 
 
 @pytest.mark.parametrize("sanity", [0, 1])
@@ -96,7 +101,7 @@ def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sanity: int)
     recorded = open_recording(tmp_path / "run")
     validations = recorded.validations() or []
     assert [each["before_step"] for each in validations] == ([0] if sanity else []) + [2]
-    assert validations[-1]["metrics"].keys() == {"val_loss"}
+    assert [each["metrics"].keys() for each in validations] == [{"val_loss", "wer"}] * len(validations)
     changed = [recorded.step(number).changed(files.STEP_START) or [] for number in recorded.steps]
     assert [bool(names) for names in changed] == [bool(sanity), False, True]
     assert all("body.1.running" in name or "num_batches" in name for names in changed for name in names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -80,18 +79,15 @@ def test_code_that_has_changed_since_is_no_longer_that_candidate(reference: Reco
     assert not (tmp_path / "replay.json").exists()
 
 
-def test_code_that_the_recording_does_not_know_is_refused_or_said(
-    reference: Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_code_that_the_recording_does_not_know_is_refused_or_said(reference: Recording, tmp_path: Path) -> None:
     _, model = candidates.build_candidate(NEST, data_paths(OmegaConf.create(reference.config)))
-    candidates.refuse_other_code(model, reference)
+    assert candidates.refuse_other_code(model, reference) == ""
     copied = Path(shutil.copytree(reference.path, tmp_path / "nest"))
     edit_index(copied, lambda index: index["sources"].pop("nest_ssl.model.features.FilterbankFeatures"))
     with pytest.raises(UserError, match=r"features.py: .*FilterbankFeatures is on one side only"):
         candidates.refuse_other_code(model, open_recording(copied))
     edit_index(copied, lambda index: index.pop("sources"))
-    assert main([*words(reference.path, copied, tmp_path / "replay.json"), "--steps=1"]) == 0
-    assert "whether the code is still the same was not checked" in capsys.readouterr().out
+    assert "was not checked" in candidates.refuse_other_code(model, open_recording(copied))
 
 
 @pytest.mark.parametrize(
@@ -116,11 +112,14 @@ def test_a_reference_that_is_damaged_is_not_the_candidates_fault(reference: Reco
         main([*words(copied, reference.path, tmp_path / "replay.json"), "--no-verify", "--steps=1"])
 
 
-def test_where_nothing_is_said_it_is_written_where_the_comparison_looks(reference: Recording, tmp_path: Path) -> None:
+def test_where_nothing_is_said_it_is_written_where_the_comparison_looks(
+    reference: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sides = []
-    for option, name in (("--reference", "a"), ("--candidate", "b")):
-        copied = shutil.copytree(reference.path, tmp_path / name / "nest", copy_function=os.link)
-        sides += [option, str(copied)]
+    for option, folder in (("--reference", tmp_path / "a" / "nest"), ("--candidate", tmp_path / "b" / "nest")):
+        folder.parent.mkdir()
+        folder.symlink_to(reference.path)
+        sides += [option, str(folder)]
     assert main([*sides, "--steps=1"]) == 0
     compare([*sides, "--steps=1", "--out", str(tmp_path / "report")])
     evidence = {

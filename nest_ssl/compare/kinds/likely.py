@@ -7,99 +7,25 @@ answer counts, and rules on what was measured come before what names say. What n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from nest_ssl.base.nested import leaves
 from nest_ssl.compare.born import Born
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Difference, Draw, Finding, Note, Status
+from nest_ssl.compare.findings import Difference, Finding, Note, Status
 from nest_ssl.compare.kinds import Basis, FaultKind, Likely
+from nest_ssl.compare.kinds.case import Answer, Case
 from nest_ssl.compare.kinds.operators import casts_in, edits_in, purpose_of
 from nest_ssl.compare.kinds.roles import Classes, joins_branches, kind_of_words, role_of
-from nest_ssl.compare.patterns import Pattern, Shape
+from nest_ssl.compare.patterns import Shape
 from nest_ssl.compare.roots import SCHEDULED
 from nest_ssl.compare.rules.same_function import By, Function
 from nest_ssl.recording.address import Kind
-from nest_ssl.recording.clock import BEFORE_STEPS, Phase
 
-Answer = tuple[FaultKind, Note] | tuple[FaultKind, Note, Basis] | None
-EXACT = 1e-6  # relative: as near as one product in float32 leaves a factor
-SEVERAL = 3  # modules that no fault of one module's own reaches
 LAYERS = (  # parts in which nothing but a dropout draws
     FaultKind.ATTENTION, FaultKind.CONVOLUTION_AND_NORMS, FaultKind.FEED_FORWARD_AND_RESIDUAL, FaultKind.SUBSAMPLING,
 )  # fmt: skip
+SEVERAL = 3  # modules that no fault of one module's own reaches
 _ADDED = frozenset("noise noisy mix mixed mixture augmented aug perturbed corrupted".split())
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One place where something was born: all that was born there, and what it is to be judged by."""
-
-    comparison: Comparison
-    classes: tuple[Classes, Classes]
-    births: Sequence[Born]
-
-    @property
-    def born(self) -> Born:
-        """The first that is not in backward: what a function is says more than what comes of it there."""
-        return next((each for each in self.births if each.phase != "backward"), self.births[0])
-
-    @property
-    def all_classes(self) -> Classes:
-        return {**self.classes[1], **self.classes[0]}
-
-    @property
-    def findings(self) -> list[Finding]:
-        """All that differs at its step, of its rank; before the steps where it has none."""
-        step = BEFORE_STEPS if self.born.step is None else self.born.step
-        found = [finding for rung in self.comparison.rungs if rung.name != "steps" for finding in rung.findings]
-        return [one for one in found if (one.moment.step, one.address.rank) == (step, self.born.rank)]
-
-    @property
-    def pattern(self) -> Pattern | None:
-        """What all tensors of a kind have in common at its step."""
-        found = self.comparison.proof.patterns
-        return next((one for one in found if (one.step, one.rank) == (self.born.step, self.born.rank)), None)
-
-    @property
-    def went_on_at(self) -> set[int]:
-        """The steps at which a side went on from a checkpoint."""
-        indexes = (self.comparison.reference.index, self.comparison.candidate.index)
-        return {index.resumed_from.batches for index in indexes if index.resumed_from}
-
-    @property
-    def fields(self) -> set[str]:
-        """Of the batch."""
-        tables = self.comparison.reference.index.tensors
-        own = [table for file, table in tables.items() if file.endswith(f"step_{self.born.step}/batch.pt")]
-        return {name for table in own for name in table}
-
-    def shares(self) -> int | None:
-        """The number of batches that an update adds up, if the loss is that many times the reference's, or a part."""
-        names = dict(leaves(self.comparison.reference.config))
-        counts = {value for name, value in names.items() if "accumul" in name and type(value) is int and value > 1}
-        own = next((one for one in self.comparison.losses if one.step == self.born.step), None)
-        if own is None or not own.reference or not own.candidate:
-            return None
-        ratio = max(own.reference / own.candidate, own.candidate / own.reference)
-        return next((count for count in counts if abs(ratio / count - 1) < EXACT), None)
-
-    def dropped(self) -> str | None:
-        """The module itself, or a dropout directly in it, if it draws other numbers than on the other side."""
-        found = [one for one in self.comparison.draws if one.finding and not one.came_in]
-        for module in [one.stage.module for one in found if (one.step, one.rank) == (self.born.step, self.born.rank)]:
-            inside = bool(module) and module is not None and module.rpartition(".")[0] == self.born.module
-            role = role_of(module, self.all_classes) if inside and module else None
-            if module and (module == self.born.module or (role and role.kind is FaultKind.DROPOUT_AND_FLAGS)):
-                return module
-        return None
-
-    def fetched(self) -> list[Draw]:
-        """Draws that made this step's batch another one."""
-        found = [one for one in self.comparison.draws if one.finding and not one.came_in]
-        own = [one for one in found if (one.step, one.rank) == (self.born.step, self.born.rank)]
-        return [one for one in own if one.moment.phase == Phase.FETCH]
 
 
 def kinds_of(comparison: Comparison, classes: tuple[Classes, Classes]) -> list[Likely]:
@@ -242,7 +168,7 @@ def of_memory(case: Case) -> Answer:
     """Two names for one memory, and what is edited behind another's back."""
     born, address = case.born, case.born.address
     apart = [one for one in case.findings if one.address.path == "memory"]
-    shared = next((one for one in apart if _is_about(one, born.module)), None)
+    shared = next((one for one in apart if case.owns(one)), None)
     if shared and born.phase in ("batch", "structure", "initial weights"):
         values = {"name": shared.address.slot, "reference": shared.reference, "candidate": shared.candidate}
         return FaultKind.ALIASING_AND_IN_PLACE, Note("kind_memory", values)
@@ -253,12 +179,6 @@ def of_memory(case: Case) -> Answer:
         return FaultKind.ALIASING_AND_IN_PLACE, Note("kind_edited", {"module": born.module or ""})
     edited = edits_in([change for each in case.births for change in each.changes])
     return (FaultKind.ALIASING_AND_IN_PLACE, edited) if edited else None
-
-
-def _is_about(memory: Finding, module: str | None) -> bool:
-    """Whether a name in shared memory is of this module, or shares it with one that is."""
-    names = re.findall(r"[\w.]+", f"{memory.reference} {memory.candidate}") if module is not None else []
-    return memory.address.module == module or any(name.rpartition(".")[0] == module for name in names)
 
 
 def of_draws(case: Case) -> Answer:
@@ -410,17 +330,16 @@ def of_part(case: Case) -> Answer:
             role.basis,
         )
     purpose = purpose_of([change for each in case.births for change in each.changes])
-    to = role_of(module, classes) if handed else None
     if joins_branches(own, classes):
-        dropout = FaultKind.DROPOUT_AND_FLAGS
-        if (to and to.kind is dropout) or (purpose and purpose[0] is dropout):
-            return dropout, Note("kind_around_dropout", {"module": own})
+        if purpose and purpose[0] is FaultKind.DROPOUT_AND_FLAGS:
+            return purpose[0], Note("kind_around_dropout", {"module": own})
         return FaultKind.FEED_FORWARD_AND_RESIDUAL, Note("kind_joins", {"module": own})
     if purpose:
         return purpose[0], Note("kind_operator", {"module": own, "operator": purpose[1]})
     shared = case.shares() if born.phase == "loss" else None
     if shared:
         return FaultKind.CLIPPING_AND_ACCUMULATION, Note("kind_shares", {"count": shared})
+    to = role_of(module, classes) if handed else None
     if born.phase == "loss" and not (handed and not to):
         return FaultKind.DECODER_AND_LOSS, Note("kind_loss")
     if handed and address:

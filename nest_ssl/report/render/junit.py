@@ -26,7 +26,9 @@ _FAILED = (Status.DIVERGED, Status.MISSING)
 
 def render_junit(comparison: Comparison) -> str:
     suite = Xml.Element("testsuite", name=SUITE)
-    name, words = plain(title(comparison)), _verdict_words(comparison)
+    parts = (headline, born_list, first_difference, consequences, next_step)  # of the first screen, below its title
+    blocks = [block for part in parts for block in part(comparison) if not isinstance(block, Heading)]
+    name, words = plain(title(comparison)), render_markdown(blocks)
     outcome = {Status.DIVERGED: "failure", Status.INCONCLUSIVE: "error"}.get(comparison.verdict, "")
     _add_case(suite, "verdict", "verdict", outcome, comparison.verdict.value, name, words)
     for tally in (tally for rung in comparison.rungs for tally in rung.tallies):
@@ -58,13 +60,6 @@ def _judged(comparison: Comparison, tally: Tally) -> tuple[str, str, str, str]:
     counts = [say("rung.differ", count=f"{tally.differing:,}", all=f"{tally.compared.total():,}")]
     counts += [say("rung.missing", count=f"{missing:,}")] if missing else []
     return "failure", status.value, plain(join(counts)), render_markdown(finding_tables(comparison, tally.findings))
-
-
-def _verdict_words(comparison: Comparison) -> str:
-    """What the report's first screen says below its title."""
-    parts = (headline, born_list, first_difference, consequences, next_step)
-    blocks = [block for part in parts for block in part(comparison)]
-    return render_markdown([block for block in blocks if not isinstance(block, Heading)])
 
 
 def _add_case(
