@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,15 @@ def test_two_recordings_of_one_name_have_places_of_their_own(pair: Path, tmp_pat
 # --- stopped
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """SIGINT raises here, which a shell's background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, InterruptedRun)], ids=["INT", "TERM"]
 )
