@@ -36,6 +36,7 @@ examples:
   nest-ssl ops diff --reference outputs/nemo --candidate outputs/nest --module 'encoder.layers.0*'
   nest-ssl bundle comparison.tar --reference outputs/nemo --candidate outputs/nest --report outputs/report
   nest-ssl verify comparison.tar
+  nest-ssl selftest --only 'optimizer,*eps*'
   nest-ssl gpu --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
 each verb has a --help of its own; make runs all of them in order: make align"""
 
