@@ -35,7 +35,8 @@ def test_evidence_of_other_recordings_is_refused(reference: Path, tmp_path: Path
 def test_what_lies_beside_the_reference_and_is_out_of_date_is_a_note(reference: Path, tmp_path: Path) -> None:
     one = record(tmp_path / "out" / "nemo", Plan(steps=ONE_STEP))
     candidate = record(tmp_path / "out" / "nest", Plan("nest", steps=ONE_STEP, after_build=rewritten))
-    write_replay(tmp_path / "out" / files.FOLDER, reference, candidate, [])
+    before = record(tmp_path / "before" / "nemo", Plan(seed=7, steps=ONE_STEP))
+    write_replay(tmp_path / "out" / files.FOLDER, before, candidate, [])
     sides = open_recording(one), open_recording(candidate)
     found = evidence_on(*sides)
     comparison = compare_recordings(*sides, evidence=found, declared=[])
