@@ -27,7 +27,7 @@ from nest_ssl.recording import evidence, layout
 from nest_ssl.recording.evidence import seal_of
 from nest_ssl.report.detection import MEASURED, PACKAGE
 from nest_ssl.report.render.json import as_tree, strict
-from nest_ssl.report.write import DIGEST, JSON, MARKDOWN
+from nest_ssl.report.write import DIGEST, JSON, MARKDOWN, PICTURES
 from nest_ssl.run.compared import Asked, compare_as_asked
 
 SIDES = ("reference", "candidate")
@@ -159,6 +159,8 @@ def _files(comparison: Comparison, report: Path, asked: Asked, tensors: bool) ->
     for path in report.iterdir():
         if path.is_file() and path.name.startswith("report."):
             yield f"report/{path.name}", path
+    for path in sorted((report / PICTURES).glob("*.svg")):
+        yield f"report/{PICTURES}/{path.name}", path
     reference, candidate = comparison.reference, comparison.candidate
     for role, side in zip(SIDES, (reference, candidate), strict=True):
         names = [layout.INDEX, *side.index.files] if tensors else list(WITHOUT_TENSORS)

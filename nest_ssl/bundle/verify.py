@@ -8,7 +8,7 @@ the reference would be. Only training again shows which it is; a signature says 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from nest_ssl.recording import evidence, layout
 from nest_ssl.recording.evidence import seal_of
 from nest_ssl.recording.index import Index
 from nest_ssl.recording.reader import Recording, read_index
+from nest_ssl.report.pictures.draw import Drawing, drawings
 from nest_ssl.report.render.json import LEFT_OUT, strict
 from nest_ssl.report.write import DIGEST, JSON, MARKDOWN, report_text
-from nest_ssl.run.compared import Asked, compare_as_asked
+from nest_ssl.run.compared import Asked, open_as_asked
 
 FIX = "Do not trust this bundle; get it again from whoever made it."
 # Of a report, what every machine must find again; sizes of differences may end in other digits on another processor.
@@ -176,7 +177,7 @@ def _compare_again(folder: Path, tree: dict[str, Any], claim: Claim, found: Veri
     declared, names, known = (_there(folder / "asked" / f"{name}.yaml") for name in LISTS)
     steps = None if claim.steps is None else tuple(claim.steps)
     asked = Asked(claim.atol, claim.rtol, steps, declared, names, known, _there(folder / evidence.FOLDER))
-    comparison = compare_as_asked(folder / SIDES[0], folder / SIDES[1], asked)
+    comparison, pictures = open_as_asked(folder / SIDES[0], folder / SIDES[1], asked).compare_and_picture()
     for name, side in zip(SIDES, (comparison.reference, comparison.candidate), strict=True):
         side.path = str(tree[name].get("path"))  # where it lay, which the words mention
     again, where = as_json(comparison), str(folder / "report" / JSON)
@@ -189,7 +190,7 @@ def _compare_again(folder: Path, tree: dict[str, Any], claim: Claim, found: Veri
     if unlike := first_unlike(tree, again):
         found.claimed.append(f"every other number of report.json: here {unlike}")
         return
-    _check_words(folder, comparison, claim, found)
+    _check_words(folder, comparison, drawings(pictures), claim, found)
 
 
 def _there(path: Path) -> Path | None:
@@ -208,10 +209,10 @@ def core(tree: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_words(folder: Path, comparison: Comparison, claim: Claim, found: Verified) -> None:
-    """`report.md` said once more by the comparer that is installed here."""
-    digest = sha256_of(folder / "report" / JSON)[:DIGEST]
-    if (folder / "report" / MARKDOWN).read_text("utf-8") == report_text(comparison, digest):
+def _check_words(folder: Path, comparison: Comparison, drawn: Sequence[Drawing], claim: Claim, found: Verified) -> None:
+    """`report.md` said once more by the comparer that is installed here, with its links to pictures if it has any."""
+    digest, written = sha256_of(folder / "report" / JSON)[:DIGEST], (folder / "report" / MARKDOWN).read_text("utf-8")
+    if written in (report_text(comparison, digest, drawn), report_text(comparison, digest)):
         found.shown.append("report: every number of report.json and every word of report.md came out the same")
         return
     found.shown.append("report: every number of report.json came out the same")
