@@ -63,6 +63,7 @@ def warm_python(folder: Path) -> Iterator[str]:
         assert server.poll() is None, b"".join(said)
         yield str(executable)
         server.stdin.close()  # it ends with this process too, however that ends
+        server.terminate()  # a loader's worker that still lives has the other end of the pipe as well
 
 
 def serve(place: str) -> None:

@@ -62,7 +62,7 @@ def describe_run() -> dict[str, Any]:
         "git": _git(Path(__file__).resolve().parent, (container or {}).get("git_commit")),
     }
     return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),  # two runs may begin in one second
         "command": masked_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "make_command": " ".join(masked_command(make.split(" "))) if make else None,
         "python": platform.python_version(),
