@@ -2,9 +2,9 @@
 
     import nest_ssl
 
-    with nest_ssl.recording("outputs/mine", model, steps=[0, 1]) as r:     # around any loop of torch, see its help
+    with nest_ssl.recording("outputs/run", model, steps=[0, 1]) as r:     # around any loop of torch, see its help
         ...
-    found = nest_ssl.compare("outputs/reference", "outputs/mine")          # what differs first, in causal order
+    found = nest_ssl.compare("outputs/reference", "outputs/run")          # what differs first, in causal order
     print(found)                                                           # the report's first screen
     nest_ssl.report(found, "outputs/report")                               # report.html, report.md, report.json
 

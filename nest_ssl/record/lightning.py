@@ -1,6 +1,6 @@
 """The recorder as a Lightning callback, the same for every trainer: which hook is which boundary of a `Session`.
 
-Trainer(callbacks=[RecordingCallback("outputs/mine", steps=[0, 1])]).fit(model)
+Trainer(callbacks=[RecordingCallback("outputs/run", steps=[0, 1])]).fit(model)
 
 `Recorder` alone leaves writer and end to the caller, who knows more: `recorder.finish(trainer=..., seed=42)`.
 """

@@ -60,7 +60,7 @@ def recording(
 ) -> Iterator[Session]:
     """Record a loop of torch into folder `out`: say what a step is done with, and everything in it is watched.
 
-        with nest_ssl.recording("outputs/mine", model, steps=[0, 1]) as r:
+        with nest_ssl.recording("outputs/run", model, steps=[0, 1]) as r:
             for inputs, targets in loader:
                 r.batch((inputs, targets))          # made, and not used yet
                 loss = criterion(model(inputs), targets)
