@@ -99,9 +99,8 @@ def compare_recordings(
     whole = [*tallies, compare_steps(Sheet("steps", comparer), results, shared)]
     by_rung = [Rung(name, [tally for tally in whole if tally.rung == name]) for name in RUNGS]
     in64 = _in_float64(evidence, tallies, shared, declared, known)
-    went_on = {s.index.resumed_from.batches for s in (reference, candidate) if s.index.resumed_from}
-    found = roots_of(own, before, results, went_on)
-    proof = weigh(reference, evidence or Evidence(), ordered, found, results, in64, known)
+    roots = roots_of(own, before, results, contract.went_on_at(reference, candidate))
+    proof = weigh(reference, evidence or Evidence(), ordered, roots, results, in64, known)
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
     rungs = [rung for rung in by_rung if rung.tallies or rung.name not in OPTIONAL_RUNGS]
     comparison = Comparison(
