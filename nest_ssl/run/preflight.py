@@ -97,7 +97,11 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
     if "validation" in checked:
         loss_prefixes(plain(cfg.model.validation_ds))
     train = datasets["train"]
-    length = planned_length(cfg, len(checked["train"].entries), train.batch_size, train.drop_last)
+    utterances, batch_size = corpora.in_an_epoch(train), train.batch_size or 1
+    share = cfg.trainer.get("limit_train_batches")
+    if (train.is_tarred or train.is_concat) and isinstance(share, float):  # what NeMo makes of it for such data
+        cfg.trainer.limit_train_batches = int(share * math.ceil(utterances / batch_size))
+    length = planned_length(cfg, utterances, batch_size, train.drop_last)
     notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
     interval = cfg.trainer.get("val_check_interval")
     counted_in_epochs = cfg.trainer.get("check_val_every_n_epoch", 1) is not None
