@@ -1,8 +1,9 @@
-"""Data: write the practice corpus or mend it, in each kind that trainers read; write a manifest again as another kind."""
+"""Write the practice corpus or mend it, in each kind that trainers read; write a manifest again as another kind."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import yaml
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.home import ROOT, WORK
 from nest_ssl.practice.corpus import read_checksums, write_corpus, wrong_files
 
-ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("plain", "tarred", "shar", "buckets", "mux", "concat")  # the files of conf/kind
+KINDS = ("plain", "tarred", "buckets", "concat")  # the files of conf/kind
 BUCKET_SECONDS = 3.5  # shorter utterances of the practice corpus make the first bucket
 SHARDS = 2
 
@@ -25,8 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: the folder cannot be written, or this machine makes other bytes than the committed checksums; a
             manifest that cannot be converted.
     """
-    import sys
-
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["convert"]:
         return convert(given[1:])
@@ -36,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Another verb: nest-ssl data convert MANIFEST --to tarred --out FOLDER."
     )
     parser = Parser(description=description, epilog=epilog)
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "dummy_ssl", help="default: data/dummy_ssl")
-    parser.add_argument("--kind", choices=KINDS, default="plain", help="also as tar files, shar, or two buckets of tars")
+    parser.add_argument("--out", type=Path, default=WORK / "data" / "dummy_ssl", help="default: data/dummy_ssl")
+    parser.add_argument("--kind", choices=KINDS, default="plain", help="of training data (default plain)")
     arguments = parser.parse_args(given)
     out, checksums = arguments.out, read_checksums(ROOT / "data" / "dummy_ssl.sha256")
     written = write_corpus(out, checksums)
@@ -45,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"data: wrote {len(written)} of {len(checksums)} files to {out}; every SHA-256 is the committed one")
     else:
         print(f"data: all {len(checksums)} files are in {out} and right; nothing to do")
-    for kind in ("tarred", "shar") if arguments.kind == "mux" else (arguments.kind,):
-        if kind not in ("plain", "concat"):
-            _write_kind(kind, out)
+    if arguments.kind in ("tarred", "buckets"):
+        write_kind(arguments.kind, out)
     return 0
 
 
@@ -70,7 +68,7 @@ def convert(argv: Sequence[str]) -> int:
     return 0
 
 
-def _write_kind(kind: str, plain: Path) -> None:
+def write_kind(kind: str, plain: Path) -> None:
     """The practice corpus at `plain` as `kind` in a folder beside it, unless it is there and right.
 
     Raises:

@@ -3,8 +3,8 @@
     cfg = compose(["size=tiny", "trainer.precision=32"])
 
 Overrides may be written `key=value`, `+key=value` or `++key=value`, whether or not the key is in the file. Hydra sees
-the groups alone, size, run and kind: it takes any override for a group if a folder of that name, say the recording nemo/,
-lies beside the config. Whether keys and values make sense is `strict.py`'s matter.
+the groups alone, size, run and kind: it takes any override for a group if a folder of that name, say the recording
+nemo/, lies beside the config. Whether keys and values make sense is `strict.py`'s matter.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.home import ROOT
 from nest_ssl.config.schema import Experiment
 from nest_ssl.config.section import takes_text
 
-ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 DEFAULT_NAME = "nest_fast-conformer"
 GROUPS = ("size", "run", "kind")

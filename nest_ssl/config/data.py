@@ -80,7 +80,7 @@ class Dataset(Section):
     }
 
     # A path, several joined by commas, or a list; of buckets and mixtures, lists of these.
-    manifest_filepath: Any = None
+    manifest_filepath: str | list[str | list[str]] | None = None
     noise_manifest: Annotated[str | list[str] | None, BeforeValidator(_not_empty)] = None
     sample_rate: Positive | None = None  # Hz; the model's if null
     batch_size: Positive | None = None
@@ -99,7 +99,9 @@ class Dataset(Section):
 
     # Audio in tar files.
     is_tarred: bool = False
-    tarred_audio_filepaths: Any = None  # a pattern, or a list; of buckets, a list of lists
+    tarred_audio_filepaths: str | list[str | list[str]] | None = (
+        None  # a pattern, or a list; of buckets, a list of lists
+    )
     tarred_shard_strategy: Literal["scatter", "replicate"] = "scatter"
     shuffle_n: Whole | None = None  # tar files gathered before one is drawn; not given: 4 x batch_size
     bucketing_strategy: Literal["fixed_order", "synced_randomized", "fully_randomized"] = "synced_randomized"
@@ -124,12 +126,12 @@ class Dataset(Section):
             raise Unfit("a key is missing", "batch_size", "Give it a value.")
         if self.is_tarred:
             if self.tarred_audio_filepaths in (None, "", []):
-                raise Unfit("no tar files are given", "tarred_audio_filepaths", "Give their pattern, or is_tarred=false.")
+                raise Unfit("no tar files are given", "tarred_audio_filepaths", "Give a pattern, or is_tarred=false.")
             if self.bucketing_batch_size is not None and not isinstance(self.tarred_audio_filepaths, str):
                 fix = "Set it to null and give batch_size; for batches by length take use_lhotse with batch_duration."
                 raise Unfit("NeMo's NEST model stops at batches of a size for each bucket", "bucketing_batch_size", fix)
         if self.is_concat and not (isinstance(self.manifest_filepath, list) and self.manifest_filepath):
-            raise Unfit("not a list of sets to mix", "manifest_filepath", "Give a list of manifests, or is_concat=false.")
+            raise Unfit("not a list of sets to mix", "manifest_filepath", "Give one, or is_concat=false.")
         shares = self.concat_sampling_probabilities
         if self.is_concat and shares is not None and not 1 - 1e-6 <= sum(shares) <= 1 + 1e-6:
             raise Unfit("they do not add up to 1", "concat_sampling_probabilities", "Correct them.")

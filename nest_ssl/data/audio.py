@@ -123,9 +123,7 @@ def _read(path: str | bytes, offset: Any, duration: Any, decoding: Decoding) -> 
         return _read_with_pydub(path, offset, duration)
 
 
-def _read_with_soundfile(
-    path: str | bytes, offset: Any, duration: Any, decoding: Decoding
-) -> tuple[Decoded, int]:
+def _read_with_soundfile(path: str | bytes, offset: Any, duration: Any, decoding: Decoding) -> tuple[Decoded, int]:
     dtype = "int32" if decoding.int_values else "float32"
     with open_audio(path) as file:
         if decoding.strict:

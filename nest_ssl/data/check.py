@@ -52,7 +52,7 @@ def check_dataset(dataset: Dataset, sample_rate: int, skip_bad: bool = False, co
     corpus = (corpora or Corpora()).read(dataset)
     decoding = Decoding.of(dataset, sample_rate)
     for archive in corpus.archives:
-        _check_archive(archive)
+        check_archive(archive)
     # What lies in archives is read when its turn comes: to look for it would be to read them all.
     entries = [] if corpus.archives else _distinct_pieces(_sample(corpus.entries))
     problems = _bad_files(entries, decoding)
@@ -91,7 +91,7 @@ def audio_behind(error: Exception, datasets: Sequence[Dataset], corpora: Corpora
     return None
 
 
-def _check_archive(path: str) -> None:
+def check_archive(path: str) -> None:
     """Refuse what is no tar file.
 
     Raises:

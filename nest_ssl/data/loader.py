@@ -120,7 +120,7 @@ def build_dataloader(
         return None
     corpora = corpora or Corpora()
     shuffle = bool(dataset.shuffle) if "shuffle" in dataset.model_fields_set else shuffle  # given as null: false
-    items, collate = _items(dataset, sample_rate, corpora, shuffle, seeded, skipped is not None, differences)
+    items, collate = items_of(dataset, sample_rate, corpora, shuffle, seeded, skipped is not None, differences)
     return AudioNoiseLoader(
         items,
         batch_size=dataset.batch_size,
@@ -134,7 +134,7 @@ def build_dataloader(
     )
 
 
-def _items(
+def items_of(
     dataset: Dataset, sample_rate: int, corpora: Corpora, shuffle: bool, seeded: bool, skip_bad: bool, of: Generation
 ) -> tuple[Any, Callable[[Any], Any]]:
     """What gives the items that a section describes, and what makes batches of them."""
@@ -158,7 +158,8 @@ def _items(
         if not dataset.is_tarred:
             sets.append(utterances(entries[0]))
             continue
-        shuffle_n = (dataset.shuffle_n if dataset.shuffle_n is not None else 4 * dataset.batch_size) if shuffle else 0
+        gathered = dataset.shuffle_n if dataset.shuffle_n is not None else 4 * (dataset.batch_size or 1)
+        shuffle_n = gathered if shuffle else 0
         buckets = [TarredAudio(utterances(lines), part.tars, shuffle_n, seeded)
                    for part, lines in zip(parts, entries, strict=True)]  # fmt: skip
         weights = dataset.bucketing_weights or [1] * len(buckets)

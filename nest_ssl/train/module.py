@@ -53,7 +53,8 @@ class NestModule(NestModel, LightningModule):
         seeded_data: bool = True,
     ) -> None:
         differences = releases.generation(generation)
-        data: dict[str, Any] = {"skipped": skipped, "corpora": corpora, "differences": differences, "seeded": seeded_data}
+        data: dict[str, Any] = {"skipped": skipped, "corpora": corpora, "differences": differences}
+        data["seeded"] = seeded_data
         train, rate = None if cfg.get("train_ds") is None else read(Dataset, cfg.train_ds, "train_ds"), cfg.sample_rate
         sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []
         validation = [read(Dataset, section, "validation_ds") for section in sections]

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from test_batches import RATE, RECIPE, assert_same, build_candidate, nemo_model, walk  # noqa: F401 (fixtures)
+from test_batches import RATE, RECIPE, assert_same, walk
 
 from nest_ssl.cli.data import main as data
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
 from nest_ssl.data.check import check_dataset
-from nest_ssl.data.sources.making import convert
 from nest_ssl.data.manifest import read_speech
+from nest_ssl.data.sources.making import convert
 from nest_ssl.data.sources.seeding import seeded_sources
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # NeMo's and its libraries' own
@@ -33,7 +33,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("tarred", "buckets"):
         data(["--out", str(folder / "plain"), "--kind", kind])
     manifest = read_speech(str(folder / "plain" / "train_manifest.json"))
-    lines = [dataclasses.replace(line, offset=start, duration=1.5) for line in manifest.lines[:4] for start in (None, 0.5)]
+    pieces = [(line, start) for line in manifest.lines[:4] for start in (None, 0.5)]
+    lines = [dataclasses.replace(line, offset=start, duration=1.5) for line, start in pieces]
     convert(dataclasses.replace(manifest, lines=lines), "tarred", folder / "pieces", 1)
     return folder
 
@@ -94,7 +95,7 @@ def section_of(case: str, corpus: Path) -> dict[str, Any]:
             for key, value in section.items()}  # fmt: skip
 
 
-def build_reference(nemo_model: Any, section: dict[str, Any], seeded: bool = True) -> Any:  # noqa: F811
+def build_reference(nemo_model: Any, section: dict[str, Any], seeded: bool = True) -> Any:
     from nemo.collections.common.data.dataset import ConcatDataset
 
     with seeded_sources(ConcatDataset) if seeded else nullcontext():
@@ -103,7 +104,10 @@ def build_reference(nemo_model: Any, section: dict[str, Any], seeded: bool = Tru
 
 @pytest.mark.parametrize("case", CASES)
 def test_batches_and_draws_are_nemos(
-    case: str, corpus: Path, nemo_model: Any, build_candidate: Callable[..., Any]  # noqa: F811
+    case: str,
+    corpus: Path,
+    nemo_model: Any,
+    build_candidate: Callable[..., Any],
 ) -> None:
     section = section_of(case, corpus)
     check_dataset(read(Dataset, section), RATE)
@@ -114,8 +118,8 @@ def test_batches_and_draws_are_nemos(
 
 
 @pytest.mark.parametrize("case", FROM_THE_CLOCK)
-def test_what_nemo_repeats_by_itself(case: str, corpus: Path, nemo_model: Any) -> None:  # noqa: F811
-    """What needs a seed of ours is what two runs of NeMo do not agree on: else the table in seeding.py is wrong."""
+def test_what_nemo_repeats_by_itself(case: str, corpus: Path, nemo_model: Any) -> None:
+    """What is seeded here is what two runs of NeMo do not agree on: else the table in seeding.py is wrong."""
     section = section_of(case, corpus)
     section["batch_size"] = 1
     runs = [walk(lambda: build_reference(nemo_model, section, seeded=False), 42, epochs=6)[0] for _ in range(2)]
@@ -130,7 +134,7 @@ def test_what_nemo_repeats_by_itself(case: str, corpus: Path, nemo_model: Any) -
         ({**BUCKETS, "bucketing_batch_size": [2, 1], "batch_size": 1}, "stops at batches of a size"),
     ],
 )
-def test_what_is_refused_stops_nemo(more: dict[str, Any], message: str, corpus: Path, nemo_model: Any) -> None:  # noqa: F811
+def test_what_is_refused_stops_nemo(more: dict[str, Any], message: str, corpus: Path, nemo_model: Any) -> None:
     from nest_ssl.base.errors import UserError
 
     CASES["refused"] = {**TARRED, **more}

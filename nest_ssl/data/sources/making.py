@@ -42,9 +42,9 @@ def convert(manifest: Manifest[Entry], kind: str, folder: Path, shards: int, ove
         place.mkdir(parents=True, exist_ok=True)
         groups = [manifest.lines[number::shards] for number in range(shards)]
         if kind == "tarred":
-            _write_tarred(groups, place)
+            write_tarred(groups, place)
         else:
-            _write_shar(groups, place)
+            write_shar(groups, place)
         replace_folder(place, folder)
     except OSError as error:
         raise from_os_error(error, str(folder)) from error
@@ -61,7 +61,7 @@ def section_of(kind: str, folder: Path, shards: int) -> dict[str, Any]:
     return {"is_tarred": True, "manifest_filepath": str(folder / MANIFEST), "tarred_audio_filepaths": str(tars)}
 
 
-def _write_tarred(groups: Sequence[Sequence[Entry]], folder: Path) -> None:
+def write_tarred(groups: Sequence[Sequence[Entry]], folder: Path) -> None:
     """`audio_N.tar`, a manifest of all of them, and one of each."""
     names = _flat_names([entry for group in groups for entry in group])
     (folder / "sharded_manifests").mkdir()
@@ -85,7 +85,7 @@ def _write_tarred(groups: Sequence[Sequence[Entry]], folder: Path) -> None:
     (folder / MANIFEST).write_text("".join(everything), encoding="utf-8")
 
 
-def _write_shar(groups: Sequence[Sequence[Entry]], folder: Path) -> None:
+def write_shar(groups: Sequence[Sequence[Entry]], folder: Path) -> None:
     """`cuts.NNNNNN.jsonl` and `recording.NNNNNN.tar`, by Lhotse."""
     from lhotse import Recording
     from lhotse.shar.utils import to_shar_placeholder
@@ -119,7 +119,7 @@ def _source(entry: Entry) -> str:
 
 
 def _flat_names(entries: Sequence[Entry]) -> dict[str, str]:
-    """A name without folders, and with no dot but the suffix's, for each file: what webdataset can tell apart."""
+    """A name without folders, and with no dot but the suffix's, for each file: as webdataset needs it."""
     names: dict[str, str] = {}
     taken: set[str] = set()
     for entry in entries:

@@ -50,7 +50,7 @@ class Mixture(IterableDataset[Any]):
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         if not self.streams:
-            self.datasets = [self._own_part(part, first, step) for part in self.datasets]
+            self.datasets = [self.own_part(part, first, step) for part in self.datasets]
         passes = [self._begin(part) for part in self.datasets]
         left, choices = len(range(first, self.length, step)), self._choices()
         while left:
@@ -63,7 +63,7 @@ class Mixture(IterableDataset[Any]):
             left -= 1
             yield item if self.streams else self.datasets[chosen][item]
 
-    def _own_part(self, dataset: Any, first: int, step: int) -> Subset[Any]:
+    def own_part(self, dataset: Any, first: int, step: int) -> Subset[Any]:
         share = len(dataset) // self.world_size
         end = len(dataset) if self.rank == self.world_size - 1 else (self.rank + 1) * share
         return Subset(dataset, range(self.rank * share + first, end, step))
@@ -98,11 +98,12 @@ class RandomOrderChain(ChainDataset):
 
     def __init__(self, datasets: Sequence[Dataset[Any]], seed: int) -> None:
         super().__init__(list(datasets))
+        self.parts: list[Any] = list(datasets)
         self.generator = np.random.RandomState(seed)
 
     def __iter__(self) -> Iterator[Any]:
-        for number in self.generator.permutation(len(self.datasets)):
-            dataset: Any = self.datasets[number]
+        for number in self.generator.permutation(len(self.parts)):
+            dataset = self.parts[number]
             for count, item in enumerate(dataset, start=1):
                 yield item
                 if count >= len(dataset):

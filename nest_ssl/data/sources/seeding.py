@@ -1,13 +1,10 @@
-"""Generators that NeMo, webdataset and Lhotse seed from the clock, seeded from the run instead; for both trainers.
+"""Generators that NeMo and webdataset seed from the clock, seeded from the run instead; for both trainers.
 
-| source                            | what NeMo 3.0.0 draws from                                   | here, with `seeded_data`        |
-|-----------------------------------|--------------------------------------------------------------|---------------------------------|
-| tarred, the order of the shards   | webdataset's `random.Random`, of the process number and time | one seeded by Python's generator|
-| is_concat, temperature or random  | NumPy's `RandomState` of the system, where                   | one seeded by NumPy's generator |
-|                                   | `concat_sampling_seed` is not given                          |                                 |
-| use_lhotse, the order of shards,  | the system's (`shard_seed: trng`, the default)               | `shard_seed: randomized`, which |
-| shuffling, mixing                 |                                                              | follows from `seed`             |
-| use_lhotse with buckets           | a thread that fills them while they are drawn from           | `concurrent_bucketing: false`   |
+| draws of              | in NeMo 3.0.0 from                                 | with `seeded_data`               |
+|-----------------------|----------------------------------------------------|----------------------------------|
+| tarred: order of tars | webdataset's `random.Random` of process and time   | one seeded by Python's generator |
+| is_concat: which set  | NumPy's `RandomState` of the system, unless        | one seeded by NumPy's generator  |
+|                       | `concat_sampling_seed` is given                    |                                  |
 
 The draw happens when a pass over the data begins, so that each epoch and each worker has another order, and the same
 one in a second run. Nothing is drawn where NeMo repeats by itself.
@@ -21,9 +18,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
-
-from nest_ssl.config.section import plain
 
 SEEDS = 2**31
 INITIAL = 100  # shards that webdataset gathers before the first is drawn
@@ -54,7 +48,7 @@ def seeded_sources(concat_dataset: Any = None) -> Iterator[None]:
     import webdataset
 
     names = ("temperature_generator", "random_generator") if concat_dataset else ()
-    originals = [(webdataset, "shuffle", webdataset.shuffle, SeededShuffle)]
+    originals: list[tuple[Any, str, Any, Any]] = [(webdataset, "shuffle", webdataset.shuffle, SeededShuffle)]
     for name in names:
         original = getattr(concat_dataset, name)
         originals.append((concat_dataset, name, staticmethod(original), staticmethod(_Seeded(original))))
@@ -75,22 +69,3 @@ class _Seeded:
 
     def __call__(self, datasets: Any, **settings: Any) -> Any:
         return self.original(datasets, **{**settings, "seed": drawn_seed(settings.get("seed"))})
-
-
-def seed_lhotse(cfg: DictConfig) -> list[str]:
-    """Have Lhotse's sections of a whole configuration repeat from the seed; a line for each change."""
-    changes = []
-    for name in ("train_ds", "validation_ds"):
-        section = cfg.model.get(name)
-        if not (section and section.get("use_lhotse")):
-            continue
-        if plain(section).get("shard_seed", "trng") == "trng":
-            OmegaConf.update(section, "shard_seed", "randomized", force_add=True)
-            why = "Lhotse would draw its seed from the system: model.{}.shard_seed=randomized instead (seeded_data)"
-            changes.append(why.format(name))
-        if section.get("use_bucketing") or section.get("bucket_duration_bins") or section.get("bucket_batch_size"):
-            if section.get("concurrent_bucketing", True):
-                OmegaConf.update(section, "concurrent_bucketing", False, force_add=True)
-                why = "a thread fills the buckets while they are drawn from: model.{}.concurrent_bucketing=false"
-                changes.append(why.format(name) + " instead (seeded_data)")
-    return changes

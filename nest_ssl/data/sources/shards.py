@@ -1,4 +1,4 @@
-"""The names of shards: patterns written out, buckets told apart, and the part that one process reads.
+"""The names of shards: patterns written out, buckets, and the part that one process reads.
 
 Source of the behaviour: NeMo 3.0.0 `nemo.collections.asr.data.audio_to_text.expand_sharded_filepaths` and
 `audio_to_text_dataset.convert_to_config_list`.
@@ -11,7 +11,7 @@ from typing import Any
 
 from nest_ssl.base.errors import UserError
 
-OPENING, CLOSING = ("(", "[", "<", "_OP_"), (")", "]", ">", "_CL_")  # instead of braces, which shells take for theirs
+OPENING, CLOSING = ("(", "[", "<", "_OP_"), (")", "]", ">", "_CL_")  # instead of braces, which a shell would expand
 
 
 def expand(pattern: str) -> list[str]:
@@ -20,14 +20,14 @@ def expand(pattern: str) -> list[str]:
     Raises:
         UserError: braces that do not match.
     """
-    from braceexpand import UnbalancedBracesError, braceexpand
+    import braceexpand
 
     for words, brace in ((OPENING, "{"), (CLOSING, "}")):
         for word in words:
             pattern = pattern.replace(word, brace)
     try:
-        return list(braceexpand(pattern, escape=False))
-    except UnbalancedBracesError as error:
+        return list(braceexpand.braceexpand(pattern, escape=False))
+    except ValueError as error:
         raise UserError("a pattern whose braces do not match", pattern, "Write audio__OP_0..9_CL_.tar.") from error
 
 
@@ -46,8 +46,14 @@ def buckets_of(value: Any, key: str) -> list[list[str]]:
     given = value.split(",") if isinstance(value, str) else value
     nested = [part for part in given if not isinstance(part, str)] if isinstance(given, Sequence) else None
     buckets = given if nested else [given]
-    if nested is None or not given or (nested and len(nested) != len(given)) or not all(
-        bucket and isinstance(bucket, Sequence) and all(isinstance(path, str) for path in bucket) for bucket in buckets
+    if (
+        nested is None
+        or not given
+        or (nested and len(nested) != len(given))
+        or not all(
+            bucket and isinstance(bucket, Sequence) and all(isinstance(path, str) for path in bucket)
+            for bucket in buckets
+        )
     ):
         raise UserError("not paths of shards", f"{key}={value!r}", "Give a path, a list of paths, or one for a bucket.")
     return [[str(path) for path in bucket] for bucket in buckets]

@@ -43,7 +43,7 @@ class TarredAudio(IterableDataset[AudioNoiseItem | LoadFailure]):
         self.collate = items.collate
         self._pipeline = webdataset.DataPipeline(
             webdataset.SimpleShardList(urls=list(tars)),
-            _own_share_of_a_worker,
+            share_of_worker,
             SeededShuffle(shuffle) if seeded else webdataset.shuffle(shuffle),
             webdataset.tarfile_to_samples(),
             webdataset.rename(audio=SUFFIXES, key="__key__"),
@@ -102,6 +102,6 @@ def lines_by_name(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     return lines
 
 
-def _own_share_of_a_worker(shards: Iterator[Any]) -> Iterator[Any]:
+def share_of_worker(shards: Iterator[Any]) -> Iterator[Any]:
     worker = get_worker_info()
     return iter(shards) if worker is None else iter(list(shards)[worker.id :: worker.num_workers])
