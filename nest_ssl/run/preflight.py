@@ -107,8 +107,8 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
     length = planned_length(cfg, utterances, batch_size, train.drop_last)
     notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
     if cfg.seeded_data and (train.is_concat or (train.is_tarred and train.shuffle is not False)):
-        notes.append("the order of tar files, and of a mixture's sets, follows from the seed; NeMo's own follows from the "
-                     "clock (seeded_data=false)")  # fmt: skip
+        drawn = "the order of tar files, and of a mixture's sets,"
+        notes.append(f"{drawn} follows from the seed; NeMo's own follows from the clock (seeded_data=false)")
     interval = cfg.trainer.get("val_check_interval")
     counted_in_epochs = cfg.trainer.get("check_val_every_n_epoch", 1) is not None
     if isinstance(interval, int) and interval > length.epoch and counted_in_epochs:  # Lightning stops at it
