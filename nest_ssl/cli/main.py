@@ -22,6 +22,7 @@ VERBS = {
     "verify": "check such a file offline: what is shown again, and what is only claimed",
     "selftest": "plant faults and rewrites in the port, and measure what the comparer catches",
     "completion": "make a shell complete these verbs and their options",
+    "bench": "time both trainers on this machine's CPU, and write docs/benchmarks.md",
     "gpu": "run both trainers on a GPU, compare and time them, and write docs/gpu.md",
 }
 # Packages that only some verbs need, and the extra of pyproject.toml that brings them.
