@@ -99,9 +99,8 @@ def test_the_example_is_what_the_commands_print(release: str, tmp_path: Path) ->
 if __name__ == "__main__":
     import tempfile
 
-    from tests.report.browser import photograph
-
     with tempfile.TemporaryDirectory() as scratch:
         documents = Path(sys.argv[1])
         (documents / DOCUMENT.name).write_text(document(Path(scratch)), encoding="utf-8")
-        photograph(Path(scratch) / "outputs" / "report" / "report.html", documents / "images")
+        report, images = Path(scratch) / "outputs" / "report" / "report.html", documents / "images"
+        call(ROOT, sys.executable, "tests/report/browser.py", str(report), str(images))
