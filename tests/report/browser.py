@@ -1,6 +1,6 @@
 """A headless Chromium, driven by as much of WebDriver as is needed here; and the README's pictures of a report.
 
-    python tests/report/browser.py outputs/report/report.html docs/images
+python tests/report/browser.py outputs/report/report.html docs/images
 """
 
 from __future__ import annotations
