@@ -18,8 +18,10 @@ ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path
 WINGS = {
     "proof": (10_500, "base recording record replay compare report".split()),
     "port": (5_600, "data model practice releases.py".split()),
-    "trainer": (4_300, "config train run cli".split()),  # noise floor, evidence runs and replay by command among it
+    # Noise floor, evidence runs and replay by command among it; 150 lines for the settings of all variants of NeMo's model.
+    "trainer": (4_450, "config train run cli".split()),
     "bench": (1_200, ["bench"]),
+    "matrix": (500, ["matrix"]),  # variants as data, and both sides beside each other
     "bundle": (700, ["bundle"]),
     "selftest": (2_500, ["selftest"]),
 }
