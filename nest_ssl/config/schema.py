@@ -79,6 +79,7 @@ class Model(Architecture):
                 what, fix = "no such part of the model", f"Choose one of: {', '.join(PARTS)}."
                 raise Unfit(what, f"optim_param_groups.{key}", fix)
         factor = self.encoder.frames_in_vector
+        vector = f"encoder.subsampling_factor{' times reduction_factor' if self.encoder.reduces else ''}"
         bands = self.preprocessor.features
         width = self.encoder.feat_out if self.encoder.feat_out > 0 else self.encoder.d_model
         equal = [
@@ -86,18 +87,8 @@ class Model(Architecture):
             ("quantizer.feat_in", self.quantizer.feat_in, "preprocessor.features", bands),
             ("encoder.feat_in", self.encoder.feat_in, "preprocessor.features", bands),
             ("decoder.feat_in", self.decoder.feat_in, "encoder.d_model or feat_out", width),
-            (
-                "quantizer.combine_time_steps",
-                self.quantizer.combine_time_steps,
-                "encoder.subsampling_factor, with reduction,",
-                factor,
-            ),
-            (
-                "loss.combine_time_steps",
-                self.loss.combine_time_steps,
-                "encoder.subsampling_factor, with reduction,",
-                factor,
-            ),
+            ("quantizer.combine_time_steps", self.quantizer.combine_time_steps, vector, factor),
+            ("loss.combine_time_steps", self.loss.combine_time_steps, vector, factor),
         ]
         for key, value, other, wanted in equal:
             if value != wanted:
