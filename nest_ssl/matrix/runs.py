@@ -18,12 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Any
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.config.compose import ROOT
 from nest_ssl.matrix.step import first_difference
 from nest_ssl.matrix.variants import Variant
 
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("model", "config", "matrix", "record", "releases.py")
 RESULTS = "results.jsonl"
 
@@ -84,7 +85,7 @@ class Side:
             )
         self._log = log
 
-    def ask(self, settings: list[str]) -> dict[str, object]:
+    def ask(self, settings: list[str]) -> dict[str, Any]:
         """What became of it: digests and seconds, or an error.
 
         Raises:
@@ -98,7 +99,7 @@ class Side:
         if not line:
             last = (self._log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
             raise UserError("a side has ended", last[:300], f"See {self._log}.")
-        answer: dict[str, object] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def __enter__(self) -> Side:
@@ -162,19 +163,19 @@ def run_matrix(
     return [known[key] for key in keys]
 
 
-def cell_of(key: str, variant: Variant, reference: dict[str, object], candidate: dict[str, object]) -> Cell:
+def cell_of(key: str, variant: Variant, reference: dict[str, Any], candidate: dict[str, Any]) -> Cell:
     """What two answers come to."""
     digests = [side.get("digests", {}) for side in (reference, candidate)]
-    both = all(digests)
+    both, seconds = all(digests), sum(side.get("seconds", 0.0) for side in (reference, candidate))
     return Cell(
         key=key,
         group=variant.group,
         name=variant.name,
         reference=str(reference.get("error", "")),
         candidate=str(candidate.get("error", "")),
-        difference=first_difference(*digests) if both else None,  # type: ignore[arg-type]
-        places=len(digests[0]) if both else 0,  # type: ignore[arg-type]
-        seconds=round(sum(float(side.get("seconds", 0)) for side in (reference, candidate)), 2),  # type: ignore[arg-type]
+        difference=first_difference(*digests) if both else None,
+        places=len(digests[0]) if both else 0,
+        seconds=round(seconds, 2),
     )
 
 

@@ -86,7 +86,7 @@ def train_step(model: nn.Module, batch: dict[str, Any], seed: int) -> Iterator[t
     output: Any = model.forward(**{name: value.clone() for name, value in batch.items()})
     loss = loss_of(model, output)
     generators = dict(_generators("after"))
-    loss.backward()
+    torch.autograd.backward(loss)
     calls = observer.detach()
     moments = [(call.start, call, "in", call.inputs) for call in calls]
     moments += [(call.end, call, "out", call.output) for call in calls]

@@ -173,7 +173,8 @@ VARIANTS: tuple[Variant, ...] = (
 
 def pairs(variants: tuple[Variant, ...] = VARIANTS, number: int = PAIRS, seed: int = PAIRS_SEED) -> list[Variant]:
     """So many combinations of two variants of different groups, drawn by a seed; each once."""
-    draw, found = random.Random(seed), {}
+    draw = random.Random(seed)
+    found: dict[frozenset[Variant], Variant] = {}
     while len(found) < number:
         first, second = draw.sample(variants[1:], 2)
         first_keys, second_keys = ({override.partition("=")[0] for override in v.overrides} for v in (first, second))

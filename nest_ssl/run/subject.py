@@ -51,4 +51,5 @@ class Subject:
 
 def seed_narrow_band(model: LightningModule, seed: int) -> None:
     """Seed the generator that cuts spectra off (`nb_augmentation_prob`): nothing else does, in NeMo either."""
-    model.preprocessor.featurizer._rng.seed(seed)  # type: ignore[union-attr]
+    preprocessor: Any = model.preprocessor
+    preprocessor.featurizer._rng.seed(seed)

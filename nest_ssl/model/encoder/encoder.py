@@ -11,7 +11,7 @@ Shapes: B batch, T time (frames before subsampling, vectors after), F features, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
@@ -44,7 +44,7 @@ class ConformerEncoder(nn.Module):
         self.pre_encode = subsampling_of(settings, differences)
         self.reduction_position = settings.reduction_position if settings.reduces else None
         self.reduction_subsampling = SubsamplingReductionModule(settings, differences) if settings.reduces else None
-        self.pos_enc = positions_of(settings)
+        self.pos_enc: Any = positions_of(settings)
         shared: tuple[nn.Parameter, ...] = ()
         if not settings.untie_biases and settings.self_attention_model == "rel_pos":  # one pair for all layers
             shared = tuple(nn.Parameter(torch.zeros(n_heads, d_model // n_heads)) for _ in range(2))

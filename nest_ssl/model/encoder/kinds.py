@@ -29,11 +29,11 @@ def attention_of(settings: Encoder, pos_bias_u: Bias = None, pos_bias_v: Bias = 
         ("abs_pos", True): lambda: sdpa.MultiHeadAttention(*sizes, bias, backends=backends),
         ("rel_pos_local_attn", False): lambda: RelPositionMultiHeadAttentionLongformer(
             *sizes,
+            bias,
             context=settings.contexts[0],
             global_tokens=settings.global_tokens,
             global_tokens_spacing=settings.global_tokens_spacing,
             global_attn_separate=settings.global_attn_separate,
-            use_bias=bias,
         ),
     }
     model = settings.self_attention_model

@@ -12,7 +12,7 @@ Shapes: B batch, T time, D model width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,8 +83,9 @@ class ConformerConvolution(nn.Module):
     def normalise(self, x_BDT: Float[Tensor, "B D T"]) -> Float[Tensor, "B D T"]:
         """The norm; layer norm takes the channels last."""
         if isinstance(self.batch_norm, nn.LayerNorm):
-            return self.batch_norm(x_BDT.transpose(1, 2)).transpose(1, 2)
-        normed_BDT: Tensor = self.batch_norm(x_BDT)
+            normed_BDT: Tensor = self.batch_norm(x_BDT.transpose(1, 2)).transpose(1, 2)
+        else:
+            normed_BDT = self.batch_norm(x_BDT)
         return normed_BDT
 
 
@@ -108,7 +109,7 @@ class ConformerLayer(nn.Module):
             d_model, settings.conv_kernel_size, settings.conv_context, use_bias, settings.conv_norm_type
         )
         self.norm_self_att = nn.LayerNorm(d_model)
-        self.self_attn = attention_of(settings, pos_bias_u, pos_bias_v)
+        self.self_attn: Any = attention_of(settings, pos_bias_u, pos_bias_v)
         self.norm_feed_forward2 = nn.LayerNorm(d_model)
         self.feed_forward2 = ConformerFeedForward(d_model, d_ff, dropout, activation, use_bias)
         self.dropout = nn.Dropout(dropout)

@@ -13,7 +13,7 @@ the band of a frame, G global tokens, P relative positions (left + right + 1), C
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -70,24 +70,26 @@ class RelPositionMultiHeadAttentionLongformer(RelPositionMultiHeadAttention):
     """Multi-head attention to the frames around each, and to global tokens.
 
     Args:
+        n_head, n_feat, dropout_rate, use_bias: as in the class below it.
         context: frames to the left and to the right.
         global_tokens: how many frames see all and are seen by all, `global_tokens_spacing` frames apart.
         global_attn_separate: whether they have queries, keys and values of their own.
-        others: arguments of the class below it.
     """
 
     SEES = ("pad_mask", "pos_emb")
 
     def __init__(
         self,
-        *others: Any,
+        n_head: int,
+        n_feat: int,
+        dropout_rate: float,
+        use_bias: bool,
         context: list[int],
         global_tokens: int = 0,
         global_tokens_spacing: int = 1,
         global_attn_separate: bool = False,
-        use_bias: bool = True,
     ) -> None:
-        super().__init__(*others, use_bias=use_bias)
+        super().__init__(n_head, n_feat, dropout_rate, use_bias=use_bias)
         self.left, self.right = context
         self.global_tokens, self.spacing = global_tokens, global_tokens_spacing
         self.separate = global_attn_separate

@@ -37,10 +37,12 @@ class Kernel:
     def __init__(self, backends: Sequence[str] | None) -> None:
         self.backends = [getattr(SDPBackend, name) for name in backends or ()]
 
-    def __call__(self, *qkv: Tensor, attn_mask: Tensor | None, hidden_rows: Tensor | None, dropout: float) -> Tensor:
-        """`qkv` (B, h, T, k) each to (B, h, T, k), zero in rows where everything is masked."""
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, hidden_rows: Tensor | None, dropout: float
+    ) -> Tensor:
+        """`q`, `k` and `v` (B, h, T, k) to (B, h, T, k), zero in rows where everything is masked."""
         with sdpa_kernel(self.backends) if self.backends else nullcontext():
-            x_BhTk = F.scaled_dot_product_attention(*qkv, attn_mask=attn_mask, dropout_p=dropout)
+            x_BhTk = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
         return x_BhTk if hidden_rows is None else x_BhTk.masked_fill(hidden_rows, 0.0)
 
 

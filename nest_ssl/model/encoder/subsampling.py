@@ -151,7 +151,7 @@ def _time_mask(x_BCTF: Float[Tensor, "B C T F"], lengths_B: Int[Tensor, " B"]) -
     return valid_BT[:, None, :, None].to(x_BCTF.dtype)
 
 
-def _layers(subsampling: str, stages: int, channels: int, activation: nn.Module) -> Iterator[nn.Module]:
+def _layers(subsampling: str | None, stages: int, channels: int, activation: nn.Module) -> Iterator[nn.Module]:
     """One strided convolution and ReLU a stage; `dw_striding` splits all but the first into depthwise and pointwise."""
     yield nn.Conv2d(1, channels, KERNEL, STRIDE, PADDING)
     yield activation
