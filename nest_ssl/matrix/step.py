@@ -1,4 +1,4 @@
-"""A model built from a seed and trained for two steps, as digests of all that can be seen of it, in causal order."""
+"""A model built from a seed and trained for three steps, as digests of all that can be seen of it, in causal order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Digests = dict[str, str]
 
 
 def observe(build: Callable[[], nn.Module], seed: int = 42) -> Digests:
-    """Digests of initial values, generators, every call of two training steps and one in evaluation, and gradients.
+    """Digests of initial values, generators, every call of two training steps, gradients, a step that nobody watches, and evaluation.
 
     Args:
         build: makes the model, and draws its initial values while it does.
@@ -35,6 +35,7 @@ def observe(build: Callable[[], nn.Module], seed: int = 42) -> Digests:
     batch = batch_of(model)
     for number, seed_of_step in enumerate(SEEDS):
         found.update((f"step {number} {name}", digest) for name, digest in train_step(model, batch, seed_of_step))
+    found.update((f"unwatched {name}", digest) for name, digest in train_step(model, batch, SEEDS[0], watched=False))
     model.eval()
     _seed(SEEDS[0])
     with torch.no_grad():
@@ -78,11 +79,14 @@ def batch_of(model: nn.Module) -> dict[str, Any]:
 DENOISING = "EncDecDenoiseMaskedTokenPredModel", "NestModule"
 
 
-def train_step(model: nn.Module, batch: dict[str, Any], seed: int) -> Iterator[tuple[str, str]]:
-    """Digests of a step, in causal order: calls, loss, generators, gradients, buffers."""
+def train_step(model: nn.Module, batch: dict[str, Any], seed: int, watched: bool = True) -> Iterator[tuple[str, str]]:
+    """Digests of a step, in causal order: calls (if `watched`: the port's fused ones are open then), loss, generators,
+    gradients, buffers."""
     model.zero_grad()
     _seed(seed)
-    observer = CallObserver(model).attach()
+    observer = CallObserver(model)
+    if watched:
+        observer.attach()
     output: Any = model.forward(**{name: value.clone() for name, value in batch.items()})
     loss = loss_of(model, output)
     generators = dict(_generators("after"))
