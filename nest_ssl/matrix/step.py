@@ -1,4 +1,4 @@
-"""A model built from a seed and trained for three steps, as digests of all that can be seen of it, in causal order."""
+"""A model built from a seed and trained for three steps, as digests of all that is seen of it, in causal order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Digests = dict[str, str]
 
 
 def observe(build: Callable[[], nn.Module], seed: int = 42) -> Digests:
-    """Digests of initial values, generators, every call of two training steps, gradients, a step that nobody watches, and evaluation.
+    """Digests of initial values, two training steps with every call, one that nobody watches, and an evaluation.
 
     Args:
         build: makes the model, and draws its initial values while it does.
