@@ -12,7 +12,7 @@ runs := align data nemo nest train compare explain
 
 # Variables of the experiment come from the command line alone: a cluster may well export DEVICE, DATA or OUT.
 # Those of the machine may stand in the environment too. Either way make says what it found there.
-experiment := SIZE RUN SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA \
+experiment := SIZE RUN KIND SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA \
               EVIDENCE
 machine := RUNTIME PYTHON NEMO_PYTHON NEST_PYTHON TORCH_INDEX TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE MEMORY SHM GPUS \
            TEST_LOGS UPGRADE BUILD_ARGS EXPLAIN
@@ -44,6 +44,7 @@ releases := $(patsubst docker/locks/nemo-%.in,%,$(wildcard docker/locks/nemo-*.i
 # What to run. Every one can be set on the command line: make align SIZE=tiny SEED=7 STEPS=0,1,2 BATCHES=3
 SIZE         = large
 RUN          = quick
+KIND         = plain
 SEED         = 42
 STEPS        = 0
 BATCHES      = 1
@@ -99,7 +100,7 @@ of_this_machine := NEMO_PYTHON NEST_PYTHON PYTHON TORCH_INDEX WHEELS PIP_CONFIG 
 align nemo nest train: export NEST_SSL_COMMAND = make $(MAKECMDGOALS) $(foreach name,$(filter-out $(of_this_machine),$(given)),$\
     $(name)=$(call as_typed,$($(name))))
 
-settings = $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) $(call q,run=$(RUN)) $(call q,seed=$(SEED)) \
+settings = $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) $(call q,run=$(RUN)) $(call q,kind=$(KIND)) $(call q,seed=$(SEED)) \
            $(call q,save_steps=$(STEPS)) $(call q,batches=$(BATCHES)) $(call q,trainer.accelerator=$(DEVICE)) overwrite=true
 
 # docker: each trainer in its image; local: in its environment. Where RUNTIME is empty, docker where an engine answers.
@@ -121,8 +122,8 @@ with = scripts/with_words.sh $(call q,$(1))
 ##@ The experiment
 align: ready data nemo nest $(if $(EXPLAIN),explain,compare) ## data, both trainers, then the report; fails unless they agree
 
-data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes
-	@$(nest_python) scripts/make_data.py --out data/dummy_ssl
+data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes (KIND=tarred, shar, ...)
+	@$(nest_python) scripts/make_data.py --out data/dummy_ssl $(call q,--kind=$(KIND))
 
 nemo: ready data ## train with NVIDIA NeMo, recorded into OUT/nemo
 	@$(call with,$(ARGS) $(NEMO_ARGS)) $(nemo_python) scripts/train_nemo.py $(settings) $(call q,output_dir=$(OUT)/nemo)
@@ -132,7 +133,7 @@ nest: ready-nest data ## train with the port, recorded into OUT/nest
 
 train: ready-nest data ## train for real with the port, into OUT/train; again: go on where it stopped
 	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py \
-	    $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) run=train $(call q,seed=$(SEED)) \
+	    $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) run=train $(call q,kind=$(KIND)) $(call q,seed=$(SEED)) \
 	    $(call q,trainer.accelerator=$(DEVICE)) $(call q,exp_manager.exp_dir=$(OUT)/train) \
 	    $(call q,output_dir=$(OUT)/train/recording)
 
@@ -250,6 +251,7 @@ help: ## this text
 	@printf '  %-30s %s\n' \
 	    $(call q,SIZE=$(SIZE)) 'tiny, small, medium, large, xlarge, xxlarge' \
 	    $(call q,RUN=$(RUN)) 'quick: nothing random but the mask; full: everything on' \
+	    $(call q,KIND=$(KIND)) 'of training data: plain, tarred, buckets, concat' \
 	    $(call q,SEED=$(SEED)) 'seeds every generator on both sides' \
 	    $(call q,STEPS=$(STEPS)) 'steps to record: 0  0,1,2  0-9  all  none' \
 	    $(call q,BATCHES=$(BATCHES)) 'training steps to run' \

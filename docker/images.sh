@@ -13,7 +13,7 @@ subjects=${*:-nest nemo}
 sha256() { if command -v sha256sum > /dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi; }
 
 source_hash() { # of everything that goes into an image
-    find .dockerignore LICENSE pyproject.toml conf data/dummy_ssl.sha256 nest_ssl scripts docker/*.py docker/Dockerfile \
+    find .dockerignore LICENSE pyproject.toml conf data/dummy_ssl.sha256 data/dummy_ssl_kinds.sha256 nest_ssl scripts docker/*.py docker/Dockerfile \
         docker/install.sh docker/entrypoint.sh docker/locks/*.lock docker/locks/*.apt -type f ! -path '*/__pycache__/*' -print0 |
         LC_ALL=C sort -z | while IFS= read -r -d '' file; do sha256 "$file"; done | sha256 | cut -c 1-64
 }

@@ -29,4 +29,4 @@ for name in nemo nest report evidence; do
     elif [ $name != report ]; then rm -f "$out/$name.log"
     fi
 done
-if [ -z "$busy" ]; then rm -rf "$(dirname "$0")/../data/dummy_ssl"; fi
+if [ -z "$busy" ]; then rm -rf "$(dirname "$0")"/../data/dummy_ssl "$(dirname "$0")"/../data/dummy_ssl_*/; fi

@@ -5,6 +5,7 @@ python scripts/train_nemo.py size=tiny save_steps=0,1,2 batches=3 output_dir=out
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from nest_ssl.base.errors import run_command
@@ -25,9 +26,13 @@ def load_model_class() -> Any:
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs | None = None) -> LightningModule:
     """NeMo's own model, loaders and optimizer from NeMo's own `model` section, and what `init_from_*` names."""
+    from nemo.collections.common.data.dataset import ConcatDataset
+
+    from nest_ssl.data.sources.seeding import seeded_sources
     from nest_ssl.train.checkpoint.init_from import loading_sources
 
-    model = load_model_class()(cfg=cfg.model, trainer=trainer)
+    with seeded_sources(ConcatDataset) if cfg.seeded_data else nullcontext():
+        model = load_model_class()(cfg=cfg.model, trainer=trainer)
     seed_narrow_band(model, cfg.seed)
     with loading_sources(cfg):
         model.maybe_init_from_pretrained_checkpoint(cfg.copy())  # it takes what it has read out of the configuration

@@ -1,30 +1,100 @@
-"""Write the practice corpus, `data/dummy_ssl`, or mend it. Needs Python only, so that it runs before anything else."""
+"""Write the practice corpus or mend it, in each kind that trainers read; write a manifest again as another kind."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from nest_ssl.base.arguments import Parser
+from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import ROOT, WORK
-from nest_ssl.practice.corpus import read_checksums, write_corpus
+from nest_ssl.practice.corpus import read_checksums, write_corpus, wrong_files
+
+KINDS = ("plain", "tarred", "buckets", "concat")  # the files of conf/kind
+BUCKET_SECONDS = 3.5  # shorter utterances of the practice corpus make the first bucket
+SHARDS = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`nest-ssl data [--out FOLDER]`; returns the exit code.
+    """`nest-ssl data [--out FOLDER] [--kind KIND]` and `nest-ssl data convert MANIFEST ...`; returns the exit code.
 
     Raises:
-        UserError: the folder cannot be written, or this machine makes other bytes than the committed checksums.
+        UserError: the folder cannot be written, or this machine makes other bytes than the committed checksums; a
+            manifest that cannot be converted.
     """
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["convert"]:
+        return convert(given[1:])
     description = "Write the practice corpus (12 utterances, 4 noises, 3 manifests): the same bytes on every machine."
-    epilog = "Does nothing where every file is there and right; writes again what is missing or damaged."
+    epilog = (
+        "Does nothing where every file is there and right; writes again what is missing or damaged. "
+        "Another verb: nest-ssl data convert MANIFEST --to tarred --out FOLDER."
+    )
     parser = Parser(description=description, epilog=epilog)
     parser.add_argument("--out", type=Path, default=WORK / "data" / "dummy_ssl", help="default: data/dummy_ssl")
-    out = parser.parse_args(argv).out
-    checksums = read_checksums(ROOT / "data" / "dummy_ssl.sha256")
+    parser.add_argument("--kind", choices=KINDS, default="plain", help="of training data (default plain)")
+    arguments = parser.parse_args(given)
+    out, checksums = arguments.out, read_checksums(ROOT / "data" / "dummy_ssl.sha256")
     written = write_corpus(out, checksums)
     if written:
         print(f"data: wrote {len(written)} of {len(checksums)} files to {out}; every SHA-256 is the committed one")
     else:
         print(f"data: all {len(checksums)} files are in {out} and right; nothing to do")
+    if arguments.kind in ("tarred", "buckets"):
+        write_kind(arguments.kind, out)
     return 0
+
+
+def convert(argv: Sequence[str]) -> int:
+    """`nest-ssl data convert MANIFEST --to tarred|shar --out FOLDER [--shards N]`; prints the keys that read it."""
+    from nest_ssl.data.manifest import read_speech
+    from nest_ssl.data.sources import making
+
+    parser = Parser(description="Write the utterances of a manifest again as tar files, or as Lhotse's shar.")
+    parser.add_argument("manifest", help="one JSON object a line, as NeMo has it")
+    parser.add_argument("--to", choices=making.KINDS, required=True, help="tarred: audio as it is; shar: 16-bit WAV")
+    parser.add_argument("--out", type=Path, required=True, help="a folder, which appears when all is written")
+    parser.add_argument("--shards", type=int, default=SHARDS, help=f"tar files to share it out over (default {SHARDS})")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+    given = parser.parse_args(argv)
+    manifest = read_speech(given.manifest)
+    keys = making.convert(manifest, given.to, given.out, given.shards, given.overwrite)
+    print(f"data: wrote {len(manifest.lines)} utterances to {given.out}; a data section that reads them:")
+    print(yaml.safe_dump(keys, sort_keys=False).rstrip())
+    return 0
+
+
+def write_kind(kind: str, plain: Path) -> None:
+    """The practice corpus at `plain` as `kind` in a folder beside it, unless it is there and right.
+
+    Raises:
+        UserError: this machine makes other bytes than the committed checksums.
+    """
+    folder = plain.with_name(f"{plain.name}_{kind}")
+    given = read_checksums(ROOT / "data" / "dummy_ssl_kinds.sha256")
+    checksums = {name.removeprefix(f"{kind}/"): digest for name, digest in given.items() if name.startswith(f"{kind}/")}
+    if not wrong_files(folder, checksums):
+        print(f"data: all {len(checksums)} files are in {folder} and right; nothing to do")
+        return
+    from dataclasses import replace
+
+    from nest_ssl.data.manifest import read_speech
+    from nest_ssl.data.sources import making
+
+    manifest = read_speech(str(plain / "train_manifest.json"))
+    if kind == "buckets":
+        shutil.rmtree(folder, ignore_errors=True)
+        for number in (1, 2):
+            lines = [line for line in manifest.lines if ((line.duration or 0) < BUCKET_SECONDS) == (number == 1)]
+            making.convert(replace(manifest, lines=lines), "tarred", folder / f"bucket{number}", SHARDS)
+    else:
+        making.convert(manifest, kind, folder, SHARDS, overwrite=True)
+    if wrong := wrong_files(folder, checksums):
+        what = "the generated corpus has other bytes than the committed checksums"
+        fix = "Restore the repository's files; or another version of lhotse or libsndfile writes other bytes."
+        raise UserError(what, str(folder / wrong[0]), fix)
+    print(f"data: wrote {len(checksums)} files to {folder}; every SHA-256 is the committed one")

@@ -3,8 +3,8 @@
     cfg = compose(["size=tiny", "trainer.precision=32"])
 
 Overrides may be written `key=value`, `+key=value` or `++key=value`, whether or not the key is in the file. Hydra sees
-the groups alone, size and run: it takes any override for a group if a folder of that name, say the recording nemo/,
-lies beside the config. Whether keys and values make sense is `strict.py`'s matter.
+the groups alone, size, run and kind: it takes any override for a group if a folder of that name, say the recording
+nemo/, lies beside the config. Whether keys and values make sense is `strict.py`'s matter.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from nest_ssl.config.section import takes_text
 
 CONF = ROOT / "conf"
 DEFAULT_NAME = "nest_fast-conformer"
-GROUPS = ("size", "run")
+GROUPS = ("size", "run", "kind")
 OWN_KEYS = ("nemo", "seed", "output_dir", "save_steps", "stop_when_recorded", "noise_floor", "operators",
-            "learning_rates", "overwrite", "batches", "no_masked_token", "bad_audio")  # fmt: skip
+            "learning_rates", "overwrite", "batches", "no_masked_token", "bad_audio", "seeded_data")  # fmt: skip
 WRITTEN_TO = ("output_dir", "exp_manager.exp_dir", "exp_manager.explicit_log_dir",
               "exp_manager.resume_from_checkpoint", "exp_manager.checkpoint_callback_params.dirpath")  # fmt: skip
-PATH_KEYS = ("manifest_filepath", "noise_manifest")  # of train_ds and validation_ds
+PATH_KEYS = ("manifest_filepath", "noise_manifest", "tarred_audio_filepaths")  # of train_ds and validation_ds
 SOURCE_KEYS = ("init_from_nemo_model", "init_from_ptl_ckpt")  # a path, or groups with a `path`
 
 
@@ -248,4 +248,5 @@ def _absolute(value: Any, separator: str | None = ",") -> Any:
         return separator.join(_absolute(part.strip(), None) for part in value.split(separator))
     given = Path(value).expanduser()
     from_here = Path.cwd() / given
-    return str(from_here if given.is_absolute() or from_here.exists() else ROOT / given)
+    is_here = (from_here.parent if "{" in value or "_OP_" in value else from_here).exists()  # a pattern names no file
+    return str(from_here if given.is_absolute() or is_here else ROOT / given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import MinLen
+from annotated_types import Gt, MinLen
 from pydantic import BeforeValidator, ValidationInfo, model_validator
 
 from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, silent
@@ -56,8 +56,6 @@ class MultiBatchAugmentor(BatchAugmentor):
 
 def _not_empty(value: Any, info: ValidationInfo) -> Any:
     """A value of `Dataset`, unless it is one that names nothing and NeMo would stop at."""
-    if info.field_name == "manifest_filepath" and value in (None, "", "???"):
-        raise Unfit("no manifest is given", "manifest_filepath", "Give its path, or set the whole section to null.")
     if info.field_name == "noise_manifest" and value == "":
         raise Unfit("an empty path", "noise_manifest", "For no noise write noise_manifest=null.")
     if info.field_name == "batch_augmentor" and value is None:
@@ -69,28 +67,23 @@ def _not_empty(value: Any, info: ValidationInfo) -> Any:
 class Dataset(Section):
     """`train_ds` or `validation_ds`. Source: NeMo 3.0.0 `ssl_dataset.get_audio_noise_dataset_from_config`."""
 
-    # Other code of NeMo reads these, or they describe a kind of data set that is refused by the key that asks for it.
+    # Other code of NeMo reads these.
     ACCEPTED = silent(
-        "labels parser use_start_end_token defer_setup seed tarred_audio_filepaths tarred_shard_strategy"
-        " shard_manifests shuffle_n bucketing_strategy bucketing_batch_size bucketing_weights concat_sampling_technique"
-        " concat_sampling_temperature concat_sampling_scale concat_sampling_probabilities concat_sampling_seed"
-        " concat_shuffle input_cfg cuts_path shar_path shard_seed batch_duration quadratic_duration use_bucketing"
+        "labels parser use_start_end_token defer_setup seed shard_manifests use_dali return_sample_id text_field"
+        " lang_field input_cfg cuts_path shar_path shard_seed batch_duration quadratic_duration use_bucketing"
         " num_buckets bucket_duration_bins bucket_buffer_size bucket_batch_size num_cuts_for_bins_estimate"
-        " shuffle_buffer_size text_field lang_field skip_missing_manifest_entries tarred_random_access use_dali"
-        " return_sample_id"
+        " shuffle_buffer_size skip_missing_manifest_entries tarred_random_access"
     )
     REFUSED: ClassVar = {
-        "is_tarred": "Unpack the tar files and name the audio files in a manifest.",
         "use_lhotse": "Set use_lhotse=false and give manifest_filepath.",
-        "is_concat": "Give manifest_filepath a list: the manifests are read one after another.",
         "augmentor": "Drop the section; batch_augmentor is supported.",
     }
 
-    # A path, several joined by commas, or a list.
-    manifest_filepath: Annotated[str | list[str | list[str]], BeforeValidator(_not_empty)]
+    # A path, several joined by commas, or a list; of buckets and mixtures, lists of these.
+    manifest_filepath: str | list[str | list[str]] | None = None
     noise_manifest: Annotated[str | list[str] | None, BeforeValidator(_not_empty)] = None
     sample_rate: Positive | None = None  # Hz; the model's if null
-    batch_size: Positive
+    batch_size: Positive | None = None
     shuffle: bool | None = None  # not given: true for training, false for validation
     num_workers: Whole = 0
     pin_memory: bool = False
@@ -103,3 +96,43 @@ class Dataset(Section):
     batch_augmentor: Annotated[MultiBatchAugmentor | BatchAugmentor | None, BeforeValidator(_not_empty)] = None
     val_dl_idx: int = 0  # of validation: which of several losses is `val_loss`
     name: str | list[str] | None = None  # of validation: what the losses are called
+
+    # Audio in tar files.
+    is_tarred: bool = False
+    tarred_audio_filepaths: str | list[str | list[str]] | None = (
+        None  # a pattern, or a list; of buckets, a list of lists
+    )
+    tarred_shard_strategy: Literal["scatter", "replicate"] = "scatter"
+    shuffle_n: Whole | None = None  # tar files gathered before one is drawn; not given: 4 x batch_size
+    bucketing_strategy: Literal["fixed_order", "synced_randomized", "fully_randomized"] = "synced_randomized"
+    bucketing_weights: list[Positive] | None = None  # how often each bucket comes in an epoch
+    bucketing_batch_size: Any = None
+
+    # A mixture of several sets.
+    is_concat: bool = False
+    concat_sampling_technique: Literal["temperature", "random", "round-robin"] | None = None  # null: round-robin
+    concat_sampling_temperature: Annotated[Number, Gt(0)] = 5
+    concat_sampling_scale: Annotated[Number, Gt(0)] = 1
+    concat_sampling_probabilities: list[Probability] | None = None
+    concat_sampling_seed: Whole | None = None
+    concat_shuffle: bool = True
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Dataset:
+        if self.manifest_filepath in (None, "", "???"):
+            what, fix = "no manifest is given", "Give its path, or set the whole section to null."
+            raise Unfit(what, "manifest_filepath", fix)
+        if self.batch_size is None:
+            raise Unfit("a key is missing", "batch_size", "Give it a value.")
+        if self.is_tarred:
+            if self.tarred_audio_filepaths in (None, "", []):
+                raise Unfit("no tar files are given", "tarred_audio_filepaths", "Give a pattern, or is_tarred=false.")
+            if self.bucketing_batch_size is not None and not isinstance(self.tarred_audio_filepaths, str):
+                fix = "Set it to null and give batch_size; for batches by length take use_lhotse with batch_duration."
+                raise Unfit("NeMo's NEST model stops at batches of a size for each bucket", "bucketing_batch_size", fix)
+        if self.is_concat and not (isinstance(self.manifest_filepath, list) and self.manifest_filepath):
+            raise Unfit("not a list of sets to mix", "manifest_filepath", "Give one, or is_concat=false.")
+        shares = self.concat_sampling_probabilities
+        if self.is_concat and shares is not None and not 1 - 1e-6 <= sum(shares) <= 1 + 1e-6:
+            raise Unfit("they do not add up to 1", "concat_sampling_probabilities", "Correct them.")
+        return self

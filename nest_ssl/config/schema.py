@@ -117,7 +117,7 @@ class InitFrom(Section):
 class Experiment(Section):
     """The whole configuration: NeMo's sections, and what both training scripts take besides."""
 
-    ACCEPTED = silent("size run")  # groups, for the command line
+    ACCEPTED = silent("size run kind")  # groups, for the command line
     REFUSED: ClassVar = {
         "init_from_pretrained_model": "Nothing is fetched from a network: download it and use init_from_nemo_model."
     }
@@ -135,6 +135,7 @@ class Experiment(Section):
     batches: Positive | None = None
     no_masked_token: Literal["nan", "zero"] = "nan"
     bad_audio: Literal["stop", "skip"] = "stop"
+    seeded_data: bool = True  # whether draws that NeMo seeds from the clock follow from the seed
     init_from_nemo_model: str | dict[str, Any] | None = None  # a path, or `InitFrom` sections by any names
     init_from_ptl_ckpt: str | dict[str, Any] | None = None
     init_strict: bool = True  # whether an archive must fit its own configuration

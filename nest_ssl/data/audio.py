@@ -67,11 +67,11 @@ class Decoding:
         )
 
 
-def load(audio_file: str | list[str], offset: Any, duration: Any, decoding: Decoding) -> Samples:
+def load(audio_file: str | list[str] | bytes, offset: Any, duration: Any, decoding: Decoding) -> Samples:
     """A piece of a recording, float32 in [-1, 1].
 
     Args:
-        audio_file: a file, or several single-channel files that are one recording.
+        audio_file: a file, or several single-channel files that are one recording; or the bytes of a file.
         offset: seconds from the start, None for 0.
         duration: seconds; None, 0 or less for all.
         decoding: see `Decoding`.
@@ -101,8 +101,10 @@ def decoder_errors() -> tuple[type[Exception], ...]:
     return (soundfile.SoundFileError, OSError, *([pydub.PydubException] if pydub else []))
 
 
-def _read(path: str, offset: Any, duration: Any, decoding: Decoding) -> tuple[Decoded, int]:
+def _read(path: str | bytes, offset: Any, duration: Any, decoding: Decoding) -> tuple[Decoded, int]:
     """The decoder's samples and the file's own rate in Hz."""
+    if isinstance(path, bytes):
+        return _read_with_soundfile(path, offset, duration, decoding)
     if decoding.reader == "pydub":  # which reads what has no suffix of soundfile's in lower case
         listed = {f".{name.lower()}" for name in soundfile.available_formats()}
         try:
@@ -121,7 +123,7 @@ def _read(path: str, offset: Any, duration: Any, decoding: Decoding) -> tuple[De
         return _read_with_pydub(path, offset, duration)
 
 
-def _read_with_soundfile(path: str, offset: Any, duration: Any, decoding: Decoding) -> tuple[Decoded, int]:
+def _read_with_soundfile(path: str | bytes, offset: Any, duration: Any, decoding: Decoding) -> tuple[Decoded, int]:
     dtype = "int32" if decoding.int_values else "float32"
     with open_audio(path) as file:
         if decoding.strict:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from nest_ssl.config.data import Dataset
 from nest_ssl.data.audio import Decoding, load
 from nest_ssl.data.corpus import Corpora, Corpus
 from nest_ssl.data.dataset import load_utterance
+from nest_ssl.data.files import where_to_look
 from nest_ssl.data.header import check_header
 from nest_ssl.data.manifest import Entry, is_seconds
 from nest_ssl.data.problems import AudioProblem, BadAudio, ReaderProblem, UnfitAudio, as_user_error
@@ -49,7 +51,10 @@ def check_dataset(dataset: Dataset, sample_rate: int, skip_bad: bool = False, co
     """
     corpus = (corpora or Corpora()).read(dataset)
     decoding = Decoding.of(dataset, sample_rate)
-    entries = _distinct_pieces(_sample(corpus.entries))
+    for archive in corpus.archives:
+        check_archive(archive)
+    # What lies in archives is read when its turn comes: to look for it would be to read them all.
+    entries = [] if corpus.archives else _distinct_pieces(_sample(corpus.entries))
     problems = _bad_files(entries, decoding)
     if not skip_bad and (error := next(problems, None)):
         raise error
@@ -84,6 +89,23 @@ def audio_behind(error: Exception, datasets: Sequence[Dataset], corpora: Corpora
             except BadAudio as bad:
                 return bad
     return None
+
+
+def check_archive(path: str) -> None:
+    """Refuse what is no tar file.
+
+    Raises:
+        UserError: it is not there, or does not begin as a tar file does.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            empty = archive.next() is None
+    except FileNotFoundError as error:
+        raise UserError("no such tar file", path, where_to_look("Check tarred_audio_filepaths.")) from error
+    except (OSError, tarfile.TarError) as error:
+        raise UserError("not a tar file that can be read", f"{path}: {error}", "Copy it again.") from error
+    if empty:
+        raise UserError("an empty tar file", path, "Copy it again, or leave it out.")
 
 
 def _distinct_pieces(entries: Sequence[Entry]) -> list[Entry]:

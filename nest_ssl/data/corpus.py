@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
 from nest_ssl.data.manifest import Entry, Manifest, NoiseClip, manifest_paths, read_noise, read_speech
+from nest_ssl.data.sources.shards import buckets_of, is_sharded, tars_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Corpus:
         clips: all noise clips.
         shorter, longer: how many utterances lie outside the limits.
         shortest, longest: the limits in seconds, None for no limit.
+        archives: files that hold the audio of all of them, in order; none where each lies in a file of its own.
     """
 
     manifests: Sequence[Manifest[Entry]]
@@ -35,6 +38,7 @@ class Corpus:
     longer: int = 0
     shortest: float | None = None
     longest: float | None = None
+    archives: Sequence[str] = ()
 
     def left_out(self) -> str | None:
         """A sentence about the utterances that lie outside the limits; None if there are none."""
@@ -60,20 +64,12 @@ class Corpora:
         Raises:
             UserError: a manifest that is not there; a line that cannot be used (with file and number); nothing left.
         """
-        manifests = manifest_paths(dataset.manifest_filepath)
+        manifests = [path for part in parts_of_set(dataset) for path in part.manifests]
         noise_manifests = None if dataset.noise_manifest is None else manifest_paths(dataset.noise_manifest)
         shortest, longest = dataset.min_duration, dataset.max_duration
-        speech = [self._speech.get(path) or self._speech.setdefault(path, read_speech(path)) for path in manifests]
+        speech = [self.speech(path) for path in manifests]
         noise = [self._noise.get(p) or self._noise.setdefault(p, read_noise(p)) for p in noise_manifests or ()]
-        kept: list[Entry] = []
-        shorter = longer = 0
-        for entry in (entry for manifest in speech for entry in manifest.lines):
-            if entry.duration is not None and shortest is not None and entry.duration < shortest:
-                shorter += 1
-            elif entry.duration is not None and longest is not None and entry.duration > longest:
-                longer += 1
-            else:
-                kept.append(entry)
+        kept, shorter, longer = within_limits(speech, dataset)
         if not kept:
             where = ",".join(manifests) or "manifest_filepath=[]"
             if not shorter + longer:
@@ -84,4 +80,82 @@ class Corpora:
             raise UserError(what, where, "Change the limits or the manifest.")
         clips = [clip for manifest in noise for clip in manifest.lines]
         noise_read = None if noise_manifests is None else noise
-        return Corpus(speech, noise_read, kept, clips, shorter, longer, shortest, longest)
+        archives = [tar for part in parts_of_set(dataset) for tar in part.tars]
+        return Corpus(speech, noise_read, kept, clips, shorter, longer, shortest, longest, archives)
+
+    def in_an_epoch(self, dataset: Dataset) -> int:
+        """The utterances in an epoch: a bucket may come several times, a mixture has as many as it is scaled to."""
+        total = 0
+        for parts in sets_of(dataset):
+            weights = dataset.bucketing_weights if dataset.is_tarred and dataset.bucketing_weights else [1] * len(parts)
+            for part, weight in zip(parts, weights, strict=True):
+                total += weight * len(within_limits([self.speech(path) for path in part.manifests], dataset)[0])
+        return int(total * dataset.concat_sampling_scale) if dataset.is_concat else total
+
+    def speech(self, path: str) -> Manifest[Entry]:
+        """A manifest of utterances.
+
+        Raises:
+            UserError: as `manifest.read_speech`.
+        """
+        return self._speech.get(path) or self._speech.setdefault(path, read_speech(path))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a section's data that is read as one: a bucket, a set of a mixture, or all there is.
+
+    Args:
+        manifests: in order.
+        tars: the tar files with its audio; none where each utterance has a file of its own.
+    """
+
+    manifests: Sequence[str]
+    tars: Sequence[str] = ()
+
+
+def sets_of(dataset: Dataset) -> list[list[Part]]:
+    """The sets that a section mixes (one, unless `is_concat`), and the parts of each, more than one where buckets are.
+
+    Raises:
+        UserError: manifests and tar files that do not belong together; a manifest in shards, which NeMo cannot read in
+            one process.
+    """
+    given: Any = dataset.manifest_filepath
+    if not dataset.is_tarred:
+        if not dataset.is_concat:
+            return [[Part(manifest_paths(given))]]
+        nested = len(given) == 1 and not isinstance(given[0], str)
+        return [[Part(manifest_paths(one))] for one in (given[0] if nested else given)]
+    tars: Any = dataset.tarred_audio_filepaths
+    pairs = list(zip(given, tars, strict=False)) if dataset.is_concat else [(given, tars)]
+    sets = []
+    for manifests, archives in pairs:
+        buckets = buckets_of(manifests, "manifest_filepath"), buckets_of(archives, "tarred_audio_filepaths")
+        if len(buckets[0]) != len(buckets[1]):
+            where = f"manifest_filepath has {len(buckets[0])}, tarred_audio_filepaths {len(buckets[1])}"
+            raise UserError("not as many manifests as sets of tar files", where, "Give a manifest for each bucket.")
+        if sharded := next((path for bucket in buckets[0] for path in bucket if is_sharded(path)), None):
+            fix = "Name the whole manifest (tarred_audio_manifest.json); with use_lhotse its shards can be read."
+            raise UserError("NeMo reads a manifest in shards in a distributed run alone", sharded, fix)
+        sets.append([Part(one, tars_of(other)) for one, other in zip(*buckets, strict=True)])
+    return sets
+
+
+def parts_of_set(dataset: Dataset) -> list[Part]:
+    """All parts of a section's data, in order."""
+    return [part for parts in sets_of(dataset) for part in parts]
+
+
+def within_limits(speech: Sequence[Manifest[Entry]], dataset: Dataset) -> tuple[list[Entry], int, int]:
+    """The utterances that the section's limits leave (of unknown duration: all); how many are shorter, and longer."""
+    kept: list[Entry] = []
+    shorter = longer = 0
+    for entry in (entry for manifest in speech for entry in manifest.lines):
+        if entry.duration is not None and dataset.min_duration is not None and entry.duration < dataset.min_duration:
+            shorter += 1
+        elif entry.duration is not None and dataset.max_duration is not None and entry.duration > dataset.max_duration:
+            longer += 1
+        else:
+            kept.append(entry)
+    return kept, shorter, longer

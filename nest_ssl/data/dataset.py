@@ -52,14 +52,21 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> AudioNoiseItem | LoadFailure:
+        return self.item(self.entries[index])
+
+    def item(self, entry: Entry, content: bytes | None = None) -> AudioNoiseItem | LoadFailure:
         """An utterance and its noise.
+
+        Args:
+            entry: the line that describes it.
+            content: of its audio file, where that lies in an archive.
 
         Raises:
             UserError: the file cannot be used (in a worker process, or to be skipped: returned as a `LoadFailure`).
         """
-        entry, decoding = self.entries[index], self.decoding
+        decoding = self.decoding
         try:
-            audio = load_utterance(entry, decoding)
+            audio = load_utterance(entry, decoding, content)
             noise, noise_len = draw_noise(self.clips, decoding.sample_rate, audio.size(0), decoding.reader)
         except UserError as error:
             is_bad_audio = isinstance(error, BadAudio)
@@ -84,15 +91,15 @@ class AudioNoiseDataset(Dataset[AudioNoiseItem | LoadFailure]):
         return PartialBatch(batch, failures) if failures or batch is None else batch
 
 
-def load_utterance(entry: Entry, decoding: Decoding) -> Tensor:
-    """An entry's audio, float32 [T], repeated to at least a second.
+def load_utterance(entry: Entry, decoding: Decoding, content: bytes | None = None) -> Tensor:
+    """An entry's audio, float32 [T], repeated to at least a second; of its file, or of the `content` of one.
 
     Raises:
         BadAudio: the file cannot be used; says why, and which line of which manifest names it.
         UserError: no such file could be used here: a decoder is missing, the disk or the file handles are used up.
     """
     try:
-        samples = load(entry.audio_file, entry.offset, entry.duration, decoding)
+        samples = load(entry.audio_file if content is None else content, entry.offset, entry.duration, decoding)
         if samples.ndim != 1:
             fix = "Set channel_selector to one, or to average."
             raise AudioProblem(f"{samples.shape[-1]} channels are left", fix)

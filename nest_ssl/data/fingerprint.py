@@ -32,7 +32,7 @@ class DataRecord:
     """
 
     def __init__(self, corpora: Mapping[str, Corpus]) -> None:
-        self._speech = {name: _Files(corpus.manifests, corpus.entries) for name, corpus in corpora.items()}
+        self._speech = {name: _Files(c.manifests, c.entries, c.archives) for name, c in corpora.items()}
         self._noise = {name: _Files(corpus.noise_manifests, corpus.clips) for name, corpus in corpora.items()
                        if corpus.noise_manifests is not None}  # fmt: skip
 
@@ -51,27 +51,33 @@ class DataRecord:
 
 
 class _Files:
-    """Some manifests and the audio files of their lines."""
+    """Some manifests and the audio files of their lines; or the archives in which these lie."""
 
-    def __init__(self, manifests: Sequence[Manifest[Any]], lines: Sequence[Entry | NoiseClip]) -> None:
+    def __init__(
+        self,
+        manifests: Sequence[Manifest[Any]],
+        lines: Sequence[Entry | NoiseClip],
+        archives: Sequence[str] = (),
+    ) -> None:
         self._manifests = manifests
         names: dict[str, str] = {}  # path -> name
         taken: Counter[str] = Counter()
-        for line in lines:
-            for path in parts_of(line):
-                if path in names:
-                    continue
-                name = relative_name(path, line.place.manifest)
-                taken[name] += 1
-                # Two manifests in two folders may name different files alike: the later ones get a number.
-                names[path] = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        one_each = ((path, line.place.manifest) for line in lines for path in parts_of(line))
+        beside = manifests[0].path if manifests else os.path.join(os.path.dirname(min(archives, default="")), "")
+        for path, manifest in ((path, beside) for path in archives) if archives else one_each:
+            if path in names:
+                continue
+            name = relative_name(path, manifest)
+            taken[name] += 1
+            # Two manifests in two folders may name different files alike: the later ones get a number.
+            names[path] = name if taken[name] == 1 else f"{name}#{taken[name]}"
         self._names = names
         self._sampled = len(names) > HASHED_IN_FULL
         self._states = {path: state_of(path) for path in names}
         self._hashes = {path: file_sha256(path, self._sampled) for path in names}
-        digest = hashlib.sha256()
+        digest = hashlib.sha256("".join(str(self._hashes[path]) for path in archives).encode())
         for line in lines:
-            hashes = [self._hashes[path] for path in parts_of(line)]
+            hashes = [os.path.basename(p) if archives else self._hashes[p] for p in parts_of(line)]
             digest.update(json.dumps([hashes, line.offset or 0, line.duration]).encode() + b"\n")
         self._content = digest.hexdigest()
 

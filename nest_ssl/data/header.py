@@ -6,10 +6,11 @@ Legend: C channels.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import struct
-from typing import Any
+from typing import Any, BinaryIO
 
 import soundfile
 
@@ -48,18 +49,19 @@ def check_header(audio_file: str | list[str], offset: float | None, duration: fl
     return floating
 
 
-def open_audio(path: str) -> soundfile.SoundFile:
-    """Open for reading; the caller closes it.
+def open_audio(source: str | bytes) -> soundfile.SoundFile:
+    """Open a file, or what has been read of one out of an archive; the caller closes it.
 
     Raises:
         AudioProblem: says which: not there, not to be read, no regular file, empty, not audio, an impossible rate.
     """
-    refuse_unreadable(path)
+    if isinstance(source, str):
+        refuse_unreadable(source)
     try:
-        file = soundfile.SoundFile(path)
+        file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: .raw, which has no header
         try:
-            open(path, "rb").close()
+            _stream(source).close()
         except OSError as refusal:
             raise as_problem(refusal) from refusal
         raise AudioProblem("not an audio file that can be read", "Convert it to WAV, FLAC, OGG or MP3.") from error
@@ -112,7 +114,7 @@ def refuse_rate(rate: int) -> None:
         raise UnfitAudio(what, f"Correct its header ({RATES[0]:,} to {RATES[-1]:,} Hz), or copy the file again.")
 
 
-def refuse_truncated(file: soundfile.SoundFile, path: str, offset: Any, duration: Any) -> None:
+def refuse_truncated(file: soundfile.SoundFile, source: str | bytes, offset: Any, duration: Any) -> None:
     """Refuse a file that lacks a part of what its header, or the manifest, promises.
 
     Raises:
@@ -120,7 +122,7 @@ def refuse_truncated(file: soundfile.SoundFile, path: str, offset: Any, duration
     """
     rate = file.samplerate
     if file.format in ("WAV", "WAVEX") and file.subtype.startswith(("PCM_", *FLOATING)):
-        promised = _wav_frames_promised(path)
+        promised = _wav_frames_promised(source)
         if promised is not None and promised > file.frames:
             raise _truncated(file.frames / rate, promised / rate)
     start = frames(offset, rate)
@@ -152,13 +154,17 @@ def _truncated(seconds: float, promised: float) -> AudioProblem:
     return AudioProblem(what, "Copy it again, or correct its duration in the manifest.")
 
 
-def _wav_frames_promised(path: str) -> int | None:
+def _stream(source: str | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+
+
+def _wav_frames_promised(source: str | bytes) -> int | None:
     """Frames by the size that the header gives the data chunk; None where it gives none.
 
     libsndfile takes the file's end for the end of the data and keeps what the header said to itself, and Python's
     `wave` reads no floating-point WAV; hence these few lines.
     """
-    with open(path, "rb") as file:
+    with _stream(source) as file:
         riff = file.read(12)
         if len(riff) < 12 or riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
             return None

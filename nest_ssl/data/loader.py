@@ -11,11 +11,11 @@ Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel._setup_da
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
@@ -23,10 +23,10 @@ from nest_ssl.config.section import plain
 from nest_ssl.data.audio import Decoding
 from nest_ssl.data.augment import build_augmentor
 from nest_ssl.data.batch import AudioNoiseBatch
-from nest_ssl.data.corpus import Corpora
+from nest_ssl.data.corpus import Corpora, sets_of, within_limits
 from nest_ssl.data.dataset import AudioNoiseDataset
 from nest_ssl.data.epoch import Epoch
-from nest_ssl.data.manifest import is_url
+from nest_ssl.data.manifest import Entry, is_url
 from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
 
@@ -99,6 +99,7 @@ def build_dataloader(
     training: bool = False,
     differences: Generation = GENERATIONS[NEWEST],
     corpora: Corpora | None = None,
+    seeded: bool = True,
 ) -> AudioNoiseLoader | None:
     """The loader that a data section describes; None for no section.
 
@@ -110,30 +111,62 @@ def build_dataloader(
         training: whether an epoch must have all its batches, whatever is skipped.
         differences: of the generation of NeMo whose batches to make.
         corpora: manifests that have been read already.
+        seeded: whether draws that NeMo seeds from the clock follow from the seed, see `sources/seeding.py`.
 
     Raises:
         UserError: a manifest that cannot be used, or leaves nothing.
     """
     if dataset is None:
         return None
-    corpus = (corpora or Corpora()).read(dataset)
-    decoding = Decoding.of(dataset, sample_rate, differences.audio_reader)
-    mixing = dataset.batch_augmentor
-    augmentor = build_augmentor(mixing, differences.augmentation_draws) if mixing is not None else None
-    items = AudioNoiseDataset(
-        corpus.entries, corpus.clips, decoding, augmentor, differences.noisy_length, skip_bad=skipped is not None
-    )
+    corpora = corpora or Corpora()
+    shuffle = bool(dataset.shuffle) if "shuffle" in dataset.model_fields_set else shuffle  # given as null: false
+    items, collate = items_of(dataset, sample_rate, corpora, shuffle, seeded, skipped is not None, differences)
     return AudioNoiseLoader(
         items,
         batch_size=dataset.batch_size,
-        collate_fn=items.collate,
+        collate_fn=collate,
         drop_last=dataset.drop_last,
-        shuffle=bool(dataset.shuffle) if "shuffle" in dataset.model_fields_set else shuffle,  # given as null: false
+        shuffle=shuffle and not isinstance(items, IterableDataset),
         num_workers=dataset.num_workers,
         pin_memory=dataset.pin_memory,
         skipped=skipped,
-        keep_length=training,
+        keep_length=training and not isinstance(items, IterableDataset),
     )
+
+
+def items_of(
+    dataset: Dataset, sample_rate: int, corpora: Corpora, shuffle: bool, seeded: bool, skip_bad: bool, of: Generation
+) -> tuple[Any, Callable[[Any], Any]]:
+    """What gives the items that a section describes, and what makes batches of them."""
+    corpus = corpora.read(dataset)
+    decoding = Decoding.of(dataset, sample_rate, of.audio_reader)
+    mixing = None if dataset.is_concat and not dataset.is_tarred else dataset.batch_augmentor  # NeMo hands on none
+    augmentor = build_augmentor(mixing, of.augmentation_draws) if mixing is not None else None
+
+    def utterances(entries: Sequence[Entry]) -> AudioNoiseDataset:
+        return AudioNoiseDataset(entries, corpus.clips, decoding, augmentor, of.noisy_length, skip_bad=skip_bad)
+
+    if not (dataset.is_tarred or dataset.is_concat):
+        plain = utterances(corpus.entries)
+        return plain, plain.collate
+    from nest_ssl.data.sources.mixed import Mixture, chain
+    from nest_ssl.data.sources.tarred import TarredAudio
+
+    sets: list[Any] = []
+    for parts in sets_of(dataset):
+        entries = [within_limits([corpora.speech(path) for path in part.manifests], dataset)[0] for part in parts]
+        if not dataset.is_tarred:
+            sets.append(utterances(entries[0]))
+            continue
+        gathered = dataset.shuffle_n if dataset.shuffle_n is not None else 4 * (dataset.batch_size or 1)
+        shuffle_n = gathered if shuffle else 0
+        buckets = [TarredAudio(utterances(lines), part.tars, shuffle_n, seeded)
+                   for part, lines in zip(parts, entries, strict=True)]  # fmt: skip
+        weights = dataset.bucketing_weights or [1] * len(buckets)
+        repeated = [bucket for bucket, weight in zip(buckets, weights, strict=True) for _ in range(weight)]
+        sets.append(chain(repeated, dataset.bucketing_strategy))
+    collate = utterances([]).collate
+    return (Mixture(sets, dataset, seeded=seeded) if dataset.is_concat else sets[0]), collate
 
 
 def validation_sections(section: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ Digests = dict[str, str]
 
 
 def observe(build: Callable[[], nn.Module], seed: int = 42) -> Digests:
-    """Digests of initial values, two training steps with every call, one that nobody watches, and an evaluation.
+    """Digests of initial values, two training steps with every call, one unwatched, and an evaluation.
 
     Args:
         build: makes the model, and draws its initial values while it does.

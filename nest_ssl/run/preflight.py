@@ -20,7 +20,7 @@ from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.model.nest import NestModel
-from nest_ssl.releases import generation, generation_of
+from nest_ssl.releases import NEWEST, generation, generation_of
 from nest_ssl.run.subject import Inputs, Subject
 from nest_ssl.train.checkpoint.init_from import load_sources
 from nest_ssl.train.optim import build_optimizer
@@ -97,8 +97,18 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
     if "validation" in checked:
         loss_prefixes(plain(cfg.model.validation_ds))
     train = datasets["train"]
-    length = planned_length(cfg, len(checked["train"].entries), train.batch_size, train.drop_last)
+    if (train.is_tarred or train.is_concat) and cfg.nemo != NEWEST:
+        fix = f"Give nemo={NEWEST}, or a plain manifest."
+        raise UserError(f"such data is the same as NeMo {NEWEST}'s alone", f"model.train_ds, nemo={cfg.nemo}", fix)
+    utterances, batch_size = corpora.in_an_epoch(train), train.batch_size or 1
+    share = cfg.trainer.get("limit_train_batches")
+    if (train.is_tarred or train.is_concat) and isinstance(share, float):  # what NeMo makes of it for such data
+        cfg.trainer.limit_train_batches = int(share * math.ceil(utterances / batch_size))
+    length = planned_length(cfg, utterances, batch_size, train.drop_last)
     notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
+    if cfg.seeded_data and (train.is_concat or (train.is_tarred and train.shuffle is not False)):
+        drawn = "the order of tar files, and of a mixture's sets,"
+        notes.append(f"{drawn} follows from the seed; NeMo's own follows from the clock (seeded_data=false)")
     interval = cfg.trainer.get("val_check_interval")
     counted_in_epochs = cfg.trainer.get("check_val_every_n_epoch", 1) is not None
     if isinstance(interval, int) and interval > length.epoch and counted_in_epochs:  # Lightning stops at it

@@ -40,6 +40,7 @@ class NestModule(NestModel, LightningModule):
         no_masked_token: the loss of a batch in which no token counts, in training and validation: ``nan`` or ``zero``.
         skipped: go on without audio files that cannot be used, and count them here; None: stop at the first.
         corpora: manifests that have been read already.
+        seeded_data: whether draws that NeMo seeds from the clock follow from the seed, see `data/sources/seeding.py`.
     """
 
     def __init__(
@@ -49,18 +50,21 @@ class NestModule(NestModel, LightningModule):
         no_masked_token: str = "nan",
         skipped: SkippedAudio | None = None,
         corpora: Corpora | None = None,
+        seeded_data: bool = True,
     ) -> None:
+        differences = releases.generation(generation)
+        data: dict[str, Any] = {"skipped": skipped, "corpora": corpora, "differences": differences}
+        data["seeded"] = seeded_data
+        train, rate = None if cfg.get("train_ds") is None else read(Dataset, cfg.train_ds, "train_ds"), cfg.sample_rate
+        sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []
+        validation = [read(Dataset, section, "validation_ds") for section in sections]
+        train_loader = build_dataloader(train, rate, shuffle=True, training=True, **data)  # before the model, as NeMo:
+        validation_loaders = [build_dataloader(dataset, rate, **data) for dataset in validation]  # some loaders seed
         super().__init__(cfg, generation)
         self.loss.mlm_loss.no_masked_token = no_masked_token
         self.save_hyperparameters({"cfg": plain(cfg)})  # for loggers, as NeMo; builtins, for checkpoints hold them too
         self.settings, self.generation, self.skipped = cfg, generation, skipped
-        differences = releases.generation(generation)
-        data: dict[str, Any] = {"skipped": skipped, "corpora": corpora, "differences": differences}
-        train, rate = None if cfg.get("train_ds") is None else read(Dataset, cfg.train_ds, "train_ds"), cfg.sample_rate
-        self._train_loader = build_dataloader(train, rate, shuffle=True, training=True, **data)
-        sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []
-        validation = [read(Dataset, section, "validation_ds") for section in sections]
-        self._validation_loaders = [build_dataloader(dataset, rate, **data) for dataset in validation]
+        self._train_loader, self._validation_loaders = train_loader, validation_loaders
         self._validation_losses = ValidationLosses(cfg.get("validation_ds"))
 
     @classmethod

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 
 from nest_ssl.base.nested import leaves
 from nest_ssl.config.compose import compose
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
+from nest_ssl.data.loader import build_dataloader
 from nest_ssl.model.nest import NestModel
 from nest_ssl.record.observers.calls import CallObserver
-from nest_ssl.releases import generation_of
+from nest_ssl.releases import generation, generation_of
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +45,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def nemo_model(release: str) -> Any:
+    """A small NeMo model: its `_setup_dataloader_from_config` is the reference."""
+    from train_nemo import build_model  # not scripts.train_nemo: NeMo 2 brings a package of that name along
+
+    return build_model(compose(["size=tiny", "model.train_ds=null", "model.validation_ds=null"]))
+
+
+@pytest.fixture(scope="session")
+def build_candidate(release: str) -> Callable[[dict[str, Any]], Any]:
+    """`build_candidate(section)`: the port's loader, of the generation of the NeMo that is installed."""
+    return lambda section: build_dataloader(read(Dataset, section), 16_000, differences=generation(release))
 
 
 @dataclass

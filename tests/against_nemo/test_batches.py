@@ -21,12 +21,12 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from nest_ssl.config.compose import ROOT, compose
+from nest_ssl.config.compose import ROOT
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.check import check_dataset
-from nest_ssl.data.loader import build_dataloader, validation_sections
+from nest_ssl.data.loader import validation_sections
 from nest_ssl.practice.corpus import read_checksums, write_corpus
 from nest_ssl.releases import generation
 
@@ -242,20 +242,6 @@ def _located(value: Any, corpus: Path) -> Any:
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def nemo_model(release: str) -> Any:
-    """A small NeMo model: its `_setup_dataloader_from_config` is the reference."""
-    from train_nemo import build_model  # not scripts.train_nemo: NeMo 2 brings a package of that name along
-
-    return build_model(compose(["size=tiny", "model.train_ds=null", "model.validation_ds=null"]))
-
-
-@pytest.fixture(scope="module")
-def build_candidate(release: str) -> Callable[[dict[str, Any]], Any]:
-    """`build_candidate(section)`: the port's loader, of the generation of the NeMo that is installed."""
-    return lambda section: build_dataloader(read(Dataset, section), RATE, differences=generation(release))
 
 
 def seed(value: int) -> None:

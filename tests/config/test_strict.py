@@ -216,7 +216,7 @@ def test_a_sweep_is_not_an_experiment(override: str) -> None:
         ("~model.train_ds", "a section is missing: model.train_ds"),
         ("~model.num_books", "a value cannot be resolved: model.quantizer.num_books"),
         # what the port does not have
-        ("model.train_ds.is_tarred=true", "Unpack the tar files"),
+        ("model.train_ds.is_tarred=true", "no tar files are given"),
         ("model.optim.name=novograd", "Exact with NeMo's are: adamw, adam, sgd."),
         ("model.optim={name:novograd,luc:true}", "not supported: novograd: model.optim.name. Exact with NeMo's are"),
         ("model.optim._target_=torch.optim.RAdam", "not supported: torch.optim.RAdam: model.optim._target_"),

@@ -1,0 +1,107 @@
+"""Audio in tar files, read one after another by webdataset and described by a manifest.
+
+Each tar file is read from beginning to end; `shuffle_n` mixes the order of the files, not of what is in them. Workers
+and processes share out whole tar files. A manifest may have several lines for one file in them, each with its offset.
+
+Source of the behaviour: NeMo 3.0.0 `ssl_dataset.TarredAudioNoiseDataset`, `audio_to_text._TarredAudioToTextDataset`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import soundfile
+from torch.utils.data import IterableDataset, get_worker_info
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.data.batch import AudioNoiseItem
+from nest_ssl.data.dataset import AudioNoiseDataset
+from nest_ssl.data.manifest import Entry
+from nest_ssl.data.skipping import LoadFailure
+from nest_ssl.data.sources.seeding import SeededShuffle
+
+SUFFIXES = ";".join(["wav", "mp3", "flac", "opus", *(name.lower() for name in soundfile.available_formats())])
+
+
+class TarredAudio(IterableDataset[AudioNoiseItem | LoadFailure]):
+    """The utterances of some tar files that the manifest's lines describe; others in them are passed over.
+
+    Args:
+        items: makes an item of a line and its file's content; its entries are those lines.
+        tars: the tar files, in order.
+        shuffle: how many of them are gathered before one is drawn; 0 keeps their order.
+        seeded: draw from a generator that follows from the seed, see `seeding.py`; else webdataset's own.
+    """
+
+    def __init__(self, items: AudioNoiseDataset, tars: Sequence[str], shuffle: int = 0, seeded: bool = True) -> None:
+        import webdataset
+
+        self.items = items
+        self.lines = lines_by_name(items.entries)
+        self.collate = items.collate
+        self._pipeline = webdataset.DataPipeline(
+            webdataset.SimpleShardList(urls=list(tars)),
+            share_of_worker,
+            SeededShuffle(shuffle) if seeded else webdataset.shuffle(shuffle),
+            webdataset.tarfile_to_samples(),
+            webdataset.rename(audio=SUFFIXES, key="__key__"),
+            webdataset.to_tuple("audio", "key"),
+            self._items_of,
+        )
+
+    def __len__(self) -> int:
+        return len(self.items.entries)
+
+    def __iter__(self) -> Iterator[AudioNoiseItem | LoadFailure]:
+        return iter(self._pipeline)
+
+    def _items_of(self, files: Iterator[tuple[bytes, str]]) -> Iterator[AudioNoiseItem | LoadFailure]:
+        """An item for each line that names one of the files; what is wrong with an archive comes as a failure.
+
+        Raises:
+            UserError: a tar file that cannot be read; a file in a folder of one, over which NeMo stops.
+        """
+        while True:
+            try:
+                content, name = next(files)
+            except StopIteration:
+                return
+            except Exception as error:  # noqa: BLE001 (whatever webdataset meets in an archive)
+                said = "; ".join(str(part) for part in error.args if isinstance(part, str)) or repr(error)
+                yield _failure(UserError("a tar file that cannot be read", said, "Copy it again."))
+                return
+            lines = self.lines.get(os.path.splitext(os.path.basename(name))[0], [])
+            if lines and "/" in name:
+                what, fix = "audio in a folder of a tar file", "Write the set again: nest-ssl data convert --to tarred."
+                yield _failure(UserError(what, f"{name} ({lines[0].place})", fix))
+                return
+            for line in lines:
+                yield self.items.item(line, content)
+
+
+def _failure(error: UserError) -> LoadFailure:
+    """An error on its way out of a worker, see `skipping.LoadFailure`; raised at once where there is none."""
+    if get_worker_info() is None:
+        raise error
+    return LoadFailure(error)
+
+
+def lines_by_name(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """The lines of each file, by its name without folder and suffix, as NeMo finds them.
+
+    Raises:
+        UserError: a line that names several files; tar files have one for each.
+    """
+    lines: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if isinstance(entry.audio_file, list):
+            raise UserError("several files for an utterance of a tarred set", str(entry.place), "Name one.")
+        lines.setdefault(os.path.splitext(os.path.basename(entry.audio_file))[0], []).append(entry)
+    return lines
+
+
+def share_of_worker(shards: Iterator[Any]) -> Iterator[Any]:
+    worker = get_worker_info()
+    return iter(shards) if worker is None else iter(list(shards)[worker.id :: worker.num_workers])
