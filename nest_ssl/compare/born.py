@@ -7,7 +7,7 @@ replay made the same difference of it and it is the same function all the same: 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nest_ssl.compare.findings import Finding
@@ -135,6 +135,9 @@ def born_of(
         known = found.get((born.phase, born.module))
         found[born.phase, born.module] = known.merged(born) if known else born
     same = [u.unit for u in units if u.function is Function.SAME]
+    another = [u.unit for u in units if u.function is Function.ANOTHER and u.unit.phase == "backward"]
+    places = {(u.step, one.place.address) for u in another for one in u.deviations}
+    handed = {(step, place.module) for step, place in places if place.kind == Kind.OUTPUT_GRADIENT}
     explained = {(unit.step, deviation.place.address) for unit in same for deviation in unit.deviations}
     given = {u.unit.step for u in units if u.unit.phase == "clipping" and u.function is Function.ANOTHER}
     given &= {unit.step for unit in same if unit.phase == "optimizer"}  # which makes the same of the same gradients
@@ -146,7 +149,7 @@ def born_of(
             continue
         if root.phase == "optimizer" and left[0].moment.step in given:
             continue
-        if _came_in(root, left[0], same, found):
+        if _came_in(root, left[0], same, found, handed):
             continue
         sizes = [one.metrics.relative or 0.0 if one.metrics else 0.0 for one in left]
         if counted and root.phase == "loss" and all(map(_is_share, sizes)):
@@ -168,16 +171,30 @@ def born_of(
     return sorted(found.values(), key=lambda b: (-1 if b.step is None else b.step, order[b.phase], b.order))
 
 
-def _came_in(root: Root, first: Finding, same: Sequence[Unit], found: Mapping[tuple[str, str | None], Born]) -> bool:
+def _came_in(
+    root: Root,
+    first: Finding,
+    same: Sequence[Unit],
+    found: Mapping[tuple[str, str | None], Born],
+    handed: Collection[tuple[int, str | None]],
+) -> bool:
     """Whether the replay clears a module that the recordings suspect only because of its place.
 
     It drew otherwise, and draws the same given the same inputs; or backward reached it last before the first gradient
-    that differs, it makes the same of the same gradients, and another module does not.
+    that differs, it makes the same of the same gradients, and another module does not; or it makes the same of the same
+    gradients, and was handed other ones by a module that is another function, behind the hook that recorded them.
+
+    Args:
+        handed: steps and modules at whose outputs other gradients arrive than the replay of another module gives.
     """
     key = (root.phase, root.module, first.moment.step)
     cleared = any((unit.phase, unit.module, unit.step) == key for unit in same)
     if root.phase == "backward" and first.address.kind == Kind.OUTPUT_GRADIENT:
-        return cleared and any(phase == "backward" for phase, _ in found)
+        # A gradient that one side alone computes is one that something before it asks for, or does not.
+        asked = first.missing and any(phase == "structure" for phase, _ in found)
+        return cleared and (asked or any(phase == "backward" for phase, _ in found))
+    if root.phase == "backward":
+        return cleared and (first.moment.step, root.module) in handed
     return root.phase == "draws" and cleared
 
 
@@ -214,16 +231,27 @@ _ARRANGING = re.compile(
 
 
 def with_lines(
-    born: Sequence[Born], sources: Mapping[str, tuple[str, str]], operators: tuple[Operators, Operators] | None
+    born: Sequence[Born],
+    sources: Mapping[str, tuple[str, str]],
+    operators: tuple[Operators, Operators] | None,
 ) -> list[Born]:
     """The same with the source lines of both sides, and with the operators that differ where those were traced.
 
     Args:
         sources: by module the reference's and the candidate's file or line.
-        operators: of the reference and the candidate.
+        operators: of the reference and the candidate. Where backward differs in what a module in another brings to the
+            inputs of both, the replay sees it through the outer one alone; it is the inner one's if the operators of
+            backward differ in that one and nowhere else in the outer one.
     """
-    found = []
+    found, own = [], {one.module for one in born}
     for one in born:
+        place = one.address
+        handed_on = place is not None and place.kind == Kind.OUTPUT_GRADIENT
+        if place and handed_on and operators and one.module and not f"{place.module}.".startswith(f"{one.module}."):
+            apart = diff(*operators, [one.module, f"{one.module}.*"])
+            modules = {each.module for each in apart if each.phase == "backward" and each.changes}
+            if len(modules) == 1 and not modules & own:
+                one = replace(one, module=modules.pop())
         lines, changes = sources.get(one.module or "", ("", "")), list[Change]()
         if operators and one.module is not None and one.phase in ("forward", "backward"):
             differences = diff(*operators, [one.module])

@@ -50,6 +50,7 @@ class StepFindings:
     spans: dict[Key, Span] = field(default_factory=dict)
     reached: list[Key] = field(default_factory=list)  # calls whose output a gradient reached, in that order
     draws: list[Draw] = field(default_factory=list)
+    moved: set[tuple[str | None, str | None]] = field(default_factory=set)  # by one side alone since the step before
     loss: Losses | None = None
     calls: list[f.CallJudgement] = field(default_factory=list)
 

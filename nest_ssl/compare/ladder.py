@@ -99,7 +99,8 @@ def compare_recordings(
     whole = [*tallies, compare_steps(Sheet("steps", comparer), results, shared)]
     by_rung = [Rung(name, [tally for tally in whole if tally.rung == name]) for name in RUNGS]
     in64 = _in_float64(evidence, tallies, shared, declared, known)
-    proof = weigh(reference, evidence or Evidence(), ordered, roots_of(own, before, results), results, in64, known)
+    roots = roots_of(own, before, results, contract.went_on_at(reference, candidate))
+    proof = weigh(reference, evidence or Evidence(), ordered, roots, results, in64, known)
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
     rungs = [rung for rung in by_rung if rung.tallies or rung.name not in OPTIONAL_RUNGS]
     comparison = Comparison(
@@ -239,7 +240,7 @@ def _compare_step(
     sheets = {name: Sheet(name, comparer, step, rank) for name in STEP_RUNGS}
     result = StepFindings(step, rank, {name: sheet.tally for name, sheet in sheets.items()})
     modes = [{m.name: m.training for m in recording.structure.modules} for recording in (reference, candidate)]
-    start.compare_start(sheets["start"], *sides, kinds, (modes[0], modes[1]))
+    result.moved = start.compare_start(sheets["start"], *sides, kinds, (modes[0], modes[1]))
     batch.compare_batch(sheets["batch"], *sides)
     calls: tuple[list[Call], list[Call]] = ([], [])
     if sheets["forward"].both_have(layout.CALLS, *sides):

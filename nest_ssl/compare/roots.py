@@ -7,16 +7,18 @@ longer be separated from what came in; that takes a replay.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nest_ssl.compare.causes import StepFindings, key_of
-from nest_ssl.compare.findings import Draw, Finding, Relation, Tally
+from nest_ssl.compare.findings import Draw, Finding, Relation, RungName, Tally
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import BEFORE_STEPS
 
 SCHEDULED = ("lr", "initial_lr")  # settings of the optimizer that a schedule makes
+MODES: tuple[RungName, ...] = ("start", "forward")  # rungs in which a module's mode is compared
 _AFTER = (Kind.PARAMETER, Kind.UPDATE, Kind.OPTIMIZER_STATE)
+Slot = tuple[str | None, str | None]  # module and name of a parameter in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,16 @@ class Root:
         return self.findings[0]
 
 
-def roots_of(run: Sequence[Tally], before: Sequence[Draw], steps: Sequence[StepFindings]) -> list[Root]:
+def roots_of(
+    run: Sequence[Tally], before: Sequence[Draw], steps: Sequence[StepFindings], went_on_at: Collection[int] = ()
+) -> list[Root]:
     """All of them, in causal order.
 
     Args:
         run: what was found before the steps.
         before: draws before the steps.
         steps: what was found in them, in order.
+        went_on_at: steps at which a side went on from a checkpoint.
     """
     found = {tally.rung: tally.findings for tally in run}
     roots = _by_module("structure", found["structure"])
@@ -56,17 +61,24 @@ def roots_of(run: Sequence[Tally], before: Sequence[Draw], steps: Sequence[StepF
     validations = {tally.step: tally.findings for tally in run if tally.rung == "validation"}
     numbers = {step.step for step in steps}
     alone = False  # whether updates are made with other batches, as where only one side accumulates
+    switched: set[str | None] = set()  # modules in another mode since an earlier step
+    carried: set[Slot] = set()  # parameters with another gradient in the step before, to which this one's may be added
     for step in steps:
         roots += _of_validation(validations.pop(step.step, ()), apart)
-        between = [one for one in step.tallies["start"].findings if one.address.module not in apart]
-        gap = step.step > 0 and step.step - 1 not in numbers  # then it may be most of the model, and is one root
+        start = _outermost(step.tallies["start"].findings)
+        start = [one for one in start if not (_is_mode(one) and one.address.module in switched)]
+        between = [one for one in start if one.address.module not in apart or _slot(one) in step.moved]
+        # Behind a step that was not recorded it may be most of the model, and is one root.
+        gap = step.step > 0 and step.step - 1 not in numbers and step.step not in went_on_at
         given = step.tallies["optimizer_input"].findings
         if gap and not between:  # what the optimizer goes on from is as old
             states = [one for one in given if one.address.kind == Kind.OPTIMIZER_STATE]
             between = [one for one in states if one.address.module not in apart]
         roots += _by_module("between steps", between[:1] if gap else between)
         apart |= {finding.address.module for finding in between}
-        here = [*_of_step(step, apart)]
+        here = [*_of_step(step, apart, carried)]
+        switched = {one.address.module for name in MODES for one in step.tallies[name].findings if _is_mode(one)}
+        carried = {_slot(one) for one in step.tallies["gradients"].findings if one.address.kind == Kind.GRADIENT}
         alone = alone or any(one.address.kind == Kind.UPDATE for one in given)
         # Where one side alone makes an update, rates and what backward adds to follow from how many it has made.
         counted = [one for one in here if one.phase == "schedule" or one.finding.address.kind == Kind.GRADIENT_BEFORE]
@@ -91,13 +103,18 @@ def _of_draws(draws: Iterable[Draw]) -> list[Root]:
     return [Root("draws", draw.stage.module, (draw.finding,)) for draw in draws if draw.finding and not draw.came_in]
 
 
-def _of_step(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:
-    """Roots of one step; `apart` are the modules whose weights differed before it."""
+def _of_step(step: StepFindings, apart: set[str | None], carried: set[Slot]) -> Iterator[Root]:
+    """Roots of one step.
+
+    Args:
+        apart: modules whose weights differed before it.
+        carried: parameters whose gradient differed in the step before.
+    """
     batch = step.tallies["batch"].findings
     if batch:
         yield Root("batch", None, tuple(batch))
     yield from _of_draws(step.draws)
-    yield from _of_forward(step)
+    yield from _of_forward(step, apart)
     forward = step.tallies["forward"].findings
     loss = step.tallies["loss"].findings
     if loss and not forward:
@@ -112,18 +129,40 @@ def _of_step(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:
         yield Root("backward", step.reached[reached - 1][0] if reached else None, (arriving[0],))
     passed = {module for module, _ in step.reached} - step.given_other_gradients()
     own = [one for one in gradients if one.address.kind == Kind.GRADIENT and one.address.module in passed]
-    yield from _by_module("backward", own)
+    yield from _by_module("backward", [one for one in own if _slot(one) not in carried])
     yield from _of_update(step, apart)
 
 
-def _of_forward(step: StepFindings) -> Iterator[Root]:
+def _is_mode(finding: Finding) -> bool:
+    """Training or evaluation."""
+    return finding.address.kind == Kind.MODULE and finding.address.slot == "training"
+
+
+def _outermost(findings: Sequence[Finding]) -> list[Finding]:
+    """Without the modes of modules in one that was switched the same way: they were switched with it."""
+    modes = {one.address.module: one.candidate for one in findings if _is_mode(one)}
+
+    def follows(module: str | None, mode: object) -> bool:
+        around = (module or "").split(".")
+        return any(modes.get(".".join(around[:end])) == mode for end in range(len(around)))
+
+    return [one for one in findings if not (_is_mode(one) and follows(one.address.module, one.candidate))]
+
+
+def _slot(finding: Finding) -> Slot:
+    return finding.address.module, finding.address.slot
+
+
+def _of_forward(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:
     found = step.of_calls()
     ordered = sorted((one for findings in found.values() for one in findings), key=lambda one: one.moment)
-    switched = [one for one in ordered if one.address.kind == Kind.MODULE and one.address.slot == "training"]
+    modes = [one for one in ordered if _is_mode(one)]
     before = {one.address.module for one in step.tallies["start"].findings if one.address.kind == Kind.MODULE}
-    yield from _by_module("forward", [one for one in switched if one.address.module not in before])  # within it
+    within = [one for one in modes if one.address.module not in before]
+    yield from _by_module("forward", _outermost(within))
+    switched = {one.address.module for one in modes}  # that such a module is another function follows
     for call in step.calls:
-        if call.relation is not Relation.BORN:
+        if call.relation is not Relation.BORN or call.module in switched:
             continue
         span = step.spans[call.module, call.call]
         inside = [one for one in ordered if span.start < one.moment.event < span.end]
@@ -135,7 +174,7 @@ def _of_forward(step: StepFindings) -> Iterator[Root]:
     if outputs and not found:
         yield Root("forward", "", tuple(outputs))
     # What the forward leaves behind, in a module of which every call is the same on both sides.
-    called = {module for module, _ in found}
+    called = {module for module, _ in found} | apart
     buffers = [one for one in step.tallies["weights"].findings if one.address.kind == Kind.BUFFER]
     yield from _by_module("forward", [one for one in buffers if one.address.module not in called])
 
@@ -150,25 +189,27 @@ def _of_update(step: StepFindings, apart: set[str | None]) -> Iterator[Root]:
         yield Root("clipping", modules.pop() if len(modules) == 1 else None, tuple(clipped))
     steps = [one for one in given if one.address.kind == Kind.UPDATE]  # made by one side alone
     state = [one for one in given if one.address.kind == Kind.OPTIMIZER_STATE and one.address.module not in apart]
-    schedules = [one for one in findings if one.address.kind == Kind.SCHEDULE]
+    settings = [one for one in [*given, *findings] if one.address.kind == Kind.OPTIMIZER_SETTING]
+    # Of a group of parameters that one side alone has, the rates are no schedule's doing.
+    grouped = any(one.missing and not one.address.path.startswith("params.") for one in settings)
+    schedules = [one for one in findings if one.address.kind == Kind.SCHEDULE and not (grouped and one.missing)]
     if steps or state:
         yield Root("optimizer", None, tuple(steps or state))
     if schedules:
         yield Root("schedule", None, tuple(schedules))
-    settings = [one for one in [*given, *findings] if one.address.kind == Kind.OPTIMIZER_SETTING]
-    scheduled = [one for one in settings if one.address.path in SCHEDULED]
+    scheduled = [one for one in settings if one.address.path in SCHEDULED and not one.missing]
     others = [one for one in settings if one not in scheduled]
     if others:
         yield Root("optimizer", None, tuple(others))
     if scheduled:
         yield Root("schedule", None, tuple(scheduled))
-    moved = {(one.address.module, one.address.slot) for one in gradients if one.address.kind == Kind.GRADIENT}
+    moved = {_slot(one) for one in gradients if one.address.kind == Kind.GRADIENT}
     own = [
         one
         for one in findings
         if one.address.kind in _AFTER
         and one.moment.step != BEFORE_STEPS
-        and (one.address.module, one.address.slot) not in moved
+        and _slot(one) not in moved
         and one.address.module not in apart
     ]
     if own and not (settings or clipped or steps or state):

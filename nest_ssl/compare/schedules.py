@@ -24,7 +24,8 @@ class RateDifference:
     Args:
         longer: whether they are those planned for as many steps, and not those of the run as it is configured.
         steps, differing: optimizer steps compared; of those, steps with another rate.
-        first: the first of these; -1 where the sides have another number of parameter groups: no more is said then.
+        first: the first of these; -1 where the sides have another number of courses: no more is said then. Groups of
+            parameters that have the same rates throughout are one course where one side has more groups.
         group: the first parameter group that has another rate there.
         reference, candidate: its rates there.
         largest, worst: the largest relative difference, and the step that has it; up to `ROUNDING` it may be no more
@@ -81,6 +82,8 @@ def _compare(longer: bool, one: Rates, other: Rates) -> RateDifference | None:
     rates = [np.array(side.rates, dtype=np.float64).reshape(len(side.steps), -1) for side in (one, other)]
     steps = min(map(len, rates))
     reference, candidate = (array[:steps] for array in rates)
+    if reference.shape != candidate.shape:
+        reference, candidate = (np.unique(array, axis=1) for array in (reference, candidate))
     classes = one.scheduler, other.scheduler
     if reference.shape != candidate.shape:
         return RateDifference(longer, steps, schedulers=classes)

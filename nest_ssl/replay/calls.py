@@ -96,6 +96,7 @@ class CallReplay:
         self.backward: dict[int, Draft] = {}
         self.drawn: dict[int, Draft] = {}
         self.sums: dict[str, Draft] = {}  # gradients of modules that were called several times, by module
+        self.repeated: dict[int, set[str]] = {}  # modules that a call's own code called once more, by its index
 
     def run(self) -> None:
         """Replay all of them."""
@@ -143,6 +144,7 @@ class CallReplay:
         draft.add(frame.compared, frame.handed)
         if frame.draws_compared:
             self.drawn[call.index] = Draft(self.step, "draws", call, own_code, frame.draws_compared, frame.draws)
+        self.repeated[call.index] = frame.repeated
         self.keep(call, fed, output)
         for skipped in frame.skipped():
             self.not_called(skipped, call)
@@ -222,7 +224,15 @@ class CallReplay:
         for name, share in shares.items():
             self.gradients.add(name, call.index, share)
         done.gradients = {path: source.grad for path, source in fed.sources.items() if source.grad is not None}
+        self.note_passed(done, frame, fed, {root.grad_fn for root in roots})
         done.trusted &= not doubted and not draft.deviations
+
+    def note_passed(self, done: Done, frame: Frame, fed: Fed, roots: set[Any]) -> None:
+        """Whose the gradients of inputs are that the own code only handed on."""
+        for path, gradient in done.gradients.items():
+            taker = frame.only_taker({fed.tensors[path].grad_fn}, roots)
+            if taker is not None and self.handed_back(taker, gradient):
+                done.passed[path] = self.giver(taker, gradient)
 
     def backward_of(
         self, frame: Frame, draft: Draft, roots: list[Tensor], starts: list[Tensor], sources: dict[str, Tensor]
@@ -292,12 +302,19 @@ class CallReplay:
                 deviation = compare_leaf(address, recorded, ABSENT if gradient is None else gradient)
                 if deviation and alone is not None and not self.handed_back(alone, gradient):
                     alone = None  # a hook of the own code edited it on its way
-                brought = draft if alone is None else self.backward.get(alone, draft)
+                giver = None if alone is None else self.giver(alone, gradient)
+                brought = draft if giver is None else self.backward.get(giver, draft)
                 if deviation is None:  # then both are right: what brought it, and what handed it on
                     draft.add(int(brought is not draft), [])
-                elif alone is not None:
-                    self.done[alone].trusted = False
+                elif alone is not None and giver is not None:
+                    self.done[alone].trusted = self.done[giver].trusted = False
                 brought.add(1, [deviation] if deviation else [])
+
+    def giver(self, call: int, gradient: Tensor | None) -> int:
+        """The innermost call that gave it: `call` itself, or one in it that alone took that input as it came."""
+        done = self.done[call]
+        paths = [p for p, g in done.gradients.items() if p in done.passed and gradient is not None]
+        return next((done.passed[p] for p in paths if same_bits(done.gradients[p], gradient)), call)  # type: ignore[arg-type]
 
     def handed_back(self, call: int, gradient: Tensor | None) -> bool:
         """Whether this is what a call gave for one of its inputs, or for all of them together."""
@@ -320,7 +337,13 @@ class CallReplay:
             if call is None or name not in after or self.forward[call.index].stopped:
                 continue
             deviation = compare_leaf(of_entry(Kind.BUFFER, name), after[name], buffer)
-            self.forward[call.index].add(1, [deviation] if deviation else [])
+            again = self.called_again(name)
+            self.forward[call.index if again is None else again].add(1, [deviation] if deviation else [])
+
+    def called_again(self, name: str) -> int | None:
+        """The call whose own code calls the module of that parameter or buffer once more than the reference's does."""
+        calls = (index for index, modules in self.repeated.items() if any(name.startswith(f"{m}.") for m in modules))
+        return next(calls, None)
 
     def judge_gradients(self) -> None:
         """Compare the parameters' gradients; what only one call brought is that call's, a sum is the module's."""
@@ -336,7 +359,13 @@ class CallReplay:
                 target.add(1, [deviation] if deviation else [])
 
     def draft_of(self, name: str, indexes: list[int]) -> Draft | None:
-        """The unit that a parameter's gradient belongs to; without a share, the last call of the module that has it."""
+        """The unit that a parameter's gradient belongs to; without a share, the last call of the module that has it.
+
+        Who calls its module once more than the reference does has that sum to answer for.
+        """
+        again = self.called_again(name)
+        if again in indexes:
+            return self.backward.get(again)
         if len(indexes) == 1:
             return self.backward[indexes[0]]
         owner = name.rpartition(".")[0]

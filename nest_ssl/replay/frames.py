@@ -38,6 +38,7 @@ class Done:
         edited: what it made of inputs that it edited in place, by path.
         returned: of outputs that are one of the inputs, that input's path.
         gradients: of its inputs, by path.
+        passed: of inputs that its own code handed on as they came, to one call alone: the innermost such call's index.
         trusted: whether every bit of it came out, so that these gradients are the reference's.
     """
 
@@ -46,6 +47,7 @@ class Done:
     edited: dict[str, Tensor] = field(default_factory=dict)
     returned: dict[str, str] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    passed: dict[str, int] = field(default_factory=dict)
     trusted: bool = True
 
 
@@ -57,6 +59,7 @@ class Frame:
         handed: what its own code handed on otherwise than the reference did.
         answered: indexes of the calls that were answered.
         arrived: the gradient that came back to each answer, by index and path.
+        repeated: modules that its own code called more often than the reference's did.
     """
 
     recorded: RecordedCalls
@@ -69,6 +72,7 @@ class Frame:
     answered: dict[int, Call] = field(default_factory=dict)
     arrived: dict[tuple[int, str], Tensor | None] = field(default_factory=dict)
     nodes: dict[Any, int] = field(default_factory=dict)
+    repeated: set[str] = field(default_factory=set)
     in_backward: bool = False
     doubting: bool = False  # see `_Answer.backward`
 
@@ -100,12 +104,16 @@ class Frame:
 
     def only_consumer(self, index: int, roots: set[Any]) -> int | None:
         """The call that alone took what answer `index` returned, as it was; None where the own code took it as well."""
-        consumers: set[int | None] = {None for root in roots if self.nodes.get(root) == index}
+        return self.only_taker({node for node, made in self.nodes.items() if made == index}, roots)
+
+    def only_taker(self, sources: set[Any], roots: set[Any]) -> int | None:
+        """The same of a tensor that one of these nodes of the graph made."""
+        consumers: set[int | None] = {None for root in roots if root in sources}
         waiting, seen = list(roots), set(roots)
         while waiting:
             node = waiting.pop()
             for following, _ in node.next_functions:
-                if following is not None and self.nodes.get(following) == index:
+                if following in sources:
                     consumers.add(self.nodes.get(node))
                 if following is not None and following not in seen:
                     seen.add(following)
@@ -183,7 +191,13 @@ class Interception:
             given = dict(zip(positional_names(type(module).forward, len(args)), args, strict=True)) | kwargs
             recorded = frame.find(names, given)
             if recorded is None:  # a module that the reference does not have or did not call: its caller's own code
-                return original(*args, **kwargs)
+                again = [] if frame.in_backward else [name for name in names if name in frame.inside]
+                frame.repeated.update(again)
+                self.frame = None if again else frame  # what is in it has answered for its own call already
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    self.frame = frame
             frame.end_stretch()
             output = answer(frame, recorded, given)
             frame.begin_stretch(recorded.end + 1)

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from nest_ssl.base.nested import ABSENT, pairs, tensors, to_builtins
 from nest_ssl.base.rng import set_state
+from nest_ssl.record.observers.copies import same_bits
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.evidence import Deviation, Outcome, Phase
 from nest_ssl.recording.reader import Recording
@@ -101,8 +102,8 @@ class LoopReplay:
             self.stop(why or "the reference made no update with this batch", PHASES[2:])
             return
         self.drafts["optimizer"].stopped = None
-        for name, gradient in applied.gradients.items():
-            found = self.parameters[name].grad if name in self.parameters else None
+        for name in [name for name in applied.gradients if name in self.parameters]:  # others: the structure's matter
+            gradient, found = applied.gradients[name], self.parameters[name].grad
             if gradient is not None or found is not None:
                 both = (ABSENT if value is None else value for value in (gradient, found))
                 self._compare("clipping", of_entry(Kind.APPLIED_GRADIENT, name), *both)
@@ -135,14 +136,17 @@ class LoopReplay:
             if name not in after or name not in self.weights:
                 continue
             found, before = parameter.detach().cpu(), self.weights[name]
-            if found.shape == after[name].shape == before.shape:
+            if same_bits(after[name], before) and same_bits(found, before.to(found.dtype)):
+                self.drafts["optimizer"].add(1, [])  # neither moved it, in whatever number format the candidate has it
+            elif found.shape == after[name].shape == before.shape:
                 updates = after[name].double() - before.double(), found.double() - before.double()
                 deviation = deviation_of(of_entry(Kind.UPDATE, name), after[name], found, updates)
                 self.drafts["optimizer"].add(1, [deviation] if deviation else [])
         recorded = self.step.optimizer_state()
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
         found_state = {names.get(parameter, ""): entries for parameter, entries in optimizer.state.items()}
-        for name, one, other in pairs(recorded["state"], found_state):
+        known = {name: entries for name, entries in recorded["state"].items() if name in self.parameters}
+        for name, one, other in pairs(known, found_state):
             self.drafts["optimizer"].add(*compare_nested(of_entry(Kind.OPTIMIZER_STATE, name), one, other))
         for number, (group, given) in enumerate(zip(optimizer.param_groups, recorded["param_groups"], strict=False)):
             self._compare("schedule", _setting(number, "lr"), given["lr"], group["lr"])

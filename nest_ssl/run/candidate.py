@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from nest_ssl.base.determinism import seed_all, set_determinism
 from nest_ssl.base.errors import InterruptedRun, UserError
 from nest_ssl.base.nested import ABSENT, pairs
+from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.base.safe_load import first_line
 from nest_ssl.config.compose import SOURCE_KEYS, data_paths
 from nest_ssl.record.observers.update import UpdateObserver
@@ -63,7 +64,7 @@ def replay_recording(
     trainer, model = build_candidate(subject, cfg)
     unchecked = refuse_other_code(model, candidate)
     precision = trainer.precision_plugin.forward_context
-    run_loop = functools.partial(run_training_loop, trainer, model)
+    run_loop = functools.partial(run_training_loop, trainer, model, generator_states())
     found = replay(reference, model, candidate, steps=steps, precision=precision, run_loop=run_loop)
     return found.model_copy(update={"unchecked": unchecked})
 
@@ -146,8 +147,12 @@ class LoopDriver(Callback):
             self.loops[number].fetch()
 
 
-def run_training_loop(trainer: Trainer, model: LightningModule, loops: Loops) -> None:
+def run_training_loop(trainer: Trainer, model: LightningModule, built: Mapping[str, Any], loops: Loops) -> None:
     """Run the candidate's own training loop as far as the last of the steps; what goes wrong in it is noted there.
+
+    Args:
+        built: states of the generators once the model was built: an epoch whose beginning is not recorded is shuffled
+            from there on.
 
     Raises:
         InterruptedRun: a signal stopped it.
@@ -162,6 +167,7 @@ def run_training_loop(trainer: Trainer, model: LightningModule, loops: Loops) ->
     own_step = {key: value for key, value in model.__dict__.items() if key == "training_step"}
     try:
         if near:
+            restore_generators(built)
             trainer.fit(model)
     except SIGTERMException as stop:  # one of SystemExit's kind
         raise InterruptedRun(signal.SIGTERM) from stop

@@ -48,10 +48,16 @@ RECIPES: dict[Recipe, list[str]] = {
         "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.01",
     ],
     "half": [*SMALL, *ONE_STEP, "trainer.precision=bf16-mixed"],
+    # Both go on behind the first step of `EARLIER`, or begin with the weights that it had then.
+    "resumed": [*SMALL, "run=full", "batches=2", "save_steps=1", "trainer.limit_val_batches=0", "learning_rates=100"],
+    "started": [*SMALL, *ONE_STEP],
 }  # fmt: skip
+EARLIER = [*SMALL, "run=full", "batches=2", "save_steps=none", "trainer.limit_val_batches=0"]
+KEEP_NOTHING = {"create_tensorboard_logger": "false", "create_checkpoint_callback": "false"}
+EACH_STEP = "{every_n_train_steps: 1, save_top_k: -1, monitor: null, filename: '{step}'}"
 FLOAT64 = "trainer.precision=64-true"
 REPEATS = 8  # that make the noise floor
-REFERENCE, CANDIDATE = "reference", "candidate"
+REFERENCE, CANDIDATE, CHECKPOINTS = "reference", "candidate", "checkpoints"
 
 
 class _Strict(BaseModel):
@@ -101,9 +107,34 @@ def _recorded(subject: Subject, folder: Path, *overrides: str) -> Recording:
     return open_recording(folder, verify=False)
 
 
+def overrides_of(recipe: Recipe, prepared: Path, folder: Path) -> list[str]:
+    """What an experiment is composed of.
+
+    Args:
+        prepared: the recipe's folder of `record_reference`.
+        folder: for what a resumed training keeps of itself.
+    """
+    checkpoint = prepared / CHECKPOINTS / "step=1.ckpt"
+    if recipe == "started":
+        return [*RECIPES[recipe], f"init_from_ptl_ckpt={checkpoint}"]
+    if recipe == "resumed":
+        keeps = {"explicit_log_dir": folder, "resume_from_checkpoint": checkpoint, **KEEP_NOTHING}
+        return [*RECIPES[recipe], *(f"exp_manager.{key}={value}" for key, value in keeps.items())]
+    return RECIPES[recipe]
+
+
 def record_reference(recipe: Recipe, folder: Path) -> None:
     """Train the port as it is, and leave in `folder` its recording, its noise floor and its recording in float64."""
-    subject, overrides = trainer_under_test(), RECIPES[recipe]
+    subject, overrides = trainer_under_test(), overrides_of(recipe, folder, folder / "kept")
+    if recipe in ("resumed", "started"):
+        keeps = {
+            "explicit_log_dir": folder,
+            "create_tensorboard_logger": "false",
+            "checkpoint_callback_params": EACH_STEP,
+        }
+        run(
+            subject, [*EARLIER, f"output_dir={folder / 'earlier'}", *(f"exp_manager.{k}={v}" for k, v in keeps.items())]
+        )
     evidence = folder / files.FOLDER
     reference = _recorded(subject, folder / REFERENCE, *overrides, f"noise_floor={REPEATS}")
     for step in reference.steps:
@@ -124,7 +155,8 @@ def try_case(case: Case, size: float | None, references: Path, folder: Path) -> 
     Raises:
         UserError: it cannot be planted, or does not train.
     """
-    subject, overrides, prepared = trainer_under_test(), RECIPES[case.recipe], references / case.recipe
+    subject, prepared = trainer_under_test(), references / case.recipe
+    overrides = overrides_of(case.recipe, prepared, folder / "kept")
     reference, evidence = open_recording(prepared / REFERENCE, verify=False), folder / files.FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     (evidence / files.FLOAT64).mkdir(parents=True)

@@ -50,6 +50,13 @@ def test_the_same_is_no_difference(noam: LearningRates) -> None:
     assert len(noam.rates) == STEPS and noam.rates[0] == noam.rates[1], "steps 0 and 1 share a rate"
 
 
+def test_a_second_group_of_the_same_rates_is_no_other_schedule(noam: LearningRates) -> None:
+    grouped = noam.model_copy(update={"rates": [[rate[0]] * 2 for rate in noam.rates], "longer": None})
+    assert compare_rates(noam, grouped) == [] == compare_rates(grouped, noam)
+    slower = noam.model_copy(update={"rates": [[rate[0], rate[0] / 2] for rate in noam.rates], "longer": None})
+    assert compared(noam, slower).first == -1
+
+
 class Rewritten(NoamAnnealing):
     """Another class, and the same rates."""
 

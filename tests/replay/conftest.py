@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from train_nest import NEST
 
+from nest_ssl.base.rng import generator_states
 from nest_ssl.config.compose import data_paths
 from nest_ssl.recording.evidence import Replay
 from nest_ssl.recording.reader import Recording, open_recording
@@ -56,7 +57,7 @@ def replayed(reference: Recording, *plants: Plant, loop: bool = False) -> Replay
     trainer, model = build_candidate(NEST, data_paths(OmegaConf.create(reference.config)))
     for plant in plants:
         plant(model)
-    run_loop = functools.partial(run_training_loop, trainer, model) if loop else None
+    run_loop = functools.partial(run_training_loop, trainer, model, generator_states()) if loop else None
     return replay(reference, model, precision=trainer.precision_plugin.forward_context, run_loop=run_loop)
 
 

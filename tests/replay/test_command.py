@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from train_nest import NEST
 
 from nest_ssl.base.errors import InterruptedRun, UserError
+from nest_ssl.base.rng import generator_states
 from nest_ssl.cli.compare import main as compare
 from nest_ssl.cli.replay import main
 from nest_ssl.config.compose import data_paths
@@ -99,7 +100,7 @@ def test_a_signal_has_its_own_exit_code(raised: BaseException, number: int) -> N
 
     trainer, loops = SimpleNamespace(callbacks=[], fit=fit), {0: SimpleNamespace()}
     with pytest.raises(InterruptedRun) as stopped:
-        candidates.run_training_loop(trainer, torch.nn.Linear(1, 1), loops)  # type: ignore[arg-type]
+        candidates.run_training_loop(trainer, torch.nn.Linear(1, 1), generator_states(), loops)  # type: ignore[arg-type]
     assert stopped.value.signal_number == number
 
 

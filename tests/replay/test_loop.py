@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from train_nest import NEST
 
-from nest_ssl.base.rng import rng_digests
+from nest_ssl.base.rng import generator_states, rng_digests
 from nest_ssl.config.compose import data_paths
 from nest_ssl.recording.evidence import Replay
 from nest_ssl.recording.reader import Recording
@@ -104,7 +104,7 @@ def test_the_same_trainer_comes_out_with_the_same_bits(request: pytest.FixtureRe
     recording = request.getfixturevalue(recipe)
     trainer, model = build_candidate(NEST, data_paths(OmegaConf.create(recording.config)))
     before, training = rng_digests(), {name: module.training for name, module in model.named_modules()}
-    run_loop = functools.partial(run_training_loop, trainer, model)
+    run_loop = functools.partial(run_training_loop, trainer, model, generator_states())
     found = replay(recording, model, precision=trainer.precision_plugin.forward_context, run_loop=run_loop)
     assert rng_digests() == before
     assert {name: module.training for name, module in model.named_modules()} == training

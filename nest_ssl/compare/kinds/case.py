@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from nest_ssl.base.nested import leaves
 from nest_ssl.compare.born import Born
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Draw, Finding, Note
+from nest_ssl.compare.findings import Difference, Draw, Finding, Note
 from nest_ssl.compare.kinds import Basis, FaultKind
 from nest_ssl.compare.kinds.roles import Classes, role_of
 from nest_ssl.compare.patterns import Pattern
+from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import BEFORE_STEPS, Phase
 
 Answer = tuple[FaultKind, Note] | tuple[FaultKind, Note, Basis] | None
@@ -73,9 +74,12 @@ class Case:
         return next((count for count in counts if abs(ratio / count - 1) < EXACT), None)
 
     def dropped(self) -> str | None:
-        """The module itself, or a dropout directly in it, if it draws other numbers than on the other side."""
-        found = [one for one in self.comparison.draws if one.finding and not one.came_in]
-        for module in [one.stage.module for one in found if (one.step, one.rank) == (self.born.step, self.born.rank)]:
+        """The module itself, or a dropout directly in it, if it draws other numbers than on the other side at any step,
+        or is given numbers of another shape.
+        """
+        found = [one for one in self.comparison.draws if one.finding and not one.came_in and one.rank == self.born.rank]
+        shaped = [one for one in self.findings if one.address.kind is Kind.INPUT and one.difference is Difference.SHAPE]
+        for module in [*(one.stage.module for one in found), *(one.address.module for one in shaped)]:
             inside = bool(module) and module is not None and module.rpartition(".")[0] == self.born.module
             role = role_of(module, self.all_classes) if inside and module else None
             if module and (module == self.born.module or (role and role.kind is FaultKind.DROPOUT_AND_FLAGS)):

@@ -65,9 +65,10 @@ def _follows(born: Born, comparison: Comparison) -> bool:
     if born.phase == "draws" and born.by is None:
         cleared = (Function.SAME, Function.CAME_IN)
         return any(one.module == born.module and one.function in cleared for one in comparison.proof.modules)
-    own = {(one.phase, one.module) for one in comparison.proof.born}
-    around = ("forward", born.module.rpartition(".")[0])
-    return born.phase == "backward" and ("forward", born.module) not in own and around in own
+    forward = {one.module for one in comparison.proof.born if one.phase == "forward"}
+    parts = born.module.split(".")
+    around = {".".join(parts[:end]) for end in range(1, len(parts))}
+    return born.phase == "backward" and born.module not in forward and bool(around & forward)
 
 
 _SETTINGS = (  # the first pattern that a setting of the contract matches
@@ -123,7 +124,7 @@ def of_ranks(case: Case) -> Answer:
 def of_resumed(case: Case) -> Answer:
     """What a checkpoint has to bring back, at the first step behind it."""
     born, starts = case.born, case.went_on_at
-    if not starts or (born.step not in starts and born.phase != "initial weights"):
+    if not starts or (born.step not in starts and born.step is not None):
         return None
     state = born.address is not None and born.address.kind in (Kind.OPTIMIZER_STATE, Kind.OPTIMIZER_SETTING)
     restored = ("initial weights", "between steps", "batch", "schedule")
@@ -276,6 +277,10 @@ def of_validation(case: Case) -> Answer:
         kind = FaultKind.AUGMENTATION if added else FaultKind.MANIFEST_AND_AUDIO
         return kind, Note("kind_read", {"names": address.slot}), Basis.NAMES
     missing = any(one.missing and one.address == address for one in case.findings)
+    role = role_of(address.module or "", case.all_classes)
+    if address.kind is Kind.OUTPUT and role and role.kind not in (*LAYERS, FaultKind.DROPOUT_AND_FLAGS):
+        values = {"module": address.module, "part": role.part, "word": role.word}
+        return role.kind, Note(f"kind_{role.basis.value}", values), role.basis
     if address.kind is Kind.OUTPUT and not missing:
         return FaultKind.DROPOUT_AND_FLAGS, Note("kind_validation_mode", {"module": address.module or ""})
     rungs = [tally for tally in case.comparison.rung("validation").tallies if tally.step == born.step]

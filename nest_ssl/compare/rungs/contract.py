@@ -75,9 +75,14 @@ def compare_contract(
 
 def resumed_at(reference: Recording, candidate: Recording) -> int | None:
     """The step at which one side went on from a checkpoint and which both recorded: they are compared from it on."""
-    starts = [r.index.resumed_from.batches if r.index.resumed_from else 0 for r in (reference, candidate)]
+    starts = went_on_at(reference, candidate)
     start = max(starts)
     return start if starts[0] != starts[1] and start in reference.steps and start in candidate.steps else None
+
+
+def went_on_at(reference: Recording, candidate: Recording) -> list[int]:
+    """The step at which each side went on from a checkpoint; 0 where it did not."""
+    return [r.index.resumed_from.batches if r.index.resumed_from else 0 for r in (reference, candidate)]
 
 
 def _experiment(recording: Recording, steps: Sequence[int] | None) -> Settings:
