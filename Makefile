@@ -6,7 +6,7 @@ SHELL := bash
 .NOTPARALLEL:
 
 targets := align data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
-           test test-nemo test-generations test-docker test-gpu selftest lint clean help
+           test test-nemo test-generations test-docker test-gpu selftest matrix lint clean help
 runs := align data nemo nest train compare explain
 .PHONY: $(targets) ready ready-nest
 
@@ -231,6 +231,10 @@ test-gpu: setup data ## both trainers on a GPU: same bits, speed; writes docs/gp
 
 selftest: setup-nest data ## plant faults and rewrites in the port: what the comparer catches; writes docs/detection.md
 	@$(call with,$(ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main selftest
+
+matrix: setup ## every variant of NeMo's model on both sides, all bits; writes docs/parity-matrix.md (ARGS="--jobs 2")
+	@$(call with,$(ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main matrix --nemo $(call q,$(NEMO_VERSION)) \
+	    --nemo-python $(call q,$(NEMO_PYTHON)) --nest-python $(call q,$(NEST_PYTHON))
 
 lint: setup-nest ## ruff, the import contracts, and types (mypy)
 	@$(call q,$(NEST_PYTHON)) -m ruff check --quiet .
