@@ -5,7 +5,7 @@ SHELL := bash
 # With -j too: two trainers at once would need twice the memory, and compare reads what both have written.
 .NOTPARALLEL:
 
-targets := align data nemo nest train compare explain setup setup-nest images locks check-locks \
+targets := align data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
            test test-nemo test-generations test-docker test-gpu selftest matrix lint clean help
 runs := align data nemo nest train compare explain
 .PHONY: $(targets) ready ready-nest
@@ -147,6 +147,10 @@ explain: ready data ## gather evidence about the difference (EVIDENCE=), then th
 	    $(call q,--reference-python=$(call q,$(NEMO_PYTHON))) $(call q,--candidate-python=$(call q,$(NEST_PYTHON)))) \
 	    --reference $(call q,$(OUT)/nemo) --candidate $(call q,$(OUT)/nest) --out $(call q,$(OUT)/report) \
 	    $(call q,--evidence=$(EVIDENCE))
+
+bundle: ready-nest ## the comparison in one file to hand on: OUT/comparison.tar (ARGS="--tensors --sign KEY.pem")
+	@$(call with,$(ARGS) $(COMPARE_ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main bundle $(call q,$(OUT)/comparison.tar) \
+	    --reference $(call q,$(OUT)/nemo) --candidate $(call q,$(OUT)/nest) --report $(call q,$(OUT)/report)
 
 # What the runs need: the images, or the environments. The port alone does without NeMo's.
 ready:
