@@ -108,6 +108,14 @@ def test_explain_gathers_evidence_and_trains_nothing_itself(make: Make, fake_pyt
     assert rest == [*sides, "--evidence=floor,replay", "--atol", "1e-6"]
 
 
+def test_bundle_is_of_this_output_and_takes_options(make: Make, fake_python: Any) -> None:
+    done = make("bundle", "OUT=o u t", "ARGS=--tensors")
+    assert done.returncode == 0, done.stderr
+    words = fake_python.calls[-1]["argv"]
+    sides = ["--reference", "o u t/nemo", "--candidate", "o u t/nest", "--report", "o u t/report"]
+    assert words[words.index("bundle") :] == ["bundle", "o u t/comparison.tar", *sides, "--tensors"]
+
+
 def test_align_ends_with_explain_where_that_is_asked_for(
     make: Make, fake_python: Any, environment: dict[str, str]
 ) -> None:
