@@ -5,8 +5,8 @@ SHELL := bash
 # With -j too: two trainers at once would need twice the memory, and compare reads what both have written.
 .NOTPARALLEL:
 
-targets := align data nemo nest train compare explain setup setup-nest images locks check-locks \
-           test test-nemo test-generations test-docker test-gpu selftest lint clean help
+targets := align data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
+           test test-nemo test-generations test-docker test-gpu selftest matrix lint clean help
 runs := align data nemo nest train compare explain
 .PHONY: $(targets) ready ready-nest
 
@@ -148,6 +148,10 @@ explain: ready data ## gather evidence about the difference (EVIDENCE=), then th
 	    --reference $(call q,$(OUT)/nemo) --candidate $(call q,$(OUT)/nest) --out $(call q,$(OUT)/report) \
 	    $(call q,--evidence=$(EVIDENCE))
 
+bundle: ready-nest ## the comparison in one file to hand on: OUT/comparison.tar (ARGS="--tensors --sign KEY.pem")
+	@$(call with,$(ARGS) $(COMPARE_ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main bundle $(call q,$(OUT)/comparison.tar) \
+	    --reference $(call q,$(OUT)/nemo) --candidate $(call q,$(OUT)/nest) --report $(call q,$(OUT)/report)
+
 # What the runs need: the images, or the environments. The port alone does without NeMo's.
 ready:
 	@$(if $(filter docker,$(runtime)),docker/images.sh --if-stale,$(call setup,--quiet nest nemo))
@@ -227,6 +231,10 @@ test-gpu: setup data ## both trainers on a GPU: same bits, speed; writes docs/gp
 
 selftest: setup-nest data ## plant faults and rewrites in the port: what the comparer catches; writes docs/detection.md
 	@$(call with,$(ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main selftest
+
+matrix: setup ## every variant of NeMo's model on both sides, all bits; writes docs/parity-matrix.md (ARGS="--jobs 2")
+	@$(call with,$(ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main matrix --nemo $(call q,$(NEMO_VERSION)) \
+	    --nemo-python $(call q,$(NEMO_PYTHON)) --nest-python $(call q,$(NEST_PYTHON))
 
 lint: setup-nest ## ruff, the import contracts, and types (mypy)
 	@$(call q,$(NEST_PYTHON)) -m ruff check --quiet .

@@ -5,6 +5,7 @@ Both sides get the same model, the same sequence of random gradients and the sam
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -128,12 +129,17 @@ def set_up(models: SimpleNamespace) -> Callable[..., tuple[Any, Any, Any, Any]]:
     return both
 
 
-def give_gradients(model: nn.Module, step: int) -> None:
+@functools.cache
+def gradients(step: int, shapes: tuple[torch.Size, ...]) -> list[torch.Tensor]:
+    """Drawn once for all cases; no one writes to them."""
     draws = torch.Generator().manual_seed(step)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            scale = 10.0 ** (step % 5 - 3)
-            parameter.grad = scale * torch.randn(parameter.shape, generator=draws, dtype=parameter.dtype)
+    return [10.0 ** (step % 5 - 3) * torch.randn(shape, generator=draws) for shape in shapes]
+
+
+def give_gradients(model: nn.Module, step: int) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter, gradient in zip(trained, gradients(step, tuple(p.shape for p in trained)), strict=True):
+        parameter.grad = gradient
 
 
 @pytest.mark.parametrize("case", CASES)
