@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nest_ssl.base.errors import run_command
 from nest_ssl.cli.train import train
-from nest_ssl.run.subject import Inputs, Subject
+from nest_ssl.run.subject import Inputs, Subject, seed_narrow_band
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -33,6 +33,7 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
 
     with seeded_sources(ConcatDataset) if cfg.seeded_data else nullcontext():
         model = load_model_class()(cfg=cfg.model, trainer=trainer)
+    seed_narrow_band(model, cfg.seed)
     with loading_sources(cfg):
         model.maybe_init_from_pretrained_checkpoint(cfg.copy())  # it takes what it has read out of the configuration
     return model

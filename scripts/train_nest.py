@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nest_ssl.base.errors import run_command
 from nest_ssl.cli.train import train
-from nest_ssl.run.subject import Inputs, Subject
+from nest_ssl.run.subject import Inputs, Subject, seed_narrow_band
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -31,6 +31,7 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
     read = inputs or Inputs()
     skipped = SkippedAudio() if cfg.bad_audio == "skip" else None
     model = load_model_class()(cfg.model, cfg.nemo, cfg.no_masked_token, skipped, read.corpora, cfg.seeded_data)
+    seed_narrow_band(model, cfg.seed)
     with loading_sources(cfg):
         init_from_pretrained(model, cfg, read.sources)
     return model

@@ -130,6 +130,7 @@ def test_with_tensors_everything_is_shown_again(pair: Pair, capsys: pytest.Captu
     assert said.startswith("identical: port-ssl 0.1.0 against NeMo 3.0.0\nshown again here:\n")
     shown, claimed = said.split("only claimed:")
     assert "comparison: run again on" in shown and "every word of report.md came out the same" in shown
+    assert "pictures and pages came out the same" in shown and "report.html" not in claimed
     assert "not signed, so anybody may have" in claimed and "only training again shows that" in claimed
     assert str(pair.folder) not in said.replace(str(pair.whole), "")
 
@@ -298,6 +299,18 @@ def test_a_report_exchanged(pair: Pair, tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="not what its recordings give: .*verdict is 'equivalent', not 'diverged'"):
         verify_bundle(forged(made, tmp_path / "f.tar", lambda files: edit_report(files, soften), **edited))
+
+
+def test_a_page_that_was_edited_is_a_claim(pair: Pair, tmp_path: Path) -> None:
+    """Its bytes may differ honestly, on another processor; it is never among what was shown."""
+
+    def repaint(files: Files) -> None:
+        files["report/report.html"] = files["report/report.html"].replace(b"identical", b"diverged!")
+
+    shown, claimed = lines(verify_bundle(forged(pair.whole, tmp_path / "painted.tar", repaint)))
+    assert "report/report.html: not made again here, or otherwise" in claimed
+    whole = next(line for line in lines(verify_bundle(pair.whole))[0].splitlines() if line.startswith("pictures"))
+    assert whole not in shown
 
 
 def test_words_edited_alone(pair: Pair, tmp_path: Path) -> None:

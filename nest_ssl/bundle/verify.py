@@ -24,9 +24,11 @@ from nest_ssl.recording import evidence, layout
 from nest_ssl.recording.evidence import seal_of
 from nest_ssl.recording.index import Index
 from nest_ssl.recording.reader import Recording, read_index
+from nest_ssl.report.pictures import Pictures
 from nest_ssl.report.pictures.draw import Drawing, drawings
+from nest_ssl.report.render.html import render_html
 from nest_ssl.report.render.json import LEFT_OUT, strict
-from nest_ssl.report.write import DIGEST, JSON, MARKDOWN, report_text
+from nest_ssl.report.write import DIGEST, JSON, MARKDOWN, PAGE, PICTURES, report_text
 from nest_ssl.run.compared import Asked, open_as_asked
 
 FIX = "Do not trust this bundle; get it again from whoever made it."
@@ -38,11 +40,16 @@ _CODES = {"identical": (0,), "equivalent": (0,), "diverged": (1,), "inconclusive
 
 @dataclass(slots=True)
 class Verified:
-    """What was found: the claim, the sentences that were shown here, and those that only the bundle says."""
+    """What was found: the claim, the sentences that were shown here, and those that only the bundle says.
+
+    Args:
+        drawn: files of the report that came out the same when they were made again.
+    """
 
     claim: Claim
     shown: list[str] = field(default_factory=list)
     claimed: list[str] = field(default_factory=list)
+    drawn: set[str] = field(default_factory=set)
 
 
 def verify_bundle(bundle: Path, key: Path | None = None) -> Verified:
@@ -191,6 +198,7 @@ def _compare_again(folder: Path, tree: dict[str, Any], claim: Claim, found: Veri
         found.claimed.append(f"every other number of report.json: here {unlike}")
         return
     _check_words(folder, comparison, drawings(pictures), claim, found)
+    _draw_again(folder / "report", comparison, pictures, found)
 
 
 def _there(path: Path) -> Path | None:
@@ -222,6 +230,16 @@ def _check_words(folder: Path, comparison: Comparison, drawn: Sequence[Drawing],
     found.claimed.append("the words of report.md: another version of nest-ssl wrote them; read report.json")
 
 
+def _draw_again(report: Path, comparison: Comparison, pictures: Pictures, found: Verified) -> None:
+    """The pictures and the page once more; other bytes are no fault, for another processor rounds other digits."""
+    made = {f"{PICTURES}/{drawing.name}.svg": drawing.svg(style=True).encode() for drawing in drawings(pictures)}
+    made[PAGE] = render_html(comparison, pictures, sha256_of(report / JSON)[:DIGEST]).encode()
+    there = {path.relative_to(report).as_posix() for path in (*report.glob(f"{PICTURES}/*"), *report.glob(PAGE))}
+    found.drawn = {name for name in there if made.get(name) == (report / name).read_bytes()}
+    if found.drawn:
+        found.shown.append(f"pictures: {len(found.drawn)} of {len(there)} pictures and pages came out the same")
+
+
 def _list_claims(folder: Path, claim: Claim, indexes: list[Index], found: Verified) -> None:
     for name, index, side in zip(SIDES, indexes, (claim.reference, claim.candidate), strict=True):
         commit = f"commit {side.commit[:7]}" if side.commit else "an unknown commit"
@@ -231,7 +249,9 @@ def _list_claims(folder: Path, claim: Claim, indexes: list[Index], found: Verifi
             f"{side.created or 'at an unknown time'}; tensors copied from the other side look like its own: "
             "only training again shows that"
         )
-    further = [path.name for path in sorted((folder / "report").iterdir()) if path.name not in (JSON, MARKDOWN)]
-    found.claimed += [f"report/{name}: not made again here" for name in further]
+    paths = (path for path in sorted((folder / "report").rglob("*")) if path.is_file())
+    names = [path.relative_to(folder / "report").as_posix() for path in paths]
+    further = [name for name in names if name not in (JSON, MARKDOWN, *found.drawn)]
+    found.claimed += [f"report/{name}: not made again here, or otherwise" for name in further]
     if (folder / "detection.json").is_file():
         found.claimed.append("detection.json: measured where the bundle was made (nest-ssl selftest)")

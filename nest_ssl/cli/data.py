@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import ROOT, WORK
@@ -51,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def convert(argv: Sequence[str]) -> int:
     """`nest-ssl data convert MANIFEST --to tarred|shar --out FOLDER [--shards N]`; prints the keys that read it."""
+    import yaml
+
     from nest_ssl.data.manifest import read_speech
     from nest_ssl.data.sources import making
 

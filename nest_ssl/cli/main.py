@@ -21,7 +21,9 @@ VERBS = {
     "bundle": "put a comparison into one file that others can check",
     "verify": "check such a file offline: what is shown again, and what is only claimed",
     "selftest": "plant faults and rewrites in the port, and measure what the comparer catches",
+    "matrix": "train every variant of NeMo's model on both sides, and write docs/parity-matrix.md",
     "completion": "make a shell complete these verbs and their options",
+    "bench": "time both trainers on this machine's CPU, and write docs/benchmarks.md",
     "gpu": "run both trainers on a GPU, compare and time them, and write docs/gpu.md",
 }
 # Packages that only some verbs need, and the extra of pyproject.toml that brings them.
@@ -47,6 +49,7 @@ examples:
   nest-ssl bundle comparison.tar --reference outputs/nemo --candidate outputs/nest --report outputs/report
   nest-ssl verify comparison.tar
   nest-ssl selftest --only 'optimizer,*eps*'
+  nest-ssl matrix --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
   nest-ssl completion bash
   nest-ssl gpu --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
 each verb has a --help of its own; make runs all of them in order: make align"""

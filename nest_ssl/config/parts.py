@@ -6,22 +6,20 @@ no setting: see `releases.py`.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
 from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, in_yaml, silent
+
+CONV_NORMS = ("batch_norm", "layer_norm", "instance_norm", "fused_batch_norm")
 
 
 class Preprocessor(Section):
     """Audio to log-mel features."""
 
     TARGETS = ("AudioToMelSpectrogramPreprocessor",)
-    ACCEPTED = silent("rng nb_max_freq stft_exact_pad stft_conv")
-    REFUSED: ClassVar = {
-        "exact_pad": "Set it to false: the padding of NeMo's NEST recipe is not exact.",
-        "nb_augmentation_prob": "Set it to 0: NeMo draws it from a generator that nothing can seed.",
-    }
+    ACCEPTED = silent("rng stft_exact_pad stft_conv")
 
     sample_rate: Positive = 16000  # Hz
     window_size: Number | None = 0.02  # s; or `n_window_size` in samples, and this null
@@ -29,7 +27,7 @@ class Preprocessor(Section):
     n_window_size: Positive | None = None
     n_window_stride: Positive | None = None
     window: Literal["hann", "hamming", "blackman", "bartlett"] = "hann"
-    normalize: Literal["per_feature", "all_features", False] | None = "per_feature"
+    normalize: Literal["per_feature", "all_features", "NA", False] | None = "per_feature"  # NA: not at all
     n_fft: Positive | None = None  # null: the next power of two
     preemph: Number | None = 0.97
     features: Positive = 64  # mel bands
@@ -44,6 +42,11 @@ class Preprocessor(Section):
     mag_power: Number = 2.0
     mel_norm: Literal["slaney"] | None = "slaney"
     frame_splicing: Literal[1] = 1
+    exact_pad: bool = False  # pad so that there are as many frames as hops; the hop must be even
+    # Of cutting an utterance's spectrum off above nb_max_freq (Hz), in training. NeMo draws it from a generator of its
+    # own that nothing seeds; both training scripts do, from `seed`, once the model is built.
+    nb_augmentation_prob: Probability = 0.0
+    nb_max_freq: Number = 4000
     use_torchaudio: bool = False
 
     @model_validator(mode="after")
@@ -51,6 +54,10 @@ class Preprocessor(Section):
         for key in ("window_size", "window_stride"):
             if bool(getattr(self, key)) == bool(getattr(self, f"n_{key}")):
                 raise Unfit(f"{key} needs one value", key, f"Give {key} or n_{key}, and null for the other.")
+        if self.exact_pad and self.hop_samples % 2:
+            raise Unfit(f"a hop of {self.hop_samples} samples is odd", "exact_pad", "Give an even one.")
+        if self.nb_augmentation_prob > 0 and self.n_fft is None:
+            raise Unfit("cutting a spectrum off needs its size", "n_fft=null", "Give n_fft.")
         return self
 
     @property
@@ -109,60 +116,132 @@ class Encoder(Section):
     """The FastConformer."""
 
     TARGETS = ("ConformerEncoder",)
-    ACCEPTED = silent(
-        "reduction_position reduction_factor stochastic_depth_mode stochastic_depth_start_layer global_tokens_spacing"
-        " use_pytorch_sdpa_backends"
-    )
-    REFUSED = dict.fromkeys(
-        ("causal_downsampling", "reduction", "att_chunk_context_size", "stochastic_depth_drop_prob", "global_tokens",
-         "global_attn_separate", "use_pytorch_sdpa"),
-        "The port does not have it: switch it off, or leave the key out.",
-    )  # fmt: skip
+    # Of no effect in NeMo 3.0.0 either: what it says of convolutions in chunks and of unified contexts is not read.
+    ACCEPTED = silent("att_chunk_context_size conv_context_style")
+    REFUSED: ClassVar = {"causal_downsampling": "NeMo stops at it, too: its convolutions are given no lengths."}
 
     feat_in: Positive
     n_layers: Positive
     d_model: Positive
     feat_out: int = -1  # width of a last linear layer; -1 for none
-    subsampling: Literal["dw_striding", "striding"] = "striding"
+    subsampling: Literal["dw_striding", "striding", "stacking", "stacking_norm"] | None = "striding"
     subsampling_factor: Positive = 4  # frames for one output vector; a power of two
     subsampling_conv_chunking_factor: int = 1  # 1: split a batch only if it is too large; else into so many parts
     subsampling_conv_channels: int = -1  # -1: d_model
+    reduction: Literal["pooling", "striding"] | None = None  # a second subsampling,
+    reduction_position: int | None = None  # behind the layer of this number; -1: behind all
+    reduction_factor: Positive = 1  # vectors for one output vector; a power of two
     ff_expansion_factor: Positive = 4
-    self_attention_model: Literal["rel_pos"] = "rel_pos"
+    self_attention_model: Literal["rel_pos", "abs_pos", "rel_pos_local_attn"] = "rel_pos"
     n_heads: Positive = 4
-    att_context_size: list[int] | list[list[int]] | None = None
-    att_context_probs: list[Number] | None = None
-    att_context_style: Literal["regular"] = "regular"
+    att_context_size: list[int] | list[list[int]] | None = None  # [left, right] frames, -1 for all; or several pairs
+    att_context_probs: list[Number] | None = None  # of drawing each of several for a batch; null: the same for all
+    att_context_style: Literal["regular", "chunked_limited", "chunked_limited_with_rc"] = "regular"
     xscaling: bool = True  # multiply the input of the layers by sqrt(d_model)
     untie_biases: bool = True  # attention's position biases for each layer, and not one pair for all
     pos_emb_max_len: Positive = 5000  # frames for which positions are computed in advance; longer audio extends it
     conv_kernel_size: Positive = 31
-    conv_norm_type: Literal["batch_norm"] = "batch_norm"
+    # batch_norm, layer_norm, instance_norm, fused_batch_norm, or group_normN with N groups
+    conv_norm_type: str = "batch_norm"
     conv_context_size: list[int] | Literal["causal"] | None = None  # [left, right] frames; null: as many on both sides
-    conv_context_style: Literal["regular"] = "regular"
     use_bias: bool = True
     dropout: Probability = 0.1  # on residual and feed-forward
     dropout_pre_encoder: Probability = 0.1  # on the input of the layers
     dropout_emb: Probability = 0.1  # on the positions
     dropout_att: Probability = 0.0  # on the attention probabilities
+    stochastic_depth_drop_prob: Probability = 0.0  # of leaving out the last layer in training
+    stochastic_depth_mode: Literal["linear", "uniform"] = "linear"  # growing up to the last layer, or the same for all
+    stochastic_depth_start_layer: Positive = 1  # layers before it (counted from 0) are never left out
+    global_tokens: Whole = 0  # of local attention: frames that see all and are seen by all,
+    global_tokens_spacing: Positive = 1  # so many frames apart,
+    global_attn_separate: bool = False  # with queries, keys and values of their own
+    use_pytorch_sdpa: bool = False  # attention by torch's own function
+    use_pytorch_sdpa_backends: (
+        list[Literal["MATH", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"]] | None
+    ) = None  # those that it may use; null: all
     sync_max_audio_length: bool = True  # extend the table of positions on all ranks alike
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Encoder:
-        if self.att_context_size not in (None, [-1, -1], [[-1, -1]]):
-            what = f"not supported: {self.att_context_size}"
-            raise Unfit(what, "att_context_size", "Supported: null, [-1, -1], [[-1, -1]].")
-        if self.att_context_probs not in (None, [1.0]):
-            raise Unfit(f"not supported: {self.att_context_probs}", "att_context_probs", "Supported: null, [1.0].")
         if self.d_model % self.n_heads:
             what = f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}"
             raise Unfit(what, "n_heads", "Change one of the two.")
-        for key, least in (("subsampling_factor", 2), ("subsampling_conv_chunking_factor", 1)):
+        conv = self.subsampling in ("dw_striding", "striding")
+        powers = {"subsampling_factor": 1, "reduction_factor": 1} if conv else {"reduction_factor": 1}
+        for key, least in (powers | {"subsampling_conv_chunking_factor": 1}).items():
             value = getattr(self, key)
             if value < least or value & (value - 1):
                 raise Unfit(f"not a power of two: {value}", key, f"Give a power of two from {least} on.")
+        if (
+            self.reduces
+            and not -1 <= (-2 if self.reduction_position is None else self.reduction_position) < self.n_layers
+        ):
+            what = f"no such layer: {in_yaml(self.reduction_position)}"
+            raise Unfit(what, "reduction_position", f"Give 0 to {self.n_layers - 1}, or -1 for behind all.")
+        if self.stochastic_depth_drop_prob == 1 or self.stochastic_depth_start_layer > self.n_layers:
+            what = (
+                "stochastic depth leaves no layer" if self.stochastic_depth_drop_prob == 1 else "it starts at no layer"
+            )
+            raise Unfit(what, "stochastic_depth_start_layer", "Give a probability below 1 and a layer up to n_layers.")
+        self._norm_fits()
+        self._contexts_fit()
         self.conv_context  # noqa: B018  (it refuses what does not fit)
         return self
+
+    def _norm_fits(self) -> None:
+        groups = self.conv_norm_type.removeprefix("group_norm")
+        if groups != self.conv_norm_type and groups.isdigit() and int(groups) and self.d_model % int(groups) == 0:
+            return
+        if self.conv_norm_type not in CONV_NORMS:
+            fix = f"Supported: {', '.join(CONV_NORMS)}, group_normN (N divides d_model)."
+            raise Unfit(f"not supported: {self.conv_norm_type}", "conv_norm_type", fix)
+
+    def _contexts_fit(self) -> None:
+        style, key = self.att_context_style, "att_context_size"
+        for context in self.contexts:
+            if len(context) != (3 if style == "chunked_limited_with_rc" else 2) or min(context) < -1:
+                raise Unfit(f"not supported: {self.att_context_size}", key, "Give [left, right] frames, -1 for all.")
+            if style == "chunked_limited" and context[1] == -1 and (len(self.contexts) == 1 or context[0] > 0):
+                raise Unfit("a chunk without an end", f"{key}={context}", "Give the frames to the right.")
+            if style == "chunked_limited" and context[0] > 0 and context[0] % (context[1] + 1):
+                fix = "Give as many frames to the left as chunks of right + 1 frames fill."
+                raise Unfit("chunks that do not fill the context", f"{key}={context}", fix)
+        if self.att_context_probs and (
+            len(self.att_context_probs) != len(self.contexts) or sum(self.att_context_probs) != 1
+        ):
+            what = f"{len(self.contexts)} contexts need as many probabilities, and their sum must be 1"
+            raise Unfit(what, f"att_context_probs={self.att_context_probs}", "Correct them.")
+        if self.self_attention_model == "rel_pos_local_attn":
+            given = self.att_context_size or []
+            if len(given) != 2 or any(not isinstance(side, int) or side < 0 for side in given) or max(given) == 0:  # type: ignore[operator]
+                what = f"local attention within {in_yaml(self.att_context_size)}"
+                raise Unfit(what, key, "Give one window, [left, right] frames, not both 0.")
+            if style == "chunked_limited_with_rc":
+                raise Unfit("local attention has no such style", f"att_context_style={style}", "Set it to regular.")
+
+    @property
+    def contexts(self) -> list[list[int]]:
+        """The contexts of attention; of the style with right context NeMo leaves nothing limited."""
+        if self.att_context_style == "chunked_limited_with_rc":
+            return [[-1, -1, -1]]
+        given: list[Any] = self.att_context_size or [-1, -1]
+        return [given] if isinstance(given[0], int) else given
+
+    @property
+    def context_weights(self) -> list[float]:
+        """The probability of each."""
+        return list(self.att_context_probs or [1.0 / len(self.contexts)] * len(self.contexts))
+
+    @property
+    def reduces(self) -> bool:
+        """Whether there is a second subsampling."""
+        return bool(self.reduction) and self.reduction_factor > 1
+
+    @property
+    def frames_in_vector(self) -> int:
+        """Frames for one vector of the output."""
+        first = self.subsampling_factor if self.subsampling else 1
+        return first * (self.reduction_factor if self.reduces else 1)
 
     @property
     def conv_channels(self) -> int:
@@ -184,6 +263,12 @@ class Encoder(Section):
         raise Unfit(what, "conv_context_size", fix)
 
 
+class EncoderWithAdapters(Encoder):
+    """The same, ready to take adapters."""
+
+    TARGETS = ("ConformerEncoderAdapter",)
+
+
 class Decoder(Section):
     """Log-probabilities of every code of every codebook."""
 
@@ -192,7 +277,10 @@ class Decoder(Section):
     feat_in: Positive
     num_classes: Positive
     num_decoders: Positive = 1
-    init_mode: Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"] | None = "xavier_uniform"
+    init_mode: (
+        Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "tds_uniform", "tds_normal"]
+        | None
+    ) = "xavier_uniform"
     use_bias: bool = False
     squeeze_single: bool = False
 

@@ -15,7 +15,16 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.base.steps import MOST, parse_steps
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.optim import Optim
-from nest_ssl.config.parts import Decoder, Encoder, Loss, Masking, Preprocessor, Quantizer, SpecAugment
+from nest_ssl.config.parts import (
+    Decoder,
+    Encoder,
+    EncoderWithAdapters,
+    Loss,
+    Masking,
+    Preprocessor,
+    Quantizer,
+    SpecAugment,
+)
 from nest_ssl.config.section import Positive, Section, Unfit, Whole, read, silent
 from nest_ssl.config.trainer import ExpManager, Trainer
 
@@ -33,7 +42,7 @@ class Architecture(Section):
     preprocessor: Preprocessor
     masking: Masking
     quantizer: Quantizer
-    encoder: Encoder
+    encoder: Encoder | EncoderWithAdapters
     decoder: Decoder
     loss: Loss
 
@@ -69,7 +78,8 @@ class Model(Architecture):
             if key not in PARTS:
                 what, fix = "no such part of the model", f"Choose one of: {', '.join(PARTS)}."
                 raise Unfit(what, f"optim_param_groups.{key}", fix)
-        factor = self.encoder.subsampling_factor
+        factor = self.encoder.frames_in_vector
+        vector = f"encoder.subsampling_factor{' times reduction_factor' if self.encoder.reduces else ''}"
         bands = self.preprocessor.features
         width = self.encoder.feat_out if self.encoder.feat_out > 0 else self.encoder.d_model
         equal = [
@@ -77,8 +87,8 @@ class Model(Architecture):
             ("quantizer.feat_in", self.quantizer.feat_in, "preprocessor.features", bands),
             ("encoder.feat_in", self.encoder.feat_in, "preprocessor.features", bands),
             ("decoder.feat_in", self.decoder.feat_in, "encoder.d_model or feat_out", width),
-            ("quantizer.combine_time_steps", self.quantizer.combine_time_steps, "encoder.subsampling_factor", factor),
-            ("loss.combine_time_steps", self.loss.combine_time_steps, "encoder.subsampling_factor", factor),
+            ("quantizer.combine_time_steps", self.quantizer.combine_time_steps, vector, factor),
+            ("loss.combine_time_steps", self.loss.combine_time_steps, vector, factor),
         ]
         for key, value, other, wanted in equal:
             if value != wanted:

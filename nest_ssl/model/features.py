@@ -2,7 +2,7 @@
 
 Source: NeMo 3.0.0, in `nemo.collections.asr`: `parts.preprocessing.features` and `modules.audio_preprocessing`; what
 older releases do otherwise has a name in `releases.py`.
-Not here: narrow-band augmentation, frame splicing, exact padding (`config/parts.py` refuses them).
+Not here: frame splicing (`config/parts.py` refuses it; the model of NeMo stops at it too).
 
 Shapes: B batch, N samples, T frames, K STFT bins, F mel bands.
 """
@@ -12,6 +12,7 @@ Shapes: B batch, N samples, T frames, K STFT bins, F mel bands.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -80,6 +81,14 @@ class FilterbankFeatures(nn.Module):
         self.mag_power, self.log = settings.mag_power, settings.log
         self.log_zero_guard_type = settings.log_zero_guard_type
         self.log_zero_guard_value = settings.log_zero_guard_value
+        self.exact_padding = (self.n_fft - self.hop_length) // 2 if settings.exact_pad else None
+        self.narrow_band_prob, self._rng = (
+            settings.nb_augmentation_prob,
+            random.Random(),
+        )  # NeMo's name; not seeded here
+        self.narrow_band = self.n_fft  # bins that are left; all unless the limit is within the spectrum
+        if settings.nb_max_freq < settings.sample_rate / 2:
+            self.narrow_band = int((settings.nb_max_freq / settings.sample_rate) * self.n_fft)
         self.pad_to, self.pad_value = settings.pad_to, settings.pad_value
         self.stft_padding, self.mask_waveform = differences.stft_padding, differences.mask_waveform
         self.extra_frames, self.std_of_one_frame = differences.extra_frames, differences.std_of_one_frame
@@ -100,13 +109,15 @@ class FilterbankFeatures(nn.Module):
     ) -> tuple[Float[Tensor, "B F T"], Int[Tensor, " B"]]:
         """`x` (B, N) float32 and `seq_len` (B) in samples to features (B, F, T) and lengths (B) in frames."""
         frames_B = self.frames(seq_len)
+        if self.exact_padding is not None:
+            x = F.pad(x, (self.exact_padding, self.exact_padding))
         if self.training and self.dither > 0:
             x += self.dither * torch.randn_like(x)
         with torch.autocast(x.device.type, enabled=False):  # half precision would overflow in the power spectrum
             mel_BFT = self.mel(self.emphasise(x, seq_len))
         features_BFT = self.logarithm(mel_BFT) if self.log else mel_BFT
         valid_BT = torch.arange(mel_BFT.size(-1), device=x.device) < frames_B.unsqueeze(1)
-        if self.normalize:
+        if self.normalize in NORMALISATIONS:
             features_BFT = NORMALISATIONS[self.normalize](features_BFT, valid_BT, self.std_of_one_frame)
         features_BFT = features_BFT.masked_fill(~valid_BT.unsqueeze(1), self.pad_value)
         missing = -features_BFT.size(-1) % self.pad_to if self.pad_to > 0 else 0
@@ -114,7 +125,7 @@ class FilterbankFeatures(nn.Module):
 
     def frames(self, samples_B: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
         """The number of frames in so many samples: the STFT's last frame, half beyond the end, does not count."""
-        padding = self.n_fft // 2 * 2
+        padding = 2 * (self.n_fft // 2 if self.exact_padding is None else self.exact_padding)
         frames_B = torch.floor_divide(samples_B + padding - self.n_fft, self.hop_length) + self.extra_frames
         return frames_B.masked_fill(samples_B == 0, 0).to(torch.long)
 
@@ -136,13 +147,17 @@ class FilterbankFeatures(nn.Module):
             hop_length=self.hop_length,
             win_length=self.win_length,
             window=self.window.to(torch.float32),
-            center=True,
+            center=self.exact_padding is None,
             pad_mode=self.stft_padding,
             return_complex=True,
         )
         power_BKT = torch.view_as_real(spectrum_BKT).pow(2).sum(-1).sqrt()
         if self.mag_power != 1.0:
             power_BKT = power_BKT.pow(self.mag_power)
+        if self.training and self.narrow_band_prob > 0 and self.narrow_band < self.n_fft:
+            for utterance_KT in power_BKT:
+                if self._rng.random() < self.narrow_band_prob:
+                    utterance_KT[self.narrow_band :] = 0.0
         return torch.matmul(self.fb.to(power_BKT.dtype), power_BKT)
 
     def logarithm(self, mel_BFT: Float[Tensor, "B F T"]) -> Float[Tensor, "B F T"]:

@@ -9,6 +9,7 @@ Shapes: B batch, T time, D model width, C codes, H codebooks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,19 @@ from nest_ssl.config.parts import Decoder
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+
+def tds_bound(weight: Tensor) -> float:
+    """2 / sqrt(fan in): of time-depth separable convolutions (arXiv 1904.02619, section 2)."""
+    return 2.0 / math.sqrt(weight[0].numel())
+
+
 INITIALISATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "xavier_uniform": nn.init.xavier_uniform_,
     "xavier_normal": nn.init.xavier_normal_,
     "kaiming_uniform": lambda weight: nn.init.kaiming_uniform_(weight, nonlinearity="relu"),
     "kaiming_normal": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),
+    "tds_uniform": lambda weight: nn.init.uniform_(weight, -tds_bound(weight), tds_bound(weight)),
+    "tds_normal": lambda weight: nn.init.normal_(weight, 0.0, tds_bound(weight)),
     None: lambda weight: weight,
 }
 

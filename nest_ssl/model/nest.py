@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from nest_ssl.config.schema import Architecture
 from nest_ssl.config.section import plain, read
-from nest_ssl.model.encoder.encoder import ConformerEncoder
+from nest_ssl.model.encoder.encoder import encoder_of
 from nest_ssl.model.features import AudioToMelSpectrogramPreprocessor
 from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.loss import MultiMLMLoss
@@ -72,11 +72,11 @@ class NestModel(nn.Module):
         parts = read(Architecture, {key: config[key] for key in Architecture.known() & config.keys()}, "model")
         # The order of these lines is the order of the random draws, those of a pair that is thrown away among them.
         preprocessor = AudioToMelSpectrogramPreprocessor(parts.preprocessor, differences)
-        ConformerEncoder(parts.encoder, differences)
+        encoder_of(parts.encoder, differences)
         MultiSoftmaxDecoder(parts.decoder)
         quantizer = RandomProjectionVectorQuantizer(parts.quantizer)
         mask_processor = RandomBlockMasking(parts.masking, differences)
-        encoder = ConformerEncoder(parts.encoder, differences)
+        encoder = encoder_of(parts.encoder, differences)
         decoder = MultiSoftmaxDecoder(parts.decoder)
         # The order of these is NeMo's order of names: of parameters in the optimizer, and of entries in a file.
         self.preprocessor = preprocessor

@@ -47,3 +47,9 @@ class Subject:
     build_model: Callable[[DictConfig, Trainer, Inputs], LightningModule]
     keeps_experiments: bool = False
     skips_bad_audio: bool = False
+
+
+def seed_narrow_band(model: LightningModule, seed: int) -> None:
+    """Seed the generator that cuts spectra off (`nb_augmentation_prob`): nothing else does, in NeMo either."""
+    preprocessor: Any = model.preprocessor
+    preprocessor.featurizer._rng.seed(seed)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import multiprocessing
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -68,11 +69,10 @@ class Runner:
         """How the cases went that were tried."""
         scores = []
         for case in cases:
-            outcome, size, limit = self.outcome(case), case.size, None
-            while size is not None and (at := self.outcome(case, size)) is not None and is_caught(case, at):
-                limit, size = size, float(f"{size / 10:.1e}")
+            outcome, caught = self.outcome(case), self._caught(case)
+            limit = max((at for at, is_so in caught.items() if is_so), default=None)
             if outcome is not None:
-                scores.append(Score(case, outcome, limit))
+                scores.append(Score(case, outcome, None if limit is None else sizes_of(case)[limit]))
         return scores
 
     def run(self, cases: Sequence[Case], limits: bool = True) -> None:
@@ -100,7 +100,7 @@ class Runner:
                 outcome = self._take(process, case, size)
                 following = self._next(case, size, limits)
                 if following != 0.0:
-                    open_ends.insert(0, (case, following))
+                    open_ends.append((case, following))  # behind all others: without limits a run is whole as well
                 spent, done = time.monotonic() - started, len(self.known) - before
                 left = spent / max(done, 1) * (len(open_ends) + len(running))
                 at = "" if outcome.size is None else f" at {outcome.size:g}"
@@ -110,14 +110,15 @@ class Runner:
 
     def _next(self, case: Case, size: float | None, limits: bool) -> float | None:
         """The size at which a case is to be tried next, None for its own, 0.0 for none."""
-        outcome = self.outcome(case, size)
-        while outcome is not None:
-            now = outcome.size
-            if now is None or not limits or not is_caught(case, outcome) or now / 10 < SMALLEST:
-                return 0.0
-            size = float(f"{now / 10:.1e}")
-            outcome = self.outcome(case, size)
-        return size
+        if self.outcome(case, size) is None:
+            return size
+        following = next_decade(self._caught(case), len(sizes_of(case))) if limits else None
+        return 0.0 if following is None else sizes_of(case)[following]
+
+    def _caught(self, case: Case) -> dict[int, bool]:
+        """Whether it was caught at each size that was tried, by its place in `sizes_of`."""
+        tried = {number: self.outcome(case, size) for number, size in enumerate(sizes_of(case))}
+        return {number: is_caught(case, outcome) for number, outcome in tried.items() if outcome is not None}
 
     def _try(self, case: Case, size: float | None) -> None:
         key = case.key(size, *self.sources)
@@ -142,6 +143,27 @@ class Runner:
             outcome = Outcome(key=key, name=case.name, size=shown, error=f"ended with code {process.exitcode}")
         self.known[key] = outcome
         return outcome
+
+
+def sizes_of(case: Case) -> list[float]:
+    """Its own size and the powers of ten below it; none where it has no size."""
+    if case.size is None:
+        return []
+    decades = int(math.log10(case.size / SMALLEST)) + 1
+    return [float(f"{case.size / 10**decade:.1e}") for decade in range(decades)]
+
+
+def next_decade(caught: Mapping[int, bool], decades: int) -> int | None:
+    """The decade to try next so that the smallest size that is caught is found in few trials; None where it is known.
+
+    Args:
+        caught: what was found at those that were tried; at the first, too.
+        decades: that there are.
+    """
+    missed = min((at for at, is_so in caught.items() if not is_so), default=decades)
+    known = max((at for at, is_so in caught.items() if is_so and at < missed), default=missed)
+    # Most limits lie within three decades of the size that was chosen, so a step is never longer than two.
+    return known + min(2, (missed - known) // 2) if missed - known > 1 else None
 
 
 def _fork(work: Callable[..., None], log: Path, *arguments: Any) -> Any:

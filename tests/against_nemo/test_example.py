@@ -1,6 +1,6 @@
 """`docs/example.md` is what the commands print: one line of the port is changed, and NeMo is compared with that.
 
-python tests/against_nemo/test_example.py docs/example.md     # in NeMo's environment: writes it again
+python tests/against_nemo/test_example.py docs     # in NeMo's environment: writes it and the README's pictures again
 """
 
 from __future__ import annotations
@@ -100,4 +100,7 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
-        Path(sys.argv[1]).write_text(document(Path(scratch)), encoding="utf-8")
+        documents = Path(sys.argv[1])
+        (documents / DOCUMENT.name).write_text(document(Path(scratch)), encoding="utf-8")
+        report, images = Path(scratch) / "outputs" / "report" / "report.html", documents / "images"
+        call(ROOT, sys.executable, "tests/report/browser.py", str(report), str(images))

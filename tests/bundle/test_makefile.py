@@ -59,8 +59,8 @@ def test_the_trainers_get_the_same_words_but_for_the_folder(make: Make, fake_pyt
     )
     nemo, nest = (call["argv"][1:] for call in fake_python.calls if "train" in call["argv"][0])
     assert nemo[:-1] == nest[:-1] == [
-        "nemo=2.7.3", "size=tiny", "run=full", "seed=7", "save_steps=0,1,2", "batches=3", "trainer.accelerator=cpu",
-        "overwrite=true",
+        "nemo=2.7.3", "size=tiny", "run=full", "kind=plain", "seed=7", "save_steps=0,1,2", "batches=3",
+        "trainer.accelerator=cpu", "overwrite=true",
     ]  # fmt: skip
     assert (nemo[-1], nest[-1]) == ("output_dir=o u t/nemo", "output_dir=o u t/nest")
     compare = fake_python.calls[-1]["argv"][1:]
@@ -106,6 +106,14 @@ def test_explain_gathers_evidence_and_trains_nothing_itself(make: Make, fake_pyt
     assert all(len(shlex.split(word.partition("=")[2])) == 1 for word in pythons)
     sides = ["--reference", "o u t/nemo", "--candidate", "o u t/nest", "--out", "o u t/report"]
     assert rest == [*sides, "--evidence=floor,replay", "--atol", "1e-6"]
+
+
+def test_bundle_is_of_this_output_and_takes_options(make: Make, fake_python: Any) -> None:
+    done = make("bundle", "OUT=o u t", "ARGS=--tensors")
+    assert done.returncode == 0, done.stderr
+    words = fake_python.calls[-1]["argv"]
+    sides = ["--reference", "o u t/nemo", "--candidate", "o u t/nest", "--report", "o u t/report"]
+    assert words[words.index("bundle") :] == ["bundle", "o u t/comparison.tar", *sides, "--tensors"]
 
 
 def test_align_ends_with_explain_where_that_is_asked_for(

@@ -70,7 +70,7 @@ def test_the_linear_layer_fits_the_features_that_are_left() -> None:
     assert isinstance(make(factor=4).out, nn.Linear)
 
 
-@pytest.mark.parametrize("options", [{"factor": 6}, {"factor": 1}, {"subsampling_conv_chunking_factor": -1}])
+@pytest.mark.parametrize("options", [{"factor": 6}, {"factor": 12}, {"subsampling_conv_chunking_factor": -1}])
 def test_factors_are_powers_of_two(options: dict[str, int]) -> None:
     with pytest.raises(UserError, match="power of two"):
         make(**options)

@@ -1,6 +1,6 @@
-"""A headless Chromium, driven by as much of WebDriver as is needed here; and pictures of a page.
+"""A headless Chromium, driven by as much of WebDriver as is needed here; and the README's pictures of a report.
 
-python tests/report/browser.py outputs/report/report.html docs/images     # the README's
+python tests/report/browser.py outputs/report/report.html docs/images
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +22,13 @@ from typing import Any
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 OPTIONS = ["--headless=new", "--disable-gpu", *(["--no-sandbox"] if hasattr(os, "getuid") and os.getuid() == 0 else [])]
+
+# Of each picture the elements between which it is taken, and whether in dark.
+PICTURES = {
+    "first-screen": ("#first h1", "#first h2", False),
+    "tree-and-strip": (".tree", "#strip figure svg", True),
+    "mask-and-tokens": ("#utterances", "#figure-utterance-1", False),
+}
 
 
 class Browser:
@@ -68,10 +76,10 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.tell("Emulation.setEmulatedMedia", features=features)
 
-    def picture(self, x: float = 0, y: float = 0, width: float = 0, height: float = 0) -> bytes:
-        """A PNG of a part of the page, in its own pixels; of all of it where no size is given."""
+    def picture(self, x: float = 0, y: float = 0, width: float = 0, height: float = 0, scale: float = 1) -> bytes:
+        """A PNG of a part of the page, in its own pixels times `scale`; of all of it where no size is given."""
         page = self.js("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
-        clip = {"x": x, "y": y, "width": width or page[0], "height": height or page[1], "scale": 1}
+        clip = {"x": x, "y": y, "width": width or page[0], "height": height or page[1], "scale": scale}
         made = self.tell("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
         return base64.b64decode(made["data"])
 
@@ -96,3 +104,22 @@ def started() -> Iterator[Browser]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def photograph(report: Path, folder: Path) -> None:
+    """Write each of `PICTURES` of a `report.html` into `folder` as a PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with started() as browser:
+        for name, (first, last, dark) in PICTURES.items():
+            browser.size(1100)
+            browser.dark(dark)
+            browser.open(report)
+            browser.js("(document.querySelector('header').style.position = 'static', 1)")
+            place = "document.querySelector('{}').getBoundingClientRect().{} + scrollY"
+            top, bottom = (browser.js(place.format(*each)) for each in ((first, "top"), (last, "bottom")))
+            bottom -= 60 if last.endswith("h2") else 0  # a heading that ends it is left out
+            (folder / f"{name}.png").write_bytes(browser.picture(0, top - 10, 1100, bottom - top + 20, 0.8))
+
+
+if __name__ == "__main__":
+    photograph(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -19,7 +19,7 @@ from nest_ssl.report.pictures.draw import draw_strip, drawings
 from nest_ssl.report.pictures.gather import call_state, view_of
 from nest_ssl.report.render.html import render_html
 from nest_ssl.report.words import language
-from tests.report.builder import comparison, diverged, measured
+from tests.report.builder import comparison, diverged, measured, other_experiment, setting
 from tests.report.pictures import pictures
 from tests.report.test_hostile import HOSTILE, full
 
@@ -179,6 +179,8 @@ def test_weights_of_an_earlier_step_blame_no_module() -> None:
     beyond = measured()
     judged = [CallJudgement(step, "decoder", 0, relation, 3, beyond) for relation, step in calls]
     assert [call_state(made, call) for call in judged] == [State.CAME_IN, State.CAME_IN, State.BORN, State.BORN]
+    other = other_experiment(setting("config.seed", 42, 7))  # no module of it is to blame
+    assert {call_state(other, call) for call in judged} == {State.CAME_IN}
 
 
 def test_the_files_belong_together_and_old_pictures_go(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Source: Transformer-XL (arXiv 1901.02860, section 3.3, appendix B); NeMo 3.0.0
 `nemo.collections.asr.parts.submodules.multi_head_attention`.
-Not here: local and absolute-position attention, streaming caches, SDPA.
+Its other kinds: `absolute.py`, `local.py` (a window and global tokens), `sdpa.py` (torch's own function).
 
 Shapes: B batch, T time, P relative positions (2T - 1, from T - 1 down to -(T - 1)), D model width, h heads, k = D / h.
 """
@@ -84,6 +84,8 @@ class RelPositionMultiHeadAttention(nn.Module):
         pos_bias_u, pos_bias_v: biases (h, k) shared with other layers; None for this layer's own, zero at first.
         use_bias: biases in the linear layers (never in that of positions).
     """
+
+    SEES = ("mask", "pos_emb")  # of what a layer knows, the arguments of `forward`
 
     def __init__(
         self,

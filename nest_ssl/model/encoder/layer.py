@@ -12,7 +12,7 @@ Shapes: B batch, T time, D model width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from nest_ssl.config.parts import Encoder
 from nest_ssl.model.encoder.attention import RelPositionMultiHeadAttention
 from nest_ssl.model.encoder.fused.choice import is_fusable
 from nest_ssl.model.encoder.fused.layer import fused_layer
+from nest_ssl.model.encoder.kinds import attention_of, conv_norm_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -59,13 +60,15 @@ class ConformerFeedForward(nn.Module):
 
 
 class ConformerConvolution(nn.Module):
-    """Pointwise convolution with a gate, depthwise convolution over time, batch norm, pointwise convolution back."""
+    """Pointwise convolution with a gate, depthwise convolution over time, a norm, pointwise convolution back."""
 
-    def __init__(self, d_model: int, kernel_size: int, context: Sequence[int], use_bias: bool = True) -> None:
+    def __init__(
+        self, d_model: int, kernel_size: int, context: Sequence[int], use_bias: bool = True, norm: str = "batch_norm"
+    ) -> None:
         super().__init__()
         self.pointwise_conv1 = nn.Conv1d(d_model, 2 * d_model, kernel_size=1, bias=use_bias)
         self.depthwise_conv = CausalConv1D(d_model, kernel_size, context, bias=use_bias)
-        self.batch_norm = nn.BatchNorm1d(d_model)
+        self.batch_norm = conv_norm_of(norm, d_model)  # under this name in NeMo, whichever it is
         self.activation = Swish()
         self.pointwise_conv2 = nn.Conv1d(d_model, d_model, kernel_size=1, bias=use_bias)
 
@@ -76,9 +79,17 @@ class ConformerConvolution(nn.Module):
         x_BDT = F.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
         if pad_mask is not None:
             x_BDT = x_BDT.masked_fill(pad_mask.unsqueeze(1), 0.0)
-        x_BDT = self.activation(self.batch_norm(self.depthwise_conv(x_BDT, cache=cache)))
+        x_BDT = self.activation(self.normalise(self.depthwise_conv(x_BDT, cache=cache)))
         x_BTD: Tensor = self.pointwise_conv2(x_BDT).transpose(1, 2)
         return x_BTD
+
+    def normalise(self, x_BDT: Float[Tensor, "B D T"]) -> Float[Tensor, "B D T"]:
+        """The norm; layer norm takes the channels last."""
+        if isinstance(self.batch_norm, nn.LayerNorm):
+            normed_BDT: Tensor = self.batch_norm(x_BDT.transpose(1, 2)).transpose(1, 2)
+        else:
+            normed_BDT = self.batch_norm(x_BDT)
+        return normed_BDT
 
 
 class ConformerLayer(nn.Module):
@@ -97,11 +108,11 @@ class ConformerLayer(nn.Module):
         self.norm_feed_forward1 = nn.LayerNorm(d_model)
         self.feed_forward1 = ConformerFeedForward(d_model, d_ff, dropout, activation, use_bias)
         self.norm_conv = nn.LayerNorm(d_model)
-        self.conv = ConformerConvolution(d_model, settings.conv_kernel_size, settings.conv_context, use_bias)
-        self.norm_self_att = nn.LayerNorm(d_model)
-        self.self_attn = RelPositionMultiHeadAttention(
-            settings.n_heads, d_model, settings.dropout_att, pos_bias_u, pos_bias_v, use_bias
+        self.conv = ConformerConvolution(
+            d_model, settings.conv_kernel_size, settings.conv_context, use_bias, settings.conv_norm_type
         )
+        self.norm_self_att = nn.LayerNorm(d_model)
+        self.self_attn: Any = attention_of(settings, pos_bias_u, pos_bias_v)
         self.norm_feed_forward2 = nn.LayerNorm(d_model)
         self.feed_forward2 = ConformerFeedForward(d_model, d_ff, dropout, activation, use_bias)
         self.dropout = nn.Dropout(dropout)
@@ -129,7 +140,9 @@ class ConformerLayer(nn.Module):
             return fused_layer(self, x, att_mask, pos_emb, pad_mask)
         x = x + self.dropout(self.feed_forward1(self.norm_feed_forward1(x))) * 0.5
         y = self.norm_self_att(x)
-        y = self.self_attn(query=y, key=y, value=y, mask=att_mask, pos_emb=pos_emb, cache=cache_last_channel)
+        known = {"mask": att_mask, "pad_mask": pad_mask, "pos_emb": pos_emb}
+        seen = {name: known[name] for name in self.self_attn.SEES}
+        y = self.self_attn(query=y, key=y, value=y, **seen, cache=cache_last_channel)
         x = x + self.dropout(y)
         x = x + self.dropout(self.conv(self.norm_conv(x), pad_mask=pad_mask, cache=cache_last_time))
         x = x + self.dropout(self.feed_forward2(self.norm_feed_forward2(x))) * 0.5

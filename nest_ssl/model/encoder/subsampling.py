@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nest_ssl.base.errors import UserError
@@ -38,11 +39,12 @@ class ConvSubsampling(nn.Module):
         UserError: in `forward`, a batch too large that cannot be split.
     """
 
-    def __init__(self, settings: Encoder, differences: Generation = GENERATIONS[NEWEST]) -> None:
+    def __init__(self, settings: Encoder, differences: Generation = GENERATIONS[NEWEST], in_place: bool = True) -> None:
         super().__init__()
         self.conv_channels, self.chunking_factor = settings.conv_channels, settings.subsampling_conv_chunking_factor
         stages = int(math.log2(settings.subsampling_factor))
-        layers = list(_layers(settings.subsampling, stages, self.conv_channels))  # drawn before `out`, named after it
+        activation = nn.ReLU(inplace=in_place)  # one module for all stages, as in NeMo
+        layers = list(_layers(settings.subsampling, stages, self.conv_channels, activation))  # drawn before `out`
         features = settings.feat_in
         for _ in range(stages):
             features = conv_length(features, KERNEL, STRIDE, PADDING)
@@ -90,6 +92,39 @@ class ConvSubsampling(nn.Module):
         return batch // parts
 
 
+class StackingSubsampling(nn.Module):
+    """Frames side by side, then a linear layer; with `stacking_norm` each frame is normed before.
+
+    As NeMo counts, the frames that fill up the last stack count for every utterance of the batch.
+    """
+
+    def __init__(self, settings: Encoder) -> None:
+        super().__init__()
+        self.factor = settings.subsampling_factor
+        self.proj_out = nn.Linear(self.factor * settings.feat_in, settings.d_model)
+        self.pre_norm = nn.LayerNorm(settings.feat_in) if settings.subsampling == "stacking_norm" else None
+
+    def forward(
+        self, x: Float[Tensor, "B T F"], lengths: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B S D"], Int[Tensor, " B"]]:
+        """Features (B, T, F) and lengths (B) to vectors (B, S, D) and lengths."""
+        missing = -x.size(1) % self.factor
+        x_BTF = F.pad(x, (0, 0, 0, missing))
+        if self.pre_norm is not None:
+            x_BTF = self.pre_norm(x_BTF)
+        stacked = x_BTF.reshape(x_BTF.size(0), x_BTF.size(1) // self.factor, -1)
+        return self.proj_out(stacked), (lengths + missing) // self.factor
+
+
+def subsampling_of(settings: Encoder, differences: Generation = GENERATIONS[NEWEST]) -> nn.Module:
+    """The module between features and layers; a linear layer where nothing is subsampled."""
+    if not settings.subsampling or settings.subsampling_factor == 1:
+        return nn.Linear(settings.feat_in, settings.d_model)
+    if settings.subsampling.startswith("stacking"):
+        return StackingSubsampling(settings)
+    return ConvSubsampling(settings, differences)
+
+
 class MaskedConvSequential(nn.Sequential):
     """Convolutions that see nothing beyond the end of an utterance: frames past it are zeroed before every layer."""
 
@@ -119,9 +154,8 @@ def _time_mask(x_BCTF: Float[Tensor, "B C T F"], lengths_B: Int[Tensor, " B"]) -
     return valid_BT[:, None, :, None].to(x_BCTF.dtype)
 
 
-def _layers(subsampling: Literal["striding", "dw_striding"], stages: int, channels: int) -> Iterator[nn.Module]:
+def _layers(subsampling: str | None, stages: int, channels: int, activation: nn.Module) -> Iterator[nn.Module]:
     """One strided convolution and ReLU a stage; `dw_striding` splits all but the first into depthwise and pointwise."""
-    activation = nn.ReLU(inplace=True)  # one module for all stages, as in NeMo
     yield nn.Conv2d(1, channels, KERNEL, STRIDE, PADDING)
     yield activation
     for _ in range(stages - 1):

@@ -102,7 +102,7 @@ def draw_strip(strip: Strip) -> Drawing | None:
         calls=counted(len(strip.calls), "calls"),
         same=number(len(strip.calls) - len(apart)),
         born=join(born[:NAMED]) or word("name", "nowhere"),
-        largest=small(worst.error),
+        largest=word("name", "no size") if worst.error is None else small(worst.error),
         where=worst.module or word("name", "root"),
     )
     return Drawing("strip", say("picture.strip", steps=say("steps.one", step=strip.step)), alt, paper)
@@ -110,7 +110,8 @@ def draw_strip(strip: Strip) -> Drawing | None:
 
 def name_layers(paper: Paper, strip: Strip, each: float, bottom: float) -> None:
     """Below the strip where a layer begins, in two lines, so that more of them have room for their whole names."""
-    free, named, x = [0.0, 0.0], [], float(LEFT)
+    free, x = [0.0, 0.0], float(LEFT)
+    named: list[str] = []
     for layer, calls in groupby(strip.calls, key=lambda call: layer_of(f"{call.module}.")):
         start, count = x, len(list(calls))
         x += count * each

@@ -309,6 +309,8 @@ def _states(comparison: Comparison) -> list[tuple[str, State]]:
             if finding.address.module is not None and rung.name != "steps":
                 state = State.MISSING if finding.missing else State.ROUNDING if finding.within else State.CAME_IN
                 found.append((finding.address.module, state))
+    if comparison.contract_differs:
+        return found
     found += [(born.module, State.BORN) for born in comparison.proof.born if born.module is not None]
     if comparison.cause and comparison.cause.module is not None and not comparison.proof.had:
         found.append((comparison.cause.module, State.BORN))
@@ -325,4 +327,5 @@ def call_state(comparison: Comparison, call: CallJudgement) -> State:
     to_blame = call.relation in _TO_BLAME and not call.worst.within and not follows
     if function is not None:
         to_blame = function is Function.ANOTHER
+    to_blame = to_blame and not comparison.contract_differs  # of two experiments no module is to blame
     return State.BORN if to_blame else State.ROUNDING if call.worst.within else State.CAME_IN

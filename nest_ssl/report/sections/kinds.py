@@ -26,4 +26,5 @@ def likely_kinds(comparison: Comparison) -> list[Block]:
     said += [say("kind.others", count=number(len(groups) - SHOWN))] if len(groups) > SHOWN else []
     first = comparison.kinds[0].kind.value
     key = "kind.one" if len(groups) == 1 else "kind.several"
+    key = "kind.setting" if comparison.contract_differs else key
     return [Paragraph(say(key, kinds=join(said, "; "), next=word("next", first)))]

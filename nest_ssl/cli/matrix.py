@@ -1,0 +1,65 @@
+"""Train every variant of NeMo's model on both sides, compare all bits, and write which are the same.
+
+    nest-ssl matrix --nemo-python .venv/nemo-3.0.0/bin/python     # make matrix: all; writes docs/parity-matrix.md
+    nest-ssl matrix --only 'attention: *' --jobs 2                # some, by choice and name; writes no page
+
+Exit codes: 0 every variant trains with the same bits, or on neither side; 1 not every one; 3 bad usage. Interrupted, it
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from nest_ssl.base.arguments import Parser
+from nest_ssl.base.errors import EXIT_DIVERGED, EXIT_OK, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`nest-ssl matrix`; returns the exit code.
+
+    Raises:
+        UserError: no such variant or Python, or a side that ends.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="variants, as 'choice: name', with * and ?")
+    parser.add_argument("--nemo", default="3.0.0", help="NeMo's release (default 3.0.0)")
+    parser.add_argument("--nemo-python", default=sys.executable, help="that of NeMo's environment (default: this one)")
+    parser.add_argument("--nest-python", default=sys.executable, help="that of the port's (default: this one)")
+    parser.add_argument("--jobs", type=int, default=1, help="pairs of processes at once (default 1)")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "matrix", help="for what is found meanwhile")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "parity-matrix.md", help="the document")
+    options = parser.parse_args(argv)
+
+    from nest_ssl.base.files import write_atomically
+    from nest_ssl.matrix.page import page, summary
+    from nest_ssl.matrix.runs import run_matrix
+    from nest_ssl.matrix.variants import VARIANTS, pairs
+    from nest_ssl.record.provenance import describe_run
+    from nest_ssl.report.render.markdown import render_markdown
+
+    pythons = {}
+    for name in ("nemo", "nest"):
+        pythons[name] = shutil.which(getattr(options, f"{name}_python")) or ""
+        if not pythons[name]:
+            raise UserError("no such Python", getattr(options, f"{name}_python"), "Make them with make setup.")
+    variants = [each for each in (*VARIANTS, *pairs()) if fnmatch(each.title, options.only or "*")]
+    if not variants:
+        raise UserError("no such variant", f"--only {options.only}", "See docs/parity-matrix.md.")
+    cells = run_matrix(variants, pythons, options.nemo, options.out.absolute(), max(1, options.jobs))
+    print(f"matrix: {summary(options.nemo, cells)}")
+    for cell in cells:
+        if not cell.is_right:
+            why = cell.difference or cell.candidate or cell.reference
+            print(f"matrix: {cell.group}: {cell.name}: {cell.verdict}: {why}")
+    if not options.only:
+        commit = describe_run()["git"]["commit"] or ""
+        write_atomically(options.page, render_markdown(list(page({options.nemo: cells}, commit))))
+    return EXIT_OK if all(cell.is_right for cell in cells) else EXIT_DIVERGED

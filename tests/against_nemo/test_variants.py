@@ -1,0 +1,70 @@
+"""A sample of the matrix (`make matrix`) in one process: variants on real NeMo and the port, every bit of two steps."""
+
+from __future__ import annotations
+
+import random
+import runpy
+from typing import Any
+
+import pytest
+
+from nest_ssl.config.compose import ROOT
+from nest_ssl.matrix.step import first_difference
+from nest_ssl.matrix.variants import VARIANTS, pairs
+from nest_ssl.matrix.worker import answer
+from nest_ssl.run.subject import Subject
+
+# One for each class and function that only a variant uses.
+OF_EACH_KIND = (
+    """
+subsampling: stacking norm|reduction: striding behind the first layer|reduction: pooling behind all
+attention: absolute|attention: absolute sdpa|attention: sdpa|attention: local with spaced global tokens
+attention: local with separate global tokens|context: several chunks with probabilities|context: several
+norm: layer norm|norm: instance norm|norm: group norm of 8|norm: fused batch norm|depth: stochastic depth linear
+class: adapters|features: exact padding|features: narrow band|initialisation: tds uniform
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+DRAWN = [variant.title for variant in random.Random(0).sample([*VARIANTS, *pairs()], 6)]
+# What NeMo 3.0.0 cannot train; when a release can, the port has to learn it.
+STOPS_NEMO = (
+    """
+subsampling: vggnet|subsampling: striding conv1d|subsampling: causal downsampling|convolution: dual mode
+masking: masking behind convolutions|quantizer: cosine|augmentation: none|attention: local unlimited
+context: chunks that do not fill|features: spliced|features: no window
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+
+
+@pytest.fixture(scope="module")
+def sides(pair: Any) -> list[Subject]:
+    """NeMo and the port; `pair` skips where there is no NeMo."""
+    scripts = (runpy.run_path(str(ROOT / f"scripts/train_{name}.py")) for name in ("nemo", "nest"))
+    return [next(value for value in script.values() if isinstance(value, Subject)) for script in scripts]
+
+
+def both(sides: list[Subject], title: str, release: str) -> list[Any]:
+    variant = next(variant for variant in (*VARIANTS, *pairs()) if variant.title == title)
+    return [answer(side, [*variant.settings, f"nemo={release}"]) for side in sides]
+
+
+@pytest.mark.parametrize("title", dict.fromkeys([*OF_EACH_KIND, *DRAWN]))
+def test_a_variant_has_nemos_bits(sides: list[Subject], release: str, title: str) -> None:
+    reference, candidate = both(sides, title, release)
+    if "error" in reference:
+        assert "error" in candidate, reference["error"]
+        return
+    assert "error" not in candidate, candidate["error"]
+    assert len(reference["digests"]) > 800
+    assert first_difference(reference["digests"], candidate["digests"]) is None
+
+
+@pytest.mark.parametrize("title", STOPS_NEMO)
+def test_what_nemo_cannot_train_is_refused(sides: list[Subject], release: str, title: str) -> None:
+    reference, candidate = both(sides, title, release)
+    if release == "3.0":
+        assert "error" in reference, "this release can train it: the port has to learn it"
+        assert "error" in candidate

@@ -1,0 +1,78 @@
+"""The matrix's own machinery, without a model: what differs first, pairs, what is kept, the page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nest_ssl.config.strict import read_config
+from nest_ssl.matrix.page import page
+from nest_ssl.matrix.runs import RESULTS, Cell, read_cells
+from nest_ssl.matrix.step import digest_of, first_difference
+from nest_ssl.matrix.variants import PAIRS, VARIANTS, Variant, pairs
+from nest_ssl.report.render.markdown import render_markdown
+
+CELL = Cell("key", "norm", "layer norm", "", "", None, 990, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "found"),
+    [
+        ({"a": "1", "b": "2"}, None),
+        ({"a": "1", "b": "3"}, "b"),
+        ({"a": "1"}, "b (not in the candidate)"),
+        ({"a": "1", "b": "2", "c": "4"}, "c (not in the reference)"),
+    ],
+)
+def test_the_first_difference(candidate: dict[str, str], found: str | None) -> None:
+    assert first_difference({"a": "1", "b": "2"}, candidate) == found
+
+
+def test_a_digest_is_of_every_bit_the_shape_and_the_type() -> None:
+    zeros = torch.zeros(2, 3)
+    others = [-zeros, zeros.view(3, 2), zeros.to(torch.int32), zeros.double(), zeros + 1e-45]
+    assert len({digest_of(tensor) for tensor in (zeros, *others)}) == 6
+    assert digest_of(zeros.T.contiguous().T) == digest_of(zeros)
+
+
+def test_pairs_are_many_differ_and_stay_the_same() -> None:
+    drawn = pairs()
+    assert drawn == pairs() and len(drawn) == len({pair.overrides for pair in drawn}) == PAIRS >= 60
+    keys = [override.partition("=")[0] for pair in drawn for override in {*pair.overrides}]
+    assert {"model.encoder.conv_norm_type", "model.encoder.att_context_size"} <= {*keys}
+    alike = [replace(VARIANTS[1], group=group) for group in "ab"]
+    never_both = pairs((VARIANTS[0], *alike, Variant("c", "c", ("x=1",))), number=2)
+    assert all("x=1" in pair.overrides for pair in never_both)
+
+
+def test_names_are_unlike_and_the_recipe_is_right() -> None:
+    assert len({variant.title for variant in VARIANTS}) == len(VARIANTS) >= 72
+    read_config(VARIANTS[0].settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, "same bits"),
+        ({"difference": "loss"}, "other bits"),
+        ({"reference": "TypeError"}, "only the port trains"),
+        ({"candidate": "refused"}, "only NeMo trains"),
+        ({"candidate": "refused", "reference": "TypeError"}, "refused"),
+    ],
+)
+def test_verdicts(change: dict[str, str], verdict: str) -> None:
+    cell = replace(CELL, **change)  # type: ignore[arg-type]
+    assert cell.verdict == verdict and cell.is_right == (verdict in ("same bits", "refused"))
+    assert verdict in render_markdown(list(page({"3.0.0": [cell]}, "0" * 40)))
+
+
+def test_what_was_found_isread_cells_again_but_for_a_line_cut_short(tmp_path: Path) -> None:
+    import json
+
+    line = json.dumps(asdict(CELL))
+    (tmp_path / RESULTS).write_text(f"{line}\n{line[:20]}")
+    assert [*read_cells(tmp_path / RESULTS)] == [CELL]
+    assert [*read_cells(tmp_path / "none")] == []
