@@ -5,13 +5,8 @@ SHELL := bash
 # With -j too: two trainers at once would need twice the memory, and compare reads what both have written.
 .NOTPARALLEL:
 
-<<<<<<< HEAD
-targets := align data nemo nest train compare explain setup setup-nest images locks check-locks \
-           test test-nemo test-generations test-docker test-gpu bench selftest lint clean help
-=======
 targets := align data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
-           test test-nemo test-generations test-docker test-gpu selftest matrix lint clean help
->>>>>>> main
+           test test-nemo test-generations test-docker test-gpu bench selftest matrix lint clean help
 runs := align data nemo nest train compare explain
 .PHONY: $(targets) ready ready-nest
 
