@@ -29,6 +29,7 @@ from pins import CPU_WHEELS, LOCKS, ROOT, Pin, cpu_wheels, default_nemo, read_lo
 
 SUMS = "SHA256SUMS"
 OLDEST_PYTHON = "3.10"
+EXTRAS = ("--extra=train",)  # of our own package: what both trainers need of it
 NOT_SHARED = ("fsspec",)  # torch asks for it, but releases of NeMo do not agree on its version
 JSON_INDEX = "application/vnd.pypi.simple.v1+json"
 
@@ -52,12 +53,12 @@ def write(uv: str, nemo_version: str, upgrade: bool) -> None:
 
 def _write_environments(uv: str, nemo_version: str, upgrade: bool) -> None:
     nemo, default = (LOCKS / f"nemo-{version}.txt" for version in (nemo_version, default_nemo()))
-    project, asked = str(ROOT / "pyproject.toml"), str(nemo.with_suffix(".in"))
+    asked, project = str(nemo.with_suffix(".in")), [str(ROOT / "pyproject.toml"), *EXTRAS]
     if nemo == default:
-        _resolve(uv, nemo, nemo, upgrade, asked, project, "--extra=test")
-        _resolve(uv, LOCKS / "nest.txt", LOCKS / "nest.txt", upgrade, project, "--extra=dev", "-c", str(nemo))
+        _resolve(uv, nemo, nemo, upgrade, asked, *project, "--extra=test")
+        _resolve(uv, LOCKS / "nest.txt", LOCKS / "nest.txt", upgrade, *project, "--extra=dev", "-c", str(nemo))
     else:  # as near to the default release as it gets: what then differs in numbers is NeMo's own doing
-        _resolve(uv, nemo, default if upgrade or not nemo.is_file() else nemo, False, asked, project, "--extra=test")
+        _resolve(uv, nemo, default if upgrade or not nemo.is_file() else nemo, False, asked, *project, "--extra=test")
 
 
 def _resolve(uv: str, lock: Path, prefer: Path, upgrade: bool, *inputs: str) -> None:
@@ -89,11 +90,11 @@ def _write_images(uv: str, nemo_version: str) -> None:
         shared = _names(f"torch-{build}")
         for name in trainers:
             inputs = [torch, project, *LOCKS.glob(f"{name}.in")]
-            _compile(uv, f"{name}-{build}", inputs, nemo_version, build, shared)
+            _compile(uv, f"{name}-{build}", inputs, nemo_version, build, shared, *EXTRAS)
     for name, extra in trainers.items():
         below = (*_names("torch-cuda"), *_names(f"{name}-cpu"), *_names(f"{name}-cuda"))
         inputs = [LOCKS / "torch.in", project, *LOCKS.glob(f"{name}.in")]
-        _compile(uv, f"{name}-dev", inputs, nemo_version, "cuda", below, f"--extra={extra}")
+        _compile(uv, f"{name}-dev", inputs, nemo_version, "cuda", below, *EXTRAS, f"--extra={extra}")
 
 
 def _names(lock: str) -> tuple[str, ...]:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nest_ssl.base.determinism import set_determinism
+from nest_ssl.base.home import ROOT
 from nest_ssl.base.nested import tensors
 from nest_ssl.base.rng import generator_states, restore_generators
-from nest_ssl.config.compose import ROOT
 from nest_ssl.data.batch import AudioNoiseBatch
 
 RATE = 16_000

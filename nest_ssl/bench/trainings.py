@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.config.compose import ROOT
+from nest_ssl.base.home import ROOT
 
 THREADS = 32  # that wait for a slot
 NO_WORKERS = ("model.train_ds.num_workers=0", "model.validation_ds.num_workers=0")

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nest_ssl.base.home import ROOT
 from nest_ssl.bench.trainings import NO_WORKERS, Bench, python_path
-from nest_ssl.config.compose import ROOT
 
 
 class WorkerEnded(Exception):

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nest_ssl.base.arguments import Parser
+from nest_ssl.base.home import ROOT, WORK
 from nest_ssl.practice.corpus import read_checksums, write_corpus
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description = "Write the practice corpus (12 utterances, 4 noises, 3 manifests): the same bytes on every machine."
     epilog = "Does nothing where every file is there and right; writes again what is missing or damaged."
     parser = Parser(description=description, epilog=epilog)
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "dummy_ssl", help="default: data/dummy_ssl")
+    parser.add_argument("--out", type=Path, default=WORK / "data" / "dummy_ssl", help="default: data/dummy_ssl")
     out = parser.parse_args(argv).out
     checksums = read_checksums(ROOT / "data" / "dummy_ssl.sha256")
     written = write_corpus(out, checksums)

@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import InterruptedRun, UserError
+from nest_ssl.base.home import ROOT
 
 if TYPE_CHECKING:
     from nest_ssl.recording.index import Index
     from nest_ssl.run.evidence import Job
 
-ROOT = Path(__file__).resolve().parents[2]
 # Memory that a trainer takes in float64: so many times what it records of a step, and its libraries.
 LANE, LEAST = 3.5, 1.5e9
 SAID_EVERY = 10.0  # seconds: how long it will still take

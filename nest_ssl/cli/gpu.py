@@ -22,9 +22,9 @@ from typing import Any
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.home import WORK
 from nest_ssl.base.spelling import did_you_mean
 
-ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("parity", "generator", "resume", "cpu-gpu", "repeat", "sync", "speed")
 
 
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = Parser(description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="which (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "gpu.json", help="default: docs/gpu.json")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "gpu.md", help="default: docs/gpu.md")
+    parser.add_argument("--results", type=Path, default=WORK / "docs" / "gpu.json", help="default: docs/gpu.json")
+    parser.add_argument("--page", type=Path, default=WORK / "docs" / "gpu.md", help="default: docs/gpu.md")
     parser.add_argument("--nemo-python", default=sys.executable, help="that of NeMo's environment (default: this one)")
     parser.add_argument("--nest-python", default=sys.executable, help="that of the port's (default: this one)")
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu", help="cpu: a dry run (default gpu)")

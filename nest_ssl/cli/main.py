@@ -21,7 +21,17 @@ VERBS = {
     "bundle": "put a comparison into one file that others can check",
     "verify": "check such a file offline: what is shown again, and what is only claimed",
     "selftest": "plant faults and rewrites in the port, and measure what the comparer catches",
+    "completion": "make a shell complete these verbs and their options",
     "gpu": "run both trainers on a GPU, compare and time them, and write docs/gpu.md",
+}
+# Packages that only some verbs need, and the extra of pyproject.toml that brings them.
+EXTRAS = {
+    **dict.fromkeys(
+        ("lightning", "hydra", "omegaconf", "librosa", "soundfile", "jaxtyping", "deepdiff", "tqdm"), "train"
+    ),
+    "tensorboard": "train",
+    "wandb": "wandb",
+    "cryptography": "sign",
 }
 USAGE = """usage: nest-ssl VERB ...
 
@@ -37,6 +47,7 @@ examples:
   nest-ssl bundle comparison.tar --reference outputs/nemo --candidate outputs/nest --report outputs/report
   nest-ssl verify comparison.tar
   nest-ssl selftest --only 'optimizer,*eps*'
+  nest-ssl completion bash
   nest-ssl gpu --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
 each verb has a --help of its own; make runs all of them in order: make align"""
 
@@ -49,14 +60,21 @@ def dispatch(argv: Sequence[str] | None = None) -> int:
     """
     verb, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if verb in ("-h", "--help"):
-        print(USAGE.format(verbs="\n".join(f"  {name:<9} {what}" for name, what in VERBS.items())))
+        print(USAGE.format(verbs="\n".join(f"  {name:<10} {what}" for name, what in VERBS.items())))
         return 0
     if verb not in VERBS:
         raise UserError("no such verb", repr(verb), did_you_mean(verb, VERBS, f"Choose one of: {', '.join(VERBS)}."))
-    run = importlib.import_module(f"nest_ssl.cli.{verb}").main  # only its own imports are waited for
     context = copy_context()
     context.run(PROGRAM.set, f"nest-ssl {verb}")
-    return int(context.run(run, rest))
+    try:
+        run = importlib.import_module(f"nest_ssl.cli.{verb}").main  # only its own imports are waited for
+        return int(context.run(run, rest))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        fix = f"pip install 'nest_ssl[{EXTRAS[package]}]'"
+        raise UserError(f"nest-ssl {verb} needs a package that is not installed", package, fix) from error
 
 
 def main() -> None:

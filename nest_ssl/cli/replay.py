@@ -17,6 +17,7 @@ from typing import Any
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import EXIT_OK, UserError
+from nest_ssl.base.home import ROOT
 from nest_ssl.base.steps import parse_steps
 
 
@@ -76,8 +77,6 @@ def subject_of(trainer: str, recording: Path) -> Any:
     Raises:
         UserError: no such script: another loop recorded it.
     """
-    from nest_ssl.config.compose import ROOT
-
     script = ROOT / "scripts" / f"train_{trainer}.py"
     if trainer not in ("nemo", "nest") or not script.is_file():
         fix = "Build the model in a script of your own and call nest_ssl.replay.replay."

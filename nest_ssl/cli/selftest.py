@@ -17,8 +17,7 @@ from pathlib import Path
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import EXIT_DIVERGED, EXIT_OK, UserError
-
-ROOT = Path(__file__).resolve().parents[2]
+from nest_ssl.base.home import WORK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="the few of them that make test runs")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once (default 1)")
     parser.add_argument("--no-limits", dest="limits", action="store_false", help="each fault at its own size alone")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "selftest", help="for what is found meanwhile")
+    parser.add_argument("--out", type=Path, default=WORK / "outputs" / "selftest", help="for what is found meanwhile")
     options = parser.parse_args(argv)
 
     from nest_ssl.base.files import write_atomically
@@ -59,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"selftest: {len(right)} of {len(cases)} are right")
     if len(cases) == len(catalogue):
         total = summed(scores, describe_run()["git"]["commit"] or "")
-        write_atomically(ROOT / "docs" / "detection.md", render_markdown(page(scores, total)))
+        write_atomically(WORK / "docs" / "detection.md", render_markdown(page(scores, total)))
         found = {"sum": asdict(total), "cases": [score.outcome.model_dump() for score in scores]}
-        write_atomically(ROOT / "docs" / "detection.json", json.dumps(found, indent=1) + "\n")
+        write_atomically(WORK / "docs" / "detection.json", json.dumps(found, indent=1) + "\n")
         write_detection(total)
     return EXIT_OK if len(right) == len(cases) else EXIT_DIVERGED

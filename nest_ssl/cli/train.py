@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from nest_ssl.base.arguments import PROGRAM
 from nest_ssl.base.errors import EXIT_OK, UserError
-from nest_ssl.config.compose import ROOT
-from nest_ssl.run.command_line import read_command_line
+from nest_ssl.base.home import ROOT
 from nest_ssl.run.subject import Subject
 
 THEN = "--then"
@@ -30,6 +29,8 @@ def train(subject: Subject, argv: Sequence[str] | None = None) -> int:
             runs.append([])
         else:
             runs[-1].append(word)
+    from nest_ssl.run.command_line import read_command_line
+
     configurations = [read_command_line(subject.name, words) for words in runs]
     from nest_ssl.run.experiment import record
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if trainer not in ("nemo", "nest"):
         raise UserError("no such trainer", repr(trainer), "Write: nest-ssl train nest (or nemo) key=value ...")
     if not script.is_file():
-        raise UserError("no such script", str(script), "Install the package in place: pip install -e REPOSITORY.")
+        raise UserError("no such script", str(script), "Install the package again.")
     names = runpy.run_path(str(script))
     PROGRAM.set(f"nest-ssl train {trainer}")
     return train(names[trainer.upper()], rest)

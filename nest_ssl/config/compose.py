@@ -25,10 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.home import ROOT
 from nest_ssl.config.schema import Experiment
 from nest_ssl.config.section import takes_text
 
-ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 DEFAULT_NAME = "nest_fast-conformer"
 GROUPS = ("size", "run")

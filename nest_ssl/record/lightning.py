@@ -1,20 +1,22 @@
 """The recorder as a Lightning callback, the same for every trainer: which hook is which boundary of a `Session`.
 
-recorder = Recorder(RecordingWriter("outputs/nest"), steps=frozenset({0}), output_names=("log_probs", "tokens"))
-Trainer(callbacks=[recorder]).fit(model)
-recorder.finish(trainer={"name": "nest", "package": "nest-ssl", "version": "0.1.0"}, seed=42)
+Trainer(callbacks=[RecordingCallback("outputs/run", steps=[0, 1])]).fit(model)
+
+`Recorder` alone leaves writer and end to the caller, who knows more: `recorder.finish(trainer=..., seed=42)`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from nest_ssl.base.determinism import flags
 from nest_ssl.record.observers.learning_rates import Stepped, learning_rates
 from nest_ssl.record.refusals import refuse_several_processes
 from nest_ssl.record.session import Mark, Session
@@ -118,6 +120,41 @@ class Recorder(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.session.abort()
+
+
+class RecordingCallback(Recorder):
+    """A recorder that needs nothing more: the recording is finished when `fit` is.
+
+    Args:
+        out: the recording's folder.
+        steps: training batches to record, counted from 0; None records all.
+        output_names, config, operators: as for `Session`.
+        overwrite: whether an earlier recording there may be replaced.
+        index: what else the recording should say, as of `record.session.recording`.
+
+    Raises:
+        UserError: the folder must not be replaced or cannot be written.
+    """
+
+    def __init__(
+        self,
+        out: Path | str,
+        *,
+        steps: Iterable[int] | None = None,
+        output_names: Sequence[str] = (),
+        config: str = "{}\n",
+        operators: bool | Sequence[str] = False,
+        overwrite: bool = False,
+        **index: Any,
+    ) -> None:
+        asked = None if steps is None else frozenset(steps)
+        super().__init__(RecordingWriter(out, overwrite), asked, output_names, config, operators)
+        self._out, self._facts = Path(out), index
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        package = type(pl_module).__module__.partition(".")[0]
+        described = {"name": self._out.name, "package": package, "version": ""}
+        self.finish(**{"trainer": described, "flags": flags(), **self._facts})
 
 
 def _rates(trainer: Trainer, steps: int) -> Rates:

@@ -1,16 +1,5 @@
 """Records a training run of any torch model in any loop.
 
-    with recording(model, "outputs/run", steps=[0, 1], output_names=("logits",)) as r:
-        for inputs, targets in loader:
-            r.batch((inputs, targets))
-            loss = criterion(model(inputs), targets)
-            r.loss(loss)
-            optimizer.zero_grad()
-            loss.backward()
-            r.backward_done()
-            optimizer.step()
-            r.step_done(optimizer)
-
 What happens at which boundary is stated in `Session`, in the order in which it happens, and nowhere else. Only the
 batches asked for are watched: on the others no hook is registered and nothing is copied. Generators are read once more
 where the batch before one ends, since what is drawn from there on makes the next.
@@ -59,8 +48,8 @@ _DRAWN_BEFORE = {"before_model": "before_model", "after_model": "model_construct
 
 @contextmanager
 def recording(
-    model: nn.Module,
     out: Path | str,
+    model: nn.Module,
     *,
     steps: Iterable[int] | None = None,
     output_names: Sequence[str] = (),
@@ -69,7 +58,22 @@ def recording(
     overwrite: bool = False,
     **index: Any,
 ) -> Iterator[Session]:
-    """Record a plain loop into folder `out`; an error in the block leaves nothing of it, and an earlier one as it was.
+    """Record a loop of torch into folder `out`: say what a step is done with, and everything in it is watched.
+
+        with nest_ssl.recording("outputs/run", model, steps=[0, 1]) as r:
+            for inputs, targets in loader:
+                r.batch((inputs, targets))          # made, and not used yet
+                loss = criterion(model(inputs), targets)
+                r.loss(loss)                        # the forward is done
+                optimizer.zero_grad()
+                loss.backward()
+                r.backward_done()                   # gradients are complete, neither clipped nor used
+                optimizer.step()
+                r.step_done(optimizer)
+
+    Recorded are the batch, every call of every module with inputs, outputs and output gradients, loss, gradients,
+    weights, the optimizer's state, and random draws. Training is not changed by it: the weights are the same bits.
+    An error in the block leaves nothing of the recording, and an earlier one as it was.
 
     Args:
         model: what is trained. Calls of its `forward`, and of every module in it, are recorded.
@@ -79,9 +83,12 @@ def recording(
             `trainer` (`name`, `package`, `version`; by default the folder's name, the model's package and no version).
 
     Raises:
+        TypeError: the model is no module of torch.
         UserError: the folder must not be replaced or cannot be written, several processes train, or a step that was
             asked for was never reached.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"recording(out, model): the model is a {type(model).__name__}, not a torch.nn.Module")
     started = time.perf_counter()
     trainer = {"name": Path(out).name, "package": type(model).__module__.partition(".")[0], "version": ""}
     with RecordingWriter(out, overwrite) as writer, Session(writer, steps, output_names, config, operators) as session:

@@ -63,12 +63,21 @@ class Opened:
         Raises:
             UserError: see `compare`.
         """
+        comparison, evidence = self._judge()
+        return comparison, self._picture(comparison, evidence)
+
+    def picture(self, comparison: Comparison) -> Pictures:
+        """What the pictures of the report of this `comparison`, made before, show."""
+        from nest_ssl.compare.evidence import evidence_on
+
+        return self._picture(comparison, evidence_on(self.reference, self.candidate, self.asked.evidence))
+
+    def _picture(self, comparison: Comparison, evidence: Evidence | None) -> Pictures:
         from nest_ssl.report.pictures import gather
         from nest_ssl.run.nest_report import picture_nest
 
-        comparison, evidence = self._judge()
         sides = self.reference, self.candidate
-        return comparison, gather(comparison, *sides, evidence, picture_nest(comparison, *sides))
+        return gather(comparison, *sides, evidence, picture_nest(comparison, *sides))
 
     def _judge(self) -> tuple[Comparison, Evidence | None]:
         from nest_ssl.compare import FixedTolerance, compare_recordings

@@ -14,12 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from nest_ssl.base.home import ROOT
 from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.evidence import open_evidence
 from nest_ssl.compare.operators import bind
 from nest_ssl.compare.schedules import bind_rates
-from nest_ssl.config.compose import ROOT
 from nest_ssl.recording import evidence as files
 from nest_ssl.recording.evidence import NoiseFloor, read_evidence, seal_of, write_evidence
 from nest_ssl.recording.layout import step_folder

@@ -18,7 +18,8 @@ ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path
 WINGS = {
     "proof": (10_500, "base recording record replay compare report".split()),
     "port": (5_600, "data model practice releases.py".split()),
-    "trainer": (4_300, "config train run cli".split()),  # noise floor, evidence runs and replay by command among it
+    # Noise floor, evidence runs and replay by command among it; 400 more for issue 12: import, maps, doctor, bisect.
+    "trainer": (4_700, "config train run cli".split()),
     "bench": (1_200, ["bench"]),
     "bundle": (700, ["bundle"]),
     "selftest": (2_500, ["selftest"]),

@@ -80,3 +80,14 @@ def test_the_trainer_runs_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "link.py").symlink_to(ROOT / "scripts" / "train_nest.py")
     done = subprocess.run([sys.executable, str(tmp_path / "link.py"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "size=tiny run=full" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("line", ["nest-ssl comp", "nest-ssl compare --ref", "nest-ssl train ne"])
+def test_a_shell_completes(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command.dispatch(["completion", "bash"])
+    words = line.split()
+    program = f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _nest_ssl; echo ${{COMPREPLY[@]}}"
+    script = capsys.readouterr().out + program
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    expected = {"comp": "compare completion", "--ref": "--reference", "ne": "nest nemo"}
+    assert done.stdout.split() == expected[words[-1]].split()

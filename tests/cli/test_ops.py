@@ -32,7 +32,7 @@ class Other(Net):
 def record(folder: Path, kind: type[Net] = Net, operators: bool = True, steps: Sequence[int] = (0,)) -> str:
     """The batch of step n has n + 1 rows."""
     model = kind()
-    with recording(model, folder, steps=steps, operators=operators) as r:
+    with recording(folder, model, steps=steps, operators=operators) as r:
         for number in range(max(steps) + 1):
             batch = torch.ones(number + 1, 2)
             r.batch(batch)

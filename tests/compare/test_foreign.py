@@ -35,7 +35,7 @@ def train(
     model = Net(recompute)
     plant(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with recording(model, out, steps=[0, 1]) as session:
+    with recording(out, model, steps=[0, 1]) as session:
         for step in range(2):
             generator = torch.Generator().manual_seed(step)
             x, y = torch.randn(3, 4, generator=generator), torch.randn(3, 1, generator=generator)

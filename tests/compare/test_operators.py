@@ -62,7 +62,7 @@ def trace(
     torch.manual_seed(1)
     model = kind()
     chosen = optimizer(model.parameters(), lr=0.1, **settings)
-    with recording(model, folder, operators=True, overwrite=True) as r:
+    with recording(folder, model, operators=True, overwrite=True) as r:
         for _ in range(2):
             batch = torch.randn(2, 3, 4)
             r.batch(batch)

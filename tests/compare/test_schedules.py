@@ -166,7 +166,7 @@ def test_a_plain_loop_records_them_and_they_become_evidence(tmp_path: Path) -> N
     def record(name: str, longer: Callable[[], Rates | None]) -> Any:
         model = nn.Linear(1, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with recording(model, tmp_path / name) as r:
+        with recording(tmp_path / name, model) as r:
             r.batch(torch.ones(1))
             r.step_done(optimizer)
             r.learning_rates(rates(NOAM, steps=10), longer())

@@ -99,7 +99,7 @@ def seeded(kind: type[nn.Module] = Net) -> nn.Module:
 
 
 def record(out: Path, model: nn.Module, operators: bool | list[str] = True) -> nn.Module:
-    with recording(model, out, operators=operators, overwrite=True) as r:
+    with recording(out, model, operators=operators, overwrite=True) as r:
         return train(r, model)
 
 
@@ -257,7 +257,7 @@ def test_functions_that_are_no_part_of_training_are_left_out(tmp_path: Path) -> 
 
     model = seeded()
     for unwatched in ((), (log.__code__,)):
-        with recording(model, tmp_path / "run", operators=True, overwrite=True) as r:
+        with recording(tmp_path / "run", model, operators=True, overwrite=True) as r:
             r.unwatched = unwatched
             r.batch(None)
             loss = model(torch.ones(2, 4)).mean()

@@ -58,7 +58,7 @@ def train(
     **settings: object,
 ) -> Net:
     model, optimizer = prepare()
-    with recording(model, out, steps=steps, output_names=("y",), **settings) as r:
+    with recording(out, model, steps=steps, output_names=("y",), **settings) as r:
         for step, batch in enumerate(batches()):
             r.batch(batch)
             each(step, model)
@@ -148,7 +148,7 @@ def test_a_step_that_is_never_reached_is_an_error(tmp_path: Path) -> None:
 
 def test_a_step_that_did_not_come_to_its_end_is_not_recorded(tmp_path: Path) -> None:
     model, optimizer = prepare()
-    with recording(model, tmp_path / "run") as r:
+    with recording(tmp_path / "run", model) as r:
         r.batch(batches()[0])
         r.step_done(optimizer)
         r.batch(batches()[1])  # the loop ends here
@@ -158,7 +158,7 @@ def test_a_step_that_did_not_come_to_its_end_is_not_recorded(tmp_path: Path) -> 
 
 def test_steps_may_be_skipped_by_number(tmp_path: Path) -> None:
     model, optimizer = prepare()
-    with recording(model, tmp_path / "run", steps=[3]) as r:
+    with recording(tmp_path / "run", model, steps=[3]) as r:
         for number in (0, 3):
             r.batch(batches()[0], number=number, epoch=1, position=7)
             r.step_done(optimizer, stepped=False)
@@ -182,7 +182,7 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_an_optimizer_may_hold_what_is_not_the_models(tmp_path: Path) -> None:
     model, extra = Net(), nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([*model.parameters(), extra], lr=0.1)
-    with recording(model, tmp_path / "run") as r:
+    with recording(tmp_path / "run", model) as r:
         r.batch(batches()[0])
         r.step_done(optimizer)
     (group,) = open_recording(tmp_path / "run").step(0).optimizer_state()["param_groups"]
@@ -195,11 +195,11 @@ def test_sources_are_those_that_were_imported_to_train(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(str(tmp_path))
     import edited_net
 
-    with recording(edited_net.Own(2, 2), tmp_path / "first") as r:
+    with recording(tmp_path / "first", edited_net.Own(2, 2)) as r:
         r.batch(torch.ones(1))
         (tmp_path / "edited_net.py").write_text("raise SystemExit\n")
         r.step_done()
-    with recording(edited_net.Own(2, 2), tmp_path / "second"):
+    with recording(tmp_path / "second", edited_net.Own(2, 2)):
         pass
     sources = [open_recording(tmp_path / name).index.sources["edited_net.Own"] for name in ("first", "second")]
     assert sources[0].file == "edited_net.py" and sources[0].sha256 != sources[1].sha256

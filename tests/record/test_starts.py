@@ -34,7 +34,7 @@ def train(
     model, optimizer = prepare()
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     seen: Seen = {}
-    with recording(model, out, steps=steps, output_names=("y",)) as r:
+    with recording(out, model, steps=steps, output_names=("y",)) as r:
         for step, batch in enumerate(batches()):
             between(step, model)
             saw: dict[str, Any] = {"start": copy.deepcopy(weights(model))}
@@ -134,7 +134,7 @@ def test_what_is_not_one_factor_is_kept(tmp_path: Path, clip: Callable[[Net], An
 
 def test_an_edit_by_a_hook_of_the_optimizer_is_in_what_it_uses(tmp_path: Path) -> None:
     model, optimizer = prepare()
-    with recording(model, tmp_path / "run") as r:
+    with recording(tmp_path / "run", model) as r:
         r.batch(batches()[0])
         loss = model(batches()[0]).sum()
         r.loss(loss)
@@ -160,7 +160,7 @@ def test_what_gradients_held_before_backward(tmp_path: Path) -> None:
 
 def test_zeroed_gradients_are_said_to_be_zero(tmp_path: Path) -> None:
     model, optimizer = prepare()
-    with recording(model, tmp_path / "run") as r:
+    with recording(tmp_path / "run", model) as r:
         for batch in batches()[:2]:
             r.batch(batch)
             optimizer.zero_grad(set_to_none=False)
@@ -211,7 +211,7 @@ class Pair(nn.Module):
 @pytest.mark.parametrize("shared", [False, True])
 def test_fields_in_one_memory(tmp_path: Path, shared: bool) -> None:
     model, a = Pair(), torch.ones(2, 4)
-    with recording(model, tmp_path / "run") as r:
+    with recording(tmp_path / "run", model) as r:
         batch = {"a": a, "b": a[:1] if shared else torch.ones(1, 4)}
         r.batch(batch)
         r.loss(model(**batch).sum())
@@ -234,7 +234,7 @@ def test_parameters_in_one_memory(tmp_path: Path) -> None:
     views[1].weight.data = views[0].weight.data
     found = []
     for model in (tied, views, apart):
-        with recording(model, tmp_path / "run", overwrite=True) as r:
+        with recording(tmp_path / "run", model, overwrite=True) as r:
             r.batch(torch.ones(1))
             r.step_done()
         found.append(open_recording(tmp_path / "run").structure.shared)

@@ -31,7 +31,7 @@ def validate(model: Net, r: Any, loaders: int = 2) -> None:
 
 def train(out: Path, count: int = 3, **settings: Any) -> Recording:
     model, optimizer = prepare()
-    with recording(model, out, **settings) as r:
+    with recording(out, model, **settings) as r:
         validate(model, r)
         for batch in batches(count):
             r.batch(batch)
@@ -66,7 +66,7 @@ def test_an_error_in_a_validation_leaves_no_hook(tmp_path: Path) -> None:
     model, _ = prepare()
 
     def fail() -> None:
-        with recording(model, tmp_path / "run") as r:
+        with recording(tmp_path / "run", model) as r:
             r.validation()
             r.validation_batch(batches()[0])
             raise KeyError

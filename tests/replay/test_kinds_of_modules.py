@@ -138,7 +138,7 @@ def train(folder: Path, build: Build) -> Recording:
     torch.manual_seed(0)
     model = build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    with recording(model, folder / "reference", steps=[0, 1], output_names=("y",)) as r:
+    with recording(folder / "reference", model, steps=[0, 1], output_names=("y",)) as r:
         for _ in range(2):
             x = torch.randn(4, WIDTH)
             r.batch(x)

@@ -1,0 +1,138 @@
+"""What Python calls: record a loop, compare two recordings, write the report."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import Finding, Status
+from nest_ssl.record.session import recording
+from nest_ssl.report import write_reports
+from nest_ssl.report.document import Heading, Paragraph, plain
+from nest_ssl.report.render.markdown import render_markdown
+from nest_ssl.report.render.terminal import print_blocks
+from nest_ssl.report.sections import summary
+from nest_ssl.run.compared import Asked, Opened, open_as_asked
+
+if TYPE_CHECKING:
+    from nest_ssl.record.lightning import RecordingCallback
+
+__all__ = ["Compared", "callback", "compare", "recording", "report"]
+
+
+def callback(out: Path | str, *, steps: Sequence[int] | None = None, **settings: Any) -> RecordingCallback:
+    """A callback for Lightning's Trainer that records steps into folder `out`: ``Trainer(callbacks=[callback(out)])``.
+
+    Args:
+        steps: training batches to record, counted from 0; None records all.
+        settings: `output_names`, `config`, `operators`, `overwrite` as of `recording`, and what else the recording
+            should say, e.g. `seed`.
+
+    Raises:
+        UserError: Lightning is not installed, or the folder must not be replaced.
+    """
+    try:
+        from nest_ssl.record.lightning import RecordingCallback
+    except ModuleNotFoundError as error:
+        raise UserError("Lightning is not installed", str(error), "pip install 'nest_ssl[train]'") from error
+    return RecordingCallback(out, steps=steps, **settings)
+
+
+def compare(
+    reference: Path | str,
+    candidate: Path | str,
+    *,
+    steps: Sequence[int] | None = None,
+    names: Path | str | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+    declared: Path | str | None = None,
+    known: Path | str | None = None,
+    evidence: Path | str | None = None,
+    verify: bool = True,
+) -> Compared:
+    """Compare two recordings bit by bit, in the order in which a run meets what was recorded.
+
+    Args:
+        reference, candidate: folders of recordings, to measure against and to judge.
+        steps: only these; by default all that both recorded.
+        names: YAML map from the candidate's names to the reference's (`nest_ssl.compare.names`).
+        atol, rtol: a tolerance of your own; without one nothing but the same bits passes.
+        declared, known: YAML lists of structural differences, and of differences of numbers, that are meant.
+        evidence: folder of evidence; by default the one beside the reference.
+        verify: compare every file's SHA-256 first.
+
+    Raises:
+        UserError: a recording or a list is missing or damaged, or a step is in neither recording.
+    """
+    files = {"declared": declared, "names": names, "known": known, "evidence": evidence}
+    paths = {name: None if value is None else Path(value) for name, value in files.items()}
+    asked = Asked(atol, rtol, None if steps is None else tuple(sorted(steps)), verify=verify, **paths)
+    opened = open_as_asked(Path(reference), Path(candidate), asked)
+    return Compared(opened.compare(), opened)
+
+
+def report(compared: Compared, out: Path | str = "outputs/report") -> Path:
+    """Write `report.html` with its pictures, `report.md` and `report.json` into folder `out`.
+
+    Returns the path of `report.md`.
+
+    Raises:
+        UserError: the folder cannot be written, or lies within a recording.
+    """
+    folder = Path(out)
+    for side in (compared.comparison.reference, compared.comparison.candidate):
+        if Path(side.path).resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise UserError("a report would be written into a recording", str(out), "Choose a folder outside.")
+    return write_reports(compared.comparison, folder, compared.opened.picture(compared.comparison))
+
+
+@dataclass(frozen=True, repr=False)
+class Compared:
+    """What `compare` found; `print` shows the report's first screen, a notebook its table too.
+
+    Args:
+        comparison: everything that was found, as plain data.
+        opened: the two recordings.
+    """
+
+    comparison: Comparison
+    opened: Opened
+
+    @property
+    def verdict(self) -> Status:
+        """``identical``, ``equivalent``, ``diverged`` or ``inconclusive``: a text."""
+        return self.comparison.verdict
+
+    @property
+    def exit_code(self) -> int:
+        """As of the command: 0 identical or equivalent, 1 diverged, 2 inconclusive, 4 the contract differs."""
+        return self.comparison.exit_code
+
+    @property
+    def first(self) -> Finding | None:
+        """The difference that the headline names: when, at what address, which values; None where there is none."""
+        return self.comparison.first
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Every difference, in causal order."""
+        found = [one for rung in self.comparison.rungs for tally in rung.tallies for one in tally.findings]
+        return sorted(found, key=lambda one: one.moment)
+
+    def __repr__(self) -> str:
+        texts = [plain(b.text) for b in summary(self.comparison) if isinstance(b, (Heading, Paragraph))]
+        return f"<{self.verdict.value}: {texts[0]}>"
+
+    def __str__(self) -> str:
+        shown = io.StringIO()
+        print_blocks(summary(self.comparison), shown)
+        return shown.getvalue().rstrip()
+
+    def _repr_markdown_(self) -> str:
+        return render_markdown(summary(self.comparison))
