@@ -42,12 +42,13 @@ include docker/.env
 releases := $(patsubst docker/locks/nemo-%.in,%,$(wildcard docker/locks/nemo-*.in))
 
 # What to run. Every one can be set on the command line: make align SIZE=tiny SEED=7 STEPS=0,1,2 BATCHES=3
+# Two steps, for the first has no padding, and moments and schedule show in the second alone.
 SIZE         = large
 RUN          = quick
 KIND         = plain
 SEED         = 42
-STEPS        = 0
-BATCHES      = 1
+BATCHES      = 2
+STEPS        = $(if $(filter 1,$(BATCHES)),0,0,1)
 DEVICE       = auto
 OUT          = outputs
 ARGS         =

@@ -122,6 +122,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def test_by_default_padding_and_a_second_step_are_seen(recorded: Path) -> None:
+    recording = open_recording(recorded)
+    lengths = [recording.step(step).batch()["noisy_audio_len"].tolist() for step in recording.steps]
+    assert [len(set(of_batch)) for of_batch in lengths] == [1, 2]
+
+
 @pytest.fixture
 def earlier(recorded: Path, tmp_path: Path) -> Path:
     """A copy for a run that is to replace it."""

@@ -63,12 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = kinds_to_gather(options.evidence, reference, candidate)
     if not options.collect:
         jobs = plan(reference, candidate, folder, kinds, opened.asked.names)
+        indexes = {"reference": reference.index, "candidate": candidate.index}
         if options.plan:
             prepare(folder, kinds)
-            print(*(f"{job.log} {job.side} {shlex.join(job.words)}" for job in jobs), sep="\n")
+            print(*(f"{job.log} {release_of(indexes[job.side])} {shlex.join(job.words)}" for job in jobs), sep="\n")
             return 0
         given = {"reference": options.reference_python, "candidate": options.candidate_python}
-        indexes = {"reference": reference.index, "candidate": candidate.index}
         commands = {side: command_of(side, given[side], index) for side, index in indexes.items()}
         prepare(folder, kinds)
         try:
@@ -96,9 +96,14 @@ def _parser() -> Parser:
     for side in ("reference", "candidate"):
         what = f"command that starts the {side}'s Python (default: the environment of its release in .venv)"
         parser.add_argument(f"--{side}-python", metavar="COMMAND", help=what)
-    parser.add_argument("--plan", action="store_true", help="run nothing: print log, side and words of each command")
+    parser.add_argument("--plan", action="store_true", help="run nothing: print each command: log, trainer, words")
     parser.add_argument("--collect", action="store_true", help="run nothing: take what these commands wrote")
     return parser
+
+
+def release_of(index: Index) -> str:
+    """What made a recording, as its environment and image are named: ``nest``, or ``nemo-3.0.0``."""
+    return f"nemo-{index.trainer.version}" if index.trainer.package == "nemo_toolkit" else "nest"
 
 
 def command_of(side: str, given: str | None, index: Index) -> list[str]:
@@ -107,9 +112,8 @@ def command_of(side: str, given: str | None, index: Index) -> list[str]:
     Raises:
         UserError: these are no words, or there is no such program.
     """
-    release = f"nemo-{index.trainer.version}" if index.trainer.package == "nemo_toolkit" else "nest"
     try:
-        words = [str(ROOT / ".venv" / release / BIN)] if not given else shlex.split(given)
+        words = [str(ROOT / ".venv" / release_of(index) / BIN)] if not given else shlex.split(given)
     except ValueError as error:
         raise UserError("not the words of a command", f"--{side}-python {given}: {error}", "Close it.") from error
     if not words or shutil.which(words[0]) is None:

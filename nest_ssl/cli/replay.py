@@ -36,17 +36,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", default="all", help="only these recorded steps: 0, 0,1 or 0-9 (default: all)")
     precisions = ("recorded", "float64")
     parser.add_argument("--precision", choices=precisions, default="recorded", help="that the candidate is built in")
+    what = "YAML map of the candidate's names of modules to the reference's, as nest-ssl compare takes it"
+    parser.add_argument("--names", type=Path, metavar="FILE", help=what)
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="trust the files: skip their SHA-256")
     options = parser.parse_args(argv)
     steps = parse_steps(options.steps)
 
     # Only now what takes seconds to import: --help and bad usage answer at once.
+    from nest_ssl.compare.names import Renamed, load_names
     from nest_ssl.recording.evidence import REPLAY, folder_beside, write_evidence
     from nest_ssl.recording.reader import open_recording
     from nest_ssl.run.candidate import replay_recording
     from nest_ssl.run.console import quiet
 
     reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
+    rename = load_names(options.names) if options.names else None
+    candidate = Renamed(candidate, rename) if rename else candidate
     missing = sorted((steps or set()) - set(reference.steps))
     if missing:
         raise UserError("a step that was not recorded", f"--steps {options.steps}: {missing[0]}", "See recording.json.")
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = None if steps is None else sorted(steps)
     out = options.out or folder_beside(options.reference) / REPLAY
     with quiet(out.with_suffix(".log")):
-        found = replay_recording(subject, reference, candidate, options.precision == "float64", wanted)
+        found = replay_recording(subject, reference, candidate, options.precision == "float64", wanted, rename)
     write_evidence(out, found)
     counts = Counter((unit.phase, unit.outcome) for unit in found.units)
     for phase in dict.fromkeys(unit.phase for unit in found.units):

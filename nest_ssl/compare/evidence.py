@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.nested import ABSENT, leaves, pairs
+from nest_ssl.compare.names import Renamed
 from nest_ssl.recording import evidence as files
 from nest_ssl.recording.address import Address
 from nest_ssl.recording.evidence import (
@@ -173,6 +174,8 @@ def open_evidence(folder: Path, reference: Recording, candidate: Recording) -> E
     own = {seals[0]}, {seals[1]}
     found.replay = read("replay", files.REPLAY, Replay, own)
     found.float64 = _open_float64(folder / files.FLOAT64, reference, candidate)
+    if found.float64 and isinstance(candidate, Renamed):
+        found.float64 = found.float64[0], Renamed(found.float64[1], candidate.names.rename)
     in_float64 = own
     if found.float64:
         in_float64 = own[0] | {seal_of(found.float64[0].index)}, own[1] | {seal_of(found.float64[1].index)}
@@ -190,6 +193,8 @@ def open_evidence(folder: Path, reference: Recording, candidate: Recording) -> E
                     floor.since,
                 )
     found.operators = _pair(lambda side: read("operators", f"{files.OPERATORS}/{side}.json", Operators, own))
+    if found.operators and isinstance(candidate, Renamed):
+        found.operators = found.operators[0], candidate.operators(found.operators[1])
     found.schedules = _pair(lambda side: read("schedule", f"{files.SCHEDULE}/{side}.json", Schedule, own))
     observer = read("observer", files.OBSERVER, Observer, own)
     gathered = read("gathered", files.GATHERED, Gathered, own)

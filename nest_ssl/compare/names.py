@@ -10,8 +10,6 @@ counts. What already has a name that another module is given (a wrapper around i
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,15 +17,16 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from nest_ssl.base.errors import UserError, from_os_error
+from nest_ssl.base.renaming import NameMap, Rename, renaming
 from nest_ssl.base.safe_load import load_yaml
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.contents import AppliedGradients, OptimizerState, Validation
+from nest_ssl.recording.evidence import StepOperators
 from nest_ssl.recording.index import StepFacts, StepRandom, Structure
 from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
 
-V = TypeVar("V")
-Rename = Callable[[str], str]
+T = TypeVar("T", bound=StepOperators)
 
 
 def load_names(path: Path) -> Rename:
@@ -47,23 +46,6 @@ def load_names(path: Path) -> Rename:
     return renaming(found)
 
 
-def renaming(names: Mapping[str, str]) -> Rename:
-    """A function from the candidate's names (of modules, parameters, buffers) to the reference's."""
-    longest = sorted(names, key=lambda name: -len(name.split(".")))
-    patterns = [(re.compile(re.escape(name).replace(r"\*", r"([^.]+)") + r"(?=\.|$)"), names[name]) for name in longest]
-
-    def rename(name: str) -> str:
-        for pattern, target in patterns:
-            match = pattern.match(name)
-            if match:
-                for part in match.groups():
-                    target = target.replace("*", part, 1)
-                return ".".join(part for part in (target, name[match.end() :].lstrip(".")) if part)
-        return name
-
-    return rename
-
-
 class Renamed(Recording):
     """A recording read with other names; everything else is as it was recorded.
 
@@ -73,17 +55,16 @@ class Renamed(Recording):
 
     def __init__(self, original: Recording, rename: Rename) -> None:
         super().__init__(original.path, original.index, verified=True)
-        self._original, self._rename = original, rename
         modules = [entry.name for entry in original.structure.modules]
-        self._given = {rename(name) for name in modules if rename(name) != name}
-        if not self._given:
+        self._original, self.names = original, NameMap(rename, modules)
+        if not self.names.given:
             raise UserError("a map of names that fits nothing", str(original.path), "Give names of the candidate.")
         structure = original.structure
         for entries in (modules, [e.name for e in structure.parameters], [e.name for e in structure.buffers]):
             taken: dict[str, str] = {}  # one of two would hide the other, and whatever differs in it
             for name in entries:
                 other = taken.setdefault(rename(name), name)
-                wraps = not self.stays(other) and (not other or name.startswith(f"{other}."))
+                wraps = not self.names.stays(other) and (not other or name.startswith(f"{other}."))
                 if other != name and not wraps:
                     where = f"{original.path}: {other} and {name} are both {rename(name)!r}"
                     raise UserError("a map that gives two things one name", where, "Give each a name of its own.")
@@ -91,48 +72,63 @@ class Renamed(Recording):
         calls = {}
         for step, names in original.index.calls.items():
             pairs = [name.rpartition("#")[::2] for name in names]
-            calls[step] = [f"{rename(module)}#{call}" for module, call in pairs if self.stays(module)]
+            calls[step] = [f"{rename(module)}#{call}" for module, call in pairs if self.names.stays(module)]
         self.index = original.index.model_copy(update={"calls": calls, "ledger": ledger})
-
-    def stays(self, name: str) -> bool:
-        """Whether what has this name is not in the place of something that is given it."""
-        return self._rename(name) != name or name not in self._given
-
-    def table(self, values: Mapping[str, V]) -> dict[str, V]:
-        """A table by name."""
-        return {self._rename(name): value for name, value in values.items() if self.stays(name)}
-
-    def names(self, names: Iterable[str]) -> list[str]:
-        return [self._rename(name) for name in names if self.stays(name)]
 
     def ledger(self, entries: list[Any] | None) -> list[Any] | None:
         """Draws, by the modules that made them."""
         if entries is None:
             return None
-        return [e if e.module is None else e.model_copy(update={"module": self._rename(e.module)}) for e in entries]
+        rename = self.names.rename
+        return [e if e.module is None else e.model_copy(update={"module": rename(e.module)}) for e in entries]
+
+    def operators(self, found: T) -> T:
+        """Operators, by the calls that ran them; those of a wrapper belong to the call around it."""
+
+        def call(name: str) -> str:
+            while name and not self.names.stays(name.rpartition("#")[0]):
+                name = found.enclosing.get(name, "")
+            module, _, number = name.rpartition("#")
+            return f"{self.names.rename(module)}#{number}" if name else ""
+
+        renamed = []
+        for each in found.operators:
+            module, number = each.module, each.call
+            if module is not None and number is None:  # of a parameter, in the optimizer
+                module = self.names.rename(module)
+            elif module is not None:
+                name = call(f"{module}#{number}")
+                module, number = (name.rpartition("#")[0], int(name.rpartition("#")[2])) if name else (None, None)
+            renamed.append(each.model_copy(update={"module": module, "call": number}))
+        enclosing = {
+            call(name): call(around)
+            for name, around in found.enclosing.items()
+            if self.names.stays(name.rpartition("#")[0])
+        }
+        return found.model_copy(update={"operators": renamed, "enclosing": enclosing})
 
     @property
     def structure(self) -> Structure:  # type: ignore[override]
         found = self._original.structure
         update = {
             kind: [
-                entry.model_copy(update={"name": self._rename(entry.name)})
+                entry.model_copy(update={"name": self.names.rename(entry.name)})
                 for entry in getattr(found, kind)
-                if self.stays(entry.name)
+                if self.names.stays(entry.name)
             ]
             for kind in ("modules", "parameters", "buffers")
         }
-        shared = None if found.shared is None else [self.names(group) for group in found.shared]
+        shared = None if found.shared is None else [self.names.names(group) for group in found.shared]
         return found.model_copy(update={**update, "shared": shared})
 
     def validations(self) -> list[Validation] | None:
         found = super().validations()
         for output in (o for each in found or [] for batch in each["batches"] for o in batch["outputs"]):
-            output["module"] = self._rename(output["module"])
+            output["module"] = self.names.rename(output["module"])
         return found
 
     def initial_weights(self) -> dict[str, Tensor]:
-        return self.table(self._original.initial_weights())
+        return self.names.table(self._original.initial_weights())
 
     def step(self, number: int, rank: int = 0) -> StepFiles:
         return _RenamedStep(self, self._original, number, rank)
@@ -141,7 +137,7 @@ class Renamed(Recording):
 class _RenamedStep(StepFiles):
     def __init__(self, renamed: Renamed, original: Recording, number: int, rank: int) -> None:
         super().__init__(original, number, rank)
-        self._names, self._rename = renamed, renamed._rename
+        self._renamed, self._names = renamed, renamed.names
 
     def gradients(self) -> dict[str, Tensor | None]:
         return self._names.table(super().gradients())
@@ -188,11 +184,17 @@ class _RenamedStep(StepFiles):
 
     def rng(self) -> StepRandom:
         found = super().rng()
-        return found.model_copy(update={"ledger": self._names.ledger(found.ledger)})
+        return found.model_copy(update={"ledger": self._renamed.ledger(found.ledger)})
+
+    def operators(self) -> StepOperators | None:
+        found = super().operators()
+        return found and self._renamed.operators(found)
 
     def _calls(self, key: str) -> list[Call]:
         calls = super()._calls(key)
-        return [replace(call, module=self._rename(call.module)) for call in calls if self._names.stays(call.module)]
+        return [
+            replace(call, module=self._names.rename(call.module)) for call in calls if self._names.stays(call.module)
+        ]
 
     def _groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**group, "params": [self._rename(name) for name in group["params"]]} for group in groups]
+        return [{**group, "params": [self._names.rename(name) for name in group["params"]]} for group in groups]

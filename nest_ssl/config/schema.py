@@ -126,7 +126,7 @@ class Experiment(Section):
     nemo: str = "3.0"  # the NeMo to be exact with: a generation, a release, or the folder of NeMo's recording
     seed: Seed = 42
     output_dir: str | None = None
-    save_steps: str | int | list[int] | None = 0
+    save_steps: str | int | list[int] | None = None
     operators: bool | list[str] = False
     learning_rates: Annotated[int, Ge(0), Le(MOST)] = 0
     overwrite: bool = False

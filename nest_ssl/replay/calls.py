@@ -332,11 +332,11 @@ class CallReplay:
     def judge_buffers(self, after: dict[str, Tensor]) -> None:
         """Compare the buffers of modules that were called with those after the step."""
         last = {call.module: call for call in self.recorded.calls}
-        for name, buffer in self.root.named_buffers():
+        for name, (owner, own) in self.interception.buffers().items():
             call = last.get(name.rpartition(".")[0])
             if call is None or name not in after or self.forward[call.index].stopped:
                 continue
-            deviation = compare_leaf(of_entry(Kind.BUFFER, name), after[name], buffer)
+            deviation = compare_leaf(of_entry(Kind.BUFFER, name), after[name], owner._buffers[own])
             again = self.called_again(name)
             self.forward[call.index if again is None else again].add(1, [deviation] if deviation else [])
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nest_ssl.base.nested import leaves, tensors
+from nest_ssl.base.renaming import NameMap, Rename
 from nest_ssl.base.rng import digest, read_states, set_state
 from nest_ssl.record.observers.calls import positional_names
 from nest_ssl.record.observers.copies import same_bits
@@ -143,16 +144,36 @@ class Frame:
 
 
 class Interception:
-    """Every module of a model answers from the record while a `Frame` is current, but the one being replayed."""
+    """Every module of a model answers from the record while a `Frame` is current, but the one being replayed.
 
-    def __init__(self, root: nn.Module) -> None:
+    Args:
+        rename: from its names to the reference's; None: they are the same.
+
+    Attributes:
+        modules: by the reference's names.
+    """
+
+    def __init__(self, root: nn.Module, rename: Rename | None = None) -> None:
         self.root = root
         self.frame: Frame | None = None
         self._entered = False
-        self.modules = dict(root.named_modules(remove_duplicate=False))
-        self._names: dict[nn.Module, list[str]] = {}
+        modules = dict(root.named_modules(remove_duplicate=False))
+        self.names = NameMap(rename, modules)
+        self.modules = self.names.table(modules)
+        # A wrapper has no name of the reference's, and is its caller's own code.
+        self._names: dict[nn.Module, list[str]] = {module: [] for module in modules.values()}
         for name, module in self.modules.items():
-            self._names.setdefault(module, []).append(name)
+            self._names[module].append(name)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """By the reference's names, as `modules` are."""
+        return self.names.table(dict(self.root.named_parameters()))
+
+    def buffers(self) -> dict[str, tuple[nn.Module, str]]:
+        """Each as the module that it belongs to and its name there: a step may put another tensor in its place."""
+        places = {name: name.rpartition(".") for name, _ in self.root.named_buffers()}
+        owned = {name: (self.root.get_submodule(owner), own) for name, (owner, _, own) in places.items()}
+        return self.names.table(owned)
 
     @contextmanager
     def installed(self) -> Iterator[Interception]:

@@ -27,15 +27,18 @@ class Gradients:
     Hooks of a parameter see the sum alone, as in training: they are taken off while shares are collected.
 
     Args:
-        root: the model.
+        parameters: of the model, by the reference's names.
         recorded: the gradients after backward, by parameter.
         before: what `.grad` held before backward; a parameter that is not in it held nothing.
     """
 
     def __init__(
-        self, root: nn.Module, recorded: Mapping[str, Tensor | None], before: Mapping[str, Tensor] | None = None
+        self,
+        parameters: dict[str, nn.Parameter],
+        recorded: Mapping[str, Tensor | None],
+        before: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.parameters = dict(root.named_parameters())
+        self.parameters = parameters
         self.recorded, self.before = recorded, before or {}
         self._hooks: dict[str, list[tuple[Any, dict[int, Any]]]] = {}
         self._shares: dict[str, dict[int, Tensor | Share]] = defaultdict(dict)

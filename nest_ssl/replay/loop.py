@@ -47,8 +47,8 @@ class LoopReplay:
     def __init__(self, recording: Recording, calls: CallReplay, weights: dict[str, Tensor]) -> None:
         self.step, self.calls, self.weights = recording.step(calls.step), calls, weights
         self.facts = recording.index.steps[calls.step]
-        self.root = calls.root
-        self.parameters = dict(self.root.named_parameters())
+        self.model = calls.interception
+        self.parameters = self.model.parameters()
         self.drafts = {phase: Draft(calls.step, phase, own_code=phase == "loss") for phase in PHASES}
         for draft in self.drafts.values():
             draft.stopped = "not replayed", "the candidate's loop did not come to it"
@@ -66,7 +66,7 @@ class LoopReplay:
         for path, one, other in pairs(recorded, found):
             self._compare("batch", Address(Kind.FIELD, slot=path), one, other)
         self._form = hollow(batch)
-        load_weights(self.root, self.weights)
+        load_weights(self.model, self.weights)
 
     def loss(self, training_step: Callable[[Any], Any], share: float = 1.0) -> None:
         """Run the candidate's training step on the recorded batch; calls in it answer as they were recorded.
@@ -80,14 +80,13 @@ class LoopReplay:
             set_state(generator, state)
         recorded, device = self.step.batch(), next(iter(self.parameters.values())).device
         fields = {path: tensor.to(device, copy=True) for path, tensor in tensors(recorded)}
-        interception = self.calls.interception
-        with torch.enable_grad(), interception.installed(), interception.replaying(frame):
+        with torch.enable_grad(), self.model.installed(), self.model.replaying(frame):
             returned = training_step(refill(self._form, recorded, fields))
             loss = (returned["loss"] if isinstance(returned, Mapping) else returned) / share
         self._compare("loss", Address(Kind.LOSS, slot="loss"), self.step.loss()["loss"], loss)
         draft.add(frame.compared, frame.handed)
         if loss.requires_grad:
-            with interception.installed(), self.calls.gradients.collecting():
+            with self.model.installed(), self.calls.gradients.collecting():
                 self.calls.backward_of(frame, draft, [loss], [torch.ones_like(loss)], {})
 
     def backward_done(self) -> None:

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from nest_ssl.base.rng import generator_states, restore_generators
+from nest_ssl.replay.frames import Interception
 
 
-def load_weights(root: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_weights(model: Interception, weights: dict[str, Tensor]) -> None:
     """Put copies of parameters and buffers in the place of those of the same names, of whatever shape they are."""
-    for name, parameter in root.named_parameters():
+    for name, parameter in model.parameters().items():
         if name in weights and weights[name].shape == parameter.shape:
             parameter.data = weights[name].to(parameter.device, parameter.dtype, copy=True)
-    for name, buffer in list(root.named_buffers()):
-        if name in weights:
-            owner, _, own = name.rpartition(".")
-            root.get_submodule(owner)._buffers[own] = weights[name].to(buffer.device, copy=True)
+    for name, (owner, own) in model.buffers().items():
+        buffer = owner._buffers[own]
+        if name in weights and buffer is not None:
+            owner._buffers[own] = weights[name].to(buffer.device, copy=True)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nest_ssl.base.renaming import Rename
 from nest_ssl.recording.evidence import Replay, Unit, seal_of
 from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
@@ -33,6 +34,7 @@ def replay(
     steps: Sequence[int] | None = None,
     precision: Precision = nullcontext,
     run_loop: Callable[[Loops], None] | None = None,
+    rename: Rename | None = None,
 ) -> Replay:
     """Feed every call of every module in `recording`, the reference, to the modules of those names in `module`.
 
@@ -40,18 +42,19 @@ def replay(
 
     Args:
         recording: the reference.
-        module: the candidate, on its device; any model with the reference's names.
-        candidate: its own recording: what the evidence is bound to, and where weights come from that the reference
-            does not have.
+        module: the candidate, on its device; any model with the reference's names, or with `rename`.
+        candidate: its own recording, under the reference's names: what the evidence is bound to, and where weights come
+            from that the reference does not have.
         steps: which of the recorded steps; by default all.
         precision: a context in which the candidate's forward runs, as autocast.
         run_loop: runs the candidate's training loop over the steps, see `LoopReplay`; None: calls alone are replayed.
+        rename: from the names of the candidate's modules to the reference's, see `base.renaming.renaming`.
 
     Raises:
         UserError: the recording is damaged.
     """
     started = time.perf_counter()
-    interception, units = Interception(module), list[Unit]()
+    interception, units = Interception(module, rename), list[Unit]()
     replayed: dict[int, CallReplay] = {}
     loops: dict[int, LoopReplay] = {}
     with as_it_was(module, recording.index.threads.torch):
@@ -80,7 +83,7 @@ def replay(
         precision=str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
         units=units,
         only_reference=sorted(known - parts.keys()),
-        only_candidate=sorted(dict(module.named_modules()).keys() - known),
+        only_candidate=sorted({*interception.names.names(dict(module.named_modules()))} - known),
         sources={name: source_of(part) for name, part in parts.items() if name in {unit.module for unit in units}},
     )
 
@@ -89,14 +92,14 @@ def replay_calls(
     recording: Recording, number: int, weights: dict[str, Tensor], interception: Interception, precision: Precision
 ) -> CallReplay:
     """Replay all calls of one step; interception has to be installed."""
-    step, root = recording.step(number), interception.root
-    load_weights(root, weights)
+    step = recording.step(number)
+    load_weights(interception, weights)
     facts = step.facts()
     modes = {entry.name: entry.training for entry in recording.structure.modules} | (facts.training if facts else {})
     for name, mode in modes.items():
         if name in interception.modules:
             interception.modules[name].training = mode
-    gradients = Gradients(root, step.gradients(), gradients_before(recording, step, number))
+    gradients = Gradients(interception.parameters(), step.gradients(), gradients_before(recording, step, number))
     calls = CallReplay(number, RecordedCalls(step), interception, precision, gradients)
     with gradients.collecting():
         calls.run()

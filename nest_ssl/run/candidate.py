@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from nest_ssl.base.determinism import seed_all, set_determinism
 from nest_ssl.base.errors import InterruptedRun, UserError
 from nest_ssl.base.nested import ABSENT, pairs
+from nest_ssl.base.renaming import Rename
 from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.base.safe_load import first_line
 from nest_ssl.config.compose import SOURCE_KEYS, data_paths
@@ -41,6 +42,7 @@ def replay_recording(
     candidate: Recording,
     double: bool = False,
     steps: Sequence[int] | None = None,
+    rename: Rename | None = None,
 ) -> Replay:
     """Feed `reference` to the model that `candidate` says it trained.
 
@@ -48,6 +50,7 @@ def replay_recording(
         subject: the trainer that recorded `candidate`.
         double: build it in float64, whatever it was trained in.
         steps: of the reference; by default all.
+        rename: from the names of its modules to the reference's, which `candidate` is read under too.
 
     Raises:
         UserError: the candidate cannot be built here, or its code is no longer that of the recording.
@@ -65,7 +68,7 @@ def replay_recording(
     unchecked = refuse_other_code(model, candidate)
     precision = trainer.precision_plugin.forward_context
     run_loop = functools.partial(run_training_loop, trainer, model, generator_states())
-    found = replay(reference, model, candidate, steps=steps, precision=precision, run_loop=run_loop)
+    found = replay(reference, model, candidate, steps=steps, precision=precision, run_loop=run_loop, rename=rename)
     return found.model_copy(update={"unchecked": unchecked})
 
 

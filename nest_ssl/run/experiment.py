@@ -43,6 +43,7 @@ from nest_ssl.run.subject import Inputs, Subject
 
 # What `forward` of a NEST model returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`).
 FORWARD_OUTPUTS = ("log_probs", "encoded_len", "masks", "tokens")
+UNASKED = 2  # steps that are recorded where none is named
 
 
 def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
@@ -72,7 +73,9 @@ def record(subject: Subject, cfg: DictConfig) -> int:
             print(f"note: {note}")
         log = target.with_name(f"{target.name}.log")
         with RecordingWriter(target, cfg.overwrite) as writer:  # drops what is not finished
-            saved, watched, text = parse_steps(cfg.save_steps), plain(cfg.operators), OmegaConf.to_yaml(cfg)
+            first = frozenset(range(int(min(UNASKED, length.batches))))
+            saved = first if cfg.save_steps is None else parse_steps(cfg.save_steps)
+            watched, text = plain(cfg.operators), OmegaConf.to_yaml(cfg)
             rates, stops = cfg.learning_rates, cfg.stop_when_recorded
             recorder = Recorder(writer, saved, FORWARD_OUTPUTS, text, watched, rates, stops)
             with quiet(log) as console:

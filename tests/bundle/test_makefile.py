@@ -67,6 +67,18 @@ def test_the_trainers_get_the_same_words_but_for_the_folder(make: Make, fake_pyt
     assert compare == ["--reference", "o u t/nemo", "--candidate", "o u t/nest", "--out", "o u t/report"]
 
 
+@pytest.mark.parametrize(
+    ("given", "steps", "batches"),
+    [((), "0,1", "2"), (("BATCHES=1",), "0", "1"), (("BATCHES=9",), "0,1", "9"), (("STEPS=1",), "1", "2")],
+)
+def test_two_steps_are_recorded_unless_one_is_all_there_is(
+    make: Make, fake_python: Any, given: tuple[str], steps: str, batches: str
+) -> None:
+    make("nest", *given)
+    words = fake_python.calls[-1]["argv"]
+    assert {f"save_steps={steps}", f"batches={batches}"} < set(words)
+
+
 def test_overrides_reach_whom_they_are_for(make: Make, fake_python: Any) -> None:
     both, nemo, nest = "+a.b=1 'c=[1, 2]'", "++only=nemo", "only=nest"
     make("align", f"ARGS={both}", f"NEMO_ARGS={nemo}", f"NEST_ARGS={nest}", "COMPARE_ARGS=--atol 1e-6")

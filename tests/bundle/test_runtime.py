@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +21,11 @@ import pytest
 Make = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+HANGS = "hangs"
+
+
 class FakeDocker:
-    """A `docker` that notes how it was called and answers what it was told to."""
+    """A `docker` that notes how it was called and answers what it was told to; `HANGS` ends by `docker stop` alone."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._notes, self._answers = folder, folder / "docker calls", folder / "answers.json"
@@ -28,10 +33,12 @@ class FakeDocker:
         program = folder / "docker"
         program.write_text(
             f"#!{sys.executable}\n"
-            "import json, sys\n"
+            "import json, sys, time\n"
             f"open({str(self._notes)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
             "words = ' '.join(sys.argv[1:])\n"
             f"for key, (text, code) in json.load(open({str(self._answers)!r})).items():\n"
+            f"    while key in words and text == {HANGS!r} and '[\"stop\"' not in open({str(self._notes)!r}).read():\n"
+            "        time.sleep(0.05)\n"
             "    if key in words:\n"
             "        print(text)\n"
             "        sys.exit(code)\n"
@@ -39,7 +46,8 @@ class FakeDocker:
         program.chmod(0o755)
 
     def answer(self, **answers: tuple[str, int]) -> None:
-        words = {"version": "{{.Server.Version}}", "runtimes": ".Runtimes", "memory": ".MemTotal", "id": "{{.Id}}",
+        words = {"plan": "--plan", "collect": "--collect", "first": "log=first", "second": "log=second",
+                 "version": "{{.Server.Version}}", "runtimes": ".Runtimes", "memory": ".MemTotal", "id": "{{.Id}}",
                  "source": "nest-ssl.source", "base": "image inspect b:1", "pull": "pull --quiet", "run": "run --name",
                  "oom": ".State.OOMKilled", "running": ".State.Running", "size": "{{.Size}}",
                  "missing": "nest-ssl/nemo:2.7.3-cpu"}  # fmt: skip
@@ -320,3 +328,51 @@ def test_a_container_runs_the_release_asked_for(docker: FakeDocker, call: Any, t
     docker.answer(**ENGINE)
     call("run.sh", "nemo", "scripts/train_nemo.py", OUT=str(tmp_path), NEMO_VERSION="2.7.3")
     assert "nest-ssl/nemo:2.7.3-cpu" in docker.run
+
+
+# --- explain --------------------------------------------------------------------------------------------------------
+
+PLANNED = """explain-a nemo-2.4.1 scripts/train_nemo.py log=first 'x=two words'
+explain-b nemo-3.0.0 scripts/train_nemo.py log=second
+explain-c nest -m nest_ssl.cli.main replay"""
+
+
+def containers(docker: FakeDocker) -> list[list[str]]:
+    """Of each that was started, the image and what it ran."""
+    started = [call for call in docker.calls if call[:2] == ["run", "--name"]]
+    return [call[next(i for i, word in enumerate(call) if word.startswith("nest-ssl/")) :] for call in started]
+
+
+def test_each_command_of_explain_runs_in_the_image_of_its_trainer(
+    docker: FakeDocker, call: Any, tmp_path: Path
+) -> None:
+    """Whichever releases were recorded, on either side; one that fails is said, and the others go on."""
+    docker.answer(**ENGINE, plan=(PLANNED, 0), first=("no such thing", 3), collect=("", 1))
+    done = call("explain.sh", "--reference", "o/nemo", OUT=str(tmp_path))
+    assert containers(docker) == [
+        ["nest-ssl/nest:cpu", "scripts/explain.py", "--plan", "--reference", "o/nemo"],
+        ["nest-ssl/nemo:2.4.1-cpu", "scripts/train_nemo.py", "log=first", "x=two words"],
+        ["nest-ssl/nemo:3.0.0-cpu", "scripts/train_nemo.py", "log=second"],
+        ["nest-ssl/nest:cpu", "-m", "nest_ssl.cli.main", "replay"],
+        ["nest-ssl/nest:cpu", "scripts/explain.py", "--collect", "--reference", "o/nemo"],
+    ]
+    assert "explain: explain-a: exit code 3: no such thing\n" in done.stdout
+    assert done.returncode == 1  # the comparison's
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_explain_and_starts_no_other_container(
+    docker: FakeDocker, environment: dict[str, str], root: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    docker.answer(**ENGINE, plan=(PLANNED, 0), first=(HANGS, 143))
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  also where a job's shell ignores it
+    started = subprocess.Popen(
+        ["docker/explain.sh"], cwd=root, env={**environment, "OUT": str(tmp_path)}, preexec_fn=heard
+    )
+    for _ in range(300):
+        if len(containers(docker)) == 2:
+            break
+        time.sleep(0.1)
+    started.send_signal(number)
+    assert started.wait(30) == code
+    assert len(containers(docker)) == 2 and any(call[0] == "stop" for call in docker.calls)

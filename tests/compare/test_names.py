@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.renaming import renaming
 from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.names import Renamed, load_names, renaming
+from nest_ssl.compare.evidence import open_evidence
+from nest_ssl.compare.names import Renamed, load_names
+from nest_ssl.recording.evidence import (
+    FLOAT64,
+    OPERATORS,
+    Operator,
+    Operators,
+    float64_names,
+    seal_of,
+    write_evidence,
+)
 from nest_ssl.recording.reader import open_recording
 from tests.compare.builder import Encoder, Model, Plan, first, record
 
@@ -88,6 +100,33 @@ def test_a_fault_below_a_name_that_is_mapped_is_found_and_named(reference: Path,
 
     made = record(tmp_path / "nest", Plan("nest", "0.1.0", model=Other, after_build=plant))
     assert first(compared(reference, made, RENAMED))[:3] == ("forward", 0, "encoder.layers.1.norm")
+
+
+def test_evidence_about_the_candidate_is_read_under_the_same_names(reference: Path, tmp_path: Path) -> None:
+    """Its recording in float64, and the operators of a wrapper, which belong to the call around it."""
+    made = record(tmp_path / "nest", Plan("nest", "0.1.0", after_build=wrapped))
+    for path, name in zip((reference, made), float64_names(reference, made), strict=True):
+        shutil.copytree(path, tmp_path / "evidence" / FLOAT64 / name)
+    one, other = open_recording(reference), Renamed(open_recording(made), renaming(WRAPPED))
+    ran = [
+        Operator(name=name, phase="forward", module=module, call=0)
+        for name, module in (("a", ""), ("b", "decoder"), ("c", "decoder.inner"))
+    ]
+    ran.append(Operator(name="d", phase="optimizer", module="decoder.inner"))
+    for side, modules in (("reference", {"#0": "", "decoder#0": "#0"}),
+                          ("candidate", {"#0": "", "decoder#0": "#0", "decoder.inner#0": "decoder#0"})):  # fmt: skip
+        both = {"reference": seal_of(one.index), "candidate": seal_of(other.index)}
+        of_side = Operators(**both, side=side, step=0, operators=ran, enclosing=modules)
+        write_evidence(tmp_path / "evidence" / OPERATORS / f"{side}.json", of_side)
+    found = open_evidence(tmp_path / "evidence", one, other)
+    assert found.float64 and found.operators
+    in_float64 = compare_recordings(*found.float64, declared=[])
+    assert in_float64.verdict == "identical", first(in_float64)
+    operators = found.operators[1]
+    assert operators.enclosing == {"#0": "", "decoder#0": "#0"}
+    assert [(o.name, o.module, o.call) for o in operators.operators] == [
+        ("a", "", 0), ("b", "", 0), ("c", "decoder", 0), ("d", "decoder", None),
+    ]  # fmt: skip
 
 
 def test_the_longest_name_counts_and_a_star_is_one_part() -> None:

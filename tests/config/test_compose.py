@@ -68,7 +68,7 @@ def test_sizes(size: str, d_model: int, layers: int, heads: int, xscaling: bool)
 def test_quick_is_quiet_and_full_is_random() -> None:
     quick, full = compose([]), compose(["run=full"])
     assert quick.model.preprocessor.dither == 0 and quick.model.encoder.dropout == 0
-    assert quick.model.train_ds.batch_augmentor.prob == 0 and quick.trainer.limit_train_batches == 1
+    assert quick.model.train_ds.batch_augmentor.prob == 0 and quick.trainer.limit_train_batches == 2
     assert full.model.preprocessor.dither > 0 and full.model.encoder.dropout_att == 0.1
     assert full.model.train_ds.batch_augmentor.prob == 0.5 and full.model.train_ds.shuffle
 

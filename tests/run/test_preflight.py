@@ -58,7 +58,7 @@ def refused(subject: Subject, *overrides: str) -> str:
         (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches"),
         (["trainer.accumulate_grad_batches={0: 2}"], "trainer.accumulate_grad_batches"),
         (["trainer.val_check_interval=0"], "trainer.val_check_interval"),
-        (["trainer.val_check_interval=2500"], "a validation that never comes: .*2500, and an epoch has 1 batches"),
+        (["trainer.val_check_interval=2500"], "a validation that never comes: .*2500, and an epoch has 2 batches"),
         (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch"),
         (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps"),
         (["trainer.max_steps=0"], "trainer.max_steps"),
