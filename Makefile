@@ -6,7 +6,7 @@ SHELL := bash
 .NOTPARALLEL:
 
 targets := align data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
-           test test-nemo test-generations test-docker test-gpu selftest matrix lint clean help
+           test test-nemo test-generations test-docker test-gpu bench selftest matrix lint clean help
 runs := align data nemo nest train compare explain
 .PHONY: $(targets) ready ready-nest
 
@@ -15,7 +15,7 @@ runs := align data nemo nest train compare explain
 experiment := SIZE RUN KIND SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA \
               EVIDENCE
 machine := RUNTIME PYTHON NEMO_PYTHON NEST_PYTHON TORCH_INDEX TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE MEMORY SHM GPUS \
-           TEST_LOGS UPGRADE BUILD_ARGS EXPLAIN
+           TEST_LOGS UPGRADE BUILD_ARGS EXPLAIN QUICK
 
 # One word for the shell, whatever is in it.
 q = '$(subst ','\'',$(1))'
@@ -74,6 +74,7 @@ SHM         ?= 4g
 GPUS        ?= all
 TEST_LOGS   ?= .venv/test-logs
 EXPLAIN     ?=
+QUICK       ?=
 
 $(if $(strip $(OUT)),,$(error OUT is empty. Name the folder for nemo/, nest/ and report/))
 $(if $(filter-out local docker,$(RUNTIME)),$(error RUNTIME=$(RUNTIME) is no runtime. Use docker or local))
@@ -229,6 +230,10 @@ test-gpu: setup data ## both trainers on a GPU: same bits, speed; writes docs/gp
 	@$(call with,$(ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main gpu \
 	    --nemo-python $(call q,$(NEMO_PYTHON)) --nest-python $(call q,$(NEST_PYTHON))
 
+bench: setup data ## time both trainers on this CPU, by turns; writes docs/benchmarks.md (QUICK=1: 3 minutes)
+	@$(call with,$(ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main bench $(if $(QUICK),--quick) \
+	    --nemo-python $(call q,$(NEMO_PYTHON)) --nest-python $(call q,$(NEST_PYTHON))
+
 selftest: setup-nest data ## plant faults and rewrites in the port: what the comparer catches; writes docs/detection.md
 	@$(call with,$(ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main selftest
 
@@ -266,6 +271,7 @@ help: ## this text
 	    'NEMO_ARGS= NEST_ARGS=' 'overrides for one of them' \
 	    'COMPARE_ARGS=' 'options for the comparer: --atol 1e-6' \
 	    'EVIDENCE=' 'for explain: replay,float64,floor,operators,schedule,observer; if empty, what pays' \
+    $(call q,QUICK=$(QUICK)) '1: bench takes 3 minutes' \
 	    $(call q,EXPLAIN=$(EXPLAIN)) '1: align ends with explain' \
 	    $(call q,NEMO_VERSION=$(NEMO_VERSION)) 'release of NeMo: $(releases); each has its environment and image' \
 	    $(call q,GENERATIONS=$(GENERATIONS)) 'releases for test-generations' \

@@ -1,6 +1,6 @@
 """One trainer in a process of its own, training on a constant batch and doing what it is asked, line by line.
 
-    python -m nest_ssl.bench.worker scripts/train_nest.py [--record FOLDER] key=value ...
+    python -m nest_ssl.bench.worker scripts/train_nest.py [--record FOLDER] [--no-type-checks] key=value ...
 
 It reads orders (one JSON object a line) from stdin and answers each on stdout. Both trainers run in Lightning's own
 loop, so that what is measured is what training does; the batch lies on the device before it starts.
@@ -136,12 +136,16 @@ def main() -> int:
     folder = None
     if overrides[:1] == ["--record"]:
         folder, overrides = Path(overrides[1]), overrides[2:]
+    type_checks = "--no-type-checks" not in overrides
+    overrides = [each for each in overrides if each != "--no-type-checks"]
     subject = next(value for value in runpy.run_path(script).values() if isinstance(value, Subject))
     cfg = read_command_line(subject.name, overrides)
     check_settings(subject, cfg)
     checked = data_paths(cfg)
     inputs, *_ = check_data(subject, checked)
     subject.load()
+    if not type_checks:  # NeMo's own switch; the port has none
+        sys.modules["nemo.core.classes.common"].typecheck.set_typecheck_enabled(False)
     set_determinism()
     recorder = None
     if folder is not None:

@@ -23,6 +23,7 @@ VERBS = {
     "selftest": "plant faults and rewrites in the port, and measure what the comparer catches",
     "matrix": "train every variant of NeMo's model on both sides, and write docs/parity-matrix.md",
     "completion": "make a shell complete these verbs and their options",
+    "bench": "time both trainers on this machine's CPU, and write docs/benchmarks.md",
     "gpu": "run both trainers on a GPU, compare and time them, and write docs/gpu.md",
 }
 # Packages that only some verbs need, and the extra of pyproject.toml that brings them.

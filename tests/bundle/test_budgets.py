@@ -22,7 +22,7 @@ WINGS = {
     # Noise floor, evidence runs and replay by command among it; 400 more for issue 12: import, maps, doctor, bisect;
     # 150 for issue 14: the settings of all variants of NeMo's model, and their matrix.
     "trainer": (4_850, "config train run cli".split()),
-    "bench": (1_200, ["bench"]),
+    "bench": (1_500, ["bench"]),  # on a GPU and on a CPU
     "matrix": (500, ["matrix"]),  # variants as data, and both sides beside each other
     "bundle": (700, ["bundle"]),
     "selftest": (2_500, ["selftest"]),

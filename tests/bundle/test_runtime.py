@@ -286,7 +286,8 @@ def test_a_release_without_a_lock_is_one_line(docker: FakeDocker, call: Any) -> 
 @pytest.fixture
 def checkout(root: Path, tmp_path: Path) -> Path:
     """A copy of what images are made of, where logs may be written."""
-    for name in ".dockerignore LICENSE pyproject.toml conf data/dummy_ssl.sha256 docker nest_ssl scripts".split():
+    manifests = "data/dummy_ssl.sha256 data/dummy_ssl_kinds.sha256"
+    for name in f".dockerignore LICENSE pyproject.toml conf {manifests} docker nest_ssl scripts".split():
         target = tmp_path / "checkout" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(root / name, target) if (root / name).is_dir() else shutil.copy(root / name, target)

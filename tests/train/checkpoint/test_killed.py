@@ -26,9 +26,9 @@ from nest_ssl.run.experiment import run
 from nest_ssl.train.module import NestModule
 from tests.train.checkpoint.resuming import COMMON, assert_same
 
-STEPS, SEED = 20, 20
-# 4 epochs of 5 batches, a validation in the middle and at the end of every second, checkpoints also between them.
-SETTINGS = (*COMMON, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=0.5",
+STEPS, SEED = 30, 20
+# 6 epochs of 5 batches, a validation in the middle and at the end of every second, checkpoints also between them.
+SETTINGS = (*COMMON, "trainer.max_epochs=6", "trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=0.5",
             "exp_manager.checkpoint_callback_params.every_n_train_steps=4")  # fmt: skip
 # Children are forked from a server that has imported everything: a real process each, without 4 s of importing.
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -62,7 +62,7 @@ def _convolution(
 ) -> Tensor:
     batch_norm, depthwise = module.batch_norm, module.depthwise_conv
     running = batch_norm.running_mean, batch_norm.running_var
-    assert batch_norm.num_batches_tracked is not None
+    assert isinstance(batch_norm.num_batches_tracked, Tensor)
     batch_norm.num_batches_tracked.add_(1)
     weights = _weights(norm, module.pointwise_conv1, depthwise, batch_norm, module.pointwise_conv2)
     numbers = batch_norm.momentum, batch_norm.eps, norm.eps, rate

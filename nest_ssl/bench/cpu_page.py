@@ -1,0 +1,144 @@
+"""docs/benchmarks.md: a table of steps, one of the recorder and of start-up, and a plot for each curve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.files import write_atomically
+from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Figure, Heading, Paragraph, table
+from nest_ssl.report.pictures.svg import Paper
+from nest_ssl.report.render.markdown import render_markdown
+
+Row = dict[str, Any]
+PARTS = {
+    "step_ms": "step",
+    "forward_ms": "forward",
+    "backward_ms": "backward",
+    "optimizer_ms": "optimizer",
+    "peak_bytes": "peak memory",
+}
+CURVES = {"layers": "layers of the large model", "s": "seconds of audio, medium", "utterances": "utterances, medium"}
+ABOUT = (
+    "Written by the command below, not by hand. Both trainers train by turns, each time in a process of its own, with "
+    "the same constant batch, everything random on, one thread, and the same settings and allocator. Times are the "
+    "process's CPU time, so that others on the machine disturb little. A ratio is the port's number divided by NeMo "
+    "3.0.0's of the same round: median (least to largest); below 1 the port needs less."
+)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What earlier runs found.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    if not path.exists():
+        return {"schema": "nest-ssl-bench/1", "steps": [], "recorder": [], "start": []}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert found["schema"] == "nest-ssl-bench/1"
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        raise UserError("not results of this command", str(path), "Name another folder, or delete it.") from error
+    return dict(found)
+
+
+def merge(earlier: Sequence[Row], found: Sequence[Row]) -> list[Row]:
+    """Rows that were measured again take the place of the earlier ones."""
+    again = {_key(row): row for row in found}
+    return [again.pop(_key(row), row) for row in earlier] + list(again.values())
+
+
+def _key(row: Row) -> tuple[str, str]:
+    return row["name"], str(row.get("batch"))
+
+
+def save(results: dict[str, Any], folder: Path) -> None:
+    """Write `benchmarks.json`, `benchmarks.md` and a picture for each curve that has points."""
+    write_atomically(folder / "benchmarks.json", json.dumps(results, indent=1) + "\n")
+    for unit in CURVES:
+        points = _points(results["steps"], unit)
+        if len(points) > 1:
+            write_atomically(folder / f"benchmarks-{unit}.svg", plot(points, CURVES[unit]))
+    write_atomically(folder / "benchmarks.md", render_markdown(list(page(results))))
+
+
+def page(results: dict[str, Any]) -> Iterator[Block]:
+    """The whole document."""
+    yield Heading(("Speed and memory on a CPU",), 1)
+    yield Paragraph((ABOUT,))
+    yield CodeBlock(("make bench", "make bench QUICK=1"))
+    if machine := results.get("machine"):
+        yield Paragraph((f"{machine}; {results['day']}.",))
+    rows = [row for row in results["steps"] if "step_ms" in row]
+    cells = [(row["name"], f"{row['batch'][0]} x {row['batch'][1]:g} s", *map(_ratio, _parts(row))) for row in rows]
+    yield table(("model", "batch", *PARTS.values()), cells, right=len(PARTS))
+    yield from _missing(results["steps"])
+    for unit, title in CURVES.items():
+        if len(_points(results["steps"], unit)) > 1:
+            yield Figure(f"benchmarks-{unit}.svg", (f"CPU time and memory of the port by NeMo's, by {title}",))
+    for row in results["recorder"]:
+        if "bytes" in row:
+            size = row["bytes"] / 1e6
+            yield Heading(("The recorder",))
+            text = (
+                f"{row['name']}: a recorded step took {row['seconds']:.1f} s by the clock for {size:,.0f} MB of full "
+            )
+            text += f"tensors, {row['seconds'] / row['written']:.1f} times what writing as many bytes takes"
+            yield Paragraph((f"{text} ({row['written']:.1f} s); a bare step {row['bare']:.2f} s of CPU time.",))
+    if results["start"]:
+        yield Heading(("Start-up",))
+        shown = [(Code(row["name"]), f"{row['seconds']:.2f}") for row in results["start"]]
+        yield table(("command", "CPU seconds"), shown, right=1)
+
+
+def _missing(rows: Sequence[Row]) -> Iterator[Block]:
+    lost = [(f"{row['name']}: not had ({row['error']})",) for row in rows if "error" in row]
+    if lost:
+        yield Bullets(tuple(lost))
+
+
+def _parts(row: Row) -> list[list[float] | None]:
+    return [row.get(part) for part in PARTS]
+
+
+def _ratio(found: list[float] | None) -> str:
+    return f"{found[1]:.2f} ({found[2]:.2f} to {found[3]:.2f})" if found else ""
+
+
+def _points(rows: Sequence[Row], unit: str) -> list[tuple[float, float, float | None]]:
+    """Of each row named `N unit`: N, and the ratios of step and of peak memory."""
+    named = [(row["name"].split(), row) for row in rows if "step_ms" in row]
+    curve = [(words, row) for words, row in named if len(words) == 2 and words[1] == unit]
+    return sorted((float(words[0]), row["step_ms"][1], (row.get("peak_bytes") or [0, None])[1]) for words, row in curve)
+
+
+def plot(points: Sequence[tuple[float, float, float | None]], name: str) -> str:
+    """Both ratios over a quantity, from 0 to the largest, with the line at 1 where both trainers are equal."""
+    width, height, left, low = 480.0, 260.0, 50.0, 220.0
+    largest = max(1.0, *(value for point in points for value in point[1:] if value is not None))
+    paper, right, most = Paper(width, height), width - 20, points[-1][0]
+
+    def place(quantity: float, ratio: float) -> tuple[float, float]:
+        return left + (right - left) * quantity / most, low - (low - 30) * ratio / largest
+
+    for level in (0.0, 0.5, 1.0):
+        _, y = place(0, level)
+        paper.line("axis" if level != 0.5 else "grid", left, y, right, y)
+        paper.text(left - 8, y + 4, f"{level:g}", "muted", "end")
+    for quantity, *_ in points:
+        paper.text(place(quantity, 0)[0], low + 18, f"{quantity:g}", "muted", "middle")
+    paper.path("reference", [place(quantity, step) for quantity, step, _ in points])
+    paper.path("candidate", [place(quantity, peak) if peak else None for quantity, _, peak in points])
+    paper.text(left, 16, "CPU time (solid) and peak memory (dashed) of the port by NeMo's")
+    paper.text(right, low + 34, name, "muted", "end")
+    return paper.svg(f"CPU time and peak memory by {name}", style=True) + "\n"
+
+
+def today() -> str:
+    """The day of a run."""
+    return str(date.today())

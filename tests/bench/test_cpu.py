@@ -1,0 +1,65 @@
+"""The benchmarks' page from hand-made rows, and one round of the real thing, by ratio."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.bench import cpu, cpu_page
+from nest_ssl.bench.trainings import Bench, Side
+from nest_ssl.cli.bench import main
+
+
+def row(name: str, ratio: float) -> dict[str, object]:
+    return {"name": name, "batch": [2, 3.0], "step_ms": [40.0, ratio, ratio - 0.1, ratio + 0.1]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "larg"], "no such case.*Did you mean large"),
+        (["--nemo-python", "/nowhere/python"], "no such Python: /nowhere/python"),
+        (["--rounds", "0"], "0 is no number of rounds"),
+    ],
+)
+def test_what_cannot_be_is_said(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        main(arguments)
+
+
+def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
+    results = cpu_page.load(tmp_path / "benchmarks.json")
+    first = [row("tiny", 0.9), row("1 layers", 0.8), row("4 layers", 0.7), {"name": "large", "error": "no memory"}]
+    results["steps"] = cpu_page.merge(first, [row("tiny", 0.5)])
+    results["recorder"] = [{"name": "recorder", "bytes": 2e6, "seconds": 3.0, "written": 2.0, "bare": 1.0}]
+    results["start"] = [{"name": "nest-ssl --help", "seconds": 0.05}]
+    cpu_page.save(results, tmp_path)
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "| tiny | 2 x 3 s | 0.50 (0.40 to 0.60) |" in text and "| tiny | 2 x 3 s | 0.90" not in text
+    assert "large: not had (no memory)" in text and "1.5 times what writing" in text
+    assert "benchmarks-layers.svg" in text and "benchmarks-s.svg" not in text
+    assert (tmp_path / "benchmarks-layers.svg").read_text().startswith("<svg")
+    assert cpu_page.load(tmp_path / "benchmarks.json") == results
+
+
+@pytest.mark.parametrize("content", ["no JSON", json.dumps({"schema": "other"}), "[]"])
+def test_what_others_wrote_is_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / "benchmarks.json").write_text(content)
+    with pytest.raises(UserError, match="not results of this command"):
+        cpu_page.load(tmp_path / "benchmarks.json")
+
+
+@pytest.mark.slow
+def test_a_gross_regression_is_seen_by_ratio(tmp_path: Path, python: str) -> None:
+    """The port against itself is about as fast as itself; with three times the layers it is not."""
+    port = Side(python, "scripts/train_nest.py")
+    bench = Bench({"nemo": port, "nest": port}, "cpu", "tiny", tmp_path)
+    same, more = (
+        cpu.Case("tiny", "tiny", (2, 3.0), 1, 10, (), of_nemo) for of_nemo in ((), ("model.encoder.n_layers=12",))
+    )
+    even, faster = cpu.steps(bench, [same, more])
+    assert 0.5 < even["step_ms"][1] < 2 and 0.5 < even["peak_bytes"][1] < 2
+    assert faster["step_ms"][1] < 0.5
