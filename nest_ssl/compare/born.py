@@ -241,7 +241,7 @@ def with_lines(
         sources: by module the reference's and the candidate's file or line.
         operators: of the reference and the candidate. Where backward differs in what a module in another brings to the
             inputs of both, the replay sees it through the outer one alone; it is the inner one's if the operators of
-            backward differ in that one and nowhere else in the outer one.
+            backward differ in that one and nowhere else in the outer one, whose own are the same.
     """
     found, own = [], {one.module for one in born}
     for one in born:
@@ -250,7 +250,8 @@ def with_lines(
         if place and handed_on and operators and one.module and not f"{place.module}.".startswith(f"{one.module}."):
             apart = diff(*operators, [one.module, f"{one.module}.*"])
             modules = {each.module for each in apart if each.phase == "backward" and each.changes}
-            if len(modules) == 1 and not modules & own:
+            itself = any(each.module == one.module and each.changes for each in apart)
+            if len(modules) == 1 and not itself and not modules & own:
                 one = replace(one, module=modules.pop())
         lines, changes = sources.get(one.module or "", ("", "")), list[Change]()
         if operators and one.module is not None and one.phase in ("forward", "backward"):

@@ -228,10 +228,14 @@ class CallReplay:
         done.trusted &= not doubted and not draft.deviations
 
     def note_passed(self, done: Done, frame: Frame, fed: Fed, roots: set[Any]) -> None:
-        """Whose the gradients of inputs are that the own code only handed on."""
+        """Whose the gradients of inputs are that the own code only handed on, as the reference's did."""
+        assert frame.call is not None
+        given = dict(tensors(frame.call.inputs))
         for path, gradient in done.gradients.items():
             taker = frame.only_taker({fed.tensors[path].grad_fn}, roots)
-            if taker is not None and self.handed_back(taker, gradient):
+            taken = [] if taker is None else [one for _, one in tensors(self.recorded.calls[taker].inputs)]
+            as_it_came = any(same_bits(one, given[path]) for one in taken)
+            if taker is not None and as_it_came and self.handed_back(taker, gradient):
                 done.passed[path] = self.giver(taker, gradient)
 
     def backward_of(
@@ -374,7 +378,9 @@ class CallReplay:
             made = Draft(self.step, "backward", None, False, module=owner, order=first.index)
             return self.sums.setdefault(owner, made)
         while True:
-            calls = [i for i, d in self.backward.items() if d.call is not None and d.call.module == owner]
+            of_owner = [(i, d.stopped) for i, d in self.backward.items() if d.call and d.call.module == owner]
+            # What its caller does not call is left out by that one.
+            calls = [i for i, stopped in of_owner if stopped is None or stopped[0] == "raised"]
             if calls or not owner:
                 return self.backward[calls[-1]] if calls else None
             owner = owner.rpartition(".")[0]

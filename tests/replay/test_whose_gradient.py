@@ -54,3 +54,47 @@ def test_who_only_hands_a_tensor_on_is_not_blamed_for_its_gradient(tmp_path: Pat
     recorded = train(tmp_path, Handing)
     assert blamed(fed(recorded, Handing, innermost)) == {"outer.0.0": {"backward"}}
     assert blamed(fed(recorded, Handing, around)).keys() <= {"outer", "outer.0"}
+
+
+class Scaling(nn.Module):
+    """Scales what it hands on."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = nn.Dropout(0.0), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.inner(x if self.factor == 1 else x * self.factor)
+        return found
+
+
+def test_who_hands_a_tensor_on_as_the_reference_did_not_is_blamed(tmp_path: Path) -> None:
+    def build(factor: float) -> nn.Module:
+        return nn.Sequential(nn.Linear(WIDTH, WIDTH), Scaling(factor), nn.Linear(WIDTH, WIDTH))
+
+    recorded = train(tmp_path, lambda: build(2.0))
+    assert blamed(fed(recorded, lambda: build(1.0))) == {"1": {"forward", "backward"}}
+
+
+class WithoutBias(nn.Module):
+    """A linear layer whose bias is zero at first; with `functional` its weight alone is used, and no module called."""
+
+    def __init__(self, functional: bool) -> None:
+        super().__init__()
+        self.linear, self.functional = nn.Linear(WIDTH, WIDTH), functional
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = nn.functional.linear(x, self.linear.weight) if self.functional else self.linear(x)
+        return found
+
+
+def test_who_leaves_a_module_and_its_gradient_out_is_blamed(tmp_path: Path) -> None:
+    def build(functional: bool) -> nn.Module:
+        return nn.Sequential(nn.Linear(WIDTH, WIDTH), WithoutBias(functional))
+
+    found = fed(train(tmp_path, lambda: build(False)), lambda: build(True))
+    assert [unit.phase for unit in found.units if unit.module == "1" and unit.deviations and unit.step == 0] == [
+        "backward"
+    ]
+    assert blamed(found).keys() == {"1"}

@@ -176,7 +176,8 @@ def of_memory(case: Case) -> Answer:
     cleared = {Function.SAME, Function.CAME_IN}
     same = any(one.module == born.module and one.function in cleared for one in case.comparison.proof.modules)
     flows = address is not None and address.kind in (Kind.INPUT, Kind.OUTPUT)
-    if born.phase == "forward" and born.by is None and same and flows:
+    placed = any(one is born for one in case.comparison.proof.born)  # else it is only what is seen first
+    if placed and born.phase == "forward" and born.by is None and same and flows:
         return FaultKind.ALIASING_AND_IN_PLACE, Note("kind_edited", {"module": born.module or ""})
     edited = edits_in([change for each in case.births for change in each.changes])
     return (FaultKind.ALIASING_AND_IN_PLACE, edited) if edited else None
