@@ -77,7 +77,7 @@ def test_spoilt_data(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
         ("save_steps=two", "save_steps"),
         ("save_steps=5", "save_steps names 5"),
         ("trainer.accelerator=gpu", "DEVICE=cpu"),
-        ("model.encoder.self_attention_model=abs_pos", "rel_pos"),
+        ("model.encoder.self_attention_model=no_pos", "rel_pos"),
         ("model.optim.name=lion", "adamw"),
         ("model.optim.sched=null", "~model.optim.sched"),
         ("model.optim.sched.name=CosineAnnealing", "~model.optim.sched.d_model"),

@@ -51,6 +51,7 @@ examples:
   nest-ssl selftest --only 'optimizer,*eps*'
   nest-ssl matrix --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
   nest-ssl completion bash
+  nest-ssl bench --quick --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
   nest-ssl gpu --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
 each verb has a --help of its own; make runs all of them in order: make align"""
 
