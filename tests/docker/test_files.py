@@ -53,7 +53,8 @@ def test_nothing_is_fetched_but_the_base_by_its_digest(file: str) -> None:
 def test_a_wrong_hash_stops_the_build(images: dict[str, str], tmp_path: Path, torch_build: str) -> None:
     """One digit of one hash, in a copy of the repository."""
     copy = tmp_path / "copy"
-    for name in ".dockerignore LICENSE pyproject.toml conf data/dummy_ssl.sha256 docker nest_ssl scripts".split():
+    hashes = "data/dummy_ssl.sha256 data/dummy_ssl_kinds.sha256"
+    for name in f".dockerignore LICENSE pyproject.toml conf {hashes} docker nest_ssl scripts".split():
         target = copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
