@@ -124,7 +124,7 @@ with = scripts/with_words.sh $(call q,$(1))
 ##@ The experiment
 align: ready data nemo nest $(if $(EXPLAIN),explain,compare) ## data, both trainers, then the report; fails unless they agree
 
-data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes (KIND=tarred, shar, ...)
+data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes (KIND=tarred, buckets, concat)
 	@$(nest_python) scripts/make_data.py --out data/dummy_ssl $(call q,--kind=$(KIND))
 
 nemo: ready data ## train with NVIDIA NeMo, recorded into OUT/nemo
