@@ -105,6 +105,10 @@ def write_errors(where: str) -> Iterator[None]:
         raise UserError(what, where, "Free some space or choose another disk.") from error
 
 
+# What only the extra `train` of pyproject.toml brings, by the names that are imported.
+TRAINING = frozenset("lightning hydra omegaconf librosa soundfile jaxtyping tensorboard tqdm".split())
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and end the process with its exit code; mistakes become one line on stderr.
 
@@ -133,6 +137,11 @@ def _describe(error: BaseException) -> tuple[int, str]:
         return EXIT_SIGNAL + signal.SIGINT, str(InterruptedRun(signal.SIGINT))
     if isinstance(error, OSError) and error.errno is not None:
         error = from_os_error(error, str(error.filename or "input or output"))
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("nest_ssl"):
+        package = error.name.partition(".")[0]
+        extra = "train" if package in TRAINING else ""
+        fix = f"{sys.executable} -m pip install {f'nest_ssl[{extra}]' if extra else package}"
+        error = UserError("a package is not installed that this needs", package, fix)
     if isinstance(error, UserError):
         return EXIT_BAD_INPUT, f"error: {error}"
     text = "".join(traceback.format_exception(error))

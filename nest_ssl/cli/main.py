@@ -24,15 +24,6 @@ VERBS = {
     "completion": "make a shell complete these verbs and their options",
     "gpu": "run both trainers on a GPU, compare and time them, and write docs/gpu.md",
 }
-# Packages that only some verbs need, and the extra of pyproject.toml that brings them.
-EXTRAS = {
-    **dict.fromkeys(
-        ("lightning", "hydra", "omegaconf", "librosa", "soundfile", "jaxtyping", "deepdiff", "tqdm"), "train"
-    ),
-    "tensorboard": "train",
-    "wandb": "wandb",
-    "cryptography": "sign",
-}
 USAGE = """usage: nest-ssl VERB ...
 
 {verbs}
@@ -66,15 +57,8 @@ def dispatch(argv: Sequence[str] | None = None) -> int:
         raise UserError("no such verb", repr(verb), did_you_mean(verb, VERBS, f"Choose one of: {', '.join(VERBS)}."))
     context = copy_context()
     context.run(PROGRAM.set, f"nest-ssl {verb}")
-    try:
-        run = importlib.import_module(f"nest_ssl.cli.{verb}").main  # only its own imports are waited for
-        return int(context.run(run, rest))
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
-            raise
-        fix = f"pip install 'nest_ssl[{EXTRAS[package]}]'"
-        raise UserError(f"nest-ssl {verb} needs a package that is not installed", package, fix) from error
+    run = importlib.import_module(f"nest_ssl.cli.{verb}").main  # only its own imports are waited for
+    return int(context.run(run, rest))
 
 
 def main() -> None:
