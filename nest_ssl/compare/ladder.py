@@ -31,6 +31,8 @@ from nest_ssl.compare.findings import (
 from nest_ssl.compare.gaps import Part
 from nest_ssl.compare.kinds.likely import kinds_of
 from nest_ssl.compare.known import known_differences
+from nest_ssl.compare.names import Renamed
+from nest_ssl.compare.narrow import Narrowed
 from nest_ssl.compare.proof import Agreement, Float64, Proof, weigh
 from nest_ssl.compare.roots import roots_of
 from nest_ssl.compare.rules import Rule
@@ -88,6 +90,7 @@ def compare_recordings(
     Raises:
         UserError: a step that neither recording has, or a damaged recording.
     """
+    reference = reference if candidate.index.imported is None else Narrowed(reference, candidate)
     shared = _shared_steps(reference, candidate, steps)
     ledger = KnownRule(rule or (NoiseFloorRule(evidence) if evidence and evidence.floors else SameBits()), known)
     comparer = Comparer(ledger)
@@ -139,6 +142,11 @@ def _compare_all(
     """What was found of the run as a whole, the declared differences, the draws before the steps, and every step."""
     run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
     excused = structure.compare_structure(run["structure"], reference, candidate, declared)
+    if isinstance(reference, Narrowed):
+        lacking = sum(len(reference.index.calls[step]) - len(candidate.index.calls[step]) for step in shared)
+        run["structure"].nothing("imported", has=", ".join(reference.has), count=max(lacking, 0))
+    if isinstance(candidate, Renamed):
+        run["structure"].note("renamed", **candidate.described())
     start = contract.resumed_at(reference, candidate)
     before = (
         draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index) if start is None else []

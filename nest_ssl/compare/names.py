@@ -1,92 +1,61 @@
-"""A candidate whose modules have other names than the reference's, read as if they had the reference's.
+"""A candidate whose modules and tensors have other names or layouts than the reference's, read as if it had those.
 
-    encoder.blocks: encoder.layers                    # renamed
-    model: ""                                         # wrapped: the reference's root is the candidate's `model`
-    encoder.layers.*.attn.inner: encoder.layers.*.self_attn
-
-The left name is the candidate's, * stands for one part of it, and what lies below follows; the longest name that fits
-counts. What already has a name that another module is given (a wrapper around it) is left out.
+What already has a name that another module is given (a wrapper around it) is left out.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from nest_ssl.base.errors import UserError, from_os_error
-from nest_ssl.base.safe_load import load_yaml
+from nest_ssl.base.errors import UserError
+from nest_ssl.compare.name_map import Entry, Match, NameMap, load_names, renaming
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.contents import AppliedGradients, OptimizerState, Validation
 from nest_ssl.recording.index import StepFacts, StepRandom, Structure
 from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
+from nest_ssl.recording.tensors import describe_tensor
 
+__all__ = ["NameMap", "Renamed", "load_names", "renaming"]
 V = TypeVar("V")
-Rename = Callable[[str], str]
-
-
-def load_names(path: Path) -> Rename:
-    """A map of names, from the candidate's to the reference's.
-
-    Raises:
-        UserError: the file cannot be read, or is no such map.
-    """
-    try:
-        found = load_yaml(path.read_bytes(), str(path))
-    except OSError as error:
-        raise from_os_error(error, str(path)) from error
-    if not isinstance(found, dict) or not all(isinstance(text, str) for pair in found.items() for text in pair):
-        raise UserError("no map of names", str(path), "Give a name of the reference for each name of the candidate.")
-    if bad := [name for name, target in found.items() if not name or target.count("*") > name.count("*")]:
-        raise UserError("no map of names", f"{path}: {bad[0]!r}", "Give each * on the right one on the left.")
-    return renaming(found)
-
-
-def renaming(names: Mapping[str, str]) -> Rename:
-    """A function from the candidate's names (of modules, parameters, buffers) to the reference's."""
-    longest = sorted(names, key=lambda name: -len(name.split(".")))
-    patterns = [(re.compile(re.escape(name).replace(r"\*", r"([^.]+)") + r"(?=\.|$)"), names[name]) for name in longest]
-
-    def rename(name: str) -> str:
-        for pattern, target in patterns:
-            match = pattern.match(name)
-            if match:
-                for part in match.groups():
-                    target = target.replace("*", part, 1)
-                return ".".join(part for part in (target, name[match.end() :].lstrip(".")) if part)
-        return name
-
-    return rename
+# What the parts of an entry become: the candidate's values, in order, to the reference's; None: to nothing.
+Change = Callable[[Entry, list[V]], list[V] | None]
 
 
 class Renamed(Recording):
-    """A recording read with other names; everything else is as it was recorded.
+    """A recording read with other names; numbers are as they were recorded, but for what the map says.
 
     Raises:
-        UserError: no name is changed by it, or two things would have one name.
+        UserError: no name is changed by it, two things would have one name, or a tensor has no shape for it.
     """
 
-    def __init__(self, original: Recording, rename: Rename) -> None:
+    def __init__(self, original: Recording, rename: NameMap) -> None:
         super().__init__(original.path, original.index, verified=True)
         self._original, self._rename = original, rename
         modules = [entry.name for entry in original.structure.modules]
         self._given = {rename(name) for name in modules if rename(name) != name}
-        if not self._given:
+        stored = [entry.name for kind in ("parameters", "buffers") for entry in getattr(original.structure, kind)]
+        self.matched = {name: match for name in stored if (match := rename.match(name))}
+        if not self._given and not self.matched:
             raise UserError("a map of names that fits nothing", str(original.path), "Give names of the candidate.")
         structure = original.structure
-        for entries in (modules, [e.name for e in structure.parameters], [e.name for e in structure.buffers]):
+        of_tensors = ([e.name for e in structure.parameters], [e.name for e in structure.buffers])
+        for entries, targets in ((modules, self._module_names), *((names, self._tensor_names) for names in of_tensors)):
             taken: dict[str, str] = {}  # one of two would hide the other, and whatever differs in it
             for name in entries:
-                other = taken.setdefault(rename(name), name)
-                wraps = not self.stays(other) and (not other or name.startswith(f"{other}."))
-                if other != name and not wraps:
-                    where = f"{original.path}: {other} and {name} are both {rename(name)!r}"
-                    raise UserError("a map that gives two things one name", where, "Give each a name of its own.")
+                for target in targets(name):
+                    other = taken.setdefault(target, name)
+                    wraps = not self.stays(other) and (not other or name.startswith(f"{other}."))
+                    parts = name in self.matched and other in self.matched
+                    together = parts and self.matched[name].key == self.matched[other].key
+                    if other != name and not wraps and not (together and len(self.matched[name].entry.sources) > 1):
+                        where = f"{original.path}: {other} and {name} are both {target!r}"
+                        raise UserError("a map that gives two things one name", where, "Give each a name of its own.")
         ledger = self.ledger(original.index.ledger)
         calls = {}
         for step, names in original.index.calls.items():
@@ -94,16 +63,52 @@ class Renamed(Recording):
             calls[step] = [f"{rename(module)}#{call}" for module, call in pairs if self.stays(module)]
         self.index = original.index.model_copy(update={"calls": calls, "ledger": ledger})
 
+    def described(self) -> dict[str, Any]:
+        """How many names are read as others, and tensors changed, for the report."""
+        modules = [entry.name for entry in self._original.structure.modules]
+        names = [*modules, *(name for kind in ("parameters", "buffers") for name in self._stored(kind))]
+        changed = [name for name, match in self.matched.items() if match.entry.settings]
+        return {"map": self._rename.where, "count": len(names), "changed": len(changed)}
+
     def stays(self, name: str) -> bool:
         """Whether what has this name is not in the place of something that is given it."""
         return self._rename(name) != name or name not in self._given
 
-    def table(self, values: Mapping[str, V]) -> dict[str, V]:
-        """A table by name."""
-        return {self._rename(name): value for name, value in values.items() if self.stays(name)}
+    def table(self, values: Mapping[str, V], change: Change[V] | None = None) -> dict[str, V]:
+        """A table by name; `change` makes the values of what an entry changes, by default of tensors."""
+        made: dict[str, V] = {}
+        parts: dict[Any, dict[int, tuple[str, Match, V]]] = {}
+        for name, value in values.items():
+            match = self._rename.match(name)
+            if match and match.entry.settings:
+                parts.setdefault(match.key, {})[match.source] = name, match, value
+            elif self.stays(name):
+                made[match.names()[0] if match else name] = value
+        for found in parts.values():
+            names = [name for name, _, _ in found.values()]
+            _, match, _ = next(iter(found.values()))
+            if len(found) < len(match.entry.sources):  # a part is missing: left under their own names, and seen
+                made |= {name: value for name, _, value in found.values()}
+                continue
+            try:
+                ordered = [found[place][2] for place in sorted(found)]
+                changed = (change or _changed)(match.entry, ordered)
+            except ValueError as error:
+                fix = "Mend the map, or see nest-ssl map check."
+                raise UserError("a map that does not fit", f"{', '.join(names)}: {error}", fix) from error
+            made |= zip(match.names(), changed, strict=True) if changed is not None else ()
+        return made
 
     def names(self, names: Iterable[str]) -> list[str]:
-        return [self._rename(name) for name in names if self.stays(name)]
+        """Names of parameters and buffers; of what is fused once."""
+        return list(dict.fromkeys(target for name in names if self.stays(name) for target in self._tensor_names(name)))
+
+    def _tensor_names(self, name: str) -> list[str]:
+        match = self._rename.match(name)
+        return match.names() if match else [name]
+
+    def _module_names(self, name: str) -> list[str]:
+        return [self._rename(name)]
 
     def ledger(self, entries: list[Any] | None) -> list[Any] | None:
         """Draws, by the modules that made them."""
@@ -114,14 +119,11 @@ class Renamed(Recording):
     @property
     def structure(self) -> Structure:  # type: ignore[override]
         found = self._original.structure
-        update = {
-            kind: [
-                entry.model_copy(update={"name": self._rename(entry.name)})
-                for entry in getattr(found, kind)
-                if self.stays(entry.name)
-            ]
-            for kind in ("modules", "parameters", "buffers")
-        }
+        modules = [e.model_copy(update={"name": self._rename(e.name)}) for e in found.modules if self.stays(e.name)]
+        update: dict[str, Any] = {"modules": modules}
+        for kind in ("parameters", "buffers"):
+            table = self.table({entry.name: entry for entry in getattr(found, kind)}, _changed_entries)
+            update[kind] = [entry.model_copy(update={"name": name}) for name, entry in table.items()]
         shared = None if found.shared is None else [self.names(group) for group in found.shared]
         return found.model_copy(update={**update, "shared": shared})
 
@@ -155,11 +157,14 @@ class _RenamedStep(StepFiles):
 
     def optimizer_state(self) -> OptimizerState:
         found = super().optimizer_state()
-        return {"state": self._names.table(found["state"]), "param_groups": self._groups(found["param_groups"])}
+        return {
+            "state": self._names.table(found["state"], _changed_state),
+            "param_groups": self._groups(found["param_groups"]),
+        }
 
     def start_optimizer_state(self) -> dict[str, dict[str, Any]] | None:
         found = super().start_optimizer_state()
-        return None if found is None else self._names.table(found)
+        return None if found is None else self._names.table(found, _changed_state)
 
     def start_groups(self) -> list[dict[str, Any]] | None:
         found = super().start_groups()
@@ -177,13 +182,15 @@ class _RenamedStep(StepFiles):
         return None if found is None else self._names.names(found)
 
     def left_gradients(self) -> dict[str, str]:
-        return self._names.table(super().left_gradients())
+        return self._names.table(
+            super().left_gradients(), lambda entry, digests: None
+        )  # nothing is known of their bits
 
     def facts(self) -> StepFacts | None:
         found = super().facts()
         before = None if found is None else found.gradients_before
         tables = {"training": found.training, "gradients_before": before} if found else {}
-        update = {name: self._names.table(table) for name, table in tables.items() if table is not None}
+        update = {n: self._names.table(table, _first_of) for n, table in tables.items() if table is not None}
         return found and found.model_copy(update=update)
 
     def rng(self) -> StepRandom:
@@ -195,4 +202,35 @@ class _RenamedStep(StepFiles):
         return [replace(call, module=self._rename(call.module)) for call in calls if self._names.stays(call.module)]
 
     def _groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**group, "params": [self._rename(name) for name in group["params"]]} for group in groups]
+        return [{**group, "params": self._names.names(group["params"])} for group in groups]
+
+
+def _changed(entry: Entry, values: list[Any]) -> list[Any]:
+    """Tensors; where backward reached no part of a parameter it reached none of what is made of it."""
+    if all(value is None for value in values):
+        return [None] * len(entry.targets)
+    if any(value is None for value in values):
+        raise ValueError("backward reached some of them and not the others")
+    return list(entry.changed(values))
+
+
+def _changed_state(entry: Entry, values: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of an optimizer: what is as large as the parameter is changed like it, what is one number is the first's."""
+    made: list[dict[str, Any]] = [{} for _ in entry.targets]
+    for key, first in values[0].items():
+        parts = [value.get(key) for value in values]
+        large = all(isinstance(part, Tensor) and part.dim() > 0 for part in parts)
+        changed = entry.changed(parts) if large else [first] * len(made)  # type: ignore[arg-type]
+        for state, value in zip(made, changed, strict=True):
+            state[key] = value
+    return made
+
+
+def _changed_entries(entry: Entry, values: list[Any]) -> list[Any]:
+    """Of the structure: shape and dtype."""
+    empty = [torch.empty(v.shape, dtype=getattr(torch, v.dtype), device="meta") for v in values]
+    return [values[0].model_copy(update=describe_tensor(tensor)) for tensor in entry.changed(empty)]
+
+
+def _first_of(entry: Entry, values: list[V]) -> list[V]:
+    return [values[0]] * len(entry.targets)
