@@ -14,6 +14,8 @@ from nest_ssl.base.spelling import did_you_mean
 VERBS = {
     "data": "write the practice data and check its hashes",
     "train": "train and record: nest-ssl train nest key=value ... (or nemo, in NeMo's environment)",
+    "import": "make a folder of tensors, of what is no torch, a recording",
+    "map": "draft or check a map from a candidate's names to the reference's",
     "compare": "compare two recordings and write the report",
     "explain": "gather evidence about their difference: bug or rounding, born here or came in",
     "replay": "feed a recording of the reference to the modules of the candidate",
@@ -31,6 +33,8 @@ USAGE = """usage: nest-ssl VERB ...
 examples:
   nest-ssl data --out data/dummy_ssl
   nest-ssl train nest size=tiny batches=2 save_steps=0,1 output_dir=outputs/nest overwrite=true
+  nest-ssl import made/ --out outputs/made
+  nest-ssl map suggest --reference outputs/nemo --candidate outputs/made
   nest-ssl compare --reference outputs/nemo --candidate outputs/nest --out outputs/report
   nest-ssl explain --reference outputs/nemo --candidate outputs/nest --out outputs/report --evidence replay,floor
   nest-ssl replay --reference outputs/nemo --candidate outputs/nest

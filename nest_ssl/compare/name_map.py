@@ -105,9 +105,9 @@ class Match:
     rest: str
 
     @property
-    def key(self) -> tuple[Entry, tuple[str, ...]]:
+    def key(self) -> tuple[str, ...]:
         """The same for all parts of what is fused."""
-        return self.entry, self.holes
+        return (*self.entry.sources, *self.holes)
 
     def names(self) -> list[str]:
         """The reference's names."""
@@ -115,7 +115,7 @@ class Match:
         return [".".join(part for part in (name, self.rest) if part) for name in filled]
 
 
-class NameMap:
+class Names:
     """A map of names; called with the candidate's name of a module, it gives the reference's.
 
     Raises:
@@ -150,7 +150,8 @@ class NameMap:
             except ValidationError as error:
                 first = error.errors(include_url=False)[0]
                 wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-                raise self._wrong(name, did_you_mean(str(first["loc"][-1]), Settings.model_fields, wrong)) from error
+                known = Settings.model_fields if first["type"] == "extra_forbidden" else ()
+                raise self._wrong(name, did_you_mean(str(first["loc"][-1]), known, wrong)) from error
             to = settings.to
             if settings.dtype and not isinstance(getattr(torch, settings.dtype, None), torch.dtype):
                 raise self._wrong(name, f"dtype: torch has no {settings.dtype}.")
@@ -177,7 +178,7 @@ class NameMap:
         return UserError("no map of names", f"{self.where}: {name!r}", fix)
 
 
-def load_names(path: Path) -> NameMap:
+def load_names(path: Path) -> Names:
     """A map of names, from a file or, by its name, of those that are shipped (`nest_ssl/compare/maps`).
 
     Raises:
@@ -191,12 +192,12 @@ def load_names(path: Path) -> NameMap:
     found = load_yaml(content, str(path))
     if not isinstance(found, dict):
         raise UserError("no map of names", str(path), "Give a name of the reference for each name of the candidate.")
-    return NameMap(found, str(path))
+    return Names(found, str(path))
 
 
-def renaming(names: Mapping[str, Any]) -> NameMap:
+def renaming(names: Mapping[str, Any]) -> Names:
     """A map given in place."""
-    return NameMap(names)
+    return Names(names)
 
 
 def _alternatives(name: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.compare.name_map import Entry, Match, NameMap, load_names, renaming
+from nest_ssl.compare.name_map import Entry, Match, Names, load_names, renaming
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.contents import AppliedGradients, OptimizerState, Validation
 from nest_ssl.recording.index import StepFacts, StepRandom, Structure
@@ -21,7 +21,7 @@ from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
 from nest_ssl.recording.tensors import describe_tensor
 
-__all__ = ["NameMap", "Renamed", "load_names", "renaming"]
+__all__ = ["Names", "Renamed", "load_names", "renaming"]
 V = TypeVar("V")
 # What the parts of an entry become: the candidate's values, in order, to the reference's; None: to nothing.
 Change = Callable[[Entry, list[V]], list[V] | None]
@@ -34,7 +34,7 @@ class Renamed(Recording):
         UserError: no name is changed by it, two things would have one name, or a tensor has no shape for it.
     """
 
-    def __init__(self, original: Recording, rename: NameMap) -> None:
+    def __init__(self, original: Recording, rename: Names) -> None:
         super().__init__(original.path, original.index, verified=True)
         self._original, self._rename = original, rename
         modules = [entry.name for entry in original.structure.modules]
@@ -65,10 +65,10 @@ class Renamed(Recording):
 
     def described(self) -> dict[str, Any]:
         """How many names are read as others, and tensors changed, for the report."""
-        modules = [entry.name for entry in self._original.structure.modules]
-        names = [*modules, *(name for kind in ("parameters", "buffers") for name in self._stored(kind))]
+        found = self._original.structure
         changed = [name for name, match in self.matched.items() if match.entry.settings]
-        return {"map": self._rename.where, "count": len(names), "changed": len(changed)}
+        count = len(found.parameters) + len(found.buffers)
+        return {"map": self._rename.where, "count": count, "changed": len(changed)}
 
     def stays(self, name: str) -> bool:
         """Whether what has this name is not in the place of something that is given it."""

@@ -19,7 +19,8 @@ from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
 
 # Facts of the experiment that a folder of tensors does not say.
-_UNKNOWN = ("generation", "data", "flags", "init_from", "packages", "device", "cuda", "threads", "environment")
+_UNKNOWN = ("generation", "data", "flags", "init_from", "packages", "device", "cuda", "threads", "environment", "rng",
+            "ledger")  # fmt: skip
 
 
 class Narrowed(Recording):
@@ -57,9 +58,7 @@ class Narrowed(Recording):
 
 
 class _NarrowedStep(StepFiles):
-    def __init__(
-        self, narrowed: Narrowed, original: Recording, candidate: Recording, number: int, rank: int
-    ) -> None:
+    def __init__(self, narrowed: Narrowed, original: Recording, candidate: Recording, number: int, rank: int) -> None:
         super().__init__(original, number, rank)
         self._candidate, self._has = candidate, narrowed.has
         self._original = original.step(number, rank)
@@ -71,8 +70,9 @@ class _NarrowedStep(StepFiles):
         for call in self._original.calls():
             if call.name not in other:
                 continue
-            inputs = {name: value for name, value in call.inputs.items() if name in other[call.name].inputs}
-            grads = {path: call.output_grads[path] for path in call.output_grads if path in other[call.name].output_grads}
+            twin = other[call.name]
+            inputs = {name: value for name, value in call.inputs.items() if name in twin.inputs}
+            grads = {path: gradient for path, gradient in call.output_grads.items() if path in twin.output_grads}
             bare = {"args": [], "arg_names": [], "kwargs": inputs, "producers": {}, "output_grads": grads}
-            kept.append(replace(call, training=other[call.name].training, **bare))
+            kept.append(replace(call, training=twin.training, **bare))
         return kept

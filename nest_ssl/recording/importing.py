@@ -1,17 +1,17 @@
 """A folder of tensors, from whatever is no torch, made a recording.
 
-    mine/import.yaml                       name, package, version, class, seed: what trained; each may be left out
-    mine/config.yaml                       its settings, compared as part of the contract
-    mine/initial_weights.npz               by name; all files may be .safetensors too
-    mine/step_0/batch.npz                  fields, by the names that the reference has for them
-    mine/step_0/activations.npz            `encoder.layers.0`: what a module returned, in the order in which they ran;
+    made/import.yaml                       name, package, version, class, seed: what trained; each may be left out
+    made/config.yaml                       its settings, compared as part of the contract
+    made/initial_weights.npz               by name; all files may be .safetensors too
+    made/step_0/batch.npz                  fields, by the names that the reference has for them
+    made/step_0/activations.npz            `encoder.layers.0`: what a module returned, in the order in which they ran;
                                            `encoder.layers.0#1` its second call, `.../output/0` one of several outputs,
                                            `.../inputs/x` what it was given
-    mine/step_0/activation_gradients.npz   what backward brought to those outputs, by the same names
-    mine/step_0/output.npz                 what the model returned, by name
-    mine/step_0/loss.npz                   one number
-    mine/step_0/gradients.npz              of parameters, by name, neither clipped nor used
-    mine/step_0/weights.npz                parameters and buffers after the step
+    made/step_0/activation_gradients.npz   what backward brought to those outputs, by the same names
+    made/step_0/output.npz                 what the model returned, by name
+    made/step_0/loss.npz                   one number
+    made/step_0/gradients.npz              of parameters, by name, neither clipped nor used
+    made/step_0/weights.npz                parameters and buffers after the step
 
 What is not there is not made up: the recording says what it has (`imported`), and a comparison what it could not see.
 """
@@ -102,7 +102,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 return {name: torch.from_numpy(np.array(archive[name])) for name in archive.files}
         content = path.read_bytes()
         size = struct.unpack("<Q", content[:8])[0]
@@ -119,7 +119,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return found
     except OSError as error:
         raise from_os_error(error, str(path)) from error
-    except Exception as error:  # noqa: BLE001  a zip, a header, an array: whatever is damaged in them
+    except Exception as error:
         what = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError("a file of tensors that cannot be read", f"{path}: {what}", "Write it again.") from error
 
