@@ -188,12 +188,14 @@ check-locks: setup-nest ## are the pins and hashes of the locks right? Asks the 
 ##@ The checks
 nest_log = $(TEST_LOGS)/nest.log
 nemo_log = $(TEST_LOGS)/nemo-$(NEMO_VERSION).log
-# Two environments, two pytest runs, side by side: the port's prints as it goes, NeMo's when it is done.
+# Two environments, two pytest runs, side by side: the port's prints as it goes, NeMo's when it is done. Two processes
+# share the port's files, so that there is work for two cores also when NeMo's tests are done.
+shared = -n 2 --dist loadfile --no-loadscope-reorder
 test: setup data lint ## lint, the port's tests, and the tests against NeMo
 	@mkdir -p $(call q,$(TEST_LOGS)); set -o pipefail; \
 	$(call q,$(NEMO_PYTHON)) -m pytest -p no:cacheprovider tests/against_nemo > $(call q,$(nemo_log)) 2>&1 & nemo=$$!; \
 	trap 'kill $$nemo 2> /dev/null' INT TERM; \
-	$(call q,$(NEST_PYTHON)) -m pytest tests --ignore tests/against_nemo --ignore tests/docker | \
+	$(call q,$(NEST_PYTHON)) -m pytest $(shared) tests --ignore tests/against_nemo --ignore tests/docker | \
 	    tee $(call q,$(nest_log)); nest_code=$$?; \
 	echo; printf '%s\n' $(call q,Against NeMo $(NEMO_VERSION) (while it runs: $(nemo_log))); \
 	wait $$nemo; nemo_code=$$?; cat $(call q,$(nemo_log)); \

@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def wait(device: torch.device) -> None:
 
 
 class Moments:
-    """The moments of several steps, on the device's own clock, and the most memory that they held."""
+    """The moments of several steps, by the device's clock or in CPU time, and the most memory held."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -86,9 +86,9 @@ class Moments:
         self._marks, self._warm = [], warm
 
     def mark(self, name: str) -> None:
-        if name == "start" and self._warm == sum(mark == "start" for mark, _ in self._marks) and self._cuda:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        moment: Any = time.perf_counter()
+        if name == "start" and self._warm == sum(mark == "start" for mark, _ in self._marks):
+            reset_peak(self.device)
+        moment: Any = time.process_time()  # on a CPU all that the process computes: others on the machine do not count
         if self._cuda:
             moment = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             moment.record()
@@ -109,11 +109,29 @@ class Moments:
         found: dict[str, Any] = {
             name: statistics.median(self._ms(a, b) for a, b in zip(*two, strict=True)) for name, two in pairs.items()
         }
-        peak = torch.cuda.max_memory_allocated(self.device) if self._cuda else None
-        return {**found, "peak_bytes": peak, "steps": len(starts) - 1}
+        return {**found, "peak_bytes": peak_bytes(self.device), "steps": len(starts) - 1}
 
     def _ms(self, before: Any, after: Any) -> float:
         return float(before.elapsed_time(after)) if self._cuda else 1000 * (after - before)
+
+
+def reset_peak(device: torch.device) -> None:
+    """The most memory held is counted from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # not Linux: the peak is the process's
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory held, in bytes: the device's that torch allocated, on a CPU all of the process; None unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    return None
 
 
 def limits(device: torch.device) -> dict[str, Any]:

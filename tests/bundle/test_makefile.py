@@ -251,8 +251,9 @@ def test_test_fails_when_either_run_does(
     done = make("--assume-old=data", "--assume-old=lint", "test", f"TEST_LOGS={tmp_path / 'l o g s'}")
     assert done.returncode == code
     runs = {tuple(call["argv"]) for call in fake_python.calls}
+    shared = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     assert runs == {
-        ("-m", "pytest", "tests", "--ignore", "tests/against_nemo", "--ignore", "tests/docker"),
+        ("-m", "pytest", *shared, "tests", "--ignore", "tests/against_nemo", "--ignore", "tests/docker"),
         ("-m", "pytest", "-p", "no:cacheprovider", "tests/against_nemo"),
     }
     port, nemo = done.stdout.splitlines()[-2:]

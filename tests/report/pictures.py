@@ -28,10 +28,10 @@ def pictures(made: Comparison, name: str = "encoder.layers.1", text: str = "conv
     other = Node("decoder", "decoder", text, State.CAME_IN, State.CAME_IN, "came in", 1e-3, 1e-2)
     same = Node("preprocessor", "preprocessor", text)
     encoder = Node("encoder", "encoder", text, State.SAME, State.BORN, children=[leaf])
-    points = [CallPoint("preprocessor", place, State.SAME, 0.0, 1e-7) for place in range(calls - 2)]
+    points = [CallPoint(place, "preprocessor", place, State.SAME, 0.0, 1e-7) for place in range(calls - 2)]
     points += [
-        CallPoint(name, 0, State.BORN, 2.2e-2, 1e-7, Relation.BORN.value),
-        CallPoint("decoder", 0, State.CAME_IN, None, None, Relation.CAME_IN.value),
+        CallPoint(calls - 2, name, 0, State.BORN, 2.2e-2, 1e-7, Relation.BORN.value),
+        CallPoint(calls - 1, "decoder", 0, State.CAME_IN, None, None, Relation.CAME_IN.value),
     ]
     layers = (LayerRatios(name, 4, 4, 0.5, 0.9, 1.1, 2e-2), LayerRatios("decoder", 2, 0, 1.0, 1.0, 1.0, 0.0))
     values = torch.linspace(-1, 1, 64).reshape(2, 4, 8)

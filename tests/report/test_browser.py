@@ -2,84 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nest_ssl.report.render.html import render_html
+from tests.report.browser import BROWSER, DRIVER, Browser, started
 from tests.report.builder import diverged
 from tests.report.pictures import pictures
 
-DRIVER = shutil.which("chromedriver")
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not (DRIVER and BROWSER), reason="no chromium with chromedriver here")
-OPTIONS = ["--headless=new", "--disable-gpu", *(["--no-sandbox"] if hasattr(os, "getuid") and os.getuid() == 0 else [])]
-
-
-class Browser:
-    """As much of WebDriver as is needed here."""
-
-    def __init__(self, port: int) -> None:
-        self.address = f"http://127.0.0.1:{port}/session"
-        wanted = {
-            "goog:loggingPrefs": {"browser": "ALL"},
-            "goog:chromeOptions": {"binary": BROWSER, "args": OPTIONS},
-        }
-        made = self.ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})
-        self.address += f"/{made['sessionId']}"
-
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-            return json.loads(answer.read())["value"]
-
-    def open(self, path: Path) -> None:
-        self.ask("POST", "/url", {"url": path.resolve().as_uri()})
-
-    def js(self, script: str) -> Any:
-        return self.ask("POST", "/execute/sync", {"script": f"return {script}", "args": []})
-
-    def click(self, action: str) -> None:
-        self.js(f"document.querySelector('[data-action={action}]').click()")
-
-    def press(self, *keys: str) -> None:
-        steps = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
-        self.ask("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": steps}]})
-
-    def size(self, width: int, height: int = 900) -> None:
-        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
-        self.ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": sizes})
 
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Browser]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([str(DRIVER), f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        browser = Browser(port)
+    with started() as browser:
         yield browser
-        browser.ask("DELETE", "")
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.fixture
@@ -107,6 +48,58 @@ def test_no_error_and_no_sideways_scrolling_at_any_width(page: Browser) -> None:
             assert wide[0] <= wide[1] == width
             page.click("language")
     assert errors(page) == []
+
+
+OUTSIDE = """[...document.querySelectorAll('figure svg')].flatMap((svg) => {
+  const paper = svg.viewBox.baseVal;
+  return [...svg.querySelectorAll('text')].filter((text) => {
+    const box = text.getBBox();
+    const [right, bottom] = [box.x + box.width - paper.width, box.y + box.height - paper.height];
+    return box.x < -0.5 || box.y < -0.5 || right > 0.5 || bottom > 2;
+  }).map((text) => text.textContent);
+})"""
+
+
+def test_no_word_of_a_picture_is_cut(driver: Browser, tmp_path: Path) -> None:
+    made, path = diverged(), tmp_path / "report.html"
+    long = "encoder.a_module_of_a_stranger.with_long_names.layers.11.self_attention"
+    path.write_text(render_html(made, pictures(made, long)), "utf-8")
+    driver.size(1200)
+    driver.open(path)
+    for _ in ("en", "zh"):
+        assert driver.js(f"{OUTSIDE}") == []
+        driver.click("language")
+
+
+def test_another_language_leaves_the_reader_where_he_was(page: Browser) -> None:
+    title = page.js("document.title")
+    page.click("expand")
+    page.js("(document.getElementById('find').value = 'decoder', 1)")
+    page.js("(document.querySelector('[data-action=language]').focus(), 1)")
+    opened = page.js("document.querySelectorAll('details[open]').length")
+    page.press("\ue007")
+    assert page.js("document.documentElement.lang") == "zh"
+    assert page.js("document.title") != title and "分歧" in page.js("document.title")
+    assert page.js("document.querySelectorAll('details[open]').length") == opened > 0
+    assert page.js("[document.getElementById('find').value, document.activeElement.dataset.action]") == [
+        "decoder",
+        "language",
+    ]
+    page.press("\ue007")
+    assert page.js("document.title") == title
+
+
+def test_what_is_folded_away_can_be_opened_and_is_counted(driver: Browser, tmp_path: Path) -> None:
+    made, path = diverged(), tmp_path / "report.html"
+    shown = pictures(made)
+    changes = shown.operators[0].changes
+    shown.operators = [replace(shown.operators[0], changes=changes * 250)]
+    path.write_text(render_html(made, shown), "utf-8")
+    driver.open(path)
+    rows = "['operators-1-table', 'operators-1-more'].map((n) => document.getElementById(n).tBodies[0].rows.length)"
+    assert driver.js(rows) == [30, 370]
+    assert driver.js("document.querySelector('#operators summary').textContent") == "370 operators more"
+    assert "400 of 500 operators; nest-ssl ops diff" in driver.js("document.querySelector('#operators').textContent")
 
 
 def test_buttons_and_keys_do_what_they_say(page: Browser) -> None:
@@ -155,10 +148,14 @@ def test_search_sorting_the_strip_and_links(page: Browser) -> None:
 
 
 def test_on_paper_there_are_no_tools(page: Browser) -> None:
-    page.ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": "print"}})
+    page.js("(document.documentElement.dataset.theme = 'dark', 1)")
+    paper = "getComputedStyle(document.documentElement).getPropertyValue('--paper')"
+    assert page.js(paper) == "#14171a"
+    page.tell("Emulation.setEmulatedMedia", media="print")
+    assert page.js(paper) == "#ffffff"
     assert (
         page.js("['header', '.search', 'nav'].map((s) => getComputedStyle(document.querySelector(s)).display)")
         == ["none"] * 3
     )
-    page.ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": ""}})
+    page.tell("Emulation.setEmulatedMedia", media="")
     assert len(page.ask("POST", "/print", {})) > 20_000

@@ -190,6 +190,14 @@ def test_the_headlines_own_step_in_full_and_later_ones_by_number() -> None:
     assert follows(2, Consequence("loss", 2, 1)) == ["at step 2: the loss"]
 
 
+def test_a_validation_behind_the_steps_is_no_step() -> None:
+    found = [Consequence("forward", 0, 2), Consequence("validation", 2, 3), Consequence("loss", 1, 1)]
+    behind = ["differences at step 1", "and in the validation after 2 steps"]
+    assert follows(0, *found)[1:] == behind
+    assert follows(0, *found, Consequence("validation", 4, 3))[-1] == "and in 2 validations"
+    assert follows(2, Consequence("validation", 2, 3)) == ["at step 2: 3 values of a validation"]
+
+
 def test_before_the_steps() -> None:
     found = [Consequence("structure", None, 1), Consequence("draws", None, 2), Consequence("weights", 3, 1)]
     text = "1 entry of the structure, 2 stages of random draws or random states"

@@ -11,11 +11,12 @@ from urllib.parse import unquote
 import pytest
 import torch
 
+from nest_ssl.compare.findings import CallJudgement, Relation
 from nest_ssl.report import write_reports
 from nest_ssl.report.document import plain
 from nest_ssl.report.pictures.data import CallPoint, Node, Pictures, State, Strip
 from nest_ssl.report.pictures.draw import draw_strip, drawings
-from nest_ssl.report.pictures.gather import view_of
+from nest_ssl.report.pictures.gather import call_state, view_of
 from nest_ssl.report.render.html import render_html
 from nest_ssl.report.words import language
 from tests.report.builder import comparison, diverged, measured
@@ -129,7 +130,7 @@ def test_a_node_is_found_by_its_name() -> None:
 
 def test_an_identical_run_has_a_green_tree_and_no_strip() -> None:
     root = Node("", "", "Model", children=[Node("encoder", "encoder", "Encoder")])
-    calls = tuple(CallPoint("encoder", place, State.SAME, 0.0, None) for place in range(3))
+    calls = tuple(CallPoint(place, "encoder", place, State.SAME, 0.0, None) for place in range(3))
     text = render_html(comparison(), Pictures(root, Strip(0, calls)))
     assert "All 3 calls have the same bits" in text and "verdict-same" in text
     assert draw_strip(Strip(0, calls)) is None
@@ -148,7 +149,7 @@ def test_a_large_recording_is_small_and_quick() -> None:
     assert shown.tree and shown.strip
     shown.tree.children += layers
     points = [
-        CallPoint(f"encoder.layers.{k // 30}.part_{k % 30}", 0, State.CAME_IN, 1e-6 * k, 1e-7) for k in range(1500)
+        CallPoint(k, f"encoder.layers.{k // 30}.part_{k % 30}", 0, State.CAME_IN, 1e-6 * k, 1e-7) for k in range(1500)
     ]
     shown.strip = Strip(0, (*shown.strip.calls, *points))
     began = time.perf_counter()
@@ -169,6 +170,15 @@ def test_the_view_of_a_tensor() -> None:
     assert ((1, 299, 499), 3.0) in places and len(places) == 9
     line = view_of(measured(index=(1,)), torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")]))
     assert (line.plane, line.same, line.at) == ((1, 2), 2, (0, 1))
+
+
+def test_weights_of_an_earlier_step_blame_no_module() -> None:
+    """A module that has other weights at step 1, because step 0 differs, is not where anything was born."""
+    made = diverged()  # first at step 0
+    calls = [(Relation.WEIGHTS, 1), (Relation.UNKNOWN, 1), (Relation.WEIGHTS, 0), (Relation.BORN, 1)]
+    beyond = measured()
+    judged = [CallJudgement(step, "decoder", 0, relation, 3, beyond) for relation, step in calls]
+    assert [call_state(made, call) for call in judged] == [State.CAME_IN, State.CAME_IN, State.BORN, State.BORN]
 
 
 def test_the_files_belong_together_and_old_pictures_go(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Consequence, Note, Remainder, Status, Unexplained
+from nest_ssl.compare.kinds import FaultKind, Likely
 from nest_ssl.compare.proof import Proof
 from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Heading, Paragraph, StatusWord, table
 from nest_ssl.report.render.markdown import render_markdown
@@ -120,7 +122,7 @@ def test_a_whole_report_is_what_it_is_made_of() -> None:
     } == set()
 
 
-SCREEN = 45  # lines of 120 columns
+SCREEN = 40  # lines of 120 columns
 
 
 def first_screen(made: Comparison) -> list[str]:
@@ -151,7 +153,25 @@ def crowded() -> Comparison:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("made", [diverged(), crowded()], ids=["plain", "crowded"])
+def named_at_length() -> Comparison:
+    """The same with the long names of a stranger's model, and several kinds of fault."""
+    made, name = crowded(), "encoder.a_stack_of_a_stranger.layers.{}.self_attention.output_projection"
+    made.proof.born = [replace(born, module=name.format(n)) for n, born in enumerate(made.proof.born)]
+    kinds = (FaultKind.CONVOLUTION_AND_NORMS, FaultKind.ATTENTION, FaultKind.MASKING, FaultKind.OPTIMIZER)
+    made.kinds = [Likely(kind, Note("kind_class", {"part": name.format(3), "word": "Linear"})) for kind in kinds]
+    made.unexplained = made.unexplained[:2]
+    return made
+
+
+def test_the_example_is_a_screen() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "example.md").read_text("utf-8").partition("\n> ")[2]
+    lines = [part for line in text.replace("> ", "").splitlines() for part in textwrap.wrap(line, 120) or [""]]
+    assert 20 < len(lines) <= SCREEN
+
+
+@pytest.mark.parametrize(
+    "made", [diverged(), crowded(), named_at_length()], ids=["plain", "crowded", "named at length"]
+)
 def test_the_first_screen_is_a_screen(made: Comparison) -> None:
     screen = first_screen(made)
     text = " ".join(screen)
@@ -165,6 +185,6 @@ def test_the_first_screen_is_a_screen(made: Comparison) -> None:
 
 def test_places_that_the_first_screen_has_no_room_for_stand_below() -> None:
     screen, rest = report_text(crowded()).split("\n## ", 1)
-    assert "26 more, listed below." in screen and rest.startswith("Rung by rung")
+    assert "27 more, listed below." in screen and rest.startswith("Rung by rung")
     assert all(f"encoder.layers.{number}.self_attn" in screen + rest for number in range(30))
     assert "Further places" not in report_text(diverged())

@@ -187,9 +187,9 @@ def test_the_step_with_a_difference_is_shown() -> None:
         ["-", "model construction", "1", "torch_cpu", "605", "605", "same"],
         ["1", "masking", "1", "torch_cpu", "8", "11", "other count"],
     ]
-    assert texts(blocks, Paragraph)[-1] == "At the other 2 steps compared, all draws are the same."
+    assert texts(blocks, Paragraph)[-1] == "In the rest (2 steps) all draws are the same."
     found += [replace(found[1], finding=other)]
-    assert texts(draws(comparison(draws=found)), Paragraph)[-1] == "Draws differ at 1 of the other 2 steps, too."
+    assert texts(draws(comparison(draws=found)), Paragraph)[-1] == "Draws differ at 1 of the rest (2 steps), too."
     assert draws(comparison(draws=[])) == []
 
 

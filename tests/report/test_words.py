@@ -86,7 +86,7 @@ def test_every_key_asked_for_is_there_and_every_key_is_asked_for() -> None:
     }
     assert sorted(heads - set(known)) == []
     groups = """status born born_here unexplained drawn draw rung stage boundary name side note container how within
-        kind fault next title verdict rule place phase shown had function operators pattern check
+        kind fault next drawing marked title verdict rule place phase shown had function operators pattern check
         state relation function_of change picture.plane"""
     built = rf"({'|'.join(groups.split())})\."
     literal = set(re.findall(r"""["']([a-z_. ]+)["']""", text)) | heads | asked

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from nest_ssl.config.parts import Encoder
 from nest_ssl.model.encoder.attention import RelPositionMultiHeadAttention
+from nest_ssl.model.encoder.fused.choice import is_fusable
+from nest_ssl.model.encoder.fused.layer import fused_layer
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -105,6 +107,14 @@ class ConformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm_out = nn.LayerNorm(d_model)
 
+    @property
+    def is_of_the_paper(self) -> bool:
+        """Whether it has the four modules of the paper, of which alone there are fused ones."""
+        feed_forwards = type(self.feed_forward1) is type(self.feed_forward2) is ConformerFeedForward
+        attention = type(self.self_attn) is RelPositionMultiHeadAttention
+        convolution = type(self.conv) is ConformerConvolution and type(self.conv.batch_norm) is nn.BatchNorm1d
+        return feed_forwards and attention and convolution
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
@@ -115,6 +125,8 @@ class ConformerLayer(nn.Module):
         cache_last_time: None = None,
     ) -> Float[Tensor, "B T D"]:
         """(B, T, D) to (B, T, D). Masks are true where nothing may be seen: `att_mask` (B, T, T), `pad_mask` (B, T)."""
+        if pos_emb is not None and is_fusable(self, x):
+            return fused_layer(self, x, att_mask, pos_emb, pad_mask)
         x = x + self.dropout(self.feed_forward1(self.norm_feed_forward1(x))) * 0.5
         y = self.norm_self_att(x)
         y = self.self_attn(query=y, key=y, value=y, mask=att_mask, pos_emb=pos_emb, cache=cache_last_channel)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.parts import Encoder
+from nest_ssl.model.encoder.fused.subsampling import is_maskable_in_place, masked_in_place
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class MaskedConvSequential(nn.Sequential):
     ) -> tuple[Float[Tensor, "B C S G"], Int[Tensor, " B"]]:
         """Features (B, T, F) and lengths (B) to (B, C, S, G) and lengths."""
         x_BCTF = x.unsqueeze(1)
+        if is_maskable_in_place(self):
+            return masked_in_place(self, x_BCTF, lengths, _time_mask, conv_length)
         mask_B1T1 = _time_mask(x_BCTF, lengths)
         for layer in self:
             x_BCTF = layer(x_BCTF * mask_B1T1)

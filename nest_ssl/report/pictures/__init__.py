@@ -1,7 +1,7 @@
 """What a reader looks at before reading: the model as a tree, the error as it grows, curves, one tensor, one utterance.
 
 Read in this order: data (plain data, no drawing), gather (from a comparison and its recordings), svg (marks on paper),
-draw (data to pictures).
+axes, draw (data to pictures).
 """
 
 from nest_ssl.report.pictures.data import Pictures, Utterance

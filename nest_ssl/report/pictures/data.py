@@ -55,11 +55,13 @@ class CallPoint:
     """One call of the strip.
 
     Args:
+        order: its place among all calls of the step, by their start, from 0.
         error: relative difference of its output, Frobenius; 0 where the bits are the same, None where it has no size.
         floor: what rounding alone does to it, relative; None where it was not measured.
         relation: how it came to differ, see `compare.findings.Relation`; empty where it does not.
     """
 
+    order: int
     module: str
     call: int
     state: State
@@ -70,7 +72,7 @@ class CallPoint:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """The forward of one step, call by call in the reference's order of execution."""
+    """The forward of one step, call by call in the order in which the reference's end."""
 
     step: int
     calls: tuple[CallPoint, ...]

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from nest_ssl.report.document import Text, join, plain
+from nest_ssl.report.pictures.axes import (
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    legend,
+    linear_axis,
+    log_axis,
+    mark,
+    step_axis,
+)
 from nest_ssl.report.pictures.data import CallPoint, Curves, Gradients, Pictures, State, Strip, TensorView, Utterance
 from nest_ssl.report.pictures.gather import layer_of
-from nest_ssl.report.pictures.svg import Paper, round_ticks
+from nest_ssl.report.pictures.svg import Paper, round_ticks, wide
 from nest_ssl.report.words import counted, say, word
 from nest_ssl.report.words.names import number, small, where
 
-WIDTH, LEFT, RIGHT, TOP = 960, 74, 16, 26
+PLANE = 330  # pixels across a heat map: three stand beside one another
 NAMED = 3  # births whose names stand in the strip
 CLASS = {State.SAME: "same", State.ROUNDING: "rounding", State.CAME_IN: "came", State.MISSING: "missing",
          State.BORN: "born"}  # fmt: skip
-Scale = Callable[[float], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +63,25 @@ def draw_strip(strip: Strip) -> Drawing | None:
     apart = [call for call in strip.calls if call.state is not State.SAME]
     if not apart:
         return None
-    paper, bottom = Paper(WIDTH, 330), 270
+    paper, bottom = Paper(WIDTH, 338), 270
     sizes = [value for call in strip.calls for value in (call.error, call.floor) if value]
     y = log_axis(paper, sizes, TOP + 14, bottom - 10, say("picture.relative"))
-    wide = (WIDTH - LEFT - RIGHT) / len(strip.calls)
-    before, last = "", -99.0
-    for place, call in enumerate(strip.calls):
-        x = LEFT + place * wide
-        layer = layer_of(f"{call.module}.")
-        if layer != before and x - last > 92:  # room for a name
-            paper.line("grid", x, TOP, x, bottom)
-            paper.text(x + 2, bottom + 16, ".".join(layer.split(".")[-2:])[:16], "muted")
-            last = x
-        before = layer
+    each = (WIDTH - LEFT - RIGHT) / len(strip.calls)
+    name_layers(paper, strip, each, bottom)
     paper.line("axis", LEFT, bottom, WIDTH - RIGHT, bottom)
     floors = [
-        (LEFT + (place + 0.5) * wide, y(call.floor)) if call.floor else None for place, call in enumerate(strip.calls)
+        (LEFT + (place + 0.5) * each, y(call.floor)) if call.floor else None for place, call in enumerate(strip.calls)
     ]
     named = 0
     for place, call in enumerate(strip.calls):
         if call.state is State.SAME:
             continue
-        x, top = LEFT + place * wide, TOP + 14 if call.error is None else y(call.error) if call.error else bottom - 3
-        title = plain(call_text(call, place, len(strip.calls)))
-        bar: dict[str, Any] = {"x": x, "y": top, "width": max(0.9, wide * 0.86), "height": bottom - top}
+        x, top = LEFT + place * each, TOP + 14 if call.error is None else y(call.error) if call.error else bottom - 3
+        title = plain(call_text(call, len(strip.calls)))
+        bar: dict[str, Any] = {"x": x, "y": top, "width": max(0.9, each * 0.86), "height": bottom - top}
         paper.add("rect", f"call {CLASS[call.state]}", title=title, **bar, data_module=call.module)
         if call.state is State.BORN:
-            middle = x + wide / 2
+            middle = x + each / 2
             paper.add("path", "born", d=f"M{middle:.1f} {top - 9:.1f}l5 -7h-10z")
             if named < NAMED:
                 named += 1
@@ -89,10 +91,10 @@ def draw_strip(strip: Strip) -> Drawing | None:
                 )
                 paper.line("mark", middle, TOP - 6 + 14 * (named - 1), middle, top - 16)
     paper.path("floor", floors)
-    legend(paper, [(CLASS[s], word("state", s.value)) for s in State if any(c.state is s for c in apart)], bottom + 44)
+    legend(paper, [(CLASS[s], word("state", s.value)) for s in State if any(c.state is s for c in apart)], bottom + 54)
     if any(floors):
-        paper.line("floor", WIDTH - 190, bottom + 40, WIDTH - 166, bottom + 40)
-        paper.text(WIDTH - 160, bottom + 44, plain(say("picture.floor")))
+        paper.line("floor", WIDTH - 190, bottom + 50, WIDTH - 166, bottom + 50)
+        paper.text(WIDTH - 160, bottom + 54, plain(say("picture.floor")))
     worst = max(apart, key=lambda call: math.inf if call.error is None else call.error)
     born = [call.module or word("name", "root") for call in apart if call.state is State.BORN]
     alt = say(
@@ -106,9 +108,36 @@ def draw_strip(strip: Strip) -> Drawing | None:
     return Drawing("strip", say("picture.strip", steps=say("steps.one", step=strip.step)), alt, paper)
 
 
-def call_text(call: CallPoint, place: int, calls: int) -> Text:
+def name_layers(paper: Paper, strip: Strip, each: float, bottom: float) -> None:
+    """Below the strip where a layer begins, in two lines, so that more of them have room for their whole names."""
+    free, named, x = [0.0, 0.0], [], float(LEFT)
+    for layer, calls in groupby(strip.calls, key=lambda call: layer_of(f"{call.module}.")):
+        start, count = x, len(list(calls))
+        x += count * each
+        if layer in named[-1:] or (count == 1 and layer in named):  # a module of one layer that another one calls too
+            continue
+        shown = layer or word("name", "root")
+        left = min(start + 2, WIDTH - 2 - wide(shown))
+        line = next((line for line in (0, 1) if free[line] < left), None)
+        if line is not None:
+            paper.line("grid", start, TOP, start, bottom + 5 + 14 * line)
+            paper.text(left, bottom + 16 + 14 * line, shown, "muted")
+            free[line] = left + wide(shown) + 6
+            named.append(layer)
+
+
+def ending(name: str, room: float) -> str:
+    """A dotted name, or as many of its last parts as there is room for."""
+    parts = name.split(".")
+    while len(parts) > 1 and wide(name) > room:
+        parts = parts[1:]
+        name = "\N{HORIZONTAL ELLIPSIS}." + ".".join(parts)
+    return name
+
+
+def call_text(call: CallPoint, calls: int) -> Text:
     """One call of the strip in words: place, name, error, floor, and how it came to differ."""
-    parts: list[object] = [say("picture.place", place=number(place + 1), calls=number(calls))]
+    parts: list[object] = [say("picture.place", place=number(call.order + 1), calls=number(calls))]
     parts.append(call.module or word("name", "root"))
     parts += [say("call", call=call.call)] if call.call else []
     parts.append(word("state", call.state.value))
@@ -182,19 +211,19 @@ def draw_planes(view: TensorView) -> list[Drawing]:
     rows, columns = view.reference.shape
     found = []
     for name, shown in values.items():
-        paper = Paper(470, 250)
-        height = min(200.0, max(24.0, 440 * rows / columns)) if rows > 1 else 24.0
-        paper.grid(20, TOP, 440, height, shown)
-        paper.add("rect", "box", x=20, y=TOP, width=440, height=height)
-        at = 20 + 440 * (view.at[1] + 0.5) / columns, TOP + height * (view.at[0] + 0.5) / rows
-        paper.add("circle", "mark", cx=at[0], cy=at[1], r=6)
+        height = min(180.0, max(24.0, PLANE * rows / columns)) if rows > 1 else 24.0
+        paper = Paper(PLANE + 8, TOP + height + 26)
+        paper.grid(4, TOP, PLANE, height, shown)
+        paper.add("rect", "box", x=4, y=TOP, width=PLANE, height=height)
+        at = 4 + PLANE * (view.at[1] + 0.5) / columns, TOP + height * (view.at[0] + 0.5) / rows
+        paper.add("circle", "ring", cx=at[0], cy=at[1], r=7)
+        paper.add("circle", "mark", cx=at[0], cy=at[1], r=7)
         span_of = (low, high) if name != "difference" else bounds
         scale = say("picture.scale", low=f"{span_of[0]:.3g}", high=f"{span_of[1]:.3g}")
-        paper.text(20, TOP - 9, plain(say(f"picture.plane.{name}")))
-        paper.text(20, TOP + height + 16, plain(scale), "muted")
+        paper.text(4, TOP - 9, plain(say(f"picture.plane.{name}")))
+        paper.text(4, TOP + height + 16, plain(scale), "muted")
         axes = say("picture.plane.axes", rows=number(view.plane[0]), columns=number(view.plane[1]))
-        paper.text(460, TOP + height + 16, plain(axes), "muted", "end")
-        paper.height = TOP + height + 26
+        paper.text(PLANE + 4, TOP + height + 16, plain(axes), "muted", "end")
         index, where_ = str(list(view.finding.index or ())), where(view.finding)
         alt = say("picture.plane.alt", what=say(f"picture.plane.{name}"), where=where_, scale=scale, index=index)
         found.append(Drawing(f"tensor-{name}", say("picture.tensor", where=where_), alt, paper))
@@ -245,7 +274,7 @@ def draw_gradients(gradients: Gradients) -> Drawing:
     """Of each layer the span of its parameters' ratios of norms, about 1."""
     ratios = [r for layer in gradients.layers for r in (layer.low, layer.high) if r and r > 0]
     far = max([abs(math.log(ratio)) for ratio in ratios] or [0.0]) or 1e-9
-    paper, left, row = Paper(WIDTH, TOP + 22 * len(gradients.layers) + 40), 250, 22
+    paper, left, row = Paper(WIDTH, TOP + 22 * len(gradients.layers) + 46), 250, 22
     bottom = TOP + row * len(gradients.layers)
 
     def x(ratio: float) -> float:
@@ -257,7 +286,7 @@ def draw_gradients(gradients: Gradients) -> Drawing:
         paper.text(x(math.exp(tick)), bottom + 16, label if tick else "1", "muted", "middle")
     for place, layer in enumerate(gradients.layers):
         y, kind = TOP + row * place + 8, "came" if layer.differing else "same"
-        paper.text(left - 10, y + 4, layer.layer[-34:], "", "end")
+        paper.text(left - 10, y + 4, ending(layer.layer, left - 14), "", "end")
         if layer.low is not None and layer.high is not None and layer.median is not None and layer.low > 0:
             span: dict[str, Any] = {
                 "x": x(layer.low),
@@ -268,7 +297,7 @@ def draw_gradients(gradients: Gradients) -> Drawing:
             paper.add("rect", kind, title=plain(ratio_text(layer.low, layer.median, layer.high)), **span)
             paper.add("circle", "dot", cx=x(layer.median), cy=y, r=3.5)
         paper.text(WIDTH - RIGHT, y + 4, small(layer.largest) if layer.differing else "=", "muted", "end")
-    paper.text(left, bottom + 34, plain(say("picture.ratio")), "muted")
+    paper.text(4, bottom + 36, plain(say("picture.ratio")), "muted")
     worst = max(gradients.layers, key=lambda layer: math.inf if layer.largest is None else layer.largest)
     alt = say(
         "picture.gradients.alt",
@@ -289,13 +318,13 @@ def draw_utterance(utterance: Utterance) -> Drawing:
     finite = utterance.log_mel[np.isfinite(utterance.log_mel)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     paper, top, high_px, frames = Paper(WIDTH, 290), TOP, 160, utterance.log_mel.shape[1]
-    wide = (WIDTH - LEFT - RIGHT) / max(1, frames)
+    frame = (WIDTH - LEFT - RIGHT) / max(1, frames)
     paper.grid(LEFT, top, WIDTH - LEFT - RIGHT, high_px, ((utterance.log_mel - low) / ((high - low) or 1.0))[::-1])
     changes = np.flatnonzero(np.diff(np.concatenate([[0], utterance.masked.astype(int), [0]])))
     runs = [(int(start), int(end)) for start, end in zip(changes[::2], changes[1::2], strict=True)]
     for start, end in runs:
         title = plain(say("picture.masked", first=start, last=end - 1))
-        box: dict[str, Any] = {"x": LEFT + start * wide, "width": (end - start) * wide, "y": top, "height": high_px}
+        box: dict[str, Any] = {"x": LEFT + start * frame, "width": (end - start) * frame, "y": top, "height": high_px}
         paper.add("rect", "mask", title=title, **box)
     paper.text(LEFT - 8, top + 12, str(utterance.log_mel.shape[0]), "muted", "end")
     paper.text(LEFT - 8, top + high_px, "0", "muted", "end")
@@ -304,7 +333,7 @@ def draw_utterance(utterance: Utterance) -> Drawing:
     differing = 0
     for side, kind in enumerate(("reference", "candidate")):
         y = top + high_px + 14 + side * 26
-        paper.text(LEFT - 8, y + 14, word("side", kind)[:10], "muted", "end")
+        paper.text(LEFT - 8, y + 14, word("side", kind), "muted", "end")
         for place, token in enumerate(tokens[side]):
             unlike = place >= len(tokens[1 - side]) or tokens[1 - side][place] != token
             differing += unlike and not side
@@ -315,8 +344,8 @@ def draw_utterance(utterance: Utterance) -> Drawing:
                 title=plain(say("picture.token", place=place, token=token)),
                 **cell,
             )
-            if each > 9 * len(str(token)):
-                paper.text(LEFT + (place + 0.5) * each, y + 14, str(token), "", "middle")
+            if each > wide(str(token), 10):
+                paper.text(LEFT + (place + 0.5) * each, y + 14, str(token), "token", "middle")
     legend(paper, [("mask", plain(say("picture.legend.mask")))], top + high_px + 88)
     paper.text(WIDTH - RIGHT, top + high_px + 88, plain(say("picture.frames", frames=number(frames))), "muted", "end")
     alt = say(
@@ -331,60 +360,6 @@ def draw_utterance(utterance: Utterance) -> Drawing:
     steps = say("steps.one", step=utterance.step)
     shown = say("picture.utterance", number=number(utterance.number), steps=steps)
     return Drawing(f"utterance-{utterance.number}", shown, alt, paper)
-
-
-def log_axis(paper: Paper, sizes: Iterable[float], top: float, bottom: float, name: Text) -> Scale:
-    """Whole decades that hold all sizes, with their lines; returns where a size stands."""
-    logs = [math.log10(size) for size in sizes if size > 0 and math.isfinite(size)] or [0.0]
-    low, high = math.floor(min(logs)), max(math.ceil(max(logs)), math.floor(min(logs)) + 1)
-    scale = linear_scale(low, high, top, bottom)
-    every = max(1, (high - low) // 8)
-    for decade in range(low, high + 1, every):
-        paper.line("grid", LEFT, scale(decade), paper.width - RIGHT, scale(decade))
-        paper.text(LEFT - 8, scale(decade) + 4, f"1e{decade:+03d}", "muted", "end")
-    paper.text(4, 12, plain(name), "muted")
-    return lambda size: scale(min(high, max(low, math.log10(size)))) if size > 0 else bottom
-
-
-def linear_axis(paper: Paper, low: float, high: float, top: float, bottom: float, name: str) -> Scale:
-    scale = linear_scale(low, high if high > low else low + abs(low) * 1e-6 + 1e-12, top, bottom)
-    for tick in round_ticks(low, high, 5):
-        paper.line("grid", LEFT, scale(tick), paper.width - RIGHT, scale(tick))
-        paper.text(LEFT - 8, scale(tick) + 4, f"{tick:.6g}", "muted", "end")
-    paper.text(4, 12, name, "muted")
-    return scale
-
-
-def linear_scale(low: float, high: float, top: float, bottom: float) -> Scale:
-    return lambda value: bottom - (value - low) / (high - low) * (bottom - top)
-
-
-def step_axis(paper: Paper, steps: tuple[int, ...], bottom: float) -> Scale:
-    first, last = steps[0], max(steps[-1], steps[0] + 1)
-    paper.line("axis", LEFT, bottom, paper.width - RIGHT, bottom)
-
-    def scale(step: float) -> float:
-        return LEFT + 20 + (step - first) / (last - first) * (paper.width - LEFT - RIGHT - 40)
-
-    for step in steps if len(steps) <= 12 else steps[:: -(-len(steps) // 12)]:
-        paper.line("axis", scale(step), bottom, scale(step), bottom + 4)
-        paper.text(scale(step), bottom + 18, str(step), "muted", "middle")
-    paper.text(paper.width - RIGHT, bottom + 34, plain(say("head.step")), "muted", "end")
-    return scale
-
-
-def mark(paper: Paper, kind: str, number: int, x: float, y: float) -> None:
-    """A mark of its own form for each curve, so that colour is not needed."""
-    forms = ("m-5 -5h10v10h-10z", "m0 -6l6 6l-6 6l-6 -6z", "m-6 5h12l-6 -11z", "m-6 -5h12l-6 11z", "m-2 -6h4v12h-4z")
-    paper.add("path", kind, d=f"M{x:.1f} {y:.1f}{forms[number % len(forms)]}")
-
-
-def legend(paper: Paper, entries: Iterable[tuple[str, str]], y: float) -> None:
-    x = float(LEFT)
-    for kind, text in entries:
-        paper.add("rect", kind, x=x, y=y - 10, width=12, height=12)
-        paper.text(x + 18, y, text)
-        x += 40 + 7.2 * sum(2 if ord(letter) > 0x2E80 else 1 for letter in text)
 
 
 def size(value: float | None) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, float64
 from nest_ssl.base.errors import UserError
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.evidence import Evidence
-from nest_ssl.compare.findings import Finding, Relation, RungName
+from nest_ssl.compare.findings import CallJudgement, Finding, Relation, RungName
 from nest_ssl.compare.metrics import Metrics
 from nest_ssl.compare.operators import OperatorDifference, diff, of_step
 from nest_ssl.compare.rules.same_function import Function
@@ -42,6 +42,7 @@ BINS = 40
 DEEPEST = 40  # modules within modules, as they are drawn: names from a stranger may go deeper
 CURVES: tuple[RungName, ...] = ("batch", "forward", "loss", "gradients", "weights")
 _TO_BLAME = (Relation.BORN, Relation.NUMBERS, Relation.WEIGHTS, Relation.UNKNOWN)
+_OF_BEFORE = (Relation.WEIGHTS, Relation.UNKNOWN)  # to blame only where no earlier step differs
 _WEIGHTS = {"initial_weights", "start", "weights"}
 
 
@@ -106,7 +107,10 @@ def tree_of(comparison: Comparison, reference: Recording) -> Node | None:
 
 
 def strip_of(comparison: Comparison, reference: Recording, evidence: Evidence | None, step: int) -> Strip:
-    """The calls of one step of the first rank."""
+    """The calls of one step of the first rank, by their end.
+
+    By their start a model's error would stand before the layer that it was born in.
+    """
     judged = {(call.module, call.call): call for call in comparison.calls if (call.step, call.rank) == (step, 0)}
     errors: dict[tuple[str, int], float | None] = {}
     for finding in comparison.rung("forward").findings:
@@ -121,13 +125,11 @@ def strip_of(comparison: Comparison, reference: Recording, evidence: Evidence | 
             key = address.module or "", address.call or 0
             floors[key] = max(floors.get(key, 0.0), entry.relative_largest)
     points = []
-    for name in reference.index.calls.get(step, []):
-        module, _, number = name.rpartition("#")
-        call = judged.get((module, int(number)))
-        error = errors.get((module, int(number)), 0.0)
-        state = State.SAME if call is None else _state(comparison, call.module, call.relation, call.worst)
+    for made in sorted(reference.step(step).calls(), key=lambda call: call.end):
+        call, key = judged.get((made.module, made.call)), (made.module, made.call)
+        state = State.SAME if call is None else call_state(comparison, call)
         relation = call.relation.value if call else ""
-        points.append(CallPoint(module, int(number), state, error, floors.get((module, int(number))), relation))
+        points.append(CallPoint(made.index, *key, state, errors.get(key, 0.0), floors.get(key), relation))
     return Strip(step, tuple(points))
 
 
@@ -301,7 +303,7 @@ def norm_ratio(metrics: Metrics | None) -> float | None:
 
 def _states(comparison: Comparison) -> list[tuple[str, State]]:
     """What speaks for a state of a module, in any order."""
-    found = [(call.module, _state(comparison, call.module, call.relation, call.worst)) for call in comparison.calls]
+    found = [(call.module, call_state(comparison, call)) for call in comparison.calls]
     for rung in comparison.rungs:
         for finding in rung.findings:
             if finding.address.module is not None and rung.name != "steps":
@@ -313,10 +315,14 @@ def _states(comparison: Comparison) -> list[tuple[str, State]]:
     return found
 
 
-def _state(comparison: Comparison, module: str, relation: Relation, worst: Finding) -> State:
+def call_state(comparison: Comparison, call: CallJudgement) -> State:
     """Of one call; where modules were replayed, that says which are to blame."""
-    if worst.missing:
+    if call.worst.missing:
         return State.MISSING
-    function = next((one.function for one in comparison.proof.modules if one.module == module), None)
-    to_blame = relation in _TO_BLAME and not worst.within if function is None else function is Function.ANOTHER
-    return State.BORN if to_blame else State.ROUNDING if worst.within else State.CAME_IN
+    function = next((one.function for one in comparison.proof.modules if one.module == call.module), None)
+    first = comparison.first_bits or comparison.first
+    follows = call.relation in _OF_BEFORE and first is not None and call.step > max(0, first.moment.step)
+    to_blame = call.relation in _TO_BLAME and not call.worst.within and not follows
+    if function is not None:
+        to_blame = function is Function.ANOTHER
+    return State.BORN if to_blame else State.ROUNDING if call.worst.within else State.CAME_IN

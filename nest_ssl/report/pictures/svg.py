@@ -30,18 +30,29 @@ COLOURS = {
     "missing": ("#7448b0", "#b08be6"),
     "born": ("#c3232c", "#ff6a70"),
 }
+# Of the reader's own: what the system speaks, then what has Chinese on Windows, macOS and Linux.
+FONTS = (
+    "system-ui,-apple-system,'Segoe UI','PingFang SC','Microsoft YaHei','Noto Sans CJK SC','Noto Sans SC',"
+    "'Source Han Sans SC','WenQuanYi Micro Hei','WenQuanYi Zen Hei',sans-serif"
+)
 STYLE = (
-    "text{font:12px system-ui,'Noto Sans CJK SC',sans-serif;fill:var(--ink)}text.muted{fill:var(--muted)}"
+    f"text{{font:12px {FONTS};fill:var(--ink)}}text.muted{{fill:var(--muted)}}text.token{{font-size:10px}}"
     ".axis{stroke:var(--muted);fill:none}.grid{stroke:var(--line);fill:none}"
     "path.reference,line.reference{stroke:var(--rounding);fill:none;stroke-width:2.5}"
     "path.candidate,line.candidate{stroke:var(--born);fill:none;stroke-width:1.5;stroke-dasharray:5 3}"
     ".floor{stroke:var(--ink);fill:none;stroke-width:1.2}.mark{stroke:var(--born);fill:none;stroke-width:1.5}"
+    ".ring{stroke:#fff;fill:none;stroke-width:4}"
     ".mask{fill:var(--came);fill-opacity:.35}.box{fill:none;stroke:var(--muted)}.box.other{stroke:var(--born);stroke-width:2}"
     ".curve{fill:none;stroke-width:2}.dot{fill:var(--ink)}"
     "image{image-rendering:pixelated}"
     + "".join(f".{s}{{fill:var(--{s})}}.c-{s}{{stroke:var(--{s})}}" for s in list(COLOURS)[4:])
 )
 _RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # dark to bright, to every eye
+
+
+def wide(text: str, size: float = 12) -> float:
+    """About how wide a text is, in pixels: a picture is laid out before anybody's font is known."""
+    return size * sum(1.0 if ord(letter) > 0x2E80 else 0.64 for letter in text)
 
 
 def variables(dark: bool) -> str:

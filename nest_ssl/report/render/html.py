@@ -21,7 +21,7 @@ from nest_ssl.compare.findings import Status
 from nest_ssl.report.document import Block, Code, Heading, Inline, Ref, StatusWord, Text, plain, table
 from nest_ssl.report.pictures.data import Node, Pictures, State, TensorView
 from nest_ssl.report.pictures.draw import CLASS, drawings
-from nest_ssl.report.pictures.svg import STYLE, variables
+from nest_ssl.report.pictures.svg import FONTS, STYLE, variables
 from nest_ssl.report.sections import details, summary
 from nest_ssl.report.sections.operators import MARKS, call_name, operator_text
 from nest_ssl.report.words import LANGUAGES, counted, heads, language, say, word
@@ -29,6 +29,7 @@ from nest_ssl.report.words.names import labels, number, small
 
 PAGE = Path(__file__).with_name("page")
 STATES = {Status.IDENTICAL: "same", Status.EQUIVALENT: "rounding", Status.MISSING: "missing", Status.DIVERGED: "born"}
+OPERATORS = 30, 400  # rows of one call's that are shown, and that are folded away; beyond them a number
 SIGNS = {State.SAME: "=", State.ROUNDING: "~", State.CAME_IN: ">", State.MISSING: "?", State.BORN: "!"}
 
 
@@ -51,14 +52,18 @@ def render_html(comparison: Comparison, pictures: Pictures, digest: str = "") ->
     environment = templates()
     spoken = {}
     names: list[str] = []
+    title = ""
     for code in LANGUAGES:
         with language(code):
-            found = details(comparison)
+            first, found = summary(comparison), details(comparison)
+            heading = next(plain(block.text) for block in first if isinstance(block, Heading))
+            title = title or heading
             if not names:
                 titles = [plain(block.text) for block in found if isinstance(block, Heading)]
                 names = anchors(titles)
             values = {
-                "first": summary(comparison),
+                "first": first,
+                "title": heading,
                 "parts": parts_of(found, names),
                 "pictures": pictures,
                 "drawn": {drawing.name: drawing for drawing in drawings(pictures)},
@@ -73,9 +78,8 @@ def render_html(comparison: Comparison, pictures: Pictures, digest: str = "") ->
     assets = {name: Markup((PAGE / name).read_text("utf-8")) for name in ("page.css", "page.js")}
     colours = Markup(f":root{{{variables(False)}}}{STYLE}")
     dark = Markup(variables(True))
-    title = next(plain(block.text) for block in summary(comparison) if isinstance(block, Heading))
     page = environment.get_template("page.html")
-    return page.render(title=title, spoken=spoken, assets=assets, colours=colours, dark=dark)
+    return page.render(title=title, spoken=spoken, assets=assets, colours=colours, dark=dark, fonts=Markup(FONTS))
 
 
 def anchor(module: str) -> str:
@@ -83,16 +87,22 @@ def anchor(module: str) -> str:
     return f"m-{quote(module, safe='.-_~', errors='backslashreplace')}"
 
 
-def inline(modules: set[str], text: Sequence[Inline]) -> Markup:
-    """A line of text; names of modules that stand in the tree link there."""
+def inline(modules: set[str], text: Sequence[Inline], outside: bool = True) -> Markup:
+    """A line of text; names of modules that stand in the tree link there.
+
+    Args:
+        outside: of a link.
+    """
     shown = Markup()
     for part in text:
         if isinstance(part, Ref):
-            inside, module = inline(modules, part.shown), part.address.module
+            inside, module = inline(modules, part.shown, False), part.address.module
             link = Markup('<a href="#{}">{}</a>').format(anchor(module or ""), inside)
             shown += link if module is not None and module in modules else inside
         elif isinstance(part, Code):
-            shown += Markup("<code>{}</code>").format(visible(part.text))
+            code = Markup("<code>{}</code>").format(visible(part.text))
+            linked = Markup('<a href="#{}">{}</a>').format(anchor(part.text), code)
+            shown += linked if outside and part.text and part.text in modules else code
         elif isinstance(part, StatusWord):
             tag = Markup(
                 '<strong class="status {0}">{1}</strong>' if part.strong else '<span class="status {0}">{1}</span>'
@@ -115,6 +125,7 @@ def templates() -> Environment:
         inline=inline,
         kind=lambda block: type(block).__name__, state_class=CLASS, signs=SIGNS, states=list(State), table_of=table,
         drawn_svg=lambda drawing: Markup(drawing.svg()), operator_text=operator_text,
+        rows_of_operators=OPERATORS,
         call_name=call_name, marks=MARKS, opened=is_open,
     )  # fmt: skip
     return found

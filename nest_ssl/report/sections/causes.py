@@ -96,18 +96,29 @@ def _count(draws: int | None, noun: str = "") -> str:
 def consequence_texts(comparison: Comparison) -> list[Text]:
     """Counts of what differs after the headline: in full for its own step, later steps by number."""
     by_step: dict[int, list[Text]] = {}
+    first = comparison.first
+    begun = first.moment.step if first else -1
+    validations = [found.step or 0 for found in comparison.follows if found.rung == "validation"]
+    validations = sorted({step for step in validations if step > begun})  # by how many steps were trained before it
     for found in comparison.follows:
+        if found.rung == "validation" and found.step in validations:
+            continue
         text: Text = (counted(found.count, f"differing.{found.rung}"),)
         if found.rung == "loss":
             text = say("loss_differs") if found.largest is None else say("loss_by", size=small(found.largest))
         by_step.setdefault(-1 if found.step is None else found.step, []).append(text)
-    before, first = by_step.pop(-1, None), comparison.first
+    before = by_step.pop(-1, None)
     own = first.moment.step if first and first.moment.step >= 0 else min(by_step, default=-1)
     texts = [join(before)] if before else []
     if own in by_step:
         texts.append(say("at_step", steps=steps_text([own]), what=join(by_step.pop(own))))
     if by_step:
         texts.append(say("later_steps", steps=steps_text(sorted(by_step))))
+    if validations:
+        count, after = counted(len(validations), "validations"), counted(validations[0], "steps")
+        texts.append(
+            say("later_validation" if len(validations) == 1 else "later_validations", count=count, after=after)
+        )
     return texts
 
 

@@ -54,5 +54,5 @@ def _like(stages: Sequence[Stage]) -> tuple[Inline, ...]:
     names: list[Inline] = []
     for stage in stages:
         like = re.sub(r"(?<=\.)\d+(?=\.)", "*", stage.module or word("name", "root"))
-        names.append(stage.phase.replace("_", " ") if stage.module is None else Code(like))
+        names.append(word("drawing", stage.phase.replace("_", " ")) if stage.module is None else Code(like))
     return tuple(dict.fromkeys(names))

@@ -141,6 +141,8 @@ def first_difference(comparison: Comparison) -> list[Block]:
             rows.append([say("first.nan"), number(metrics.nan_reference), number(metrics.nan_candidate)])
             rows.append([say("first.one_sided"), number(metrics.nonfinite_disagree), ""])
     blocks: list[Block] = [table(["", *labels(comparison)], rows, sides=1)]
+    if any(born.decided for born in comparison.proof.born):
+        return blocks  # another function is one whatever a rule lets pass
     for key, other in (("first.bits", comparison.first_bits), ("first.beyond", comparison.first_beyond)):
         if other is not None and other is not first:
             size = say("by", size=small(other.metrics.max_abs)) if other.metrics else ""

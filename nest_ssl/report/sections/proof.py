@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from nest_ssl.compare.born import Born
 from nest_ssl.compare.comparison import Comparison
@@ -13,11 +14,11 @@ from nest_ssl.compare.rules.noise_floor import Band
 from nest_ssl.compare.rules.same_function import By, Function
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.evidence import Check
-from nest_ssl.report.document import Block, Bullets, Code, Heading, Paragraph, Text, join, table
+from nest_ssl.report.document import Block, Bullets, Code, Heading, Paragraph, Text, join, plain, table
 from nest_ssl.report.words import counted, heads, say, word
 from nest_ssl.report.words.names import cut, number, small, where
 
-SHOWN = 4  # places in the list of the first screen, of up to four lines each
+SHOWN, LINES, WIDE = 4, 14, 116  # places of the first screen; its lines for them, and letters in one
 OPERATORS = 2  # in a sentence
 MODULES = 40  # rows
 
@@ -46,8 +47,8 @@ def born_list(comparison: Comparison) -> list[Block]:
     proof = comparison.proof
     if not applies(comparison) or comparison.verdict is not Status.DIVERGED:
         return []
-    more = len(proof.born) - SHOWN
-    items = [born_sentence(born) for born in proof.born[:SHOWN]]
+    items = first_places(proof.born)
+    more = len(proof.born) - len(items)
     items += [say("born_more", count=number(more))] if more > 0 else []
     decided = any(born.decided for born in proof.born)  # then it is a difference whatever else is lacking
     texts = [] if decided else [lacking_text(note) for note in proof.lacking]
@@ -55,12 +56,25 @@ def born_list(comparison: Comparison) -> list[Block]:
     return [*blocks, *([Paragraph(say("lacking", what=join(texts, "; ")))] if texts else [])]
 
 
+def first_places(births: Sequence[Born]) -> list[Text]:
+    """A sentence for each of the first, as many as a screen has room for, with what else stands on it; at least one."""
+    found: list[Text] = []
+    lines = 0
+    for born in births[:SHOWN]:
+        sentence = born_sentence(born)
+        lines += -(-len(plain(sentence)) // WIDE)
+        if found and lines > LINES:
+            break
+        found.append(sentence)
+    return found
+
+
 def other_births(comparison: Comparison) -> list[Block]:
     """The places that the first screen has no room for."""
     proof = comparison.proof
-    if not applies(comparison) or comparison.verdict is not Status.DIVERGED or len(proof.born) <= SHOWN:
+    rest = proof.born[len(first_places(proof.born)) :]
+    if not applies(comparison) or comparison.verdict is not Status.DIVERGED or not rest:
         return []
-    rest = proof.born[SHOWN:]
     items = tuple(map(born_sentence, rest[:MODULES]))
     return [Heading(say("heading.other_births")), Bullets(items), *cut("born.cut", MODULES, rest)]
 

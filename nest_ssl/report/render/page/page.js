@@ -15,11 +15,19 @@ function kept(name, value) { // a browser may refuse to keep anything of a file
 
 function speak(language) {
   if (!(language in spoken) || language === page.dataset.language) return;
+  const open = all("details").map((each) => each.open), searched = one("#find") && one("#find").value;
+  const place = scrollY, focused = document.activeElement.dataset.action, help = !one("#help").hidden;
   page.innerHTML = spoken[language];
   page.dataset.language = language;
   root.lang = language;
+  document.title = one("#main").dataset.title;
   if (root.classList.contains("swapped")) swapColumns();
   mark();
+  all("details").forEach((each, at) => { each.open = open[at]; }); // where the reader was
+  if (searched) { one("#find").value = searched; filter(); }
+  if (help) actions.help();
+  if (focused) one(`[data-action="${focused}"]`).focus();
+  scrollTo(0, place);
 }
 
 function mark() { // what the buttons say of themselves
@@ -140,6 +148,7 @@ document.addEventListener("input", (event) => { if (event.target.id === "find") 
 addEventListener("hashchange", () => reveal(location.hash.slice(1)));
 addEventListener("beforeprint", () => { // what differs is on paper, whatever was open
   for (const each of all(".tree details")) if (all(".word:not(.same)", each).length) each.open = true;
+  for (const each of all("section > details")) each.open = true;
 });
 
 document.addEventListener("keydown", (event) => {

@@ -1,0 +1,148 @@
+"""x + dropout(attention(norm(x))) as one autograd function.
+
+Kept for backward: x, queries, keys, values, probabilities, the values that they weigh, and which elements both dropouts
+keep. Scores, the shift of distances, both masks and dropout's products are made in place, and some again in backward.
+
+Shapes: B batch, T time, P relative positions, D model width, h heads, k = D / h; N = B x h.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nest_ssl.model.encoder.attention import MASKED_SCORE, by_pair
+from nest_ssl.model.encoder.fused.pieces import draw_kept, drop_, linear_backward, normalise, normalise_backward
+
+
+class AttentionBranch(torch.autograd.Function):
+    """`apply(x, pos_emb, mask, eps, rate on probabilities, rate on the branch, 13 weights)`.
+
+    The weights: norm's weight and bias; weight and bias of queries', keys' and values' linear layers; weight of
+    positions'; biases of content and of distance (h, k); weight and bias of the last linear layer. `mask` (B, T, T) is
+    true where nothing may be seen, or None.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTD: Tensor,
+        pos_1PD: Tensor,
+        mask_BTT: Tensor | None,
+        eps: float,
+        attention_rate: float,
+        branch_rate: float,
+        *weights: Tensor,
+    ) -> Tensor:
+        norm_weight, norm_bias, w_q, b_q, w_k, b_k, w_v, b_v, w_pos, content_hk, distance_hk, w_out, b_out = weights
+        batch, frames, width = x_BTD.shape
+        heads = len(content_hk)
+        if mask_BTT is not None and not mask_BTT.any():
+            mask_BTT = None  # it fills nothing
+        y_BTD, mean, rstd = normalise(x_BTD, norm_weight, norm_bias, eps)
+        q_BTD, k_BTD, v_BTD = F.linear(y_BTD, w_q, b_q), F.linear(y_BTD, w_k, b_k), F.linear(y_BTD, w_v, b_v)
+        del y_BTD
+        p_NkP = _columns(F.linear(pos_1PD, w_pos), heads, batch)
+        distance_NTP = torch.bmm(_rows(q_BTD, heads, distance_hk), p_NkP)
+        scores_NTT = torch.bmm(_rows(q_BTD, heads, content_hk), _columns(k_BTD, heads, batch))
+        scores_BhTT = scores_NTT.view(batch, heads, frames, frames)
+        scores_BhTT.add_(by_pair(distance_NTP.view(batch, heads, frames, -1))).div_(math.sqrt(width // heads))
+        del p_NkP, distance_NTP
+        probabilities_BhTT = torch.softmax(_fill_(scores_BhTT, mask_BTT, MASKED_SCORE), dim=-1)
+        kept = draw_kept(scores_BhTT, attention_rate)
+        # Dropped out, then masked: NeMo does it the other way round, and zero is zero.
+        _fill_(drop_(scores_BhTT.copy_(probabilities_BhTT), kept, attention_rate), mask_BTT, 0.0)
+        mixed_BhTk = torch.bmm(scores_NTT, _rows(v_BTD, heads)).view(batch, heads, frames, -1)
+        mixed_BTD = mixed_BhTk.transpose(1, 2).reshape(batch, frames, width)
+        out_BTD = F.linear(mixed_BTD, w_out, b_out)
+        branch_kept = draw_kept(out_BTD, branch_rate)
+        made = (mean, rstd, q_BTD, k_BTD, v_BTD, probabilities_BhTT, kept, mixed_BTD, branch_kept)
+        ctx.save_for_backward(x_BTD, pos_1PD, mask_BTT, *made, *weights)
+        ctx.numbers = eps, attention_rate, branch_rate
+        return drop_(out_BTD, branch_kept, branch_rate).add_(x_BTD)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
+        x_BTD, pos_1PD, mask_BTT, mean, rstd, *made_and_weights = ctx.saved_tensors
+        q_BTD, k_BTD, v_BTD, probabilities_BhTT, kept, mixed_BTD, branch_kept, *weights = made_and_weights
+        norm_weight, norm_bias, w_q, b_q, w_k, b_k, w_v, b_v, w_pos, content_hk, distance_hk, w_out, b_out = weights
+        eps, attention_rate, branch_rate = ctx.numbers
+        heads, shape = len(content_hk), probabilities_BhTT.shape
+        grad_BTD = grad_BTD.contiguous()
+        d_BTD = drop_(grad_BTD.clone(), branch_kept, branch_rate)
+        d_mixed_BTD, d_w_out, d_b_out = linear_backward(d_BTD, mixed_BTD, w_out, b_out)
+
+        # The product with the values, dropout, both masks, softmax, scale.
+        d_NTk = _rows(d_mixed_BTD, heads)
+        weighing_BhTT = _fill_(drop_(probabilities_BhTT.clone(), kept, attention_rate), mask_BTT, 0.0)
+        d_v_NTk = torch.bmm(weighing_BhTT.flatten(0, 1).transpose(1, 2), d_NTk)
+        d_BhTT = torch.bmm(d_NTk, _rows(v_BTD, heads).transpose(1, 2), out=weighing_BhTT.flatten(0, 1)).view(shape)
+        _fill_(drop_(d_BhTT, kept, attention_rate), mask_BTT, 0.0)
+        d_BhTT = torch.ops.aten._softmax_backward_data(d_BhTT, probabilities_BhTT, -1, d_BhTT.dtype)
+        _fill_(d_BhTT, mask_BTT, 0.0).div_(math.sqrt(content_hk.size(1)))
+        del weighing_BhTT
+
+        # Scores by content and by distance.
+        d_NTT = d_BhTT.flatten(0, 1)
+        d_content_NTk = torch.bmm(d_NTT, _columns(k_BTD, heads, len(x_BTD)).transpose(1, 2))
+        d_k_NkT = torch.bmm(_rows(q_BTD, heads, content_hk).transpose(1, 2), d_NTT)
+        d_NTP = _by_distance(d_BhTT, pos_1PD.size(1)).flatten(0, 1)
+        del d_BhTT, d_NTT
+        p_NkP = _columns(F.linear(pos_1PD, w_pos), heads, len(x_BTD))
+        d_distance_NTk = torch.bmm(d_NTP, p_NkP.transpose(1, 2))
+        d_p_NkP = torch.bmm(_rows(q_BTD, heads, distance_hk).transpose(1, 2), d_NTP)
+        d_p_PD = _together(d_p_NkP.view(len(x_BTD), heads, -1, pos_1PD.size(1)).sum(0, keepdim=True).transpose(2, 3))
+        d_w_pos = d_p_PD.flatten(0, 1).t().mm(pos_1PD.flatten(0, 1))
+        del d_NTP, p_NkP, d_p_NkP
+
+        # Queries, keys, values.
+        d_content_BThk, d_distance_BThk = (
+            each.view(*shape[:3], -1).transpose(1, 2) for each in (d_content_NTk, d_distance_NTk)
+        )
+        d_q_BTD = (d_content_BThk + d_distance_BThk).reshape(x_BTD.shape)
+        d_k_BTD = _together(d_k_NkT.view(*shape[:2], -1, shape[2]).transpose(2, 3))
+        d_v_BTD = _together(d_v_NTk.view(*shape[:3], -1))
+        y_BTD, *_ = normalise(x_BTD, norm_weight, norm_bias, eps)
+        d_y_BTD, d_w_v, d_b_v = linear_backward(d_v_BTD, y_BTD, w_v, b_v)
+        d_y_of_k_BTD, d_w_k, d_b_k = linear_backward(d_k_BTD, y_BTD, w_k, b_k)
+        d_y_of_q_BTD, d_w_q, d_b_q = linear_backward(d_q_BTD, y_BTD, w_q, b_q)
+        d_y_BTD.add_(d_y_of_k_BTD).add_(d_y_of_q_BTD)  # in the order in which autograd comes to them
+        d_x_BTD, *d_norm = normalise_backward(d_y_BTD, x_BTD, mean, rstd, norm_weight, norm_bias)
+        d_biases = d_content_BThk.sum((0, 1)), d_distance_BThk.sum((0, 1))
+        d_inputs = d_w_q, d_b_q, d_w_k, d_b_k, d_w_v, d_b_v, d_w_pos
+        return (d_x_BTD.add_(grad_BTD), *[None] * 5, *d_norm, *d_inputs, *d_biases, d_w_out, d_b_out)
+
+
+def _rows(x_BTD: Tensor, heads: int, bias_hk: Tensor | None = None) -> Tensor:
+    """(B, T, D), with the bias added, as N matrices (T, k), laid out as `torch.matmul` lays them out."""
+    x_BThk = x_BTD.view(*x_BTD.shape[:2], heads, -1)
+    x_BThk = x_BThk if bias_hk is None else x_BThk + bias_hk
+    return x_BThk.transpose(1, 2).reshape(-1, x_BTD.size(1), x_BThk.size(3))
+
+
+def _columns(x_BTD: Tensor, heads: int, batch: int) -> Tensor:
+    """(B or 1, T, D) as N matrices (k, T), laid out as `torch.matmul` lays them out."""
+    x_BhkT = x_BTD.view(*x_BTD.shape[:2], heads, -1).permute(0, 2, 3, 1)
+    return x_BhkT.expand(batch, -1, -1, -1).reshape(-1, *x_BhkT.shape[2:])
+
+
+def _together(x_BhTk: Tensor) -> Tensor:
+    """(B, h, T, k) to (B, T, D): a view where it may be one, as autograd has it, for layouts order sums."""
+    return x_BhTk.transpose(1, 2).reshape(x_BhTk.size(0), x_BhTk.size(2), -1)
+
+
+def _by_distance(d_BhTT: Tensor, distances: int) -> Tensor:
+    """The gradient of `by_pair`: (B, h, T, P), zero where no pair of frames is so far apart."""
+    d_BhTP = d_BhTT.new_zeros(*d_BhTT.shape[:3], distances)
+    by_pair(d_BhTP).copy_(d_BhTT)
+    return d_BhTP
+
+
+def _fill_(x_BhTT: Tensor, mask_BTT: Tensor | None, value: float) -> Tensor:
+    return x_BhTT if mask_BTT is None else x_BhTT.masked_fill_(mask_BTT.unsqueeze(1), value)

@@ -1,0 +1,41 @@
+"""Where the fused way may be taken: no hook looks into the layer, and it is of the one kind that is fused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+if TYPE_CHECKING:
+    from nest_ssl.model.encoder.layer import ConformerLayer
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+GLOBAL_HOOKS = [f"_global{name}" for name in HOOKS]
+REPLACED = frozenset({"forward", "_call_impl"})  # set on one object: somebody put something around it
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody sees calls of `module` or of one in it: by a hook, or by something in place of its forward."""
+    if any(getattr(torch_module, hooks, None) for hooks in GLOBAL_HOOKS):
+        return True
+    return any(
+        not REPLACED.isdisjoint(vars(each)) or any(vars(each)[hooks] for hooks in HOOKS) for each in module.modules()
+    )
+
+
+def is_fusable(layer: ConformerLayer, x_BTD: Tensor) -> bool:
+    """Whether `fused.layer` gives what the layer's own forward does, to the last bit, and where no hook sees it.
+
+    It stands for training on a CPU in one precision: on a GPU dropout draws otherwise, and evaluation keeps nothing
+    that could be saved.
+    """
+    if not (torch.is_grad_enabled() and x_BTD.requires_grad and x_BTD.device.type == "cpu" and x_BTD.is_contiguous()):
+        return False
+    if x_BTD.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.compiler.is_compiling() or x_BTD.size(0) * x_BTD.size(1) < 2:  # batch norm refuses one frame
+        return False
+    trained = all(module.training for module in layer.modules()) and all(p.requires_grad for p in layer.parameters())
+    return trained and layer.is_of_the_paper and not is_watched(layer)

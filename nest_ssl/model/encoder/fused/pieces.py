@@ -1,0 +1,55 @@
+"""What the fused branches have in common: dropout kept as booleans, layer norm, and the gradients of a linear layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 16  # elements dropped out at a time: caches hold them and the factors made for them
+
+
+def draw_kept(like: Tensor, rate: float) -> Tensor | None:
+    """Which elements dropout keeps, drawn as `F.dropout` does on a CPU: a number each, in memory's order.
+
+    Args:
+        like: contiguous, of the shape to draw.
+        rate: None is returned where it is 0, and nothing drawn.
+    """
+    return torch.empty_like(like, dtype=torch.bool).bernoulli_(1 - rate) if rate else None
+
+
+def drop_(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
+    """Multiply a contiguous `x` in place by what dropout multiplies it by: 0, or 1 / (1 - rate) as `F.dropout` rounds
+    it. It is a product there too, so that zeros have its signs."""
+    if kept is None:
+        return x
+    factor = torch.ones((), dtype=x.dtype).div_(1 - rate)
+    for part, kept_part in zip(torch.split(x.view(-1), CHUNK), torch.split(kept.view(-1), CHUNK), strict=True):
+        part.mul_(kept_part.to(x.dtype).mul_(factor))
+    return x
+
+
+def normalise(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer norm, means and reciprocal standard deviations."""
+    return torch.native_layer_norm(x_BTD, x_BTD.shape[-1:], weight_D, bias_D, eps)
+
+
+def normalise_backward(
+    d_BTD: Tensor, x_BTD: Tensor, mean: Tensor, rstd: Tensor, weight_D: Tensor, bias_D: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of what was normalised, of the weight and of the bias."""
+    shape, wanted = list(x_BTD.shape[-1:]), [True, True, True]
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
+        d_BTD, x_BTD, shape, mean, rstd, weight_D, bias_D, wanted
+    )
+    return grads
+
+
+def linear_backward(d: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of input, weight and bias of a linear layer, whose output has the gradient `d`, with autograd's calls.
+
+    Args:
+        d, x: (..., outputs) and, contiguous, (..., inputs).
+    """
+    d_RO, x_RI = d.reshape(-1, d.size(-1)), x.view(-1, x.size(-1))
+    return d_RO.mm(weight).view(x.shape), d_RO.t().mm(x_RI), None if bias is None else d_RO.sum(0)

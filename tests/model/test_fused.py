@@ -1,0 +1,185 @@
+"""The fused way through a Conformer layer has every bit of the open one, and steps aside for whoever looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nest_ssl.config.parts import Encoder
+from nest_ssl.config.section import read
+from nest_ssl.model.encoder import layer as layer_module
+from nest_ssl.model.encoder.encoder import ConformerEncoder
+from nest_ssl.model.encoder.fused import pieces
+from nest_ssl.model.encoder.fused.choice import is_fusable, is_watched
+from nest_ssl.record.observers.calls import CallObserver
+
+SIZES = {
+    "feat_in": 16,
+    "n_layers": 2,
+    "d_model": 24,  # of 2 heads: a scale that is no power of two
+    "n_heads": 2,
+    "subsampling": "dw_striding",
+    "subsampling_factor": 4,
+    "conv_kernel_size": 5,
+}
+
+
+def encoder(dtype: torch.dtype = torch.float32, **options: Any) -> ConformerEncoder:
+    torch.manual_seed(0)
+    made = ConformerEncoder(read(Encoder, {**SIZES, **options})).to(dtype)
+    for name, parameter in made.named_parameters():
+        if "pos_bias" in name:
+            nn.init.normal_(parameter)
+    return made
+
+
+def look(*_: object) -> None:
+    """A hook that changes nothing."""
+
+
+def stepped(module: ConformerEncoder, lengths: tuple[int, ...], watched: bool, steps: int = 2) -> dict[str, Any]:
+    """All that training leaves: outputs, gradients, weights, buffers, generators."""
+    handles = [each.register_forward_hook(look) for each in module.modules() if watched]
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
+    torch.manual_seed(1)
+    found: dict[str, Any] = {}
+    for step in range(steps):
+        x = torch.randn(len(lengths), SIZES["feat_in"], max(lengths)).to(next(module.parameters()).dtype)
+        x.requires_grad_()
+        encoded, _ = module(audio_signal=x, length=torch.tensor(lengths))
+        optimizer.zero_grad()
+        (encoded * torch.randn_like(encoded)).sum().backward()
+        found |= {f"{step} output": encoded.detach(), f"{step} input's gradient": x.grad}
+        found |= {f"{step} gradient of {name}": p.grad for name, p in module.named_parameters()}
+        optimizer.step()
+    found |= {name: value.clone() for name, value in module.state_dict().items()}
+    for handle in handles:
+        handle.remove()
+    return {**found, "generator": torch.get_rng_state()}
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    def bits(value: Any) -> Any:
+        return value.detach().contiguous().numpy().tobytes() if isinstance(value, Tensor) else value
+
+    assert one.keys() == other.keys()
+    return [name for name in one if bits(one[name]) != bits(other[name])]
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each layer's call took the fused way."""
+    ways: list[bool] = []
+
+    def noted(*arguments: Any) -> bool:
+        ways.append(is_fusable(*arguments))
+        return ways[-1]
+
+    monkeypatch.setattr(layer_module, "is_fusable", noted)
+    return ways
+
+
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "padded": ({}, (60, 37, 9)),
+    "whole": ({}, (60, 60)),
+    "one utterance": ({}, (41,)),
+    "no dropout": ({"dropout": 0.0, "dropout_att": 0.0}, (60, 37)),
+    "no biases": ({"use_bias": False}, (60, 37)),
+    "shared position biases": ({"untie_biases": False}, (60, 37)),
+    "causal": ({"conv_context_size": "causal"}, (60, 37)),
+    "dropped positions": ({"dropout_emb": 0.1}, (60, 37)),
+    "a power of two": ({"d_model": 32}, (300, 260)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_ways_give_the_same_bits(case: str, taken: list[bool]) -> None:
+    options, lengths = CASES[case]
+    opened = stepped(encoder(**options), lengths, watched=True)
+    assert set(taken) == {False}
+    taken.clear()
+    fused = stepped(encoder(**options), lengths, watched=False)
+    assert set(taken) == {True}
+    assert differing(opened, fused) == []
+
+
+def test_in_float64_too() -> None:
+    lengths = (60, 37)
+    both = [stepped(encoder(torch.float64), lengths, watched) for watched in (True, False)]
+    assert differing(*both) == []
+
+
+def test_with_several_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        both = [stepped(encoder(d_model=64), (200, 170), watched, steps=1) for watched in (True, False)]
+    finally:
+        torch.set_num_threads(before)
+    assert differing(*both) == []
+
+
+def test_a_fault_in_the_fused_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factor some ulps off."""
+    drop_ = pieces.drop_
+
+    def planted(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
+        return drop_(x, kept, rate + 1e-6)
+
+    opened = stepped(encoder(), (60, 37), watched=True)
+    monkeypatch.setattr("nest_ssl.model.encoder.fused.feed_forward.drop_", planted)
+    assert "0 output" in differing(opened, stepped(encoder(), (60, 37), watched=False))
+
+
+def hooked(module: nn.Module) -> object:
+    return module.register_forward_hook(look)
+
+
+def hooked_backward(module: nn.Module) -> object:
+    return module.register_full_backward_hook(look)
+
+
+def replaced(module: nn.Module) -> None:
+    module.forward = module.forward  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("looking", [hooked, hooked_backward, replaced])
+def test_who_looks_at_one_module_opens_its_layer(looking: Callable[[nn.Module], object], taken: list[bool]) -> None:
+    module = encoder()
+    looking(module.layers[1].conv.batch_norm)
+    stepped(module, (60, 37), watched=False, steps=1)
+    assert taken == [True, False]
+
+
+def test_a_hook_on_all_modules_opens_all() -> None:
+    handle = torch.nn.modules.module.register_module_forward_hook(look)
+    try:
+        assert is_watched(encoder())
+    finally:
+        handle.remove()
+    assert not is_watched(encoder())
+
+
+def test_a_recorder_opens_all_and_closes_them_again() -> None:
+    module = encoder()
+    observer = CallObserver(module).attach()
+    assert all(map(is_watched, module.layers))
+    observer.detach()
+    assert not any(map(is_watched, module.layers))
+
+
+def test_evaluation_and_frozen_weights_are_open(taken: list[bool]) -> None:
+    x, length = torch.randn(2, 16, 60), torch.tensor([60, 37])
+    encoder().eval()(audio_signal=x, length=length)
+    frozen = encoder()
+    frozen.layers[0].conv.pointwise_conv2.bias.requires_grad_(False)
+    frozen(audio_signal=x, length=length)
+    with torch.no_grad():
+        encoder()(audio_signal=x, length=length)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder()(audio_signal=x, length=length)
+    assert taken == [False, False, False, True, False, False, False, False]
