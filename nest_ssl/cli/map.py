@@ -10,7 +10,6 @@ is nearest to it on the other; its exit code is 0 if nothing is, else 1. The gra
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,27 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb.add_argument("--reference", type=Path, default=Path("outputs/nemo"), help="default outputs/nemo")
         verb.add_argument("--candidate", type=Path, default=Path("outputs/nest"), help="default outputs/nest")
     options = parser.parse_args(argv)
-    return _suggest(options) if options.verb == "suggest" else _check(options)
-
-
-def _suggest(options: argparse.Namespace) -> int:
     import yaml
 
-    from nest_ssl.compare.name_pairs import suggest
-    from nest_ssl.recording.reader import open_recording
-
-    reference, candidate = (open_recording(path, verify=False) for path in (options.reference, options.candidate))
-    print(yaml.safe_dump(suggest(reference, candidate), sort_keys=False, width=120), end="")
-    return 0
-
-
-def _check(options: argparse.Namespace) -> int:
     from nest_ssl.base.errors import visible
-    from nest_ssl.compare.name_pairs import left_over
+    from nest_ssl.compare.name_pairs import left_over, suggest
     from nest_ssl.compare.names import Renamed, load_names
     from nest_ssl.recording.reader import open_recording
 
     reference, candidate = (open_recording(path, verify=False) for path in (options.reference, options.candidate))
+    if options.verb == "suggest":
+        print(yaml.safe_dump(suggest(reference, candidate), sort_keys=False, width=120), end="")
+        return 0
     found = left_over(reference, Renamed(candidate, load_names(options.map)))
     for one in found:
         nearest = f"; nearest: {', '.join(one.nearest)}" if one.nearest else "; nothing like it"

@@ -69,8 +69,8 @@ class Entry:
     settings: Settings | None = None
     patterns: tuple[re.Pattern[str], ...] = field(default=(), compare=False)
 
-    def changed(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """The reference's tensors, from the candidate's.
+    def changed(self, parts: Sequence[Tensor], signed: bool = True) -> list[Tensor]:
+        """The reference's tensors, from the candidate's; what is not `signed`, as squares are not, is not negated.
 
         Raises:
             ValueError: they do not have the shape for it.
@@ -83,7 +83,7 @@ class Entry:
             whole = whole.reshape(s.reshape) if s.reshape is not None else whole
             whole = whole.permute(s.permute) if s.permute is not None else whole
             whole = whole.transpose(-1, -2) if s.transpose else whole
-            whole = -whole if s.negate else whole
+            whole = -whole if s.negate and signed else whole
             whole = whole.to(getattr(torch, s.dtype)) if s.dtype else whole
             if len(self.targets) == 1:
                 return [whole.contiguous()]
@@ -111,8 +111,8 @@ class Match:
 
     def names(self) -> list[str]:
         """The reference's names."""
-        filled = [_fill(self.entry.sources[self.source], target, self.holes) for target in self.entry.targets]
-        return [".".join(part for part in (name, self.rest) if part) for name in filled]
+        names = [filled(self.entry.sources[self.source], target, self.holes) for target in self.entry.targets]
+        return [".".join(part for part in (name, self.rest) if part) for name in names]
 
 
 class Names:
@@ -168,11 +168,13 @@ class Names:
             settings = settings or Settings(to=to)
         for one, other in pairs:
             for source in one:
-                if bad := next((goal for goal in other if not _fits(source, goal)), None):
+                given = _holes(source)
+                lacks = (goal for goal in other if {*_holes(goal)} - {*given} or goal.count("*") > given.count("*"))
+                if bad := next(lacks, None):
                     raise self._wrong(name, f"Give each * and {{}} of {bad!r} on the left too.")
             if settings and any(_holes(source) != _holes(one[0]) for source in one):
                 raise self._wrong(name, "Give all parts the same * and {}.")
-            yield Entry(one, other, settings, tuple(map(_pattern, one)))
+            yield Entry(one, other, settings, tuple(map(pattern_of, one)))
 
     def _wrong(self, name: Any, fix: str) -> UserError:
         return UserError("no map of names", f"{self.where}: {name!r}", fix)
@@ -215,12 +217,7 @@ def _holes(name: str) -> list[str]:
     return [found[1] or "*" for found in _HOLES.finditer(name)]
 
 
-def _fits(source: str, target: str) -> bool:
-    given, wanted = _holes(source), _holes(target)
-    return wanted.count("*") <= given.count("*") and {*wanted} <= {*given}
-
-
-def _pattern(name: str) -> re.Pattern[str]:
+def pattern_of(name: str) -> re.Pattern[str]:
     """What matches the name and all below it, a group for each hole; one with the label of another is the same text."""
     text, ends = "", 0
     first: dict[str, int] = {}
@@ -232,7 +229,7 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(text + re.escape(name[ends:]) + r"(?=\.|$)")
 
 
-def _fill(source: str, target: str, parts: Sequence[str]) -> str:
+def filled(source: str, target: str, parts: Sequence[str]) -> str:
     stars = iter([part for label, part in zip(_holes(source), parts, strict=True) if label == "*"])
     named = dict(zip(_holes(source), parts, strict=True))
     return _HOLES.sub(lambda found: named[found[1]] if found[1] else next(stars), target)

@@ -51,14 +51,14 @@ def suggest(reference: Recording, candidate: Recording) -> dict[str, Any]:
 
     Names that follow one pattern are one line; what has no partner is not in it, and `left_over` lists it.
     """
-    pairs = _pairs(reference.initial_weights(), candidate.initial_weights())
+    pairs = pairs_of(reference.initial_weights(), candidate.initial_weights())
     plain = {name: target for name, (target, transposed) in pairs.items() if not transposed}
-    drafted = _patterns(_modules(plain))
+    drafted = _patterns(shortened(plain))
     turned = {name: target for name, (target, transposed) in pairs.items() if transposed}
     return drafted | {name: {"to": target, "transpose": True} for name, target in _patterns(turned).items()}
 
 
-def _pairs(reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]) -> dict[str, tuple[str, bool]]:
+def pairs_of(reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]) -> dict[str, tuple[str, bool]]:
     """Of each name of the candidate the reference's, and whether it is transposed."""
     pairs: dict[str, tuple[str, bool]] = {}
     left, wanting = dict(reference), dict(candidate)
@@ -87,7 +87,7 @@ def _pairs(reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]) -> 
     return pairs
 
 
-def _modules(pairs: Mapping[str, str]) -> dict[str, str]:
+def shortened(pairs: Mapping[str, str]) -> dict[str, str]:
     """Pairs of whole names, shortened while all that lies below the shorter ones goes along."""
     found = dict(pairs)
     for name in pairs:
@@ -107,7 +107,7 @@ def _patterns(pairs: Mapping[str, str]) -> dict[str, str]:
     """Numbers in names as holes, where all names of the pattern go to the same one of the reference."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, target in pairs.items():
-        groups[_holes(name, target)].append(name)
+        groups[with_hole(name, target)].append(name)
     drafted: dict[str, str] = {}
     for (pattern, goal), names in groups.items():
         alone = sum(1 for other, _ in groups if other == pattern) == 1
@@ -116,7 +116,7 @@ def _patterns(pairs: Mapping[str, str]) -> dict[str, str]:
     return drafted
 
 
-def _holes(name: str, target: str) -> tuple[str, str]:
+def with_hole(name: str, target: str) -> tuple[str, str]:
     """The first number that stands in both, as ``{i}``."""
     for part in name.split("."):
         if part.isdecimal() and part in target.split("."):

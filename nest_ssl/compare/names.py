@@ -23,6 +23,7 @@ from nest_ssl.recording.tensors import describe_tensor
 
 __all__ = ["Names", "Renamed", "load_names", "renaming"]
 V = TypeVar("V")
+SIGNED = ("exp_avg", "momentum_buffer", "grad_avg")  # states of optimizers that go with the sign of the gradient
 # What the parts of an entry become: the candidate's values, in order, to the reference's; None: to nothing.
 Change = Callable[[Entry, list[V]], list[V] | None]
 
@@ -44,8 +45,9 @@ class Renamed(Recording):
         if not self._given and not self.matched:
             raise UserError("a map of names that fits nothing", str(original.path), "Give names of the candidate.")
         structure = original.structure
-        of_tensors = ([e.name for e in structure.parameters], [e.name for e in structure.buffers])
-        for entries, targets in ((modules, self._module_names), *((names, self._tensor_names) for names in of_tensors)):
+        of_modules: tuple[list[str], Callable[[str], list[str]]] = (modules, lambda name: [rename(name)])
+        stored_as = [([e.name for e in kind], self._tensor_names) for kind in (structure.parameters, structure.buffers)]
+        for entries, targets in (of_modules, *stored_as):
             taken: dict[str, str] = {}  # one of two would hide the other, and whatever differs in it
             for name in entries:
                 for target in targets(name):
@@ -92,7 +94,7 @@ class Renamed(Recording):
                 continue
             try:
                 ordered = [found[place][2] for place in sorted(found)]
-                changed = (change or _changed)(match.entry, ordered)
+                changed = (change or changed_tensors)(match.entry, ordered)
             except ValueError as error:
                 fix = "Mend the map, or see nest-ssl map check."
                 raise UserError("a map that does not fit", f"{', '.join(names)}: {error}", fix) from error
@@ -107,9 +109,6 @@ class Renamed(Recording):
         match = self._rename.match(name)
         return match.names() if match else [name]
 
-    def _module_names(self, name: str) -> list[str]:
-        return [self._rename(name)]
-
     def ledger(self, entries: list[Any] | None) -> list[Any] | None:
         """Draws, by the modules that made them."""
         if entries is None:
@@ -122,7 +121,7 @@ class Renamed(Recording):
         modules = [e.model_copy(update={"name": self._rename(e.name)}) for e in found.modules if self.stays(e.name)]
         update: dict[str, Any] = {"modules": modules}
         for kind in ("parameters", "buffers"):
-            table = self.table({entry.name: entry for entry in getattr(found, kind)}, _changed_entries)
+            table = self.table({entry.name: entry for entry in getattr(found, kind)}, changed_entries)
             update[kind] = [entry.model_copy(update={"name": name}) for name, entry in table.items()]
         shared = None if found.shared is None else [self.names(group) for group in found.shared]
         return found.model_copy(update={**update, "shared": shared})
@@ -182,15 +181,17 @@ class _RenamedStep(StepFiles):
         return None if found is None else self._names.names(found)
 
     def left_gradients(self) -> dict[str, str]:
-        return self._names.table(
-            super().left_gradients(), lambda entry, digests: None
-        )  # nothing is known of their bits
+        return self._names.table(super().left_gradients(), lambda *_: None)  # what is changed has bits of its own
 
     def facts(self) -> StepFacts | None:
         found = super().facts()
         before = None if found is None else found.gradients_before
         tables = {"training": found.training, "gradients_before": before} if found else {}
-        update = {n: self._names.table(table, _first_of) for n, table in tables.items() if table is not None}
+
+        def first(entry: Entry, values: list[Any]) -> list[Any]:
+            return [values[0]] * len(entry.targets)
+
+        update = {name: self._names.table(table, first) for name, table in tables.items() if table is not None}
         return found and found.model_copy(update=update)
 
     def rng(self) -> StepRandom:
@@ -205,7 +206,7 @@ class _RenamedStep(StepFiles):
         return [{**group, "params": self._names.names(group["params"])} for group in groups]
 
 
-def _changed(entry: Entry, values: list[Any]) -> list[Any]:
+def changed_tensors(entry: Entry, values: list[Any]) -> list[Any]:
     """Tensors; where backward reached no part of a parameter it reached none of what is made of it."""
     if all(value is None for value in values):
         return [None] * len(entry.targets)
@@ -220,17 +221,13 @@ def _changed_state(entry: Entry, values: list[dict[str, Any]]) -> list[dict[str,
     for key, first in values[0].items():
         parts = [value.get(key) for value in values]
         large = all(isinstance(part, Tensor) and part.dim() > 0 for part in parts)
-        changed = entry.changed(parts) if large else [first] * len(made)  # type: ignore[arg-type]
+        changed = entry.changed(parts, key in SIGNED) if large else [first] * len(made)  # type: ignore[arg-type]
         for state, value in zip(made, changed, strict=True):
             state[key] = value
     return made
 
 
-def _changed_entries(entry: Entry, values: list[Any]) -> list[Any]:
+def changed_entries(entry: Entry, values: list[Any]) -> list[Any]:
     """Of the structure: shape and dtype."""
     empty = [torch.empty(v.shape, dtype=getattr(torch, v.dtype), device="meta") for v in values]
     return [values[0].model_copy(update=describe_tensor(tensor)) for tensor in entry.changed(empty)]
-
-
-def _first_of(entry: Entry, values: list[V]) -> list[V]:
-    return [values[0]] * len(entry.targets)

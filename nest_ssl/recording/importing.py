@@ -75,7 +75,7 @@ def import_folder(source: Path, out: Path, overwrite: bool = False) -> list[str]
         writer.save_builtins(files.STRUCTURE, {"modules": [], "parameters": entries, "buffers": [], "shared": None})
         for number, tables in steps.items():
             where = source / f"step_{number}"
-            calls = _calls(tables.get("activations", {}), tables.get("activation_gradients", {}), where)
+            calls = calls_of(tables.get("activations", {}), tables.get("activation_gradients", {}), where)
             for kind in tables.keys() - {"activations", "activation_gradients"}:
                 table: Any = tables[kind]
                 if kind == "loss":
@@ -137,7 +137,7 @@ def _tables(folder: Path, kinds: tuple[str, ...]) -> Tables:
     return found
 
 
-def _calls(activations: Mapping[str, Tensor], gradients: Mapping[str, Tensor], where: Path) -> list[Call]:
+def calls_of(activations: Mapping[str, Tensor], gradients: Mapping[str, Tensor], where: Path) -> list[Call]:
     """Calls in the order in which their first tensor stands."""
     calls: dict[tuple[str, int], Call] = {}
     for table, is_gradient in ((activations, False), (gradients, True)):
