@@ -12,6 +12,7 @@ from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import DEFAULT_NAME
 from nest_ssl.config.strict import read_config
+from nest_ssl.releases import unlisted
 from nest_ssl.run.reference import reference_generation
 
 THREADS = "OMP_NUM_THREADS"
@@ -41,6 +42,8 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
     if not threads.isdecimal() or int(threads) < 1:  # OpenMP would take as many as it likes, and the bits are others
         raise UserError("not a number of threads", f"{THREADS}={threads}", "Give a whole number from 1 (THREADS=1).")
     cfg, _ = read_config(args.overrides, args.config_path, args.config_name)
+    if note := unlisted(cfg.nemo):
+        print(f"note: {note}")
     cfg.nemo = reference_generation(cfg.nemo)
     if args.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
