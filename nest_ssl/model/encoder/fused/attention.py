@@ -72,7 +72,7 @@ class AttentionBranch(torch.autograd.Function):
     def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, pos_1PD, mask_BTT, mean, rstd, *made_and_weights = ctx.saved_tensors
         p_1PD, q_BTD, k_BTD, v_BTD, probabilities_BhTT, kept, mixed_BTD, branch_kept, *weights = made_and_weights
-        norm_weight, norm_bias, w_q, b_q, w_k, b_k, w_v, b_v, w_pos, content_hk, distance_hk, w_out, b_out = weights
+        norm_weight, norm_bias, w_q, b_q, w_k, b_k, w_v, b_v, _, content_hk, distance_hk, w_out, b_out = weights
         eps, attention_rate, branch_rate = ctx.numbers
         heads, shape = len(content_hk), probabilities_BhTT.shape
         grad_BTD = grad_BTD.contiguous()
