@@ -110,9 +110,8 @@ def weigh(
         in64: both trainers in float64, end to end.
         known: differences that the user knows and means.
     """
-    starts = [root.finding for root in roots if root.phase == "forward"]
-    scaled = {(one.moment.step, one.address) for one in starts if is_scaled(one.metrics)}
-    rule = SameFunctionRule(evidence, known, scaled)
+    scaled = [root.finding for root in roots if root.phase == "forward" and is_scaled(root.finding.metrics)]
+    rule = SameFunctionRule(evidence, known, {(one.moment.step, one.address) for one in scaled})
     numbers = {step.step for step in steps}
     replayed: list[Unit] = evidence.replay.units if evidence.replay else []
     units = [rule.judge(unit) for unit in replayed if unit.step in numbers]
