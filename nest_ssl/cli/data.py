@@ -7,14 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import ROOT, WORK
 from nest_ssl.practice.corpus import read_checksums, write_corpus, wrong_files
 
-KINDS = ("plain", "tarred", "buckets", "concat")  # the files of conf/kind
+KINDS = ("plain", "tarred", "shar", "buckets", "mux", "concat")  # the files of conf/kind
 BUCKET_SECONDS = 3.5  # shorter utterances of the practice corpus make the first bucket
 SHARDS = 2
 
@@ -44,13 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"data: wrote {len(written)} of {len(checksums)} files to {out}; every SHA-256 is the committed one")
     else:
         print(f"data: all {len(checksums)} files are in {out} and right; nothing to do")
-    if arguments.kind in ("tarred", "buckets"):
-        write_kind(arguments.kind, out)
+    for kind in ("tarred", "shar") if arguments.kind == "mux" else (arguments.kind,):
+        if kind not in ("plain", "concat"):
+            write_kind(kind, out)
     return 0
 
 
 def convert(argv: Sequence[str]) -> int:
     """`nest-ssl data convert MANIFEST --to tarred|shar --out FOLDER [--shards N]`; prints the keys that read it."""
+    import yaml
+
     from nest_ssl.data.manifest import read_speech
     from nest_ssl.data.sources import making
 
