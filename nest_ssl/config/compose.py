@@ -36,7 +36,7 @@ OWN_KEYS = ("nemo", "seed", "output_dir", "save_steps", "stop_when_recorded", "n
             "learning_rates", "overwrite", "batches", "no_masked_token", "bad_audio", "seeded_data")  # fmt: skip
 WRITTEN_TO = ("output_dir", "exp_manager.exp_dir", "exp_manager.explicit_log_dir",
               "exp_manager.resume_from_checkpoint", "exp_manager.checkpoint_callback_params.dirpath")  # fmt: skip
-PATH_KEYS = ("manifest_filepath", "noise_manifest", "tarred_audio_filepaths")  # of train_ds and validation_ds
+PATH_KEYS = ("manifest_filepath", "noise_manifest", "tarred_audio_filepaths", "shar_path", "cuts_path")  # of data
 SOURCE_KEYS = ("init_from_nemo_model", "init_from_ptl_ckpt")  # a path, or groups with a `path`
 
 

@@ -69,18 +69,23 @@ class Dataset(Section):
 
     # Other code of NeMo reads these.
     ACCEPTED = silent(
-        "labels parser use_start_end_token defer_setup seed shard_manifests use_dali return_sample_id text_field"
-        " lang_field input_cfg cuts_path shar_path shard_seed batch_duration quadratic_duration use_bucketing"
-        " num_buckets bucket_duration_bins bucket_buffer_size bucket_batch_size num_cuts_for_bins_estimate"
-        " shuffle_buffer_size skip_missing_manifest_entries tarred_random_access"
+        "labels parser use_start_end_token defer_setup shard_manifests use_dali return_sample_id text_field"
+        " lang_field pretokenize cuda_expandable_segments metadata_only"
     )
     REFUSED: ClassVar = {
-        "use_lhotse": "Set use_lhotse=false and give manifest_filepath.",
         "augmentor": "Drop the section; batch_augmentor is supported.",
+        "bucket_batch_size": "Give batch_duration, or batch_size.",
+        "multi_config": "Name the sets in input_cfg.",
+        **dict.fromkeys(
+            "noise_path perturb_speed concatenate_samples truncate_duration cut_into_windows_duration rir_enabled"
+            " pad_min_duration lowpass_enabled compression_enabled clipping_enabled slice_length"
+            " reweight_temperature skip_missing_manifest_entries tarred_random_access".split(),
+            "Leave it out; of what changes audio, noise_manifest and batch_augmentor are supported.",
+        ),
     }
 
     # A path, several joined by commas, or a list; of buckets and mixtures, lists of these.
-    manifest_filepath: str | list[str | list[str]] | None = None
+    manifest_filepath: str | list[str | list[str | Number]] | None = None
     noise_manifest: Annotated[str | list[str] | None, BeforeValidator(_not_empty)] = None
     sample_rate: Positive | None = None  # Hz; the model's if null
     batch_size: Positive | None = None
@@ -117,8 +122,39 @@ class Dataset(Section):
     concat_sampling_seed: Whole | None = None
     concat_shuffle: bool = True
 
+    # Lhotse. Where no limit or size is given, there is none.
+    use_lhotse: bool = False
+    input_cfg: list[dict[str, Any]] | None = None  # sets to mix: type, weight, and the keys of each
+    shar_path: str | list[Any] | dict[str, Any] | None = None  # a folder; or several, each alone or with a weight
+    cuts_path: str | None = None  # Lhotse's own manifest
+    seed: int = 0  # of all generators, when the loader is built
+    shard_seed: int | Literal["trng", "randomized"] = "trng"  # of orders and mixtures
+    batch_duration: Number | None = None  # s in a batch
+    quadratic_duration: Number | None = None  # s from which longer utterances count for more
+    use_bucketing: bool = False
+    num_buckets: Annotated[int, Gt(1)] = 30
+    bucket_duration_bins: list[Number] | None = None  # s
+    bucket_buffer_size: Positive = 10_000
+    num_cuts_for_bins_estimate: Positive = 10_000
+    concurrent_bucketing: bool = True
+    shuffle_buffer_size: Positive = 10_000
+    max_open_streams: Positive | None = None
+    force_finite: bool = False
+    force_map_dataset: bool = False
+    force_iterable_dataset: bool = False
+
     @model_validator(mode="after")
     def _of_one_kind(self) -> Dataset:
+        if self.use_lhotse:
+            if not any((self.input_cfg, self.shar_path, self.cuts_path, self.manifest_filepath)):
+                fix = "Give manifest_filepath, shar_path, cuts_path or input_cfg."
+                raise Unfit("no data is named", "use_lhotse=true", fix)
+            if self.batch_size is None and self.batch_duration is None:
+                raise Unfit("no size of a batch is given", "batch_duration", "Give it, or batch_size.")
+            if self.trim_silence or self.int_values or not isinstance(self.channel_selector, int | None):
+                what, fix = "Lhotse reads audio as it is", "Leave out trim_silence, int_values, channel_selector."
+                raise Unfit(what, "use_lhotse=true", fix)
+            return self
         if self.manifest_filepath in (None, "", "???"):
             what, fix = "no manifest is given", "Give its path, or set the whole section to null."
             raise Unfit(what, "manifest_filepath", fix)

@@ -120,6 +120,8 @@ def build_dataloader(
         return None
     corpora = corpora or Corpora()
     shuffle = bool(dataset.shuffle) if "shuffle" in dataset.model_fields_set else shuffle  # given as null: false
+    if dataset.use_lhotse:
+        return lhotse_loader(dataset, sample_rate, shuffle, corpora, differences)
     items, collate = items_of(dataset, sample_rate, corpora, shuffle, seeded, skipped is not None, differences)
     return AudioNoiseLoader(
         items,
@@ -167,6 +169,22 @@ def items_of(
         sets.append(chain(repeated, dataset.bucketing_strategy))
     collate = utterances([]).collate
     return (Mixture(sets, dataset, seeded=seeded) if dataset.is_concat else sets[0]), collate
+
+
+def lhotse_loader(
+    dataset: Dataset, sample_rate: int, shuffle: bool, corpora: Corpora, of: Generation
+) -> AudioNoiseLoader:
+    """The loader of a section with `use_lhotse`; it seeds all generators, see `sources/sampling.py`."""
+    from nest_ssl.data.sources.sampling import CutsWithNoise, lhotse_arguments
+
+    corpus, mixing = corpora.read(dataset), dataset.batch_augmentor
+    augmentor = build_augmentor(mixing, of.augmentation_draws) if mixing is not None else None
+    section = {**dataset.model_dump(exclude_none=True), "shuffle": shuffle}
+    items, rate = CutsWithNoise(corpus.clips, augmentor), dataset.sample_rate or sample_rate
+    arguments = lhotse_arguments(dataset, section, items, rate, rank=0, world_size=1)
+    return AudioNoiseLoader(
+        **arguments, batch_size=None, num_workers=dataset.num_workers, pin_memory=dataset.pin_memory
+    )
 
 
 def validation_sections(section: Mapping[str, Any]) -> list[dict[str, Any]]:
