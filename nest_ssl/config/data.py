@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import yaml
 from annotated_types import Gt, MinLen
 from pydantic import BeforeValidator, ValidationInfo, model_validator
 
-from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, silent
+from nest_ssl.base.home import ROOT
+from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, read, silent
 
 
 class BatchAugmentor(Section):
@@ -62,6 +65,53 @@ def _not_empty(value: Any, info: ValidationInfo) -> Any:
         fix = "Remove the key, or set batch_augmentor.prob=0."
         raise Unfit("no batch augmentor is named", "batch_augmentor=null", fix)
     return value
+
+
+def _members(value: Any) -> Any:
+    """The members of a mixture, also where the path of a YAML file with them is given, as NeMo has it.
+
+    Raises:
+        Unfit: no such file, or one that is no list.
+    """
+    if isinstance(value, str):
+        try:
+            path = Path(value).expanduser()
+            text = (path if path.exists() else ROOT / path).read_text(encoding="utf-8")
+            value = yaml.load(text, Loader=yaml.CSafeLoader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise Unfit(f"a file that cannot be read ({error})", f"input_cfg={value}", "Check the path.") from error
+    if isinstance(value, list):
+        for number, member in enumerate(value):
+            read(Member, member, f"input_cfg[{number}]")
+    return value
+
+
+InputCfg = Annotated[list[dict[str, Any]] | None, BeforeValidator(_members)]
+ShardSeed = int | Literal["trng", "randomized"]
+
+
+class Member(Section):
+    """A set in a mixture of Lhotse's (`input_cfg`), or a group of them; what it does not say, the section says."""
+
+    ACCEPTED = silent("tags corpus text_field lang_field")
+
+    type: Literal["nemo", "nemo_tarred", "lhotse", "lhotse_shar", "group"]
+    weight: Number | None = None
+    manifest_filepath: str | list[str | list[str | Number]] | None = None
+    tarred_audio_filepaths: str | list[str | list[str]] | None = None
+    shar_path: str | list[Any] | dict[str, Any] | None = None
+    cuts_path: str | None = None
+    input_cfg: InputCfg = None
+    shuffle: bool | None = None
+    shard_seed: ShardSeed | None = None
+    max_open_streams: Positive | None = None
+    force_finite: bool | None = None
+
+    @model_validator(mode="after")
+    def _names_data(self) -> Member:
+        if not any((self.input_cfg, self.shar_path, self.cuts_path, self.manifest_filepath)):
+            raise Unfit("a member of a mixture names no data", "type", "Give manifest_filepath, shar_path, cuts_path.")
+        return self
 
 
 class Dataset(Section):
@@ -124,11 +174,11 @@ class Dataset(Section):
 
     # Lhotse. Where no limit or size is given, there is none.
     use_lhotse: bool = False
-    input_cfg: list[dict[str, Any]] | None = None  # sets to mix: type, weight, and the keys of each
+    input_cfg: InputCfg = None  # sets to mix, see `Member`; or the path of a file with them
     shar_path: str | list[Any] | dict[str, Any] | None = None  # a folder; or several, each alone or with a weight
     cuts_path: str | None = None  # Lhotse's own manifest
     seed: int = 0  # of all generators, when the loader is built
-    shard_seed: int | Literal["trng", "randomized"] = "trng"  # of orders and mixtures
+    shard_seed: ShardSeed = "trng"  # of orders and mixtures
     batch_duration: Number | None = None  # s in a batch
     quadratic_duration: Number | None = None  # s from which longer utterances count for more
     use_bucketing: bool = False
@@ -151,6 +201,9 @@ class Dataset(Section):
                 raise Unfit("no data is named", "use_lhotse=true", fix)
             if self.batch_size is None and self.batch_duration is None:
                 raise Unfit("no size of a batch is given", "batch_duration", "Give it, or batch_size.")
+            if self.force_map_dataset and self.force_iterable_dataset:
+                fix = "Give one of them."
+                raise Unfit("force_map_dataset and force_iterable_dataset", "force_map_dataset=true", fix)
             if self.trim_silence or self.int_values or not isinstance(self.channel_selector, int | None):
                 what, fix = "Lhotse reads audio as it is", "Leave out trim_silence, int_values, channel_selector."
                 raise Unfit(what, "use_lhotse=true", fix)

@@ -13,6 +13,7 @@ from typing import Any
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
+from nest_ssl.data.files import where_to_look
 from nest_ssl.data.manifest import Entry, Manifest, NoiseClip, manifest_paths, read_noise, read_speech
 from nest_ssl.data.sources.shards import buckets_of, expand, is_sharded, tars_of
 
@@ -145,13 +146,21 @@ def sets_of(dataset: Dataset) -> list[list[Part]]:
 
 
 def lhotse_parts(section: Mapping[str, Any]) -> list[Part]:
-    """The files that a section with `use_lhotse`, or a member of its `input_cfg`, names."""
+    """The files that a section with `use_lhotse`, or a member of its `input_cfg`, names.
+
+    Raises:
+        UserError: a folder of shar that is not there, or has no cuts.
+    """
     if section.get("input_cfg"):
         return [part for member in section["input_cfg"] for part in lhotse_parts(member)]
     if given := section.get("shar_path"):
         if isinstance(given, dict):
             return [Part([], [path for value in given.values() for path in expand(value)])]
         folders = [given] if isinstance(given, str) else [one if isinstance(one, str) else one[0] for one in given]
+        for folder in folders:
+            if not next(Path(folder).glob("cuts.*.jsonl*"), None):
+                fix = where_to_look("Check shar_path; nest-ssl data convert --to shar writes such a folder.")
+                raise UserError("no folder with Lhotse's shar (cuts.000000.jsonl)", str(folder), fix)
         return [Part([], sorted(str(p) for p in Path(f).glob("*") if not p.name.startswith("."))) for f in folders]
     if section.get("cuts_path"):
         return [Part([], [section["cuts_path"]])]
@@ -164,6 +173,19 @@ def lhotse_parts(section: Mapping[str, Any]) -> list[Part]:
         archives = [] if tar is None else expand(tar if isinstance(tar, str) else tar[0])
         parts.append(Part(expand(manifest if isinstance(manifest, str) else manifest[0]), archives))
     return parts
+
+
+def is_stream(dataset: Dataset) -> bool:
+    """Whether workers read a section's data one after another (tar files, Lhotse's shar), instead of by number."""
+    if not dataset.use_lhotse:
+        return dataset.is_tarred or dataset.is_concat
+    first: Mapping[str, Any] = dataset.model_dump()
+    while first.get("input_cfg"):
+        first = first["input_cfg"][0]
+    streams = first.get("shar_path") is not None or (
+        first.get("cuts_path") is None and first.get("tarred_audio_filepaths") is not None
+    )
+    return (streams or dataset.force_iterable_dataset) and not dataset.force_map_dataset
 
 
 def parts_of_set(dataset: Dataset) -> list[Part]:

@@ -6,8 +6,9 @@ Both loaders are built from the same section and walked from the same seeds; one
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ from nest_ssl.data.sources.making import convert
 from nest_ssl.data.sources.seeding import seeded_sources
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # NeMo's and its libraries' own
+
+
+@pytest.fixture(autouse=True)
+def _streams_are_closed() -> Iterator[None]:
+    """Streams cut short keep their tar files open until they are collected: here, where their warnings are ignored."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +93,9 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 SECONDS = {"batch_size": None, "batch_duration": 9.0}
-LHOTSE = {"use_lhotse": True, "seed": 11, "shard_seed": "randomized"}
+# Endless streams fill the buffer from which they shuffle before the first batch, with the audio.
+LHOTSE = {"use_lhotse": True, "seed": 11, "shard_seed": "randomized", "shuffle_buffer_size": 7,
+          "bucket_buffer_size": 20}  # fmt: skip
 SHAR = {**LHOTSE, **SECONDS, "shar_path": "plain_shar"}
 ENDLESS = 9  # batches of an endless stream that are looked at
 MANIFEST = {**LHOTSE, "manifest_filepath": "plain/train_manifest.json"}
@@ -111,6 +121,12 @@ CUT_CASES: dict[str, dict[str, Any]] = {
     "mux": {**LHOTSE, **SECONDS, **MIXED, "input_cfg": [
         {"type": "nemo_tarred", "weight": 2, **SHARDED},
         {"type": "lhotse_shar", "weight": 1, "shar_path": "plain_shar"}]},
+    "mux of groups, two workers": {**LHOTSE, **SECONDS, **MIXED, "num_workers": 2, "input_cfg": [
+        {"type": "group", "weight": 0.3, "input_cfg": [
+            {"type": "lhotse_shar", "shar_path": "plain_shar"}, {"type": "lhotse_shar", "shar_path": "other_shar"}]},
+        {"type": "nemo_tarred", "weight": 0.7, "tags": {"from": "tars"}, **SHARDED}]},
+    "manifests, mixed by weight": {
+        **LHOTSE, **MIXED, "manifest_filepath": [["plain/train_manifest.json", 0.8], ["plain/val_manifest.json", 0.2]]},
     "mux of few open streams": {**LHOTSE, **SECONDS, **MIXED, "max_open_streams": 1, "input_cfg": [
         {"type": "lhotse_shar", "weight": 2, "shar_path": "plain_shar"},
         {"type": "lhotse_shar", "weight": 1, "shar_path": "other_shar"}]},
@@ -165,26 +181,21 @@ def test_batches_of_cuts_are_nemos(
 ) -> None:
     section = section_of(case, corpus)
     check_dataset(read(Dataset, section), RATE)
-    epochs = 2 if "manifest" in case and "tars" not in case else 0
-    expected, reference_ledger = look(lambda: build_reference(nemo_model, section), epochs)
-    got, candidate_ledger = look(lambda: build_candidate(section), epochs)
+    expected, reference_ledger = walk(lambda: FirstBatches(build_reference(nemo_model, section)), 42)
+    got, candidate_ledger = walk(lambda: FirstBatches(build_candidate(section)), 42)
+    assert len(got) > 1
     assert_same(expected, got)
     assert candidate_ledger == reference_ledger
 
 
-def look(build: Callable[[], Any], epochs: int) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """As `walk`; of an endless stream so many batches."""
-    if epochs:
-        return walk(build, 42, epochs)
+class FirstBatches:
+    """A loader cut short, as `trainer.limit_train_batches` does: most of these streams have no end."""
 
-    class Some:
-        def __init__(self) -> None:
-            self.loader = build()
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
 
-        def __iter__(self) -> Any:
-            return itertools.islice(iter(self.loader), ENDLESS)
-
-    return walk(Some, 42, 1)
+    def __iter__(self) -> Any:
+        return itertools.islice(iter(self.loader), ENDLESS)
 
 
 @pytest.mark.parametrize("case", FROM_THE_CLOCK)
