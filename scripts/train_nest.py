@@ -30,7 +30,8 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
 
     read = inputs or Inputs()
     skipped = SkippedAudio() if cfg.bad_audio == "skip" else None
-    model = load_model_class()(cfg.model, cfg.nemo, cfg.no_masked_token, skipped, read.corpora, cfg.seeded_data)
+    ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    model = load_model_class()(cfg.model, cfg.nemo, cfg.no_masked_token, skipped, read.corpora, cfg.seeded_data, *ranks)
     seed_narrow_band(model, cfg.seed)
     with loading_sources(cfg):
         init_from_pretrained(model, cfg, read.sources)

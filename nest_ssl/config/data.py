@@ -90,6 +90,16 @@ InputCfg = Annotated[list[dict[str, Any]] | None, BeforeValidator(_members)]
 ShardSeed = int | Literal["trng", "randomized"]
 
 
+def _check_weights(section: Any) -> None:
+    """NeMo looks for weights in `manifest_filepath` only beside tar files."""
+    nested = isinstance(section.manifest_filepath, list) and not all(
+        isinstance(path, str) for path in section.manifest_filepath
+    )
+    if nested and section.tarred_audio_filepaths is None:
+        what, fix = "Lhotse reads weights of manifests beside tar files alone", "Mix by weight in input_cfg."
+        raise Unfit(what, "manifest_filepath", fix)
+
+
 class Member(Section):
     """A set in a mixture of Lhotse's (`input_cfg`), or a group of them; what it does not say, the section says."""
 
@@ -111,6 +121,7 @@ class Member(Section):
     def _names_data(self) -> Member:
         if not any((self.input_cfg, self.shar_path, self.cuts_path, self.manifest_filepath)):
             raise Unfit("a member of a mixture names no data", "type", "Give manifest_filepath, shar_path, cuts_path.")
+        _check_weights(self)
         return self
 
 
@@ -201,6 +212,7 @@ class Dataset(Section):
                 raise Unfit("no data is named", "use_lhotse=true", fix)
             if self.batch_size is None and self.batch_duration is None:
                 raise Unfit("no size of a batch is given", "batch_duration", "Give it, or batch_size.")
+            _check_weights(self)
             if self.force_map_dataset and self.force_iterable_dataset:
                 fix = "Give one of them."
                 raise Unfit("force_map_dataset and force_iterable_dataset", "force_map_dataset=true", fix)

@@ -188,6 +188,12 @@ def is_stream(dataset: Dataset) -> bool:
     return (streams or dataset.force_iterable_dataset) and not dataset.force_map_dataset
 
 
+def is_endless(dataset: Dataset) -> bool:
+    """Whether an epoch of Lhotse's begins where the one before has ended: a stream, or sets that are mixed."""
+    several = dataset.input_cfg is not None or isinstance(dataset.manifest_filepath, list)
+    return dataset.use_lhotse and (is_stream(dataset) or several)
+
+
 def parts_of_set(dataset: Dataset) -> list[Part]:
     """All parts of a section's data, in order."""
     return [part for parts in sets_of(dataset) for part in parts]

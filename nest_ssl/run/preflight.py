@@ -38,7 +38,7 @@ class Length:
     """How long a run trains.
 
     Args:
-        epoch: batches in an epoch; infinite where nobody counts them.
+        epoch: batches in an epoch; infinite where they are not counted.
         batches: in all, at most; infinite where nothing but a signal, the clock or the data ends it.
         steps: of the optimizer.
     """
@@ -159,7 +159,7 @@ def planned_length(cfg: DictConfig, utterances: float, batch_size: int, drop_las
 
     Args:
         cfg: the whole configuration.
-        utterances: in an epoch; infinite where nobody counts them.
+        utterances: in an epoch; infinite where they are not counted.
         batch_size: utterances in a batch.
         drop_last: whether an incomplete last batch is left out.
 
@@ -183,8 +183,10 @@ def planned_length(cfg: DictConfig, utterances: float, batch_size: int, drop_las
     if max_epochs is None:
         max_epochs = 1000 if steps == math.inf else -1  # as in Lightning
     epochs = math.inf if max_epochs == -1 else max_epochs
-    if steps == math.inf and math.inf in (epochs, epoch) and not (
-        trainer.get("max_time") or (cfg.get("exp_manager") or {}).get("max_time_per_run")
+    if (
+        steps == math.inf
+        and math.inf in (epochs, epoch)
+        and not (trainer.get("max_time") or (cfg.get("exp_manager") or {}).get("max_time_per_run"))
     ):
         fix = "Give trainer.max_steps, trainer.max_epochs or batches=N."
         raise UserError("training without end", f"trainer.max_epochs={max_epochs} and no max_steps", fix)

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from omegaconf import OmegaConf
@@ -21,9 +21,11 @@ from nest_ssl.cli.data import main as data
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
 from nest_ssl.data.check import check_dataset
+from nest_ssl.data.loader import AudioNoiseLoader, build_dataloader
 from nest_ssl.data.manifest import read_speech
 from nest_ssl.data.sources.making import convert
 from nest_ssl.data.sources.seeding import seeded_sources
+from nest_ssl.releases import generation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # NeMo's and its libraries' own
 
@@ -32,6 +34,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # NeMo's and its libraries' o
 def _streams_are_closed() -> Iterator[None]:
     """Streams cut short keep their tar files open until they are collected: here, where their warnings are ignored."""
     yield
+    while FirstBatches.all:  # workers that the collector ends take 5 s each
+        loader = FirstBatches.all.pop().loader
+        loader._iterator = None
+        if isinstance(loader, AudioNoiseLoader) and loader._epoch is not None:
+            loader._epoch._batches = iter(())
     gc.collect()
 
 
@@ -125,8 +132,12 @@ CUT_CASES: dict[str, dict[str, Any]] = {
         {"type": "group", "weight": 0.3, "input_cfg": [
             {"type": "lhotse_shar", "shar_path": "plain_shar"}, {"type": "lhotse_shar", "shar_path": "other_shar"}]},
         {"type": "nemo_tarred", "weight": 0.7, "tags": {"from": "tars"}, **SHARDED}]},
-    "manifests, mixed by weight": {
-        **LHOTSE, **MIXED, "manifest_filepath": [["plain/train_manifest.json", 0.8], ["plain/val_manifest.json", 0.2]]},
+    "manifests, mixed": {
+        **LHOTSE, **MIXED, "manifest_filepath": ["plain/train_manifest.json", "plain/val_manifest.json"]},
+    "tars, mixed by weight": {
+        **LHOTSE, **SECONDS, **MIXED, "manifest_filepath": [[TARRED["manifest_filepath"], 0.8],
+                                                            ["pieces/tarred_audio_manifest.json", 0.2]],
+        "tarred_audio_filepaths": [[SHARDED["tarred_audio_filepaths"]], ["pieces/audio_0.tar"]]},
     "mux of few open streams": {**LHOTSE, **SECONDS, **MIXED, "max_open_streams": 1, "input_cfg": [
         {"type": "lhotse_shar", "weight": 2, "shar_path": "plain_shar"},
         {"type": "lhotse_shar", "weight": 1, "shar_path": "other_shar"}]},
@@ -191,11 +202,50 @@ def test_batches_of_cuts_are_nemos(
 class FirstBatches:
     """A loader cut short, as `trainer.limit_train_batches` does: most of these streams have no end."""
 
+    all: ClassVar[list[FirstBatches]] = []
+
     def __init__(self, loader: Any) -> None:
         self.loader = loader
+        self.all.append(self)
 
     def __iter__(self) -> Any:
         return itertools.islice(iter(self.loader), ENDLESS)
+
+
+# Whether two ranks read different audio. Without workers nothing tells Lhotse's streams which rank they are of.
+OF_TWO = {
+    "tarred, shuffled, with noise": True,
+    "tarred, two workers": True,
+    "buckets, at random, one twice": True,
+    "concat, temperature": True,
+    "concat of tars, two workers": True,
+    "manifest, seconds a batch, with noise": True,
+    "manifest, buckets": True,
+    "shar, with noise": False,
+    "mux of groups, two workers": True,
+}
+
+
+@pytest.mark.parametrize("case", OF_TWO)
+def test_each_of_two_ranks_gets_its_own(
+    case: str, corpus: Path, nemo_model: Any, release: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process's part is as NeMo splits it: the loaders are built as rank 0 and rank 1 of 2, without processes."""
+    section = section_of(case, corpus)
+    monkeypatch.setattr(nemo_model, "world_size", 2)
+
+    def batches_of(rank: int) -> list[bytes]:
+        monkeypatch.setattr(type(nemo_model), "global_rank", property(lambda model: rank))
+        dataset, of = read(Dataset, section), generation(release)
+        expected, reference_ledger = walk(lambda: FirstBatches(build_reference(nemo_model, section)), 42)
+        got, candidate_ledger = walk(
+            lambda: FirstBatches(build_dataloader(dataset, RATE, differences=of, rank=rank, world_size=2)), 42
+        )
+        assert_same(expected, got)
+        assert candidate_ledger == reference_ledger
+        return [batch["audio"].numpy().tobytes() for batch in got]
+
+    assert (batches_of(0) != batches_of(1)) == OF_TWO[case]
 
 
 @pytest.mark.parametrize("case", FROM_THE_CLOCK)

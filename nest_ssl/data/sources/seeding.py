@@ -82,7 +82,7 @@ def seed_lhotse(cfg: DictConfig) -> list[str]:
     for name in ("train_ds", "validation_ds"):
         section = cfg.model.get(name)
         given = plain(section) if section else {}
-        wanted = {"shard_seed": "randomized"} if given.get("shard_seed", "trng") == "trng" else {}
+        wanted: dict[str, Any] = {"shard_seed": "randomized"} if given.get("shard_seed", "trng") == "trng" else {}
         if given.get("use_bucketing") or given.get("bucket_duration_bins"):
             wanted |= {"concurrent_bucketing": False} if given.get("concurrent_bucketing", True) else {}
         for key, value in wanted.items() if given.get("use_lhotse") else ():
