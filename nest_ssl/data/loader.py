@@ -227,6 +227,10 @@ def items_of(
         gathered = dataset.shuffle_n if dataset.shuffle_n is not None else 4 * (dataset.batch_size or 1)
         shuffle_n = gathered if shuffle else 0
         shares = [own_share(part.tars, dataset.tarred_shard_strategy, rank, world_size) for part in parts]
+        if dataset.is_concat and min(map(len, shares)) < max(1, dataset.num_workers):
+            what = f"fewer tar files of a set than there are workers to read them ({dataset.num_workers} a process)"
+            fix = "Write more tar files, or lower num_workers; NeMo waits without end for one that has none."
+            raise UserError(what, ", ".join(part.tars[0] for part in parts), fix)
         buckets = [TarredAudio(utterances(lines), tars, shuffle_n, seeded)
                    for tars, lines in zip(shares, entries, strict=True)]  # fmt: skip
         weights = dataset.bucketing_weights or [1] * len(buckets)

@@ -218,7 +218,7 @@ OF_TWO = {
     "tarred, two workers": True,
     "buckets, at random, one twice": True,
     "concat, temperature": True,
-    "concat of tars, two workers": True,
+    "concat of tars": True,
     "manifest, seconds a batch, with noise": True,
     "manifest, buckets": True,
     "shar, with noise": False,

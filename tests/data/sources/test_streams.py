@@ -141,6 +141,15 @@ def test_two_ranks_read_different_utterances(kind: str, corpus: Path) -> None:
     assert not set(seen[0]) & set(seen[1])
 
 
+def test_a_worker_that_has_no_tar_file_of_a_set(corpus: Path) -> None:
+    """NeMo's mixture asks such a worker again and again."""
+    sets = {key: [TARRED[key], TARRED[key]] for key in ("manifest_filepath", "tarred_audio_filepaths")}
+    section = section_of("tarred", corpus, is_concat=True, num_workers=2, **sets)
+    assert len([*epoch_of(loader_of(section), 0)]) == EPOCH
+    with pytest.raises(UserError, match="fewer tar files of a set than there are workers"):
+        loader_of(section, rank=1, world_size=2)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
