@@ -20,6 +20,7 @@ from nest_ssl.base.errors import UserError, run_command
 from nest_ssl.config.compose import compose
 from nest_ssl.config.strict import read_config
 from nest_ssl.matrix.step import observe
+from nest_ssl.releases import generation_of
 from nest_ssl.run.subject import Inputs, Subject
 
 
@@ -43,7 +44,7 @@ def answer(subject: Subject, overrides: list[str]) -> dict[str, object]:
         if subject.name == "nest":
             read_config(overrides)  # with the data sections, which are not built here
         cfg = compose(overrides)
-        cfg.model.train_ds = cfg.model.validation_ds = None
+        cfg.nemo, cfg.model.train_ds, cfg.model.validation_ds = generation_of(cfg.nemo), None, None
         digests = observe(lambda: subject.build_model(cfg, None, Inputs()), cfg.seed)  # type: ignore[arg-type]
     except UserError as error:
         return {"error": f"{error.what}: {error.where}"}
