@@ -168,6 +168,7 @@ VARIANTS: tuple[Variant, ...] = (
     ),
     *_in("model.quantizer.", "quantizer", cosine="dist_fn=cosine", quantizer_that_learns="freeze=false"),
     *_in("model.", "augmentation", none="spec_augment=null"),
+    *_in("", "recipe", **{"128 bands": "recipe=nest-128", "without noise": "recipe=best-rq"}),
 )  # fmt: skip
 
 
