@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from nest_ssl.base.errors import run_command
 from nest_ssl.cli.train import train
-from nest_ssl.run.subject import Inputs, Subject, seed_narrow_band
+from nest_ssl.run.subject import Inputs, Subject, draw_from_python
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from omegaconf import DictConfig
 
 
-def load_model_class() -> Any:
-    """NeMo's own model class (importing it takes seconds)."""
-    from nemo.collections.asr.models import EncDecDenoiseMaskedTokenPredModel
+def load_model_class(target: str | None = None) -> Any:
+    """NeMo's own class that `model.target` names (importing it takes seconds)."""
+    from nemo.collections.asr.models import ssl_models
 
-    return EncDecDenoiseMaskedTokenPredModel
+    from nest_ssl.config.schema import class_of
+
+    return getattr(ssl_models, class_of(target))
 
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs | None = None) -> LightningModule:
@@ -32,8 +34,9 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
     from nest_ssl.train.checkpoint.init_from import loading_sources
 
     with seeded_sources(ConcatDataset) if cfg.seeded_data else nullcontext():
-        model = load_model_class()(cfg=cfg.model, trainer=trainer)
-    seed_narrow_band(model, cfg.seed)
+        model = load_model_class(cfg.model.get("target"))(cfg=cfg.model, trainer=trainer)
+    if cfg.seeded_data:
+        draw_from_python(model)
     with loading_sources(cfg):
         model.maybe_init_from_pretrained_checkpoint(cfg.copy())  # it takes what it has read out of the configuration
     return model
