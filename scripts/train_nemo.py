@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def load_model_class(target: str | None = None) -> Any:
+def load_model_class(cfg: DictConfig | None = None) -> Any:
     """NeMo's own class that `model.target` names (importing it takes seconds)."""
     from nemo.collections.asr.models import ssl_models
 
     from nest_ssl.config.schema import class_of
 
-    return getattr(ssl_models, class_of(target))
+    return getattr(ssl_models, class_of(cfg.model.get("target") if cfg else None))
 
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs | None = None) -> LightningModule:
@@ -34,7 +34,7 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
     from nest_ssl.train.checkpoint.init_from import loading_sources
 
     with seeded_sources(ConcatDataset) if cfg.seeded_data else nullcontext():
-        model = load_model_class(cfg.model.get("target"))(cfg=cfg.model, trainer=trainer)
+        model = load_model_class(cfg)(cfg=cfg.model, trainer=trainer)
     if cfg.seeded_data:
         draw_from_python(model)
     with loading_sources(cfg):

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def load_model_class(target: str | None = None) -> Any:
+def load_model_class(cfg: DictConfig | None = None) -> Any:
     """The port's class for NeMo's that `model.target` names."""
     from nest_ssl.config.schema import class_of
     from nest_ssl.train.module import MODULES
 
-    return MODULES[class_of(target)]
+    return MODULES[class_of(cfg.model.get("target") if cfg else None)]
 
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs | None = None) -> LightningModule:
@@ -31,8 +31,7 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
 
     read = inputs or Inputs()
     skipped = SkippedAudio() if cfg.bad_audio == "skip" else None
-    model_class = load_model_class(cfg.model.get("target"))
-    model = model_class(cfg.model, cfg.nemo, cfg.no_masked_token, skipped, read.corpora, cfg.seeded_data)
+    model = load_model_class(cfg)(cfg.model, cfg.nemo, cfg.no_masked_token, skipped, read.corpora, cfg.seeded_data)
     if cfg.seeded_data:
         draw_from_python(model)
     with loading_sources(cfg):
