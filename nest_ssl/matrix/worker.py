@@ -21,6 +21,7 @@ from nest_ssl.base.home import ROOT
 from nest_ssl.config.compose import compose
 from nest_ssl.config.strict import read_config
 from nest_ssl.matrix.step import observe
+from nest_ssl.model.encoder.fused import choice
 from nest_ssl.releases import generation_of
 from nest_ssl.run.subject import Inputs, Subject
 
@@ -32,6 +33,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     subject = next(value for value in runpy.run_path(sys.argv[1]).values() if isinstance(value, Subject))
     subject.load()
+    if subject.name == "nest":
+        choice.SMALLEST = 0  # the unwatched step takes the fused way, as it does in models of a size to train
     torch.set_num_threads(1)
     for line in sys.stdin:
         print(json.dumps(answer(subject, json.loads(line))), file=answers, flush=True)

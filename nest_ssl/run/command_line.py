@@ -44,12 +44,16 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
 
     from nest_ssl.config.compose import DEFAULT_NAME
     from nest_ssl.config.strict import read_config
+    from nest_ssl.releases import unlisted
     from nest_ssl.run.reference import reference_generation
 
     cfg, _ = read_config(args.overrides, args.config_path, args.config_name or DEFAULT_NAME)
+    note = unlisted(cfg.nemo)
     cfg.nemo = reference_generation(cfg.nemo)
     if args.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
         raise SystemExit(0)
+    if note:
+        print(f"note: {note}")
     cfg.output_dir = cfg.output_dir or f"outputs/{trainer}"
     return cfg
