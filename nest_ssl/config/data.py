@@ -130,7 +130,7 @@ class Dataset(Section):
 
     # Other code of NeMo reads these.
     ACCEPTED = silent(
-        "labels parser use_start_end_token defer_setup shard_manifests use_dali return_sample_id text_field"
+        "parser use_start_end_token defer_setup shard_manifests use_dali text_field"
         " lang_field pretokenize cuda_expandable_segments metadata_only"
     )
     REFUSED: ClassVar = {
@@ -160,6 +160,10 @@ class Dataset(Section):
     channel_selector: Literal["average"] | int | Annotated[list[int], MinLen(1)] | None = None
     int_values: bool = False
     batch_augmentor: Annotated[MultiBatchAugmentor | BatchAugmentor | None, BeforeValidator(_not_empty)] = None
+    # Of data with transcripts; a model with noise has none.
+    labels: Any = None
+    normalize_transcripts: bool = False
+    return_sample_id: bool = False
     val_dl_idx: int = 0  # of validation: which of several losses is `val_loss`
     name: str | list[str] | None = None  # of validation: what the losses are called
 
@@ -203,6 +207,17 @@ class Dataset(Section):
     force_finite: bool = False
     force_map_dataset: bool = False
     force_iterable_dataset: bool = False
+
+    def check_without_noise(self) -> None:
+        """Raise `Unfit` for what a model without noise does not use, or what the port's batches for it lack."""
+        mixing = self.batch_augmentor is not None and self.batch_augmentor.prob > 0
+        for key, given in {"noise_manifest": self.noise_manifest, "batch_augmentor.prob": mixing}.items():
+            if given:
+                off = "0" if mixing else "null"
+                raise Unfit("this model of NeMo's is given no noise", key, f"Set it to {off}, or take the NEST model.")
+        for key in ("is_concat", "use_lhotse", "labels", "normalize_transcripts", "return_sample_id"):
+            if getattr(self, key):
+                raise Unfit("not supported in a model without noise", key, f"Remove it: ~model.train_ds.{key}.")
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Dataset:
