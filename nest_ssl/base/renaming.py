@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 V = TypeVar("V")
+COMPILED = "_orig_mod"  # the name of what torch.compile has wrapped, in its wrapper
 Rename = Callable[[str], str]
 
 

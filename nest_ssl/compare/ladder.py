@@ -31,6 +31,7 @@ from nest_ssl.compare.findings import (
 from nest_ssl.compare.gaps import Part
 from nest_ssl.compare.kinds.likely import kinds_of
 from nest_ssl.compare.known import known_differences
+from nest_ssl.compare.names import Renamed
 from nest_ssl.compare.proof import Agreement, Float64, Proof, weigh
 from nest_ssl.compare.roots import roots_of
 from nest_ssl.compare.rules import Rule
@@ -148,6 +149,9 @@ def _compare_all(
     changed = _modules(run["initial_weights"].tally)
     results = _compare_steps(reference, candidate, comparer, shared, changed, evidence)
     contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
+    if isinstance(candidate, Renamed):
+        (name, read_as), count = candidate.other_names[0], len(candidate.other_names)
+        run["structure"].note("other_names", count=count, candidate=name, reference=read_as or "(root)")
     if evidence and evidence.stale:
         run["contract"].note("stale_evidence", where=evidence.stale)
     validations = validation.compare_validations(comparer, reference, candidate, steps)

@@ -5,7 +5,8 @@
     encoder.layers.*.attn.inner: encoder.layers.*.self_attn
 
 The left name is the candidate's, * stands for one part of it, and what lies below follows; the longest name that fits
-counts. What already has a name that another module is given (a wrapper around it) is left out.
+counts. What already has a name that another module is given (a wrapper around it) is left out. What torch.compile has
+wrapped needs no map.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from nest_ssl.base.errors import UserError, from_os_error
-from nest_ssl.base.renaming import NameMap, Rename, renaming
+from nest_ssl.base.renaming import COMPILED, NameMap, Rename, renaming
 from nest_ssl.base.safe_load import load_yaml
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.contents import AppliedGradients, OptimizerState, Validation
@@ -46,6 +47,13 @@ def load_names(path: Path) -> Rename:
     return renaming(found)
 
 
+def uncompiled(reference: Recording, candidate: Recording) -> Rename | None:
+    """What torch.compile wraps, under its own name; None where the candidate has no such wrapper of its own."""
+    sides = ({entry.name for entry in side.structure.modules} for side in (reference, candidate))
+    wrapped = [any(COMPILED in name.split(".") for name in names) for names in sides]
+    return (lambda name: ".".join(part for part in name.split(".") if part != COMPILED)) if wrapped == [0, 1] else None
+
+
 class Renamed(Recording):
     """A recording read with other names; everything else is as it was recorded.
 
@@ -57,6 +65,7 @@ class Renamed(Recording):
         super().__init__(original.path, original.index, verified=True)
         modules = [entry.name for entry in original.structure.modules]
         self._original, self.names = original, NameMap(rename, modules)
+        self.other_names = [(name, rename(name)) for name in modules if rename(name) != name]
         if not self.names.given:
             raise UserError("a map of names that fits nothing", str(original.path), "Give names of the candidate.")
         structure = original.structure

@@ -99,7 +99,7 @@ def open_as_asked(reference: Path, candidate: Path, asked: Asked) -> Opened:
         UserError: one of them is missing or damaged, or a step is in neither recording.
     """
     from nest_ssl.compare.declared import load_declared
-    from nest_ssl.compare.names import Renamed, load_names
+    from nest_ssl.compare.names import Renamed, load_names, uncompiled
     from nest_ssl.compare.rules.known import load_known
     from nest_ssl.recording.reader import open_recording
 
@@ -107,6 +107,7 @@ def open_as_asked(reference: Path, candidate: Path, asked: Asked) -> Opened:
     rename = load_names(asked.names) if asked.names else None
     known = load_known(asked.known) if asked.known else []
     one, other = (open_recording(path, asked.verify) for path in (reference, candidate))
+    rename = rename or uncompiled(one, other)
     recorded = sorted({*one.steps, *other.steps})
     if missing := sorted({*(asked.steps or ())} - {*recorded}):
         have = ", ".join(map(str, recorded)) or "none"

@@ -27,6 +27,7 @@ NOISE = 0.1  # a floor that is so large relative to its tensor: the tensor is no
 NOISE_AT_MOST = 10.0  # floors that noise may differ by
 LARGEST = 8.0  # the largest element of a tensor, in root mean squares
 SINGLE_AT_MOST = 10.0  # floors that one element may differ by, where the whole tensor hides it
+ENOUGH = 3  # repeats without a flip; the floor of fewer may be narrower than what rounding does
 BEHIND_A_FLIP = "behind a flip"  # the rule that judges what comes after a token that rounding flips
 
 
@@ -125,7 +126,7 @@ class NoiseFloorRule:
         return Judgement(ratio <= ROUNDING, "margin", {"floor": margins[0].floor, "margin": margins[0].margin}, ratio)
 
     def describe(self) -> dict[str, Any]:
-        repeats = max((floors.repeats for floors in self.evidence.floors.values()), default=0)
+        repeats = min((floors.repeats for floors in self.evidence.floors.values()), default=0)
         return {"kind": "noise floor", "rounding": ROUNDING, "look": LOOK, "repeats": repeats}
 
 
