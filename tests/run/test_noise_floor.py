@@ -135,9 +135,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def worst_ratio(reference: Path, candidate: Path, plant: Plant, least: int = 100) -> tuple[float, Finding]:
+def worst_ratio(reference: Path, candidate: Path, plant: Plant, least: int = 100, *words: str) -> tuple[float, Finding]:
     """By how many floors the candidate is away at most, and where; every tensor that differs has a floor."""
-    plant_and_record(candidate, plant)
+    plant_and_record(candidate, plant, *words)
     floors = {step: by_address(read(reference, step)) for step in (0, 1)}
     rungs = [rung for rung in compare(reference, candidate).rungs if rung.name != "validation"]  # it is not repeated
     findings = [finding for rung in rungs for finding in rung.findings if finding.metrics]
@@ -224,11 +224,11 @@ def test_a_token_between_two_codes_flips_and_its_margin_says_why() -> None:
 
 
 def on_edge(model: NestModule) -> None:
-    """A token that the last bits of a feature choose: seven repeats of eight flip it."""
+    """Tokens that the last bits of a feature choose: seven repeats of eight flip them."""
 
     def chosen(forward: Callable[..., Any], input_signal: torch.Tensor) -> Any:
         vectors, tokens = forward(input_signal=input_signal)
-        tokens[0, 2:8] = int(input_signal[0, 40, 20].view(torch.int32)) & 7
+        tokens[:] = int(input_signal[0, 40, 20].view(torch.int32)) & 7
         return vectors, tokens
 
     patch_forward(model.quantizer, chosen)
@@ -244,17 +244,41 @@ def on_edge_and_scaled(model: NestModule) -> None:
     model.encoder.layers[0].feed_forward1.linear1.bias.register_hook(lambda gradient: gradient * 1.0003)
 
 
+def norm_by_hand(model: NestModule) -> None:
+    norm = model.encoder.layers[0].norm_conv
+
+    def by_hand(_: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
+        centred = x.float() - x.float().mean(-1, keepdim=True)
+        return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + norm.eps) * norm.weight + norm.bias
+
+    patch_forward(norm, by_hand)
+
+
+def output_a_tenth_larger(model: NestModule) -> None:
+    patch_forward(model.encoder.layers[0], lambda forward, *args, **more: forward(*args, **more) * 1.1)
+
+
+def test_in_bfloat16_a_correct_rewrite_lies_within_it_and_a_large_fault_does_not(tmp_path: Path) -> None:
+    """There rounding is so large that a layer's output x 1.002 hides in it: replay and float64 have to find that."""
+    half = "trainer.precision=bf16-mixed"
+    plant_and_record(tmp_path / "nest", None, half, "noise_floor=3")
+    rounding, _ = worst_ratio(tmp_path / "nest", tmp_path / "rewrite", norm_by_hand, 100, half)
+    fault, where = worst_ratio(tmp_path / "nest", tmp_path / "fault", output_a_tenth_larger, 100, half)
+    print(f"floors in bfloat16: rewrite {rounding:.2f}, output x 1.1 {fault:.1f} at {where.address}")
+    assert rounding < LOOK < fault
+
+
 def test_where_a_token_flips_in_nearly_all_repeats_they_are_trained_again_without(tmp_path: Path) -> None:
     """With the flips in it, the floor would let one gradient x 1.0003 pass."""
-    plant_and_record(tmp_path / "nest", on_edge, "noise_floor=4")
+    plant_and_record(tmp_path / "nest", on_edge, "noise_floor=3")
     floors = [read(tmp_path / "nest", step) for step in (0, 1)]
-    assert all(floor.making == 4 and floor.flipped == floor.kept > 3 for floor in floors)
+    assert all(floor.making == 3 and floor.flipped == floor.kept > 2 for floor in floors)
     assert all(floor.restart_differing == 0 for floor in floors)
     wide = {one.place.address: max(one.relative_flipped, one.relative_largest) for one in floors[0].entries}
     rounding, _ = worst_ratio(tmp_path / "nest", tmp_path / "rewrite", on_edge_and_split)
     fault, where = worst_ratio(tmp_path / "nest", tmp_path / "fault", on_edge_and_scaled, least=2)
     print(f"floors: rewrite {rounding:.2f}, gradient x 1.0003 {fault:.1f} at {where.address}")
-    assert rounding < ROUNDING and fault > LOOK
+    assert rounding < LOOK < fault
     assert where.metrics is not None and (where.metrics.relative or 0.0) < wide[where.address]
 
 
@@ -299,15 +323,15 @@ def test_sizes_are_relative_to_the_recorded_one_and_flipped_repeats_are_left_out
 
 
 def test_a_flip_makes_no_floor_wider_however_few_repeats_are_without_one() -> None:
-    """Seven of eight repeats have a flip, which moves what is behind it five times as far as a fault does."""
+    """Seven of eight repeats have a flip, which moves what is behind it twice as far as the fault does."""
     tally, recorded = Tally(), values(4.0, 1)
-    for weight, token in [(4.0, 1), (4.5, 1), *[(9.0, 2)] * 7]:
+    for weight, token in [(4.0, 1), (4.01, 1), *[(4.2, 2)] * 7]:
         tally.add(recorded, values(weight, token))
     buffer = tally.entries()[-1]
     rewrite, fault = (
-        floors_of(size / 5.0, size, buffer, 5.0, torch.finfo(torch.float32).eps, 2) for size in (0.55, 2.5)
+        floors_of(size / 5.0, size, buffer, 5.0, torch.finfo(torch.float32).eps, 2) for size in (0.011, 0.1)
     )
-    assert rewrite < ROUNDING and fault > LOOK and buffer.relative_flipped > 2.5 / 5.0
+    assert rewrite < ROUNDING and fault > LOOK and buffer.relative_flipped > 0.1 / 5.0
 
 
 def test_a_step_behind_a_flip_is_behind_it() -> None:
