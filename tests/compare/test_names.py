@@ -122,7 +122,7 @@ def test_what_torch_compile_has_wrapped_is_compared_as_a_whole(reference: Path, 
     right = without_a_map(reference, record(tmp_path / "right", Plan("nest", "0.1.0", after_build=compiled)))
     assert right.verdict == "identical", first(right)
     assert right.rung("weights").compared > 100 and right.rung("forward").missing_candidate == 0
-    assert noted(right, "computed_otherwise")[0]["count"] == 6  # of one that both layers share, both calls
+    assert noted(right, "computed_otherwise")[0]["count"] == 8  # of one that both layers share, both calls
     plan = Plan("nest", "0.1.0", after_build=lambda model: compiled(model, 0.50001))
     assert first(without_a_map(reference, record(tmp_path / "wrong", plan)))[:3] == ("forward", 0, "encoder.layers.1")
 
