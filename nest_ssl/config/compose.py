@@ -3,7 +3,7 @@
     cfg = compose(["size=tiny", "trainer.precision=32"])
 
 Overrides may be written `key=value`, `+key=value` or `++key=value`, whether or not the key is in the file. Hydra sees
-the groups alone, size, run and kind: it takes any override for a group if a folder of that name, say the recording
+the groups alone (`GROUPS`): it takes any override for a group if a folder of that name, say the recording
 nemo/, lies beside the config. Whether keys and values make sense is `strict.py`'s matter.
 """
 
@@ -31,7 +31,7 @@ from nest_ssl.config.section import takes_text
 
 CONF = ROOT / "conf"
 DEFAULT_NAME = "nest_fast-conformer"
-GROUPS = ("size", "run", "kind")
+GROUPS = ("size", "run", "kind", "recipe")
 OWN_KEYS = ("nemo", "seed", "output_dir", "save_steps", "stop_when_recorded", "noise_floor", "operators",
             "learning_rates", "overwrite", "batches", "no_masked_token", "bad_audio", "seeded_data")  # fmt: skip
 WRITTEN_TO = ("output_dir", "exp_manager.exp_dir", "exp_manager.explicit_log_dir",

@@ -69,7 +69,7 @@ class Dataset(Section):
 
     # Other code of NeMo reads these.
     ACCEPTED = silent(
-        "labels parser use_start_end_token defer_setup seed shard_manifests use_dali return_sample_id text_field"
+        "parser use_start_end_token defer_setup seed shard_manifests use_dali text_field"
         " lang_field input_cfg cuts_path shar_path shard_seed batch_duration quadratic_duration use_bucketing"
         " num_buckets bucket_duration_bins bucket_buffer_size bucket_batch_size num_cuts_for_bins_estimate"
         " shuffle_buffer_size skip_missing_manifest_entries tarred_random_access"
@@ -94,6 +94,10 @@ class Dataset(Section):
     channel_selector: Literal["average"] | int | Annotated[list[int], MinLen(1)] | None = None
     int_values: bool = False
     batch_augmentor: Annotated[MultiBatchAugmentor | BatchAugmentor | None, BeforeValidator(_not_empty)] = None
+    # Of data with transcripts; a model with noise has none.
+    labels: Any = None
+    normalize_transcripts: bool = False
+    return_sample_id: bool = False
     val_dl_idx: int = 0  # of validation: which of several losses is `val_loss`
     name: str | list[str] | None = None  # of validation: what the losses are called
 
@@ -116,6 +120,17 @@ class Dataset(Section):
     concat_sampling_probabilities: list[Probability] | None = None
     concat_sampling_seed: Whole | None = None
     concat_shuffle: bool = True
+
+    def check_without_noise(self) -> None:
+        """Raise `Unfit` for what a model without noise does not use, or what the port's batches for it lack."""
+        mixing = self.batch_augmentor is not None and self.batch_augmentor.prob > 0
+        for key, given in {"noise_manifest": self.noise_manifest, "batch_augmentor.prob": mixing}.items():
+            if given:
+                off = "0" if mixing else "null"
+                raise Unfit("this model of NeMo's is given no noise", key, f"Set it to {off}, or take the NEST model.")
+        for key in ("is_concat", "labels", "normalize_transcripts", "return_sample_id"):
+            if getattr(self, key):
+                raise Unfit("not supported in a model without noise", key, f"Remove it: ~model.train_ds.{key}.")
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Dataset:

@@ -52,9 +52,14 @@ class Corpus:
 
 
 class Corpora:
-    """The corpora of a run; a manifest that several sections or loaders name is read once."""
+    """The corpora of a run; a manifest that several sections or loaders name is read once.
 
-    def __init__(self) -> None:
+    Args:
+        transcripts: whether texts are kept, see `manifest.read_speech`.
+    """
+
+    def __init__(self, transcripts: bool = False) -> None:
+        self._transcripts = transcripts
         self._speech: dict[str, Manifest[Entry]] = {}
         self._noise: dict[str, Manifest[NoiseClip]] = {}
 
@@ -98,7 +103,7 @@ class Corpora:
         Raises:
             UserError: as `manifest.read_speech`.
         """
-        return self._speech.get(path) or self._speech.setdefault(path, read_speech(path))
+        return self._speech.get(path) or self._speech.setdefault(path, read_speech(path, self._transcripts))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
 The same entries in the same order, the same samples, the same draws from the same generators; with worker processes
 too, for torch seeds them the same way. What torch draws itself (a base seed an epoch, a seed to shuffle) is untouched.
 
-Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel._setup_dataloader_from_config`.
+Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel._setup_dataloader_from_config`; without noise,
+that of `SpeechEncDecSelfSupervisedModel`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,15 @@ from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import plain
 from nest_ssl.data.audio import Decoding
 from nest_ssl.data.augment import build_augmentor
-from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.corpus import Corpora, sets_of, within_limits
-from nest_ssl.data.dataset import AudioNoiseDataset
+from nest_ssl.data.dataset import AudioNoiseDataset, TranscribedDataset, Utterances
 from nest_ssl.data.epoch import Epoch
 from nest_ssl.data.manifest import Entry, is_url
 from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
 
 
-class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
+class AudioNoiseLoader(DataLoader[Any]):
     """A DataLoader that raises a worker's `UserError` as it was, or goes on without the utterances that cannot be used;
     and that can take up an epoch where it was left.
 
@@ -55,7 +55,7 @@ class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
         self.skipped, self.keep_length = skipped, keep_length
         super().__init__(*args, **kwargs)
 
-    def __iter__(self) -> Iterator[AudioNoiseBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         resumed, self._resumed = self._resumed, None
         length = len(self) if self.keep_length and self.skipped is not None else None
         start = super().__iter__  # not a generator: torch draws its base seed at `iter()`, not at `next()`
@@ -100,6 +100,7 @@ def build_dataloader(
     differences: Generation = GENERATIONS[NEWEST],
     corpora: Corpora | None = None,
     seeded: bool = True,
+    noisy: bool = True,
 ) -> AudioNoiseLoader | None:
     """The loader that a data section describes; None for no section.
 
@@ -112,15 +113,16 @@ def build_dataloader(
         differences: of the generation of NeMo whose batches to make.
         corpora: manifests that have been read already.
         seeded: whether draws that NeMo seeds from the clock follow from the seed, see `sources/seeding.py`.
+        noisy: whether noise is drawn for each utterance (`AudioNoiseBatch`); else it comes with its transcript.
 
     Raises:
         UserError: a manifest that cannot be used, or leaves nothing.
     """
     if dataset is None:
         return None
-    corpora = corpora or Corpora()
+    corpora = corpora or Corpora(transcripts=not noisy)
     shuffle = bool(dataset.shuffle) if "shuffle" in dataset.model_fields_set else shuffle  # given as null: false
-    items, collate = items_of(dataset, sample_rate, corpora, shuffle, seeded, skipped is not None, differences)
+    items, collate = items_of(dataset, sample_rate, corpora, shuffle, seeded, skipped is not None, differences, noisy)
     return AudioNoiseLoader(
         items,
         batch_size=dataset.batch_size,
@@ -135,7 +137,14 @@ def build_dataloader(
 
 
 def items_of(
-    dataset: Dataset, sample_rate: int, corpora: Corpora, shuffle: bool, seeded: bool, skip_bad: bool, of: Generation
+    dataset: Dataset,
+    sample_rate: int,
+    corpora: Corpora,
+    shuffle: bool,
+    seeded: bool,
+    skip_bad: bool,
+    of: Generation,
+    noisy: bool,
 ) -> tuple[Any, Callable[[Any], Any]]:
     """What gives the items that a section describes, and what makes batches of them."""
     corpus = corpora.read(dataset)
@@ -143,7 +152,9 @@ def items_of(
     mixing = None if dataset.is_concat and not dataset.is_tarred else dataset.batch_augmentor  # NeMo hands on none
     augmentor = build_augmentor(mixing, of.augmentation_draws) if mixing is not None else None
 
-    def utterances(entries: Sequence[Entry]) -> AudioNoiseDataset:
+    def utterances(entries: Sequence[Entry]) -> Utterances:
+        if not noisy:
+            return TranscribedDataset(entries, decoding, skip_bad)
         return AudioNoiseDataset(entries, corpus.clips, decoding, augmentor, of.noisy_length, skip_bad=skip_bad)
 
     if not (dataset.is_tarred or dataset.is_concat):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
+from nest_ssl.config.schema import BEST_RQ, class_of
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
@@ -71,6 +72,10 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
         model = NestModel(cfg.model, cfg.nemo)
     optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
     build_schedule(optimizer, section.get("sched"), SOME_STEPS)
+    if cfg.model.preprocessor.get("nb_augmentation_prob"):
+        how = "follows from the seed; NeMo's own follows from the clock (seeded_data=false)"
+        unseeded = "follows from the clock in both trainers, so no two runs agree (seeded_data=true)"
+        notes.append(f"which spectra are cut off (nb_augmentation_prob) {how if cfg.seeded_data else unseeded}")
     if subject.package == "nemo_toolkit":
         if cfg.no_masked_token != "nan":
             notes.append(f"no_masked_token={cfg.no_masked_token} is the port's alone: NeMo's loss stays NaN there")
@@ -92,7 +97,7 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
             losses that would have no name; nothing to train; a validation that never comes.
     """
     skip = cfg.bad_audio == "skip" and subject.skips_bad_audio
-    datasets, corpora = data_sections(cfg), Corpora()
+    datasets, corpora = data_sections(cfg), Corpora(transcripts=class_of(cfg.model.get("target")) == BEST_RQ)
     rate = cfg.model.sample_rate
     checked = {name: check_dataset(dataset, rate, skip, corpora) for name, dataset in datasets.items()}
     if "validation" in checked:
