@@ -124,7 +124,12 @@ def test_what_torch_compile_has_wrapped_is_compared_as_a_whole(reference: Path, 
     assert right.rung("weights").compared > 100 and right.rung("forward").missing_candidate == 0
     assert noted(right, "computed_otherwise")[0]["count"] == 8  # of one that both layers share, both calls
     plan = Plan("nest", "0.1.0", after_build=lambda model: compiled(model, 0.50001))
-    assert first(without_a_map(reference, record(tmp_path / "wrong", plan)))[:3] == ("forward", 0, "encoder.layers.1")
+    wrong = without_a_map(reference, record(tmp_path / "wrong", plan))
+    assert wrong.verdict == "diverged" and first(wrong)[:3] == ("forward", 0, "encoder.layers.1.norm")  # not called
+    differing = {one.address.module for one in wrong.rung("forward").findings if one.metrics}
+    assert "encoder.layers.1" in differing and not any(
+        (name or "").startswith("encoder.layers.0") for name in differing
+    )
 
 
 @pytest.mark.filterwarnings(TORCHS_OWN)
