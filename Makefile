@@ -132,7 +132,7 @@ with = scripts/with_words.sh $(call q,$(1))
 ##@ The experiment
 align: ready data nemo nest $(if $(EXPLAIN),explain,compare) ## data, both trainers, then the report; fails unless they agree
 
-data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes (KIND=tarred, buckets, concat)
+data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes (KIND=tarred, shar, ...)
 	@$(nest_python) scripts/make_data.py --out data/dummy_ssl $(call q,--kind=$(KIND))
 
 nemo: ready data ## train with NVIDIA NeMo, recorded into OUT/nemo
@@ -269,7 +269,7 @@ help: ## this text
 	@printf '  %-30s %s\n' \
 	    $(call q,SIZE=$(SIZE)) 'tiny, small, medium, large, xlarge, xxlarge' \
 	    $(call q,RUN=$(RUN)) 'quick: nothing random but the mask; full: everything on' \
-	    $(call q,KIND=$(KIND)) 'of training data: plain, tarred, buckets, concat' \
+	    $(call q,KIND=$(KIND)) 'of training data: plain, tarred, shar, mux, buckets, concat' \
 	    $(call q,RECIPE=$(RECIPE)) 'nest; nest-128: 128 mel bands, no biases; best-rq: without noise' \
 	    $(call q,SEED=$(SEED)) 'seeds every generator on both sides' \
 	    $(call q,STEPS=$(STEPS)) 'steps to record: 0  0,1,2  0-9  all  none' \
