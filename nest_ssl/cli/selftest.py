@@ -29,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases by kind or name, with * and ?, divided by commas")
     parser.add_argument("--quick", action="store_true", help="the few of them that make test runs")
-    parser.add_argument(
-        "--sample", type=int, default=0, help="with --quick: so many others as well"
-    )
+    parser.add_argument("--sample", type=int, default=0, help="with --quick: so many others as well")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once (default 1)")
     parser.add_argument("--no-limits", dest="limits", action="store_false", help="each fault at its own size alone")
     parser.add_argument("--out", type=Path, default=WORK / "outputs" / "selftest", help="for what is found meanwhile")
