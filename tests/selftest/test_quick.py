@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,8 @@ SAMPLED = 2
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_quick_part_of_the_catalogue(tmp_path: Path) -> None:
-    """In a process of its own: a case is a fork of one that has trained nothing.
+def test_the_quick_part_of_the_catalogue(tmp_path: Path, python: str) -> None:
+    """In a process of its own: a case is a fork of one that has trained nothing, as a warm Python has not.
 
     The quick cases are known to be right. Beside them run others, chosen anew whenever the comparer changes, which are
     held against what docs/detection.json says of them: they may be better, and not worse.
@@ -30,7 +29,7 @@ def test_the_quick_part_of_the_catalogue(tmp_path: Path) -> None:
     kinds = {kind for case in quick for kind in case.expected_kinds}
     assert len(kinds) >= 10 and sum(not case.is_fault for case in quick) >= 3
     options = ["--quick", "--sample", str(SAMPLED), "--no-limits", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "nest_ssl.cli.main", "selftest", *options]
+    command = [python, "-m", "nest_ssl.cli.main", "selftest", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     found = [Outcome.model_validate_json(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     now = {outcome.name: outcome for outcome in found}
