@@ -12,8 +12,8 @@ runs := align data nemo nest train compare explain
 
 # Variables of the experiment come from the command line alone: a cluster may well export DEVICE, DATA or OUT.
 # Those of the machine may stand in the environment too. Either way make says what it found there.
-experiment := SIZE RUN KIND SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA \
-              EVIDENCE
+experiment := SIZE RUN KIND SEED STEPS BATCHES RANKS DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA \
+              EVIDENCE NEMO_SOURCE
 machine := RUNTIME PYTHON NEMO_PYTHON NEST_PYTHON TORCH_INDEX TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE MEMORY SHM GPUS \
            TEST_LOGS UPGRADE BUILD_ARGS EXPLAIN QUICK
 
@@ -49,6 +49,7 @@ KIND         = plain
 SEED         = 42
 BATCHES      = 2
 STEPS        = $(if $(filter 1,$(BATCHES)),0,0,1)
+RANKS        = 1
 DEVICE       = auto
 OUT          = outputs
 ARGS         =
@@ -57,6 +58,7 @@ NEST_ARGS    =
 COMPARE_ARGS =
 THREADS      = 1
 NEMO_VERSION := $(DEFAULT_NEMO)
+NEMO_SOURCE  =
 GENERATIONS := $(filter-out $(DEFAULT_NEMO),$(releases))
 DATA         =
 EVIDENCE     =
@@ -79,10 +81,11 @@ QUICK       ?=
 
 $(if $(strip $(OUT)),,$(error OUT is empty. Name the folder for nemo/, nest/ and report/))
 $(if $(filter-out local docker,$(RUNTIME)),$(error RUNTIME=$(RUNTIME) is no runtime. Use docker or local))
-$(if $(filter-out $(releases),$(NEMO_VERSION) $(GENERATIONS)),$(error no lock for this NeMo: \
-    $(filter-out $(releases),$(NEMO_VERSION) $(GENERATIONS)). Use one of: $(releases)))
+unlocked := $(if $(filter locks,$(MAKECMDGOALS)),,$(filter-out $(releases),$(NEMO_VERSION) $(GENERATIONS)))
+$(if $(unlocked),$(error no lock for this NeMo: $(unlocked). Use one of: $(releases), or write one: make locks NEMO_VERSION=...))
 digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
 $(if $(or $(call digits,$(THREADS)),$(if $(THREADS:0%=),,zero)),$(error THREADS=$(THREADS) is no number of threads. Use 1 or more))
+$(if $(or $(call digits,$(RANKS)),$(if $(RANKS:0%=),,zero)),$(error RANKS=$(RANKS) is no number of ranks. Use 1 or more))
 
 BIN := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 NEMO_PYTHON ?= .venv/nemo-$(NEMO_VERSION)/$(BIN)/python
@@ -90,7 +93,7 @@ NEST_PYTHON ?= .venv/nest/$(BIN)/python
 
 # One thread on both sides: the same bits need the same number of threads.
 export OMP_NUM_THREADS := $(THREADS)
-export PYTHON TORCH_INDEX NEMO_VERSION TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE OUT DATA MEMORY SHM GPUS BUILD_ARGS
+export PYTHON TORCH_INDEX NEMO_VERSION NEMO_SOURCE TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE OUT DATA MEMORY SHM GPUS BUILD_ARGS
 # Only what setup has checked runs: a PYTHONPATH could put another torch before the environments' own.
 unexport PYTHONPATH PYTHONHOME
 
@@ -103,7 +106,10 @@ align nemo nest train: export NEST_SSL_COMMAND = make $(MAKECMDGOALS) $(foreach 
     $(name)=$(call as_typed,$($(name))))
 
 settings = $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) $(call q,run=$(RUN)) $(call q,kind=$(KIND)) $(call q,seed=$(SEED)) \
-           $(call q,save_steps=$(STEPS)) $(call q,batches=$(BATCHES)) $(call q,trainer.accelerator=$(DEVICE)) overwrite=true
+           $(call q,save_steps=$(STEPS)) $(call q,batches=$(BATCHES)) $(call q,trainer.accelerator=$(DEVICE)) $(ranks) overwrite=true
+# NeMo's own strategy. Its batches of 8 a rank are more than the 10 practice utterances give to each of two.
+ranks = $(if $(filter-out 1,$(RANKS)),$(call q,trainer.devices=$(RANKS)) trainer.strategy=ddp_find_unused_parameters_true \
+        $(if $(filter full,$(RUN)),model.train_ds.batch_size=2))
 
 # docker: each trainer in its image; local: in its environment. Where RUNTIME is empty, docker where an engine answers.
 # Asked once, when the first recipe needs to know: tests, linters and help neither need an engine nor wait for one.
@@ -265,6 +271,7 @@ help: ## this text
 	    $(call q,SEED=$(SEED)) 'seeds every generator on both sides' \
 	    $(call q,STEPS=$(STEPS)) 'steps to record: 0  0,1,2  0-9  all  none' \
 	    $(call q,BATCHES=$(BATCHES)) 'training steps to run' \
+	    $(call q,RANKS=$(RANKS)) 'processes that train together (ddp), each recorded and compared' \
 	    $(call q,DEVICE=$(DEVICE)) 'auto, cpu, gpu' \
 	    $(call q,OUT=$(OUT)) 'folder for nemo/, nest/ and report/' \
 	    $(call q,THREADS=$(THREADS)) 'CPU threads of each trainer' \
@@ -275,6 +282,7 @@ help: ## this text
     $(call q,QUICK=$(QUICK)) '1: bench takes 3 minutes' \
 	    $(call q,EXPLAIN=$(EXPLAIN)) '1: align ends with explain' \
 	    $(call q,NEMO_VERSION=$(NEMO_VERSION)) 'release of NeMo: $(releases); each has its environment and image' \
+	    'NEMO_SOURCE=' 'a checkout of NeMo, in place of the installed one (local environments)' \
 	    $(call q,GENERATIONS=$(GENERATIONS)) 'releases for test-generations' \
 	    'PYTHON= TORCH_INDEX=' 'for setup: which Python; an index to take torch from' \
 	    'UPGRADE=' 'for locks: 1 moves to the newest versions' \

@@ -5,7 +5,6 @@ Single settings are the schema's matter (`nest_ssl.config`), which has refused w
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +19,15 @@ from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.model.nest import NestModel
-from nest_ssl.releases import NEWEST, generation, generation_of
+from nest_ssl.releases import NEWEST, generation, generation_of, unlisted
+from nest_ssl.run.ranks import processes
 from nest_ssl.run.subject import Inputs, Subject
 from nest_ssl.train.checkpoint.init_from import load_sources
 from nest_ssl.train.optim import build_optimizer
 from nest_ssl.train.schedules import build_schedule
 from nest_ssl.train.validation import loss_prefixes
 
+DDP = "ddp_find_unused_parameters_true"  # in NeMo's own file
 FLOAT64 = (64, "64", "64-true")  # Lightning's names
 MANY_BATCHES = 10_000  # of which a run says beforehand that it trains so many, unless it keeps checkpoints
 SOME_STEPS = 1_000_000  # that a schedule is tried with
@@ -57,12 +58,12 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         fix = "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build."
         raise UserError("no GPU that torch can use", f"trainer.accelerator={accelerator}", fix)
-    _check_generation(subject, cfg.nemo)
+    unknown = _check_generation(subject, cfg.nemo)
     if cfg.trainer.get("precision") in FLOAT64 and generation(cfg.nemo).float64 == "fails":
         fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
         raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={cfg.trainer.precision}", fix)
-    notes = adapt_to_machine(cfg, torch.cuda.device_count())
-    _check_one_process(cfg)
+    notes = [*filter(None, [unknown]), *adapt_to_machine(cfg, torch.cuda.device_count())]
+    notes += check_processes(cfg)
     # Without memory (torch's `meta` device) the port's model and its optimizer are built: what fails, fails now, and
     # NeMo, which would end in a traceback, is not asked.
     section = plain(cfg.model.optim)
@@ -101,11 +102,13 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
         fix = f"Give nemo={NEWEST}, or a plain manifest."
         raise UserError(f"such data is the same as NeMo {NEWEST}'s alone", f"model.train_ds, nemo={cfg.nemo}", fix)
     utterances, batch_size = corpora.in_an_epoch(train), train.batch_size or 1
+    utterances, shares = shared_out(utterances, batch_size, train.drop_last, processes(cfg))
     share = cfg.trainer.get("limit_train_batches")
     if (train.is_tarred or train.is_concat) and isinstance(share, float):  # what NeMo makes of it for such data
         cfg.trainer.limit_train_batches = int(share * math.ceil(utterances / batch_size))
     length = planned_length(cfg, utterances, batch_size, train.drop_last)
     notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
+    notes += shares
     if cfg.seeded_data and (train.is_concat or (train.is_tarred and train.shuffle is not False)):
         drawn = "the order of tar files, and of a mixture's sets,"
         notes.append(f"{drawn} follows from the seed; NeMo's own follows from the clock (seeded_data=false)")
@@ -169,6 +172,21 @@ def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last:
     return Length(epoch, whole_epochs * epoch + left * accumulate, steps)
 
 
+def shared_out(utterances: int, batch_size: int, drop_last: bool, ranks: int) -> tuple[int, list[str]]:
+    """How many utterances each of several ranks has in an epoch, and a line that says so before training starts.
+
+    Lightning gives every rank the same number: where they cannot be shared out evenly, the first ones come twice.
+    Source: PyTorch 2 `torch.utils.data.DistributedSampler` (``drop_last=False``).
+    """
+    if ranks == 1:
+        return utterances, []
+    each = math.ceil(utterances / ranks)
+    batches = each // batch_size if drop_last else math.ceil(each / batch_size)
+    twice = each * ranks - utterances
+    more = f"; {twice} of {utterances:,} come twice, for they cannot be shared out evenly" if twice else ""
+    return each, [f"train, an epoch of each of {ranks} ranks: utterances {each:,}, batches {batches:,}{more}"]
+
+
 def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
     """Turn NeMo's many-GPU trainer settings into what this machine can run; returns a line for each change.
 
@@ -194,29 +212,47 @@ def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
     return changes
 
 
-def _check_one_process(cfg: DictConfig) -> None:
-    """Several processes are not recorded yet, nor resumed with the same bits; a second node would be waited for."""
-    devices, nodes = plain(cfg.trainer.get("devices")), cfg.trainer.get("num_nodes", 1)
-    if str(devices) in ("-1", "auto", "None"):
-        number = max(1, torch.cuda.device_count())
-    elif isinstance(devices, list) or (isinstance(devices, str) and "," in devices):
-        number = len([part for part in (devices.split(",") if isinstance(devices, str) else devices) if part != ""])
-    else:
-        number = int(devices) if str(devices).isdecimal() else 0
-    if number != 1 or nodes != 1:
-        where = f"trainer.devices={devices}, num_nodes={nodes}"
-        raise UserError("training in several processes is not offered", where, "Give trainer.devices=1, num_nodes=1.")
-    strategy = str(cfg.trainer.get("strategy", "auto"))
+def check_processes(cfg: DictConfig) -> list[str]:
+    """Refuse what several processes cannot do, and turn `auto` into what NeMo's recipe has; a line for that.
+
+    Raises:
+        UserError: several nodes (a second one would be waited for), a strategy that is not `ddp`, or something that is
+            offered in one process alone.
+    """
+    strategy, nodes = str(cfg.trainer.get("strategy", "auto")), cfg.trainer.get("num_nodes", 1)
+    if nodes != 1:
+        where = f"trainer.num_nodes={nodes}"
+        raise UserError("training on several nodes is not offered", where, "Give trainer.num_nodes=1.")
     if any(word in strategy for word in ("spawn", "fork", "notebook", "fsdp", "deepspeed", "xla", "model_parallel")):
         raise UserError("not offered", f"trainer.strategy={strategy}", "Give trainer.strategy=auto.")
+    number = processes(cfg)
+    if number == 1:
+        return []
+    devices, train = f"trainer.devices={plain(cfg.trainer.get('devices'))}", cfg.model.train_ds
+    experiments = cfg.get("exp_manager") or {}
+    alone = {
+        "exp_manager": experiments.get("exp_dir") or experiments.get("explicit_log_dir"),
+        "noise_floor": cfg.noise_floor,
+        "bad_audio=skip": cfg.bad_audio == "skip",
+        "model.train_ds.is_tarred": train.get("is_tarred"),
+        "model.train_ds.is_concat": train.get("is_concat"),
+        "trainer.use_distributed_sampler=false": cfg.trainer.get("use_distributed_sampler") is False,
+    }
+    for what in (name for name, asked in alone.items() if asked):
+        raise UserError("not offered in several processes", f"{what} with {devices}", "Give trainer.devices=1.")
+    if strategy.startswith("ddp"):
+        return []
+    OmegaConf.update(cfg, "trainer.strategy", DDP, force_add=True)
+    return [f"trainer.strategy={strategy} with {devices}: {DDP} instead, as in NeMo's recipe"]
 
 
-def _check_generation(subject: Subject, wanted: str) -> None:
-    """The port is exact with any generation of NeMo, NeMo itself only with its own."""
+def _check_generation(subject: Subject, wanted: str) -> str | None:
+    """The port is exact with any generation of NeMo, NeMo itself only with its own; a note on a release not known."""
     if subject.package != "nemo_toolkit":
-        return
-    release = importlib.metadata.version(subject.package)
+        return None
+    release = subject.version()
     installed = generation_of(release)
     if installed != wanted:
         what = f"NeMo {release} is installed, of generation {installed}, and generation {wanted} is asked for"
         raise UserError(what, f"nemo={wanted}", f"Pass nemo={installed}, or take another NeMo with NEMO_VERSION=...")
+    return unlisted(release)
