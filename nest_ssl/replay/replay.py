@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.base.renaming import Rename
 from nest_ssl.recording.evidence import Replay, Unit, seal_of
 from nest_ssl.recording.reader import Recording
@@ -51,8 +52,11 @@ def replay(
         rename: from the names of the candidate's modules to the reference's, see `compare.name_map`.
 
     Raises:
-        UserError: the recording is damaged.
+        UserError: the recording is damaged, or is of some modules alone.
     """
+    if recording.index.level is not None:  # what was not recorded would be run, and be blamed for being called
+        fix = "Record all modules: record=modules, without include and exclude."
+        raise UserError("a recording of some modules cannot be replayed", str(recording.path), fix)
     started = time.perf_counter()
     interception, units = Interception(module, rename), list[Unit]()
     replayed: dict[int, CallReplay] = {}
