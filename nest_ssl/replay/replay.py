@@ -54,9 +54,6 @@ def replay(
     Raises:
         UserError: the recording is damaged, or is of some modules alone.
     """
-    if recording.index.level is not None:  # what was not recorded would be run, and be blamed for being called
-        fix = "Record all modules: record=modules, without include and exclude."
-        raise UserError("a recording of some modules cannot be replayed", str(recording.path), fix)
     started = time.perf_counter()
     interception, units = Interception(module, rename), list[Unit]()
     replayed: dict[int, CallReplay] = {}
@@ -95,7 +92,14 @@ def replay(
 def replay_calls(
     recording: Recording, number: int, weights: dict[str, Tensor], interception: Interception, precision: Precision
 ) -> CallReplay:
-    """Replay all calls of one step; interception has to be installed."""
+    """Replay all calls of one step; interception has to be installed.
+
+    Raises:
+        UserError: the recording is damaged, or is of some modules alone.
+    """
+    if recording.index.level is not None:  # what was not recorded would be run, and be blamed for being called
+        fix = "Record all modules: record=modules, without include and exclude."
+        raise UserError("a recording of some modules cannot be replayed", str(recording.path), fix)
     step = recording.step(number)
     load_weights(interception, weights)
     facts = step.facts()
