@@ -13,8 +13,8 @@ from torch import nn
 from nest_ssl.base.determinism import flags
 from nest_ssl.record.digest_session import open_session
 from nest_ssl.record.levels import Level, Record
+from nest_ssl.record.ranks import rank_writer
 from nest_ssl.record.session import Session
-from nest_ssl.recording.writer import RecordingWriter
 
 
 @contextmanager
@@ -49,6 +49,8 @@ def recording(
     weights, the optimizer's state, and random draws. Training is not changed by it: the weights are the same bits.
     An error in the block leaves nothing of the recording, and an earlier one as it was.
 
+    Where `torch.distributed` is initialized, each process records into `rank_R` in `out`, and the first completes it.
+
     Args:
         model: what is trained. Calls of its `forward`, and of every module in it, are recorded.
         steps, output_names, config, operators: see `Session`.
@@ -59,15 +61,14 @@ def recording(
 
     Raises:
         TypeError: the model is no module of torch.
-        UserError: the folder must not be replaced or cannot be written, several processes train, or a step that was
-            asked for was never reached.
+        UserError: the folder must not be replaced or cannot be written, or a step that was asked for was never reached.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"recording(out, model): the model is a {type(model).__name__}, not a torch.nn.Module")
     started = time.perf_counter()
     trainer = {"name": Path(out).name, "package": type(model).__module__.partition(".")[0], "version": ""}
     with (
-        RecordingWriter(out, overwrite) as writer,
+        rank_writer(out, overwrite) as writer,
         open_session(writer, steps, output_names, config, operators, Level(record, include, exclude)) as session,
     ):
         session.begin(model)

@@ -29,7 +29,8 @@ from nest_ssl.record.observers.parameters import gradients, optimizer_state, wei
 from nest_ssl.record.observers.update import UpdateObserver, applied
 from nest_ssl.record.observers.validation import ValidationObserver
 from nest_ssl.record.provenance import describe_device, describe_run
-from nest_ssl.record.refusals import refuse_several_processes, refuse_steps_outside
+from nest_ssl.record.ranks import processes
+from nest_ssl.record.refusals import refuse_one_place, refuse_steps_outside
 from nest_ssl.record.secrets import masked_yaml
 from nest_ssl.record.step import Step, describe, modes
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
@@ -114,15 +115,18 @@ class Session(AbstractContextManager["Session"]):
             batches: after how many, counted from 0, training ends.
 
         Raises:
-            UserError: several processes train, or a step to record is already trained or never reached.
+            UserError: several processes train and the writer does not know which this is, or a step to record is
+                already trained or never reached.
         """
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        refuse_several_processes(torch.distributed.get_world_size() if distributed else 1)
+        world_size = processes()
+        refuse_one_place(world_size, self.writer.rank)
         refuse_steps_outside(self.steps or frozenset(), first_step, batches)
         self.mark("before_first_batch")
         self.initial_weights(model)
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self._index |= {"world_size": 1, "device": describe_device(device)}
+        self._index |= {"world_size": world_size, "device": describe_device(device)}
+        if self.writer.rank is not None:
+            self._index["rank"] = self.writer.rank
         self._index["sources"] = describe_sources(model)  # now: a file edited meanwhile is not what trained
         self.writer.save_builtins(files.STRUCTURE, describe_structure(model))
         self._modes = modes(model)

@@ -109,6 +109,5 @@ def digests(recording: Recording, step: int, rank: int = 0) -> dict[Address, Fin
     Raises:
         UserError: the file is damaged.
     """
-    name = f"{files.step_folder(step, rank, recording.world_size)}/{files.DIGESTS}"
-    found = recording.read_json(name, StepDigests)
+    found = recording.read_json(f"{recording.step(step, rank).folder}/{files.DIGESTS}", StepDigests)
     return dict(found.entries()) if found else {}

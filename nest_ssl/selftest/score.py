@@ -40,7 +40,7 @@ class Score:
     """How a case went.
 
     Args:
-        limit: the smallest size at which it was caught; None where it has none, or was not caught.
+        limit: the smallest size at which it is caught; None where it has none, was not caught, or none was sought.
     """
 
     case: Case

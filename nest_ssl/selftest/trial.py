@@ -42,7 +42,8 @@ RECIPES: dict[Recipe, list[str]] = {
     # Nothing but weights and masks is random.
     "plain": [*SMALL, *ONE_STEP],
     # NeMo's whole recipe: augmentation, dither, dropout; two steps and a validation, and the schedule beyond.
-    "full": [*SMALL, "run=full", "batches=2", "save_steps=0,1", "trainer.limit_val_batches=1", "learning_rates=30000"],
+    "full": [*SMALL, "run=full", "batches=2", "save_steps=0,1", "trainer.limit_val_batches=1", "learning_rates=30000",
+             "operators=true"],
     "accumulated": [
         *SMALL, "batches=4", "save_steps=0-3", "model.train_ds.batch_size=2", "trainer.limit_val_batches=0",
         "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.01",

@@ -149,7 +149,7 @@ def of_precision(case: Case) -> Answer:
             break
     if sides[0] != sides[1]:
         return FaultKind.PRECISION_AND_CASTS, Note("kind_dtype", {"reference": sides[0], "candidate": sides[1]})
-    cast = casts_in([change for each in case.births for change in each.changes])
+    cast = casts_in([change for each in case.births for change in each.changes]) or case.rounded()
     return (FaultKind.PRECISION_AND_CASTS, cast) if cast else None
 
 
@@ -306,6 +306,10 @@ def of_backward(case: Case) -> Answer:
     if frozen and born.by is By.SHAPE:  # a gradient that one side alone computes
         values = {"name": f"{frozen.address.module}.{frozen.address.slot}"}
         return FaultKind.DROPOUT_AND_FLAGS, Note("kind_frozen", values)
+    changes = [change for each in case.births for change in each.changes]
+    purpose = purpose_of(changes) if born.by is By.SHAPE and all(one.kind == "arguments" for one in changes) else None
+    if purpose and born.address:  # the same operator without a parameter of it, which was zero or one
+        return purpose[0], Note("kind_left_out", {"name": born.address.own_name, "operator": purpose[1]})
     places = {one.module for one in case.comparison.proof.born if one.phase == "backward"}
     if pattern and pattern.shape is Shape.FACTOR and pattern.kind in (Kind.OUTPUT_GRADIENT, Kind.GRADIENT):
         whole = pattern.whole and (pattern.kind is Kind.GRADIENT or not born.module)
