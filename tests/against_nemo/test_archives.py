@@ -275,11 +275,11 @@ def test_planted_faults_are_named(
     with monkeypatch.context() as fault:
         fault.setattr(init_from, "_check_archive", lambda *_: None)
         fault.setattr(init_from, "load_nemo", lambda path: (None, load_nemo(path)[1]))
-        code, report = align_from(tmp_path, entry)
+        code, report = align_from(tmp_path, entry, "batches=1")
     first = report["first_difference"]
     assert code == 1 and first["rung"] == "draws" and "model_construction" in json.dumps(first), first
     with monkeypatch.context() as fault:
         fault.setattr(init_from.Source, "takes", lambda self, name: True)
-        code, report = align_from(tmp_path, entry)
+        code, report = align_from(tmp_path, entry, "batches=1")
     first = report["first_difference"]
     assert code == 1 and first["rung"] == "initial_weights" and "decoder" in json.dumps(first), first
