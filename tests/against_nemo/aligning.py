@@ -36,7 +36,7 @@ def align(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
 
 
 def compare(folder: Path, reference: str | Path, candidate: str | Path) -> tuple[int, dict[str, Any]]:
-    """Compare two recordings, in `folder` or at their own paths; the exit code and the report, which lies in `folder`."""
+    """Compare two recordings, in `folder` or at their own paths; the exit code and the report, in `folder` too."""
     out = folder / "report"
     code = compare_outputs(
         ["--reference", str(folder / reference), "--candidate", str(folder / candidate), "--out", str(out)]

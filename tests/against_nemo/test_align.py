@@ -96,7 +96,7 @@ def test_large_one_step(tmp_path: Path) -> None:
     ids=lambda overrides: overrides[0].partition("=")[0].rpartition(".")[2],
 )
 def test_other_settings(tmp_path: Path, overrides: list[str]) -> None:
-    """The first step, and a later one, which holds what the steps between have made of weights, moments and generators."""
+    """The first step, and the last, which holds what those between made of weights, moments and generators."""
     batches = 2 if "batches=2" in overrides else 4
     assert_identical(*align(tmp_path, "size=tiny", ONE_LAYER, f"save_steps=0,{batches - 1}", "batches=4", *overrides))
 
