@@ -34,7 +34,7 @@ def test_tiny_over_three_steps(tmp_path: Path) -> None:
 
 
 def test_large_one_step(tmp_path: Path) -> None:
-    code, report = align(tmp_path, "size=large", "batches=1")
+    code, report = align(tmp_path, "size=large", "model.train_ds.batch_size=2", "batches=1")
     assert_identical(code, report)
     compared = {rung["name"]: rung["compared"] for rung in report["rungs"]}
     parameters = open_recording(tmp_path / "nest", verify=False).initial_weights()
