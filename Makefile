@@ -13,7 +13,7 @@ runs := align data nemo nest train compare explain
 # Variables of the experiment come from the command line alone: a cluster may well export DEVICE, DATA or OUT.
 # Those of the machine may stand in the environment too. Either way make says what it found there.
 experiment := SIZE RUN KIND SEED STEPS BATCHES DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA \
-              EVIDENCE
+              EVIDENCE NEMO_SOURCE
 machine := RUNTIME PYTHON NEMO_PYTHON NEST_PYTHON TORCH_INDEX TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE MEMORY SHM GPUS \
            TEST_LOGS UPGRADE BUILD_ARGS EXPLAIN QUICK
 
@@ -57,6 +57,7 @@ NEST_ARGS    =
 COMPARE_ARGS =
 THREADS      = 1
 NEMO_VERSION := $(DEFAULT_NEMO)
+NEMO_SOURCE  =
 GENERATIONS := $(filter-out $(DEFAULT_NEMO),$(releases))
 DATA         =
 EVIDENCE     =
@@ -79,8 +80,8 @@ QUICK       ?=
 
 $(if $(strip $(OUT)),,$(error OUT is empty. Name the folder for nemo/, nest/ and report/))
 $(if $(filter-out local docker,$(RUNTIME)),$(error RUNTIME=$(RUNTIME) is no runtime. Use docker or local))
-$(if $(filter-out $(releases),$(NEMO_VERSION) $(GENERATIONS)),$(error no lock for this NeMo: \
-    $(filter-out $(releases),$(NEMO_VERSION) $(GENERATIONS)). Use one of: $(releases)))
+unlocked := $(if $(filter locks,$(MAKECMDGOALS)),,$(filter-out $(releases),$(NEMO_VERSION) $(GENERATIONS)))
+$(if $(unlocked),$(error no lock for this NeMo: $(unlocked). Use one of: $(releases), or write one: make locks NEMO_VERSION=...))
 digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
 $(if $(or $(call digits,$(THREADS)),$(if $(THREADS:0%=),,zero)),$(error THREADS=$(THREADS) is no number of threads. Use 1 or more))
 
@@ -90,7 +91,7 @@ NEST_PYTHON ?= .venv/nest/$(BIN)/python
 
 # One thread on both sides: the same bits need the same number of threads.
 export OMP_NUM_THREADS := $(THREADS)
-export PYTHON TORCH_INDEX NEMO_VERSION TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE OUT DATA MEMORY SHM GPUS BUILD_ARGS
+export PYTHON TORCH_INDEX NEMO_VERSION NEMO_SOURCE TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE OUT DATA MEMORY SHM GPUS BUILD_ARGS
 # Only what setup has checked runs: a PYTHONPATH could put another torch before the environments' own.
 unexport PYTHONPATH PYTHONHOME
 
@@ -282,6 +283,7 @@ help: ## this text
     $(call q,QUICK=$(QUICK)) '1: bench takes 3 minutes' \
 	    $(call q,EXPLAIN=$(EXPLAIN)) '1: align ends with explain' \
 	    $(call q,NEMO_VERSION=$(NEMO_VERSION)) 'release of NeMo: $(releases); each has its environment and image' \
+	    'NEMO_SOURCE=' 'a checkout of NeMo, in place of the installed one (local environments)' \
 	    $(call q,GENERATIONS=$(GENERATIONS)) 'releases for test-generations' \
 	    'PYTHON= TORCH_INDEX=' 'for setup: which Python; an index to take torch from' \
 	    'UPGRADE=' 'for locks: 1 moves to the newest versions' \

@@ -169,14 +169,38 @@ def generation(name: str) -> Generation:
 def generation_of(release: str | float) -> str:
     """The name of the generation that a release of NeMo belongs to: `2.7` for `2.5.3`, `2.7.3`, `2.7` (also a float).
 
+    A release that is not in the table is of the generation of the nearest one that is; see `unlisted`.
+
     Raises:
-        UserError: not a release, or one that is not known here.
+        UserError: not a release.
     """
-    line = re.match(r"\d+\.\d+(?=$|[.+]|rc|[ab]\d)", str(release).strip().removeprefix("v"))
-    if line is None or line[0] not in RELEASE_LINES:
+    line = _line(release)
+    if line is None:
         known = ", ".join(f"{name}.x" for name in RELEASE_LINES)
         raise UserError("no such generation of NeMo", f"nemo={release}", f"Known: {', '.join(GENERATIONS)} ({known}).")
-    return RELEASE_LINES[line[0]]
+    wanted = _number(line)
+    # Of two that are as near the older one: what is not known yet has happened later.
+    return RELEASE_LINES[min(RELEASE_LINES, key=lambda name: (abs(_number(name) - wanted), _number(name)))]
+
+
+def unlisted(release: str | float) -> str | None:
+    """A sentence on a release that is not in the table, which says under what it goes; None for one that is."""
+    line = _line(release)
+    if line is None or line in RELEASE_LINES:
+        return None
+    found = f"NeMo {release} is not among the releases that were read ({', '.join(RELEASE_LINES)})"
+    return f"{found}: it goes under the nearest generation, {generation_of(release)}, and may differ from it"
+
+
+def _line(release: str | float) -> str | None:
+    found = re.match(r"\d+\.\d+(?=$|[.+]|rc|[ab]\d)", str(release).strip().removeprefix("v"))
+    return found[0] if found else None
+
+
+def _number(line: str) -> int:
+    """Lines in their order, such that a whole version is further than any within one."""
+    major, minor = line.split(".")
+    return 1000 * int(major) + int(minor)
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -44,11 +44,22 @@ def locks() -> list[Path]:
 def write(uv: str, nemo_version: str, upgrade: bool) -> None:
     """Resolve one release's requirements again, and the port's with those of the default release."""
     if not (LOCKS / f"nemo-{nemo_version}.in").is_file():
-        sys.exit(f"error: no such file: docker/locks/nemo-{nemo_version}.in. It says what this release is asked for")
+        if not re.fullmatch(r"\d+\.\d+\.\d+\w*", nemo_version):
+            sys.exit(f"error: no release of NeMo: NEMO_VERSION={nemo_version}. Give all of it, as 2.6.2")
+        asked = (LOCKS / f"nemo-{nearest_release(nemo_version)}.in").read_text(encoding="utf-8")
+        asked = re.sub(r"(?<=nemo_toolkit\[asr\]==)\S+", nemo_version, asked)
+        (LOCKS / f"nemo-{nemo_version}.in").write_text(asked, encoding="utf-8")
     _write_environments(uv, nemo_version, upgrade)
     _write_images(uv, nemo_version)
     lines = [f"{_sha256(path)}  {path.name}\n" for path in locks()]
     (LOCKS / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def nearest_release(nemo_version: str) -> str:
+    """The release with a list of what is asked for whose number is nearest: what 2.3.3 needs is what 2.4.1 needs."""
+    known = [path.stem.removeprefix("nemo-") for path in LOCKS.glob("nemo-*.in")]
+    numbers = [int(part) for part in re.findall(r"\d+", nemo_version)]
+    return min(known, key=lambda one: [abs(int(a) - b) for a, b in zip(one.split("."), numbers, strict=False)])
 
 
 def _write_environments(uv: str, nemo_version: str, upgrade: bool) -> None:

@@ -5,10 +5,15 @@ python scripts/train_nemo.py size=tiny save_steps=0,1,2 batches=3 output_dir=out
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nest_ssl.base.errors import run_command
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # in an environment of one's own it need not be installed
+from nest_ssl.base.errors import UserError, run_command
 from nest_ssl.cli.train import train
 from nest_ssl.run.subject import Inputs, Subject, seed_narrow_band
 
@@ -17,8 +22,27 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+def checkout() -> str | None:
+    """The version of the checkout that NEMO_SOURCE names, which then is what is imported; None: the installed NeMo.
+
+    Raises:
+        UserError: it names no checkout of NeMo.
+    """
+    source = os.environ.get("NEMO_SOURCE")
+    if not source:
+        return None
+    facts = Path(source).resolve() / "nemo" / "package_info.py"
+    if not facts.is_file():
+        raise UserError("no checkout of NeMo", f"NEMO_SOURCE={source}", "Give the folder that has nemo/ in it.")
+    if str(facts.parents[1]) not in sys.path:
+        sys.path.insert(0, str(facts.parents[1]))
+    numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH) *= *(\d+)", facts.read_text(encoding="utf-8"), re.MULTILINE))
+    return ".".join(numbers.get(part, "0") for part in ("MAJOR", "MINOR", "PATCH")) + "+source"
+
+
 def load_model_class() -> Any:
     """NeMo's own model class (importing it takes seconds)."""
+    checkout()
     from nemo.collections.asr.models import EncDecDenoiseMaskedTokenPredModel
 
     return EncDecDenoiseMaskedTokenPredModel
@@ -39,7 +63,9 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
     return model
 
 
-NEMO = Subject(name="nemo", package="nemo_toolkit", load=load_model_class, build_model=build_model)
+NEMO = Subject(
+    name="nemo", package="nemo_toolkit", load=load_model_class, build_model=build_model, find_version=checkout
+)
 
 if __name__ == "__main__":
     run_command(lambda: train(NEMO))

@@ -5,8 +5,11 @@ python scripts/train_nest.py size=tiny save_steps=0,1,2 batches=3 output_dir=out
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # in an environment of one's own it need not be installed
 from nest_ssl.base.errors import run_command
 from nest_ssl.cli.train import train
 from nest_ssl.run.subject import Inputs, Subject, seed_narrow_band

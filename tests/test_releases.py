@@ -26,6 +26,7 @@ from nest_ssl.releases import (
     describe,
     generation,
     generation_of,
+    unlisted,
 )
 
 NAMES = [f.name for f in fields(Generation)]
@@ -43,8 +44,21 @@ def test_which_release_belongs_to_which_generation(release: str | float, name: s
     assert generation_of(release) == name
 
 
-@pytest.mark.parametrize("release", ["2.2.1", "1.23", 2.8, "3.1.0", "3", 3, "", None, "2.7x", "2.70", "newest", "x2.7"])
-def test_unknown_releases_are_told(release: Any) -> None:
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [("2.2.1", "2.4"), ("1.23", "2.4"), (2.8, "2.7"), ("3.1.0", "3.0"), ("3.1.0rc1", "3.0"), ("4.0.0+source", "3.0")],
+)
+def test_a_release_that_is_not_known_goes_under_the_nearest_and_is_said_to(release: str | float, name: str) -> None:
+    assert generation_of(release) == name
+    assert f"NeMo {release} is not among" in str(unlisted(release)) and f" {name}, and may" in str(unlisted(release))
+
+
+def test_nothing_is_said_of_a_known_release() -> None:
+    assert [unlisted(release) for release in ("3.0.0", "2.5.3", 2.7, "outputs/nemo")] == [None] * 4
+
+
+@pytest.mark.parametrize("release", ["3", 3, "", None, "2.7x", "newest", "x2.7"])
+def test_what_is_no_release_is_refused(release: Any) -> None:
     with pytest.raises(UserError, match=r"no such generation of NeMo: nemo=.*Known: 2\.4, 2\.7, 3\.0 \(2\.3\.x"):
         generation_of(release)
 

@@ -105,6 +105,14 @@ def write_errors(where: str) -> Iterator[None]:
         raise UserError(what, where, "Free some space or choose another disk.") from error
 
 
+# Packages that only an extra of pyproject.toml brings, by the names that are imported.
+EXTRAS = {
+    **dict.fromkeys("lightning hydra omegaconf librosa soundfile jaxtyping deepdiff tensorboard tqdm".split(), "train"),
+    "wandb": "wandb",
+    "cryptography": "sign",
+}
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and end the process with its exit code; mistakes become one line on stderr.
 
@@ -133,6 +141,11 @@ def _describe(error: BaseException) -> tuple[int, str]:
         return EXIT_SIGNAL + signal.SIGINT, str(InterruptedRun(signal.SIGINT))
     if isinstance(error, OSError) and error.errno is not None:
         error = from_os_error(error, str(error.filename or "input or output"))
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("nest_ssl"):
+        package = error.name.partition(".")[0]
+        wanted = f"'nest_ssl[{EXTRAS[package]}]'" if package in EXTRAS else package
+        fix = f"{sys.executable} -m pip install {wanted}"
+        error = UserError("a package is not installed that this needs", package, fix)
     if isinstance(error, UserError):
         return EXIT_BAD_INPUT, f"error: {error}"
     text = "".join(traceback.format_exception(error))

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 V = TypeVar("V")
-Rename = Callable[[str], str]
 
 
-def renaming(names: Mapping[str, str]) -> Rename:
-    """A function from the candidate's names (of modules, parameters, buffers) to the reference's.
+class Rename:
+    """From the candidate's name of a module, parameter or buffer to the reference's; this one leaves all as they are.
 
-    Args:
-        names: the reference's name by the candidate's; * stands for one part of it, what lies below follows, and the
-            longest that fits counts.
+    `nest_ssl.compare.name_map` reads others from a file.
     """
-    longest = sorted(names, key=lambda name: -len(name.split(".")))
-    patterns = [(re.compile(re.escape(name).replace(r"\*", r"([^.]+)") + r"(?=\.|$)"), names[name]) for name in longest]
 
-    def rename(name: str) -> str:
-        for pattern, target in patterns:
-            match = pattern.match(name)
-            if match:
-                for part in match.groups():
-                    target = target.replace("*", part, 1)
-                return ".".join(part for part in (target, name[match.end() :].lstrip(".")) if part)
+    def __call__(self, name: str) -> str:
         return name
 
-    return rename
+    def changes(self, name: str) -> bool:
+        """Whether the parameter or buffer of this name is read as another tensor: transposed, split, fused, ..."""
+        return False
 
 
 class NameMap:
@@ -41,7 +31,7 @@ class NameMap:
     """
 
     def __init__(self, rename: Rename | None, modules: Iterable[str]) -> None:
-        self.rename: Rename = rename or str
+        self.rename: Rename = rename or Rename()
         self.given = {self.rename(name) for name in modules if self.rename(name) != name}
 
     def stays(self, name: str) -> bool:
@@ -51,6 +41,11 @@ class NameMap:
     def table(self, values: Mapping[str, V]) -> dict[str, V]:
         """A table by name."""
         return {self.rename(name): value for name, value in values.items() if self.stays(name)}
+
+    def tensors(self, values: Mapping[str, V]) -> dict[str, V]:
+        """A table of parameters or buffers as they are; one that is read as another tensor has no name of that side."""
+        own = {f"{name} (another tensor)": value for name, value in values.items() if self.rename.changes(name)}
+        return self.table({name: value for name, value in values.items() if not self.rename.changes(name)}) | own
 
     def names(self, names: Iterable[str]) -> list[str]:
         return [self.rename(name) for name in names if self.stays(name)]

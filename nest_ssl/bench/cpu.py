@@ -22,6 +22,7 @@ from nest_ssl.bench.workers import Worker, WorkerEnded
 
 Row = dict[str, Any]
 PARTS = ("step_ms", "forward_ms", "backward_ms", "optimizer_ms", "peak_bytes")
+PRODUCTS = "products_ms"  # the port's matrix products alone, at the rate of a large one: no step can take less
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def steps(bench: Bench, cases: Sequence[Case]) -> list[Row]:
 
 def _by_turns(bench: Bench, case: Case) -> Row:
     row: Row = {"name": case.name, "batch": list(case.batch)}
-    ratios: dict[str, list[float]] = {part: [] for part in PARTS}
-    port: dict[str, list[float]] = {part: [] for part in PARTS}
+    dtype = "bfloat16" if case.overrides == BF16 else "float32"
+    ratios: dict[str, list[float]] = {part: [] for part in (*PARTS, PRODUCTS)}
+    port: dict[str, list[float]] = {part: [] for part in ratios}
     for number in range(case.rounds):
         found: dict[str, Mapping[str, Any]] = {}
         for side in ("nemo", "nest") if number % 2 == 0 else ("nest", "nemo"):
@@ -81,12 +83,16 @@ def _by_turns(bench: Bench, case: Case) -> Row:
             try:
                 with Worker(replace(bench, size=case.size), side, *settings) as worker:
                     found[side] = worker.ask(do="steps", warm=1, count=case.steps, batch=case.batch)
+                    arithmetic = worker.ask(do="flops", batch=case.batch) if side == "nest" else {}
+                    found[side] = {**arithmetic, **found[side]}
             except WorkerEnded as ended:
                 return {**row, "error": str(ended)}
         for part in PARTS:
             if found["nemo"][part] and found["nest"][part]:
                 ratios[part].append(found["nest"][part] / found["nemo"][part])
                 port[part].append(found["nest"][part])
+        port[PRODUCTS].append(found["nest"]["flops"] / matrix_rate(dtype) / 1e6)
+        ratios[PRODUCTS].append(port[PRODUCTS][-1] / found["nemo"]["step_ms"])
     for part, values in ratios.items():
         if values:
             row[part] = [statistics.median(port[part]), statistics.median(values), min(values), max(values)]
@@ -124,12 +130,17 @@ def start_up(bench: Bench) -> list[Row]:
     return rows
 
 
-def matrix_rate(size: int = 1024) -> float:
-    """GFLOP/s of one thread multiplying float32 matrices: the best of some, for whoever asks what a step could cost."""
+def matrix_rate(dtype: str = "float32", size: int = 1024) -> float:
+    """GFLOP/s of one thread multiplying matrices, by its CPU time: the best of some."""
     import torch
 
-    one = torch.randn(size, size)
-    return max(2 * size**3 / _seconds(lambda: torch.mm(one, one)) / 1e9 for _ in range(5))
+    one = torch.randn(size, size, dtype=getattr(torch, dtype))
+    took = []
+    for _ in range(8):
+        before = time.process_time()
+        torch.mm(one, one)
+        took.append(time.process_time() - before)
+    return 2 * size**3 / min(took) / 1e9
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -14,6 +14,8 @@ from nest_ssl.base.spelling import did_you_mean
 VERBS = {
     "data": "write the practice data and check its hashes",
     "train": "train and record: nest-ssl train nest key=value ... (or nemo, in NeMo's environment)",
+    "import": "make a folder of tensors, of what is no torch, a recording",
+    "map": "draft or check a map from a candidate's names to the reference's",
     "compare": "compare two recordings and write the report",
     "explain": "gather evidence about their difference: bug or rounding, born here or came in",
     "replay": "feed a recording of the reference to the modules of the candidate",
@@ -26,15 +28,6 @@ VERBS = {
     "bench": "time both trainers on this machine's CPU, and write docs/benchmarks.md",
     "gpu": "run both trainers on a GPU, compare and time them, and write docs/gpu.md",
 }
-# Packages that only some verbs need, and the extra of pyproject.toml that brings them.
-EXTRAS = {
-    **dict.fromkeys(
-        ("lightning", "hydra", "omegaconf", "librosa", "soundfile", "jaxtyping", "deepdiff", "tqdm"), "train"
-    ),
-    "tensorboard": "train",
-    "wandb": "wandb",
-    "cryptography": "sign",
-}
 USAGE = """usage: nest-ssl VERB ...
 
 {verbs}
@@ -42,6 +35,8 @@ USAGE = """usage: nest-ssl VERB ...
 examples:
   nest-ssl data --out data/dummy_ssl
   nest-ssl train nest size=tiny batches=2 save_steps=0,1 output_dir=outputs/nest overwrite=true
+  nest-ssl import made/ --out outputs/made
+  nest-ssl map suggest --reference outputs/nemo --candidate outputs/made
   nest-ssl compare --reference outputs/nemo --candidate outputs/nest --out outputs/report
   nest-ssl explain --reference outputs/nemo --candidate outputs/nest --out outputs/report --evidence replay,floor
   nest-ssl replay --reference outputs/nemo --candidate outputs/nest
@@ -70,15 +65,8 @@ def dispatch(argv: Sequence[str] | None = None) -> int:
         raise UserError("no such verb", repr(verb), did_you_mean(verb, VERBS, f"Choose one of: {', '.join(VERBS)}."))
     context = copy_context()
     context.run(PROGRAM.set, f"nest-ssl {verb}")
-    try:
-        run = importlib.import_module(f"nest_ssl.cli.{verb}").main  # only its own imports are waited for
-        return int(context.run(run, rest))
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
-            raise
-        fix = f"pip install 'nest_ssl[{EXTRAS[package]}]'"
-        raise UserError(f"nest-ssl {verb} needs a package that is not installed", package, fix) from error
+    run = importlib.import_module(f"nest_ssl.cli.{verb}").main  # only its own imports are waited for
+    return int(context.run(run, rest))
 
 
 def main() -> None:

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = parse_steps(options.steps)
 
     # Only now what takes seconds to import: --help and bad usage answer at once.
-    from nest_ssl.compare.names import Renamed, load_names
+    from nest_ssl.compare.name_map import load_names
+    from nest_ssl.compare.names import Renamed
     from nest_ssl.recording.evidence import REPLAY, folder_beside, write_evidence
     from nest_ssl.recording.reader import open_recording
     from nest_ssl.run.candidate import replay_recording

@@ -175,7 +175,7 @@ def open_evidence(folder: Path, reference: Recording, candidate: Recording) -> E
     found.replay = read("replay", files.REPLAY, Replay, own)
     found.float64 = _open_float64(folder / files.FLOAT64, reference, candidate)
     if found.float64 and isinstance(candidate, Renamed):
-        found.float64 = found.float64[0], Renamed(found.float64[1], candidate.names.rename)
+        found.float64 = found.float64[0], Renamed(found.float64[1], candidate.names.map.in_float64())
     in_float64 = own
     if found.float64:
         in_float64 = own[0] | {seal_of(found.float64[0].index)}, own[1] | {seal_of(found.float64[1].index)}

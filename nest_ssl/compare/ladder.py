@@ -31,6 +31,8 @@ from nest_ssl.compare.findings import (
 from nest_ssl.compare.gaps import Part
 from nest_ssl.compare.kinds.likely import kinds_of
 from nest_ssl.compare.known import known_differences
+from nest_ssl.compare.names import Renamed
+from nest_ssl.compare.narrow import Narrowed
 from nest_ssl.compare.proof import Agreement, Float64, Proof, weigh
 from nest_ssl.compare.roots import roots_of
 from nest_ssl.compare.rules import Rule
@@ -88,6 +90,7 @@ def compare_recordings(
     Raises:
         UserError: a step that neither recording has, or a damaged recording.
     """
+    reference = reference if candidate.index.imported is None else Narrowed(reference, candidate)
     shared = _shared_steps(reference, candidate, steps)
     ledger = KnownRule(rule or (NoiseFloorRule(evidence) if evidence and evidence.floors else SameBits()), known)
     comparer = Comparer(ledger)
@@ -97,12 +100,11 @@ def compare_recordings(
     first = causes.headline(ordered)
     cause = causes.cause_of(first, results, before, shared, grown=first is not ordered[0]) if first else None
     whole = [*tallies, compare_steps(Sheet("steps", comparer), results, shared)]
-    by_rung = [Rung(name, [tally for tally in whole if tally.rung == name]) for name in RUNGS]
     in64 = _in_float64(evidence, tallies, shared, declared, known)
     roots = roots_of(own, before, results, contract.went_on_at(reference, candidate))
     proof = weigh(reference, evidence or Evidence(), ordered, roots, results, in64, known)
     explanations = [e for explain in explainers for step in shared if (e := explain(reference, candidate, step))]
-    rungs = [rung for rung in by_rung if rung.tallies or rung.name not in OPTIONAL_RUNGS]
+    rungs = [Rung(n, found) for n in RUNGS if (found := [t for t in whole if t.rung == n]) or n not in OPTIONAL_RUNGS]
     comparison = Comparison(
         _side(reference),
         _side(candidate),
@@ -123,8 +125,8 @@ def compare_recordings(
         notes=[note for tally in whole for note in chain(tally.absent, tally.notes)],
         proof=proof, unseen=unseen_by(reference, shared, evidence), ledger=ledger.used(),
     )  # fmt: skip
-    classes = [{m.name: m.module_class for m in recording.structure.modules} for recording in (reference, candidate)]
-    comparison.kinds = kinds_of(comparison, (classes[0], classes[1]))
+    one, other = ({m.name: m.module_class for m in side.structure.modules} for side in (reference, candidate))
+    comparison.kinds = kinds_of(comparison, (one, other))
     return comparison
 
 
@@ -140,6 +142,10 @@ def _compare_all(
     """What was found of the run as a whole, the declared differences, the draws before the steps, and every step."""
     run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
     excused = structure.compare_structure(run["structure"], reference, candidate, declared)
+    if isinstance(reference, Narrowed):
+        run["structure"].nothing("imported", **reference.described(shared))
+    if isinstance(candidate, Renamed):
+        run["structure"].note("renamed", **candidate.described())
     start = contract.resumed_at(reference, candidate)
     before = (
         draws.compare_draws_before_the_steps(run["draws"], reference.index, candidate.index) if start is None else []

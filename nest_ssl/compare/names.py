@@ -1,24 +1,18 @@
-"""A candidate whose modules have other names than the reference's, read as if they had the reference's.
+"""A candidate whose modules and tensors have other names or layouts than the reference's, read as if it had those.
 
-    encoder.blocks: encoder.layers                    # renamed
-    model: ""                                         # wrapped: the reference's root is the candidate's `model`
-    encoder.layers.*.attn.inner: encoder.layers.*.self_attn
-
-The left name is the candidate's, * stands for one part of it, and what lies below follows; the longest name that fits
-counts. What already has a name that another module is given (a wrapper around it) is left out.
+What already has a name that another module is given (a wrapper around it) is left out.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from nest_ssl.base.errors import UserError, from_os_error
-from nest_ssl.base.renaming import NameMap, Rename, renaming
-from nest_ssl.base.safe_load import load_yaml
+from nest_ssl.base.errors import UserError
+from nest_ssl.compare.name_map import Names
+from nest_ssl.compare.name_tables import NameTables, changed_entries, changed_state, first_of
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.contents import AppliedGradients, OptimizerState, Validation
 from nest_ssl.recording.evidence import StepOperators
@@ -29,51 +23,32 @@ from nest_ssl.recording.step_files import StepFiles
 T = TypeVar("T", bound=StepOperators)
 
 
-def load_names(path: Path) -> Rename:
-    """A map of names, from the candidate's to the reference's.
-
-    Raises:
-        UserError: the file cannot be read, or is no such map.
-    """
-    try:
-        found = load_yaml(path.read_bytes(), str(path))
-    except OSError as error:
-        raise from_os_error(error, str(path)) from error
-    if not isinstance(found, dict) or not all(isinstance(text, str) for pair in found.items() for text in pair):
-        raise UserError("no map of names", str(path), "Give a name of the reference for each name of the candidate.")
-    if bad := [name for name, target in found.items() if not name or target.count("*") > name.count("*")]:
-        raise UserError("no map of names", f"{path}: {bad[0]!r}", "Give each * on the right one on the left.")
-    return renaming(found)
-
-
 class Renamed(Recording):
-    """A recording read with other names; everything else is as it was recorded.
+    """A recording read with other names; numbers are as they were recorded, but for what the map says.
 
     Raises:
-        UserError: no name is changed by it, or two things would have one name.
+        UserError: no name is changed by it, two things would have one name, or a tensor has no shape for it.
     """
 
-    def __init__(self, original: Recording, rename: Rename) -> None:
+    def __init__(self, original: Recording, rename: Names) -> None:
         super().__init__(original.path, original.index, verified=True)
-        modules = [entry.name for entry in original.structure.modules]
-        self._original, self.names = original, NameMap(rename, modules)
-        if not self.names.given:
+        self._original, self.names = original, NameTables(rename, original.structure)
+        if not self.names.given and not self.names.matched:
             raise UserError("a map of names that fits nothing", str(original.path), "Give names of the candidate.")
-        structure = original.structure
-        for entries in (modules, [e.name for e in structure.parameters], [e.name for e in structure.buffers]):
-            taken: dict[str, str] = {}  # one of two would hide the other, and whatever differs in it
-            for name in entries:
-                other = taken.setdefault(rename(name), name)
-                wraps = not self.names.stays(other) and (not other or name.startswith(f"{other}."))
-                if other != name and not wraps:
-                    where = f"{original.path}: {other} and {name} are both {rename(name)!r}"
-                    raise UserError("a map that gives two things one name", where, "Give each a name of its own.")
+        self.names.refuse_two_of_one_name(original.structure, str(original.path))
         ledger = self.ledger(original.index.ledger)
         calls = {}
         for step, names in original.index.calls.items():
             pairs = [name.rpartition("#")[::2] for name in names]
             calls[step] = [f"{rename(module)}#{call}" for module, call in pairs if self.names.stays(module)]
         self.index = original.index.model_copy(update={"calls": calls, "ledger": ledger})
+
+    def described(self) -> dict[str, Any]:
+        """How many names are read as others, and tensors changed, for the report."""
+        found = self._original.structure
+        changed = [name for name, match in self.names.matched.items() if match.entry.settings]
+        count = len(found.parameters) + len(found.buffers)
+        return {"map": self.names.map.where, "count": count, "changed": len(changed)}
 
     def ledger(self, entries: list[Any] | None) -> list[Any] | None:
         """Draws, by the modules that made them."""
@@ -109,16 +84,13 @@ class Renamed(Recording):
 
     @property
     def structure(self) -> Structure:  # type: ignore[override]
-        found = self._original.structure
-        update = {
-            kind: [
-                entry.model_copy(update={"name": self.names.rename(entry.name)})
-                for entry in getattr(found, kind)
-                if self.names.stays(entry.name)
-            ]
-            for kind in ("modules", "parameters", "buffers")
-        }
-        shared = None if found.shared is None else [self.names.names(group) for group in found.shared]
+        found, names = self._original.structure, self.names
+        modules = [e.model_copy(update={"name": names.rename(e.name)}) for e in found.modules if names.stays(e.name)]
+        update: dict[str, Any] = {"modules": modules}
+        for kind in ("parameters", "buffers"):
+            table = names.table({entry.name: entry for entry in getattr(found, kind)}, changed_entries)
+            update[kind] = [entry.model_copy(update={"name": name}) for name, entry in table.items()]
+        shared = None if found.shared is None else [names.names(group) for group in found.shared]
         return found.model_copy(update={**update, "shared": shared})
 
     def validations(self) -> list[Validation] | None:
@@ -151,11 +123,14 @@ class _RenamedStep(StepFiles):
 
     def optimizer_state(self) -> OptimizerState:
         found = super().optimizer_state()
-        return {"state": self._names.table(found["state"]), "param_groups": self._groups(found["param_groups"])}
+        return {
+            "state": self._names.table(found["state"], changed_state),
+            "param_groups": self._groups(found["param_groups"]),
+        }
 
     def start_optimizer_state(self) -> dict[str, dict[str, Any]] | None:
         found = super().start_optimizer_state()
-        return None if found is None else self._names.table(found)
+        return None if found is None else self._names.table(found, changed_state)
 
     def start_groups(self) -> list[dict[str, Any]] | None:
         found = super().start_groups()
@@ -173,13 +148,13 @@ class _RenamedStep(StepFiles):
         return None if found is None else self._names.names(found)
 
     def left_gradients(self) -> dict[str, str]:
-        return self._names.table(super().left_gradients())
+        return self._names.table(super().left_gradients(), lambda *_: None)  # what is changed has bits of its own
 
     def facts(self) -> StepFacts | None:
         found = super().facts()
         before = None if found is None else found.gradients_before
         tables = {"training": found.training, "gradients_before": before} if found else {}
-        update = {name: self._names.table(table) for name, table in tables.items() if table is not None}
+        update = {name: self._names.table(table, first_of) for name, table in tables.items() if table is not None}
         return found and found.model_copy(update=update)
 
     def rng(self) -> StepRandom:
@@ -197,4 +172,4 @@ class _RenamedStep(StepFiles):
         ]
 
     def _groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**group, "params": [self._names.rename(name) for name in group["params"]]} for group in groups]
+        return [{**group, "params": self._names.names(group["params"])} for group in groups]

@@ -20,6 +20,7 @@ from nest_ssl.base.errors import UserError, run_command
 from nest_ssl.config.compose import compose
 from nest_ssl.config.strict import read_config
 from nest_ssl.matrix.step import observe
+from nest_ssl.model.encoder.fused import choice
 from nest_ssl.run.subject import Inputs, Subject
 
 
@@ -30,6 +31,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     subject = next(value for value in runpy.run_path(sys.argv[1]).values() if isinstance(value, Subject))
     subject.load()
+    if subject.name == "nest":
+        choice.SMALLEST = 0  # the unwatched step takes the fused way, as it does in models of a size to train
     torch.set_num_threads(1)
     for line in sys.stdin:
         print(json.dumps(answer(subject, json.loads(line))), file=answers, flush=True)

@@ -252,6 +252,7 @@ class Index(_Strict):
 
     schema_name: Literal["nest-ssl-recording/1", "nest-ssl-recording/2"] = Field(alias="schema")
     trainer: Trainer
+    imported: list[str] | None = None  # of what was no recorder's: what it has, see `importing`
     created: str = ""
     command: list[str] = []
     make_command: str | None = None

@@ -151,6 +151,7 @@ class Interception:
 
     Attributes:
         modules: by the reference's names.
+        changed: names of those with a parameter or buffer that the map reads as another tensor.
     """
 
     def __init__(self, root: nn.Module, rename: Rename | None = None) -> None:
@@ -160,20 +161,23 @@ class Interception:
         modules = dict(root.named_modules(remove_duplicate=False))
         self.names = NameMap(rename, modules)
         self.modules = self.names.table(modules)
+        stored = [name for name, _ in (*root.named_parameters(), *root.named_buffers())]
+        owners = [name.rpartition(".")[0] for name in stored if self.names.rename.changes(name)]
+        self.changed = {*self.names.names(owners)}
         # A wrapper has no name of the reference's, and is its caller's own code.
         self._names: dict[nn.Module, list[str]] = {module: [] for module in modules.values()}
         for name, module in self.modules.items():
             self._names[module].append(name)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """By the reference's names, as `modules` are."""
-        return self.names.table(dict(self.root.named_parameters()))
+        """By the reference's names, as `modules` are; what is another tensor there has no name of the reference's."""
+        return self.names.tensors(dict(self.root.named_parameters()))
 
     def buffers(self) -> dict[str, tuple[nn.Module, str]]:
         """Each as the module that it belongs to and its name there: a step may put another tensor in its place."""
         places = {name: name.rpartition(".") for name, _ in self.root.named_buffers()}
         owned = {name: (self.root.get_submodule(owner), own) for name, (owner, _, own) in places.items()}
-        return self.names.table(owned)
+        return self.names.tensors(owned)
 
     @contextmanager
     def installed(self) -> Iterator[Interception]:

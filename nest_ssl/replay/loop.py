@@ -101,7 +101,10 @@ class LoopReplay:
             self.stop(why or "the reference made no update with this batch", PHASES[2:])
             return
         self.drafts["optimizer"].stopped = None
-        for name in [name for name in applied.gradients if name in self.parameters]:  # others: the structure's matter
+        if self.model.changed:  # the norm of all gradients is not that of those that can be put
+            self.stop("the map of names makes other tensors of some gradients", ("clipping",))
+        compared = [] if self.model.changed else [name for name in applied.gradients if name in self.parameters]
+        for name in compared:  # others: the structure's matter
             gradient, found = applied.gradients[name], self.parameters[name].grad
             if gradient is not None or found is not None:
                 both = (ABSENT if value is None else value for value in (gradient, found))

@@ -48,7 +48,7 @@ def replay(
         steps: which of the recorded steps; by default all.
         precision: a context in which the candidate's forward runs, as autocast.
         run_loop: runs the candidate's training loop over the steps, see `LoopReplay`; None: calls alone are replayed.
-        rename: from the names of the candidate's modules to the reference's, see `base.renaming.renaming`.
+        rename: from the names of the candidate's modules to the reference's, see `compare.name_map`.
 
     Raises:
         UserError: the recording is damaged.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
-from nest_ssl.config.compose import DEFAULT_NAME
-from nest_ssl.config.strict import read_config
-from nest_ssl.run.reference import reference_generation
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 THREADS = "OMP_NUM_THREADS"
 EXAMPLES = """overrides (key=value, +key=value and ++key=value are the same):
@@ -34,16 +33,27 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
     parser = Parser(description="Train a NEST model and record the steps asked for.", epilog=EXAMPLES)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides, Hydra's syntax")
     parser.add_argument("--config-path", "-cp", type=Path, help="folder of another config, e.g. NeMo's own")
-    parser.add_argument("--config-name", "-cn", default=DEFAULT_NAME, help="its file name")
+    parser.add_argument("--config-name", "-cn", help="its file name")
     parser.add_argument("--cfg", "-c", choices=["job"], help="print the resolved config and stop")
     args = parser.parse_intermixed_args(argv)
     threads = os.environ.get(THREADS, "1")
     if not threads.isdecimal() or int(threads) < 1:  # OpenMP would take as many as it likes, and the bits are others
         raise UserError("not a number of threads", f"{THREADS}={threads}", "Give a whole number from 1 (THREADS=1).")
-    cfg, _ = read_config(args.overrides, args.config_path, args.config_name)
+    # Half a second that --help and a misspelt option do not wait for.
+    from omegaconf import OmegaConf
+
+    from nest_ssl.config.compose import DEFAULT_NAME
+    from nest_ssl.config.strict import read_config
+    from nest_ssl.releases import unlisted
+    from nest_ssl.run.reference import reference_generation
+
+    cfg, _ = read_config(args.overrides, args.config_path, args.config_name or DEFAULT_NAME)
+    note = unlisted(cfg.nemo)
     cfg.nemo = reference_generation(cfg.nemo)
     if args.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
         raise SystemExit(0)
+    if note:
+        print(f"note: {note}")
     cfg.output_dir = cfg.output_dir or f"outputs/{trainer}"
     return cfg

@@ -99,7 +99,8 @@ def open_as_asked(reference: Path, candidate: Path, asked: Asked) -> Opened:
         UserError: one of them is missing or damaged, or a step is in neither recording.
     """
     from nest_ssl.compare.declared import load_declared
-    from nest_ssl.compare.names import Renamed, load_names
+    from nest_ssl.compare.name_map import load_names
+    from nest_ssl.compare.names import Renamed
     from nest_ssl.compare.rules.known import load_known
     from nest_ssl.recording.reader import open_recording
 

@@ -7,7 +7,6 @@ is in `preflight`, what is kept besides the recording in `exp_manager`, what a p
 
 from __future__ import annotations
 
-import importlib.metadata
 import signal
 import time
 from collections.abc import Sequence
@@ -86,9 +85,8 @@ def record(subject: Subject, cfg: DictConfig) -> int:
                 print(f"{subject.name}: nothing is left to train; an earlier recording in {target}: {kept_as}")
                 return EXIT_OK
             skipped = getattr(trainer.lightning_module, "skipped", None) if subject.skips_bad_audio else None
-            version = importlib.metadata.version(subject.package)
             recorder.finish(
-                trainer={"name": subject.name, "package": subject.package, "version": version},
+                trainer={"name": subject.name, "package": subject.package, "version": subject.version()},
                 seed=cfg.seed,
                 flags=flags(),
                 data=data.describe(skipped),

@@ -5,7 +5,6 @@ Single settings are the schema's matter (`nest_ssl.config`), which has refused w
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.model.nest import NestModel
-from nest_ssl.releases import NEWEST, generation, generation_of
+from nest_ssl.releases import NEWEST, generation, generation_of, unlisted
 from nest_ssl.run.subject import Inputs, Subject
 from nest_ssl.train.checkpoint.init_from import load_sources
 from nest_ssl.train.optim import build_optimizer
@@ -57,11 +56,11 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         fix = "Use trainer.accelerator=cpu (DEVICE=cpu), or check the driver and the torch build."
         raise UserError("no GPU that torch can use", f"trainer.accelerator={accelerator}", fix)
-    _check_generation(subject, cfg.nemo)
+    unknown = _check_generation(subject, cfg.nemo)
     if cfg.trainer.get("precision") in FLOAT64 and generation(cfg.nemo).float64 == "fails":
         fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
         raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={cfg.trainer.precision}", fix)
-    notes = adapt_to_machine(cfg, torch.cuda.device_count())
+    notes = [*filter(None, [unknown]), *adapt_to_machine(cfg, torch.cuda.device_count())]
     _check_one_process(cfg)
     # Without memory (torch's `meta` device) the port's model and its optimizer are built: what fails, fails now, and
     # NeMo, which would end in a traceback, is not asked.
@@ -211,12 +210,13 @@ def _check_one_process(cfg: DictConfig) -> None:
         raise UserError("not offered", f"trainer.strategy={strategy}", "Give trainer.strategy=auto.")
 
 
-def _check_generation(subject: Subject, wanted: str) -> None:
-    """The port is exact with any generation of NeMo, NeMo itself only with its own."""
+def _check_generation(subject: Subject, wanted: str) -> str | None:
+    """The port is exact with any generation of NeMo, NeMo itself only with its own; a note on a release not known."""
     if subject.package != "nemo_toolkit":
-        return
-    release = importlib.metadata.version(subject.package)
+        return None
+    release = subject.version()
     installed = generation_of(release)
     if installed != wanted:
         what = f"NeMo {release} is installed, of generation {installed}, and generation {wanted} is asked for"
         raise UserError(what, f"nemo={wanted}", f"Pass nemo={installed}, or take another NeMo with NEMO_VERSION=...")
+    return unlisted(release)

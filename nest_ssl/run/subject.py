@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ class Subject:
         load: imports what the model needs, before anything is seeded.
         build_model: makes the model from the whole configuration (data paths absolute), the Trainer and the inputs.
         keeps_experiments: whether `exp_manager` has effect: checkpoints, resuming, logs.
+        find_version: says the version where it is not that of the installed distribution.
         skips_bad_audio: whether it can go on without audio files that cannot be used (`bad_audio=skip`). Its model then
             has an attribute `skipped`.
     """
@@ -47,6 +49,11 @@ class Subject:
     build_model: Callable[[DictConfig, Trainer, Inputs], LightningModule]
     keeps_experiments: bool = False
     skips_bad_audio: bool = False
+    find_version: Callable[[], str | None] = lambda: None
+
+    def version(self) -> str:
+        """The version that is recorded."""
+        return self.find_version() or importlib.metadata.version(self.package)
 
 
 def seed_narrow_band(model: LightningModule, seed: int) -> None:

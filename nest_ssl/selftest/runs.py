@@ -22,6 +22,7 @@ from typing import Any, get_args
 import torch
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.files import lock
 from nest_ssl.report.detection import comparer_hash
 from nest_ssl.selftest.cases import Case, Recipe
 from nest_ssl.selftest.planting import PACKAGE, PORT
@@ -55,9 +56,12 @@ class Runner:
         files = [path for room in PORT for path in sorted((PACKAGE / room).rglob("*.py"))]
         contents = b"".join(path.name.encode() + path.read_bytes() for path in files)
         self.sources = comparer_hash(), hashlib.sha256(contents).hexdigest()
+        self._read_results()
+
+    def _read_results(self) -> None:
         results = self.folder / RESULTS
         for line in results.read_text().splitlines() if results.exists() else ():
-            with contextlib.suppress(ValueError):  # the last line of one that was killed
+            with contextlib.suppress(ValueError):  # a line of one that was killed
                 outcome = Outcome.model_validate_json(line)
                 self.known[outcome.key] = outcome
 
@@ -76,7 +80,16 @@ class Runner:
         return scores
 
     def run(self, cases: Sequence[Case], limits: bool = True) -> None:
-        """Try all cases that were not tried yet; with `limits` those with a size also at ever smaller ones."""
+        """Try all cases that were not tried yet; with `limits` those with a size also at ever smaller ones.
+
+        Raises:
+            UserError: a reference does not train, or another process runs in the same folder.
+        """
+        with lock(self.folder / ".lock", "self-test"):  # the references are one process's own
+            self._read_results()
+            self._run(cases, limits)
+
+    def _run(self, cases: Sequence[Case], limits: bool) -> None:
         started, before = time.monotonic(), len(self.known)
         open_ends = [(case, size) for case in cases if (size := self._next(case, None, limits)) != 0.0]
         recipes = [recipe for recipe in get_args(Recipe) if any(case.recipe == recipe for case, _ in open_ends)]
@@ -123,7 +136,7 @@ class Runner:
     def _try(self, case: Case, size: float | None) -> None:
         key = case.key(size, *self.sources)
         outcome = outcome_of(case, size, key, self.folder / REFERENCES, self.folder / "work" / key)
-        line = outcome.model_dump_json() + "\n"
+        line = "\n" + outcome.model_dump_json() + "\n"  # on a line of its own, whatever a killed one left
         descriptor = os.open(self.folder / RESULTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(descriptor, line.encode())  # one write: lines of two processes do not mix
         os.close(descriptor)
@@ -134,15 +147,12 @@ class Runner:
             process.kill()
         process.join()
         key = case.key(size, *self.sources)
-        for line in reversed((self.folder / RESULTS).read_text().splitlines() if process.exitcode == 0 else []):
-            outcome = Outcome.model_validate_json(line)
-            if outcome.key == key:
-                break
-        else:
+        if process.exitcode == 0:
+            self._read_results()
+        if key not in self.known:
             shown = case.size if size is None else size
-            outcome = Outcome(key=key, name=case.name, size=shown, error=f"ended with code {process.exitcode}")
-        self.known[key] = outcome
-        return outcome
+            self.known[key] = Outcome(key=key, name=case.name, size=shown, error=f"ended with code {process.exitcode}")
+        return self.known[key]
 
 
 def sizes_of(case: Case) -> list[float]:

@@ -6,8 +6,11 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import yaml
 
 from nest_ssl.base import errors
 from nest_ssl.cli.main import VERBS, dispatch
+from tests.compare.builder import Plan, record
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENTS = (ROOT / "AGENTS.md").read_text("utf-8")
@@ -136,3 +140,57 @@ def test_the_examples_commands_and_inputs_exist() -> None:
     kept = next(step for step in job["steps"] if "upload-artifact" in step.get("uses", ""))["with"]["path"].split()
     assert kept == [own["with"]["out"], own["with"]["bundle"]]
     assert EXAMPLE["permissions"] == {"contents": "read"}
+
+
+class Workflow:
+    """The action's steps run as a runner runs them: bash with these options, inputs as variables, a folder to work in.
+
+    Args:
+        inputs: as a workflow gives them; the action's defaults for the others.
+    """
+
+    def __init__(self, workspace: Path, inputs: dict[str, str]) -> None:
+        self.workspace, self.place, self.page = workspace, workspace / "an action", workspace / "page.md"
+        program = self.place / ".venv" / "nest" / "bin" / "nest-ssl"
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m nest_ssl.cli.main "$@"\n')
+        program.chmod(0o755)
+        (self.place / "Makefile").write_text("setup-nest:\n\t@touch made\n")
+        self.inputs = {name: entry["default"] for name, entry in ACTION["inputs"].items()} | inputs
+
+    def run(self, step: dict[str, Any]) -> int:
+        given = {key: self.inputs[re.findall(r"inputs\.(\w+)", value)[0]] for key, value in step.get("env", {}).items()}
+        places = {"GITHUB_ACTION_PATH": str(self.place), "GITHUB_STEP_SUMMARY": str(self.page)}
+        script = self.workspace / "step.sh"
+        script.write_text(step["run"])
+        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)]
+        return subprocess.run(command, cwd=self.workspace, env={**os.environ, **given, **places}).returncode
+
+
+@pytest.mark.slow
+def test_the_actions_steps_do_what_they_say(tmp_path: Path) -> None:
+    """With names that a shell would take apart; of two that diverged there is a report, a page and a bundle too."""
+    record(tmp_path / "two words", Plan(steps=(0,)))
+    record(tmp_path / "$(touch pwned)", Plan(name="port", steps=(0,), after_build=_louder))
+    inputs = {"reference": "two words", "candidate": "$(touch pwned)", "out": "the; report", "bundle": "all of it.tar"}
+    workflow = Workflow(tmp_path, inputs)
+    setup, compare, bundle = ACTION["runs"]["steps"]
+    assert workflow.run(setup) == 0 and (workflow.place / "made").exists()
+    assert workflow.run(compare) == errors.EXIT_DIVERGED
+    report = tmp_path / "the; report"
+    assert "parts from" in workflow.page.read_text() and 'failures="0"' not in (report / "report.junit.xml").read_text()
+    assert json.loads((report / "report.json").read_text())["exit_code"] == errors.EXIT_DIVERGED
+    assert "!cancelled()" in bundle["if"]  # the failure before it does not keep it from running
+    assert workflow.run(bundle) == 0 and (tmp_path / "all of it.tar").stat().st_size > 0
+    assert not (tmp_path / "pwned").exists()
+
+
+def _louder(model: Any) -> None:
+    model.decoder.weight.data.mul_(2)
+
+
+def test_every_script_of_a_workflow_is_shell() -> None:
+    (job,) = EXAMPLE["jobs"].values()
+    for step in [*ACTION["runs"]["steps"], *job["steps"]]:
+        checked = subprocess.run(["bash", "-n"], input=step.get("run", ""), text=True, capture_output=True)
+        assert (checked.returncode, checked.stderr) == (0, "")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.renaming import renaming
 from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.evidence import open_evidence
-from nest_ssl.compare.names import Renamed, load_names
+from nest_ssl.compare.name_map import load_names, renaming
+from nest_ssl.compare.names import Renamed
 from nest_ssl.recording.evidence import (
     FLOAT64,
     OPERATORS,

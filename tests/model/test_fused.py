@@ -13,7 +13,7 @@ from nest_ssl.config.parts import Encoder
 from nest_ssl.config.section import read
 from nest_ssl.model.encoder import layer as layer_module
 from nest_ssl.model.encoder.encoder import ConformerEncoder
-from nest_ssl.model.encoder.fused import pieces
+from nest_ssl.model.encoder.fused import choice, pieces
 from nest_ssl.model.encoder.fused.choice import is_fusable, is_watched
 from nest_ssl.record.observers.calls import CallObserver
 
@@ -68,6 +68,12 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
     assert one.keys() == other.keys()
     return [name for name in one if bits(one[name]) != bits(other[name])]
+
+
+@pytest.fixture(autouse=True)
+def smallest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of these tests' size are fused too."""
+    monkeypatch.setattr(choice, "SMALLEST", 0)
 
 
 @pytest.fixture
@@ -170,6 +176,13 @@ def test_a_recorder_opens_all_and_closes_them_again() -> None:
     assert all(map(is_watched, module.layers))
     observer.detach()
     assert not any(map(is_watched, module.layers))
+
+
+def test_small_layers_are_open(taken: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "SMALLEST", 15 * 24 + 1)  # 60 frames are 15 behind subsampling, of width 24
+    stepped(encoder(), (60,), watched=False, steps=1)
+    stepped(encoder(), (64,), watched=False, steps=1)
+    assert taken == [False, False, True, True]
 
 
 def test_evaluation_and_frozen_weights_are_open(taken: list[bool]) -> None:

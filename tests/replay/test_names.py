@@ -11,8 +11,8 @@ import pytest
 from torch import nn
 from train_nest import NEST
 
-from nest_ssl.base.renaming import renaming
 from nest_ssl.cli import replay as command
+from nest_ssl.compare.name_map import renaming
 from nest_ssl.compare.names import Renamed
 from nest_ssl.recording.evidence import Replay, read_evidence, seal_of
 from nest_ssl.recording.reader import Recording, open_recording
@@ -94,6 +94,28 @@ def test_without_the_map_what_has_another_name_is_not_replayed(zoo: Recording) -
     found = replay(zoo, rename_block(Zoo()))
     assert found.only_reference[:1] == ["block"] and found.only_candidate[:1] == ["piece"]
     assert "the candidate has no such module" in {unit.why for unit in found.units if unit.module == "block"}
+
+
+class Kernel(nn.Module):
+    """A linear layer whose weight is stored transposed, as other frameworks have it."""
+
+    def __init__(self, of: nn.Linear) -> None:
+        super().__init__()
+        self.kernel, self.bias = nn.Parameter(of.weight.detach().t().clone()), nn.Parameter(of.bias.detach().clone())
+
+    def forward(self, x: Any) -> Any:
+        return x @ self.kernel + self.bias
+
+
+def test_a_module_whose_weights_are_other_tensors_is_left_out_and_all_others_are_judged(zoo: Recording) -> None:
+    model = Zoo()
+    model.start[0] = Kernel(model.start[0])  # type: ignore[arg-type]
+    factor(model)
+    rename = renaming({"start.0.kernel": {"to": "start.0.weight", "transpose": True}})
+    found = replay(zoo, model, rename=rename)
+    assert blamed(found) == {"block": {"forward", "backward"}}
+    left_out = {(unit.module, unit.why) for unit in found.units if unit.outcome == "not replayed"}
+    assert {module for module, _ in left_out} == {"start.0"} and "one way alone" in left_out.pop()[1]
 
 
 NAMES = "encoder.blocks: encoder.layers\ndecoder.inner: decoder\n"

@@ -14,15 +14,44 @@ from tests.report.builder import add, comparison, diverged, finding, other_exper
 
 OUTCOMES = ("failure", "error", "skipped")
 
+# What readers take: the schema of Jenkins's xUnit plugin (junit-10.xsd) and Surefire's, both of which a file must pass.
+# Of each element: attributes that it needs, others that it may have, and what may stand in it, in that order.
+FORM: dict[str, tuple[set[str], set[str], tuple[str, ...]]] = {
+    "testsuites": (set(), {"name", "time", "tests", "failures", "disabled", "errors"}, ("testsuite",)),
+    "testsuite": ({"name", "tests", "failures", "errors", "skipped"}, {"time", "timestamp"}, ("testcase",)),
+    "testcase": ({"name", "classname", "time"}, set(), ("skipped", "error", "failure")),
+    "skipped": (set(), {"type", "message"}, ()),
+    "error": ({"type"}, {"message"}, ()),
+    "failure": ({"type"}, {"message"}, ()),
+}
+NUMBERS = {"tests", "failures", "errors", "skipped", "time"}
+
+
+def not_in_form(element: Xml.Element) -> list[str]:
+    """What of an element, and of all in it, is not as `FORM` says."""
+    needed, others, children = FORM[element.tag]
+    given = set(element.keys())
+    names = [child.tag for child in element]
+    found = [f"{element.tag} lacks {name}" for name in sorted(needed - given)]
+    found += [f"{element.tag} has {name}" for name in sorted(given - needed - others)]
+    found += [f"{name}={element.get(name)}" for name in NUMBERS & given if not element.get(name, "").isdigit()]
+    if set(names) - set(children) or names != sorted(names, key=children.index):
+        return [*found, f"{element.tag} holds {names}"]
+    if element.tag == "testcase" and len(names) > 1:
+        found.append("a case with two outcomes")
+    return found + [each for child in element for each in not_in_form(child)]
+
 
 def cases(text: str) -> dict[str, Xml.Element]:
-    """Cases by rung and name; the counts in the head are those of the cases."""
+    """Cases by rung and name; the form is that of CI systems, and the counts in the head are those of the cases."""
     suites = Xml.fromstring(text)
+    assert suites.tag == "testsuites" and not_in_form(suites) == []
     found = {f"{case.get('classname')}: {case.get('name')}": case for case in suites.iter("testcase")}
     for element in (suites, suites[0]):
         assert element.get("tests") == str(len(found))
         for key, kind in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-            assert element.get(key) == str(sum(case.find(kind) is not None for case in found.values()))
+            count = str(sum(case.find(kind) is not None for case in found.values()))
+            assert element.get(key, count) == count
     return found
 
 
@@ -70,6 +99,22 @@ def test_a_refusal_is_an_error_with_the_commands_own_line(tmp_path: Path) -> Non
     assert text == render_refusal(line)
     error = cases(text)["nest-ssl.verdict: verdict"].find("error")
     assert error is not None and (error.get("type"), error.get("message")) == ("refused", line)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (("<testsuites name", '<testsuites skipped="0" name'), "testsuites has skipped"),
+        ((' classname="nest-ssl.verdict"', ""), "testcase lacks classname"),
+        (('type="diverged"', 'kind="diverged"'), "failure lacks type"),
+        (('time="0"', 'time="none"'), "time=none"),
+        (("</testcase>", "<skipped /></testcase>"), "testcase holds ['failure', 'skipped']"),
+        (("</failure>", '</failure><failure type="again" />'), "a case with two outcomes"),
+    ],
+)
+def test_what_readers_refuse_is_found(edit: tuple[str, str], said: str) -> None:
+    text = render_junit(diverged())
+    assert edit[0] in text and said in not_in_form(Xml.fromstring(text.replace(*edit, 1)))
 
 
 @pytest.mark.parametrize("name", ["]]>", "<failure/>", '"&amp;', "a\x00b\x1b[31m", "\ud800", "日本\n- x"])

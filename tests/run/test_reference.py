@@ -42,7 +42,7 @@ def test_nemos_own_config_means_the_newest(tmp_path: Path) -> None:
     assert compose([], tmp_path, "theirs").nemo == "3.0"
 
 
-@pytest.mark.parametrize("typo", ["2,7", "27", "newest", "2.9", "nemo3"])
+@pytest.mark.parametrize("typo", ["2,7", "27", "newest", "nemo3"])
 def test_a_typo_is_told(typo: str) -> None:
     with pytest.raises(UserError, match=r"no such generation of NeMo: nemo=.*Known: 2\.4, 2\.7, 3\.0"):
         read_command_line("nest", ["size=tiny", f"nemo={typo}"])
@@ -69,7 +69,7 @@ def test_a_recording_of_the_port_tells_what_it_was_exact_with(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "index",
     [{}, {"trainer": {"package": "nest-ssl", "version": "0.1.0"}}, {"trainer": {"package": "nemo_toolkit"}},
-     {"trainer": "nemo"}, {"generation": None}, {"generation": {"name": "2.8"}}],
+     {"trainer": "nemo"}, {"generation": None}, {"generation": {"name": "x"}}],
 )  # fmt: skip
 def test_a_recording_that_does_not_tell(tmp_path: Path, index: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"does not say NeMo's release: .*recording\.json|no such generation"):

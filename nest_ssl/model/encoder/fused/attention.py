@@ -1,7 +1,8 @@
 """x + dropout(attention(norm(x))) as one autograd function.
 
-Kept for backward: x, queries, keys, values, probabilities, the values that they weigh, and which elements both dropouts
-keep. Scores, the shift of distances, both masks and dropout's products are made in place, and some again in backward.
+Kept for backward: x, positions, queries, keys, values, probabilities, the values that they weigh, and which elements
+both dropouts keep. Scores, the shift of distances, both masks and dropout's products are made in place, and some again
+in backward.
 
 Shapes: B batch, T time, P relative positions, D model width, h heads, k = D / h; N = B x h.
 """
@@ -47,12 +48,12 @@ class AttentionBranch(torch.autograd.Function):
         y_BTD, mean, rstd = normalise(x_BTD, norm_weight, norm_bias, eps)
         q_BTD, k_BTD, v_BTD = F.linear(y_BTD, w_q, b_q), F.linear(y_BTD, w_k, b_k), F.linear(y_BTD, w_v, b_v)
         del y_BTD
-        p_NkP = _columns(F.linear(pos_1PD, w_pos), heads, batch)
-        distance_NTP = torch.bmm(_rows(q_BTD, heads, distance_hk), p_NkP)
+        p_1PD = F.linear(pos_1PD, w_pos)
+        distance_NTP = torch.bmm(_rows(q_BTD, heads, distance_hk), _columns(p_1PD, heads, batch))
         scores_NTT = torch.bmm(_rows(q_BTD, heads, content_hk), _columns(k_BTD, heads, batch))
         scores_BhTT = scores_NTT.view(batch, heads, frames, frames)
         scores_BhTT.add_(by_pair(distance_NTP.view(batch, heads, frames, -1))).div_(math.sqrt(width // heads))
-        del p_NkP, distance_NTP
+        del distance_NTP
         probabilities_BhTT = torch.softmax(_fill_(scores_BhTT, mask_BTT, MASKED_SCORE), dim=-1)
         kept = draw_kept(scores_BhTT, attention_rate)
         # Dropped out, then masked: NeMo does it the other way round, and zero is zero.
@@ -61,7 +62,7 @@ class AttentionBranch(torch.autograd.Function):
         mixed_BTD = mixed_BhTk.transpose(1, 2).reshape(batch, frames, width)
         out_BTD = F.linear(mixed_BTD, w_out, b_out)
         branch_kept = draw_kept(out_BTD, branch_rate)
-        made = (mean, rstd, q_BTD, k_BTD, v_BTD, probabilities_BhTT, kept, mixed_BTD, branch_kept)
+        made = (mean, rstd, p_1PD, q_BTD, k_BTD, v_BTD, probabilities_BhTT, kept, mixed_BTD, branch_kept)
         ctx.save_for_backward(x_BTD, pos_1PD, mask_BTT, *made, *weights)
         ctx.numbers = eps, attention_rate, branch_rate
         return drop_(out_BTD, branch_kept, branch_rate).add_(x_BTD)
@@ -70,8 +71,8 @@ class AttentionBranch(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, pos_1PD, mask_BTT, mean, rstd, *made_and_weights = ctx.saved_tensors
-        q_BTD, k_BTD, v_BTD, probabilities_BhTT, kept, mixed_BTD, branch_kept, *weights = made_and_weights
-        norm_weight, norm_bias, w_q, b_q, w_k, b_k, w_v, b_v, w_pos, content_hk, distance_hk, w_out, b_out = weights
+        p_1PD, q_BTD, k_BTD, v_BTD, probabilities_BhTT, kept, mixed_BTD, branch_kept, *weights = made_and_weights
+        norm_weight, norm_bias, w_q, b_q, w_k, b_k, w_v, b_v, _, content_hk, distance_hk, w_out, b_out = weights
         eps, attention_rate, branch_rate = ctx.numbers
         heads, shape = len(content_hk), probabilities_BhTT.shape
         grad_BTD = grad_BTD.contiguous()
@@ -94,12 +95,11 @@ class AttentionBranch(torch.autograd.Function):
         d_k_NkT = torch.bmm(_rows(q_BTD, heads, content_hk).transpose(1, 2), d_NTT)
         d_NTP = _by_distance(d_BhTT, pos_1PD.size(1)).flatten(0, 1)
         del d_BhTT, d_NTT
-        p_NkP = _columns(F.linear(pos_1PD, w_pos), heads, len(x_BTD))
-        d_distance_NTk = torch.bmm(d_NTP, p_NkP.transpose(1, 2))
+        d_distance_NTk = torch.bmm(d_NTP, _columns(p_1PD, heads, len(x_BTD)).transpose(1, 2))
         d_p_NkP = torch.bmm(_rows(q_BTD, heads, distance_hk).transpose(1, 2), d_NTP)
         d_p_PD = _together(d_p_NkP.view(len(x_BTD), heads, -1, pos_1PD.size(1)).sum(0, keepdim=True).transpose(2, 3))
         d_w_pos = d_p_PD.flatten(0, 1).t().mm(pos_1PD.flatten(0, 1))
-        del d_NTP, p_NkP, d_p_NkP
+        del d_NTP, d_p_NkP
 
         # Queries, keys, values.
         d_content_BThk, d_distance_BThk = (

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 GLOBAL_HOOKS = [f"_global{name}" for name in HOOKS]
+SMALLEST = 1 << 17  # elements of a layer's input: on fewer, what is saved is less than the branches' own Python takes
 REPLACED = frozenset({"forward", "_call_impl"})  # set on one object: somebody put something around it
 
 
@@ -31,6 +32,8 @@ def is_fusable(layer: ConformerLayer, x_BTD: Tensor) -> bool:
     It stands for training on a CPU in one precision: on a GPU dropout draws otherwise, and evaluation keeps nothing
     that could be saved.
     """
+    if x_BTD.numel() < SMALLEST:
+        return False
     if not (torch.is_grad_enabled() and x_BTD.requires_grad and x_BTD.device.type == "cpu" and x_BTD.is_contiguous()):
         return False
     if x_BTD.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):

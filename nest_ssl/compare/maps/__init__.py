@@ -1,0 +1,1 @@
+"""Maps of names that are shipped: `--names huggingface_parakeet`."""

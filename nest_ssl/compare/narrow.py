@@ -1,0 +1,87 @@
+"""The reference, as far as a candidate that was imported can be held against it.
+
+A folder of tensors knows no modules, no settings and not every call. What it does not have is not missing, as with a
+recorder that had it: it is left out on both sides, and the comparison says so and is inconclusive at best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from nest_ssl.recording.calls import Call
+from nest_ssl.recording.importing import INITIAL
+from nest_ssl.recording.index import ParameterEntry, Structure
+from nest_ssl.recording.reader import Recording
+from nest_ssl.recording.step_files import StepFiles
+
+# Facts of the experiment that a folder of tensors does not say.
+_UNKNOWN = ("generation", "data", "flags", "init_from", "packages", "device", "cuda", "threads", "environment", "rng",
+            "ledger")  # fmt: skip
+
+
+class Narrowed(Recording):
+    """`reference` as far as `candidate`, which was imported, has the like."""
+
+    def __init__(self, reference: Recording, candidate: Recording) -> None:
+        super().__init__(reference.path, reference.index, verified=True)
+        self._original, self._candidate = reference, candidate
+        self.has = candidate.index.imported or []
+        update = {name: getattr(candidate.index, name) for name in _UNKNOWN}
+        update |= {} if candidate.index.seed is not None else {"seed": None}
+        self.index = reference.index.model_copy(update=update)
+
+    def described(self, steps: Sequence[int]) -> dict[str, Any]:
+        """What the candidate has, and how many calls of these steps it lacks, for the report."""
+        lacking = sum(len(self.index.calls[step]) - len(self._candidate.index.calls[step]) for step in steps)
+        return {"has": ", ".join(self.has), "count": max(lacking, 0)}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What both say, if the candidate says anything."""
+        return self._original.config if self._candidate.config else {}
+
+    @cached_property
+    def structure(self) -> Structure:
+        """No modules; buffers are parameters, for which they are passes for."""
+        found = self._original.structure
+        if INITIAL not in self.has:
+            return Structure()
+        parameters = [entry.model_copy(update={"requires_grad": True}) for entry in found.parameters]
+        for e in found.buffers:
+            parameters.append(ParameterEntry(name=e.name, shape=e.shape, dtype=e.dtype, requires_grad=True))
+        return Structure(parameters=parameters)
+
+    def initial_weights(self) -> dict[str, Tensor]:
+        return self._original.initial_weights() if INITIAL in self.has else {}
+
+    def validations(self) -> None:
+        return None
+
+    def step(self, number: int, rank: int = 0) -> StepFiles:
+        return _NarrowedStep(self, self._original, self._candidate, number, rank)
+
+
+class _NarrowedStep(StepFiles):
+    def __init__(self, narrowed: Narrowed, original: Recording, candidate: Recording, number: int, rank: int) -> None:
+        super().__init__(original, number, rank)
+        self._candidate, self._has = candidate, narrowed.has
+        self._original = original.step(number, rank)
+
+    def calls(self) -> list[Call]:
+        """Those that the candidate has too, with inputs and gradients where it has them."""
+        other = {call.name: call for call in self._candidate.step(self._number, self._rank).calls()}
+        kept = []
+        for call in self._original.calls():
+            if call.name not in other:
+                continue
+            twin = other[call.name]
+            inputs = {name: value for name, value in call.inputs.items() if name in twin.inputs}
+            grads = {path: gradient for path, gradient in call.output_grads.items() if path in twin.output_grads}
+            bare = replace(call, training=twin.training, args=[], arg_names=[], producers={})
+            kept.append(replace(bare, kwargs=inputs, output_grads=grads))
+        return kept

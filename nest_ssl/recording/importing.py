@@ -1,0 +1,172 @@
+"""A folder of tensors, from whatever is no torch, made a recording.
+
+    made/import.yaml                       name, package, version, class, seed: what trained; each may be left out
+    made/config.yaml                       its settings, compared as part of the contract
+    made/initial_weights.npz               by name; all files may be .safetensors too
+    made/step_0/batch.npz                  fields, by the names that the reference has for them
+    made/step_0/activations.npz            `encoder.layers.0`: what a module returned, in the order in which they ran;
+                                           `encoder.layers.0#1` its second call, `.../output/0` one of several outputs,
+                                           `.../inputs/x` what it was given
+    made/step_0/activation_gradients.npz   what backward brought to those outputs, by the same names
+    made/step_0/output.npz                 what the model returned, by name
+    made/step_0/loss.npz                   one number
+    made/step_0/gradients.npz              of parameters, by name, neither clipped nor used
+    made/step_0/weights.npz                parameters and buffers after the step
+
+What is not there is not made up: the recording says what it has (`imported`), and a comparison what it could not see.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from nest_ssl.base.errors import UserError, from_os_error
+from nest_ssl.base.safe_load import load_yaml
+from nest_ssl.base.spelling import did_you_mean
+from nest_ssl.recording import layout as files
+from nest_ssl.recording.calls import Call
+from nest_ssl.recording.tensors import describe_tensor
+from nest_ssl.recording.writer import RecordingWriter
+
+INITIAL = "initial_weights"
+OF_STEP = {"batch": files.BATCH, "activations": files.CALLS, "activation_gradients": "", "output": files.FORWARD_OUTPUT,
+           "loss": files.LOSS, "gradients": files.GRADIENTS, "weights": files.WEIGHTS}  # fmt: skip
+SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+               "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}  # fmt: skip
+FACTS = ("name", "package", "version", "class", "seed")
+_PLACE = re.compile(r"(?P<module>[^#/]*)(?:#(?P<call>\d+))?(?:/(?P<what>inputs|output)/(?P<slot>[\w.]+))?")
+Tables = dict[str, dict[str, Tensor]]
+
+
+def import_folder(source: Path, out: Path, overwrite: bool = False) -> list[str]:
+    """Make the folder `source` a recording in `out`; returns a line for each thing that it does not have.
+
+    Raises:
+        UserError: a file is missing, damaged or has another name, or `out` must not be replaced.
+    """
+    facts = _yaml(source / "import.yaml")
+    if unknown := next((key for key in facts if key not in FACTS), None):
+        fix = did_you_mean(unknown, FACTS, f"It may have {', '.join(FACTS)}.")
+        raise UserError("an unknown fact", f"{source / 'import.yaml'}: {unknown}", fix)
+    folders = {int(p.name[5:]): p for p in source.glob("step_*") if p.is_dir() and p.name[5:].isdecimal()}
+    if not folders:
+        fix = "Make a folder step_0 with batch.npz, activations.npz, ... in it; see nest-ssl import --help."
+        raise UserError("nothing to import", f"{source} has no folder step_0", fix)
+    initial = _tables(source, (INITIAL,)).get(INITIAL, {})
+    steps = {number: _tables(folder, tuple(OF_STEP)) for number, folder in sorted(folders.items())}
+    has = sorted({kind for tables in steps.values() for kind in tables} | ({INITIAL} if initial else set()))
+    index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {}, "seed": facts.get("seed"), "imported": has}
+    defaults = {"name": source.name, "package": "", "version": "", "class": ""}
+    index["trainer"] = {key: str(facts.get(key, value)) for key, value in defaults.items()}
+    with RecordingWriter(out, overwrite) as writer:
+        writer.save_text(files.CONFIG, yaml.safe_dump(_yaml(source / "config.yaml"), sort_keys=False))
+        writer.save_tensors(files.INITIAL_WEIGHTS, initial)
+        entries = [{"name": name, **describe_tensor(t), "requires_grad": True} for name, t in initial.items()]
+        writer.save_builtins(files.STRUCTURE, {"modules": [], "parameters": entries, "buffers": [], "shared": None})
+        for number, tables in steps.items():
+            where = source / f"step_{number}"
+            calls = calls_of(tables.get("activations", {}), tables.get("activation_gradients", {}), where)
+            for kind in tables.keys() - {"activations", "activation_gradients"}:
+                table: Any = tables[kind]
+                if kind == "loss":
+                    if len(table) != 1 or next(iter(table.values())).numel() != 1:
+                        raise UserError("a loss is one number", str(where / "loss"), "Write one array with one number.")
+                    table = {"loss": next(iter(table.values())).reshape(())}
+                writer.save_tensors(f"{files.step_folder(number)}/{OF_STEP[kind]}", table)
+            if calls:
+                rows = {"calls": [call.as_builtins() for call in calls], "later": []}
+                writer.save_tensors(f"{files.step_folder(number)}/{files.CALLS}", rows)
+            facts_of_step = {"epoch": 0, "batch": number, "optimizer_stepped": "weights" in tables, "calls": len(calls)}
+            index["steps"][str(number)] = facts_of_step
+            index["calls"][str(number)] = [call.name for call in calls]
+        writer.finish(index)
+    lacking = [f"step {n}: no {', '.join(k for k in OF_STEP if k not in t)}" for n, t in steps.items() if len(t) < 7]
+    return [*([] if initial else [f"no {INITIAL}"]), *lacking, "no optimizer state, no random states"]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of an .npz or .safetensors file, in its order.
+
+    Raises:
+        UserError: it cannot be read, is damaged, or holds anything else.
+    """
+    try:
+        if path.suffix == ".npz":
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+                return {name: torch.from_numpy(np.array(archive[name])) for name in archive.files}
+        content = path.read_bytes()
+        size = struct.unpack("<Q", content[:8])[0]
+        header = json.loads(content[8 : 8 + size])
+        header.pop("__metadata__", None)
+        found = {}
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            dtype, (start, end) = getattr(torch, SAFETENSORS[entry["dtype"]]), entry["data_offsets"]
+            data = content[8 + size + start : 8 + size + end]
+            if len(data) != end - start:
+                raise ValueError(f"{name}: the file ends within it")
+            flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            found[name] = flat.reshape(entry["shape"])
+        return found
+    except OSError as error:
+        raise from_os_error(error, str(path)) from error
+    except Exception as error:
+        what = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError("a file of tensors that cannot be read", f"{path}: {what}", "Write it again.") from error
+
+
+def _tables(folder: Path, kinds: tuple[str, ...]) -> Tables:
+    found: Tables = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or path.suffix not in (".npz", ".safetensors"):
+            continue
+        if path.stem not in kinds:
+            raise UserError("an unknown file", str(path), did_you_mean(path.stem, kinds, f"Known: {', '.join(kinds)}."))
+        if path.stem in found:
+            raise UserError("two files of the same", f"{path} and its twin", "Leave one of them out.")
+        found[path.stem] = read_tensors(path)
+    return found
+
+
+def calls_of(activations: Mapping[str, Tensor], gradients: Mapping[str, Tensor], where: Path) -> list[Call]:
+    """Calls in the order in which their first tensor stands."""
+    calls: dict[tuple[str, int], Call] = {}
+    for table, is_gradient in ((activations, False), (gradients, True)):
+        for name, tensor in table.items():
+            place = _PLACE.fullmatch(name)
+            key = (place["module"], int(place["call"] or 0)) if place else ("", -1)
+            if place is None or (is_gradient and (key not in calls or place["what"] == "inputs")):
+                what = "a gradient of no activation" if place else "no name of an activation"
+                fix = "Write module, module#1, module/output/0 or module/inputs/x; see nest-ssl import --help."
+                raise UserError(what, f"{where}: {name!r}", fix)
+            if key not in calls:
+                number = len(calls)
+                calls[key] = Call(number, *key, True, [], [], {}, start=2 * number, end=2 * number + 1)
+            call, slot = calls[key], place["slot"]
+            if is_gradient:
+                call.output_grads[slot or ""] = tensor
+            elif place["what"] == "inputs":
+                call.kwargs[slot] = tensor
+            elif slot is None:
+                call.output = tensor
+            else:
+                call.output = [*(call.output or []), tensor]
+    return list(calls.values())
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found = load_yaml(path.read_bytes(), str(path))
+    if not isinstance(found, dict):
+        raise UserError("no settings", str(path), "Write key: value, a line each.")
+    return found

@@ -1,0 +1,157 @@
+"""A folder of tensors becomes a recording, and a fault in what made them is found in it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nest_ssl
+from nest_ssl.base.errors import UserError
+from nest_ssl.cli import main as command
+from nest_ssl.recording.importing import read_tensors
+
+GUARD = 2.0**-24
+
+
+class LogMel(nn.Module):
+    """As a front end has it: power, a bank of filters, and a logarithm that is guarded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fb = nn.Parameter(torch.arange(32.0).reshape(8, 4) / 64, requires_grad=False)
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        return torch.log(spectrum.square() @ self.fb + GUARD)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.featurizer, self.head = LogMel(), nn.Linear(4, 2)
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        return self.head(self.featurizer(spectrum))
+
+
+def reference(out: Path) -> dict[str, np.ndarray[Any, Any]]:
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD([*model.head.parameters()], lr=0.5)
+    initial = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
+    with nest_ssl.recording(out, model, steps=[0], output_names=("y",)) as r:
+        r.batch({"spectrum": spectrum()})
+        loss = model(spectrum()).square().mean()
+        r.loss(loss)
+        loss.backward()
+        r.backward_done()
+        optimizer.step()
+        r.step_done(optimizer)
+    return initial
+
+
+def spectrum() -> Tensor:
+    return torch.arange(24.0).reshape(3, 8) / 1024
+
+
+def candidate(folder: Path, initial: dict[str, Any], guard: float = GUARD) -> Path:
+    """The same in NumPy, with names and a layout of its own; float32 products of these sizes are exact in any order."""
+    step = folder / "step_0"
+    step.mkdir(parents=True)
+    bank = initial["featurizer.fb"]
+    np.savez(folder / "initial_weights.npz", **{
+        "frontend.fb": bank.T, "out.kernel": initial["head.weight"].T, "out.bias": initial["head.bias"],
+    })  # fmt: skip
+    power = np.square(spectrum().numpy()) @ bank
+    mel = torch.log(torch.from_numpy(power + np.float32(guard))).numpy()
+    np.savez(step / "batch.npz", spectrum=spectrum().numpy())
+    np.savez(step / "activations.npz", **{"frontend": mel, "frontend/inputs/spectrum": spectrum().numpy()})
+    (folder / "import.yaml").write_text("name: mine\npackage: numpy\nseed: null\n")
+    return folder
+
+
+NAMES = """
+frontend: featurizer
+frontend.fb: {to: featurizer.fb, transpose: true}
+out.kernel: {to: head.weight, transpose: true}
+out: head
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "names.yaml").write_text(NAMES)
+    return reference(tmp_path / "reference")
+
+
+def compared(tmp_path: Path, initial: dict[str, Any], guard: float) -> nest_ssl.Compared:
+    folder = candidate(tmp_path / f"made-{guard}", initial, guard)
+    assert command.dispatch(["import", str(folder), "--out", str(tmp_path / f"run-{guard}")]) == 0
+    return nest_ssl.compare(tmp_path / "reference", tmp_path / f"run-{guard}", names=tmp_path / "names.yaml")
+
+
+def test_a_log_guard_that_is_another_is_found(
+    tmp_path: Path, made: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = compared(tmp_path, made, 2.0**-20)
+    said = capsys.readouterr().out
+    assert "import: step 0: no activation_gradients, output, loss, gradients, weights" in said
+    assert found.verdict == "diverged" and found.first
+    place = found.first.address
+    assert (found.first.rung, place.kind.value, place.module) == ("forward", "output", "featurizer")
+    assert {one.rung for one in found.findings} == {"forward"}, found
+
+
+def test_what_is_the_same_is_said_to_be_so_as_far_as_it_goes(tmp_path: Path, made: dict[str, Any]) -> None:
+    found = compared(tmp_path, made, GUARD)
+    assert (found.verdict, found.exit_code, found.findings) == ("inconclusive", 2, []), found
+    rungs = {rung.name: rung.status.value for rung in found.comparison.rungs}
+    assert [rungs[n] for n in ("initial_weights", "batch", "structure")] == ["identical", "identical", "not compared"]
+    assert "which has activations, batch, initial_weights, and 2 calls fewer" in str(found)
+    assert "2 of 3 tensors were laid out otherwise" in nest_ssl.report(found, tmp_path / "report").read_text()
+
+
+@pytest.mark.parametrize(
+    ("plant", "what"),
+    [
+        (lambda folder: (folder / "step_0" / "batch.npz").rename(folder / "step_0" / "bach.npz"), "Did you mean batch"),
+        (lambda folder: (folder / "step_0" / "batch.npz").write_bytes(b"PK\3\4"), "cannot be read"),
+        (lambda folder: (folder / "import.yaml").write_text("nam: x"), "Did you mean name"),
+        (lambda folder: (folder / "step_0").rename(folder / "step0"), "nothing to import"),
+        (lambda folder: np.savez(folder / "step_0" / "loss.npz", a=np.ones(2)), "a loss is one number"),
+        (lambda folder: np.savez(folder / "step_0" / "activation_gradients.npz", x=np.ones(2)), "of no activation"),
+        (lambda folder: np.savez(folder / "step_0" / "loss.npz", a=np.array([object()])), "cannot be read"),
+    ],
+)
+def test_what_cannot_be_imported_is_one_line(tmp_path: Path, plant: Any, what: str) -> None:
+    initial = {"featurizer.fb": np.ones((8, 4), "f"), "head.weight": np.ones((2, 4), "f"), "head.bias": np.ones(2, "f")}
+    folder = candidate(tmp_path / "made", initial)
+    plant(folder)
+    with pytest.raises(UserError, match=what):
+        command.dispatch(["import", str(folder), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    numbers = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)
+    tensors = {"b": numbers, "a": torch.tensor([True, False]), "c": torch.empty(0)}
+    kinds, data, header = {"b": "BF16", "a": "BOOL", "c": "F32"}, b"", {}
+    for name, tensor in tensors.items():
+        raw = tensor.view(torch.uint8).numpy().tobytes()
+        place = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": kinds[name], "shape": list(tensor.shape), "data_offsets": place}
+        data += raw
+    text = json.dumps({"__metadata__": {"x": "y"}, **header}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    found = read_tensors(path)
+    assert list(found) == list(tensors) and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_tensors(path)
