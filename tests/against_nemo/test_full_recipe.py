@@ -38,7 +38,7 @@ CASES: dict[str, list[str]] = {
                                    "save_steps=0,3"],
     "accumulation and clipping": [
         "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.05", "model.optim.sched.warmup_steps=2",
-        "batches=6", "save_steps=0,1,5"],
+        "batches=6", "save_steps=0,2,4"],
     "accumulation, clipping and workers over epochs": [
         "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.05", "batches=null", "trainer.max_epochs=2",
         "model.train_ds.num_workers=2", "trainer.precision=bf16-mixed", "save_steps=0,5"],
