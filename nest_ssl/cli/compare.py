@@ -12,13 +12,15 @@ import argparse
 import math
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.steps import parse_steps
-from nest_ssl.run.compared import Asked, open_as_asked
+from nest_ssl.recording.layout import rank_folder
+from nest_ssl.run.compared import Asked, open_as_asked, ranks_of
 
 if TYPE_CHECKING:
     from nest_ssl.compare.comparison import Comparison
@@ -36,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = read_options(argv)
     asked = asked_of(options)
     sides = options.reference, options.candidate
+    ranks = ranks_of(*sides)
+    if ranks is not None:
+        return _report_on_ranks(options, asked, ranks)
     return report_on(options, lambda: open_as_asked(*sides, asked).compare_and_picture())
 
 
@@ -75,8 +80,36 @@ def report_on(options: argparse.Namespace, compare: Callable[[], tuple[Compariso
     Raises:
         UserError: what `compare` raises, or a report cannot be written.
     """
+    from nest_ssl.report import print_summary
+
+    comparison, report = _write(options, compare)
+    print_summary(comparison, report)
+    return comparison.exit_code
+
+
+def _report_on_ranks(options: argparse.Namespace, asked: Asked, ranks: Sequence[tuple[Path, Path]]) -> int:
+    """A report for every rank, and one over all of them; returns the exit code of the whole.
+
+    Raises:
+        UserError: a recording or the evidence is damaged, or a report cannot be written.
+    """
+    from nest_ssl.compare.ranks import compare_over_ranks
+    from nest_ssl.report.ranks import print_ranks_summary, write_ranks_report
+
+    compared = []
+    for rank, sides in enumerate(ranks):
+        own = argparse.Namespace(**{**vars(options), "out": options.out / rank_folder(rank)})
+        compare = partial(open_as_asked, *sides, asked)
+        compared.append(_write(own, lambda compare=compare: compare().compare_and_picture())[0])  # type: ignore[misc]
+    over = compare_over_ranks(compared)
+    print_ranks_summary(over, write_ranks_report(over, options.out))
+    return over.exit_code
+
+
+def _write(options: argparse.Namespace, compare: Callable[[], tuple[Comparison, Pictures]]) -> tuple[Comparison, Path]:
+    """Compare and write what is asked for; the comparison and the path of its `report.md`."""
     # Only now what takes seconds to import: --help and bad usage answer at once.
-    from nest_ssl.report import append_step_summary, print_summary, write_junit, write_reports
+    from nest_ssl.report import append_step_summary, write_junit, write_reports
 
     try:
         comparison, pictures = compare()
@@ -89,8 +122,7 @@ def report_on(options: argparse.Namespace, compare: Callable[[], tuple[Compariso
         write_junit(comparison, options.out)
     if "github" in options.formats:
         append_step_summary(comparison, Path(os.environ["GITHUB_STEP_SUMMARY"]))
-    print_summary(comparison, report)
-    return comparison.exit_code
+    return comparison, report
 
 
 def add_what_decides(parser: argparse.ArgumentParser) -> None:

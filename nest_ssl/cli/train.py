@@ -31,10 +31,10 @@ def train(subject: Subject, argv: Sequence[str] | None = None) -> int:
             runs[-1].append(word)
     from nest_ssl.run.command_line import read_command_line
 
-    configurations = [read_command_line(subject.name, words) for words in runs]
+    configurations = [(read_command_line(subject.name, words), words) for words in runs]
     from nest_ssl.run.experiment import record
 
-    return next((code for cfg in configurations if (code := record(subject, cfg))), EXIT_OK)
+    return next((code for cfg, words in configurations if (code := record(subject, cfg, words))), EXIT_OK)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from nest_ssl.base.determinism import flags
 from nest_ssl.record.observers.learning_rates import Stepped, learning_rates
-from nest_ssl.record.refusals import refuse_several_processes
+from nest_ssl.record.refusals import refuse_one_place
 from nest_ssl.record.session import Mark, Session
 from nest_ssl.recording.evidence import Rates
 from nest_ssl.recording.writer import RecordingWriter
@@ -61,7 +61,7 @@ class Recorder(Callback):
     # --- Lightning's hooks, in the order in which they come ---
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        refuse_several_processes(trainer.world_size)
+        refuse_one_place(trainer.world_size, self.session.writer.rank)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.session.initial_weights(pl_module)  # now: what this validation leaves behind is not what was built

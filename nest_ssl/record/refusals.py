@@ -5,11 +5,11 @@ from __future__ import annotations
 from nest_ssl.base.errors import UserError
 
 
-def refuse_several_processes(world_size: int) -> None:
-    """A recording holds one process; several would write over one another."""
-    if world_size > 1:
-        fix = "Record with one process (trainer.devices=1, trainer.num_nodes=1)."
-        raise UserError("several processes cannot be recorded", f"{world_size} processes train", fix)
+def refuse_one_place(world_size: int, rank: int | None) -> None:
+    """A recording holds one process: several that do not know their ranks would write over one another."""
+    if world_size > 1 and rank is None:
+        fix = "Start the ranks with make RANKS=N, or use nest_ssl.recording once torch.distributed is initialized."
+        raise UserError("several processes cannot record in one place", f"{world_size} processes train", fix)
 
 
 def refuse_steps_outside(steps: frozenset[int], first: int, end: float) -> None:

@@ -31,7 +31,8 @@ from nest_ssl.record.observers.parameters import gradients, optimizer_state, wei
 from nest_ssl.record.observers.update import UpdateObserver, applied
 from nest_ssl.record.observers.validation import ValidationObserver
 from nest_ssl.record.provenance import describe_device, describe_run
-from nest_ssl.record.refusals import refuse_several_processes, refuse_steps_outside
+from nest_ssl.record.ranks import processes, rank_writer
+from nest_ssl.record.refusals import refuse_one_place, refuse_steps_outside
 from nest_ssl.record.secrets import masked_yaml
 from nest_ssl.record.step import Step, describe, modes
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
@@ -75,6 +76,8 @@ def recording(
     weights, the optimizer's state, and random draws. Training is not changed by it: the weights are the same bits.
     An error in the block leaves nothing of the recording, and an earlier one as it was.
 
+    Where `torch.distributed` is initialized, each process records into `rank_R` in `out`, and the first completes it.
+
     Args:
         model: what is trained. Calls of its `forward`, and of every module in it, are recorded.
         steps, output_names, config, operators: see `Session`.
@@ -84,14 +87,13 @@ def recording(
 
     Raises:
         TypeError: the model is no module of torch.
-        UserError: the folder must not be replaced or cannot be written, several processes train, or a step that was
-            asked for was never reached.
+        UserError: the folder must not be replaced or cannot be written, or a step that was asked for was never reached.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"recording(out, model): the model is a {type(model).__name__}, not a torch.nn.Module")
     started = time.perf_counter()
     trainer = {"name": Path(out).name, "package": type(model).__module__.partition(".")[0], "version": ""}
-    with RecordingWriter(out, overwrite) as writer, Session(writer, steps, output_names, config, operators) as session:
+    with rank_writer(out, overwrite) as writer, Session(writer, steps, output_names, config, operators) as session:
         session.begin(model)
         yield session
         took = round(time.perf_counter() - started, 1)
@@ -165,15 +167,18 @@ class Session(AbstractContextManager["Session"]):
             batches: after how many, counted from 0, training ends.
 
         Raises:
-            UserError: several processes train, or a step to record is already trained or never reached.
+            UserError: several processes train and the writer does not know which this is, or a step to record is
+                already trained or never reached.
         """
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        refuse_several_processes(torch.distributed.get_world_size() if distributed else 1)
+        world_size = processes()
+        refuse_one_place(world_size, self.writer.rank)
         refuse_steps_outside(self.steps or frozenset(), first_step, batches)
         self.mark("before_first_batch")
         self.initial_weights(model)
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self._index |= {"world_size": 1, "device": describe_device(device)}
+        self._index |= {"world_size": world_size, "device": describe_device(device)}
+        if self.writer.rank is not None:
+            self._index["rank"] = self.writer.rank
         self._index["sources"] = describe_sources(model)  # now: a file edited meanwhile is not what trained
         self.writer.save_builtins(files.STRUCTURE, describe_structure(model))
         self._modes = modes(model)

@@ -19,6 +19,7 @@ FileName = Annotated[
     str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*){0,3}$", max_length=200)
 ]  # below the recording's folder
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+WorldSize = Annotated[int, Field(ge=1, le=1_000_000)]
 Boundary = Literal["batch_ready", "forward_done", "backward_done", "step_done"]
 Generators = dict[str, StateDigest]  # of each generator its state
 Scalar = str | int | float | bool | None
@@ -258,7 +259,8 @@ class Index(_Strict):
     make_command: str | None = None
     duration_s: float = 0
     seed: Scalar = None
-    world_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    world_size: WorldSize = 1
+    rank: Count | None = None  # which of several processes this is the recording of, see `ranks`
     generation: Generation | None = None
     init_from: dict[str, Sha256 | None] = {}
     resumed_from: ResumedFrom | None = None
@@ -281,6 +283,22 @@ class Index(_Strict):
     ledger: list[DrawEntry] | None = None  # of what is drawn before the steps
     tensors: dict[FileName, dict[str, TensorEntry]] = {}
     files: dict[FileName, FileEntry]
+    sha256: Sha256 | None = None  # of the rest, see `sealed`
+
+
+class RankEntry(_Strict):
+    """The folder of one rank's recording, and the hash of its `recording.json`."""
+
+    folder: FileName
+    sha256: Sha256
+
+
+class Ranks(_Strict):
+    """`ranks.json`: the recordings of all processes of one run, by rank."""
+
+    schema_name: Literal["nest-ssl-ranks/1"] = Field(alias="schema")
+    world_size: WorldSize
+    ranks: list[RankEntry]
     sha256: Sha256 | None = None  # of the rest, see `sealed`
 
 

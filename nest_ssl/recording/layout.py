@@ -6,6 +6,7 @@ SCHEMA = "nest-ssl-recording/2"
 SCHEMA_1 = "nest-ssl-recording/1"  # still read, see `schema1`
 
 INDEX = "recording.json"
+RANKS = "ranks.json"  # of a folder with a recording for each of several processes
 CONFIG = "config.yaml"
 STRUCTURE = "model_structure.pkl"
 INITIAL_WEIGHTS = "initial_weights/parameter_weights.pt"
@@ -32,6 +33,11 @@ LEARNING_RATES = "learning_rates.json"  # of the run, over steps that it need no
 def validation_file(number: int) -> str:
     """`validation_0.pt`: what was seen of the run's first validation."""
     return f"validation_{number}.pt"
+
+
+def rank_folder(rank: int) -> str:
+    """`rank_1`: the recording of one of several processes."""
+    return f"rank_{rank}"
 
 
 def step_folder(step: int, rank: int = 0, world_size: int = 1) -> str:

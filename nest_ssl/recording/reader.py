@@ -69,7 +69,8 @@ class Recording:
 
     @property
     def world_size(self) -> int:
-        return self.index.world_size
+        """Of how many processes the steps lie here; those of one rank have the rest beside them, see `ranks`."""
+        return self.index.world_size if self.index.rank is None else 1
 
     def step(self, number: int, rank: int = 0) -> StepFiles:
         return StepFiles(self, number, rank)
@@ -193,6 +194,9 @@ def read_index(path: Path) -> Index:
         raise UserError("no such recording", str(path), "Check the path; make nemo and make nest write recordings.")
     index_path = path / files.INDEX
     if not is_regular(index_path):
+        if is_regular(path / files.RANKS):
+            first = path / files.rank_folder(0)
+            raise UserError("a recording of several ranks, and one is wanted", str(path), f"Give one rank: {first}")
         what = f"has no regular file {files.INDEX}" if os.path.lexists(index_path) else f"has no {files.INDEX}"
         fix = f"Check the path; where a run was stopped before it was done, {AGAIN}"
         raise UserError("not a complete recording", f"{path} {what}", fix)

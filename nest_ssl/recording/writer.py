@@ -34,22 +34,16 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
     Args:
         target: the folder that the finished recording takes the place of.
         overwrite: whether an earlier recording there may be replaced.
+        rank: which of several processes this is; None: the only one.
 
     Raises:
-        UserError: the target holds an earlier recording and `overwrite` is off, holds something that is no recording,
-            cannot be written, or another process records there.
+        UserError: see `reserved`.
     """
 
-    def __init__(self, target: Path | str, overwrite: bool = False) -> None:
-        self.target = Path(target).absolute()
-        self.folder = partial_path(self.target)
-        check_target(self.target, overwrite)
-        with write_errors(str(self.target)), ExitStack() as held:
-            held.enter_context(lock(self.target.with_name(f".{self.target.name}.lock"), "recording"))
-            remove_leftovers(self.target)
-            check_target(self.target, overwrite)  # again: an earlier one may have been put back
-            self.folder.mkdir()
-            held.callback(shutil.rmtree, self.folder, ignore_errors=True)
+    def __init__(self, target: Path | str, overwrite: bool = False, rank: int | None = None) -> None:
+        self.target, self.rank = Path(target).absolute(), rank
+        with ExitStack() as held:
+            self.folder = held.enter_context(reserved(self.target, overwrite))
             self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording-hash")
             held.callback(self._hasher.shutdown, cancel_futures=True)
             self._held = held.pop_all()
@@ -122,18 +116,38 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         self._hashes[name] = self._hasher.submit(lambda: {"bytes": path.stat().st_size, "sha256": sha256_of(path)})
 
 
+@contextmanager
+def reserved(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A new folder beside `target` to write to, and a lock on `target`. What is still in the folder in the end goes.
+
+    Raises:
+        UserError: the target holds an earlier recording and `overwrite` is off, holds something that is no recording,
+            cannot be written, or another process records there.
+    """
+    folder = partial_path(target)
+    check_target(target, overwrite)
+    with ExitStack() as held:
+        with write_errors(str(target)):
+            held.enter_context(lock(target.with_name(f".{target.name}.lock"), "recording"))
+            remove_leftovers(target)
+            check_target(target, overwrite)  # again: an earlier one may have been put back
+            folder.mkdir()
+        held.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+
+
 def check_target(target: Path, overwrite: bool) -> None:
     """Refuse, before anything is run, a target that must not be replaced.
 
     Raises:
-        UserError: see `RecordingWriter`.
+        UserError: see `reserved`.
     """
     with write_errors(str(target)):
         if not target.exists():
             return
         if not target.is_dir():
             raise UserError("the output folder is a file", str(target), "Choose another output_dir.")
-        if (target / files.INDEX).exists():
+        if any((target / index).exists() for index in (files.INDEX, files.RANKS)):
             if not overwrite:
                 fix = "Pass overwrite=true to replace it, or choose another output_dir."
                 raise UserError("an earlier recording is there", str(target), fix)

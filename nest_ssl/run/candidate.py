@@ -27,6 +27,7 @@ from nest_ssl.recording.reader import Recording
 from nest_ssl.replay import replay
 from nest_ssl.replay.loop import LoopReplay
 from nest_ssl.replay.replay import Loops
+from nest_ssl.run.compared import refuse_ranks
 from nest_ssl.run.experiment import build_trainer
 from nest_ssl.run.subject import Inputs, Subject
 
@@ -53,8 +54,10 @@ def replay_recording(
         rename: from the names of its modules to the reference's, which `candidate` is read under too.
 
     Raises:
-        UserError: the candidate cannot be built here, or its code is no longer that of the recording.
+        UserError: the candidate cannot be built here, its code is no longer that of the recording, or it trained in
+            several processes.
     """
+    refuse_ranks(reference, candidate)
     try:
         subject.load()
     except ImportError as error:

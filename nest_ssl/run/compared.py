@@ -92,6 +92,32 @@ class Opened:
         return compare_recordings(one, other, rule, asked.steps, *rest), evidence
 
 
+def ranks_of(reference: Path, candidate: Path) -> list[tuple[Path, Path]] | None:
+    """The recordings of each rank of both sides, as far as both have it; None where both are of one process.
+
+    Raises:
+        UserError: an index of ranks is damaged, or a rank is missing.
+    """
+    from nest_ssl.recording.ranks import read_ranks
+
+    found = read_ranks(reference), read_ranks(candidate)
+    if found == (None, None):
+        return None
+    return list(zip(found[0] or [reference], found[1] or [candidate], strict=False))
+
+
+def refuse_ranks(*recordings: Recording) -> None:
+    """Evidence comes from training again in this process; a rank alone would wait for the others.
+
+    Raises:
+        UserError: one of them is of one of several processes.
+    """
+    for recording in recordings:
+        if recording.index.rank is not None:
+            fix = "Record both in one process (RANKS=1) to gather evidence; ranks are compared without it."
+            raise UserError("evidence is not gathered of several processes", str(recording.path), fix)
+
+
 def open_as_asked(reference: Path, candidate: Path, asked: Asked) -> Opened:
     """Open both recordings, and read the user's lists.
 

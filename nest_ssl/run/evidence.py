@@ -38,6 +38,7 @@ from nest_ssl.recording.index import Index
 from nest_ssl.recording.layout import INDEX, OPERATORS, step_folder
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.releases import GENERATIONS
+from nest_ssl.run.compared import refuse_ranks
 
 Side = Literal["reference", "candidate"]
 What = Literal["repeats", "unwatched", "restarts"]
@@ -113,8 +114,9 @@ def kinds_to_gather(text: str, reference: Recording, candidate: Recording) -> li
     """The kinds that a list with commas names; an empty one means all that take no second training of a large model.
 
     Raises:
-        UserError: there is no such kind.
+        UserError: there is no such kind, or the recordings are of several processes.
     """
+    refuse_ranks(reference, candidate)
     named = [word.strip() for word in text.split(",") if word.strip()]
     for word in named:
         if word not in KINDS:

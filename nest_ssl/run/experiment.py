@@ -8,6 +8,7 @@ is in `preflight`, what is kept besides the recording in `exp_manager`, what a p
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from nest_ssl.run.floor.repeats import NoiseFloorRepeats
 from nest_ssl.run.interrupts import Interrupts
 from nest_ssl.run.loggers import build_loggers, closing
 from nest_ssl.run.preflight import check_data, check_settings, data_sections
+from nest_ssl.run.ranks import Rank, launch, own_rank, processes
 from nest_ssl.run.subject import Inputs, Subject
 
 # What `forward` of a NEST model returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`).
@@ -51,18 +53,30 @@ def run(subject: Subject, argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: whatever the user can mend, before training starts where it can be known then.
     """
-    return record(subject, read_command_line(subject.name, argv))
+    words = sys.argv[1:] if argv is None else argv
+    return record(subject, read_command_line(subject.name, words), words)
 
 
-def record(subject: Subject, cfg: DictConfig) -> int:
-    """Train and record what `cfg` says; returns the exit code.
+def record(subject: Subject, cfg: DictConfig, words: Sequence[str]) -> int:
+    """Train and record what `cfg` says, in as many processes as it says; returns the exit code.
+
+    Args:
+        words: the command line that `cfg` was read from; other ranks are started with it.
 
     Raises:
         UserError: as `run`.
     """
-    started = time.perf_counter()
     notes = check_settings(subject, cfg)
-    target = Path(cfg.output_dir)
+    rank, number = own_rank(), processes(cfg)
+    if rank is not None:
+        return rank.reporting(lambda: _record(subject, cfg, notes, rank))
+    return launch(subject, cfg, words, number) if number > 1 else _record(subject, cfg, notes)
+
+
+def _record(subject: Subject, cfg: DictConfig, notes: list[str], rank: Rank | None = None) -> int:
+    started = time.perf_counter()
+    target = rank.target if rank else Path(cfg.output_dir)
+    place = rank.place(cfg.output_dir) if rank else target  # where it will be
     check_target(target, cfg.overwrite)
     checked = data_paths(cfg)
     inputs, data, length, more = check_data(subject, checked)
@@ -70,15 +84,17 @@ def record(subject: Subject, cfg: DictConfig) -> int:
     with open_experiment(kept, length) as experiment:
         for note in notes + more + experiment.notes:
             print(f"note: {note}")
-        log = target.with_name(f"{target.name}.log")
-        with RecordingWriter(target, cfg.overwrite) as writer:  # drops what is not finished
+        log = rank.log(cfg.output_dir) if rank else target.with_name(f"{target.name}.log")
+        number = rank.number if rank else None
+        with RecordingWriter(target, cfg.overwrite, number) as writer:  # drops what is not finished
             first = frozenset(range(int(min(UNASKED, length.batches))))
             saved = first if cfg.save_steps is None else parse_steps(cfg.save_steps)
             watched, text = plain(cfg.operators), OmegaConf.to_yaml(cfg)
             rates, stops = cfg.learning_rates, cfg.stop_when_recorded
             recorder = Recorder(writer, saved, FORWARD_OUTPUTS, text, watched, rates, stops)
             with quiet(log) as console:
-                trainer = _train(subject, checked, inputs, experiment, recorder, Progress(console, subject.name))
+                progress = Progress(console, subject.name)
+                trainer = _train(subject, checked, inputs, experiment, recorder, progress, rank)
                 trained = experiment.close(trainer)
             if not trained:
                 kept_as = "stays as it was" if (target / layout.INDEX).exists() else "there is none"
@@ -97,7 +113,7 @@ def record(subject: Subject, cfg: DictConfig) -> int:
             )
     recorded = ", ".join(map(str, recorder.session.recorded)) or "none"
     print(f"{subject.name}: {summary(trainer, skipped, log)}")
-    print(f"{subject.name}: recorded step {recorded} in {target} ({time.perf_counter() - started:.1f} s)")
+    print(f"{subject.name}: recorded step {recorded} in {place} ({time.perf_counter() - started:.1f} s)")
     return EXIT_OK
 
 
@@ -118,8 +134,9 @@ def build_trainer(cfg: DictConfig, callbacks: list[Any], **settings: Any) -> Tra
 
 
 def _train(
-    subject: Subject, cfg: DictConfig, inputs: Inputs, experiment: Experiment, recorder: Recorder, progress: Progress
-) -> Trainer:
+    subject: Subject, cfg: DictConfig, inputs: Inputs, experiment: Experiment, recorder: Recorder, progress: Progress,
+    rank: Rank | None,
+) -> Trainer:  # fmt: skip
     """Train. On Ctrl-C Lightning would end the process with code 1, which means diverged here, and on SIGTERM with 0.
 
     Raises:
@@ -137,7 +154,8 @@ def _train(
         settings = experiment.trainer_settings | ({"logger": loggers} if loggers else {})
         again = [NoiseFloorRepeats(recorder.session, cfg.noise_floor, progress.say)] if cfg.noise_floor else []
         interrupts = Interrupts()
-        callbacks = [*experiment.callbacks, recorder, *again, progress, interrupts]
+        of_ranks = [rank.watch()] if rank else []
+        callbacks = [*experiment.callbacks, *of_ranks, recorder, *again, progress, interrupts]
         trainer = build_trainer(cfg, callbacks, **settings)
         seed_all(cfg.seed)
         recorder.mark_rng("before_model")

@@ -171,11 +171,14 @@ def test_resuming_behind_a_step_to_record_is_refused(tmp_path: Path) -> None:
         session.begin(Net(), first_step=2)
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_in_one_place_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(UserError, match="several processes cannot be recorded: 2 processes"):
-        train(tmp_path / "run", None)
+    with (
+        Session(RecordingWriter(tmp_path / "run")) as session,
+        pytest.raises(UserError, match="one place: 2 processes"),
+    ):
+        session.begin(Net())
     assert os.listdir(tmp_path) == []
 
 

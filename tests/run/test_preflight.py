@@ -20,6 +20,7 @@ from nest_ssl.run.command_line import read_command_line
 from nest_ssl.run.preflight import Length, check_data, check_settings, planned_length
 from nest_ssl.run.subject import Subject
 
+LHOTSE = "model.train_ds.use_lhotse=true"
 BOTH = pytest.mark.parametrize("subject", [NEMO, NEST], ids=lambda subject: subject.name)
 
 
@@ -46,10 +47,15 @@ def refused(subject: Subject, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["trainer.devices=2"], "several processes is not offered: trainer.devices=2"),
-        (["trainer.devices=[0,1]"], "several processes is not offered"),
-        (["trainer.devices='0,1'"], "several processes is not offered"),
-        (["trainer.num_nodes=2"], "several processes is not offered: .*num_nodes=2"),
+        (
+            ["trainer.devices=2", "noise_floor=1"],
+            "not offered in several processes: noise_floor with trainer.devices=2",
+        ),
+        (["trainer.devices=[0,1]", "bad_audio=skip"], "not offered in several processes: bad_audio=skip"),
+        (["trainer.devices=2", "kind=tarred"], "not offered in several processes: .*is_tarred"),
+        (["trainer.devices=two"], "not a number of devices: trainer.devices=two"),
+        (["trainer.devices=2", "run=full"], "no batch is full.*batch_size=8, 5 utterances"),
+        (["trainer.num_nodes=2"], "several nodes is not offered: .*num_nodes=2"),
         (["trainer.strategy=ddp_spawn", "trainer.accelerator=gpu"], "no GPU that torch can use"),
         (["trainer.strategy=fsdp"], "not offered: trainer.strategy=fsdp"),
         (["trainer.accelerator=tpu"], "trainer.accelerator"),
@@ -67,6 +73,12 @@ def refused(subject: Subject, *overrides: str) -> str:
         (["trainer.limit_train_batches=0.01"], "nothing to train"),
         (["model.train_ds.batch_size=13", "model.train_ds.drop_last=true"], "no batch is full.*batch_size=13, 10 utt"),
         (["trainer.max_epochs=-1"], "training without end"),
+        (
+            [LHOTSE, "model.train_ds.force_iterable_dataset=true", "trainer.limit_train_batches=1.0"],
+            "an epoch without end: .*limit_train_batches=1.0",
+        ),
+        ([LHOTSE, "trainer.max_epochs=1"], "a schedule whose length nothing says"),
+        ([LHOTSE, "trainer.max_steps=5", "nemo=2.7"], "the same as NeMo 3.0's alone"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val"),
         (["model.optim.sched.warmup_ratio=0.1"], "model.optim.sched"),
         (["model.optim.min_lr=3"], "model.optim.min_lr"),
@@ -97,8 +109,10 @@ def test_a_spawning_strategy_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="not offered: trainer.strategy=ddp_spawn"):
         check_settings(NEST, cfg)
     cfg = read_config(["size=tiny", "trainer.accelerator=gpu", "trainer.devices=-1"])[0]
-    with pytest.raises(UserError, match="several processes"):
-        check_settings(NEST, cfg)
+    assert any(
+        "ddp_find_unused_parameters_true instead" in note for note in check_settings(NEST, cfg)
+    )  # one for each GPU
+    assert cfg.trainer.strategy == "ddp_find_unused_parameters_true"
 
 
 def test_nothing_is_drawn_and_nothing_built() -> None:
@@ -177,4 +191,4 @@ def test_two_trainings_differ_in_nothing_but_their_scripts() -> None:
     """The entry points stay twins: what differs is what they are about."""
     lines = [(Path(__file__).parents[2] / "scripts" / f"train_{name}.py").read_text().splitlines()
              for name in ("nemo", "nest")]  # fmt: skip
-    assert len(set(lines[0]) ^ set(lines[1])) < 37
+    assert len(set(lines[0]) ^ set(lines[1])) < 57  # 20 of them: which NeMo, see `checkout`

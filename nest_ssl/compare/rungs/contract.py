@@ -101,7 +101,7 @@ def _experiment(recording: Recording, steps: Sequence[int] | None) -> Settings:
         **_flat(index.init_from, "init_from"),
         "resumed_from": resumed,
         "steps": ", ".join(str(step) for step in recording.steps if steps is None or step in steps) or "none",
-        "world_size": recording.world_size,
+        "world_size": index.world_size,
         **_flat(index.flags, "flags"),
         **_flat(index.threads.model_dump(), "threads"),
         **_flat(index.device.model_dump(include={"type", "name"}), "device"),

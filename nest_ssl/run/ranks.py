@@ -1,0 +1,238 @@
+"""Several processes that train together (`ddp`): started here, watched, and recorded as one.
+
+The command that is called trains nothing. It starts itself once for each rank, as Lightning's own launcher does, waits
+until all have recorded into `rank_R`, and puts the whole into its place in one step. A rank that fails ends the others,
+and the message says which it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+
+from nest_ssl.base.errors import EXIT_BAD_INPUT, EXIT_CRASHED, EXIT_OK, EXIT_SIGNAL, InterruptedRun, UserError
+from nest_ssl.base.files import replace_folder, write_atomically
+from nest_ssl.base.home import ROOT
+from nest_ssl.config.section import plain
+from nest_ssl.recording.layout import rank_folder
+from nest_ssl.recording.ranks import write_ranks
+from nest_ssl.recording.writer import reserved
+from nest_ssl.run.subject import Subject
+
+FOLDER = "NEST_SSL_RANKS"  # in the environment of a rank: where all record
+GRACE_S = 3.0  # between the first rank that fails and the end of the others: they may know more
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process, if it is one of several.
+
+    Args:
+        number: which, from 0.
+        world_size: how many there are.
+        folder: where all record until they are done.
+    """
+
+    number: int
+    world_size: int
+    folder: Path
+
+    @property
+    def target(self) -> Path:
+        return self.folder / rank_folder(self.number)
+
+    def place(self, output_dir: str) -> Path:
+        """Where the recording lies in the end."""
+        return Path(output_dir) / rank_folder(self.number)
+
+    def log(self, output_dir: str) -> Path:
+        """What this rank's libraries print."""
+        return Path(f"{output_dir}.{rank_folder(self.number)}.log")
+
+    def reporting(self, train: Callable[[], int]) -> int:
+        """Train; what goes wrong is left for the process that started this one, which says it."""
+        try:
+            return train()
+        except UserError as error:
+            failure, code = {"error": [error.what, error.where, error.fix]}, EXIT_BAD_INPUT
+        except InterruptedRun:
+            raise
+        except Exception:  # noqa: BLE001
+            failure, code = {"traceback": [traceback.format_exc()]}, EXIT_CRASHED
+        write_atomically(failure_file(self.folder, self.number), json.dumps(failure))
+        return code
+
+    def watch(self) -> Callback:
+        return Together()
+
+
+class Together(Callback):
+    """All ranks have the same number of batches: one that has more would wait for the others without end."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own, batches = trainer.num_training_batches, [None] * trainer.world_size
+        torch.distributed.all_gather_object(batches, own)
+        if len(set(batches)) > 1:
+            where = ", ".join(f"rank {rank}: {number}" for rank, number in enumerate(batches))
+            fix = "Share the data out evenly, or give trainer.limit_train_batches the least of them."
+            raise UserError("the ranks have different numbers of batches", where, fix)
+
+
+def processes(cfg: DictConfig) -> int:
+    """How many processes `cfg.trainer.devices` asks for."""
+    devices = plain(cfg.trainer.get("devices"))
+    if str(devices) in ("-1", "auto", "None"):
+        return max(1, torch.cuda.device_count())
+    if isinstance(devices, list) or (isinstance(devices, str) and "," in devices):
+        return len([part for part in (devices.split(",") if isinstance(devices, str) else devices) if part != ""])
+    if not str(devices).isdecimal() or int(devices) < 1:
+        raise UserError("not a number of devices", f"trainer.devices={devices}", "Give a whole number from 1.")
+    return int(devices)
+
+
+def own_rank() -> Rank | None:
+    """This process, as the one that started it says.
+
+    Raises:
+        UserError: another launcher has started several.
+    """
+    environment = os.environ
+    if FOLDER in environment:
+        return Rank(int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"]), Path(environment[FOLDER]))
+    if "LOCAL_RANK" in environment and int(environment.get("WORLD_SIZE", "1")) > 1:
+        fix = "Start one process, which starts the others: RANKS=N, or trainer.devices=N."
+        raise UserError("started by another launcher (torchrun?)", f"WORLD_SIZE={environment['WORLD_SIZE']}", fix)
+    return None
+
+
+def launch(subject: Subject, cfg: DictConfig, words: Sequence[str], number: int) -> int:
+    """Start `number` ranks with the command line `words`, and complete their recording; returns the exit code.
+
+    Raises:
+        UserError: what a rank reports, or one was killed.
+        RuntimeError: a rank crashed; it has the traceback.
+    """
+    target, started = Path(cfg.output_dir).absolute(), time.perf_counter()
+    with reserved(target, cfg.overwrite) as folder, ExitStack() as running:
+        ranks = _start(running, [str(ROOT / "scripts" / f"train_{subject.name}.py"), *words], folder, number)
+        with _handing_on_signals(ranks) as caught:
+            failed = _wait(ranks, folder)
+        if caught:
+            return EXIT_SIGNAL + caught[0]
+        if failed is not None:
+            _raise_failure(failed, ranks, folder, cfg.output_dir)
+        if not (folder / rank_folder(0)).exists():  # nothing was left to train, and the first has said so
+            return EXIT_OK
+        write_ranks(folder, number)
+        for left in folder.glob("*.txt"):
+            left.unlink()
+        replace_folder(folder, target)
+    took = time.perf_counter() - started
+    print(f"{subject.name}: {number} ranks recorded in {cfg.output_dir}/rank_0 to rank_{number - 1} ({took:.1f} s)")
+    return EXIT_OK
+
+
+def failure_file(folder: Path, rank: int) -> Path:
+    return folder / f"failure_{rank}.txt"
+
+
+def said_file(folder: Path, rank: int) -> Path:
+    return folder / f"said_{rank}.txt"
+
+
+def _start(running: ExitStack, command: list[str], folder: Path, number: int) -> list[subprocess.Popen[bytes]]:
+    """The ranks. The first writes to this process's terminal; each is its own session, for signals come from here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Lightning would take a job of SLURM's for the launcher.
+    inherited = {name: value for name, value in os.environ.items() if name != "SLURM_NTASKS"}
+    addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    ranks = []
+    for rank in range(number):
+        place = {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(number), FOLDER: str(folder)}
+        streams: dict[str, Any] = {}
+        if rank:
+            said = running.enter_context(said_file(folder, rank).open("wb"))
+            streams = {"stdout": said, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(
+            [sys.executable, *command], env={**inherited, **addresses, **place}, start_new_session=True, **streams
+        )
+        running.enter_context(process)
+        running.callback(process.kill)  # before it is waited for
+        ranks.append(process)
+    return ranks
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], folder: Path) -> int | None:
+    """Wait for all ranks; the one that failed, if one did: others then fail because of it."""
+    deadline = float("inf")
+    while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
+        if deadline == float("inf") and any(process.poll() for process in ranks):
+            deadline = time.monotonic() + GRACE_S
+        time.sleep(0.05)
+    failed = [rank for rank, process in enumerate(ranks) if process.poll()]
+
+    def first(rank: int) -> tuple[bool, bool, float]:
+        """One that was killed left nothing; one with something to mend is the cause of connections that broke."""
+        report = failure_file(folder, rank)
+        if not report.exists():
+            return False, False, 0.0
+        return True, "error" not in json.loads(report.read_text()), report.stat().st_mtime
+
+    return min(failed, key=first, default=None)
+
+
+def _raise_failure(rank: int, ranks: Sequence[subprocess.Popen[bytes]], folder: Path, output_dir: str) -> None:
+    which, code = f"rank {rank} of {len(ranks)}", ranks[rank].returncode
+    reports = [path.read_text() for path in (failure_file(folder, each) for each in range(len(ranks))) if path.exists()]
+    if not failure_file(folder, rank).exists():
+        log = Path(f"{output_dir}.{rank_folder(rank)}.log")
+        if code < 0:
+            fix = "Nothing was recorded. SIGKILL often means that memory ran out."
+            raise UserError(f"{which} was killed", f"{signal.Signals(-code).name}; its log is {log}", fix)
+        said = said_file(folder, rank)
+        more = said.read_text(errors="replace")[-2000:] if said.exists() else ""
+        raise RuntimeError(f"{which} ended with exit code {code}; its log is {log}\n{more}")
+    failure = json.loads(failure_file(folder, rank).read_text())
+    if "error" in failure:
+        what, where, fix = failure["error"]
+        same = len(reports) == len(ranks) and len(set(reports)) == 1
+        raise UserError(what if same else f"{which}: {what}", where, fix)
+    text = failure["traceback"][0]
+    raise RuntimeError(f"{which}: {text.strip().splitlines()[-1]}\n{text}")
+
+
+@contextmanager
+def _handing_on_signals(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """While this is open, SIGINT and SIGTERM go to the ranks; yields those that came."""
+    caught: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

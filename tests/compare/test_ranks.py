@@ -1,0 +1,127 @@
+"""The verdict over several ranks, from comparisons made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.findings import Status
+from nest_ssl.compare.kinds import FaultKind, Likely
+from nest_ssl.compare.ranks import OverRanks, Parted, compare_over_ranks
+from nest_ssl.recording.address import Kind
+from nest_ssl.recording.clock import Phase
+from nest_ssl.report.document import plain
+from nest_ssl.report.ranks import over_ranks, write_ranks_report
+from tests.report.builder import add, comparison, finding, index
+
+
+def weights(**changed: str) -> dict[str, Any]:
+    """The digests of three steps: a parameter, one that is frozen, a buffer; `changed`: `w_1="b"` is `w` at step 1."""
+
+    def table(names: str, step: str) -> dict[str, Any]:
+        digests = {name: changed.get(f"{name}_{step}", "a") * 64 for name in names}
+        return {name: {"shape": [1], "dtype": "float32", "digest": digest} for name, digest in digests.items()}
+
+    made = {"initial_weights/parameter_weights.pt": table("wvfb", "start")}
+    for step in "012":
+        made[f"step_{step}/parameter_weights.pt"] = table("wvfb", step)
+        made[f"step_{step}/parameter_gradients.pt"] = table("wv", step)
+    return made
+
+
+def rank(
+    number: int, reference: dict[str, str] | None = None, candidate: dict[str, str] | None = None, **fields: Any
+) -> Comparison:
+    made = comparison(steps=[0, 1, 2], **fields)
+    for side, name, changed in ((made.reference, "nemo", reference), (made.candidate, "nest", candidate)):
+        side.index = index(name, world_size=2, rank=number, tensors=weights(**changed or {}))
+    return made
+
+
+DIVERGED = {"verdict": Status.DIVERGED, "exit_code": 1, "first": finding(), "first_bits": finding()}
+LITTLE = {"verdict": Status.INCONCLUSIVE, "exit_code": 2}
+SAME = {"verdict": Status.IDENTICAL, "exit_code": 0}
+
+
+def judged(*ranks: Comparison) -> tuple[OverRanks, list[str]]:
+    over = compare_over_ranks(ranks)
+    return over, [plain(block.text) for block in over_ranks(over) if hasattr(block, "text")]
+
+
+def test_all_alike(tmp_path: Path) -> None:
+    """Batch statistics are each rank's own, and no fault."""
+    over, said = judged(rank(0, **SAME), rank(1, {"b_2": "c"}, {"b_2": "c"}, **SAME))
+    assert (over.verdict, over.exit_code, over.reference.parted) == (Status.IDENTICAL, 0, None)
+    assert (over.reference.parameters, over.reference.buffers) == (2, 1)
+    assert said[0].endswith("train identically on 2 ranks")
+    assert "all ranks have the same 2 parameters, bit for bit; 1 buffer" in said[-1]
+    (tmp_path / "report.html").write_text("of another comparison")
+    assert write_ranks_report(over, tmp_path).read_text().startswith("# ")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert (written["passed"], [each["verdict"] for each in written["ranks"]]) == (True, ["identical"] * 2)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_equivalent_is_no_longer_identical() -> None:
+    over, _ = judged(rank(0, **SAME), rank(1, verdict=Status.EQUIVALENT, exit_code=0))
+    assert (over.verdict, over.exit_code) == (Status.EQUIVALENT, 0)
+
+
+@pytest.mark.parametrize(
+    ("others", "verdict", "code", "title"),
+    [
+        ([SAME, DIVERGED], Status.DIVERGED, 1, "On rank 1 of 2: nest-ssl"),
+        ([LITTLE, SAME], Status.INCONCLUSIVE, 2, "On rank 0 of 2: Too little"),
+        ([LITTLE, DIVERGED, SAME], Status.DIVERGED, 1, "On rank 1 of 3: nest-ssl"),
+        ([DIVERGED, {**DIVERGED, "exit_code": 4}], Status.DIVERGED, 4, "On rank 1 of 2: "),
+    ],
+)
+def test_the_worst_of_all(others: list[dict[str, Any]], verdict: Status, code: int, title: str) -> None:
+    over, said = judged(*(rank(number, **fields) for number, fields in enumerate(others)))
+    assert (over.verdict, over.exit_code) == (verdict, code)
+    assert said[0].startswith(title), said[0]
+
+
+def test_ranks_that_part_on_both_sides_are_no_pass() -> None:
+    """Both trainers alike forgot to share gradients: they agree, and it is no training in parallel."""
+    apart = {"w_1": "b", "w_2": "b", "v_2": "b"}
+    over, said = judged(rank(0, **SAME), rank(1, apart, apart, **SAME))
+    assert (over.verdict, over.exit_code) == (Status.INCONCLUSIVE, 2)
+    assert over.reference.parted == over.candidate.parted == Parted(1, 1, "w", 0)
+    assert "and yet their ranks part" in said[0]
+    assert "after step 1 rank 1 has another w than rank 0, and 0 more" in said[-1]
+
+
+def test_what_is_not_trained_may_differ() -> None:
+    over, _ = judged(rank(0, **SAME), rank(1, {"f_2": "d"}, {"f_2": "d"}, **SAME))
+    assert over.reference.parted is None and over.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("begins", "named"),
+    [
+        ((None, 1), 1),  # rank 1 alone draws otherwise; what rank 0 adds up follows
+        ((0, 1), 0),  # the earlier one
+        ((1, 1), None),  # both: no matter of the ranks
+        ((None, None), None),  # gradients alone
+    ],
+)
+def test_what_one_rank_alone_does_first_is_a_matter_of_the_ranks(
+    begins: tuple[int | None, int | None], named: int | None
+) -> None:
+    made = []
+    for number, step in enumerate(begins):
+        one = rank(number, **DIVERGED)
+        one.kinds = [Likely(FaultKind.MASKING)]
+        add(one, "gradients", finding("gradients", 1, Phase.GRADIENTS, 0, kind=Kind.GRADIENT))
+        if step is not None:
+            add(one, "forward", finding(step=step))
+        made.append(one)
+    over, said = judged(*made)
+    expected = FaultKind.MASKING if named is None else FaultKind.RANKS
+    assert {likely.kind for one in over.ranks for likely in one.kinds} == {expected}
+    assert any(f"only rank {named} differs" in text for text in said) is (named is not None)
