@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -96,8 +97,7 @@ def without_numbers(text: str) -> str:
 def test_the_example_is_what_the_commands_print(release: str, tmp_path: Path) -> None:
     if release != NEWEST:
         pytest.skip("the example is of the newest release")
-    from tests.warm import warm_python  # not above: NeMo before 3.0 installs a package called `tests`
-
+    warm_python = runpy.run_path(str(ROOT / "tests" / "warm.py"))["warm_python"]
     (tmp_path / "python").mkdir()
     with warm_python(tmp_path / "python", PRELOADED) as python:
         assert without_numbers(document(tmp_path, python)) == without_numbers(DOCUMENT.read_text(encoding="utf-8"))
