@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,10 +61,7 @@ def _files_composed_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Python for programs that need torch: see `warm.py`. Where processes cannot be forked it is this one."""
-    if sys.platform != "linux":  # on macOS, what has imported its frameworks cannot be forked
-        yield sys.executable
-        return
+    """A Python for programs that need torch: see `warm.py`."""
     from tests.warm import warm_python  # NeMo before 3.0 installs a package called `tests`, and hides this one
 
     with warm_python(tmp_path_factory.mktemp("python")) as executable:
