@@ -52,7 +52,8 @@ BATCHES      = 2
 STEPS        = $(if $(filter 1,$(BATCHES)),0,0,1)
 RANKS        = 1
 DEVICE       = auto
-OUT          = outputs
+# Each size but the default has a folder of its own: a tiny try does not replace what took an hour to record.
+OUT          = outputs$(if $(filter-out large,$(SIZE)),/$(SIZE))
 ARGS         =
 NEMO_ARGS    =
 NEST_ARGS    =
