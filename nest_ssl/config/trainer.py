@@ -15,7 +15,7 @@ Limit = Literal[-1] | Positive | None
 
 
 class Trainer(Section):
-    """Lightning's Trainer (2.4). Typed is what would end in a traceback, or in no training at all; and a key of ours."""
+    """Lightning's Trainer (2.4) and a key of ours. Typed is what would end in a traceback, or in no training at all."""
 
     # Handed on to Lightning as they are.
     ACCEPTED = silent(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
@@ -63,6 +63,8 @@ class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
             self._epoch = Epoch(start, self.skipped, length)
             return self._epoch
         torch.set_rng_state(resumed["generator"])
+        if "shared_epoch" in resumed and isinstance(self.sampler, DistributedSampler):
+            self.sampler.set_epoch(resumed["shared_epoch"])  # Lightning does so only behind this
         if resumed["batches"] >= len(self):
             self._epoch = Epoch(lambda: iter(()), earlier=resumed["earlier"])  # done; starts no workers
             self._epoch.handed_out = resumed["batches"]
@@ -73,7 +75,9 @@ class AudioNoiseLoader(DataLoader[AudioNoiseBatch]):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands, see `Epoch.state`."""
-        return self._epoch.state() if self._epoch else {"generator": torch.get_rng_state(), "batches": 0, "earlier": 0}
+        fresh = {"generator": torch.get_rng_state(), "batches": 0, "earlier": 0}
+        shared = {"shared_epoch": self.sampler.epoch} if isinstance(self.sampler, DistributedSampler) else {}
+        return (self._epoch.state() if self._epoch else fresh) | shared
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next `iter()` continue from a `state_dict`.

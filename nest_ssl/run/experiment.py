@@ -81,7 +81,7 @@ def _record(subject: Subject, cfg: DictConfig, notes: list[str], rank: Rank | No
     checked = data_paths(cfg)
     inputs, data, length, more = check_data(subject, checked)
     kept = checked if subject.keeps_experiments else OmegaConf.create()
-    with open_experiment(kept, length) as experiment:
+    with open_experiment(kept, length, rank) as experiment:
         for note in notes + more + experiment.notes:
             print(f"note: {note}")
         log = rank.log(cfg.output_dir) if rank else target.with_name(f"{target.name}.log")

@@ -229,9 +229,7 @@ def check_processes(cfg: DictConfig) -> list[str]:
     if number == 1:
         return []
     devices, train = f"trainer.devices={plain(cfg.trainer.get('devices'))}", cfg.model.train_ds
-    experiments = cfg.get("exp_manager") or {}
     alone = {
-        "exp_manager": experiments.get("exp_dir") or experiments.get("explicit_log_dir"),
         "noise_floor": cfg.noise_floor,
         "bad_audio=skip": cfg.bad_audio == "skip",
         "model.train_ds.is_tarred": train.get("is_tarred"),
