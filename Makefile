@@ -12,7 +12,7 @@ runs := align data nemo nest train compare explain
 
 # Variables of the experiment come from the command line alone: a cluster may well export DEVICE, DATA or OUT.
 # Those of the machine may stand in the environment too. Either way make says what it found there.
-experiment := SIZE RUN KIND SEED STEPS BATCHES RANKS DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA \
+experiment := SIZE RUN KIND RECIPE SEED STEPS BATCHES RANKS DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA \
               EVIDENCE NEMO_SOURCE
 machine := RUNTIME PYTHON NEMO_PYTHON NEST_PYTHON TORCH_INDEX TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE MEMORY SHM GPUS \
            TEST_LOGS UPGRADE BUILD_ARGS EXPLAIN QUICK
@@ -46,6 +46,7 @@ releases := $(patsubst docker/locks/nemo-%.in,%,$(wildcard docker/locks/nemo-*.i
 SIZE         = large
 RUN          = quick
 KIND         = plain
+RECIPE       = nest
 SEED         = 42
 BATCHES      = 2
 STEPS        = $(if $(filter 1,$(BATCHES)),0,0,1)
@@ -105,7 +106,8 @@ of_this_machine := NEMO_PYTHON NEST_PYTHON PYTHON TORCH_INDEX WHEELS PIP_CONFIG 
 align nemo nest train: export NEST_SSL_COMMAND = make $(MAKECMDGOALS) $(foreach name,$(filter-out $(of_this_machine),$(given)),$\
     $(name)=$(call as_typed,$($(name))))
 
-settings = $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) $(call q,run=$(RUN)) $(call q,kind=$(KIND)) $(call q,seed=$(SEED)) \
+settings = $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) $(call q,run=$(RUN)) $(call q,kind=$(KIND)) \
+           $(call q,recipe=$(RECIPE)) $(call q,seed=$(SEED)) \
            $(call q,save_steps=$(STEPS)) $(call q,batches=$(BATCHES)) $(call q,trainer.accelerator=$(DEVICE)) $(ranks) overwrite=true
 # NeMo's own strategy. Its batches of 8 a rank are more than the 10 practice utterances give to each of two.
 ranks = $(if $(filter-out 1,$(RANKS)),$(call q,trainer.devices=$(RANKS)) trainer.strategy=ddp_find_unused_parameters_true \
@@ -130,7 +132,7 @@ with = scripts/with_words.sh $(call q,$(1))
 ##@ The experiment
 align: ready data nemo nest $(if $(EXPLAIN),explain,compare) ## data, both trainers, then the report; fails unless they agree
 
-data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes (KIND=tarred, buckets, concat)
+data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes (KIND=tarred, shar, ...)
 	@$(nest_python) scripts/make_data.py --out data/dummy_ssl $(call q,--kind=$(KIND))
 
 nemo: ready data ## train with NVIDIA NeMo, recorded into OUT/nemo
@@ -141,7 +143,7 @@ nest: ready-nest data ## train with the port, recorded into OUT/nest
 
 train: ready-nest data ## train for real with the port, into OUT/train; again: go on where it stopped
 	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py \
-	    $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) run=train $(call q,kind=$(KIND)) $(call q,seed=$(SEED)) \
+	    $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) run=train $(call q,kind=$(KIND)) $(call q,recipe=$(RECIPE)) $(call q,seed=$(SEED)) \
 	    $(call q,trainer.accelerator=$(DEVICE)) $(ranks) $(call q,exp_manager.exp_dir=$(OUT)/train) \
 	    $(call q,output_dir=$(OUT)/train/recording)
 
@@ -267,7 +269,8 @@ help: ## this text
 	@printf '  %-30s %s\n' \
 	    $(call q,SIZE=$(SIZE)) 'tiny, small, medium, large, xlarge, xxlarge' \
 	    $(call q,RUN=$(RUN)) 'quick: nothing random but the mask; full: everything on' \
-	    $(call q,KIND=$(KIND)) 'of training data: plain, tarred, buckets, concat' \
+	    $(call q,KIND=$(KIND)) 'of training data: plain, tarred, shar, mux, buckets, concat' \
+	    $(call q,RECIPE=$(RECIPE)) 'nest; nest-128: 128 mel bands, no biases; best-rq: without noise' \
 	    $(call q,SEED=$(SEED)) 'seeds every generator on both sides' \
 	    $(call q,STEPS=$(STEPS)) 'steps to record: 0  0,1,2  0-9  all  none' \
 	    $(call q,BATCHES=$(BATCHES)) 'training steps to run' \

@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from nest_ssl.base.errors import UserError
 
 # Where a difference takes effect: modules by their names, and the batch before any of them.
-BATCH, FEATURES, MASKING, SUBSAMPLING = "batch", "preprocessor.featurizer", "mask_processor", "encoder.pre_encode"
+BATCH, FEATURES, MASKING, ENCODER = "batch", "preprocessor.featurizer", "mask_processor", "encoder"
+SUBSAMPLING = "encoder.pre_encode"
 
 
 def _named(what: str, where: str) -> Any:
@@ -64,6 +65,11 @@ class Generation:
     float64: Literal["runs", "fails"] = _named(
         "training in float64 (trainer.precision=64-true): runs, or fails as the mask is drawn", MASKING
     )
+    # encoder
+    unified_contexts: Literal["offered", "unknown"] = _named(
+        "att_chunk_context_size, conv_context_style, chunked_limited_with_rc: offered, or refused",
+        ENCODER,
+    )
     # subsampling
     subsampling_mask: bool = _named(
         "whether frames beyond the utterance are zeroed before every convolution", SUBSAMPLING
@@ -101,6 +107,7 @@ GENERATIONS = {
         short_audio_offset="previous",
         mask_writing="slices",
         float64="runs",
+        unified_contexts="unknown",
         subsampling_mask=False,
         subsampled_length="int32",
         augmentation_draws="numpy",
@@ -120,6 +127,7 @@ GENERATIONS = {
         short_audio_offset="zero",
         mask_writing="indices",
         float64="fails",
+        unified_contexts="unknown",
         subsampling_mask=True,
         subsampled_length="int64",
         augmentation_draws="python",
@@ -139,6 +147,7 @@ GENERATIONS = {
         short_audio_offset="none",
         mask_writing="where",
         float64="runs",
+        unified_contexts="offered",
         subsampling_mask=True,
         subsampled_length="int64",
         augmentation_draws="python",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # in an environment of one's own it need not be installed
 from nest_ssl.base.errors import UserError, run_command
 from nest_ssl.cli.train import train
-from nest_ssl.run.subject import Inputs, Subject, seed_narrow_band
+from nest_ssl.run.subject import Inputs, Subject, draw_from_python
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -40,12 +40,14 @@ def checkout() -> str | None:
     return ".".join(numbers.get(part, "0") for part in ("MAJOR", "MINOR", "PATCH")) + "+source"
 
 
-def load_model_class() -> Any:
-    """NeMo's own model class (importing it takes seconds)."""
+def load_model_class(cfg: DictConfig | None = None) -> Any:
+    """NeMo's own class that `model.target` names (importing it takes seconds)."""
     checkout()
-    from nemo.collections.asr.models import EncDecDenoiseMaskedTokenPredModel
+    from nemo.collections.asr.models import ssl_models
 
-    return EncDecDenoiseMaskedTokenPredModel
+    from nest_ssl.config.schema import class_of
+
+    return getattr(ssl_models, class_of(cfg.model.get("target") if cfg else None))
 
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs | None = None) -> LightningModule:
@@ -56,8 +58,9 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
     from nest_ssl.train.checkpoint.init_from import loading_sources
 
     with seeded_sources(ConcatDataset) if cfg.seeded_data else nullcontext():
-        model = load_model_class()(cfg=cfg.model, trainer=trainer)
-    seed_narrow_band(model, cfg.seed)
+        model = load_model_class(cfg)(cfg=cfg.model, trainer=trainer)
+    if cfg.seeded_data:
+        draw_from_python(model)
     with loading_sources(cfg):
         model.maybe_init_from_pretrained_checkpoint(cfg.copy())  # it takes what it has read out of the configuration
     return model

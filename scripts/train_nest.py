@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # in an environment of one's own it need not be installed
 from nest_ssl.base.errors import run_command
 from nest_ssl.cli.train import train
-from nest_ssl.run.subject import Inputs, Subject, seed_narrow_band
+from nest_ssl.run.subject import Inputs, Subject, draw_from_python
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from omegaconf import DictConfig
 
 
-def load_model_class() -> Any:
-    """The port's model class."""
-    from nest_ssl.train.module import NestModule
+def load_model_class(cfg: DictConfig | None = None) -> Any:
+    """The port's class for NeMo's that `model.target` names."""
+    from nest_ssl.config.schema import class_of
+    from nest_ssl.train.module import MODULES
 
-    return NestModule
+    return MODULES[class_of(cfg.model.get("target") if cfg else None)]
 
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs | None = None) -> LightningModule:
@@ -33,8 +34,11 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
 
     read = inputs or Inputs()
     skipped = SkippedAudio() if cfg.bad_audio == "skip" else None
-    model = load_model_class()(cfg.model, cfg.nemo, cfg.no_masked_token, skipped, read.corpora, cfg.seeded_data)
-    seed_narrow_band(model, cfg.seed)
+    ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    settings = (cfg.no_masked_token, skipped, read.corpora, cfg.seeded_data, *ranks)
+    model = load_model_class(cfg)(cfg.model, cfg.nemo, *settings)
+    if cfg.seeded_data:
+        draw_from_python(model)
     with loading_sources(cfg):
         init_from_pretrained(model, cfg, read.sources)
     return model

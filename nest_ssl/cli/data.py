@@ -12,7 +12,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import ROOT, WORK
 from nest_ssl.practice.corpus import read_checksums, write_corpus, wrong_files
 
-KINDS = ("plain", "tarred", "buckets", "concat")  # the files of conf/kind
+KINDS = ("plain", "tarred", "shar", "buckets", "mux", "concat")  # the files of conf/kind
 BUCKET_SECONDS = 3.5  # shorter utterances of the practice corpus make the first bucket
 SHARDS = 2
 
@@ -42,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"data: wrote {len(written)} of {len(checksums)} files to {out}; every SHA-256 is the committed one")
     else:
         print(f"data: all {len(checksums)} files are in {out} and right; nothing to do")
-    if arguments.kind in ("tarred", "buckets"):
-        write_kind(arguments.kind, out)
+    for kind in ("tarred", "shar") if arguments.kind == "mux" else (arguments.kind,):
+        if kind not in ("plain", "concat"):
+            write_kind(kind, out)
     return 0
 
 

@@ -40,9 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from nest_ssl.base.files import write_atomically
     from nest_ssl.matrix.page import page, summary
-    from nest_ssl.matrix.runs import run_matrix
+    from nest_ssl.matrix.runs import cells_of_all, run_matrix
     from nest_ssl.matrix.variants import VARIANTS, pairs
     from nest_ssl.record.provenance import describe_run
+    from nest_ssl.releases import RELEASES
     from nest_ssl.report.render.markdown import render_markdown
 
     pythons = {}
@@ -61,5 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"matrix: {cell.group}: {cell.name}: {cell.verdict}: {why}")
     if not options.only:
         commit = describe_run()["git"]["commit"] or ""
-        write_atomically(options.page, render_markdown(list(page({options.nemo: cells}, commit))))
+        releases = sorted({*RELEASES.values(), options.nemo}, reverse=True)
+        every = cells_of_all(variants, releases, options.out.absolute())
+        write_atomically(options.page, render_markdown(list(page(every, commit))))
     return EXIT_OK if all(cell.is_right for cell in cells) else EXIT_DIVERGED

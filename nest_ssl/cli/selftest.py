@@ -3,14 +3,15 @@
     nest-ssl selftest                                  # make selftest: all of them; writes docs/detection.md
     nest-ssl selftest --only 'features,*eps*' --jobs 2 # some, by kind or name; writes no page
 
-Exit codes: 0 every fault was caught and placed and every rewrite spared; 1 not all; 3 bad usage. Interrupted, it goes
-on where it stopped.
+Exit codes: 0 every fault was caught and placed and every rewrite spared; 1 not all; 3 bad usage. Interrupted, or out of
+--minutes, it goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="the few of them that make test runs")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once (default 1)")
     parser.add_argument("--no-limits", dest="limits", action="store_false", help="each fault at its own size alone")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no case after these")
     parser.add_argument("--out", type=Path, default=WORK / "outputs" / "selftest", help="for what is found meanwhile")
     options = parser.parse_args(argv)
 
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not cases:
         raise UserError("no such case", f"--only {options.only}", "See nest_ssl/selftest/catalogue.")
     runner = Runner(options.out.absolute(), max(1, options.jobs))
-    runner.run(cases, options.limits)
+    runner.run(cases, options.limits, 60 * options.minutes)
     scores = runner.scores(cases)
     right = [score for score in scores if score.caught and score.placed]
     for score in scores:
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"selftest: {len(right)} of {len(cases)} are right")
     if len(cases) == len(catalogue):
         total = summed(scores, describe_run()["git"]["commit"] or "")
-        write_atomically(WORK / "docs" / "detection.md", render_markdown(page(scores, total)))
+        write_atomically(WORK / "docs" / "detection.md", render_markdown(page(scores, total, catalogue)))
         found = {"sum": asdict(total), "cases": [score.outcome.model_dump() for score in scores]}
         write_atomically(WORK / "docs" / "detection.json", json.dumps(found, indent=1) + "\n")
         write_detection(total)

@@ -43,6 +43,7 @@ class Metrics:
     index: tuple[int, ...] = ()  # where NaN or infinity disagree, else of the largest difference, else of unlike bits
     reference: float | int | bool | complex | None = None  # values at `index`
     candidate: float | int | bool | complex | None = None
+    unused: tuple[int, int] = (0, 0)  # low bits of the significand that are zero in all values of each side
     places: tuple[tuple[int, ...], ...] = ()  # of whole numbers, all that differ; empty where they are many
 
 
@@ -101,12 +102,14 @@ class _Integers:
 class _Floats(_Integers):
     """Running totals over pieces of two tensors of real numbers."""
 
+    used: tuple[int, int] = (0, 0)  # bits that are set in any value of each side
     squares: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # of the reference, the candidate, their product and difference
 
     def add(self, reference: Tensor, candidate: Tensor) -> None:
         metrics, (atol, rtol) = self.metrics, self.bound
         patterns = (as_integers(side).numpy() for side in (reference, candidate))
         bits = [side.view(_SIGNED[side.itemsize]) for side in patterns]
+        self.used = tuple(old | int(np.bitwise_or.reduce(side)) for old, side in zip(self.used, bits, strict=True))  # type: ignore[assignment]
         unlike = bits[0] != bits[1]
         metrics.differing += int(np.count_nonzero(unlike))
         if unlike.any():
@@ -144,8 +147,15 @@ class _Floats(_Integers):
             self.metrics.relative = _ratio(math.sqrt(difference), math.sqrt(reference))
             self.metrics.cosine = _ratio(product, math.sqrt(reference) * math.sqrt(candidate))
             self.metrics.norm = math.sqrt(reference)
+            width = round(-math.log2(self.metrics.eps))
+            self.metrics.unused = tuple(_low_zeros(used, width) for used in self.used)  # type: ignore[assignment]
             self.metrics.factor = product / reference if reference else None
         return self.metrics
+
+
+def _low_zeros(bits: int, width: int) -> int:
+    """How many of the lowest `width` bits are zero below the first that is set."""
+    return width if bits & ((1 << width) - 1) == 0 else (bits & -bits).bit_length() - 1
 
 
 def _distance(a: Array, b: Array) -> Array:

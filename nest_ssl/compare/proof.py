@@ -19,8 +19,8 @@ from nest_ssl.compare.gaps import Gap, Part, gaps
 from nest_ssl.compare.patterns import Pattern, patterns_of
 from nest_ssl.compare.roots import Root
 from nest_ssl.compare.rules.known import Known
-from nest_ssl.compare.rules.noise_floor import BEHIND_A_FLIP, Band, band
-from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule
+from nest_ssl.compare.rules.noise_floor import BEHIND_A_FLIP, Band, band, is_table
+from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, has_float32_values, is_scaled
 from nest_ssl.compare.schedules import ROUNDING, compare_rates
 from nest_ssl.recording.evidence import Check, Unit
 from nest_ssl.recording.reader import Recording
@@ -110,7 +110,8 @@ def weigh(
         in64: both trainers in float64, end to end.
         known: differences that the user knows and means.
     """
-    rule = SameFunctionRule(evidence, known)
+    scaled = [root.finding for root in roots if root.phase == "forward" and is_scaled(root.finding.metrics)]
+    rule = SameFunctionRule(evidence, known, {(one.moment.step, one.address) for one in scaled})
     numbers = {step.step for step in steps}
     replayed: list[Unit] = evidence.replay.units if evidence.replay else []
     units = [rule.judge(unit) for unit in replayed if unit.step in numbers]
@@ -120,7 +121,11 @@ def weigh(
     def is_rounding(finding: Finding) -> bool:
         if finding.judgement and finding.judgement.rule == "known":
             return True
-        return finding.within and (finding.moment.step, finding.address.rank, finding.rung) in in64.covers
+        both, where = evidence.float64, (finding.moment.step, finding.address.rank, finding.rung)
+        silent = (
+            both and is_table(finding.rung, finding.address) and has_float32_values(both[0], where[0], finding.address)
+        )
+        return finding.within and (where in in64.covers or bool(silent))  # silent: float64 says nothing there
 
     differing = {call.module for step in steps for call in step.calls}
     differing |= {module for step in steps for module in step.given_other_gradients() if module is not None}

@@ -44,7 +44,7 @@ class Preprocessor(Section):
     frame_splicing: Literal[1] = 1
     exact_pad: bool = False  # pad so that there are as many frames as hops; the hop must be even
     # Of cutting an utterance's spectrum off above nb_max_freq (Hz), in training. NeMo draws it from a generator of its
-    # own that nothing seeds; both training scripts do, from `seed`, once the model is built.
+    # own that the clock seeds; with `seeded_data` both training scripts have Python's do it.
     nb_augmentation_prob: Probability = 0.0
     nb_max_freq: Number = 4000
     use_torchaudio: bool = False
@@ -116,8 +116,6 @@ class Encoder(Section):
     """The FastConformer."""
 
     TARGETS = ("ConformerEncoder",)
-    # Of no effect in NeMo 3.0.0 either: what it says of convolutions in chunks and of unified contexts is not read.
-    ACCEPTED = silent("att_chunk_context_size conv_context_style")
     REFUSED: ClassVar = {"causal_downsampling": "NeMo stops at it, too: its convolutions are given no lengths."}
 
     feat_in: Positive
@@ -137,6 +135,9 @@ class Encoder(Section):
     att_context_size: list[int] | list[list[int]] | None = None  # [left, right] frames, -1 for all; or several pairs
     att_context_probs: list[Number] | None = None  # of drawing each of several for a batch; null: the same for all
     att_context_style: Literal["regular", "chunked_limited", "chunked_limited_with_rc"] = "regular"
+    # New in NeMo 3.0, and without effect in training there: nothing reads them.
+    att_chunk_context_size: list[Any] | None = None
+    conv_context_style: Literal["regular", "dcc"] = "regular"
     xscaling: bool = True  # multiply the input of the layers by sqrt(d_model)
     untie_biases: bool = True  # attention's position biases for each layer, and not one pair for all
     pos_emb_max_len: Positive = 5000  # frames for which positions are computed in advance; longer audio extends it
@@ -198,6 +199,10 @@ class Encoder(Section):
 
     def _contexts_fit(self) -> None:
         style, key = self.att_context_style, "att_context_size"
+        ranges = self.att_chunk_context_size
+        if ranges is not None and (style != "chunked_limited_with_rc" or len(ranges) != 3):
+            fix = "Give three lists, of frames to the left, in a chunk and to the right, with chunked_limited_with_rc."
+            raise Unfit(f"not supported: {ranges}", "att_chunk_context_size", fix)
         for context in self.contexts:
             if len(context) != (3 if style == "chunked_limited_with_rc" else 2) or min(context) < -1:
                 raise Unfit(f"not supported: {self.att_context_size}", key, "Give [left, right] frames, -1 for all.")
@@ -218,6 +223,13 @@ class Encoder(Section):
                 raise Unfit(what, key, "Give one window, [left, right] frames, not both 0.")
             if style == "chunked_limited_with_rc":
                 raise Unfit("local attention has no such style", f"att_context_style={style}", "Set it to regular.")
+
+    @property
+    def unified(self) -> list[str]:
+        """What is given that NeMo offers since 3.0, for one model that streams and does not."""
+        keys = [key for key in ("att_chunk_context_size", "conv_context_style") if key in self.model_fields_set]
+        style = self.att_context_style
+        return keys + ([f"att_context_style={style}"] if style == "chunked_limited_with_rc" else [])
 
     @property
     def contexts(self) -> list[list[int]]:

@@ -25,13 +25,28 @@ from nest_ssl.config.parts import (
     Quantizer,
     SpecAugment,
 )
-from nest_ssl.config.section import Positive, Section, Unfit, Whole, read, silent
+from nest_ssl.config.section import NEMO, Positive, Section, Unfit, Whole, read, silent
 from nest_ssl.config.trainer import ExpManager, Trainer
 
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # NumPy's; outside of it Lightning trains with 0 and says so in a log only
 # Names of the modules, for `optim_param_groups`.
 PARTS = ("preprocessor", "encoder", "loss", "quantizer", "mask_processor", "decoder")
-ANOTHER_MODEL = "This file is for NeMo's {}, and not for a NEST model (EncDecDenoiseMaskedTokenPredModel)."
+# NeMo's classes, which `model.target` names: NEST, and the same without noise.
+NEST, BEST_RQ = "EncDecDenoiseMaskedTokenPredModel", "EncDecMaskedTokenPredModel"
+ANOTHER_MODEL = f"This file is for NeMo's {{}}, and not for a NEST model ({NEST})."
+
+
+def class_of(target: str | None) -> str:
+    """The class that `model.target` names; NEST where it names none.
+
+    Raises:
+        UserError: another class.
+    """
+    name = NEST if target is None else target.rsplit(".", 1)[-1]
+    if name not in (NEST, BEST_RQ) or not (target or NEMO).startswith(NEMO):
+        fix = f"Supported: {NEMO}models.{NEST}, {NEMO}models.{BEST_RQ}."
+        raise UserError(f"not supported: {target}", "model.target", fix)
+    return name
 
 
 class Architecture(Section):
@@ -50,7 +65,7 @@ class Architecture(Section):
 class Model(Architecture):
     """`model:`, with data and optimizer."""
 
-    ACCEPTED = silent("target nemo_version")
+    ACCEPTED = silent("nemo_version")
     REFUSED: ClassVar = {"test_ds": "NeMo's NEST model stops at it. Remove it: ~model.test_ds."} | {
         key: ANOTHER_MODEL.format(cls)
         for key, cls in {
@@ -60,6 +75,7 @@ class Model(Architecture):
         }.items()
     }  # fmt: skip
 
+    target: str | None = None  # the class, see `class_of`
     sample_rate: Positive  # Hz
     num_classes: Positive | None = None
     num_books: Positive  # NeMo reads this one and the next beside those of the parts
@@ -74,6 +90,12 @@ class Model(Architecture):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Model:
+        if class_of(self.target) == BEST_RQ:
+            for section in ("train_ds", "validation_ds"):
+                try:
+                    (getattr(self, section) or self.train_ds).check_without_noise()
+                except Unfit as error:
+                    raise Unfit(error.what, f"{section}.{error.key}", error.fix) from error
         for key in self.optim_param_groups or {}:
             if key not in PARTS:
                 what, fix = "no such part of the model", f"Choose one of: {', '.join(PARTS)}."
@@ -117,7 +139,7 @@ class InitFrom(Section):
 class Experiment(Section):
     """The whole configuration: NeMo's sections, and what both training scripts take besides."""
 
-    ACCEPTED = silent("size run kind")  # groups, for the command line
+    ACCEPTED = silent("size run kind recipe")  # groups, for the command line
     REFUSED: ClassVar = {
         "init_from_pretrained_model": "Nothing is fetched from a network: download it and use init_from_nemo_model."
     }

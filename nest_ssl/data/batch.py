@@ -68,6 +68,8 @@ class UnmixedBatch:
         return AudioNoiseBatch(self.audio, self.audio_len, self.noise, self.noise_len, noisy_audio, noisy_audio_len)
 
 
+# Without noise: audio float32 [B, T], lengths int64 [B], the transcripts' characters int64 [B, C], lengths int64 [B].
+TranscribedBatch = tuple[Tensor, Tensor, Tensor, Tensor]
 Augmentor = Callable[[UnmixedBatch], AudioNoiseBatch]
 
 
@@ -92,6 +94,16 @@ def collate(
     if noisy_length == "audio":
         batch.noisy_audio_len = batch.audio_len.clone()
     return batch
+
+
+def collate_transcribed(items: Sequence[TranscribedBatch]) -> TranscribedBatch:
+    """Pad audio, and characters, with zeros to the longest; items are as batches, without B."""
+    audios, audio_lens, characters, lengths = zip(*items, strict=True)
+    longest = [max(int(length) for length in each) for each in (audio_lens, lengths)]
+    signals, texts = (
+        torch.stack([fit(row, most) for row in rows]) for rows, most in zip((audios, characters), longest, strict=True)
+    )
+    return signals, torch.stack(audio_lens), texts, torch.stack(lengths)
 
 
 def fit(signal_T: Tensor, length: int) -> Tensor:

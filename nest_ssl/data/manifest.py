@@ -45,12 +45,14 @@ class Entry:
         duration: seconds to read from `offset`; None or 0: to the end.
         offset: seconds from the start; None is 0.
         place: the line that names it.
+        text: its transcript, where transcripts are asked for.
     """
 
     audio_file: str | list[str]
     duration: float | None
     offset: float | None
     place: Place
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,12 @@ def manifest_paths(value: Any) -> list[str]:
     return [str(p) for p in paths]
 
 
-def read_speech(path: str) -> Manifest[Entry]:
+def read_speech(path: str, transcripts: bool = False) -> Manifest[Entry]:
     """A manifest of utterances; `~` is the home folder.
+
+    Args:
+        path: of the manifest.
+        transcripts: whether the lines' texts are kept. NeMo's reader of these asks for a duration, too.
 
     Raises:
         UserError: it is not there, or is no regular file; a line that cannot be used (with file and number).
@@ -104,7 +110,8 @@ def read_speech(path: str) -> Manifest[Entry]:
 
     def entry(item: dict[str, Any], place: Place) -> Entry:
         audio_file = _audio_files(item.get("audio_filename", item.get("audio_filepath")), place)
-        return Entry(audio_file, _seconds(item, "duration", place), _seconds(item, "offset", place), place)
+        text = _transcript(item, place) if transcripts else ""
+        return Entry(audio_file, _seconds(item, "duration", place), _seconds(item, "offset", place), place, text)
 
     return _read_manifest(path, os.path.expanduser(path), entry)
 
@@ -236,3 +243,20 @@ def _seconds(item: dict[str, Any], key: str, place: Place) -> float | None:
     if isinstance(value, (str, list, dict)):
         raise UserError(f"{key} is not a number", str(place), f"Give {key} in seconds, without quotes.")
     raise UserError(f"{key} is not a number of seconds", str(place), f"Give {key} in seconds, from 0; or leave it out.")
+
+
+def _transcript(item: dict[str, Any], place: Place) -> str:
+    """A line's text, as NeMo's reader of transcripts finds it.
+
+    Raises:
+        UserError: no duration, at which that reader stops; a text that is elsewhere, or tokens.
+    """
+    if "duration" not in item:
+        raise UserError("no duration", str(place), "Give it in seconds; null for the whole file.")
+    for key in ("token_labels", "text_filepath"):
+        if item.get(key) is not None and (key != "text_filepath" or "text" not in item):
+            raise UserError(f"{key} is not read", str(place), "Write the transcript as text, or leave it out.")
+    text = item.get("text", item.get("normalized_text", ""))
+    if not isinstance(text, str):
+        raise UserError("text is not a string", str(place), "Write it as one, or leave it out.")
+    return text

@@ -132,8 +132,7 @@ def run_matrix(
         say: shows a line.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results, source = folder / RESULTS, source_hash()
-    keys = [hashlib.sha256(json.dumps([v.settings, release, source]).encode()).hexdigest()[:16] for v in variants]
+    results, keys = folder / RESULTS, keys_of(variants, release)
     known = {cell.key: cell for cell in read_cells(results)}
     waiting: SimpleQueue[tuple[str, Variant]] = SimpleQueue()
     missing = [(key, variant) for key, variant in zip(keys, variants, strict=True) if key not in known]
@@ -177,6 +176,19 @@ def cell_of(key: str, variant: Variant, reference: dict[str, Any], candidate: di
         places=len(digests[0]) if both else 0,
         seconds=round(seconds, 2),
     )
+
+
+def cells_of_all(variants: Sequence[Variant], releases: Sequence[str], folder: Path) -> dict[str, list[Cell]]:
+    """The cells of each release that has them all, of today's source."""
+    known = {cell.key: cell for cell in read_cells(folder / RESULTS)}
+    keys = {release: keys_of(variants, release) for release in releases}
+    return {release: [known[key] for key in each] for release, each in keys.items() if known.keys() >= set(each)}
+
+
+def keys_of(variants: Sequence[Variant], release: str) -> list[str]:
+    """What a cell is known by: settings, release and source."""
+    source = source_hash()
+    return [hashlib.sha256(json.dumps([v.settings, release, source]).encode()).hexdigest()[:16] for v in variants]
 
 
 def read_cells(results: Path) -> Iterator[Cell]:

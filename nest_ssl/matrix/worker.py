@@ -17,10 +17,12 @@ import warnings
 import torch
 
 from nest_ssl.base.errors import UserError, run_command
+from nest_ssl.base.home import ROOT
 from nest_ssl.config.compose import compose
 from nest_ssl.config.strict import read_config
 from nest_ssl.matrix.step import observe
 from nest_ssl.model.encoder.fused import choice
+from nest_ssl.releases import generation_of
 from nest_ssl.run.subject import Inputs, Subject
 
 
@@ -46,12 +48,13 @@ def answer(subject: Subject, overrides: list[str]) -> dict[str, object]:
         if subject.name == "nest":
             read_config(overrides)  # with the data sections, which are not built here
         cfg = compose(overrides)
-        cfg.model.train_ds = cfg.model.validation_ds = None
+        cfg.nemo, cfg.model.train_ds, cfg.model.validation_ds = generation_of(cfg.nemo), None, None
         digests = observe(lambda: subject.build_model(cfg, None, Inputs()), cfg.seed)  # type: ignore[arg-type]
     except UserError as error:
-        return {"error": f"{error.what}: {error.where}"}
+        return {"error": f"{error.what}: {error.where}".replace(f"{ROOT}/", "")}
     except Exception as error:  # noqa: BLE001  (what NeMo raises is what is asked for)
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        reason: BaseException = error.__cause__ or error  # Hydra's names what was built, its cause says why
+        return {"error": f"{type(reason).__name__}: {' '.join(str(reason).split())[:200]}"}
     return {"digests": digests, "seconds": round(time.perf_counter() - began, 3)}
 
 

@@ -119,12 +119,22 @@ class NestModel(nn.Module):
             processed_noisy_input_signal,
             processed_noisy_input_signal_length,
         )
+        return self.predict(clean_BFT, noisy_BFT, length_B, apply_mask)
+
+    def predict(
+        self,
+        clean_BFT: Float[Tensor, "B F _"],
+        heard_BFT: Float[Tensor, "B F T"],
+        length_B: Int[Tensor, " B"],
+        mask: bool,
+    ) -> tuple[Float[Tensor, "B S C *H"], Int[Tensor, " B"], Float[Tensor, "B F T"], Int[Tensor, "B _ *H"]]:
+        """The tokens of `clean_BFT`, and how probable they are made by what is heard, masked if asked."""
         _, tokens_BSH = self.quantizer(input_signal=clean_BFT)
-        if apply_mask:
-            noisy_BFT, masks_BFT = self.mask_processor(input_feats=noisy_BFT, input_lengths=length_B)
+        if mask:
+            heard_BFT, masks_BFT = self.mask_processor(input_feats=heard_BFT, input_lengths=length_B)
         else:
-            masks_BFT = torch.zeros_like(noisy_BFT)
-        encoded_BDS, encoded_length_B = self.encoder(audio_signal=noisy_BFT, length=length_B)
+            masks_BFT = torch.zeros_like(heard_BFT)
+        encoded_BDS, encoded_length_B = self.encoder(audio_signal=heard_BFT, length=length_B)
         log_probs_BSCH = self.decoder(encoder_output=encoded_BDS)
         return log_probs_BSCH, encoded_length_B, masks_BFT, tokens_BSH
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,16 @@ class Subject:
         return self.find_version() or importlib.metadata.version(self.package)
 
 
-def seed_narrow_band(model: LightningModule, seed: int) -> None:
-    """Seed the generator that cuts spectra off (`nb_augmentation_prob`): nothing else does, in NeMo either."""
+class PythonsGenerator:
+    """Python's own generator, as the part of `random.Random` that features draw from."""
+
+    def random(self) -> float:
+        """A number from 0 to 1."""
+        return random.random()
+
+
+def draw_from_python(model: LightningModule) -> None:
+    """Have Python's generator, which is seeded, recorded and restored, say which spectra are cut off
+    (`nb_augmentation_prob`), in either trainer. NeMo has a generator of its own for it, which the clock seeds."""
     preprocessor: Any = model.preprocessor
-    preprocessor.featurizer._rng.seed(seed)
+    preprocessor.featurizer._rng = PythonsGenerator()

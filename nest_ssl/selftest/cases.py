@@ -21,7 +21,7 @@ CATALOGUE = Path(__file__).with_name("catalogue")
 PLACEHOLDER = "SIZE"  # in the new line of a fault that has a size
 REWRITES = ("rewrites", "refactorings")  # files of cases that are no faults
 PAIRS = "pairs"
-Recipe = Literal["plain", "full", "accumulated", "half", "resumed", "started"]
+Recipe = Literal["plain", "full", "accumulated", "half", "resumed", "started", "ranks"]
 Places = frozenset[tuple[str, str | None]]  # phase and module
 
 
@@ -56,7 +56,7 @@ class Case(_Strict):
         verdict: that the comparison must end with.
         born: ``phase module`` of each place where it must be said to be born, ``both module`` for forward and backward
             of one, the phase alone where it is no module's.
-        also: places that may be named beside these.
+        also: places that may be named beside these; ``backward *`` for all modules.
         size: of the fault, for `PLACEHOLDER`; it is made ten times smaller until it is no longer caught.
         quick: whether `make test` runs it too.
     """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from datetime import date
+from statistics import median
 
 from nest_ssl.report.detection import Detection, comparer_hash
 from nest_ssl.report.document import Block, Bullets, CodeBlock, Heading, Paragraph, table
-from nest_ssl.selftest.cases import PAIRS, REWRITES, Places, places
+from nest_ssl.selftest.cases import PAIRS, REWRITES, Case, Places, places
 from nest_ssl.selftest.score import Score, found_places, smallest, verdict_of
 
 LEGEND = (
@@ -16,7 +18,7 @@ LEGEND = (
     "make explain. Caught: the verdict is the one that it must be. Placed: every place where the fault was born is "
     "named, and no other one. Kind: of all kinds of fault that the report names none is wrong; unknown is no mistake. "
     "Limit: the smallest size, of powers of ten, at which it is still caught: below it the recorded bits are the same, "
-    "or the difference is within rounding."
+    "or the difference is within rounding; empty where none was sought."
 )
 
 
@@ -37,8 +39,8 @@ def summed(scores: Sequence[Score], commit: str) -> Detection:
     )
 
 
-def page(scores: Sequence[Score], total: Detection) -> list[Block]:
-    """The whole document."""
+def page(scores: Sequence[Score], total: Detection, catalogue: Sequence[Case]) -> list[Block]:
+    """The whole document; it says what of the catalogue was not tried."""
     faults = [score for score in scores if score.case.is_fault]
     groups = list(dict.fromkeys(score.case.group for score in scores))
     caught, seconds = sum(score.caught for score in faults), sum(score.outcome.seconds for score in scores)
@@ -52,16 +54,28 @@ def page(scores: Sequence[Score], total: Detection) -> list[Block]:
         f"The smallest relative error by which a fault was caught and placed: {seen}.",
         f"Of {len(named):,} kinds of fault named {kinds['right']:,} are right, {kinds['unknown']:,} unknown and "
         f"{kinds['wrong']:,} wrong.",
+        limits_text(scores),
         f"{seconds / max(len(scores), 1):.1f} s of one core a case; measured {total.day} at commit {total.commit[:7]}.",
     ]
     blocks: list[Block] = [Heading(("What this comparer catches",), 1), Paragraph((LEGEND,))]
     blocks += [CodeBlock(("make selftest",)), Bullets(tuple((text,) for text in sums))]
+    left = [case.name for case in catalogue if all(case is not score.case for score in scores)]
+    if left:
+        blocks.append(Paragraph((f"Not tried of {len(catalogue):,} cases: {', '.join(left)}.",)))
     blocks += [Heading(("By kind",)), by_kind(scores, groups)]
     blocks += not_right(scores)
     for group in groups:
         of_group = [score for score in scores if score.case.group == group]
         blocks += [Heading((group[0].upper() + group[1:],)), details(of_group)]
     return blocks
+
+
+def limits_text(scores: Sequence[Score]) -> str:
+    """Of how many cases with a size the limit was sought, and how far below that size it lies."""
+    sized = [score for score in scores if score.case.size is not None]
+    decades = [math.log10(score.case.size / score.limit) for score in sized if score.case.size and score.limit]
+    found = f"The detection limit was sought for {len(decades):,} of {len(sized):,} faults with a size"
+    return found + (f"; in the median it is 1e-{median(decades):.0f} of that size." if decades else ".")
 
 
 def by_kind(scores: Sequence[Score], groups: Sequence[str]) -> Block:
@@ -97,7 +111,7 @@ def not_right(scores: Sequence[Score]) -> Iterator[Block]:
 def details(scores: Sequence[Score]) -> Block:
     """A line a case."""
     sized = any(score.case.size is not None for score in scores)
-    swept = any(score.limit is not None and score.limit != score.case.size for score in scores)
+    swept = any(score.limit is not None for score in scores)
     rows = []
     for score in scores:
         one, limit = score.case, "" if score.limit is None else f"{score.limit:g}"

@@ -73,23 +73,27 @@ class Runner:
         """How the cases went that were tried."""
         scores = []
         for case in cases:
-            outcome, caught = self.outcome(case), self._caught(case)
-            limit = max((at for at, is_so in caught.items() if is_so), default=None)
+            outcome, caught, sizes = self.outcome(case), self._caught(case), sizes_of(case)
+            at = max((at for at, is_so in caught.items() if is_so), default=None)
+            sought = at is not None and next_decade(caught, len(sizes)) is None
             if outcome is not None:
-                scores.append(Score(case, outcome, None if limit is None else sizes_of(case)[limit]))
+                scores.append(Score(case, outcome, sizes[at] if sought and at is not None else None))
         return scores
 
-    def run(self, cases: Sequence[Case], limits: bool = True) -> None:
+    def run(self, cases: Sequence[Case], limits: bool = True, seconds: float = math.inf) -> None:
         """Try all cases that were not tried yet; with `limits` those with a size also at ever smaller ones.
+
+        Args:
+            seconds: after which none is begun any more.
 
         Raises:
             UserError: a reference does not train, or another process runs in the same folder.
         """
         with lock(self.folder / ".lock", "self-test"):  # the references are one process's own
             self._read_results()
-            self._run(cases, limits)
+            self._run(cases, limits, seconds)
 
-    def _run(self, cases: Sequence[Case], limits: bool) -> None:
+    def _run(self, cases: Sequence[Case], limits: bool, seconds: float) -> None:
         started, before = time.monotonic(), len(self.known)
         open_ends = [(case, size) for case in cases if (size := self._next(case, None, limits)) != 0.0]
         recipes = [recipe for recipe in get_args(Recipe) if any(case.recipe == recipe for case, _ in open_ends)]
@@ -103,8 +107,8 @@ class Runner:
             if not (target / "reference" / "recording.json").is_file():
                 raise UserError("the reference does not train", str(self.folder / f"{recipe}.log"), "See there.")
         running: dict[Any, tuple[Any, Case, float | None]] = {}
-        while open_ends or running:
-            while open_ends and len(running) < self.jobs:
+        while running or (open_ends and time.monotonic() - started < seconds):
+            while open_ends and len(running) < self.jobs and time.monotonic() - started < seconds:
                 case, size = open_ends.pop(0)
                 process = _fork(self._try, self.folder / "log" / f"{case.key(size)}.log", case, size)
                 running[process.sentinel] = process, case, size

@@ -1,6 +1,7 @@
-"""The NEST model as a LightningModule: what Lightning needs around `model/nest.py`, and nothing of the model itself.
+"""The models as LightningModules: what Lightning needs around `model/nest.py`, and nothing of the model itself.
 
-Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel` and `nemo.core.classes.modelPT.ModelPT`.
+Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel`, its parent without noise, and
+`nemo.core.classes.modelPT.ModelPT`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from torch.utils.data import DataLoader
 from nest_ssl import releases
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
+from nest_ssl.config.schema import BEST_RQ, NEST, class_of
 from nest_ssl.config.section import plain, read
-from nest_ssl.data.batch import AudioNoiseBatch
+from nest_ssl.data.batch import AudioNoiseBatch, TranscribedBatch
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
+from nest_ssl.model.best_rq import BestRqModel
 from nest_ssl.model.nest import NestModel
 from nest_ssl.train.checkpoint.lightning_checkpoint import hyper_parameters, load_checkpoint
 from nest_ssl.train.optim import build_optimizer
@@ -41,6 +44,7 @@ class NestModule(NestModel, LightningModule):
         skipped: go on without audio files that cannot be used, and count them here; None: stop at the first.
         corpora: manifests that have been read already.
         seeded_data: whether draws that NeMo seeds from the clock follow from the seed, see `data/sources/seeding.py`.
+        rank, world_size: which of how many processes this is; each reads its part of streams and mixtures.
     """
 
     def __init__(
@@ -51,10 +55,13 @@ class NestModule(NestModel, LightningModule):
         skipped: SkippedAudio | None = None,
         corpora: Corpora | None = None,
         seeded_data: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         differences = releases.generation(generation)
         data: dict[str, Any] = {"skipped": skipped, "corpora": corpora, "differences": differences}
-        data["seeded"] = seeded_data
+        data |= {"seeded": seeded_data, "noisy": class_of(cfg.get("target")) == NEST, "rank": rank}
+        data["world_size"] = world_size
         train, rate = None if cfg.get("train_ds") is None else read(Dataset, cfg.train_ds, "train_ds"), cfg.sample_rate
         sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []
         validation = [read(Dataset, section, "validation_ds") for section in sections]
@@ -94,7 +101,7 @@ class NestModule(NestModel, LightningModule):
     def val_dataloader(self) -> Sequence[DataLoader[Any] | None]:
         return self._validation_loaders
 
-    def training_step(self, batch: AudioNoiseBatch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = self._loss(batch)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         # Lightning would copy these two to the device, and the host wait for each; of its type, they stay on the CPU.
@@ -104,7 +111,7 @@ class NestModule(NestModel, LightningModule):
         self.log_dict({**logs, "train_loss": loss}, on_step=True)
         return loss
 
-    def validation_step(self, batch: AudioNoiseBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._validation_losses.add(self._loss(batch), dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
@@ -119,17 +126,30 @@ class NestModule(NestModel, LightningModule):
             return optimizer
         return [optimizer], [{"scheduler": schedule, "interval": "step", "frequency": 1}]
 
-    def _loss(self, batch: AudioNoiseBatch) -> torch.Tensor:
-        log_probs_BTCH, encoded_len_B, masks_BDT, tokens_BTH = self.forward(
-            input_signal=batch.audio,
-            input_signal_length=batch.audio_len,
-            noise_signal=batch.noise,
-            noise_signal_length=batch.noise_len,
-            noisy_input_signal=batch.noisy_audio,
-            noisy_input_signal_length=batch.noisy_audio_len,
-            apply_mask=True,
-        )
+    def signals(self, batch: AudioNoiseBatch) -> dict[str, torch.Tensor]:
+        """What of a batch `forward` takes, by name."""
+        return {
+            "input_signal": batch.audio,
+            "input_signal_length": batch.audio_len,
+            "noise_signal": batch.noise,
+            "noise_signal_length": batch.noise_len,
+            "noisy_input_signal": batch.noisy_audio,
+            "noisy_input_signal_length": batch.noisy_audio_len,
+        }
+
+    def _loss(self, batch: Any) -> torch.Tensor:
+        log_probs_BTCH, encoded_len_B, masks_BDT, tokens_BTH = self.forward(**self.signals(batch), apply_mask=True)
         loss: torch.Tensor = self.loss(
             masks=masks_BDT, decoder_outputs=log_probs_BTCH, targets=tokens_BTH, decoder_lengths=encoded_len_B
         )
         return loss
+
+
+class BestRqModule(BestRqModel, NestModule):
+    """Trains on batches of clean audio to predict its tokens where it is masked."""
+
+    def signals(self, batch: TranscribedBatch) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {"input_signal": batch[0], "input_signal_length": batch[1]}
+
+
+MODULES: dict[str, type[NestModule]] = {NEST: NestModule, BEST_RQ: BestRqModule}

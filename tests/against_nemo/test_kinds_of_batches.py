@@ -21,7 +21,9 @@ MANIFESTS = {
     "speech": ["a", "b", "c", "d", "e"],
     "silence": ["a", "silence", "silence", "silence", "b", "c"],
     "long": ["long", "b", "long"],
+    "texts": ["c", "a", "d", "b"],
 }
+TEXTS = {"a": "Ünlike  words, 3!", "b": "", "d": "one\ttwo"}  # of the manifest "texts"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(folder / "silence.wav", np.zeros(int(1.5 * RATE)), RATE)
     for name, utterances in MANIFESTS.items():
         lines = [{"audio_filepath": f"{u}.wav", "duration": SECONDS.get(u, 1.5)} for u in utterances]
+        if name == "texts":
+            lines = [
+                {**line, "text": TEXTS[u]} if u in TEXTS else line for u, line in zip(utterances, lines, strict=True)
+            ]
         (folder / f"{name}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -60,6 +66,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "shuffled, the rest dropped": (
         "speech", ["model.train_ds.batch_size=2", "model.train_ds.shuffle=true", "model.train_ds.drop_last=true"]),
     "long": ("long", ["model.train_ds.batch_size=1", "model.train_ds.max_duration=80", "batches=2"]),
+    "without noise, with transcripts": ("texts", ["recipe=best-rq", "model.train_ds.batch_size=2"]),
     "long, beyond the positions prepared": (
         "long", ["model.train_ds.batch_size=2", "model.train_ds.max_duration=80", "model.encoder.pos_emb_max_len=100",
                  "batches=1"]),

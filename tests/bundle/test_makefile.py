@@ -59,7 +59,7 @@ def test_the_trainers_get_the_same_words_but_for_the_folder(make: Make, fake_pyt
     )
     nemo, nest = (call["argv"][1:] for call in fake_python.calls if "train" in call["argv"][0])
     assert nemo[:-1] == nest[:-1] == [
-        "nemo=2.7.3", "size=tiny", "run=full", "kind=plain", "seed=7", "save_steps=0,1,2", "batches=3",
+        "nemo=2.7.3", "size=tiny", "run=full", "kind=plain", "recipe=nest", "seed=7", "save_steps=0,1,2", "batches=3",
         "trainer.accelerator=cpu", "overwrite=true",
     ]  # fmt: skip
     assert (nemo[-1], nest[-1]) == ("output_dir=o u t/nemo", "output_dir=o u t/nest")

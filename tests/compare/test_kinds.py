@@ -14,6 +14,7 @@ from nest_ssl.compare.kinds import Basis, FaultKind
 from nest_ssl.compare.kinds.likely import kinds_of
 from nest_ssl.compare.kinds.operators import casts_in, edits_in, purpose_of
 from nest_ssl.compare.kinds.roles import role_of
+from nest_ssl.compare.metrics import Metrics
 from nest_ssl.compare.operators import Change
 from nest_ssl.compare.patterns import Pattern, Shape
 from nest_ssl.compare.proof import Proof
@@ -213,6 +214,25 @@ def test_a_validation_that_changes_the_model() -> None:
     assert kind_of(case) is K.OPTIMIZER
     case.rungs.append(rungs()[0].__class__("validation", [Tally("validation", 1, 0, Counter({"calls": 3}))]))
     assert kind_of(case) is K.DROPOUT_AND_FLAGS
+
+
+@pytest.mark.parametrize(
+    ("unused", "relative", "elements", "kind"),
+    [
+        ((0, 13), 3e-4, 1000, K.PRECISION_AND_CASTS),  # float16
+        ((17, 1), 2e-3, 1000, K.PRECISION_AND_CASTS),  # bfloat16, the reference
+        ((0, 13), 0.1, 1000, K.FEATURES),  # too far for rounding
+        ((13, 13), 3e-4, 1000, K.FEATURES),  # both of one format
+        ((0, 13), 3e-4, 9, K.FEATURES),  # few values may be round by chance
+        ((0, 4), 3e-7, 1000, K.FEATURES),  # of no format
+    ],
+)
+def test_values_of_a_narrower_format(unused: tuple[int, int], relative: float, elements: int, kind: FaultKind) -> None:
+    place = at(Kind.BUFFER, "front", "window")
+    values = Metrics(elements, elements, relative=relative, eps=2.0**-23, unused=unused)
+    one = finding("initial_weights", -1, Phase.INITIAL_WEIGHTS, 0, kind=Kind.BUFFER, module="front", call=None,
+                  slot="window", metrics=values)  # fmt: skip
+    assert kind_of(made(born("initial weights", "front", place, step=None), found=(one,))) is kind
 
 
 SETTINGS = {

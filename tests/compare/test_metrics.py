@@ -144,3 +144,10 @@ def test_scalars_have_an_empty_index() -> None:
 def test_complex_numbers_are_measured_in_both_parts() -> None:
     metrics = measure(torch.tensor([1 + 2j]), torch.tensor([1 + 5j]), 0.0, 0.0)
     assert (metrics.max_abs, metrics.index) == (3.0, (0, 1))
+
+
+@pytest.mark.parametrize(("dtype", "zeros"), [(torch.float16, 13), (torch.bfloat16, 16), (torch.float32, 0)])
+def test_values_of_a_narrower_format_leave_bits_unused(dtype: torch.dtype, zeros: int) -> None:
+    values = torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 0.5
+    assert measure(values, values.to(dtype).float() + (dtype is torch.float32) * 1e-6, 0.0, 0.0).unused == (0, zeros)
+    assert measure(values, torch.zeros(1000), 0.0, 0.0).unused == (0, 23)

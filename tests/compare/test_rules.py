@@ -14,7 +14,7 @@ from nest_ssl.compare.metrics import Metrics, measure
 from nest_ssl.compare.rules.fixed import FixedTolerance
 from nest_ssl.compare.rules.float64 import Float64Rule
 from nest_ssl.compare.rules.noise_floor import Band, NoiseFloorRule, band, floors_of, growth_of, is_noise
-from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule
+from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, is_scaled
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import Moment, Phase
@@ -162,6 +162,39 @@ def other_bits(relative: float, **fields: Any) -> Unit:
 
 def test_the_same_bits_are_the_same_function() -> None:
     assert judged(unit("m")) == (Function.SAME, By.BITS)
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "elements", "scaled"),
+    [
+        (1 + 4e-6, 1e-6, 4096, True),  # most of the difference, and further than constants are off
+        (1 + 4e-6, 1e-4, 4096, False),  # little of it
+        (1 + 2e-7, 0.0, 4096, False),  # one constant's last place
+        (1 + 4e-6, 0.0, 64, False),  # few elements may all be rounded one way
+    ],
+)
+def test_rounding_has_no_direction(factor: float, noise: float, elements: int, scaled: bool) -> None:
+    """What is within the floor, and the reference times one number, is another function all the same."""
+    one, off = torch.randn(2, elements, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    metrics = measure(one.float(), (one * factor + off * noise).float(), 0.0, 0.0)
+    assert is_scaled(metrics) is scaled
+    within, places = evidence(relative=1e-5, max_abs=1e-4), {(0, M)} if is_scaled(metrics) else set()
+    found = SameFunctionRule(within, scaled=places).judge(other_bits(4e-6))
+    assert (found.function, found.by) == ((Function.ANOTHER, By.SCALE) if scaled else (Function.SAME, By.FLOOR))
+    agreeing = Replay(reference=SEAL, precision="float64", units=[other_bits(1e-13)])
+    within.replay64 = agreeing  # float64 has the last word
+    assert SameFunctionRule(within, scaled=places).judge(other_bits(4e-6)).function is Function.SAME
+
+
+@pytest.mark.parametrize(("off", "within"), [(0.5, True), (1.0, True), (30.0, False)])
+def test_a_table_worked_out_before_the_steps_may_be_off_by_its_own_last_place(off: float, within: bool) -> None:
+    one = torch.sin(torch.arange(4096.0))
+    other = (one.double() * (1 + off * torch.finfo(torch.float32).eps)).float()
+    place = Spot("initial_weights", Moment(-1, Phase.INITIAL_WEIGHTS), Address(Kind.BUFFER, "m", slot="table"))
+    metrics = measure(one, other, 0.0, 0.0)
+    assert NoiseFloorRule(evidence()).judge(place, metrics).within is within
+    weight = place._replace(address=Address(Kind.PARAMETER, "m", slot="weight"))
+    assert not NoiseFloorRule(evidence()).judge(weight, metrics).within  # drawn: the same bits or not
 
 
 def test_what_was_not_replayed_is_no_same_function() -> None:

@@ -44,12 +44,14 @@ def test_the_page_counts_and_names_what_is_not_right() -> None:
     total = summed(SCORES, "0123456789")
     assert (total.faults, total.placed, total.rewrites, total.spared) == (5, 2, 2, 1)
     assert (total.smallest, total.smallest_float64) == (2e-7, 3e-9)
-    text = render_markdown(page(SCORES, total))
+    left = Case.model_validate({"name": "left out", "group": "masking", "edits": [EDIT], "born": ["both m"]})
+    text = render_markdown(page(SCORES, total, [score.case for score in SCORES] + [left]))
     for line in (
         "3 of 5 planted faults are caught, 2 are placed as well.",
         "1 of 2 correct rewrites and refactorings are spared.",
         "caught and placed: 2.0e-07 in float32 and 3.0e-09 in float64.",
         "Of 3 kinds of fault named 1 are right, 1 unknown and 1 wrong.",
+        "Not tried of 8 cases: left out.",
         "| masking | 3 | 1 | 0 | 0 |",
         "| good | yes | right | both m |",
         "| misplaced | diverged | diverged | both m | forward m |",
@@ -59,7 +61,22 @@ def test_the_page_counts_and_names_what_is_not_right() -> None:
         "| misplaced | masking | features |",
     ):
         assert line in text
-    assert "Nothing." in render_markdown(page(SCORES[:1], summed(SCORES[:1], "")))
+    whole = render_markdown(page(SCORES[:1], summed(SCORES[:1], ""), [SCORES[0].case]))
+    assert "Nothing." in whole and "Not tried" not in whole and "sought for 0 of 0" in whole
+
+
+def test_a_limit_that_was_not_sought_is_none() -> None:
+    edit = {**EDIT, "new": "b * SIZE"}
+    given = {"group": "features", "edits": [edit], "born": ["both m"], "size": 1e-3}
+    cases = [Case.model_validate({"name": name, **given}) for name in ("swept", "not swept")]
+    found = [
+        Score(case, dataclasses.replace(SCORES[0]).outcome, limit)
+        for case, limit in zip(cases, (1e-5, None), strict=True)
+    ]
+    text = render_markdown(page(found, summed(found, ""), cases))
+    assert "| swept | yes | right | both m | 0.001 | 1e-05 |" in text
+    assert "| not swept | yes | right | both m | 0.001 |  |" in text
+    assert "sought for 1 of 2 faults with a size; in the median it is 1e-2 of that size" in text
 
 
 @pytest.fixture

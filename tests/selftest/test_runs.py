@@ -70,3 +70,16 @@ def test_a_second_one_in_the_same_folder_is_refused_and_leaves_it_alone(tmp_path
     with lock(tmp_path / ".lock", "self-test"), pytest.raises(UserError, match="another process writes here"):
         Runner(tmp_path, 1, said.append).run(cases_of_one_size())
     assert reference.exists() and said == []
+
+
+def test_out_of_time_it_begins_no_case_and_knows_what_it_tried(tmp_path: Path, said: list[str]) -> None:
+    sized = next(case for case in read_catalogue() if case.recipe == "plain" and case.size is not None)
+    cases = [*cases_of_one_size()[:1], sized]
+    Runner(tmp_path, 1, said.append).run(cases, seconds=0.0)
+    assert said == []
+    runner = Runner(tmp_path, 1, said.append)
+    runner.run(cases, limits=False)
+    assert [score.limit for score in runner.scores(cases)] == [None, None]  # caught, and no smaller one was tried
+    runner.run(cases)
+    smallest = runner.scores(cases)[1].limit  # whatever is tried is caught here
+    assert smallest is not None and smallest < 1e-10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import BEFORE_STEPS, Phase
 
 Answer = tuple[FaultKind, Note] | tuple[FaultKind, Note, Basis] | None
+# Bits of the significand, without the leading one; and what shows that values were rounded to these.
+_WIDTHS = ((7, "bfloat16"), (10, "float16"), (23, "float32"))
+ROUNDED_AWAY = 8  # bits more that are zero on one side than on the other
+ENOUGH = 64  # elements: few may be round by chance
 EXACT = 1e-6  # relative: as near as one product in float32 leaves a factor
 
 
@@ -91,6 +96,20 @@ class Case:
         found = [one for one in self.comparison.draws if one.finding and not one.came_in]
         own = [one for one in found if (one.step, one.rank) == (self.born.step, self.born.rank)]
         return [one for one in own if one.moment.phase == Phase.FETCH]
+
+    def rounded(self) -> Note | None:
+        """Where one side holds nothing but values of a narrower number format, no further away than rounding to it."""
+        place = self.born.address
+        trained = place is not None and place.kind is Kind.PARAMETER  # drawn or loaded: that has rules of its own
+        own = [one.metrics for one in self.findings if one.address == place and one.metrics and not trained]
+        for metrics in (one for one in own if one.relative is not None and one.eps):
+            significant = round(-math.log2(metrics.eps)) - max(metrics.unused)
+            name = next((name for width, name in _WIDTHS if significant <= width), None)
+            narrower = max(metrics.unused) - min(metrics.unused) >= ROUNDED_AWAY and metrics.elements >= ENOUGH
+            if name and narrower and (metrics.relative or 0.0) <= 2.0**-significant:
+                side = ("reference", "candidate")[metrics.unused[1] > metrics.unused[0]]
+                return Note("kind_rounded", {"module": self.born.module or "", "side": side, "format": name})
+        return None
 
     def owns(self, memory: Finding) -> bool:
         """Whether a name in shared memory is of the module itself, or shares it with one that is."""

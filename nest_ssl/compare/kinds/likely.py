@@ -113,7 +113,8 @@ def of_ranks(case: Case) -> Answer:
     if min(comparison.reference.index.world_size, comparison.candidate.index.world_size) < 2:
         return None
     here = [one for rung in comparison.rungs for one in rung.findings if one.moment.step == born.step]
-    if here and all(one.address.rank == born.rank for one in here):
+    whole = comparison.reference.index.rank is None  # else one rank is all that is compared here; see `ranks`
+    if here and whole and all(one.address.rank == born.rank for one in here):
         return FaultKind.RANKS, Note("kind_one_rank", {"rank": born.rank, "step": born.step})
     kinds = {one.address.kind for one in here if one.rung in ("forward", "loss", "gradients")}
     if born.phase == "backward" and kinds == {Kind.GRADIENT}:
@@ -149,7 +150,7 @@ def of_precision(case: Case) -> Answer:
             break
     if sides[0] != sides[1]:
         return FaultKind.PRECISION_AND_CASTS, Note("kind_dtype", {"reference": sides[0], "candidate": sides[1]})
-    cast = casts_in([change for each in case.births for change in each.changes])
+    cast = casts_in([change for each in case.births for change in each.changes]) or case.rounded()
     return (FaultKind.PRECISION_AND_CASTS, cast) if cast else None
 
 
@@ -306,6 +307,10 @@ def of_backward(case: Case) -> Answer:
     if frozen and born.by is By.SHAPE:  # a gradient that one side alone computes
         values = {"name": f"{frozen.address.module}.{frozen.address.slot}"}
         return FaultKind.DROPOUT_AND_FLAGS, Note("kind_frozen", values)
+    changes = [change for each in case.births for change in each.changes]
+    purpose = purpose_of(changes) if born.by is By.SHAPE and all(one.kind == "arguments" for one in changes) else None
+    if purpose and born.address:  # the same operator without a parameter of it, which was zero or one
+        return purpose[0], Note("kind_left_out", {"name": born.address.own_name, "operator": purpose[1]})
     places = {one.module for one in case.comparison.proof.born if one.phase == "backward"}
     if pattern and pattern.shape is Shape.FACTOR and pattern.kind in (Kind.OUTPUT_GRADIENT, Kind.GRADIENT):
         whole = pattern.whole and (pattern.kind is Kind.GRADIENT or not born.module)

@@ -14,7 +14,7 @@ from nest_ssl.recording.evidence import Operator
 # Operators that say what a function is for, where no name does.
 _PURPOSES = {
     r"(_softmax|_safe_softmax|\w*scaled_dot_product\w*)": FaultKind.ATTENTION,
-    r"(convolution|\w*_(layer|batch|group)_norm\w*)": FaultKind.CONVOLUTION_AND_NORMS,
+    r"(convolution\w*|\w*_(layer|batch|group)_norm\w*)": FaultKind.CONVOLUTION_AND_NORMS,
     r"(native_dropout|bernoulli_?)": FaultKind.DROPOUT_AND_FLAGS,
     r"(_fft_\w+|stft|hann_window)": FaultKind.FEATURES,
     r"(nll_loss\w*|binary_cross_entropy\w*)": FaultKind.DECODER_AND_LOSS,

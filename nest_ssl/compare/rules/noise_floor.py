@@ -19,7 +19,7 @@ from nest_ssl.compare.evidence import Evidence
 from nest_ssl.compare.findings import Finding, Judgement, Spot, Tally
 from nest_ssl.compare.metrics import Metrics
 from nest_ssl.recording.address import Address, Kind
-from nest_ssl.recording.evidence import FloorEntry
+from nest_ssl.recording.evidence import FloorEntry, Place
 
 ROUNDING, LOOK = 1.2, 3.0  # floors
 ULP = 0.72  # of a number's epsilon: the mean size of one unit in the last place, relative to the number
@@ -27,6 +27,11 @@ NOISE = 0.1  # a floor that is so large relative to its tensor: the tensor is no
 NOISE_AT_MOST = 10.0  # floors that noise may differ by
 LARGEST = 8.0  # the largest element of a tensor, in root mean squares
 SINGLE_AT_MOST = 10.0  # floors that one element may differ by, where the whole tensor hides it
+# Of what no repeat moves: its own last place alone.
+_UNMOVED = FloorEntry(
+    place=Place(kind=Kind.BUFFER.value), norm=0.0, relative_largest=0.0, relative_typical=0.0, max_abs_largest=0.0,
+    max_abs_typical=0.0, held_out=0.0,
+)  # fmt: skip
 BEHIND_A_FLIP = "behind a flip"  # the rule that judges what comes after a token that rounding flips
 
 
@@ -45,6 +50,11 @@ def band(ratio: float) -> Band:
 def is_noise(floor: FloorEntry) -> bool:
     """Whether rounding alone makes the tensor: its true value is zero."""
     return floor.relative_largest >= NOISE
+
+
+def is_table(rung: str, address: Address) -> bool:
+    """Whether it is a buffer before the first step: worked out once, from settings, so that no repeat perturbs it."""
+    return rung == "initial_weights" and address.kind == Kind.BUFFER
 
 
 def floors_of(
@@ -83,6 +93,8 @@ class NoiseFloorRule:
         if spot.rung == "validation":
             return self._judge_validation(spot, metrics)
         floor = self.evidence.floor(spot.moment.step, spot.address)
+        if floor is None and is_table(spot.rung, spot.address):
+            floor = _UNMOVED
         if floor is None or metrics.nonfinite_disagree:
             return Judgement(False, "noise floor", {})
         growth = self.evidence.growth(spot.moment.step, spot.address.rank)

@@ -6,21 +6,24 @@ better than float32 even there (features, a table of positions), and nothing on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from torch import finfo, float32, float64
+from torch import Tensor, finfo, float32, float64
 
 from nest_ssl.base.nested import tensors
 from nest_ssl.compare.evidence import Evidence, UnitKey, by_key, key_of
+from nest_ssl.compare.metrics import Metrics
 from nest_ssl.compare.rules.known import Known
 from nest_ssl.compare.rules.noise_floor import LOOK, floors_of, is_noise
 from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.clock import BEFORE_STEPS
 from nest_ssl.recording.evidence import Deviation, Unit
 from nest_ssl.recording.reader import Recording
 
 AGREE = 1e-10  # relative, in float64; 13 correct rewrites lie within 1.4e-13, the smallest faults at 2.2e-9
+PLACES, SEVERAL = 8, 1000  # last places that constants leave a factor; elements whose rounding averages out
 VANISHES = 1e-6  # of its size in float32: what so little is left of in float64 has the true value zero
 
 
@@ -44,6 +47,7 @@ class By(str, Enum):
     ERROR = "error"  # the candidate's module raised
     SHAPE = "shape"  # or type, or NaN on one side
     RATES = "rates"  # learning rates, worked out without training
+    SCALE = "scale"  # within the noise floor, and the reference times one number: rounding has no direction
     FLOAT32 = "float32"  # the same function in float64, and not in float32: a cast, TF32, autocast
 
 
@@ -66,10 +70,17 @@ class UnitJudgement:
 
 
 class SameFunctionRule:
-    """Judges the units of a replay with all other evidence on the same pair."""
+    """Judges the units of a replay with all other evidence on the same pair.
 
-    def __init__(self, evidence: Evidence, known: Sequence[Known] = ()) -> None:
-        self.evidence, self.known = evidence, known
+    Args:
+        known: differences that the user knows and means.
+        scaled: what comes out as the reference times one number, by step and address, of the same bits going in.
+    """
+
+    def __init__(
+        self, evidence: Evidence, known: Sequence[Known] = (), scaled: Collection[tuple[int, Address]] = ()
+    ) -> None:
+        self.evidence, self.known, self.scaled = evidence, known, scaled
         self.in_float64 = by_key(evidence.replay64)
         self._float32_values: dict[UnitKey, bool] = {}
 
@@ -98,6 +109,8 @@ class SameFunctionRule:
             return UnitJudgement(unit, Function.ANOTHER, by, worst, floors, apart)
         if apart is not None and apart <= AGREE:
             return UnitJudgement(unit, Function.SAME, By.FLOAT64, worst, floors, apart)
+        if any((unit.step, one.place.address) in self.scaled for one in unit.deviations):
+            return UnitJudgement(unit, Function.ANOTHER, By.SCALE, worst, floors, apart)
         if all(floor is not None for floor, _ in ranked):
             return UnitJudgement(unit, Function.SAME, By.FLOOR, worst, floors, apart)
         return UnitJudgement(unit, Function.UNDECIDED, None, worst, floors, apart)
@@ -143,12 +156,23 @@ class SameFunctionRule:
         return self._float32_values[key]
 
 
+def is_scaled(metrics: Metrics | None) -> bool:
+    """Whether most of a difference is one factor, further from 1 than the last places of a few constants make it."""
+    if metrics is None or metrics.factor is None or metrics.relative is None or metrics.elements < SEVERAL:
+        return False
+    return abs(metrics.factor - 1) > max(PLACES * metrics.eps, metrics.relative / 2)
+
+
 def has_float32_values(recording: Recording, step: int, address: Address) -> bool:
-    """Whether in a float64 recording the output of a call is no better than float32.
+    """Whether in a float64 recording the output of a call, or a buffer before the steps, is no better than float32.
 
     It holds nothing but values of float32; or the call was given numbers in float32 alone, so that it computes in that
     (features are: both trainers hand the audio to them in float32, whatever the precision of the training).
     """
+    if address.kind == Kind.BUFFER and step == BEFORE_STEPS:
+        name = ".".join(part for part in (address.module, address.slot) if part)
+        made = (recording.initial_weights() or {}).get(name)
+        return made is not None and _is_of_float32(made)
     if address.kind != Kind.OUTPUT or step not in recording.steps:
         return False
     calls = recording.step(step, address.rank).calls()
@@ -157,4 +181,8 @@ def has_float32_values(recording: Recording, step: int, address: Address) -> boo
     if call is None or tensor is None:
         return False
     given = {one.dtype for _, one in tensors(call.inputs) if one.is_floating_point()}
-    return given == {float32} or bool((tensor.to(float32).to(float64) == tensor.to(float64)).all())
+    return given == {float32} or _is_of_float32(tensor)
+
+
+def _is_of_float32(tensor: Tensor) -> bool:
+    return bool((tensor.to(float32).to(float64) == tensor.to(float64)).all())

@@ -16,8 +16,7 @@ import soundfile
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.data.batch import AudioNoiseItem
-from nest_ssl.data.dataset import AudioNoiseDataset
+from nest_ssl.data.dataset import Utterances
 from nest_ssl.data.manifest import Entry
 from nest_ssl.data.skipping import LoadFailure
 from nest_ssl.data.sources.seeding import SeededShuffle
@@ -25,7 +24,7 @@ from nest_ssl.data.sources.seeding import SeededShuffle
 SUFFIXES = ";".join(["wav", "mp3", "flac", "opus", *(name.lower() for name in soundfile.available_formats())])
 
 
-class TarredAudio(IterableDataset[AudioNoiseItem | LoadFailure]):
+class TarredAudio(IterableDataset[Any]):
     """The utterances of some tar files that the manifest's lines describe; others in them are passed over.
 
     Args:
@@ -35,7 +34,7 @@ class TarredAudio(IterableDataset[AudioNoiseItem | LoadFailure]):
         seeded: draw from a generator that follows from the seed, see `seeding.py`; else webdataset's own.
     """
 
-    def __init__(self, items: AudioNoiseDataset, tars: Sequence[str], shuffle: int = 0, seeded: bool = True) -> None:
+    def __init__(self, items: Utterances, tars: Sequence[str], shuffle: int = 0, seeded: bool = True) -> None:
         import webdataset
 
         self.items = items
@@ -54,10 +53,10 @@ class TarredAudio(IterableDataset[AudioNoiseItem | LoadFailure]):
     def __len__(self) -> int:
         return len(self.items.entries)
 
-    def __iter__(self) -> Iterator[AudioNoiseItem | LoadFailure]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._pipeline)
 
-    def _items_of(self, files: Iterator[tuple[bytes, str]]) -> Iterator[AudioNoiseItem | LoadFailure]:
+    def _items_of(self, files: Iterator[tuple[bytes, str]]) -> Iterator[Any]:
         """An item for each line that names one of the files; what is wrong with an archive comes as a failure.
 
         Raises:

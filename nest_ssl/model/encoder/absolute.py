@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.model.encoder.attention import masked_softmax, sinusoids
+from nest_ssl.model.encoder.attention import AttentionHeads, masked_softmax, sinusoids
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -60,25 +60,10 @@ def _of_places(length: int, d_model: int, device: torch.device) -> Tensor:
     return sinusoids(length, d_model, device)[:, :length].flip(1)
 
 
-class MultiHeadAttention(nn.Module):
-    """Multi-head attention whose scores depend on content alone.
-
-    Args:
-        n_head, n_feat: h, D.
-        dropout_rate: on the attention probabilities.
-        use_bias: biases in the linear layers.
-    """
+class MultiHeadAttention(AttentionHeads):
+    """Multi-head attention whose scores depend on content alone."""
 
     SEES = ("mask",)  # of what a layer knows, the arguments of `forward`
-
-    def __init__(self, n_head: int, n_feat: int, dropout_rate: float, use_bias: bool = True) -> None:
-        super().__init__()
-        self.h, self.d_k = n_head, n_feat // n_head
-        self.linear_q = nn.Linear(n_feat, n_feat, bias=use_bias)
-        self.linear_k = nn.Linear(n_feat, n_feat, bias=use_bias)
-        self.linear_v = nn.Linear(n_feat, n_feat, bias=use_bias)
-        self.linear_out = nn.Linear(n_feat, n_feat, bias=use_bias)
-        self.dropout = nn.Dropout(dropout_rate)
 
     def forward(
         self,
@@ -90,12 +75,10 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """`query`, `key` and `value` (B, T, D) to (B, T, D); `mask` (B, T, T) is true where nothing may be seen."""
         q_BhTk, k_BhTk, v_BhTk = (
-            linear(x).view(x.size(0), -1, self.h, self.d_k).transpose(1, 2)
+            self._heads(linear(x)).transpose(1, 2)
             for linear, x in ((self.linear_q, query), (self.linear_k, key), (self.linear_v, value))
         )
-        x_BhTk = self.attend(q_BhTk, k_BhTk, v_BhTk, mask)
-        x_BTD: Tensor = self.linear_out(x_BhTk.transpose(1, 2).reshape(query.size(0), -1, self.h * self.d_k))
-        return x_BTD
+        return self._joined(self.attend(q_BhTk, k_BhTk, v_BhTk, mask))
 
     def attend(
         self,

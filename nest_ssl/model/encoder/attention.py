@@ -75,14 +75,39 @@ def sinusoids(length: int, d_model: int, device: torch.device) -> Tensor:
     return table_PD.unsqueeze(0)
 
 
-class RelPositionMultiHeadAttention(nn.Module):
-    """Multi-head attention whose scores depend on content and on distance.
+class AttentionHeads(nn.Module):
+    """The linear layers into the heads of attention and out of them.
 
     Args:
         n_head, n_feat: h, D.
         dropout_rate: on the attention probabilities.
+        use_bias: biases in the linear layers.
+    """
+
+    def __init__(self, n_head: int, n_feat: int, dropout_rate: float, use_bias: bool = True) -> None:
+        super().__init__()
+        self.h, self.d_k = n_head, n_feat // n_head
+        self.linear_q = nn.Linear(n_feat, n_feat, bias=use_bias)
+        self.linear_k = nn.Linear(n_feat, n_feat, bias=use_bias)
+        self.linear_v = nn.Linear(n_feat, n_feat, bias=use_bias)
+        self.linear_out = nn.Linear(n_feat, n_feat, bias=use_bias)
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def _heads(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T h k"]:
+        return x_BTD.view(x_BTD.size(0), -1, self.h, self.d_k)
+
+    def _joined(self, x_BhTk: Float[Tensor, "B h T k"]) -> Float[Tensor, "B T D"]:
+        x_BTD: Tensor = self.linear_out(x_BhTk.transpose(1, 2).reshape(x_BhTk.size(0), -1, self.h * self.d_k))
+        return x_BTD
+
+
+class RelPositionMultiHeadAttention(AttentionHeads):
+    """Multi-head attention whose scores depend on content and on distance.
+
+    Args:
+        n_head, n_feat, dropout_rate: as in the class below it.
         pos_bias_u, pos_bias_v: biases (h, k) shared with other layers; None for this layer's own, zero at first.
-        use_bias: biases in the linear layers (never in that of positions).
+        use_bias: as there (never in the linear layer of positions).
     """
 
     SEES = ("mask", "pos_emb")  # of what a layer knows, the arguments of `forward`
@@ -96,13 +121,7 @@ class RelPositionMultiHeadAttention(nn.Module):
         pos_bias_v: nn.Parameter | None = None,
         use_bias: bool = True,
     ) -> None:
-        super().__init__()
-        self.h, self.d_k = n_head, n_feat // n_head
-        self.linear_q = nn.Linear(n_feat, n_feat, bias=use_bias)
-        self.linear_k = nn.Linear(n_feat, n_feat, bias=use_bias)
-        self.linear_v = nn.Linear(n_feat, n_feat, bias=use_bias)
-        self.linear_out = nn.Linear(n_feat, n_feat, bias=use_bias)
-        self.dropout = nn.Dropout(dropout_rate)
+        super().__init__(n_head, n_feat, dropout_rate, use_bias)
         self.linear_pos = nn.Linear(n_feat, n_feat, bias=False)
         self.pos_bias_u = nn.Parameter(torch.zeros(self.h, self.d_k)) if pos_bias_u is None else pos_bias_u
         self.pos_bias_v = nn.Parameter(torch.zeros(self.h, self.d_k)) if pos_bias_v is None else pos_bias_v
@@ -126,18 +145,25 @@ class RelPositionMultiHeadAttention(nn.Module):
         p_1hPk = self._heads(self.linear_pos(pos_emb)).transpose(1, 2)
         q_content_BhTk = (q_BThk + self.pos_bias_u).transpose(1, 2)
         q_distance_BhTk = (q_BThk + self.pos_bias_v).transpose(1, 2)
+        return self._joined(self.attend(q_content_BhTk, q_distance_BhTk, k_BhTk, v_BhTk, p_1hPk, mask))
 
+    def attend(
+        self,
+        q_content_BhTk: Float[Tensor, "B h T k"],
+        q_distance_BhTk: Float[Tensor, "B h T k"],
+        k_BhTk: Float[Tensor, "B h T k"],
+        v_BhTk: Float[Tensor, "B h T k"],
+        p_1hPk: Float[Tensor, "1 h P k"],
+        mask: Bool[Tensor, "B T T"] | None,
+    ) -> Float[Tensor, "B h T k"]:
+        """The values, weighted by how well keys and distances fit the queries."""
         distance_BhTT = by_pair(torch.matmul(q_distance_BhTk, p_1hPk.transpose(-2, -1)))
         content_BhTT = torch.matmul(q_content_BhTk, k_BhTk.transpose(-2, -1))
         scores_BhTT = (content_BhTT + distance_BhTT) / math.sqrt(self.d_k)
 
         attention_BhTT = self.dropout(masked_softmax(scores_BhTT, mask))
         x_BhTk = torch.matmul(attention_BhTT, v_BhTk)
-        x_BTD: Tensor = self.linear_out(x_BhTk.transpose(1, 2).reshape(query.size(0), -1, self.h * self.d_k))
-        return x_BTD
-
-    def _heads(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T h k"]:
-        return x_BTD.view(x_BTD.size(0), -1, self.h, self.d_k)
+        return x_BhTk
 
 
 def by_pair(scores_BhTP: Float[Tensor, "B h T P"]) -> Float[Tensor, "B h T T"]:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.config.parts import Encoder, EncoderWithAdapters
 from nest_ssl.model.encoder.context import AttentionContext
 from nest_ssl.model.encoder.depth import drop_probabilities, left_out
@@ -24,7 +25,7 @@ from nest_ssl.model.encoder.kinds import positions_of
 from nest_ssl.model.encoder.layer import ConformerLayer, Swish
 from nest_ssl.model.encoder.reduction import SubsamplingReductionModule
 from nest_ssl.model.encoder.subsampling import subsampling_of
-from nest_ssl.releases import GENERATIONS, NEWEST, Generation
+from nest_ssl.releases import DEFAULT_RELEASE, GENERATIONS, NEWEST, Generation
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -125,5 +126,12 @@ ENCODERS: dict[type[Encoder], type[ConformerEncoder]] = {
 
 
 def encoder_of(settings: Encoder, differences: Generation = GENERATIONS[NEWEST]) -> ConformerEncoder:
-    """The encoder that the settings name."""
+    """The encoder that the settings name.
+
+    Raises:
+        UserError: they ask for what the generation of NeMo does not offer.
+    """
+    if settings.unified and differences.unified_contexts == "unknown":
+        what, key = "NeMo before 3.0 has no such option", f"model.encoder.{settings.unified[0]}"
+        raise UserError(what, key, f"Remove it, or give nemo={NEWEST} (NEMO_VERSION={DEFAULT_RELEASE}).")
     return ENCODERS[type(settings)](settings, differences)

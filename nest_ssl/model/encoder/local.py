@@ -118,13 +118,9 @@ class RelPositionMultiHeadAttentionLongformer(RelPositionMultiHeadAttention):
 
         scores_BhTJ = self.local_scores(q_BhTk, k_BhTk, pos_emb, beyond_BT, window)
         if not self.global_tokens:
-            attention_BhTJ = self.dropout(
-                torch.softmax(scores_BhTJ, dim=-1).masked_fill(beyond_BT[:, None, :, None], 0.0)
-            )
-            x_BThk = weighted_band(attention_BhTJ, v_BhTk, window)
+            x_BThk = weighted_band(self.probabilities(scores_BhTJ, beyond_BT), v_BhTk, window)
             x_BTD: Tensor = self.linear_out(x_BThk.reshape(query.size(0), -1, self.h * self.d_k)[:, :frames])
             return x_BTD
-
         own = (q_BhTk, k_BhTk, v_BhTk)
         if self.separate:
             own = (
@@ -132,25 +128,46 @@ class RelPositionMultiHeadAttentionLongformer(RelPositionMultiHeadAttention):
                 self._filled(self.global_k(key), missing),
                 self._filled(self.global_v(value), missing),
             )
-        global_q_BhTk, global_k_BhTk, global_v_BhTk = own[0] / math.sqrt(self.d_k), own[1], own[2]
-        last = min(frames, self.global_tokens * self.spacing)
-        tokens_G = torch.arange(0, last, self.spacing, device=query.device)
+        x_BTD = self.linear_out(self.with_tokens(scores_BhTJ, *own, v_BhTk, beyond_BT, window, frames))
+        return x_BTD
 
+    def with_tokens(
+        self,
+        scores_BhTJ: Float[Tensor, "B h T J"],
+        global_q_BhTk: Float[Tensor, "B h T k"],
+        global_k_BhTk: Float[Tensor, "B h T k"],
+        global_v_BhTk: Float[Tensor, "B h T k"],
+        v_BhTk: Float[Tensor, "B h T k"],
+        beyond_BT: Bool[Tensor, "B T"],
+        window: int,
+        frames: int,
+    ) -> Float[Tensor, "B _ D"]:
+        """What each of so many `frames` sees of its band and of the global tokens, and these of all."""
+        global_q_BhTk = global_q_BhTk / math.sqrt(self.d_k)
+        last = min(frames, self.global_tokens * self.spacing)
+        tokens_G = torch.arange(0, last, self.spacing, device=v_BhTk.device)
         seen_BThG = torch.einsum(
             "blhd,bshd->blhs", global_q_BhTk.transpose(1, 2), global_k_BhTk.transpose(1, 2)[:, tokens_G]
         )
         scores_BhTX = torch.cat((seen_BThG.transpose(1, 2), scores_BhTJ), dim=-1)
-        attention_BhTX = self.dropout(torch.softmax(scores_BhTX, dim=-1).masked_fill(beyond_BT[:, None, :, None], 0.0))
+        attention_BhTX = self.probabilities(scores_BhTX, beyond_BT)
         to_tokens_BhTG, to_band_BhTJ = attention_BhTX[..., : len(tokens_G)], attention_BhTX[..., len(tokens_G) :]
         v_BThk = v_BhTk.transpose(1, 2)  # one view for both uses: in backward, what comes of these is added up first
         values_BhGk = v_BThk[:, tokens_G].transpose(1, 2)
         from_tokens_BThk = torch.matmul(to_tokens_BhTG.clone(), values_BhGk.clone()).transpose(1, 2)
         x_BThk = from_tokens_BThk + weighted_band(to_band_BhTJ.contiguous(), v_BThk.transpose(1, 2), window)
 
-        x_BTD = x_BThk.reshape(query.size(0), -1, self.h * self.d_k)[:, :frames]
+        x_BTD = x_BThk.reshape(v_BhTk.size(0), -1, self.h * self.d_k)[:, :frames]
         x_BTD[:, tokens_G] = self.seeing_all(global_q_BhTk, global_k_BhTk, global_v_BhTk, tokens_G, beyond_BT)
-        x_BTD = self.linear_out(x_BTD)
         return x_BTD
+
+    def probabilities(
+        self, scores_BhTX: Float[Tensor, "B h T X"], beyond_BT: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B h T X"]:
+        """Their softmax, zero in rows beyond the utterance, dropped out in training."""
+        hidden_B1T1 = beyond_BT[:, None, :, None]
+        dropped: Tensor = self.dropout(torch.softmax(scores_BhTX, dim=-1).masked_fill(hidden_B1T1, 0.0))
+        return dropped
 
     def local_scores(
         self,

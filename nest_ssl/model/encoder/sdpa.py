@@ -77,27 +77,19 @@ class RelPositionMultiHeadAttention(attention.RelPositionMultiHeadAttention):
         super().__init__(*args, **kwargs)
         self.kernel = Kernel(backends)
 
-    def forward(
+    def attend(
         self,
-        query: Float[Tensor, "B T D"],
-        key: Float[Tensor, "B T D"],
-        value: Float[Tensor, "B T D"],
+        q_content_BhTk: Float[Tensor, "B h T k"],
+        q_distance_BhTk: Float[Tensor, "B h T k"],
+        k_BhTk: Float[Tensor, "B h T k"],
+        v_BhTk: Float[Tensor, "B h T k"],
+        p_1hPk: Float[Tensor, "1 h P k"],
         mask: Bool[Tensor, "B T T"] | None,
-        pos_emb: Float[Tensor, "1 P D"],
-        cache: None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """As that of the open kind."""
-        q_BThk = self._heads(self.linear_q(query))
-        k_BhTk = self._heads(self.linear_k(key)).transpose(1, 2)
-        v_BhTk = self._heads(self.linear_v(value)).transpose(1, 2)
-        p_1hPk = self._heads(self.linear_pos(pos_emb)).transpose(1, 2)
-        q_content_BhTk = (q_BThk + self.pos_bias_u).transpose(1, 2)
-        q_distance_BhTk = (q_BThk + self.pos_bias_v).transpose(1, 2)
-
+    ) -> Float[Tensor, "B h T k"]:
         distance_BhTT = by_pair(torch.matmul(q_distance_BhTk, p_1hPk.transpose(-2, -1))) * (1 / math.sqrt(self.d_k))
         if mask is not None:
             distance_BhTT = distance_BhTT.masked_fill(mask.unsqueeze(1), MASKED_SCORE)
-        x_BhTk = self.kernel(
+        return self.kernel(
             q_content_BhTk,
             k_BhTk,
             v_BhTk,
@@ -105,5 +97,3 @@ class RelPositionMultiHeadAttention(attention.RelPositionMultiHeadAttention):
             hidden_rows=hidden_rows(mask),
             dropout=self.dropout.p if self.training else 0.0,
         )
-        x_BTD: Tensor = self.linear_out(x_BhTk.transpose(1, 2).reshape(query.size(0), -1, self.h * self.d_k))
-        return x_BTD

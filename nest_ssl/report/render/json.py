@@ -88,7 +88,7 @@ def _record(value: object) -> Tree:
     """The keys of one record; those of `Finding`, `Draw` and the rungs are not their fields."""
     if isinstance(value, Finding):
         moment, metrics = value.moment, asdict(value.metrics) if value.metrics else None
-        for key in ("index", "reference", "candidate"):
+        for key in ("index", "reference", "candidate", "unused"):
             (metrics or {}).pop(key, None)
         return {
             **_pick(value, "rung index reference candidate shape dtype judgement address"),

@@ -94,7 +94,7 @@ def born_sentence(born: Born) -> Text:
     how = (
         "same_bits_else"
         if born.by is None
-        else {By.ERROR: "raised", By.FLOAT32: "float32", By.RATES: "rates"}.get(born.by, "other")
+        else {By.ERROR: "raised", By.FLOAT32: "float32", By.RATES: "rates", By.SCALE: "scale"}.get(born.by, "other")
     )
     said = [
         say(

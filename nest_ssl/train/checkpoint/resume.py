@@ -133,6 +133,8 @@ def _settle(fit_loop: dict[str, Any], midst_of_validation: bool) -> None:
     batches, epochs = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]
     for counters in (batches["total"], batches["current"]):
         counters["completed"] = counters["processed"] = counters["ready"]
+    for loader in fit_loop["state_dict"].get("combined_loader", ()):  # of a stream Lightning takes one batch ahead
+        loader["batches"] = min(loader["batches"], batches["current"]["ready"])
     begun = epochs["current"]["ready"]
     epochs["current"] = {"ready": begun, "started": begun, "processed": begun - 1, "completed": begun - 1}
     epochs["total"] = dict.fromkeys(epochs["total"], begun - 1)  # resuming counts the epoch as begun once more
