@@ -91,8 +91,8 @@ class AudioNoiseLoader(DataLoader[Any]):
         return self._epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the epoch stands, see `Epoch.state`; of a stream also what else its batches follow from, `stream`, and of
-        data that several processes share out the epoch that the order of all follows from, `shared_epoch`."""
+        """Where the epoch stands, see `Epoch.state`; of a stream also what its batches follow from, `stream`; of data
+        that several processes share out the epoch that the order of all follows from, `shared_epoch`."""
         shared = {"shared_epoch": self.sampler.epoch} if isinstance(self.sampler, DistributedSampler) else {}
         if self._epoch is None:
             return {"generator": torch.get_rng_state(), "batches": 0, "earlier": 0, **shared}

@@ -126,7 +126,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Any], **settings: Any) -> Tra
     given = OmegaConf.to_container(cfg.trainer)
     assert isinstance(given, dict)
     shown = [c for c in callbacks if given.get("enable_progress_bar") in (True, None) or not isinstance(c, Progress)]
-    given.pop("stall_timeout", None)  # ours, see `stall`
+    given.pop("stall_timeout", None)  # not Lightning's, see `stall`
     fixed = {"callbacks": shown, "enable_progress_bar": False, "enable_model_summary": False}
     try:
         return Trainer(**{**given, **settings, **fixed})

@@ -269,6 +269,7 @@ def check_processes(cfg: DictConfig) -> list[str]:
         "bad_audio=skip": cfg.bad_audio == "skip",
         "model.train_ds.is_tarred": train.get("is_tarred"),
         "model.train_ds.is_concat": train.get("is_concat"),
+        "model.train_ds.use_lhotse": train.get("use_lhotse"),
         "trainer.use_distributed_sampler=false": cfg.trainer.get("use_distributed_sampler") is False,
     }
     for what in (name for name, asked in alone.items() if asked):

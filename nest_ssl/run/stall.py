@@ -1,7 +1,7 @@
 """A step that does not end: after `trainer.stall_timeout` seconds each process says where it is, and the run ends.
 
 In `ddp` all ranks wait for the one that is stuck, so each has to say where it is: whoever notices first leaves a file
-in the folder that all share, and the others answer with theirs.
+in the folder that all share, and the others answer with one, too.
 """
 
 from __future__ import annotations
