@@ -15,7 +15,7 @@ Limit = Literal[-1] | Positive | None
 
 
 class Trainer(Section):
-    """Lightning's Trainer (2.4) and a key beside it. Typed is what would end in a traceback, or in no training at all."""
+    """Lightning's Trainer (2.4), and a key beside it. Typed is what would end in a traceback, or in no training."""
 
     # Handed on to Lightning as they are.
     ACCEPTED = silent(
