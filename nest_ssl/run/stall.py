@@ -33,7 +33,7 @@ def stall_file(folder: Path, rank: int) -> Path:
 class Stalls(Callback):
     """Watches the time since the last batch began or ended, in a thread of its own.
 
-    A step that is stuck in native code which keeps Python's lock cannot be told from inside: the process that started
+    A step that is stuck in native code which keeps Python's lock cannot be seen from inside: the process that started
     the ranks then says that this one gave no answer.
 
     Args:
