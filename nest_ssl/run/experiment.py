@@ -28,6 +28,7 @@ from nest_ssl.data.audio import decoder_errors
 from nest_ssl.data.check import audio_behind
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.workers import shielded_workers
+from nest_ssl.record.levels import Level
 from nest_ssl.record.lightning import Recorder
 from nest_ssl.recording import layout
 from nest_ssl.recording.writer import RecordingWriter, check_target
@@ -91,7 +92,8 @@ def _record(subject: Subject, cfg: DictConfig, notes: list[str], rank: Rank | No
             saved = first if cfg.save_steps is None else parse_steps(cfg.save_steps)
             watched, text = plain(cfg.operators), OmegaConf.to_yaml(cfg)
             rates, stops = cfg.learning_rates, cfg.stop_when_recorded
-            recorder = Recorder(writer, saved, FORWARD_OUTPUTS, text, watched, rates, stops)
+            level = Level(cfg.record, plain(cfg.include) or (), plain(cfg.exclude) or ())
+            recorder = Recorder(writer, saved, FORWARD_OUTPUTS, text, watched, rates, stops, level)
             with quiet(log) as console:
                 progress = Progress(console, subject.name)
                 trainer = _train(subject, checked, inputs, experiment, recorder, progress, rank)
