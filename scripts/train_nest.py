@@ -34,7 +34,9 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
 
     read = inputs or Inputs()
     skipped = SkippedAudio() if cfg.bad_audio == "skip" else None
-    model = load_model_class(cfg)(cfg.model, cfg.nemo, cfg.no_masked_token, skipped, read.corpora, cfg.seeded_data)
+    ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    settings = (cfg.no_masked_token, skipped, read.corpora, cfg.seeded_data, *ranks)
+    model = load_model_class(cfg)(cfg.model, cfg.nemo, *settings)
     if cfg.seeded_data:
         draw_from_python(model)
     with loading_sources(cfg):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 V = TypeVar("V")
+COMPILED = "_orig_mod"  # the name of what torch.compile has wrapped, in its wrapper
 
 
 class Rename:

@@ -12,25 +12,26 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import ROOT, WORK
 from nest_ssl.practice.corpus import read_checksums, write_corpus, wrong_files
 
-KINDS = ("plain", "tarred", "buckets", "concat")  # the files of conf/kind
+KINDS = ("plain", "tarred", "shar", "buckets", "mux", "concat")  # the files of conf/kind
 BUCKET_SECONDS = 3.5  # shorter utterances of the practice corpus make the first bucket
 SHARDS = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`nest-ssl data [--out FOLDER] [--kind KIND]` and `nest-ssl data convert MANIFEST ...`; returns the exit code.
+    """`nest-ssl data [--out FOLDER] [--kind KIND]`, `nest-ssl data convert|inspect MANIFEST ...`; the exit code.
 
     Raises:
         UserError: the folder cannot be written, or this machine makes other bytes than the committed checksums; a
             manifest that cannot be converted.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    if given[:1] == ["convert"]:
-        return convert(given[1:])
+    verbs = {"convert": convert, "inspect": inspect}
+    if given and given[0] in verbs:
+        return verbs[given[0]](given[1:])
     description = "Write the practice corpus (12 utterances, 4 noises, 3 manifests): the same bytes on every machine."
     epilog = (
         "Does nothing where every file is there and right; writes again what is missing or damaged. "
-        "Another verb: nest-ssl data convert MANIFEST --to tarred --out FOLDER."
+        "Other verbs: nest-ssl data convert MANIFEST --to tarred --out FOLDER; nest-ssl data inspect MANIFEST."
     )
     parser = Parser(description=description, epilog=epilog)
     parser.add_argument("--out", type=Path, default=WORK / "data" / "dummy_ssl", help="default: data/dummy_ssl")
@@ -42,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"data: wrote {len(written)} of {len(checksums)} files to {out}; every SHA-256 is the committed one")
     else:
         print(f"data: all {len(checksums)} files are in {out} and right; nothing to do")
-    if arguments.kind in ("tarred", "buckets"):
-        write_kind(arguments.kind, out)
+    for kind in ("tarred", "shar") if arguments.kind == "mux" else (arguments.kind,):
+        if kind not in ("plain", "concat"):
+            write_kind(kind, out)
     return 0
 
 
@@ -66,6 +68,34 @@ def convert(argv: Sequence[str]) -> int:
     print(f"data: wrote {len(manifest.lines)} utterances to {given.out}; a data section that reads them:")
     print(yaml.safe_dump(keys, sort_keys=False).rstrip())
     return 0
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """`nest-ssl data inspect MANIFEST ...`; 0 if all of it can be used, else 1."""
+    from nest_ssl.config.data import Dataset
+    from nest_ssl.config.section import read
+    from nest_ssl.data import inspection
+
+    parser = Parser(description="Hours, lengths, duplicates, unreadable files, and the batches that a manifest gives.")
+    parser.add_argument("manifest", nargs="+", help="one JSON object a line, as NeMo has it")
+    parser.add_argument("--batch-size", type=int, default=8, help="utterances in a batch (default 8)")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share them (default 1)")
+    parser.add_argument("--min-duration", type=float, help="seconds; shorter utterances are left out")
+    parser.add_argument("--max-duration", type=float, help="seconds; longer utterances are left out")
+    parser.add_argument(
+        "--shuffle", action="store_true", help="batches of a shuffled epoch, not in the manifest's order"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of that order (default 42)")
+    parser.add_argument("--drop-last", action="store_true", help="without an incomplete last batch")
+    parser.add_argument("--show", type=int, default=5, help="duplicates and unreadable files to name (default 5)")
+    given = parser.parse_args(argv)
+    if given.ranks < 1:
+        raise UserError("no number of processes", f"--ranks {given.ranks}", "Give 1 or more.")
+    names = ("batch_size", "shuffle", "drop_last", "min_duration", "max_duration")
+    section = {"manifest_filepath": given.manifest} | {name: getattr(given, name) for name in names}
+    found = inspection.inspect(read(Dataset, section), given.ranks, given.seed)
+    print(*inspection.lines(found, given.show), sep="\n")
+    return 1 if found.unreadable else 0
 
 
 def write_kind(kind: str, plain: Path) -> None:

@@ -67,7 +67,7 @@ class Floors:
 
     entries: Mapping[Address, FloorEntry]
     margins: Mapping[tuple[Address, tuple[int, ...]], Margin]
-    repeats: int = 0
+    repeats: int = 0  # that made the floor: in none of them a discrete value became another one
     since: int | None = None  # the step in whose beginning each repeat began
 
 
@@ -189,7 +189,7 @@ def open_evidence(folder: Path, reference: Recording, candidate: Recording) -> E
                 found.floors[step, rank] = Floors(
                     {entry.place.address: entry for entry in floor.entries},
                     {(margin.place.address, tuple(margin.index)): margin for margin in floor.margins},
-                    floor.repeats,
+                    floor.repeats if floor.making is None else floor.making,
                     floor.since,
                 )
     found.operators = _pair(lambda side: read("operators", f"{files.OPERATORS}/{side}.json", Operators, own))

@@ -1,6 +1,7 @@
 """A candidate whose modules and tensors have other names or layouts than the reference's, read as if it had those.
 
-What already has a name that another module is given (a wrapper around it) is left out.
+What already has a name that another module is given (a wrapper around it) is left out. What torch.compile has wrapped
+needs no map.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.renaming import COMPILED
 from nest_ssl.compare.name_map import Names
 from nest_ssl.compare.name_tables import NameTables, changed_entries, changed_state, first_of
 from nest_ssl.recording.calls import Call
@@ -21,6 +23,14 @@ from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
 
 T = TypeVar("T", bound=StepOperators)
+
+
+def uncompiled(reference: Recording, candidate: Recording) -> Names | None:
+    """What torch.compile wraps, under its own name; None where the candidate alone has no such wrapper."""
+    sides = ({entry.name: entry.name.split(".") for entry in one.structure.modules} for one in (reference, candidate))
+    without, wrapped = ({n: parts for n, parts in names.items() if parts[-1] == COMPILED} for names in sides)
+    given = {name: ".".join(part for part in parts if part != COMPILED) for name, parts in wrapped.items()}
+    return Names(given, "torch.compile") if given and not without else None
 
 
 class Renamed(Recording):

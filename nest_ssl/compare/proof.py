@@ -19,7 +19,7 @@ from nest_ssl.compare.gaps import Gap, Part, gaps
 from nest_ssl.compare.patterns import Pattern, patterns_of
 from nest_ssl.compare.roots import Root
 from nest_ssl.compare.rules.known import Known
-from nest_ssl.compare.rules.noise_floor import BEHIND_A_FLIP, Band, band, is_table
+from nest_ssl.compare.rules.noise_floor import BEHIND_A_FLIP, ENOUGH, Band, band, is_table
 from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, has_float32_values, is_scaled
 from nest_ssl.compare.schedules import ROUNDING, compare_rates
 from nest_ssl.recording.evidence import Check, Unit
@@ -173,4 +173,7 @@ def _lacking(evidence: Evidence, proof: Proof, findings: Sequence[Finding], left
         notes.append(Note("beyond_floor", {"count": len(beyond) - len(behind), "at": first}))
     if behind:
         notes.append(Note("lacks_flip", {"count": len(behind), "at": behind[0]}))
+    few = [(step, floors.repeats) for (step, _), floors in sorted(evidence.floors.items()) if floors.repeats < ENOUGH]
+    if beyond and few:
+        notes.append(Note("lacks_repeats", {"step": few[0][0], "count": few[0][1]}))
     return notes

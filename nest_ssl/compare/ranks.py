@@ -11,10 +11,13 @@ from dataclasses import dataclass
 
 from nest_ssl.base.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Status
+from nest_ssl.compare.findings import Note, Status
+from nest_ssl.compare.kinds import FaultKind, Likely
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.index import Index
 
+# What a rank does by itself.
+_BEFORE = ("initial_weights", "batch", "draws", "forward", "loss")  # what a rank does before gradients are added up
 # From the worst: what is not the same experiment says nothing, and a difference more than too little compared.
 _SEVERITY = (EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK)
 
@@ -75,7 +78,24 @@ def compare_over_ranks(ranks: Sequence[Comparison]) -> OverRanks:
         verdict = Status.EQUIVALENT if equivalent else Status.IDENTICAL
         if any(side.parted for side in sides):  # on both alike, or a rank would have diverged
             verdict, code = Status.INCONCLUSIVE, EXIT_INCONCLUSIVE
+    _name_the_one_rank(ranks)
     return OverRanks(list(ranks), sides[0], sides[1], verdict, code)
+
+
+def _name_the_one_rank(ranks: Sequence[Comparison]) -> None:
+    """Where one rank alone differs before gradients are added up, what differs on the others comes from it."""
+    begins = [
+        min((one.moment.step for rung in each.rungs if rung.name in _BEFORE for one in rung.findings), default=None)
+        for each in ranks
+    ]
+    step = min((found for found in begins if found is not None), default=None)
+    first = [rank for rank, found in enumerate(begins) if found is not None and found == step]
+    if step is None or len(first) != 1 or len(ranks) < 2 or any(each.contract_differs for each in ranks):
+        return
+    reason = Note("kind_one_rank", {"rank": first[0], "step": max(step, 0)})
+    for each in ranks:
+        if each.kinds:
+            each.kinds = [Likely(FaultKind.RANKS, reason, born=each.kinds[0].born)]
 
 
 def _over_ranks(indexes: Sequence[Index], steps: Sequence[int]) -> SideRanks:

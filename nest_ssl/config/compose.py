@@ -32,11 +32,12 @@ from nest_ssl.config.section import takes_text
 CONF = ROOT / "conf"
 DEFAULT_NAME = "nest_fast-conformer"
 GROUPS = ("size", "run", "kind", "recipe")
-OWN_KEYS = ("nemo", "seed", "output_dir", "save_steps", "stop_when_recorded", "noise_floor", "operators",
-            "learning_rates", "overwrite", "batches", "no_masked_token", "bad_audio", "seeded_data")  # fmt: skip
+OWN_KEYS = ("nemo", "seed", "output_dir", "save_steps", "record", "include", "exclude", "stop_when_recorded",
+            "noise_floor", "operators", "learning_rates", "overwrite", "batches", "no_masked_token", "bad_audio",
+            "seeded_data")  # fmt: skip
 WRITTEN_TO = ("output_dir", "exp_manager.exp_dir", "exp_manager.explicit_log_dir",
               "exp_manager.resume_from_checkpoint", "exp_manager.checkpoint_callback_params.dirpath")  # fmt: skip
-PATH_KEYS = ("manifest_filepath", "noise_manifest", "tarred_audio_filepaths")  # of train_ds and validation_ds
+PATH_KEYS = ("manifest_filepath", "noise_manifest", "tarred_audio_filepaths", "shar_path", "cuts_path")  # of data
 SOURCE_KEYS = ("init_from_nemo_model", "init_from_ptl_ckpt")  # a path, or groups with a `path`
 
 
@@ -108,6 +109,9 @@ def data_paths(cfg: DictConfig) -> DictConfig:
             value = OmegaConf.select(cfg, f"model.{section}.{key}")
             if value is not None:
                 OmegaConf.update(cfg, f"model.{section}.{key}", _absolute(value))
+        members = OmegaConf.select(cfg, f"model.{section}.input_cfg")
+        if members:
+            OmegaConf.update(cfg, f"model.{section}.input_cfg", _absolute_members(members))
     for key in SOURCE_KEYS:
         if isinstance(cfg.get(key), str):
             cfg[key] = _absolute(cfg[key], separator=None)
@@ -241,9 +245,23 @@ def _fill_in(cfg: DictConfig, given: set[str]) -> None:
             cfg.trainer[key] = length
 
 
+def _absolute_members(members: Any) -> Any:
+    """The members of a mixture, or the path of a file with them, read (paths in it are looked up as all others)."""
+    if isinstance(members, str):
+        members = OmegaConf.load(_absolute(members, None))
+    found = []
+    for member in members:
+        paths = {key: _absolute(member[key]) for key in PATH_KEYS if member.get(key) is not None}
+        groups = {"input_cfg": _absolute_members(member["input_cfg"])} if member.get("input_cfg") else {}
+        found.append({**member, **paths, **groups})
+    return found
+
+
 def _absolute(value: Any, separator: str | None = ",") -> Any:
+    if isinstance(value, (dict, DictConfig)):  # of shar: the files of each field
+        return {key: _absolute(part) for key, part in value.items()}
     if not isinstance(value, str):
-        return [_absolute(part) for part in value]
+        return value if isinstance(value, (int, float)) else [_absolute(part) for part in value]
     if separator:
         return separator.join(_absolute(part.strip(), None) for part in value.split(separator))
     given = Path(value).expanduser()

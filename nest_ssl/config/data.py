@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import yaml
 from annotated_types import Gt, MinLen
 from pydantic import BeforeValidator, ValidationInfo, model_validator
 
-from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, silent
+from nest_ssl.base.home import ROOT
+from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, read, silent
 
 
 class BatchAugmentor(Section):
@@ -64,23 +67,86 @@ def _not_empty(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
+def _members(value: Any) -> Any:
+    """The members of a mixture, also where the path of a YAML file with them is given, as NeMo has it.
+
+    Raises:
+        Unfit: no such file, or one that is no list.
+    """
+    if isinstance(value, str):
+        try:
+            path = Path(value).expanduser()
+            text = (path if path.exists() else ROOT / path).read_text(encoding="utf-8")
+            value = yaml.load(text, Loader=yaml.CSafeLoader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise Unfit(f"a file that cannot be read ({error})", f"input_cfg={value}", "Check the path.") from error
+    if isinstance(value, list):
+        for number, member in enumerate(value):
+            read(Member, member, f"input_cfg[{number}]")
+    return value
+
+
+InputCfg = Annotated[list[dict[str, Any]] | None, BeforeValidator(_members)]
+ShardSeed = int | Literal["trng", "randomized"]
+
+
+def _check_weights(section: Any) -> None:
+    """NeMo looks for weights in `manifest_filepath` only beside tar files."""
+    nested = isinstance(section.manifest_filepath, list) and not all(
+        isinstance(path, str) for path in section.manifest_filepath
+    )
+    if nested and section.tarred_audio_filepaths is None:
+        what, fix = "Lhotse reads weights of manifests beside tar files alone", "Mix by weight in input_cfg."
+        raise Unfit(what, "manifest_filepath", fix)
+
+
+class Member(Section):
+    """A set in a mixture of Lhotse's (`input_cfg`), or a group of them; what it does not say, the section says."""
+
+    ACCEPTED = silent("tags corpus text_field lang_field")
+
+    type: Literal["nemo", "nemo_tarred", "lhotse", "lhotse_shar", "group"]
+    weight: Number | None = None
+    manifest_filepath: str | list[str | list[str | Number]] | None = None
+    tarred_audio_filepaths: str | list[str | list[str]] | None = None
+    shar_path: str | list[Any] | dict[str, Any] | None = None
+    cuts_path: str | None = None
+    input_cfg: InputCfg = None
+    shuffle: bool | None = None
+    shard_seed: ShardSeed | None = None
+    max_open_streams: Positive | None = None
+    force_finite: bool | None = None
+
+    @model_validator(mode="after")
+    def _names_data(self) -> Member:
+        if not any((self.input_cfg, self.shar_path, self.cuts_path, self.manifest_filepath)):
+            raise Unfit("a member of a mixture names no data", "type", "Give manifest_filepath, shar_path, cuts_path.")
+        _check_weights(self)
+        return self
+
+
 class Dataset(Section):
     """`train_ds` or `validation_ds`. Source: NeMo 3.0.0 `ssl_dataset.get_audio_noise_dataset_from_config`."""
 
     # Other code of NeMo reads these.
     ACCEPTED = silent(
-        "parser use_start_end_token defer_setup seed shard_manifests use_dali text_field"
-        " lang_field input_cfg cuts_path shar_path shard_seed batch_duration quadratic_duration use_bucketing"
-        " num_buckets bucket_duration_bins bucket_buffer_size bucket_batch_size num_cuts_for_bins_estimate"
-        " shuffle_buffer_size skip_missing_manifest_entries tarred_random_access"
+        "parser use_start_end_token defer_setup shard_manifests use_dali text_field"
+        " lang_field pretokenize cuda_expandable_segments metadata_only"
     )
     REFUSED: ClassVar = {
-        "use_lhotse": "Set use_lhotse=false and give manifest_filepath.",
         "augmentor": "Drop the section; batch_augmentor is supported.",
+        "bucket_batch_size": "Give batch_duration, or batch_size.",
+        "multi_config": "Name the sets in input_cfg.",
+        **dict.fromkeys(
+            "noise_path perturb_speed concatenate_samples truncate_duration cut_into_windows_duration rir_enabled"
+            " pad_min_duration lowpass_enabled compression_enabled clipping_enabled slice_length"
+            " reweight_temperature skip_missing_manifest_entries tarred_random_access".split(),
+            "Leave it out; of what changes audio, noise_manifest and batch_augmentor are supported.",
+        ),
     }
 
     # A path, several joined by commas, or a list; of buckets and mixtures, lists of these.
-    manifest_filepath: str | list[str | list[str]] | None = None
+    manifest_filepath: str | list[str | list[str | Number]] | None = None
     noise_manifest: Annotated[str | list[str] | None, BeforeValidator(_not_empty)] = None
     sample_rate: Positive | None = None  # Hz; the model's if null
     batch_size: Positive | None = None
@@ -121,6 +187,27 @@ class Dataset(Section):
     concat_sampling_seed: Whole | None = None
     concat_shuffle: bool = True
 
+    # Lhotse. Where no limit or size is given, there is none.
+    use_lhotse: bool = False
+    input_cfg: InputCfg = None  # sets to mix, see `Member`; or the path of a file with them
+    shar_path: str | list[Any] | dict[str, Any] | None = None  # a folder; or several, each alone or with a weight
+    cuts_path: str | None = None  # Lhotse's own manifest
+    seed: int = 0  # of all generators, when the loader is built
+    shard_seed: ShardSeed = "trng"  # of orders and mixtures
+    batch_duration: Number | None = None  # s in a batch
+    quadratic_duration: Number | None = None  # s from which longer utterances count for more
+    use_bucketing: bool = False
+    num_buckets: Annotated[int, Gt(1)] = 30
+    bucket_duration_bins: list[Number] | None = None  # s
+    bucket_buffer_size: Positive = 10_000
+    num_cuts_for_bins_estimate: Positive = 10_000
+    concurrent_bucketing: bool = True
+    shuffle_buffer_size: Positive = 10_000
+    max_open_streams: Positive | None = None
+    force_finite: bool = False
+    force_map_dataset: bool = False
+    force_iterable_dataset: bool = False
+
     def check_without_noise(self) -> None:
         """Raise `Unfit` for what a model without noise does not use, or what the port's batches for it lack."""
         mixing = self.batch_augmentor is not None and self.batch_augmentor.prob > 0
@@ -128,12 +215,26 @@ class Dataset(Section):
             if given:
                 off = "0" if mixing else "null"
                 raise Unfit("this model of NeMo's is given no noise", key, f"Set it to {off}, or take the NEST model.")
-        for key in ("is_concat", "labels", "normalize_transcripts", "return_sample_id"):
+        for key in ("is_concat", "use_lhotse", "labels", "normalize_transcripts", "return_sample_id"):
             if getattr(self, key):
                 raise Unfit("not supported in a model without noise", key, f"Remove it: ~model.train_ds.{key}.")
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Dataset:
+        if self.use_lhotse:
+            if not any((self.input_cfg, self.shar_path, self.cuts_path, self.manifest_filepath)):
+                fix = "Give manifest_filepath, shar_path, cuts_path or input_cfg."
+                raise Unfit("no data is named", "use_lhotse=true", fix)
+            if self.batch_size is None and self.batch_duration is None:
+                raise Unfit("no size of a batch is given", "batch_duration", "Give it, or batch_size.")
+            _check_weights(self)
+            if self.force_map_dataset and self.force_iterable_dataset:
+                fix = "Give one of them."
+                raise Unfit("force_map_dataset and force_iterable_dataset", "force_map_dataset=true", fix)
+            if self.trim_silence or self.int_values or not isinstance(self.channel_selector, int | None):
+                what, fix = "Lhotse reads audio as it is", "Leave out trim_silence, int_values, channel_selector."
+                raise Unfit(what, "use_lhotse=true", fix)
+            return self
         if self.manifest_filepath in (None, "", "???"):
             what, fix = "no manifest is given", "Give its path, or set the whole section to null."
             raise Unfit(what, "manifest_filepath", fix)

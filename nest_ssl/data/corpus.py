@@ -6,14 +6,16 @@ the same bytes, whatever happens to the manifests meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
+from nest_ssl.data.files import where_to_look
 from nest_ssl.data.manifest import Entry, Manifest, NoiseClip, manifest_paths, read_noise, read_speech
-from nest_ssl.data.sources.shards import buckets_of, is_sharded, tars_of
+from nest_ssl.data.sources.shards import buckets_of, expand, is_sharded, tars_of
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,14 @@ class Corpora:
         Raises:
             UserError: a manifest that is not there; a line that cannot be used (with file and number); nothing left.
         """
-        manifests = [path for part in parts_of_set(dataset) for path in part.manifests]
+        parts = lhotse_parts(dataset.model_dump()) if dataset.use_lhotse else parts_of_set(dataset)
+        manifests = [path for part in parts for path in part.manifests]
         noise_manifests = None if dataset.noise_manifest is None else manifest_paths(dataset.noise_manifest)
         shortest, longest = dataset.min_duration, dataset.max_duration
         speech = [self.speech(path) for path in manifests]
         noise = [self._noise.get(p) or self._noise.setdefault(p, read_noise(p)) for p in noise_manifests or ()]
         kept, shorter, longer = within_limits(speech, dataset)
-        if not kept:
+        if not kept and not (dataset.use_lhotse and any(part.tars for part in parts)):
             where = ",".join(manifests) or "manifest_filepath=[]"
             if not shorter + longer:
                 fix = 'Write lines like {"audio_filepath": "a.wav", "duration": 1.0}.'
@@ -85,7 +88,7 @@ class Corpora:
             raise UserError(what, where, "Change the limits or the manifest.")
         clips = [clip for manifest in noise for clip in manifest.lines]
         noise_read = None if noise_manifests is None else noise
-        archives = [tar for part in parts_of_set(dataset) for tar in part.tars]
+        archives = [tar for part in parts for tar in part.tars]
         return Corpus(speech, noise_read, kept, clips, shorter, longer, shortest, longest, archives)
 
     def in_an_epoch(self, dataset: Dataset) -> int:
@@ -145,6 +148,55 @@ def sets_of(dataset: Dataset) -> list[list[Part]]:
             raise UserError("NeMo reads a manifest in shards in a distributed run alone", sharded, fix)
         sets.append([Part(one, tars_of(other)) for one, other in zip(*buckets, strict=True)])
     return sets
+
+
+def lhotse_parts(section: Mapping[str, Any]) -> list[Part]:
+    """The files that a section with `use_lhotse`, or a member of its `input_cfg`, names.
+
+    Raises:
+        UserError: a folder of shar that is not there, or has no cuts.
+    """
+    if section.get("input_cfg"):
+        return [part for member in section["input_cfg"] for part in lhotse_parts(member)]
+    if given := section.get("shar_path"):
+        if isinstance(given, dict):
+            return [Part([], [path for value in given.values() for path in expand(value)])]
+        folders = [given] if isinstance(given, str) else [one if isinstance(one, str) else one[0] for one in given]
+        for folder in folders:
+            if not next(Path(folder).glob("cuts.*.jsonl*"), None):
+                fix = where_to_look("Check shar_path; nest-ssl data convert --to shar writes such a folder.")
+                raise UserError("no folder with Lhotse's shar (cuts.000000.jsonl)", str(folder), fix)
+        return [Part([], sorted(str(p) for p in Path(f).glob("*") if not p.name.startswith("."))) for f in folders]
+    if section.get("cuts_path"):
+        return [Part([], [section["cuts_path"]])]
+    parts = []
+    manifests, tars = section["manifest_filepath"], section.get("tarred_audio_filepaths")
+    one = isinstance(manifests, str)
+    given_tars = [tars] if one or tars is None else tars
+    for number, manifest in enumerate([manifests] if one else manifests):
+        tar = given_tars[0 if tars is None else number]
+        archives = [] if tar is None else expand(tar if isinstance(tar, str) else tar[0])
+        parts.append(Part(expand(manifest if isinstance(manifest, str) else manifest[0]), archives))
+    return parts
+
+
+def is_stream(dataset: Dataset) -> bool:
+    """Whether workers read a section's data one after another (tar files, Lhotse's shar), instead of by number."""
+    if not dataset.use_lhotse:
+        return dataset.is_tarred or dataset.is_concat
+    first: Mapping[str, Any] = dataset.model_dump()
+    while first.get("input_cfg"):
+        first = first["input_cfg"][0]
+    streams = first.get("shar_path") is not None or (
+        first.get("cuts_path") is None and first.get("tarred_audio_filepaths") is not None
+    )
+    return (streams or dataset.force_iterable_dataset) and not dataset.force_map_dataset
+
+
+def is_endless(dataset: Dataset) -> bool:
+    """Whether an epoch of Lhotse's begins where the one before has ended: a stream, or sets that are mixed."""
+    several = dataset.input_cfg is not None or isinstance(dataset.manifest_filepath, list)
+    return dataset.use_lhotse and (is_stream(dataset) or several)
 
 
 def parts_of_set(dataset: Dataset) -> list[Part]:

@@ -74,11 +74,12 @@ class Epoch:
         out in the epoch, and in its earlier passes."""
         return {"generator": self._generator, "batches": self.handed_out, "earlier": self._earlier}
 
-    def pass_over(self, count: int) -> None:
+    def pass_over(self, count: int, decode: bool = False) -> None:
         """Leave out `count` batches. Workers decode them, since their generators move with every utterance; the main
-        process need not, since its own are restored. Where bad audio is skipped, only decoding shows which are empty.
+        process need not, since its own are restored, unless `decode` says so, for what comes as a stream. Where bad
+        audio is skipped, only decoding shows which are empty.
         """
-        indices = indices_of(self._batches) if self._skipped is None else None
+        indices = None if decode or self._skipped is not None else indices_of(self._batches)
         for _ in range(count):
             if indices is None:
                 next(self)

@@ -16,18 +16,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import plain
 from nest_ssl.data.audio import Decoding
 from nest_ssl.data.augment import build_augmentor
-from nest_ssl.data.corpus import Corpora, sets_of, within_limits
+from nest_ssl.data.corpus import Corpora, is_endless, sets_of, within_limits
 from nest_ssl.data.dataset import AudioNoiseDataset, TranscribedDataset, Utterances
 from nest_ssl.data.epoch import Epoch
 from nest_ssl.data.manifest import Entry, is_url
 from nest_ssl.data.skipping import SkippedAudio
+from nest_ssl.data.sources.mixed import Mixture, chain, place_in
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
 
 
@@ -40,19 +42,29 @@ class AudioNoiseLoader(DataLoader[Any]):
     the generators anywhere: whoever resumes restores them afterwards. (An epoch that had to begin another pass over the
     data, see `skipping.py`, begins that one again.)
 
+    Of streams all generators count, and where the data set itself stands. An endless stream goes on from epoch to
+    epoch, and all are read again from the first: that takes as long as reading them took.
+
     Args:
         skipped: counts the utterances left out; None: the first one is raised. The arguments are attributes too:
             Lightning makes another loader of them to give each process its part of the data.
         keep_length: whether batches of which nothing is left are made up for at the end of the epoch.
+        goes_on: whether an epoch begins in the data where the one before has ended.
     """
 
     _epoch: Epoch | None = None
     _resumed: dict[str, Any] | None = None
+    _begun: dict[str, Any] | None = None  # of a stream: the state of all else when its pass, or the first, began
 
     def __init__(
-        self, *args: Any, skipped: SkippedAudio | None = None, keep_length: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        skipped: SkippedAudio | None = None,
+        keep_length: bool = False,
+        goes_on: bool = False,
+        **kwargs: Any,
     ) -> None:
-        self.skipped, self.keep_length = skipped, keep_length
+        self.skipped, self.keep_length, self.goes_on = skipped, keep_length, goes_on
         super().__init__(*args, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -60,20 +72,31 @@ class AudioNoiseLoader(DataLoader[Any]):
         length = len(self) if self.keep_length and self.skipped is not None else None
         start = super().__iter__  # not a generator: torch draws its base seed at `iter()`, not at `next()`
         if resumed is None:
+            self._note_beginning()
             self._epoch = Epoch(start, self.skipped, length)
             return self._epoch
+        if "stream" in resumed:
+            self._begin_stream_again(start, resumed["stream"])
         torch.set_rng_state(resumed["generator"])
-        if resumed["batches"] >= len(self):
+        if "shared_epoch" in resumed and isinstance(self.sampler, DistributedSampler):
+            self.sampler.set_epoch(resumed["shared_epoch"])  # Lightning does so only behind this
+        whole = self._counted()
+        if whole is not None and resumed["batches"] >= whole and (self.num_workers or "stream" not in resumed):
             self._epoch = Epoch(lambda: iter(()), earlier=resumed["earlier"])  # done; starts no workers
             self._epoch.handed_out = resumed["batches"]
         else:
             self._epoch = Epoch(start, self.skipped, length, resumed["earlier"])
-            self._epoch.pass_over(resumed["batches"] - resumed["earlier"])
+            decode = self.goes_on or isinstance(self.dataset, IterableDataset)
+            self._epoch.pass_over(resumed["batches"] - resumed["earlier"], decode)
         return self._epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the epoch stands, see `Epoch.state`."""
-        return self._epoch.state() if self._epoch else {"generator": torch.get_rng_state(), "batches": 0, "earlier": 0}
+        """Where the epoch stands, see `Epoch.state`; of a stream also what its batches follow from, `stream`; of data
+        that several processes share out the epoch that the order of all follows from, `shared_epoch`."""
+        shared = {"shared_epoch": self.sampler.epoch} if isinstance(self.sampler, DistributedSampler) else {}
+        if self._epoch is None:
+            return {"generator": torch.get_rng_state(), "batches": 0, "earlier": 0, **shared}
+        return {**self._epoch.state(), **shared} | ({"stream": self._begun} if self._begun is not None else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next `iter()` continue from a `state_dict`.
@@ -81,13 +104,45 @@ class AudioNoiseLoader(DataLoader[Any]):
         Raises:
             UserError: the data has fewer batches than were handed out.
         """
-        if state["batches"] > len(self):
+        whole = self._counted()
+        if whole is not None and state["batches"] > whole:
             raise UserError(
                 "the data has shrunk since the checkpoint",
-                f"it is {state['batches']} batches into an epoch that has {len(self)} now",
+                f"it is {state['batches']} batches into an epoch that has {whole} now",
                 "Resume with the data and batch size that it was saved with.",
             )
         self._resumed = dict(state)
+
+    def _counted(self) -> int | None:
+        """The batches of an epoch; None where they show when they are made."""
+        try:
+            return len(self)
+        except TypeError:
+            return None
+
+    def _note_beginning(self) -> None:
+        """Of a stream, note what the pass that begins now follows from; of one that goes on, what all of it does."""
+        if not (isinstance(self.dataset, IterableDataset) or hasattr(self.sampler, "epoch")):
+            return
+        epoch = getattr(self.sampler, "epoch", None)  # of Lhotse's samplers
+        if self._begun is not None and self.goes_on:
+            assert self._epoch is not None
+            earlier = [*self._begun["passes"][:-1], [self._begun["passes"][-1][0], self._epoch.handed_out], [epoch, 0]]
+            self._begun = {**self._begun, "passes": earlier}
+            return
+        self._begun = {"generators": generator_states(), "place": place_in(self.dataset), "passes": [[epoch, 0]]}
+
+    def _begin_stream_again(self, start: Callable[[], Iterator[Any]], stream: Mapping[str, Any]) -> None:
+        """Bring generators, data set and sampler to where a pass began; a stream that goes on, by reading it again."""
+        self._begun = dict(stream)
+        restore_generators(stream["generators"])
+        if stream["place"] is not None:
+            self.dataset.load_state_dict(stream["place"])  # type: ignore[attr-defined]
+        for number, (epoch, count) in enumerate(stream["passes"]):
+            if epoch is not None:
+                self.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            if number < len(stream["passes"]) - 1:
+                Epoch(start, self.skipped).pass_over(count, decode=True)
 
 
 def build_dataloader(
@@ -101,6 +156,8 @@ def build_dataloader(
     corpora: Corpora | None = None,
     seeded: bool = True,
     noisy: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> AudioNoiseLoader | None:
     """The loader that a data section describes; None for no section.
 
@@ -114,6 +171,8 @@ def build_dataloader(
         corpora: manifests that have been read already.
         seeded: whether draws that NeMo seeds from the clock follow from the seed, see `sources/seeding.py`.
         noisy: whether noise is drawn for each utterance (`AudioNoiseBatch`); else it comes with its transcript.
+        rank, world_size: which of how many processes reads this; each gets its part of streams and mixtures here (of a
+            plain manifest Lightning shares out the indices).
 
     Raises:
         UserError: a manifest that cannot be used, or leaves nothing.
@@ -122,7 +181,10 @@ def build_dataloader(
         return None
     corpora = corpora or Corpora(transcripts=not noisy)
     shuffle = bool(dataset.shuffle) if "shuffle" in dataset.model_fields_set else shuffle  # given as null: false
-    items, collate = items_of(dataset, sample_rate, corpora, shuffle, seeded, skipped is not None, differences, noisy)
+    if dataset.use_lhotse:
+        return lhotse_loader(dataset, sample_rate, shuffle, corpora, differences, rank, world_size)
+    of, skip_bad = differences, skipped is not None
+    items, collate = items_of(dataset, sample_rate, corpora, shuffle, seeded, skip_bad, of, noisy, rank, world_size)
     return AudioNoiseLoader(
         items,
         batch_size=dataset.batch_size,
@@ -145,6 +207,8 @@ def items_of(
     skip_bad: bool,
     of: Generation,
     noisy: bool,
+    rank: int,
+    world_size: int,
 ) -> tuple[Any, Callable[[Any], Any]]:
     """What gives the items that a section describes, and what makes batches of them."""
     corpus = corpora.read(dataset)
@@ -160,7 +224,7 @@ def items_of(
     if not (dataset.is_tarred or dataset.is_concat):
         plain = utterances(corpus.entries)
         return plain, plain.collate
-    from nest_ssl.data.sources.mixed import Mixture, chain
+    from nest_ssl.data.sources.shards import own_share
     from nest_ssl.data.sources.tarred import TarredAudio
 
     sets: list[Any] = []
@@ -171,13 +235,33 @@ def items_of(
             continue
         gathered = dataset.shuffle_n if dataset.shuffle_n is not None else 4 * (dataset.batch_size or 1)
         shuffle_n = gathered if shuffle else 0
-        buckets = [TarredAudio(utterances(lines), part.tars, shuffle_n, seeded)
-                   for part, lines in zip(parts, entries, strict=True)]  # fmt: skip
+        shares = [own_share(part.tars, dataset.tarred_shard_strategy, rank, world_size) for part in parts]
+        if dataset.is_concat and min(map(len, shares)) < max(1, dataset.num_workers):
+            what = f"fewer tar files of a set than there are workers to read them ({dataset.num_workers} a process)"
+            fix = "Write more tar files, or lower num_workers; NeMo waits without end for one that has none."
+            raise UserError(what, ", ".join(part.tars[0] for part in parts), fix)
+        buckets = [TarredAudio(utterances(lines), tars, shuffle_n, seeded)
+                   for tars, lines in zip(shares, entries, strict=True)]  # fmt: skip
         weights = dataset.bucketing_weights or [1] * len(buckets)
         repeated = [bucket for bucket, weight in zip(buckets, weights, strict=True) for _ in range(weight)]
-        sets.append(chain(repeated, dataset.bucketing_strategy))
+        sets.append(chain(repeated, dataset.bucketing_strategy, rank))
     collate = utterances([]).collate
-    return (Mixture(sets, dataset, seeded=seeded) if dataset.is_concat else sets[0]), collate
+    return (Mixture(sets, dataset, rank, world_size, seeded) if dataset.is_concat else sets[0]), collate
+
+
+def lhotse_loader(
+    dataset: Dataset, sample_rate: int, shuffle: bool, corpora: Corpora, of: Generation, rank: int, world_size: int
+) -> AudioNoiseLoader:
+    """The loader of a section with `use_lhotse`; it seeds all generators, see `sources/sampling.py`."""
+    from nest_ssl.data.sources.sampling import CutsWithNoise, lhotse_arguments
+
+    corpus, mixing = corpora.read(dataset), dataset.batch_augmentor
+    augmentor = build_augmentor(mixing, of.augmentation_draws) if mixing is not None else None
+    section = {**dataset.model_dump(exclude_none=True), "shuffle": shuffle}
+    items, rate = CutsWithNoise(corpus.clips, augmentor), dataset.sample_rate or sample_rate
+    arguments = lhotse_arguments(dataset, section, items, rate, rank, world_size)
+    workers, pinned, goes_on = dataset.num_workers, dataset.pin_memory, is_endless(dataset)
+    return AudioNoiseLoader(**arguments, batch_size=None, num_workers=workers, pin_memory=pinned, goes_on=goes_on)
 
 
 def validation_sections(section: Mapping[str, Any]) -> list[dict[str, Any]]:

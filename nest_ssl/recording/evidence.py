@@ -163,6 +163,7 @@ class FloorEntry(Strict):
     `relative` is the Frobenius norm of the deviation over that of the tensor without the perturbation.
 
     Args:
+        held_out: relative, of the repeats that were not used for the others; 0 where none was without a flip.
         relative_flipped: the largest of those repeats in which a discrete value became another one; 0 if none did.
     """
 
@@ -172,7 +173,7 @@ class FloorEntry(Strict):
     relative_typical: Size  # the median
     max_abs_largest: Size
     max_abs_typical: Size
-    held_out: Size  # relative, of the repeats that were not used for the others
+    held_out: Size
     flips: Count = 0  # elements of a discrete tensor that became others in any repeat
     relative_flipped: Size = 0.0
 
@@ -196,7 +197,9 @@ class NoiseFloor(Bound):
 
     Args:
         since: the step in whose beginning each repeat began; what rounding did before is not in this floor.
-        flipped: repeats in which a discrete value became another one; sizes are of the others, if enough are.
+        flipped: repeats in which a discrete value became another one, then or before the step: no size is of these.
+        kept: repeats that were trained once more with the recorded tokens for that reason.
+        making: repeats that the sizes are of; None in a file of before this was counted: then `repeats`.
         restart_compared, restart_differing: tensors of a repeat in which nothing was moved, and how many of these have
             other bits than the recorded ones.
     """
@@ -208,6 +211,8 @@ class NoiseFloor(Bound):
     held_out: Count
     since: Count | None = None
     flipped: Count = 0
+    kept: Count = 0
+    making: Count | None = None
     restart_compared: Count = 0
     restart_differing: Count = 0
     entries: list[FloorEntry]

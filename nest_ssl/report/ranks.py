@@ -18,6 +18,7 @@ from nest_ssl.report.render.markdown import render_markdown
 from nest_ssl.report.render.terminal import print_blocks
 from nest_ssl.report.sections import summary
 from nest_ssl.report.sections.headline import title
+from nest_ssl.report.sections.kinds import likely_kinds
 from nest_ssl.report.words import counted, heads, say, word
 from nest_ssl.report.words.names import labels, number, steps_text, where
 from nest_ssl.report.write import JSON, MARKDOWN, PAGE, PICTURES
@@ -74,7 +75,8 @@ def over_ranks(over: OverRanks) -> list[Block]:
     columns = heads("rank", "status", "first", "report", "same")
     said = [Paragraph(_together(label, side)) for label, side in zip(sides, (over.reference, over.candidate),
                                                                      strict=True)]  # fmt: skip
-    return [Heading(head, 1), Paragraph(verdict), table(columns, rows, right=1), *said]
+    kinds = [] if worst is None else likely_kinds(ranks[worst])
+    return [Heading(head, 1), Paragraph(verdict), *kinds, table(columns, rows, right=1), *said]
 
 
 def _together(label: str, side: SideRanks) -> Text:

@@ -126,7 +126,7 @@ def open_as_asked(reference: Path, candidate: Path, asked: Asked) -> Opened:
     """
     from nest_ssl.compare.declared import load_declared
     from nest_ssl.compare.name_map import load_names
-    from nest_ssl.compare.names import Renamed
+    from nest_ssl.compare.names import Renamed, uncompiled
     from nest_ssl.compare.rules.known import load_known
     from nest_ssl.recording.reader import open_recording
 
@@ -138,6 +138,7 @@ def open_as_asked(reference: Path, candidate: Path, asked: Asked) -> Opened:
     if missing := sorted({*(asked.steps or ())} - {*recorded}):
         have = ", ".join(map(str, recorded)) or "none"
         raise UserError("a step that neither recording has", f"--steps {missing[0]}", f"Recorded steps: {have}.")
+    rename = rename or uncompiled(one, other)
     return Opened(one, Renamed(other, rename) if rename else other, asked, declared, known)
 
 

@@ -17,8 +17,9 @@ from nest_ssl.config.data import Dataset
 from nest_ssl.config.schema import BEST_RQ, class_of
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
-from nest_ssl.data.corpus import Corpora
+from nest_ssl.data.corpus import Corpora, is_stream
 from nest_ssl.data.fingerprint import DataRecord
+from nest_ssl.data.sources.seeding import seed_lhotse
 from nest_ssl.model.nest import NestModel
 from nest_ssl.releases import NEWEST, generation, generation_of, unlisted
 from nest_ssl.run.ranks import processes
@@ -39,12 +40,12 @@ class Length:
     """How long a run trains.
 
     Args:
-        epoch: batches in an epoch.
-        batches: in all; infinite where nothing but a signal or the clock ends it.
+        epoch: batches in an epoch; infinite where they are not counted.
+        batches: in all, at most; infinite where nothing but a signal, the clock or the data ends it.
         steps: of the optimizer.
     """
 
-    epoch: int
+    epoch: float
     batches: float
     steps: float
 
@@ -65,6 +66,7 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
         raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={cfg.trainer.precision}", fix)
     notes = [*filter(None, [unknown]), *adapt_to_machine(cfg, torch.cuda.device_count())]
     notes += check_processes(cfg)
+    notes += seed_lhotse(cfg) if cfg.seeded_data else []
     # Without memory (torch's `meta` device) the port's model and its optimizer are built: what fails, fails now, and
     # NeMo, which would end in a traceback, is not asked.
     section = plain(cfg.model.optim)
@@ -103,10 +105,14 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
     if "validation" in checked:
         loss_prefixes(plain(cfg.model.validation_ds))
     train = datasets["train"]
-    if (train.is_tarred or train.is_concat) and cfg.nemo != NEWEST:
+    if any(data.is_tarred or data.is_concat or data.use_lhotse for data in datasets.values()) and cfg.nemo != NEWEST:
         fix = f"Give nemo={NEWEST}, or a plain manifest."
         raise UserError(f"such data is the same as NeMo {NEWEST}'s alone", f"model.train_ds, nemo={cfg.nemo}", fix)
-    utterances, batch_size = corpora.in_an_epoch(train), train.batch_size or 1
+    for name, dataset in datasets.items():
+        if dataset.use_lhotse:
+            check_unknown_length(cfg, name, dataset)
+    # How many batches Lhotse makes shows when they are made, and most of its streams have no end.
+    utterances, batch_size = math.inf if train.use_lhotse else corpora.in_an_epoch(train), train.batch_size or 1
     utterances, shares = shared_out(utterances, batch_size, train.drop_last, processes(cfg))
     share = cfg.trainer.get("limit_train_batches")
     if (train.is_tarred or train.is_concat) and isinstance(share, float):  # what NeMo makes of it for such data
@@ -126,7 +132,7 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
             raise UserError("a validation that never comes", where, fix)
         cfg.trainer.val_check_interval = 1.0  # our own doing (`batches=N` of a long recipe): shortened to the epoch
         notes.append(f"{where}, for batches={cfg.batches}: a validation at its end instead")
-    if length.batches > MANY_BATCHES and not (cfg.get("exp_manager") or {}).get("exp_dir"):
+    if MANY_BATCHES < length.batches < math.inf and not (cfg.get("exp_manager") or {}).get("exp_dir"):
         notes.append(f"this trains {length.batches:,.0f} batches and keeps no checkpoint; batches=N ends it earlier")
     return Inputs(load_sources(cfg), corpora), DataRecord(checked), length, notes
 
@@ -137,12 +143,30 @@ def data_sections(cfg: DictConfig) -> dict[str, Dataset]:
     return {name: read(Dataset, section, f"model.{name}_ds") for name, section in given.items() if section is not None}
 
 
-def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last: bool) -> Length:
+def check_unknown_length(cfg: DictConfig, name: str, dataset: Dataset) -> None:
+    """Ask for the numbers that follow from the length of the data elsewhere; NeMo stops without them, with no word.
+
+    Raises:
+        UserError: an epoch of a stream, or a schedule, whose length nothing says.
+    """
+    limit = f"limit_{'train' if name == 'train' else 'val'}_batches"
+    given = cfg.trainer.get(limit)
+    if is_stream(dataset) and not (isinstance(given, int) and not isinstance(given, bool)):
+        fix = f"Give trainer.{limit}=N batches (of training, batches=N says it too)."
+        what = "an epoch without end: Lhotse repeats such data"
+        raise UserError(what, f"model.{name}_ds, trainer.{limit}={given}", fix)
+    sched = plain(cfg.model.optim).get("sched") or {}
+    if name == "train" and sched and cfg.trainer.get("max_steps", -1) in (-1, None) and sched.get("max_steps") is None:
+        where, fix = "model.optim.sched, model.train_ds.use_lhotse=true", "Give trainer.max_steps=N."
+        raise UserError("a schedule whose length nothing says: Lhotse does not count its batches", where, fix)
+
+
+def planned_length(cfg: DictConfig, utterances: float, batch_size: int, drop_last: bool) -> Length:
     """How long `cfg.trainer` trains.
 
     Args:
         cfg: the whole configuration.
-        utterances: in an epoch.
+        utterances: in an epoch; infinite where they are not counted.
         batch_size: utterances in a batch.
         drop_last: whether an incomplete last batch is left out.
 
@@ -150,12 +174,14 @@ def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last:
         UserError: there is nothing to train, or no end to it.
     """
     trainer, limit = cfg.trainer, cfg.trainer.get("limit_train_batches")
-    epoch = math.floor(utterances / batch_size) if drop_last else math.ceil(utterances / batch_size)
+    counted = utterances != math.inf
+    whole = math.floor if drop_last else math.ceil
+    epoch: float = whole(utterances / batch_size) if counted else math.inf
     if epoch == 0:
         where, fix = f"model.train_ds.batch_size={batch_size}, {utterances} utterances", "Lower it, or drop_last=false."
         raise UserError("no batch is full, so there is nothing to train", where, fix)
     if limit is not None:
-        epoch = min(epoch, limit) if isinstance(limit, int) else int(epoch * limit)
+        epoch = min(epoch, limit) if isinstance(limit, int) else int(epoch * limit) if counted else epoch
     max_epochs, max_steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
     if 0 in (epoch, max_epochs, max_steps):
         where = f"trainer.limit_train_batches={limit}, max_epochs={max_epochs}, max_steps={max_steps}"
@@ -164,12 +190,16 @@ def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last:
     if max_epochs is None:
         max_epochs = 1000 if steps == math.inf else -1  # as in Lightning
     epochs = math.inf if max_epochs == -1 else max_epochs
-    if steps == epochs == math.inf and not (
-        trainer.get("max_time") or (cfg.get("exp_manager") or {}).get("max_time_per_run")
+    if (
+        steps == math.inf
+        and math.inf in (epochs, epoch)
+        and not (trainer.get("max_time") or (cfg.get("exp_manager") or {}).get("max_time_per_run"))
     ):
         fix = "Give trainer.max_steps, trainer.max_epochs or batches=N."
-        raise UserError("training without end", "trainer.max_epochs=-1 and no max_steps", fix)
+        raise UserError("training without end", f"trainer.max_epochs={max_epochs} and no max_steps", fix)
     accumulate = trainer.get("accumulate_grad_batches") or 1
+    if epoch == math.inf:
+        return Length(epoch, steps * accumulate, steps)
     steps_of_epoch = math.ceil(epoch / accumulate)
     if epochs * steps_of_epoch <= steps:
         return Length(epoch, epochs * epoch, epochs * steps_of_epoch)
@@ -177,13 +207,13 @@ def planned_length(cfg: DictConfig, utterances: int, batch_size: int, drop_last:
     return Length(epoch, whole_epochs * epoch + left * accumulate, steps)
 
 
-def shared_out(utterances: int, batch_size: int, drop_last: bool, ranks: int) -> tuple[int, list[str]]:
+def shared_out(utterances: float, batch_size: int, drop_last: bool, ranks: int) -> tuple[float, list[str]]:
     """How many utterances each of several ranks has in an epoch, and a line that says so before training starts.
 
     Lightning gives every rank the same number: where they cannot be shared out evenly, the first ones come twice.
     Source: PyTorch 2 `torch.utils.data.DistributedSampler` (``drop_last=False``).
     """
-    if ranks == 1:
+    if ranks == 1 or utterances == math.inf:
         return utterances, []
     each = math.ceil(utterances / ranks)
     batches = each // batch_size if drop_last else math.ceil(each / batch_size)
@@ -234,13 +264,12 @@ def check_processes(cfg: DictConfig) -> list[str]:
     if number == 1:
         return []
     devices, train = f"trainer.devices={plain(cfg.trainer.get('devices'))}", cfg.model.train_ds
-    experiments = cfg.get("exp_manager") or {}
     alone = {
-        "exp_manager": experiments.get("exp_dir") or experiments.get("explicit_log_dir"),
         "noise_floor": cfg.noise_floor,
         "bad_audio=skip": cfg.bad_audio == "skip",
         "model.train_ds.is_tarred": train.get("is_tarred"),
         "model.train_ds.is_concat": train.get("is_concat"),
+        "model.train_ds.use_lhotse": train.get("use_lhotse"),
         "trainer.use_distributed_sampler=false": cfg.trainer.get("use_distributed_sampler") is False,
     }
     for what in (name for name, asked in alone.items() if asked):

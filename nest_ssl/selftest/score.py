@@ -31,8 +31,10 @@ def found_places(outcome: Outcome) -> Places:
 
 def is_placed(case: Case, outcome: Outcome) -> bool:
     """Whether all the places where it was born were named, and no other one."""
-    found, expected = found_places(outcome), places(case.born)
-    return is_caught(case, outcome) and expected <= found <= expected | places(case.also)
+    found, expected, also = found_places(outcome), places(case.born), places(case.also)
+    anywhere = {phase for phase, module in also if module == "*"}
+    others = {(phase, module) for phase, module in found - expected - also if phase not in anywhere}
+    return is_caught(case, outcome) and expected <= found and not others
 
 
 @dataclass(frozen=True)

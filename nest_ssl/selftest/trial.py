@@ -6,29 +6,38 @@ What `nest-ssl explain` does in several processes is done here in the one that w
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import runpy
 import shutil
+import socket
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import ROOT
 from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.evidence import open_evidence
 from nest_ssl.compare.operators import bind
+from nest_ssl.compare.ranks import OverRanks, compare_over_ranks
 from nest_ssl.compare.schedules import bind_rates
 from nest_ssl.recording import evidence as files
 from nest_ssl.recording.evidence import NoiseFloor, read_evidence, seal_of, write_evidence
-from nest_ssl.recording.layout import step_folder
+from nest_ssl.recording.layout import rank_folder, step_folder
+from nest_ssl.recording.ranks import write_ranks
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.run.candidate import replay_recording
 from nest_ssl.run.experiment import run
 from nest_ssl.run.nest_report import explain_nest
+from nest_ssl.run.ranks import FOLDER
 from nest_ssl.run.subject import Subject
-from nest_ssl.selftest.cases import Case, Recipe
+from nest_ssl.selftest.cases import Case, Edit, Recipe
 from nest_ssl.selftest.planting import plant
 
 SMALL = [
@@ -52,11 +61,17 @@ RECIPES: dict[Recipe, list[str]] = {
     # Both go on behind the first step of `EARLIER`, or begin with the weights that it had then.
     "resumed": [*SMALL, "run=full", "batches=2", "save_steps=1", "trainer.limit_val_batches=0", "learning_rates=100"],
     "started": [*SMALL, *ONE_STEP],
+    # Two processes; each is compared with its like, by the recordings alone.
+    "ranks": [
+        *SMALL, "batches=2", "save_steps=0,1", "trainer.limit_val_batches=0", "model.train_ds.batch_size=2",
+        "trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true",
+    ],
 }  # fmt: skip
 EARLIER = [*SMALL, "run=full", "batches=2", "save_steps=none", "trainer.limit_val_batches=0"]
 KEEP_NOTHING = {"create_tensorboard_logger": "false", "create_checkpoint_callback": "false"}
 EACH_STEP = "{every_n_train_steps: 1, save_top_k: -1, monitor: null, filename: '{step}'}"
 FLOAT64 = "trainer.precision=64-true"
+RANKS, RANK_SECONDS = 2, 120.0  # how many, and how long one may take
 REPEATS = 8  # that make the noise floor
 REFERENCE, CANDIDATE, CHECKPOINTS = "reference", "candidate", "checkpoints"
 
@@ -124,6 +139,38 @@ def overrides_of(recipe: Recipe, prepared: Path, folder: Path) -> list[str]:
     return RECIPES[recipe]
 
 
+def record_ranks(subject: Subject, folder: Path, overrides: Sequence[str], edits: Sequence[Edit] = ()) -> None:
+    """Train with edits in several processes, which are forks of this one, as `run.ranks` starts them.
+
+    Raises:
+        UserError: one of them does not train.
+    """
+    folder.mkdir(parents=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def train(rank: int) -> None:
+        place = {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), FOLDER: str(folder)}
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", **place})
+        plant(edits)
+        sys.exit(run(subject, [*overrides, f"output_dir={folder}"]))
+
+    processes = [multiprocessing.get_context("fork").Process(target=train, args=(rank,)) for rank in range(RANKS)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + RANK_SECONDS
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        process.kill()
+        process.join()
+    if any(process.exitcode for process in processes):
+        reports = "; ".join(path.read_text() for path in sorted(folder.glob("failure_*")))
+        raise UserError("a rank does not train", reports or str(folder), "See there.")
+    write_ranks(folder, RANKS)
+
+
 def record_reference(recipe: Recipe, folder: Path) -> None:
     """Train the port as it is, and leave in `folder` its recording, its noise floor and its recording in float64."""
     subject, overrides = trainer_under_test(), overrides_of(recipe, folder, folder / "kept")
@@ -136,6 +183,8 @@ def record_reference(recipe: Recipe, folder: Path) -> None:
         run(
             subject, [*EARLIER, f"output_dir={folder / 'earlier'}", *(f"exp_manager.{k}={v}" for k, v in keeps.items())]
         )
+    if recipe == "ranks":
+        return record_ranks(subject, folder / REFERENCE, overrides)
     evidence = folder / files.FOLDER
     reference = _recorded(subject, folder / REFERENCE, *overrides, f"noise_floor={REPEATS}")
     for step in reference.steps:
@@ -144,6 +193,23 @@ def record_reference(recipe: Recipe, folder: Path) -> None:
         bound = floor.model_copy(update={"reference": seal_of(reference.index)})
         write_evidence(evidence / files.FLOOR / name, bound)
     _recorded(subject, evidence / files.FLOAT64 / REFERENCE, *overrides, FLOAT64)
+
+
+def try_ranks(case: Case, size: float | None, references: Path, folder: Path) -> OverRanks:
+    """As `try_case`, in several processes and without evidence.
+
+    Raises:
+        UserError: it cannot be planted, or does not train.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    overrides = [*RECIPES["ranks"], *case.settings]
+    record_ranks(trainer_under_test(), folder / CANDIDATE, overrides, case.edits_at(size))
+    compared = []
+    for rank in range(RANKS):
+        places = references / "ranks" / REFERENCE / rank_folder(rank), folder / CANDIDATE / rank_folder(rank)
+        reference, candidate = (open_recording(place, verify=False) for place in places)
+        compared.append(compare_recordings(reference, candidate))
+    return compare_over_ranks(compared)
 
 
 def try_case(case: Case, size: float | None, references: Path, folder: Path) -> Comparison:
@@ -193,25 +259,30 @@ def outcome_of(case: Case, size: float | None, key: str, references: Path, folde
     started = time.process_time()
     given: dict[str, Any] = {"key": key, "name": case.name, "size": case.size if size is None else size}
     try:
-        comparison = try_case(case, size, references, folder)
+        if case.recipe == "ranks":
+            over = try_ranks(case, size, references, folder)
+            comparisons, verdict, code = over.ranks, over.verdict, over.exit_code
+        else:
+            comparisons = [try_case(case, size, references, folder)]
+            verdict, code = comparisons[0].verdict, comparisons[0].exit_code
     except Exception as error:  # noqa: BLE001  whatever an edited trainer may raise
         return Outcome(**given, error=f"{type(error).__name__}: {error}"[:500])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    proof = comparison.proof
-    born = tuple(
+    born = [
         Place(phase=one.phase, module=one.module, size=one.size, in_float64=one.in_float64, floors=one.floors)
-        for one in proof.born
-    )
-    if comparison.contract_differs:
-        settings = [one.address.slot for one in comparison.rung("contract").findings]
-        born = tuple(Place(phase="another experiment", module=setting) for setting in settings)
+        for comparison in comparisons
+        for one in comparison.proof.born
+    ]
+    if comparisons[0].contract_differs:
+        settings = [one.address.slot for one in comparisons[0].rung("contract").findings]
+        born = [Place(phase="another experiment", module=setting) for setting in settings]
     return Outcome(
         **given,
-        verdict=comparison.verdict.value,
-        exit_code=comparison.exit_code,
-        born=born,
-        kinds=tuple(dict.fromkeys(likely.kind.value for likely in comparison.kinds)),
-        lacking=tuple(note.kind for note in proof.lacking),
+        verdict=verdict.value,
+        exit_code=code,
+        born=tuple({(one.phase, one.module): one for one in reversed(born)}.values())[::-1],
+        kinds=tuple(dict.fromkeys(likely.kind.value for each in comparisons for likely in each.kinds)),
+        lacking=tuple(note.kind for each in comparisons for note in each.proof.lacking),
         seconds=round(time.process_time() - started, 2),
     )

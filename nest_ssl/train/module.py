@@ -44,6 +44,7 @@ class NestModule(NestModel, LightningModule):
         skipped: go on without audio files that cannot be used, and count them here; None: stop at the first.
         corpora: manifests that have been read already.
         seeded_data: whether draws that NeMo seeds from the clock follow from the seed, see `data/sources/seeding.py`.
+        rank, world_size: which of how many processes this is; each reads its part of streams and mixtures.
     """
 
     def __init__(
@@ -54,10 +55,13 @@ class NestModule(NestModel, LightningModule):
         skipped: SkippedAudio | None = None,
         corpora: Corpora | None = None,
         seeded_data: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         differences = releases.generation(generation)
         data: dict[str, Any] = {"skipped": skipped, "corpora": corpora, "differences": differences}
-        data |= {"seeded": seeded_data, "noisy": class_of(cfg.get("target")) == NEST}
+        data |= {"seeded": seeded_data, "noisy": class_of(cfg.get("target")) == NEST, "rank": rank}
+        data["world_size"] = world_size
         train, rate = None if cfg.get("train_ds") is None else read(Dataset, cfg.train_ds, "train_ds"), cfg.sample_rate
         sections = validation_sections(cfg.validation_ds) if cfg.get("validation_ds") is not None else []
         validation = [read(Dataset, section, "validation_ds") for section in sections]

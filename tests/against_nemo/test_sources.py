@@ -6,10 +6,12 @@ Both loaders are built from the same section and walked from the same seeds; one
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import gc
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from omegaconf import OmegaConf
@@ -19,23 +21,38 @@ from nest_ssl.cli.data import main as data
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
 from nest_ssl.data.check import check_dataset
+from nest_ssl.data.loader import AudioNoiseLoader, build_dataloader
 from nest_ssl.data.manifest import read_speech
 from nest_ssl.data.sources.making import convert
 from nest_ssl.data.sources.seeding import seeded_sources
+from nest_ssl.releases import generation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # NeMo's and its libraries' own
+
+
+@pytest.fixture(autouse=True)
+def _streams_are_closed() -> Iterator[None]:
+    """Streams cut short keep their tar files open until they are collected: here, where their warnings are ignored."""
+    yield
+    while FirstBatches.all:  # workers that the collector ends take 5 s each
+        loader = FirstBatches.all.pop().loader
+        loader._iterator = None
+        if isinstance(loader, AudioNoiseLoader) and loader._epoch is not None:
+            loader._epoch._batches = iter(())
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The practice corpus in all kinds; and a set of tar files with several lines for a file."""
     folder = tmp_path_factory.mktemp("sources")
-    for kind in ("tarred", "buckets"):
+    for kind in ("tarred", "buckets", "shar"):
         data(["--out", str(folder / "plain"), "--kind", kind])
     manifest = read_speech(str(folder / "plain" / "train_manifest.json"))
     pieces = [(line, start) for line in manifest.lines[:4] for start in (None, 0.5)]
     lines = [dataclasses.replace(line, offset=start, duration=1.5) for line, start in pieces]
     convert(dataclasses.replace(manifest, lines=lines), "tarred", folder / "pieces", 1)
+    convert(dataclasses.replace(manifest, lines=manifest.lines[5:]), "shar", folder / "other_shar", 2)
     return folder
 
 
@@ -81,18 +98,70 @@ CASES: dict[str, dict[str, Any]] = {
     "concat of tars, two workers": {**MIXED_TARS, **MIXED, "concat_sampling_technique": "round-robin",
                                     "num_workers": 2},
 }  # fmt: skip
+
+SECONDS = {"batch_size": None, "batch_duration": 9.0}
+# Endless streams fill the buffer from which they shuffle before the first batch, with the audio.
+LHOTSE = {"use_lhotse": True, "seed": 11, "shard_seed": "randomized", "shuffle_buffer_size": 7,
+          "bucket_buffer_size": 20}  # fmt: skip
+SHAR = {**LHOTSE, **SECONDS, "shar_path": "plain_shar"}
+ENDLESS = 9  # batches of an endless stream that are looked at
+MANIFEST = {**LHOTSE, "manifest_filepath": "plain/train_manifest.json"}
+SHARDED = {"manifest_filepath": "plain_tarred/sharded_manifests/manifest__OP_0..1_CL_.json",
+           "tarred_audio_filepaths": "plain_tarred/audio__OP_0..1_CL_.tar"}  # fmt: skip
+CUT_CASES: dict[str, dict[str, Any]] = {
+    "manifest": MANIFEST,
+    "manifest, seconds a batch, with noise": {**MANIFEST, **MIXED, **SECONDS, "quadratic_duration": 4.0},
+    "manifest, buckets": {
+        **MANIFEST, **MIXED, **SECONDS, "use_bucketing": True, "num_buckets": 3, "max_duration": 6.0,
+        "concurrent_bucketing": False, "drop_last": True},
+    "manifest, bins, two workers": {
+        **MANIFEST, **MIXED, **SECONDS, "bucket_duration_bins": [2.5, 4.2], "concurrent_bucketing": False,
+        "num_workers": 2},
+    "shar, with noise": {**SHAR, **MIXED},
+    "shar, two workers": {**SHAR, **MIXED, "num_workers": 2, "shard_seed": 3},
+    "shar, mixed by weight": {**SHAR, **MIXED, "shar_path": [["plain_shar", 0.7], ["other_shar", 0.3]]},
+    "tars, a whole manifest": {**LHOTSE, **SECONDS, **MIXED, "manifest_filepath": TARRED["manifest_filepath"],
+                               "tarred_audio_filepaths": SHARDED["tarred_audio_filepaths"]},
+    "tars, manifest in shards, two workers": {**LHOTSE, **SECONDS, **SHARDED, **MIXED, "num_workers": 2},
+    "tars, pieces": {**LHOTSE, **SECONDS, "manifest_filepath": "pieces/tarred_audio_manifest.json",
+                     "tarred_audio_filepaths": "pieces/audio_0.tar"},
+    "mux": {**LHOTSE, **SECONDS, **MIXED, "input_cfg": [
+        {"type": "nemo_tarred", "weight": 2, **SHARDED},
+        {"type": "lhotse_shar", "weight": 1, "shar_path": "plain_shar"}]},
+    "mux of groups, two workers": {**LHOTSE, **SECONDS, **MIXED, "num_workers": 2, "input_cfg": [
+        {"type": "group", "weight": 0.3, "input_cfg": [
+            {"type": "lhotse_shar", "shar_path": "plain_shar"}, {"type": "lhotse_shar", "shar_path": "other_shar"}]},
+        {"type": "nemo_tarred", "weight": 0.7, "tags": {"from": "tars"}, **SHARDED}]},
+    "manifests, mixed": {
+        **LHOTSE, **MIXED, "manifest_filepath": ["plain/train_manifest.json", "plain/val_manifest.json"]},
+    "tars, mixed by weight": {
+        **LHOTSE, **SECONDS, **MIXED, "manifest_filepath": [[TARRED["manifest_filepath"], 0.8],
+                                                            ["pieces/tarred_audio_manifest.json", 0.2]],
+        "tarred_audio_filepaths": [[SHARDED["tarred_audio_filepaths"]], ["pieces/audio_0.tar"]]},
+    "mux of few open streams": {**LHOTSE, **SECONDS, **MIXED, "max_open_streams": 1, "input_cfg": [
+        {"type": "lhotse_shar", "weight": 2, "shar_path": "plain_shar"},
+        {"type": "lhotse_shar", "weight": 1, "shar_path": "other_shar"}]},
+}  # fmt: skip
 FROM_THE_CLOCK = {"tarred, shuffled, with noise": False, "tarred": True, "concat, a seed given": True}
 
 
 def section_of(case: str, corpus: Path) -> dict[str, Any]:
     """The case as a section of the config, with whole paths."""
 
-    def located(value: Any) -> Any:
-        return [located(part) for part in value] if isinstance(value, list) else str(corpus / value)
+    def located(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: located(part, name) for name, part in value.items()}
+        if isinstance(value, list):
+            return [located(part, key) for part in value]
+        is_path = key.endswith(("manifest", "filepath", "filepaths", "shar_path")) and isinstance(value, str)
+        return str(corpus / value) if is_path else value
 
-    section = {"sample_rate": RATE, "batch_size": 2, "shuffle": False, **CASES[case]}
-    return {key: located(value) if key.endswith(("manifest", "filepath", "filepaths")) else value
-            for key, value in section.items()}  # fmt: skip
+    section: dict[str, Any] = located({"sample_rate": RATE, "batch_size": 2, "shuffle": False, **all_cases()[case]})
+    return section
+
+
+def all_cases() -> dict[str, dict[str, Any]]:
+    return {**CASES, **CUT_CASES}
 
 
 def build_reference(nemo_model: Any, section: dict[str, Any], seeded: bool = True) -> Any:
@@ -115,6 +184,68 @@ def test_batches_and_draws_are_nemos(
     got, candidate_ledger = walk(lambda: build_candidate(section), 42)
     assert_same(expected, got)
     assert candidate_ledger == reference_ledger
+
+
+@pytest.mark.parametrize("case", CUT_CASES)
+def test_batches_of_cuts_are_nemos(
+    case: str, corpus: Path, nemo_model: Any, build_candidate: Callable[..., Any]
+) -> None:
+    section = section_of(case, corpus)
+    check_dataset(read(Dataset, section), RATE)
+    expected, reference_ledger = walk(lambda: FirstBatches(build_reference(nemo_model, section)), 42)
+    got, candidate_ledger = walk(lambda: FirstBatches(build_candidate(section)), 42)
+    assert len(got) > 1
+    assert_same(expected, got)
+    assert candidate_ledger == reference_ledger
+
+
+class FirstBatches:
+    """A loader cut short, as `trainer.limit_train_batches` does: most of these streams have no end."""
+
+    all: ClassVar[list[FirstBatches]] = []
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.all.append(self)
+
+    def __iter__(self) -> Any:
+        return itertools.islice(iter(self.loader), ENDLESS)
+
+
+# Whether two ranks read different audio. Without workers nothing tells Lhotse's streams which rank they are of.
+OF_TWO = {
+    "tarred, shuffled, with noise": True,
+    "tarred, two workers": True,
+    "buckets, at random, one twice": True,
+    "concat, temperature": True,
+    "concat of tars": True,
+    "manifest, seconds a batch, with noise": True,
+    "manifest, buckets": True,
+    "shar, with noise": False,
+    "mux of groups, two workers": True,
+}
+
+
+@pytest.mark.parametrize("case", OF_TWO)
+def test_each_of_two_ranks_gets_its_own(
+    case: str, corpus: Path, nemo_model: Any, release: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process's part is as NeMo splits it: the loaders are built as rank 0 and rank 1 of 2, without processes."""
+    section = section_of(case, corpus)
+    monkeypatch.setattr(nemo_model, "world_size", 2)
+
+    def batches_of(rank: int) -> list[bytes]:
+        monkeypatch.setattr(type(nemo_model), "global_rank", property(lambda model: rank))
+        dataset, of = read(Dataset, section), generation(release)
+        expected, reference_ledger = walk(lambda: FirstBatches(build_reference(nemo_model, section)), 42)
+        got, candidate_ledger = walk(
+            lambda: FirstBatches(build_dataloader(dataset, RATE, differences=of, rank=rank, world_size=2)), 42
+        )
+        assert_same(expected, got)
+        assert candidate_ledger == reference_ledger
+        return [batch["audio"].numpy().tobytes() for batch in got]
+
+    assert (batches_of(0) != batches_of(1)) == OF_TWO[case]
 
 
 @pytest.mark.parametrize("case", FROM_THE_CLOCK)

@@ -262,20 +262,23 @@ def test_a_run_knows_the_words_that_make_was_given(make: Make, fake_python: Any)
     assert command.startswith("make align ") and "  " not in command.partition("ARGS=")[0]
 
 
-@pytest.mark.parametrize(("fails", "code"), [(None, 0), ("no:cacheprovider", 2), ("--ignore", 2)])
-def test_test_fails_when_either_run_does(
+@pytest.mark.parametrize(
+    ("fails", "code"), [(None, 0), ("no:cacheprovider", 2), ("--ignore", 2), ("ruff", 2), ("check_types.py", 2)]
+)
+def test_test_fails_when_lint_or_either_run_does(
     make: Make, fake_python: Any, tmp_path: Path, fails: str | None, code: int
 ) -> None:
     if fails:
         fake_python.fail(fails, 1)
-    done = make("--assume-old=data", "--assume-old=lint", "test", f"TEST_LOGS={tmp_path / 'l o g s'}")
+    done = make("--assume-old=data", "test", f"TEST_LOGS={tmp_path / 'l o g s'}")
     assert done.returncode == code
-    runs = {tuple(call["argv"]) for call in fake_python.calls}
+    runs = {tuple(call["argv"]) for call in fake_python.calls if "pytest" in call["argv"]}
     shared = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     assert runs == {
         ("-m", "pytest", *shared, "tests", "--ignore", "tests/against_nemo", "--ignore", "tests/docker"),
         ("-m", "pytest", "-p", "no:cacheprovider", "tests/against_nemo"),
     }
+    assert ("nothing to mend" in done.stdout) == (fails not in ("ruff", "check_types.py"))
     port, nemo = done.stdout.splitlines()[-2:]
     assert re.fullmatch(r"The port     my last line: .*'--ignore'.*", port)
     assert re.fullmatch(r"Against NeMo my last line: .*'no:cacheprovider'.*", nemo)

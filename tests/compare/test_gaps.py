@@ -161,3 +161,31 @@ def test_a_field_that_is_made_of_the_headlines_follows_from_it(size: float, plac
     ]
     remainders = unexplained(fields[0], fields, [step(*fields)], None)
     assert sum(len(one.findings) for one in remainders) == left_over
+
+
+@pytest.mark.parametrize("at", ["before", "elsewhere"])
+def test_who_is_handed_other_gradients_than_its_hook_recorded_is_cleared(at: str) -> None:
+    """A module behind it is another function, and brings other gradients to its output: those it makes follow."""
+    gradient = differs("gradients", Kind.GRADIENT, Phase.GRADIENTS, "before")
+    deviation = apart(Address(Kind.OUTPUT_GRADIENT, at, 0), 0.5)
+    units = [
+        UnitJudgement(unit("before", "backward"), Function.SAME, By.BITS),
+        UnitJudgement(
+            unit("inner", "backward", outcome="other bits", deviations=[deviation]), Function.ANOTHER, By.FLOAT64
+        ),
+    ]
+    born = born_of(units, [Root("backward", "before", (gradient,))], lambda _: False)
+    assert {one.module for one in born} == ({"inner"} if at == "before" else {"before", "inner"})
+
+
+def test_an_output_gradient_that_one_side_alone_computes_is_of_who_asks_for_it() -> None:
+    """Where the models are built otherwise, backward reaches further on one side; the module it reaches is cleared."""
+    place = Address(Kind.OUTPUT_GRADIENT, "before", 0)
+    gradient = Finding("gradients", Moment(0, Phase.BACKWARD), place, Difference.MISSING_CANDIDATE)
+    built = Finding("structure", Moment(-1, Phase.STRUCTURE), Address(Kind.PARAMETER, "mask"), Difference.SETTING)
+    units = [UnitJudgement(unit("before", "backward"), Function.SAME, By.BITS)]
+    backward = Root("backward", "before", (gradient,))
+    assert [one.phase for one in born_of(units, [Root("structure", "mask", (built,)), backward], lambda _: False)] == [
+        "structure"
+    ]
+    assert [one.phase for one in born_of(units, [backward], lambda _: False)] == ["backward"]

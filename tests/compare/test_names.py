@@ -14,7 +14,7 @@ from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.evidence import open_evidence
 from nest_ssl.compare.name_map import load_names, renaming
-from nest_ssl.compare.names import Renamed
+from nest_ssl.compare.names import Renamed, uncompiled
 from nest_ssl.recording.evidence import (
     FLOAT64,
     OPERATORS,
@@ -25,7 +25,7 @@ from nest_ssl.recording.evidence import (
     write_evidence,
 )
 from nest_ssl.recording.reader import open_recording
-from tests.compare.builder import Encoder, Model, Plan, first, record
+from tests.compare.builder import Encoder, Model, Plan, first, noted, record
 
 RENAMED = {"encoder.blocks": "encoder.layers"}
 WRAPPED = {"decoder.inner": "decoder"}
@@ -100,6 +100,43 @@ def test_a_fault_below_a_name_that_is_mapped_is_found_and_named(reference: Path,
 
     made = record(tmp_path / "nest", Plan("nest", "0.1.0", model=Other, after_build=plant))
     assert first(compared(reference, made, RENAMED))[:3] == ("forward", 0, "encoder.layers.1.norm")
+
+
+def without_a_map(reference: Path, candidate: Path) -> Comparison:
+    sides = open_recording(reference), open_recording(candidate)
+    rename = uncompiled(*sides)
+    return compare_recordings(sides[0], Renamed(sides[1], rename) if rename else sides[1], declared=[])
+
+
+TORCHS_OWN = "ignore:The .grad attribute of a Tensor:UserWarning"  # torch.compile asks
+
+
+@pytest.mark.filterwarnings(TORCHS_OWN)
+def test_what_torch_compile_has_wrapped_is_compared_as_a_whole(reference: Path, tmp_path: Path) -> None:
+    """Calls in it are not watched, since it is compiled with whatever watches it; its weights and its output are."""
+
+    def compiled(model: nn.Module, factor: float = 0.5) -> None:
+        model.encoder.layers[1].factor = factor
+        model.encoder.layers[1] = torch.compile(model.encoder.layers[1], backend="eager")
+
+    right = without_a_map(reference, record(tmp_path / "right", Plan("nest", "0.1.0", after_build=compiled)))
+    assert right.verdict == "identical", first(right)
+    assert right.rung("weights").compared > 100 and right.rung("forward").missing_candidate == 0
+    assert noted(right, "computed_otherwise")[0]["count"] == 8  # of one that both layers share, both calls
+    plan = Plan("nest", "0.1.0", after_build=lambda model: compiled(model, 0.50001))
+    wrong = without_a_map(reference, record(tmp_path / "wrong", plan))
+    assert wrong.verdict == "diverged" and first(wrong)[:3] == ("forward", 0, "encoder.layers.1.norm")  # not called
+    differing = [one for one in wrong.rung("forward").findings if one.metrics and one.address.module]
+    assert min(differing, key=lambda one: one.moment).address.module == "encoder.layers.1"
+
+
+@pytest.mark.filterwarnings(TORCHS_OWN)
+def test_what_is_compiled_in_place_is_compared_by_what_is_around_it(reference: Path, tmp_path: Path) -> None:
+    def compiled(model: nn.Module) -> None:
+        model.encoder.layers[1].compile(backend="eager")
+
+    right = record(tmp_path / "right", Plan("nest", "0.1.0", after_build=compiled))
+    assert without_a_map(reference, right).verdict == "identical"
 
 
 def test_evidence_about_the_candidate_is_read_under_the_same_names(reference: Path, tmp_path: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from torch import Tensor, nn
 
-from nest_ssl.compare import FixedTolerance
+from nest_ssl.compare import FixedTolerance, compare_recordings
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.evidence import SIDES
+from nest_ssl.compare.evidence import SIDES, open_evidence
 from nest_ssl.compare.rules.same_function import By, Function
 from nest_ssl.recording import evidence as files
 from nest_ssl.recording.address import Address, Kind, of_entry
@@ -225,6 +226,19 @@ def test_what_is_beyond_the_floor_is_no_rounding_whatever_its_function(
     comparison = explained(reference, candidate, folder)
     assert comparison.verdict == "diverged"
     assert "beyond_floor" in lacking(comparison)
+
+
+def test_a_floor_of_few_repeats_is_said_where_a_difference_lies_beyond_it(
+    reference: Path, folder: Path, tmp_path: Path
+) -> None:
+    candidate = nest(tmp_path, after_build=rewritten)
+    edit_tensors(candidate, "step_0/loss.pt", lambda loss: loss["loss"].mul_(1.001))
+    write_replay(folder, reference, candidate, rounded())
+    sides = open_recording(reference), open_recording(candidate)
+    evidence = open_evidence(folder, *sides)
+    whole = lacking(explained(reference, candidate, folder))
+    evidence.floors = {place: replace(floors, repeats=2) for place, floors in evidence.floors.items()}
+    assert lacking(compare_recordings(*sides, declared=[], evidence=evidence)) == [*whole, "lacks_repeats"]
 
 
 def test_a_tolerance_of_the_users_own_goes_before_the_evidence(reference: Path, folder: Path, tmp_path: Path) -> None:

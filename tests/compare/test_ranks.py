@@ -10,10 +10,13 @@ import pytest
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Status
+from nest_ssl.compare.kinds import FaultKind, Likely
 from nest_ssl.compare.ranks import OverRanks, Parted, compare_over_ranks
+from nest_ssl.recording.address import Kind
+from nest_ssl.recording.clock import Phase
 from nest_ssl.report.document import plain
 from nest_ssl.report.ranks import over_ranks, write_ranks_report
-from tests.report.builder import comparison, finding, index
+from tests.report.builder import add, comparison, finding, index
 
 
 def weights(**changed: str) -> dict[str, Any]:
@@ -96,3 +99,29 @@ def test_ranks_that_part_on_both_sides_are_no_pass() -> None:
 def test_what_is_not_trained_may_differ() -> None:
     over, _ = judged(rank(0, **SAME), rank(1, {"f_2": "d"}, {"f_2": "d"}, **SAME))
     assert over.reference.parted is None and over.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("begins", "named"),
+    [
+        ((None, 1), 1),  # rank 1 alone draws otherwise; what rank 0 adds up follows
+        ((0, 1), 0),  # the earlier one
+        ((1, 1), None),  # both: no matter of the ranks
+        ((None, None), None),  # gradients alone
+    ],
+)
+def test_what_one_rank_alone_does_first_is_a_matter_of_the_ranks(
+    begins: tuple[int | None, int | None], named: int | None
+) -> None:
+    made = []
+    for number, step in enumerate(begins):
+        one = rank(number, **DIVERGED)
+        one.kinds = [Likely(FaultKind.MASKING)]
+        add(one, "gradients", finding("gradients", 1, Phase.GRADIENTS, 0, kind=Kind.GRADIENT))
+        if step is not None:
+            add(one, "forward", finding(step=step))
+        made.append(one)
+    over, said = judged(*made)
+    expected = FaultKind.MASKING if named is None else FaultKind.RANKS
+    assert {likely.kind for one in over.ranks for likely in one.kinds} == {expected}
+    assert any(f"only rank {named} differs" in text for text in said) is (named is not None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nest_ssl.compare.comparison import Explanation
 from nest_ssl.compare.findings import Birth, Difference
 from nest_ssl.recording.reader import Recording
+from nest_ssl.report.write import report_text
 from tests.compare.builder import edit_tensors, first, judge, left, noted, remove, statuses
 
 Make = Callable[..., Path]
@@ -185,6 +186,21 @@ def test_the_order_of_a_groups_parameters_does_not_matter(reference: Path, copy:
 def test_which_parameters_a_group_holds_matters(reference: Path, copy: Path) -> None:
     edit_tensors(copy, "step_0/optimizer_state.pt", lambda s: s["param_groups"][0]["params"].remove("decoder.bias"))
     assert first(judge(reference, copy))[-1] == "param_groups.0.params.decoder.bias"
+
+
+def test_a_member_of_a_group_whose_parameter_is_missing_follows_from_that(reference: Path, make: Make) -> None:
+    """Not by itself unexplained, and the report shows what is missing where; left out alone it is the headline."""
+
+    def without_bias(model: nn.Module) -> None:
+        model.decoder.bias = None
+
+    lacking = judge(reference, make(after_build=without_bias))
+    assert first(lacking) == ("structure", None, "decoder", None, "bias") and left(lacking) == {}
+    members = [one for one in lacking.rung("optimizer_input").findings if "params" in one.address.path]
+    assert {(one.address.own_name, one.difference) for one in members} == {
+        ("0.params.decoder.bias", Difference.MISSING_CANDIDATE)
+    }
+    assert "| into the optimizer | missing |" in report_text(lacking)
 
 
 def test_a_step_without_an_optimizer_state_is_inconclusive(reference: Path, copy: Path) -> None:

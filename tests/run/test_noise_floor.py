@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +15,7 @@ from train_nest import NEST
 
 from nest_ssl.base.rng import restore_generators
 from nest_ssl.compare.findings import Finding
+from nest_ssl.compare.rules.noise_floor import LOOK, ROUNDING, floors_of
 from nest_ssl.config.compose import compose
 from nest_ssl.config.parts import Quantizer
 from nest_ssl.config.section import read as read_section
@@ -28,7 +30,8 @@ from nest_ssl.run.floor.deviations import Tally, rounding_of_a_sum
 from nest_ssl.run.floor.margins import Margins
 from nest_ssl.run.floor.state import SavedState, move_by_one_ulp
 from nest_ssl.run.floor.values import StepValues
-from tests.test_planted_faults import Plant, compare, norm_eps, residual_factor, split_k_product
+from nest_ssl.train.module import NestModule
+from tests.test_planted_faults import Plant, compare, norm_eps, patch_forward, residual_factor, split_k_product
 from tests.test_planted_faults import record as plant_and_record
 
 TINY = ["size=tiny", "batches=3", "model.train_ds.batch_size=3"]  # the third utterance is shorter: padding
@@ -132,20 +135,21 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def worst_ratio(reference: Path, candidate: Path, plant: Plant) -> tuple[float, Finding]:
+def worst_ratio(reference: Path, candidate: Path, plant: Plant, least: int = 100, *words: str) -> tuple[float, Finding]:
     """By how many floors the candidate is away at most, and where; every tensor that differs has a floor."""
-    plant_and_record(candidate, plant)
+    plant_and_record(candidate, plant, *words)
     floors = {step: by_address(read(reference, step)) for step in (0, 1)}
     rungs = [rung for rung in compare(reference, candidate).rungs if rung.name != "validation"]  # it is not repeated
     findings = [finding for rung in rungs for finding in rung.findings if finding.metrics]
-    assert len(findings) > 100
+    assert len(findings) > least
     ratios = []
     for finding in findings:
         entry = floors[finding.moment.step][finding.address]
         assert finding.metrics is not None
-        distance = finding.metrics.relative
-        if distance is not None and math.isfinite(distance):
-            ratios.append((distance / entry.relative_largest if entry.relative_largest else math.inf, finding))
+        size, found = finding.metrics.relative, finding.metrics
+        if size is not None and math.isfinite(size):
+            whole = (size, float(found.max_abs or 0.0), entry, found.norm or 0.0, found.eps, found.elements)
+            ratios.append((floors_of(*whole), finding))
     return max(ratios, key=lambda pair: pair[0])
 
 
@@ -220,6 +224,65 @@ def test_a_token_between_two_codes_flips_and_its_margin_says_why() -> None:
     assert len(others) == 7 and all(margin.margin > 100 * margin.floor for margin in others)
 
 
+def on_edge(model: NestModule) -> None:
+    """Tokens that the last bits of a feature choose: seven repeats of eight flip them."""
+
+    def chosen(forward: Callable[..., Any], input_signal: torch.Tensor) -> Any:
+        vectors, tokens = forward(input_signal=input_signal)
+        tokens[:] = int(input_signal[0, 40, 20].view(torch.int32)) & 7
+        return vectors, tokens
+
+    patch_forward(model.quantizer, chosen)
+
+
+def on_edge_and_split(model: NestModule) -> None:
+    on_edge(model)
+    split_k_product(model)
+
+
+def on_edge_and_scaled(model: NestModule) -> None:
+    on_edge(model)
+    model.encoder.layers[0].feed_forward1.linear1.bias.register_hook(lambda gradient: gradient * 1.0003)
+
+
+def norm_by_hand(model: NestModule) -> None:
+    norm = model.encoder.layers[0].norm_conv
+
+    def by_hand(_: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
+        centred = x.float() - x.float().mean(-1, keepdim=True)
+        return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + norm.eps) * norm.weight + norm.bias
+
+    patch_forward(norm, by_hand)
+
+
+def output_a_tenth_larger(model: NestModule) -> None:
+    patch_forward(model.encoder.layers[0], lambda forward, *args, **more: forward(*args, **more) * 1.1)
+
+
+def test_in_bfloat16_a_correct_rewrite_lies_within_it_and_a_large_fault_does_not(tmp_path: Path) -> None:
+    """There rounding is so large that a layer's output x 1.002 hides in it: replay and float64 have to find that."""
+    half = "trainer.precision=bf16-mixed"
+    plant_and_record(tmp_path / "nest", None, half, "noise_floor=3")
+    rounding, _ = worst_ratio(tmp_path / "nest", tmp_path / "rewrite", norm_by_hand, 100, half)
+    fault, where = worst_ratio(tmp_path / "nest", tmp_path / "fault", output_a_tenth_larger, 100, half)
+    print(f"floors in bfloat16: rewrite {rounding:.2f}, output x 1.1 {fault:.1f} at {where.address}")
+    assert rounding < LOOK < fault
+
+
+def test_where_a_token_flips_in_nearly_all_repeats_they_are_trained_again_without(tmp_path: Path) -> None:
+    """With the flips in it, the floor would let one gradient x 1.0003 pass."""
+    plant_and_record(tmp_path / "nest", on_edge, "noise_floor=6")
+    floors = [read(tmp_path / "nest", step) for step in (0, 1)]
+    assert all(floor.making == 6 and floor.flipped == floor.kept > 4 for floor in floors)
+    assert all(floor.restart_differing == 0 for floor in floors)
+    wide = {one.place.address: max(one.relative_flipped, one.relative_largest) for one in floors[0].entries}
+    rounding, _ = worst_ratio(tmp_path / "nest", tmp_path / "rewrite", on_edge_and_split)
+    fault, where = worst_ratio(tmp_path / "nest", tmp_path / "fault", on_edge_and_scaled, least=2)
+    print(f"floors: rewrite {rounding:.2f}, gradient x 1.0003 {fault:.1f} at {where.address}")
+    assert rounding < LOOK < fault
+    assert where.metrics is not None and (where.metrics.relative or 0.0) < wide[where.address]
+
+
 # --- its parts
 
 
@@ -250,14 +313,46 @@ def values(weight: float, token: int) -> StepValues:
 
 def test_sizes_are_relative_to_the_recorded_one_and_flipped_repeats_are_left_out() -> None:
     tally, recorded = Tally(), values(4.0, 1)
-    for weight, token in [(4.0, 1), (4.5, 1), (3.5, 1), (4.25, 1), (9.0, 2), (4.125, 1), (4.0, 1)]:
-        tally.add(recorded, values(weight, token))
-    found, buffer = tally.entries(held_out=2)
+    for repeat, (weight, token) in enumerate([(4.0, 1), (4.5, 1), (3.5, 1), (4.25, 1), (9.0, 2), (4.125, 1), (4.0, 1)]):
+        tally.add(recorded, values(weight, token), held_out=repeat > 4)
+    found, buffer = tally.entries()
     assert (buffer.norm, buffer.relative_largest, buffer.relative_typical, buffer.held_out) == (5.0, 0.1, 0.1, 0.025)
     assert (buffer.max_abs_largest, buffer.max_abs_typical) == (0.5, 0.5)
     assert (found.flips, found.relative_largest) == (1, 0.0)
     assert (buffer.relative_flipped, found.relative_flipped) == (1.0, 0.0)  # of the repeat that was left out
-    assert tally.differing == [0, 1, 1, 1, 2, 1, 0] and tally.compared == 2
+    assert tally.differing == [0, 1, 1, 1, 2, 1, 0] and tally.compared == 2 and tally.making == [1, 2, 3]
+
+
+def test_a_flip_makes_no_floor_wider_however_few_repeats_are_without_one() -> None:
+    """Seven of eight repeats have a flip, which moves what is behind it twice as far as the fault does."""
+    tally, recorded = Tally(), values(4.0, 1)
+    for weight, token in [(4.0, 1), (4.01, 1), *[(4.2, 2)] * 7]:
+        tally.add(recorded, values(weight, token))
+    buffer = tally.entries()[-1]
+    rewrite, fault = (
+        floors_of(size / 5.0, size, buffer, 5.0, torch.finfo(torch.float32).eps, 2) for size in (0.011, 0.1)
+    )
+    assert rewrite < ROUNDING and fault > LOOK and buffer.relative_flipped > 0.1 / 5.0
+
+
+def test_a_step_behind_a_flip_is_behind_it() -> None:
+    tally, recorded = Tally(), values(4.0, 1)
+    tally.add(recorded, recorded)
+    assert [
+        tally.add(recorded, values(weight, 1), behind=behind) for weight, behind in ((4.5, False), (9.0, True))
+    ] == [
+        False,
+        True,
+    ]
+    buffer = tally.entries()[-1]
+    assert (buffer.relative_largest, buffer.relative_flipped) == (0.1, 1.0)
+
+
+def test_where_every_repeat_has_a_flip_there_is_no_floor() -> None:
+    tally, recorded = Tally(), values(4.0, 1)
+    for token in (1, 2, 3):
+        tally.add(recorded, values(4.0, token))
+    assert tally.entries() == [] and tally.making == []
 
 
 def test_a_weight_may_be_rounded_the_other_way() -> None:
@@ -266,9 +361,9 @@ def test_a_weight_may_be_rounded_the_other_way() -> None:
     assert rounding_of_a_sum(torch.tensor([3.0])) == 2.0**-22 and rounding_of_a_sum(torch.zeros(3)) == 0
     tally, weight = Tally(), torch.tensor([0.75, 0.5])
     recorded = StepValues([], {}, {}, {"w": None}, {}, {"w": weight - 1e-6}, {"w": weight}, {}, set())
-    for _ in range(3):
-        tally.add(recorded, recorded)
-    parameter, update = tally.entries(held_out=1)
+    for repeat in range(3):
+        tally.add(recorded, recorded, held_out=repeat == 2)
+    parameter, update = tally.entries()
     assert parameter.relative_largest * parameter.norm == pytest.approx(math.sqrt(2) * 2.0**-24)
     assert update.relative_largest * update.norm == pytest.approx(math.sqrt(2) * 2.0**-24)
     assert (parameter.relative_typical, update.held_out) == (0.0, 0.0)
@@ -277,8 +372,8 @@ def test_a_weight_may_be_rounded_the_other_way() -> None:
 def test_nan_in_the_same_place_is_no_difference_and_in_another_an_infinite_one() -> None:
     tally = Tally()
     for weight in (math.nan, math.nan, 1.0):
-        tally.add(values(math.nan, 0), values(weight, 0))
-    _, buffer = tally.entries(held_out=1)
+        tally.add(values(math.nan, 0), values(weight, 0), held_out=weight == 1.0)
+    _, buffer = tally.entries()
     assert (buffer.relative_largest, buffer.held_out) == (0.0, math.inf)
 
 
@@ -288,7 +383,7 @@ def test_another_shape_is_no_rounding() -> None:
     other.after = {"b": torch.ones(3)}
     for repeated in (recorded, recorded, other):
         tally.add(recorded, repeated)
-    assert tally.flipped == [False, False, True] and tally.entries(held_out=1)[1].held_out == math.inf
+    assert tally.flipped == [False, False, True] and tally.entries()[1].relative_flipped == math.inf
 
 
 def test_a_repeat_that_computes_other_things_is_an_error() -> None:

@@ -20,6 +20,7 @@ from nest_ssl.run.command_line import read_command_line
 from nest_ssl.run.preflight import Length, check_data, check_settings, planned_length
 from nest_ssl.run.subject import Subject
 
+LHOTSE = "model.train_ds.use_lhotse=true"
 BOTH = pytest.mark.parametrize("subject", [NEMO, NEST], ids=lambda subject: subject.name)
 
 
@@ -72,6 +73,12 @@ def refused(subject: Subject, *overrides: str) -> str:
         (["trainer.limit_train_batches=0.01"], "nothing to train"),
         (["model.train_ds.batch_size=13", "model.train_ds.drop_last=true"], "no batch is full.*batch_size=13, 10 utt"),
         (["trainer.max_epochs=-1"], "training without end"),
+        (
+            [LHOTSE, "model.train_ds.force_iterable_dataset=true", "trainer.limit_train_batches=1.0"],
+            "an epoch without end: .*limit_train_batches=1.0",
+        ),
+        ([LHOTSE, "trainer.max_epochs=1"], "a schedule whose length nothing says"),
+        ([LHOTSE, "trainer.max_steps=5", "nemo=2.7"], "the same as NeMo 3.0's alone"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val"),
         (["model.optim.sched.warmup_ratio=0.1"], "model.optim.sched"),
         (["model.optim.min_lr=3"], "model.optim.min_lr"),

@@ -113,7 +113,8 @@ def of_ranks(case: Case) -> Answer:
     if min(comparison.reference.index.world_size, comparison.candidate.index.world_size) < 2:
         return None
     here = [one for rung in comparison.rungs for one in rung.findings if one.moment.step == born.step]
-    if here and all(one.address.rank == born.rank for one in here):
+    whole = comparison.reference.index.rank is None  # else one rank is all that is compared here; see `ranks`
+    if here and whole and all(one.address.rank == born.rank for one in here):
         return FaultKind.RANKS, Note("kind_one_rank", {"rank": born.rank, "step": born.step})
     kinds = {one.address.kind for one in here if one.rung in ("forward", "loss", "gradients")}
     if born.phase == "backward" and kinds == {Kind.GRADIENT}:

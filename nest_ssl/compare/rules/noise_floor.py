@@ -27,6 +27,7 @@ NOISE = 0.1  # a floor that is so large relative to its tensor: the tensor is no
 NOISE_AT_MOST = 10.0  # floors that noise may differ by
 LARGEST = 8.0  # the largest element of a tensor, in root mean squares
 SINGLE_AT_MOST = 10.0  # floors that one element may differ by, where the whole tensor hides it
+ENOUGH = 3  # repeats without a flip; the floor of fewer may be narrower than what rounding does
 # Of what no repeat moves: its own last place alone.
 _UNMOVED = FloorEntry(
     place=Place(kind=Kind.BUFFER.value), norm=0.0, relative_largest=0.0, relative_typical=0.0, max_abs_largest=0.0,
@@ -137,7 +138,7 @@ class NoiseFloorRule:
         return Judgement(ratio <= ROUNDING, "margin", {"floor": margins[0].floor, "margin": margins[0].margin}, ratio)
 
     def describe(self) -> dict[str, Any]:
-        repeats = max((floors.repeats for floors in self.evidence.floors.values()), default=0)
+        repeats = min((floors.repeats for floors in self.evidence.floors.values()), default=0)
         return {"kind": "noise floor", "rounding": ROUNDING, "look": LOOK, "repeats": repeats}
 
 

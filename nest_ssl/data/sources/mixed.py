@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Mixture(IterableDataset[Any]):
         self, datasets: Sequence[Any], settings: Section, rank: int = 0, world_size: int = 1, seeded: bool = True
     ) -> None:
         self.datasets, self.settings, self.seeded = list(datasets), settings, seeded
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.cuts = rank, world_size, 0
         self.streams = isinstance(datasets[0], IterableDataset)
         length = sum(len(part) if self.streams else len(part) // world_size for part in datasets)
         scale = settings.concat_sampling_scale
@@ -46,11 +46,23 @@ class Mixture(IterableDataset[Any]):
     def __len__(self) -> int:
         return self.length
 
+    def state_dict(self) -> dict[str, Any]:
+        """What passes in this process leave behind: how often the sets were cut, and the places in them."""
+        return {"cuts": self.cuts, "places": [place_in(part) for part in self.datasets]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring the sets of a mixture that has made no pass to that state."""
+        for _ in range(state["cuts"]):
+            self._cut(0, 1)
+        for part, place in zip(self.datasets, state["places"], strict=True):
+            if place is not None:
+                part.load_state_dict(place)
+
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         if not self.streams:
-            self.datasets = [self.own_part(part, first, step) for part in self.datasets]
+            self._cut(first, step)
         passes = [self._begin(part) for part in self.datasets]
         left, choices = len(range(first, self.length, step)), self._choices()
         while left:
@@ -62,6 +74,10 @@ class Mixture(IterableDataset[Any]):
                 continue
             left -= 1
             yield item if self.streams else self.datasets[chosen][item]
+
+    def _cut(self, first: int, step: int) -> None:
+        self.datasets = [self.own_part(part, first, step) for part in self.datasets]
+        self.cuts += 1
 
     def own_part(self, dataset: Any, first: int, step: int) -> Subset[Any]:
         share = len(dataset) // self.world_size
@@ -101,6 +117,15 @@ class RandomOrderChain(ChainDataset):
         self.parts: list[Any] = list(datasets)
         self.generator = np.random.RandomState(seed)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the generator that draws the order, as builtins."""
+        name, words, *rest = self.generator.get_state(legacy=True)
+        return {"generator": [str(name), [int(word) for word in words], *rest]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        name, words, *rest = state["generator"]
+        self.generator.set_state((name, np.array(words, np.uint32), *rest))
+
     def __iter__(self) -> Iterator[Any]:
         for number in self.generator.permutation(len(self.parts)):
             dataset = self.parts[number]
@@ -108,6 +133,12 @@ class RandomOrderChain(ChainDataset):
                 yield item
                 if count >= len(dataset):
                     break
+
+
+def place_in(dataset: Any) -> dict[str, Any] | None:
+    """The state of a data set that has one."""
+    place: dict[str, Any] | None = dataset.state_dict() if hasattr(dataset, "state_dict") else None
+    return place
 
 
 def chain(buckets: Sequence[Dataset[Any]], strategy: str, rank: int = 0) -> Dataset[Any]:

@@ -5,6 +5,8 @@
 | tarred: order of tars | webdataset's `random.Random` of process and time   | one seeded by Python's generator |
 | is_concat: which set  | NumPy's `RandomState` of the system, unless        | one seeded by NumPy's generator  |
 |                       | `concat_sampling_seed` is given                    |                                  |
+| use_lhotse: orders    | the system (`shard_seed: trng`, the default)       | `shard_seed: randomized`: `seed` |
+| use_lhotse: buckets   | a thread fills them while they are drawn from      | `concurrent_bucketing: false`    |
 
 The draw happens when a pass over the data begins, so that each epoch and each worker has another order, and the same
 one in a second run. Nothing is drawn where NeMo repeats by itself.
@@ -18,6 +20,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from nest_ssl.config.section import plain
 
 SEEDS = 2**31
 INITIAL = 100  # shards that webdataset gathers before the first is drawn
@@ -69,3 +74,18 @@ class _Seeded:
 
     def __call__(self, datasets: Any, **settings: Any) -> Any:
         return self.original(datasets, **{**settings, "seed": drawn_seed(settings.get("seed"))})
+
+
+def seed_lhotse(cfg: DictConfig) -> list[str]:
+    """Have Lhotse's sections of a whole configuration repeat from the seed; a line for each change."""
+    changes = []
+    for name in ("train_ds", "validation_ds"):
+        section = cfg.model.get(name)
+        given = plain(section) if section else {}
+        wanted: dict[str, Any] = {"shard_seed": "randomized"} if given.get("shard_seed", "trng") == "trng" else {}
+        if given.get("use_bucketing") or given.get("bucket_duration_bins"):
+            wanted |= {"concurrent_bucketing": False} if given.get("concurrent_bucketing", True) else {}
+        for key, value in wanted.items() if given.get("use_lhotse") else ():
+            OmegaConf.update(section, key, value, force_add=True)
+            changes.append(f"model.{name}.{key}={value}, so that Lhotse repeats from the seed (seeded_data=false: not)")
+    return changes

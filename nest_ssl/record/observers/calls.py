@@ -4,7 +4,7 @@ What a hook sees is copied at once: an in-place ReLU overwrites the tensor that 
 dither is added in place to the batch. Output gradients come from tensor hooks, not from module backward hooks, which
 would turn outputs into views and break on in-place edits. Modules may be shared and called many times: every call is
 kept. Calls that begin after the loss are kept apart: activation checkpointing runs layers again in backward, and what
-the forward did is the same with and without it.
+the forward did is the same with and without it. Of what torch.compile compiles only the whole is watched.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from nest_ssl.base.nested import tensors, to_builtins
+from nest_ssl.base.renaming import COMPILED
 from nest_ssl.record.observers.copies import Copies
 from nest_ssl.record.observers.draws import DrawObserver
 from nest_ssl.recording.calls import Call
@@ -42,18 +43,22 @@ class CallObserver:
 
     `root` itself is watched by wrapping its `forward`, because trainers call `model.forward(...)` and hooks live in
     `model(...)`. Its name is the empty string. `draws`, if any, is asked to close a stretch at every start and end of a
-    call. `modules` names those in it that are watched, all when None.
+    call. `modules` names those in it that are watched, all when None; `copies` keeps what they see.
     """
 
     def __init__(
-        self, root: nn.Module, draws: DrawObserver | None = None, modules: Container[str] | None = None
+        self,
+        root: nn.Module,
+        draws: DrawObserver | None = None,
+        modules: Container[str] | None = None,
+        copies: type[Copies] = Copies,
     ) -> None:
         self.root, self._modules = root, modules
         self.draws = draws
         self._forward, self._later = _Sequence(), _Sequence()
         self._now = self._forward
         self.calls, self.later = self._forward.calls, self._later.calls  # of the forward; begun after the loss
-        self._copies = Copies()
+        self._new_copies, self._copies = copies, copies()
         self._hooks: dict[nn.Module, tuple[RemovableHandle, RemovableHandle]] = {}
         self._tensor_hooks: list[RemovableHandle] = []
         self._own_forward: dict[str, Any] = {}
@@ -67,8 +72,8 @@ class CallObserver:
 
     def attach(self) -> CallObserver:
         """Register the hooks; until `detach` every call is recorded."""
-        for name, module in self.root.named_modules():
-            if module is not self.root and (self._modules is None or name in self._modules):
+        for name, module in watchable(self.root):
+            if self._modules is None or name in self._modules:
                 start, end = functools.partial(self._start, name), functools.partial(self._end, name)
                 self._hooks[module] = (
                     module.register_forward_pre_hook(start, with_kwargs=True),
@@ -103,7 +108,7 @@ class CallObserver:
         self._tensor_hooks.clear()
         self.root.__dict__.pop("forward", None)
         self.root.__dict__.update(self._own_forward)
-        self._copies = Copies()
+        self._copies = self._new_copies()
         for sequence in (self._forward, self._later):
             for call, _ in sequence.open:  # something else than an exception went through it
                 call.end, call.raised = sequence.events, True
@@ -120,6 +125,7 @@ class CallObserver:
             self._come_last(module)
         now, keep = self._now, self._copies.keep
         event = self._count_event(now)
+        module = module._modules.get(COMPILED) or module
         names = positional_names(type(module).forward, len(args))
         place = len(now.calls), name, now.counts[name], module.training
         call = Call(*place, keep(args), names, keep(kwargs), start=event)
@@ -166,6 +172,21 @@ class CallObserver:
             call.grad_event = self._gradients
             self._gradients += 1
         call.output_grads[path] = self._copies.copy(gradient)
+
+
+def watchable(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules in `root` that hooks may be put on, by name.
+
+    What is compiled is compiled with the hooks in it, and would be another program for being watched. Of what
+    `torch.compile` wraps the wrapper is watched alone, in the name of what it wraps; what `module.compile()` compiles
+    has no place outside. A module that is called there as well as elsewhere is not watched at all.
+    """
+    wrappers = {module: module._modules.get(COMPILED) for module in root.modules() if COMPILED in module._modules}
+    in_place = [module for module in root.modules() if module._compiled_call_impl is not None and module is not root]
+    compiled = {inner for module in [*wrappers.values(), *in_place] if module is not None for inner in module.modules()}
+    for name, module in root.named_modules():
+        if module is not root and module not in compiled:
+            yield f"{name}.{COMPILED}" if module in wrappers else name, module
 
 
 @functools.cache

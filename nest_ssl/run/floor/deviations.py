@@ -16,7 +16,6 @@ from nest_ssl.run.floor.values import StepValues
 
 PIECE = 1 << 16  # elements summed at a time: what fits the cache in float64
 TURNED = 2  # elements of a weight that may be rounded the other way, whatever the repeats show
-ENOUGH = 3  # repeats without a flip, for those with one to be left out
 Measured = tuple[float, float, float, int]  # Frobenius norms of the recorded one and the difference, largest, flips
 
 
@@ -32,24 +31,36 @@ class Deviations:
 
 
 class Tally:
-    """Collects the deviations of one step over its repeats, of which the first has changed nothing."""
+    """Collects the deviations of one step over its repeats, of which the first has changed nothing.
+
+    What a discrete value that became another one does to what is behind it is no rounding: of such repeats nothing
+    counts but how far they moved each tensor. The floor is of the others, however few there are.
+    """
 
     def __init__(self) -> None:
         self._of: dict[Address, Deviations] = {}
         self.compared = 0
         self.differing: list[int] = []  # of each repeat, how many tensors had other bits
         self.flipped: list[bool] = []  # of each repeat, whether a discrete value became another
+        self.held_out: list[bool] = []  # of each, whether it checks the floor that others make
 
-    def add(self, recorded: StepValues, repeated: StepValues) -> None:
+    def add(self, recorded: StepValues, repeated: StepValues, held_out: bool = False, behind: bool = False) -> bool:
         """One more repeat.
 
         A tensor of another shape is infinitely far away, and what made it so is no rounding.
+
+        Args:
+            held_out: it checks the floor and makes none.
+            behind: a discrete value became another one before this step.
+
+        Returns:
+            whether one did before it or in it.
 
         Raises:
             ValueError: it has other tensors than were recorded.
         """
         found: dict[tuple[object, ...], Measured | None] = {}  # a tensor in many places is measured once
-        self.compared, differing, flipped = 0, 0, False
+        self.compared, differing, flipped = 0, 0, behind
         rounded = 0.0
         for (address, tensor), (other_address, other) in zip(recorded, repeated, strict=True):
             if address != other_address or tensor.dtype != other.dtype:
@@ -78,21 +89,22 @@ class Tally:
             )
         self.differing.append(differing)
         self.flipped.append(flipped)
+        self.held_out.append(held_out)
+        return flipped
 
-    def entries(self, held_out: int) -> list[FloorEntry]:
-        """The floor of every tensor. What a flipped token does is no rounding: such repeats count where all have one.
+    @property
+    def making(self) -> list[int]:
+        """The repeats that make the floor, by number: in none of them a discrete value became another one."""
+        return [one for one in range(1, len(self.flipped)) if not self.flipped[one] and not self.held_out[one]]
 
-        Args:
-            held_out: the last repeats, which do not make the floor and check it.
-        """
-        repeats = range(1, len(self.flipped))
-        plain = [repeat for repeat in repeats[:-held_out] if not self.flipped[repeat]]
-        plain = plain if len(plain) >= ENOUGH else list(repeats[:-held_out])
+    def entries(self) -> list[FloorEntry]:
+        """The floor of every tensor; none where a discrete value became another one in every repeat."""
+        repeats, making = range(1, len(self.flipped)), self.making
         flipped = [repeat for repeat in repeats if self.flipped[repeat]]
-        checks = [repeat for repeat in repeats[-held_out:] if not self.flipped[repeat]] or list(repeats[-held_out:])
+        checking = [repeat for repeat in repeats if self.held_out[repeat] and not self.flipped[repeat]]
         entries = []
-        for address, found in self._of.items():
-            relative, max_abs = ([values[repeat] for repeat in plain] for values in (found.relative, found.max_abs))
+        for address, found in self._of.items() if making else ():
+            relative, max_abs = ([values[repeat] for repeat in making] for values in (found.relative, found.max_abs))
             entry = FloorEntry(
                 place=Place.of(address),
                 norm=found.norm,
@@ -100,7 +112,7 @@ class Tally:
                 relative_typical=median(relative),
                 max_abs_largest=max(max_abs),
                 max_abs_typical=median(max_abs),
-                held_out=max(found.relative[repeat] for repeat in checks),
+                held_out=max((found.relative[repeat] for repeat in checking), default=0.0),
                 flips=max(found.flips),
                 relative_flipped=max((found.relative[repeat] for repeat in flipped), default=0.0),
             )

@@ -23,19 +23,29 @@ NEAR = 100.0  # floors within which any other is listed, too
 
 
 class Margins:
-    """Watches the quantizers of a model while steps are repeated."""
+    """Watches the quantizers of a model while steps are repeated.
+
+    A repeat in which another code was nearer says what that does, and nothing of rounding. Trained once more with the
+    recorded tokens in their place (`attach(keep=True)`), it does.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._quantizers = {name: m for name, m in model.named_modules() if type(m).__name__ == CLASS}
         self._recorded: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # tokens, and their lead over the others
+        self._vectors: dict[tuple[str, int], Tensor] = {}  # of the tokens, as the quantizer gives them
         self._moved: dict[tuple[str, int], Tensor] = {}  # the largest change of a lead
         self._flips: dict[tuple[str, int], Tensor] = {}  # how often another code was nearer
         self._calls: dict[str, int] = {}
         self._hooks: list[Any] = []
+        self._keep = self.flipped = False
 
-    def attach(self) -> None:
-        """Watch one more repeat; the first is the recorded step itself."""
-        self._calls = dict.fromkeys(self._quantizers, 0)
+    def attach(self, keep: bool = False) -> None:
+        """Watch one more repeat; the first is the recorded step itself.
+
+        Args:
+            keep: give on the recorded tokens, whichever code is nearest now; they are not watched.
+        """
+        self._calls, self._keep, self.flipped = dict.fromkeys(self._quantizers, 0), keep, False
         for name, module in self._quantizers.items():
             self._hooks.append(module.register_forward_hook(lambda m, args, kwargs, output, name=name:
                                                             self._watch(name, m, args, kwargs, output),
@@ -52,12 +62,17 @@ class Margins:
         self._calls[name] += 1
         features = args[0] if args else kwargs["input_signal"]
         if key not in self._recorded:
-            tokens = output[1].detach().clone()
+            tokens, self._vectors[key] = output[1].detach().clone(), output[0].detach().clone()
             self._recorded[key] = tokens, leads(module, features, tokens)
             self._moved[key] = torch.zeros_like(self._recorded[key][1])
             self._flips[key] = torch.zeros_like(tokens)
             return
         tokens, recorded = self._recorded[key]
+        if self._keep:  # in place: whoever has them by now has the tensors themselves
+            output[0].copy_(self._vectors[key])
+            output[1].copy_(tokens)
+            return
+        self.flipped = self.flipped or bool((output[1] != tokens).any())
         moved = (leads(module, features, tokens) - recorded).abs()
         self._moved[key] = torch.maximum(self._moved[key], moved)
         self._flips[key] += output[1] != tokens

@@ -7,6 +7,9 @@ too, starts from the same ones, and one ulp of a weight may be more than a step 
 where they were at each batch. The first repeat moves nothing at all and must give the recorded bits: so a recorded step
 can be restarted, and the other repeats differ by rounding alone.
 
+A repeat in which a token became another one says what that does. It is trained once more with the recorded tokens, and
+then says what rounding does to all that is behind them.
+
 Afterwards weights, optimizer, gradients, generators, counters and logged values are the bits that they were.
 """
 
@@ -64,7 +67,7 @@ class _RecordedStep:
         self._edited: dict[str, Tensor | None] = {}
         self._recorded: StepValues | None = None  # mapped from the disk, once it is all there
         self._buffers = {name for name, _ in model.named_buffers()}
-        self.tally, self.margins = Tally(), Margins(model)
+        self.tally, self.kept = Tally(), 0
 
     def done(self, model: LightningModule) -> None:
         """Keep the gradients that clipping, or whatever else stands before the optimizer, has changed."""
@@ -73,13 +76,16 @@ class _RecordedStep:
             if gradient is not None and (recorded[name] is None or not same_bits(gradient, recorded[name])):
                 self._edited[name] = gradient.clone()
 
-    def add(self, repeat: _Repeat, model: LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        """Compare what a repeat left with what was recorded."""
+    def add(
+        self, repeat: _Repeat, model: LightningModule, optimizer: torch.optim.Optimizer, held_out: bool, behind: bool
+    ) -> bool:
+        """Compare what a repeat left with what was recorded; arguments and answer as of `Tally.add`."""
         recorded = self._recorded or recorded_values(self._folder, self._edited, self._before, self._buffers)
         self._recorded = recorded
-        self.tally.add(recorded, repeat.values(model, optimizer, list(recorded.outputs), self._buffers))
+        values = repeat.values(model, optimizer, list(recorded.outputs), self._buffers)
+        return self.tally.add(recorded, values, held_out, behind)
 
-    def write(self, number: int, since: int, repeats: int, seconds: float) -> None:
+    def write(self, number: int, since: int, repeats: int, seconds: float, margins: Margins) -> None:
         floor = NoiseFloor(
             reference=UNBOUND,
             seconds=seconds,
@@ -88,21 +94,24 @@ class _RecordedStep:
             held_out=HELD_OUT,
             since=since,
             flipped=sum(self.tally.flipped),
+            kept=self.kept,
+            making=len(self.tally.making),
             restart_compared=self.tally.compared,
             restart_differing=self.tally.differing[0],
-            entries=self.tally.entries(HELD_OUT),
-            margins=self.margins.found(),
+            entries=self.tally.entries(),
+            margins=margins.found(),
         )
         write_atomically(self._folder / NOISE_FLOOR, floor.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
 @dataclass
 class _Chain:
-    """Steps that are repeated together: the state in which the first began, all batches, and the recorded steps."""
+    """Steps that are repeated together: the state in which the first began, all batches, and the recorded ones."""
 
     first: int
     start: SavedState
     batches: list[SavedBatch] = field(default_factory=list)
+    margins: list[Margins] = field(default_factory=list)  # of each batch
     recorded: dict[int, _RecordedStep] = field(default_factory=dict)
 
 
@@ -186,6 +195,7 @@ class NoiseFloorRepeats(Callback):
             before = load_tensors(left, mapped=True) if left.exists() else copied(weights(pl_module))
             self._chain.recorded[number] = _RecordedStep(folder / layout.step_folder(number), before, pl_module)
         self._chain.batches.append(SavedBatch.take(trainer, number, batch, batch_idx))
+        self._chain.margins.append(Margins(pl_module))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._repeat:
@@ -220,17 +230,43 @@ class NoiseFloorRepeats(Callback):
         after, total = SavedState.take(trainer, model, lasting=False), 1 + self._repeats + HELD_OUT
         try:
             for done in range(total):
-                chain.start.put_back(trainer, model, again=True)
-                generator = torch.Generator().manual_seed(done) if done else None
-                for saved in chain.batches:
-                    self._train_again(trainer, model, saved, generator, chain.recorded.get(saved.number))
+                self._repeat_batches(trainer, model, chain, done, done > self._repeats)
                 spent = time.perf_counter() - started
                 left = spent / (done + 1) * (total - done - 1)
                 self._say(f"noise floor from step {chain.first}: {done + 1} of {total} repeats, {left:.0f} s left")
         finally:
             after.put_back(trainer, model, again=False)
-        for number, step in chain.recorded.items():
-            step.write(number, chain.first, self._repeats, (time.perf_counter() - started) / len(chain.recorded))
+        seconds = (time.perf_counter() - started) / len(chain.recorded)
+        for saved, margins in zip(chain.batches, chain.margins, strict=True):
+            if step := chain.recorded.get(saved.number):
+                step.write(saved.number, chain.first, self._repeats, seconds, margins)
+
+    def _repeat_batches(
+        self, trainer: Trainer, model: LightningModule, chain: _Chain, number: int, held_out: bool
+    ) -> None:
+        """All batches once more; and again with the recorded tokens, if one of them became another.
+
+        Args:
+            number: of the repeat; the first one, 0, moves nothing.
+        """
+        flipped = len(chain.batches)  # the first batch with a flip
+        for keep in (False, True):
+            chain.start.put_back(trainer, model, again=True)
+            generator, behind = torch.Generator().manual_seed(number) if number else None, False
+            for place, saved in enumerate(chain.batches):
+                recorded = None if keep and place < flipped else chain.recorded.get(saved.number)
+                margins = chain.margins[place]
+                margins.attach(keep)
+                try:
+                    behind = self._train_again(trainer, model, saved, generator, recorded, held_out, behind)
+                finally:
+                    margins.detach()
+                behind = behind or margins.flipped
+                flipped = min(flipped, place) if behind and not keep else flipped
+                if recorded and keep:
+                    recorded.kept += not behind
+            if not number or flipped == len(chain.batches):
+                return
 
     def _train_again(
         self,
@@ -239,8 +275,10 @@ class NoiseFloorRepeats(Callback):
         saved: SavedBatch,
         generator: torch.Generator | None,
         recorded: _RecordedStep | None,
-    ) -> None:
-        """One step of a repeat; of one that was not recorded nothing is kept."""
+        held_out: bool,
+        behind: bool,
+    ) -> bool:
+        """One step of a repeat; without a recorded one nothing is kept. Arguments and answer as of `Tally.add`."""
         batch, optimizer = copy.deepcopy(saved.batch), trainer.optimizers[0]
         self._repeat = repeat = _Repeat(model, batch, generator)
         write_settings(optimizer, saved.groups)
@@ -248,12 +286,8 @@ class NoiseFloorRepeats(Callback):
         try:
             if recorded:
                 repeat.calls.attach()
-                recorded.margins.attach()
             train_again(trainer, batch, saved.position, saved.counters)
-            if recorded:
-                recorded.add(repeat, model, optimizer)
+            return recorded.add(repeat, model, optimizer, held_out, behind) if recorded else behind
         finally:
             self._repeat = None
             repeat.calls.detach()
-            if recorded:
-                recorded.margins.detach()

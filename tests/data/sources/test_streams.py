@@ -1,0 +1,174 @@
+"""Streams of data: every kind repeats from the seed, is taken up in the middle of an epoch, and is shared out."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nest_ssl.base.determinism import seed_all
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.rng import generator_states, restore_generators
+from nest_ssl.cli.data import main as data
+from nest_ssl.config.data import Dataset
+from nest_ssl.config.section import read
+from nest_ssl.data.check import check_dataset
+from nest_ssl.data.loader import AudioNoiseLoader, build_dataloader
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of workers on few cores, and of tar files that stay open
+RATE = 16_000
+OPEN: list[AudioNoiseLoader] = []
+EPOCH = 3  # batches; most of Lhotse's streams have no end
+MIXING = {"_target_": "nemo.collections.asr.modules.ssl_modules.MultiSpeakerNoiseAugmentation", "prob": 0.7,
+          "min_num_segments": 1, "max_num_segments": 1, "max_num_speakers": 1, "noise_ratio": 0.5}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _streams_are_closed() -> Iterator[None]:
+    """Streams cut short keep their tar files open until they are collected: here, where their warnings are ignored."""
+    yield
+    for loader in iter(lambda: OPEN.pop() if OPEN else None, None):  # workers that the collector ends take 5 s each
+        loader._iterator = None
+        if loader._epoch is not None:
+            loader._epoch._batches = iter(())
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("streams")
+    for kind in ("tarred", "buckets", "shar"):
+        data(["--out", str(folder / "plain"), "--kind", kind])
+    return folder
+
+
+TARRED = {"is_tarred": True, "manifest_filepath": "tarred/tarred_audio_manifest.json", "batch_size": 3,
+          "tarred_audio_filepaths": "tarred/audio__OP_0..1_CL_.tar", "shuffle_n": 4}  # fmt: skip
+BUCKETS = {"is_tarred": True, "batch_size": 3, "bucketing_strategy": "fully_randomized",
+           "manifest_filepath": [[f"buckets/bucket{n}/tarred_audio_manifest.json"] for n in (1, 2)],
+           "tarred_audio_filepaths": [[f"buckets/bucket{n}/audio_{{0..1}}.tar"] for n in (1, 2)]}  # fmt: skip
+LHOTSE = {"use_lhotse": True, "batch_duration": 8.0, "shard_seed": "randomized", "shuffle_buffer_size": 5}
+SHAR = {**LHOTSE, "shar_path": "shar"}
+KINDS: dict[str, dict[str, Any]] = {
+    "tarred": TARRED,
+    "tarred, two workers": {**TARRED, "num_workers": 2},
+    "buckets": BUCKETS,
+    "concat": {"is_concat": True, "manifest_filepath": ["/train_manifest.json", "/val_manifest.json"],
+               "batch_size": 3, "concat_sampling_technique": "temperature"},
+    "cuts": {**LHOTSE, "manifest_filepath": "/train_manifest.json"},
+    "cuts, in buckets, two workers": {
+        **LHOTSE, "manifest_filepath": "/train_manifest.json", "bucket_duration_bins": [3.0], "num_workers": 2,
+        "concurrent_bucketing": False},
+    "shar": SHAR,
+    "shar, two workers": {**SHAR, "num_workers": 2},
+    "mux": {**LHOTSE, "input_cfg": [
+        {"type": "lhotse_shar", "weight": 0.4, "shar_path": "shar"},
+        {"type": "nemo_tarred", "weight": 0.6, "manifest_filepath": TARRED["manifest_filepath"],
+         "tarred_audio_filepaths": TARRED["tarred_audio_filepaths"]}]},
+}  # fmt: skip
+
+
+def section_of(kind: str, corpus: Path, **more: Any) -> dict[str, Any]:
+    def located(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: located(part, name) for name, part in value.items()}
+        if isinstance(value, list):
+            return [located(part, key) for part in value]
+        is_path = key.endswith(("filepath", "filepaths", "shar_path", "noise_manifest")) and isinstance(value, str)
+        return f"{corpus}/plain{'' if value.startswith('/') else '_'}{value}" if is_path else value
+
+    common = {"sample_rate": RATE, "shuffle": True, "noise_manifest": "/noise_manifest.json", "batch_augmentor": MIXING}
+    section: dict[str, Any] = located({**common, **KINDS[kind], **more})
+    return section
+
+
+def loader_of(section: dict[str, Any], **more: Any) -> AudioNoiseLoader:
+    dataset = read(Dataset, section)
+    check_dataset(dataset, RATE)
+    loader = build_dataloader(dataset, RATE, **more)
+    assert loader is not None
+    OPEN.append(loader)
+    return loader
+
+
+def epoch_of(loader: AudioNoiseLoader, number: int, batches: int = EPOCH) -> Iterator[Any]:
+    """An epoch as Lightning walks it: the sampler is told its number, and no more batches are taken than it has."""
+    if hasattr(loader.sampler, "set_epoch"):
+        loader.sampler.set_epoch(number)
+    return itertools.islice(iter(loader), batches)
+
+
+def content(batch: Any) -> str:
+    """A digest of all of a batch."""
+    fields = [value.numpy().tobytes() for value in vars(batch).values() if value is not None]
+    return hashlib.sha256(b"".join(fields)).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_taken_up_in_the_middle_of_the_second_epoch(kind: str, corpus: Path) -> None:
+    """A run that was stopped there goes on with the bits of one that was not, and so does the third epoch."""
+    section = section_of(kind, corpus)
+    seed_all(3)
+    whole = loader_of(section)
+    first = [content(batch) for batch in epoch_of(whole, 0)]
+    second = epoch_of(whole, 1)
+    passed = content(next(second))
+    state, generators = whole.state_dict(), generator_states()
+    wanted = [content(batch) for batch in [*second, *epoch_of(whole, 2)]]
+    assert passed != first[0], "another order each epoch"
+
+    seed_all(3)
+    resumed = loader_of(section)
+    seed_all(99)
+    resumed.load_state_dict(state)
+    rest = epoch_of(resumed, 1, EPOCH - 1)
+    restore_generators(generators)
+    assert [content(batch) for batch in [*rest, *epoch_of(resumed, 2)]] == wanted
+
+
+@pytest.mark.parametrize("kind", ["tarred", "concat", "cuts", "shar, two workers"])
+def test_two_ranks_read_different_utterances(kind: str, corpus: Path) -> None:
+    seen = []
+    for rank in range(2):
+        seed_all(3)
+        loader = loader_of(section_of(kind, corpus, noise_manifest=None), rank=rank, world_size=2)
+        seen.append([batch.audio.numpy().tobytes() for batch in epoch_of(loader, 0)])
+    assert not set(seen[0]) & set(seen[1])
+
+
+def test_a_worker_that_has_no_tar_file_of_a_set(corpus: Path) -> None:
+    """NeMo's mixture asks such a worker again and again."""
+    sets = {key: [TARRED[key], TARRED[key]] for key in ("manifest_filepath", "tarred_audio_filepaths")}
+    section = section_of("tarred", corpus, is_concat=True, num_workers=2, **sets)
+    assert len([*epoch_of(loader_of(section), 0)]) == EPOCH
+    with pytest.raises(UserError, match="fewer tar files of a set than there are workers"):
+        loader_of(section, rank=1, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"shar_path": "nowhere"}, "no folder with Lhotse's shar"),
+        ({"batch_duration": None}, "no size of a batch is given"),
+        ({"shar_path": None}, "no data is named"),
+        ({"input_cfg": [{"type": "lhotse_shar", "shar_pth": "shar"}]}, r"unknown key: input_cfg\[0\].shar_pth"),
+        ({"input_cfg": [{"type": "txt", "shar_path": "shar"}]}, "input_cfg.*type"),
+        ({"input_cfg": [{"type": "group"}]}, "a member of a mixture names no data"),
+        ({"input_cfg": "no/such.yaml"}, "a file that cannot be read"),
+        ({"input_cfg": [{"type": "lhotse_shar", "shar_path": "shar", "weight": 1}, {"type": "lhotse_shar",
+                         "shar_path": "shar"}]}, "a member of a mixture without a weight"),
+        ({"input_cfg": [{"type": "lhotse_shar", "shar_path": "shar"}, {"type": "nemo",
+                         "manifest_filepath": "/train_manifest.json"}]}, "tarred and other data in one mixture"),
+        ({"perturb_speed": True}, "not supported: true"),
+        ({"shar_path": None, "manifest_filepath": [["/train_manifest.json", 0.8]]}, "weights of manifests beside tar"),
+        ({"trim_silence": True}, "Lhotse reads audio as it is"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_one_line(more: dict[str, Any], said: str, corpus: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        loader_of(section_of("shar", corpus, **more))
