@@ -52,7 +52,8 @@ BATCHES      = 2
 STEPS        = $(if $(filter 1,$(BATCHES)),0,0,1)
 RANKS        = 1
 DEVICE       = auto
-OUT          = outputs
+# Each size but the default has a folder of its own: a tiny try does not replace what took an hour to record.
+OUT          = outputs$(if $(filter-out large,$(SIZE)),/$(SIZE))
 ARGS         =
 NEMO_ARGS    =
 NEST_ARGS    =
@@ -144,7 +145,7 @@ nest: ready-nest data ## train with the port, recorded into OUT/nest
 train: ready-nest data ## train for real with the port, into OUT/train; again: go on where it stopped
 	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py \
 	    $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) run=train $(call q,kind=$(KIND)) $(call q,recipe=$(RECIPE)) $(call q,seed=$(SEED)) \
-	    $(call q,trainer.accelerator=$(DEVICE)) $(call q,exp_manager.exp_dir=$(OUT)/train) \
+	    $(call q,trainer.accelerator=$(DEVICE)) $(ranks) $(call q,exp_manager.exp_dir=$(OUT)/train) \
 	    $(call q,output_dir=$(OUT)/train/recording)
 
 compare: ready-nest ## compare the two recordings, report into OUT/report
@@ -202,19 +203,24 @@ check-locks: setup-nest ## are the pins and hashes of the locks right? Asks the 
 ##@ The checks
 nest_log = $(TEST_LOGS)/nest.log
 nemo_log = $(TEST_LOGS)/nemo-$(NEMO_VERSION).log
-# Two environments, two pytest runs, side by side: the port's prints as it goes, NeMo's when it is done. Two processes
-# share the port's files, so that there is work for two cores also when NeMo's tests are done.
+lint_log = $(TEST_LOGS)/lint.log
+# Two environments, two pytest runs, and lint, side by side: the port's prints as it goes, NeMo's when it is done. Two
+# processes share the port's files, so that there is work for two cores also when NeMo's tests are done; these are one
+# process, which has a core for itself until then, for it would be the last.
 shared = -n 2 --dist loadfile --no-loadscope-reorder
-test: setup data lint ## lint, the port's tests, and the tests against NeMo
+behind = nice -n 10
+test: setup data ## lint, the port's tests, and the tests against NeMo
 	@mkdir -p $(call q,$(TEST_LOGS)); set -o pipefail; \
 	$(call q,$(NEMO_PYTHON)) -m pytest -p no:cacheprovider tests/against_nemo > $(call q,$(nemo_log)) 2>&1 & nemo=$$!; \
-	trap 'kill $$nemo 2> /dev/null' INT TERM; \
-	$(call q,$(NEST_PYTHON)) -m pytest $(shared) tests --ignore tests/against_nemo --ignore tests/docker | \
+	{ $(call lint,$(behind)) && echo 'nothing to mend'; } > $(call q,$(lint_log)) 2>&1 & lint=$$!; \
+	trap 'kill $$nemo $$lint 2> /dev/null' INT TERM; \
+	$(behind) $(call q,$(NEST_PYTHON)) -m pytest $(shared) tests --ignore tests/against_nemo --ignore tests/docker | \
 	    tee $(call q,$(nest_log)); nest_code=$$?; \
+	wait $$lint; lint_code=$$?; printf '\nLint\n'; cat $(call q,$(lint_log)); \
 	echo; printf '%s\n' $(call q,Against NeMo $(NEMO_VERSION) (while it runs: $(nemo_log))); \
 	wait $$nemo; nemo_code=$$?; cat $(call q,$(nemo_log)); \
 	printf '\nThe port     %s\nAgainst NeMo %s\n' "$$(tail -n 1 $(call q,$(nest_log)))" "$$(tail -n 1 $(call q,$(nemo_log)))"; \
-	test $$nest_code -eq 0 -a $$nemo_code -eq 0
+	test $$nest_code -eq 0 -a $$nemo_code -eq 0 -a $$lint_code -eq 0
 
 test-nemo: setup data ## the tests against NeMo alone, of NEMO_VERSION
 	@mkdir -p $(call q,$(TEST_LOGS)); set -o pipefail; \
@@ -250,10 +256,12 @@ matrix: setup ## every variant of NeMo's model on both sides, all bits; writes d
 	@$(call with,$(ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main matrix --nemo $(call q,$(NEMO_VERSION)) \
 	    --nemo-python $(call q,$(NEMO_PYTHON)) --nest-python $(call q,$(NEST_PYTHON))
 
+import_linter = from importlinter.cli import lint_imports_command; lint_imports_command()
+lint = $(1) $(call q,$(NEST_PYTHON)) -m ruff check --quiet . && \
+    $(1) $(call q,$(NEST_PYTHON)) -c $(call q,$(import_linter)) --no-logo && \
+    $(1) $(call q,$(NEST_PYTHON)) scripts/check_types.py
 lint: setup-nest ## ruff, the import contracts, and types (mypy)
-	@$(call q,$(NEST_PYTHON)) -m ruff check --quiet .
-	@$(call q,$(dir $(NEST_PYTHON))lint-imports) --no-logo
-	@$(call q,$(NEST_PYTHON)) scripts/check_types.py
+	@$(lint)
 
 ##@ The rest
 clean: ## remove recordings, reports, the generated data and caches; environments and OUT/train stay

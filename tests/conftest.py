@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +29,20 @@ def _nothing_waits_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _what_is_imported_is_no_garbage() -> None:
+    """Modules are a million objects, which the garbage collector need not look through again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_goes() -> Iterator[None]:
+    """A trainer and its model refer to each other: few objects, so that Python sees no need, and megabytes each."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _files_composed_once() -> Iterator[None]:
     """Hydra reads our files and merges the groups in half a second: once for each choice of groups, then copies."""
     original, composed = compose._compose_groups, dict[tuple[str, ...], DictConfig]()
@@ -47,10 +61,7 @@ def _files_composed_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Python for programs that need torch: see `warm.py`. Where processes cannot be forked it is this one."""
-    if sys.platform != "linux":  # on macOS, what has imported its frameworks cannot be forked
-        yield sys.executable
-        return
+    """A Python for programs that need torch: see `warm.py`."""
     from tests.warm import warm_python  # NeMo before 3.0 installs a package called `tests`, and hides this one
 
     with warm_python(tmp_path_factory.mktemp("python")) as executable:

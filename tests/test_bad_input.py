@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from nest_ssl.run.experiment import run
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data" / "dummy_ssl"
+LIMITED = Path(__file__).with_name("limited.py")
 
 
 @pytest.fixture
@@ -166,16 +166,12 @@ def test_a_signal_is_no_verdict_and_loses_nothing(earlier: Path, stop: signal.Si
         assert sorted(path.name for path in earlier.parent.iterdir()) == ["out", "out.log"]
 
 
-def test_a_disk_that_fills_while_recording_loses_nothing(earlier: Path) -> None:
+def test_a_disk_that_fills_while_recording_loses_nothing(earlier: Path, python: str) -> None:
     """No file may grow beyond 1 MB, as on a full disk: the first large file fails half way through the recording."""
     before = (earlier / "recording.json").read_bytes()
-    limit = 1_000_000
-    done = subprocess.run(
-        replacing(earlier, "seed=7"),
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    python, *words = replacing(earlier, "seed=7", python=python)
+    limited = [python, str(LIMITED), "1000000", *words]
+    done = subprocess.run(limited, capture_output=True, text=True)
     assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: "), done.stderr
     assert (earlier / "recording.json").read_bytes() == before and open_recording(earlier)

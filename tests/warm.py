@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,22 +39,33 @@ for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, frame: os.kill(program, number))
 code = int(answers.readline() or 70)
 if code < 0:
-    signal.signal(-code, signal.SIG_DFL)
+    if -code != signal.SIGKILL:  # which has no handler
+        signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
 
 
 @contextmanager
-def warm_python(folder: Path) -> Iterator[str]:
-    """The path of an executable that is called as Python is (with a script, or `-m`), while the block runs."""
+def warm_python(folder: Path, preloaded: Iterable[str] = PRELOADED) -> Iterator[str]:
+    """The path of an executable that is called as Python is (with a script, or `-m`), while the block runs.
+
+    Where processes cannot be forked it is this Python.
+
+    Args:
+        folder: for the executable and its socket.
+        preloaded: names of the modules that programs find imported.
+    """
+    if sys.platform != "linux":  # on macOS, what has imported its frameworks cannot be forked
+        yield sys.executable
+        return
     (folder / "client.py").write_text(CLIENT)
     place, executable = folder / "server", folder / "python"
     executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" -ISE "{folder}/client.py" "{place}" "$@"\n')
     executable.chmod(0o755)
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__)), str(place)]
+    command = [sys.executable, str(Path(__file__)), str(place), *preloaded]
     # Python asks once whether its streams can seek, and a program's may not: a pipe for all.
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, env=environment, **pipes) as server:  # type: ignore[call-overload]
@@ -66,9 +77,9 @@ def warm_python(folder: Path) -> Iterator[str]:
         server.terminate()  # a loader's worker that still lives has the other end of the pipe as well
 
 
-def serve(place: str) -> None:
+def serve(place: str, *preloaded: str) -> None:
     """Answer callers until stdin is closed."""
-    for name in PRELOADED:
+    for name in preloaded:
         importlib.import_module(name)
     os.fsync = lambda _: None  # as in the tests' own process
     with socket.socket(socket.AF_UNIX) as listener:
@@ -148,4 +159,4 @@ def _run(request: dict[str, Any], streams: list[int]) -> int:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

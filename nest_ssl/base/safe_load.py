@@ -1,7 +1,7 @@
 """Reading what strangers wrote: weights and settings come in, code never does, and nothing unpacks to more than it is.
 
-Tensors go through `torch.load(weights_only=True)`. torch itself verifies no checksum, so every record's CRC is compared
-first.
+Tensors go through `torch.load(weights_only=True)`, or, where `tensor_file` takes all that is there, through that, which
+is faster. torch itself verifies no checksum, so every record's CRC is compared first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +20,7 @@ import yaml
 
 from nest_ssl.base.errors import UserError, from_os_error
 from nest_ssl.base.nested import DEEPEST
+from nest_ssl.base.tensor_file import read_mapped
 
 # fmt: off
 # What a damaged or hostile file makes the readers raise.
@@ -62,7 +63,10 @@ def load_tensors(source: Path | BinaryIO, where: str = "", mapped: bool = False,
     where = where or str(source)
     with opened(source) if isinstance(source, Path) else nullcontext(source) as stream:
         try:
-            check_zip(stream, where, checksums=not mapped)
+            entries = check_zip(stream, where, checksums=not mapped)
+            if mapped and isinstance(source, Path) and not allowed:
+                with suppress(*READER_ERRORS):
+                    return read_mapped(source, entries)
             with torch.serialization.safe_globals(list(allowed)):
                 file = source if mapped else stream
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
@@ -75,8 +79,8 @@ def load_tensors(source: Path | BinaryIO, where: str = "", mapped: bool = False,
             raise UserError(what, f"{where} ({first_line(error)})", ANOTHER_FILE) from error
 
 
-def check_zip(stream: BinaryIO, where: str, checksums: bool = True) -> None:
-    """Refuse what no `torch.save` writes, and what was changed since; leaves the stream at its beginning.
+def check_zip(stream: BinaryIO, where: str, checksums: bool = True) -> list[zipfile.ZipInfo]:
+    """The records of a file, unless no `torch.save` writes it or it was changed; the stream is at its beginning then.
 
     torch stores and never compresses, so what unpacks to more than the file holds was made to fill the memory.
 
@@ -92,6 +96,7 @@ def check_zip(stream: BinaryIO, where: str, checksums: bool = True) -> None:
         if checksums and (broken := archive.testzip()):
             raise zipfile.BadZipFile(f"{broken} does not match its checksum")
     stream.seek(0)
+    return entries
 
 
 class _Loader(yaml.CSafeLoader):

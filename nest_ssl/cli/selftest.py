@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases by kind or name, with * and ?, divided by commas")
     parser.add_argument("--quick", action="store_true", help="the few of them that make test runs")
+    parser.add_argument("--sample", type=int, default=0, help="with --quick: so many others as well")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once (default 1)")
     parser.add_argument("--no-limits", dest="limits", action="store_false", help="each fault at its own size alone")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no case after these")
@@ -40,13 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nest_ssl.record.provenance import describe_run
     from nest_ssl.report.detection import write_detection
     from nest_ssl.report.render.markdown import render_markdown
-    from nest_ssl.selftest.cases import read_catalogue, select
+    from nest_ssl.selftest.cases import read_catalogue, sample, select
     from nest_ssl.selftest.page import page, summed
     from nest_ssl.selftest.runs import Runner
     from nest_ssl.selftest.score import verdict_of
 
     catalogue = read_catalogue()
-    cases = [case for case in select(catalogue, options.only) if case.quick or not options.quick]
+    cases = list(select(catalogue, options.only))
+    if options.quick:
+        cases = [case for case in cases if case.quick] + sample(cases, options.sample)
     if not cases:
         raise UserError("no such case", f"--only {options.only}", "See nest_ssl/selftest/catalogue.")
     runner = Runner(options.out.absolute(), max(1, options.jobs))

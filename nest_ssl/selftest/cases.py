@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.spelling import did_you_mean
+from nest_ssl.report.detection import comparer_hash
 
 CATALOGUE = Path(__file__).with_name("catalogue")
 PLACEHOLDER = "SIZE"  # in the new line of a fault that has a size
@@ -163,6 +164,12 @@ def _case(path: Path, given: dict[str, Any]) -> Case:
         first = error.errors(include_url=False)[0]
         where = f"{path.name}: {given.get('name', given)}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise UserError("a case that is not in order", where, "Correct the catalogue.") from error
+
+
+def sample(cases: Sequence[Case], count: int) -> list[Case]:
+    """So many of the cases that need no other recording than the quick ones: others for each state of the comparer."""
+    others = [case for case in cases if case.recipe == "plain" and not case.quick]
+    return sorted(others, key=lambda case: case.key(None, comparer_hash()))[:count]
 
 
 def select(cases: Sequence[Case], patterns: str) -> Iterator[Case]:

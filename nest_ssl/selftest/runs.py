@@ -23,6 +23,7 @@ import torch
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import lock
+from nest_ssl.recording import layout
 from nest_ssl.report.detection import comparer_hash
 from nest_ssl.selftest.cases import Case, Recipe
 from nest_ssl.selftest.planting import PACKAGE, PORT
@@ -104,7 +105,7 @@ class Runner:
         for recipe in recipes:
             target = self.folder / REFERENCES / recipe
             _fork(record_reference, self.folder / f"{recipe}.log", recipe, target).join()
-            if not (target / "reference" / "recording.json").is_file():
+            if not any((target / "reference" / name).is_file() for name in (layout.INDEX, layout.RANKS)):
                 raise UserError("the reference does not train", str(self.folder / f"{recipe}.log"), "See there.")
         running: dict[Any, tuple[Any, Case, float | None]] = {}
         while running or (open_ends and time.monotonic() - started < seconds):

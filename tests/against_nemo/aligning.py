@@ -19,7 +19,9 @@ from nest_ssl.run.experiment import Subject, run
 
 RELEASE = importlib.metadata.version("nemo_toolkit")  # whichever is installed: the port must be exact with it
 GENERATION = generation_of(RELEASE)
+ONE_LAYER = "model.encoder.n_layers=1"  # where neither depth nor what layers share is the subject
 ONE_PROCESS = ["model.train_ds.num_workers=0", "model.validation_ds.num_workers=0"]
+TWO_STEPS = ["size=tiny", "batches=2", "save_steps=0,1", "model.train_ds.batch_size=3", *ONE_PROCESS]
 
 
 def record(subject: Subject, target: Path, *overrides: str) -> None:
@@ -33,7 +35,8 @@ def align(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
     return compare(folder, "nemo", "nest")
 
 
-def compare(folder: Path, reference: str, candidate: str) -> tuple[int, dict[str, Any]]:
+def compare(folder: Path, reference: str | Path, candidate: str | Path) -> tuple[int, dict[str, Any]]:
+    """Compare two recordings, in `folder` or at their own paths; the exit code and the report, in `folder` too."""
     out = folder / "report"
     code = compare_outputs(
         ["--reference", str(folder / reference), "--candidate", str(folder / candidate), "--out", str(out)]

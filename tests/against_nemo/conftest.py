@@ -5,11 +5,13 @@ Whichever release is installed there, the port is built for its generation.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,6 +97,20 @@ def pair(release: str) -> Callable[..., Pair]:
         return Pair(cfg, nemo, nest, (nemo_rng, torch.get_rng_state()))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def recorded(release: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`recorded(NEMO, "size=tiny")`: a recording, made once for all tests that ask for the same one, and only read."""
+    from aligning import record
+
+    @functools.cache
+    def once(subject: Any, *overrides: str) -> Path:
+        target = tmp_path_factory.mktemp("recorded") / subject.name
+        record(subject, target, *overrides)
+        return target
+
+    return once
 
 
 def set_seed(value: int) -> None:

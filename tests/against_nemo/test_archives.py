@@ -254,7 +254,7 @@ def test_nemo_never_sees_a_harmful_archive(tmp_path: Path, files: dict[str, dict
 
 
 def align_from(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
-    settings = ["size=tiny", "run=full", *ONE_PROCESS, "model.train_ds.batch_size=4", "save_steps=all", "batches=2"]
+    settings = ["size=tiny", "run=full", *ONE_PROCESS, "model.train_ds.batch_size=4", "save_steps=1", "batches=2"]
     return align(folder, *settings, "overwrite=true", *overrides)
 
 
@@ -275,11 +275,11 @@ def test_planted_faults_are_named(
     with monkeypatch.context() as fault:
         fault.setattr(init_from, "_check_archive", lambda *_: None)
         fault.setattr(init_from, "load_nemo", lambda path: (None, load_nemo(path)[1]))
-        code, report = align_from(tmp_path, entry)
+        code, report = align_from(tmp_path, entry, "save_steps=0", "batches=1")
     first = report["first_difference"]
     assert code == 1 and first["rung"] == "draws" and "model_construction" in json.dumps(first), first
     with monkeypatch.context() as fault:
         fault.setattr(init_from.Source, "takes", lambda self, name: True)
-        code, report = align_from(tmp_path, entry)
+        code, report = align_from(tmp_path, entry, "save_steps=0", "batches=1")
     first = report["first_difference"]
     assert code == 1 and first["rung"] == "initial_weights" and "decoder" in json.dumps(first), first

@@ -5,28 +5,29 @@ Watching changes no bit on either side; NeMo's rates, from its own scheduler, ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from aligning import GENERATION, NEMO, NEST, ONE_PROCESS, record
+from aligning import GENERATION, NEMO, NEST, ONE_LAYER, TWO_STEPS, record
 
 from nest_ssl.compare.operators import diff
 from nest_ssl.compare.schedules import compare_rates
 from nest_ssl.recording.evidence import StepOperators
 from nest_ssl.recording.reader import Recording, open_recording
 
-FULL = ["size=tiny", "run=full", "batches=2", "save_steps=0,1", "model.train_ds.batch_size=2", *ONE_PROCESS]
+FULL = ["run=full", *TWO_STEPS]
 EVIDENCE = ["operators=true", "learning_rates=100000"]
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]:
-    folder = tmp_path_factory.mktemp("operators")
+def traced(recorded: Callable[..., Path]) -> dict[str, Recording]:
+    found = {}
     for subject in (NEMO, NEST):
-        record(subject, folder / subject.name, *FULL, *EVIDENCE)
-        record(subject, folder / f"bare {subject.name}", *FULL)
-    return {path.name: open_recording(path) for path in folder.iterdir() if path.is_dir()}
+        found[subject.name] = open_recording(recorded(subject, *FULL, *EVIDENCE))
+        found[f"bare {subject.name}"] = open_recording(recorded(subject, *FULL))
+    return found
 
 
 def operators(recording: Recording, step: int = 0) -> StepOperators:
@@ -90,7 +91,14 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_short_run_shows_the_whole_schedule(name: str, tmp_path: Path) -> None:
     """Planned for as many steps, what the run as configured is too short for: annealing, hold, ratios of the whole."""
-    quick = ["size=tiny", "batches=1", "save_steps=none", "learning_rates=1000", f"model.optim.sched.name={name}"]
+    quick = [
+        "size=tiny",
+        ONE_LAYER,
+        "batches=1",
+        "save_steps=none",
+        "learning_rates=1000",
+        f"model.optim.sched.name={name}",
+    ]
     rates = []
     for subject in (NEMO, NEST):
         record(subject, tmp_path / subject.name, *quick, *NAMED, *SCHEDULES[name])

@@ -101,7 +101,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def models(pair: Callable[..., Any]) -> SimpleNamespace:
     """NeMo's model and the port's, from one seed."""
-    both = pair("size=tiny")
+    both = pair("size=tiny", "model.encoder.n_layers=1")
     both.nemo._train_dl = DataLoader(list(range(53)), batch_size=4)
     OmegaConf.set_struct(both.nemo._cfg, False)
     initial = {name: tensor.clone() for name, tensor in both.nemo.state_dict().items()}

@@ -246,6 +246,17 @@ def test_the_experiment_is_not_taken_from_the_environment(
     assert "SEED" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [([], "outputs"), (["SIZE=large"], "outputs"), (["SIZE=tiny"], "outputs/tiny"), (["SIZE=tiny", "OUT=o"], "o")],
+)
+def test_another_size_replaces_nothing(make: Make, fake_python: Any, words: list[str], folder: str) -> None:
+    make("align", *words)
+    assert [call["argv"][-1] for call in fake_python.calls[-3:]] == [
+        f"output_dir={folder}/nemo", f"output_dir={folder}/nest", f"{folder}/report"
+    ]  # fmt: skip
+
+
 def test_what_the_machine_sets_is_taken_and_named(make: Make, environment: dict[str, str]) -> None:
     environment["TORCH_INDEX"] = "https://example.org/cpu"
     assert "TORCH_INDEX=https://example.org/cpu comes from the environment" in make("--dry-run", "nest").stderr
@@ -262,20 +273,23 @@ def test_a_run_knows_the_words_that_make_was_given(make: Make, fake_python: Any)
     assert command.startswith("make align ") and "  " not in command.partition("ARGS=")[0]
 
 
-@pytest.mark.parametrize(("fails", "code"), [(None, 0), ("no:cacheprovider", 2), ("--ignore", 2)])
-def test_test_fails_when_either_run_does(
+@pytest.mark.parametrize(
+    ("fails", "code"), [(None, 0), ("no:cacheprovider", 2), ("--ignore", 2), ("ruff", 2), ("check_types.py", 2)]
+)
+def test_test_fails_when_lint_or_either_run_does(
     make: Make, fake_python: Any, tmp_path: Path, fails: str | None, code: int
 ) -> None:
     if fails:
         fake_python.fail(fails, 1)
-    done = make("--assume-old=data", "--assume-old=lint", "test", f"TEST_LOGS={tmp_path / 'l o g s'}")
+    done = make("--assume-old=data", "test", f"TEST_LOGS={tmp_path / 'l o g s'}")
     assert done.returncode == code
-    runs = {tuple(call["argv"]) for call in fake_python.calls}
+    runs = {tuple(call["argv"]) for call in fake_python.calls if "pytest" in call["argv"]}
     shared = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     assert runs == {
         ("-m", "pytest", *shared, "tests", "--ignore", "tests/against_nemo", "--ignore", "tests/docker"),
         ("-m", "pytest", "-p", "no:cacheprovider", "tests/against_nemo"),
     }
+    assert ("nothing to mend" in done.stdout) == (fails not in ("ruff", "check_types.py"))
     port, nemo = done.stdout.splitlines()[-2:]
     assert re.fullmatch(r"The port     my last line: .*'--ignore'.*", port)
     assert re.fullmatch(r"Against NeMo my last line: .*'no:cacheprovider'.*", nemo)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -58,11 +57,13 @@ def test_two_do_not_record_into_one_place(tmp_path: Path) -> None:
     assert open_recording(tmp_path / "run").index.trainer.name == "test"
 
 
-def test_a_killed_one_is_cleared_by_the_next(tmp_path: Path) -> None:
+def test_a_killed_one_is_cleared_by_the_next(
+    tmp_path: Path, python: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     script = "import os, sys; from nest_ssl.recording.writer import RecordingWriter as W\n"
     script += "writer = W(sys.argv[1]); writer.save_text('config.yaml', 'x'); os._exit(9)"
-    command = [sys.executable, "-c", script, str(tmp_path / "run")]
-    assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == 9
+    (program := tmp_path_factory.mktemp("killed") / "program.py").write_text(script)
+    assert subprocess.run([python, program, tmp_path / "run"]).returncode == 9
     assert len(names(tmp_path)) == 2, "the half-written folder and the lock"
     with fill(RecordingWriter(tmp_path / "run")) as writer:
         assert len(names(tmp_path)) == 2

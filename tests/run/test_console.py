@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,9 +36,10 @@ print("back")
 """
 
 
-def test_prints_loggers_and_children_go_to_the_file(tmp_path: Path) -> None:
+def test_prints_loggers_and_children_go_to_the_file(tmp_path: Path, python: str) -> None:
     """And come back to where they were; a console that cannot show a character shows its escape."""
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run.log")]
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    command = [python, tmp_path / "program.py", tmp_path / "run.log"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     log = (tmp_path / "run.log").read_text()
     assert all(word in log for word in ("printed", "warned", "by an early logger", "by a child process"))

@@ -12,12 +12,14 @@ from train_nest import NEST
 from nest_ssl.run.experiment import run
 from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO
 
-# 12 utterances, everything random on: dither, dropout, block masks, noise and speakers mixed in, shuffling.
+# 12 utterances, everything random on: dither, dropout, block masks, noise and speakers mixed in, shuffling. The model
+# is as small as it can be: what is kept of it is the matter here, and not its size.
 COMMON = ("size=tiny", "run=train", "trainer.accelerator=cpu", "exp_manager.create_tensorboard_logger=false",
           "exp_manager.checkpoint_callback_params.save_top_k=1", "model.optim.sched.warmup_steps=5",
           "model.train_ds.batch_augmentor.prob=0.9", "trainer.max_epochs=2", "model.train_ds.batch_size=2",
           "model.validation_ds.num_workers=0", "model.validation_ds.pin_memory=false",
-          "model.train_ds.num_workers=0", "model.train_ds.pin_memory=false")  # fmt: skip
+          "model.train_ds.num_workers=0", "model.train_ds.pin_memory=false", "model.encoder.n_layers=1",
+          "model.encoder.d_model=16", "model.encoder.subsampling_conv_channels=8")  # fmt: skip
 
 
 def train(folder: Path, *overrides: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from nest_ssl.train.checkpoint.checkpoint_io import (
     newest_whole,
     remove_partial,
 )
+
+LIMITED = Path(__file__).parents[2] / "limited.py"
 
 
 def checkpoint(batches: int = 4, width: int = 3) -> dict[str, Any]:
@@ -145,22 +146,18 @@ def test_a_failing_disk_leaves_the_earlier_checkpoint(
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-def test_torchs_own_words_for_a_full_disk(tmp_path: Path) -> None:
+def test_torchs_own_words_for_a_full_disk(tmp_path: Path, python: str) -> None:
     """No file may grow beyond 100 kB; torch says that as a RuntimeError."""
-    code = (
+    (program := tmp_path / "program.py").write_text(
         "import sys, torch; from nest_ssl.base.errors import run_command\n"
         "from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO\n"
         "value = {'state_dict': torch.zeros(100_000)}\n"
         "run_command(lambda: AtomicCheckpointIO().save_checkpoint(value, sys.argv[1]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a.ckpt")],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )
+    limited = [python, str(LIMITED), "100000", str(program), str(tmp_path / "a.ckpt")]
+    done = subprocess.run(limited, capture_output=True, text=True)
     assert done.returncode == 3 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [program]
 
 
 def test_what_a_killed_run_was_writing_goes(tmp_path: Path) -> None:

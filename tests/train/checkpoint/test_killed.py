@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
 import random
 import signal
-import sys
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
-from train_nest import NEST
 
-from nest_ssl.base.errors import EXIT_CRASHED, run_command
-from nest_ssl.data.dataset import AudioNoiseDataset
-from nest_ssl.run import experiment
-from nest_ssl.run.experiment import run
-from nest_ssl.train.module import NestModule
+from nest_ssl.base.errors import EXIT_CRASHED
 from tests.train.checkpoint.resuming import COMMON, assert_same
 
+PROGRAM = Path(__file__).with_name("killed.py")
 STEPS, SEED = 30, 20
 # 6 epochs of 5 batches, a validation in the middle and at the end of every second, checkpoints also between them.
 SETTINGS = (*COMMON, "trainer.max_epochs=6", "trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=0.5",
             "exp_manager.checkpoint_callback_params.every_n_train_steps=4")  # fmt: skip
-# Children are forked from a server that has imported everything: a real process each, without 4 s of importing.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["nest_ssl.run.experiment", "nest_ssl.train.module"])
 
 
 @dataclass(frozen=True)
@@ -85,66 +75,47 @@ def moments(stop: Stop) -> list[Moment]:
     return [Moment(step, draw.uniform(0, 0.1)) for step in steps]
 
 
-def child(folder: Path, said: Path, steps: Connection, workers: Workers) -> None:
-    """Train in this process; `steps` gets the number of every training step as it begins."""
-    os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # of its workers, as in a process that no server forked
-    log = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1), os.dup2(log, 2)
-    sys.stdout.reconfigure(line_buffering=True)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    step, item = NestModule.training_step, AudioNoiseDataset.__getitem__
-
-    def reporting(self: NestModule, *args: Any, **kwargs: Any) -> Any:
-        steps.send(self.trainer.fit_loop.total_batch_idx)
-        return step(self, *args, **kwargs)
-
-    def slow(self: AudioNoiseDataset, index: int) -> Any:
-        time.sleep(workers.seconds)
-        return item(self, index)
-
-    NestModule.training_step, AudioNoiseDataset.__getitem__ = reporting, slow
-    if not workers.shielded:
-        experiment.shielded_workers = contextlib.nullcontext
-    place = (f"output_dir={folder / 'recording'}", f"exp_manager.exp_dir={folder}", "exp_manager.name=x")
-    run_command(lambda: run(NEST, [*SETTINGS, *place, f"model.train_ds.num_workers={workers.number}"]))
-
-
-def train(folder: Path, workers: Workers = NONE, stop: Stop | None = None, moment: Moment | None = None) -> int:
+def train(
+    python: str, folder: Path, workers: Workers = NONE, stop: Stop | None = None, moment: Moment | None = None
+) -> int:
     """Train in a process of its own, and stop it; its exit code (minus the signal that killed it)."""
     folder.mkdir(exist_ok=True)
-    here, there = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=child, args=(folder, folder / "said.txt", there, workers))
-    process.start()
-    there.close()
-    if stop is not None and moment is not None:
-        with contextlib.suppress(EOFError):
-            while here.recv() < moment.step:
-                pass
-        time.sleep(moment.delay)
-        stop.send(process.pid)
-    process.join()
-    here.close()
-    return int(process.exitcode)
+    place = (f"output_dir={folder / 'recording'}", f"exp_manager.exp_dir={folder}", "exp_manager.name=x")
+    how = (str(workers.seconds), "shielded" if workers.shielded else "bare")
+    command = [python, str(PROGRAM), *how, *SETTINGS, *place, f"model.train_ds.num_workers={workers.number}"]
+    with (
+        (folder / "said.txt").open("a") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        if stop is not None and moment is not None:
+            for line in process.stdout:
+                if int(line) >= moment.step:
+                    break
+            time.sleep(moment.delay)
+            stop.send(pid)
+        for _ in process.stdout:  # so that it never waits for its reader
+            pass
+    return process.returncode
 
 
-def stopped_again_and_again(folder: Path, stop: Stop) -> list[int]:
-    codes = [train(folder, stop.workers, stop, moment) for moment in moments(stop)]
-    return [*codes, train(folder, stop.workers)]
+def stopped_again_and_again(python: str, folder: Path, stop: Stop) -> list[int]:
+    codes = [train(python, folder, stop.workers, stop, moment) for moment in moments(stop)]
+    return [*codes, train(python, folder, stop.workers)]
 
 
 ALONE = {"alone": NONE, "alone, shielded": SHIELDED, "alone, bare": BARE}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Future[list[int]]]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory, python: str) -> Iterator[dict[str, tuple[Path, Future[list[int]]]]]:
     """Folder and exit codes of the runs left alone and of those that were not; two at a time."""
     folder = tmp_path_factory.mktemp("killed")
     with ThreadPoolExecutor(2) as pool:
-        futures = {stop.name: pool.submit(stopped_again_and_again, folder / stop.name, stop) for stop in STOPS}
+        futures = {stop.name: pool.submit(stopped_again_and_again, python, folder / stop.name, stop) for stop in STOPS}
         for name, workers in ALONE.items():
-            futures[name] = pool.submit(lambda *of: [train(*of)], folder / name, workers)
+            futures[name] = pool.submit(lambda *of: [train(*of)], python, folder / name, workers)
         yield {name: (folder / name, codes) for name, codes in futures.items()}
 
 
@@ -175,8 +146,8 @@ def test_shielded_workers_are_seeded_as_lightning_seeds_them(runs: dict[str, Any
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_workers_without_the_shield_die_of_the_signal_and_end_the_training(
-    tmp_path: Path, kind: signal.Signals
+    tmp_path: Path, python: str, kind: signal.Signals
 ) -> None:
     """The fault, planted: a signal while the trainer waits for a batch."""
     slow = Workers(seconds=1, shielded=False)
-    assert train(tmp_path / "bare", slow, Stop(kind, slow), Moment(1, 0.5)) == EXIT_CRASHED
+    assert train(python, tmp_path / "bare", slow, Stop(kind, slow), Moment(1, 0.5)) == EXIT_CRASHED
