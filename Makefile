@@ -52,7 +52,8 @@ BATCHES      = 2
 STEPS        = $(if $(filter 1,$(BATCHES)),0,0,1)
 RANKS        = 1
 DEVICE       = auto
-OUT          = outputs
+# Each size but the default has a folder of its own: a tiny try does not replace what took an hour to record.
+OUT          = outputs$(if $(filter-out large,$(SIZE)),/$(SIZE))
 ARGS         =
 NEMO_ARGS    =
 NEST_ARGS    =
@@ -144,7 +145,7 @@ nest: ready-nest data ## train with the port, recorded into OUT/nest
 train: ready-nest data ## train for real with the port, into OUT/train; again: go on where it stopped
 	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py \
 	    $(call q,nemo=$(NEMO_VERSION)) $(call q,size=$(SIZE)) run=train $(call q,kind=$(KIND)) $(call q,recipe=$(RECIPE)) $(call q,seed=$(SEED)) \
-	    $(call q,trainer.accelerator=$(DEVICE)) $(call q,exp_manager.exp_dir=$(OUT)/train) \
+	    $(call q,trainer.accelerator=$(DEVICE)) $(ranks) $(call q,exp_manager.exp_dir=$(OUT)/train) \
 	    $(call q,output_dir=$(OUT)/train/recording)
 
 compare: ready-nest ## compare the two recordings, report into OUT/report

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nest_ssl.base.errors import UserError
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Finding, Status
-from nest_ssl.record.session import recording
+from nest_ssl.record.loop import recording
 from nest_ssl.report import write_reports
 from nest_ssl.report.document import Heading, Paragraph, plain
 from nest_ssl.report.render.markdown import render_markdown

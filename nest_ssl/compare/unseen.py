@@ -20,6 +20,12 @@ def unseen_by(reference: Recording, steps: Sequence[int], evidence: Evidence | N
     Padding is seen by lengths that differ within a batch, dropout by its draws, the warm-up by the schedule's settings.
     """
     notes = []
+    level = reference.index.level
+    if level is not None and level.record == "digest":
+        notes.append(Note("unseen_digest"))
+    elif level is not None:
+        patterns = {key: " ".join(getattr(level, key)) or "-" for key in ("include", "exclude")}
+        notes.append(Note("unseen_level", {"record": level.record, **patterns}))
     recorded = [reference.step(step) for step in steps]
     batches = [flatten(step.batch()) for step in recorded if step.has(layout.BATCH)]
     lengths = [

@@ -149,6 +149,9 @@ class Experiment(Section):
     seed: Seed = 42
     output_dir: str | None = None
     save_steps: str | int | list[int] | None = None
+    record: Literal["modules", "boundaries", "digest"] = "modules"  # how much of each of them, see `record.levels`
+    include: list[str] | None = None
+    exclude: list[str] | None = None
     operators: bool | list[str] = False
     learning_rates: Annotated[int, Ge(0), Le(MOST)] = 0
     overwrite: bool = False

@@ -17,9 +17,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from nest_ssl.base.determinism import flags
+from nest_ssl.record.digest_session import open_session
+from nest_ssl.record.levels import ALL, Level
 from nest_ssl.record.observers.learning_rates import Stepped, learning_rates
 from nest_ssl.record.refusals import refuse_one_place
-from nest_ssl.record.session import Mark, Session
+from nest_ssl.record.session import Mark
 from nest_ssl.recording.evidence import Rates
 from nest_ssl.recording.writer import RecordingWriter
 
@@ -28,7 +30,7 @@ class Recorder(Callback):
     """Writes a recording while a Lightning Trainer trains.
 
     Args:
-        writer, steps, output_names, config, operators: as for `Session`.
+        writer, steps, output_names, config, operators, level: as for `Session`.
         learning_rates: for how many optimizer steps to work out the rates, once training is over; 0: for none.
         stops: whether training ends behind the last step to record, though it was planned for more.
     """
@@ -42,8 +44,9 @@ class Recorder(Callback):
         operators: bool | Sequence[str] = False,
         learning_rates: int = 0,
         stops: bool = False,
+        level: Level = ALL,
     ) -> None:
-        self.session = Session(writer, steps, output_names, config, operators)
+        self.session = open_session(writer, steps, output_names, config, operators, level)
         self.session.unwatched = (LightningModule.log.__code__, LightningModule.log_dict.__code__)
         self._learning_rates = learning_rates
         self._optimizer_steps = 0
@@ -128,9 +131,9 @@ class RecordingCallback(Recorder):
     Args:
         out: the recording's folder.
         steps: training batches to record, counted from 0; None records all.
-        output_names, config, operators: as for `Session`.
+        output_names, config, operators, level: as for `Session`.
         overwrite: whether an earlier recording there may be replaced.
-        index: what else the recording should say, as of `record.session.recording`.
+        index: what else the recording should say, as of `record.loop.recording`.
 
     Raises:
         UserError: the folder must not be replaced or cannot be written.
@@ -144,11 +147,12 @@ class RecordingCallback(Recorder):
         output_names: Sequence[str] = (),
         config: str = "{}\n",
         operators: bool | Sequence[str] = False,
+        level: Level = ALL,
         overwrite: bool = False,
         **index: Any,
     ) -> None:
         asked = None if steps is None else frozenset(steps)
-        super().__init__(RecordingWriter(out, overwrite), asked, output_names, config, operators)
+        super().__init__(RecordingWriter(out, overwrite), asked, output_names, config, operators, level=level)
         self._out, self._facts = Path(out), index
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

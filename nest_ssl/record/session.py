@@ -7,10 +7,8 @@ where the batch before one ends, since what is drawn from there on makes the nex
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import CodeType, MappingProxyType
 from typing import Any, Literal
 
@@ -18,10 +16,10 @@ import torch
 import yaml
 from torch import nn
 
-from nest_ssl.base.determinism import flags
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.nested import plain, to_builtins
 from nest_ssl.base.rng import rng_digests
+from nest_ssl.record.levels import ALL, Level
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.changes import changes
 from nest_ssl.record.observers.copies import copy_to_cpu
@@ -31,7 +29,7 @@ from nest_ssl.record.observers.parameters import gradients, optimizer_state, wei
 from nest_ssl.record.observers.update import UpdateObserver, applied
 from nest_ssl.record.observers.validation import ValidationObserver
 from nest_ssl.record.provenance import describe_device, describe_run
-from nest_ssl.record.ranks import processes, rank_writer
+from nest_ssl.record.ranks import processes
 from nest_ssl.record.refusals import refuse_one_place, refuse_steps_outside
 from nest_ssl.record.secrets import masked_yaml
 from nest_ssl.record.step import Step, describe, modes
@@ -47,59 +45,6 @@ Mark = Literal["before_model", "after_model", "before_first_batch"]
 _DRAWN_BEFORE = {"before_model": "before_model", "after_model": "model_construction", "before_first_batch": "fit_start"}
 
 
-@contextmanager
-def recording(
-    out: Path | str,
-    model: nn.Module,
-    *,
-    steps: Iterable[int] | None = None,
-    output_names: Sequence[str] = (),
-    config: str | Mapping[str, Any] = "{}\n",
-    operators: bool | Sequence[str] = False,
-    overwrite: bool = False,
-    **index: Any,
-) -> Iterator[Session]:
-    """Record a loop of torch into folder `out`: say what a step is done with, and everything in it is watched.
-
-        with nest_ssl.recording("outputs/run", model, steps=[0, 1]) as r:
-            for inputs, targets in loader:
-                r.batch((inputs, targets))          # made, and not used yet
-                loss = criterion(model(inputs), targets)
-                r.loss(loss)                        # the forward is done
-                optimizer.zero_grad()
-                loss.backward()
-                r.backward_done()                   # gradients are complete, neither clipped nor used
-                optimizer.step()
-                r.step_done(optimizer)
-
-    Recorded are the batch, every call of every module with inputs, outputs and output gradients, loss, gradients,
-    weights, the optimizer's state, and random draws. Training is not changed by it: the weights are the same bits.
-    An error in the block leaves nothing of the recording, and an earlier one as it was.
-
-    Where `torch.distributed` is initialized, each process records into `rank_R` in `out`, and the first completes it.
-
-    Args:
-        model: what is trained. Calls of its `forward`, and of every module in it, are recorded.
-        steps, output_names, config, operators: see `Session`.
-        overwrite: whether an earlier recording there may be replaced.
-        index: what else the recording should say, e.g. `seed`, `data` (hashes of the data, by section and file) and
-            `trainer` (`name`, `package`, `version`; by default the folder's name, the model's package and no version).
-
-    Raises:
-        TypeError: the model is no module of torch.
-        UserError: the folder must not be replaced or cannot be written, or a step that was asked for was never reached.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"recording(out, model): the model is a {type(model).__name__}, not a torch.nn.Module")
-    started = time.perf_counter()
-    trainer = {"name": Path(out).name, "package": type(model).__module__.partition(".")[0], "version": ""}
-    with rank_writer(out, overwrite) as writer, Session(writer, steps, output_names, config, operators) as session:
-        session.begin(model)
-        yield session
-        took = round(time.perf_counter() - started, 1)
-        session.finish(**{"trainer": trainer, "flags": flags(), "duration_s": took, **index})
-
-
 class Session(AbstractContextManager["Session"]):
     """A recording in the making. As a context manager it drops what is not finished.
 
@@ -111,6 +56,7 @@ class Session(AbstractContextManager["Session"]):
             contract; secrets in it are masked.
         operators: whether to record the ATen operators of each step too, or patterns of the modules to do it for, as
             `encoder.layers.0*`.
+        level: how much of each step is recorded.
     """
 
     def __init__(
@@ -120,14 +66,16 @@ class Session(AbstractContextManager["Session"]):
         output_names: Sequence[str] = (),
         config: str | Mapping[str, Any] = "{}\n",
         operators: bool | Sequence[str] = False,
+        level: Level = ALL,
     ) -> None:
-        self.writer = writer
+        self.writer, self.level = writer, level
         self.unwatched: Collection[CodeType] = ()  # functions whose operators are no part of training, as a logger's
         self._operators = operators
         self.steps = None if steps is None else frozenset(steps)
         self.recorded: list[int] = []
         self._output_names = tuple(output_names)
         self._index: dict[str, Any] = {"steps": {}, "calls": {}, "rng": {}, **describe_run()}
+        self._index["level"] = level.described()
         self._model: nn.Module | None = None
         self._before_steps: DrawObserver | None = None
         self._draws: DrawObserver | None = None  # of the step being recorded, or of the next, from the end of the last
@@ -201,7 +149,7 @@ class Session(AbstractContextManager["Session"]):
             self._await_batch(number)
         if self._draws:
             place = {"epoch": epoch, "batch": self._number if position is None else position}
-            calls = CallObserver(self._model, self._draws)
+            calls = CallObserver(self._model, self._draws, self.level.modules(self._model))
             update = UpdateObserver(self._model, self._before_update)
             live = to_builtins(batch, lambda tensor: tensor)
             self._step = Step(place, self._draws, calls, update, live, to_builtins(live, copy_to_cpu))

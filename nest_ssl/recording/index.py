@@ -245,6 +245,12 @@ class Structure(_Strict):
     shared: list[list[str]] | None = None
 
 
+class Level(_Strict):
+    record: Literal["digest", "boundaries", "modules"]
+    include: list[str] = []
+    exclude: list[str] = []
+
+
 class Index(_Strict):
     """`recording.json`. What is not known has the default.
 
@@ -254,6 +260,7 @@ class Index(_Strict):
     schema_name: Literal["nest-ssl-recording/1", "nest-ssl-recording/2"] = Field(alias="schema")
     trainer: Trainer
     imported: list[str] | None = None  # of what was no recorder's: what it has, see `importing`
+    level: Level | None = None  # of what is recorded of a step; None: of all
     created: str = ""
     command: list[str] = []
     make_command: str | None = None

@@ -27,6 +27,7 @@ OPTIMIZER_START = "optimizer_start.pt"  # the optimizer's state before its updat
 APPLIED_GRADIENTS = "applied_gradients.pt"  # gradients that the update used, as far as they are not those of backward
 FACTS = "facts.json"
 OPERATORS = "operators.json"  # ATen operators of the step, where they were asked for
+DIGESTS = "digests.json"  # in place of all others, where a step was recorded by its hashes alone
 LEARNING_RATES = "learning_rates.json"  # of the run, over steps that it need not train; where asked for
 
 

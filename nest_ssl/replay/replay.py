@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.base.renaming import Rename
 from nest_ssl.recording.evidence import Replay, Unit, seal_of
 from nest_ssl.recording.reader import Recording
@@ -51,7 +52,7 @@ def replay(
         rename: from the names of the candidate's modules to the reference's, see `compare.name_map`.
 
     Raises:
-        UserError: the recording is damaged.
+        UserError: the recording is damaged, or is of some modules alone.
     """
     started = time.perf_counter()
     interception, units = Interception(module, rename), list[Unit]()
@@ -91,7 +92,14 @@ def replay(
 def replay_calls(
     recording: Recording, number: int, weights: dict[str, Tensor], interception: Interception, precision: Precision
 ) -> CallReplay:
-    """Replay all calls of one step; interception has to be installed."""
+    """Replay all calls of one step; interception has to be installed.
+
+    Raises:
+        UserError: the recording is damaged, or is of some modules alone.
+    """
+    if recording.index.level is not None:  # what was not recorded would be run, and be blamed for being called
+        fix = "Record all modules: record=modules, without include and exclude."
+        raise UserError("a recording of some modules cannot be replayed", str(recording.path), fix)
     step = recording.step(number)
     load_weights(interception, weights)
     facts = step.facts()

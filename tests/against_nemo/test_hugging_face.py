@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nest_ssl.compare.names import load_names
+from nest_ssl.compare.name_map import load_names
 from nest_ssl.config.compose import compose
 from nest_ssl.model.nest import NestModel
 

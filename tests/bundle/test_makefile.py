@@ -246,6 +246,17 @@ def test_the_experiment_is_not_taken_from_the_environment(
     assert "SEED" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [([], "outputs"), (["SIZE=large"], "outputs"), (["SIZE=tiny"], "outputs/tiny"), (["SIZE=tiny", "OUT=o"], "o")],
+)
+def test_another_size_replaces_nothing(make: Make, fake_python: Any, words: list[str], folder: str) -> None:
+    make("align", *words)
+    assert [call["argv"][-1] for call in fake_python.calls[-3:]] == [
+        f"output_dir={folder}/nemo", f"output_dir={folder}/nest", f"{folder}/report"
+    ]  # fmt: skip
+
+
 def test_what_the_machine_sets_is_taken_and_named(make: Make, environment: dict[str, str]) -> None:
     environment["TORCH_INDEX"] = "https://example.org/cpu"
     assert "TORCH_INDEX=https://example.org/cpu comes from the environment" in make("--dry-run", "nest").stderr

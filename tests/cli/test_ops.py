@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.cli.ops import main
-from nest_ssl.record.session import recording
+from nest_ssl.record.loop import recording
 
 
 class Net(nn.Module):

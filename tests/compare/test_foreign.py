@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.record.session import recording
+from nest_ssl.record.loop import recording
 from nest_ssl.recording.reader import open_recording
 from tests.compare.builder import first, statuses
 

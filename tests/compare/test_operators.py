@@ -16,7 +16,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.compare import alignment
 from nest_ssl.compare.alignment import aligned
 from nest_ssl.compare.operators import Change, OperatorDifference, bind, diff, read_operators, select
-from nest_ssl.record.session import recording
+from nest_ssl.record.loop import recording
 from nest_ssl.recording.evidence import Operator, StepOperators, seal_of, write_evidence
 from nest_ssl.recording.reader import open_recording
 

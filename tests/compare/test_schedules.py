@@ -12,8 +12,8 @@ from torch import nn
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.compare.schedules import ROUNDING, RateDifference, bind_rates, compare_rates
+from nest_ssl.record.loop import recording
 from nest_ssl.record.observers.learning_rates import Stepped, learning_rates
-from nest_ssl.record.session import recording
 from nest_ssl.recording.evidence import LearningRates, Rates, Schedule, read_evidence, write_evidence
 from nest_ssl.recording.reader import open_recording
 from nest_ssl.train.schedules import SCHEDULES, CosineAnnealing, NoamAnnealing, WarmupPolicy, build_schedule

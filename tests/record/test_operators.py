@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _len_torch_dispatch_
 from torch.utils.checkpoint import checkpoint
 
 from nest_ssl.base.rng import rng_digests
-from nest_ssl.record.session import recording
+from nest_ssl.record.loop import recording
 from nest_ssl.recording.evidence import Operator, StepOperators
 from nest_ssl.recording.reader import open_recording
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.rng import rng_digests
-from nest_ssl.record.session import Session, recording
+from nest_ssl.record.loop import recording
+from nest_ssl.record.session import Session
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.recording.writer import RecordingWriter
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from nest_ssl.base.rng import read_states, set_state, state_bytes
+from nest_ssl.record.loop import recording
 from nest_ssl.record.observers.memory import shared_memory
 from nest_ssl.record.observers.parameters import optimizer_state, weights
-from nest_ssl.record.session import recording
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.reader import Recording, StepFiles, open_recording
 from tests.record.test_session import Net, batches, prepare

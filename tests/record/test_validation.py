@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nest_ssl.record.session import recording
+from nest_ssl.record.loop import recording
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.reader import Recording, open_recording
 from tests.record.test_lightning import Net as LightningNet

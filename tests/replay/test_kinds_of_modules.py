@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nest_ssl.base.rng import read_states
-from nest_ssl.record.session import recording
+from nest_ssl.record.loop import recording
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.evidence import Deviation, Place, Replay
 from nest_ssl.recording.reader import Recording, open_recording

@@ -43,18 +43,22 @@ class CallObserver:
 
     `root` itself is watched by wrapping its `forward`, because trainers call `model.forward(...)` and hooks live in
     `model(...)`. Its name is the empty string. `draws`, if any, is asked to close a stretch at every start and end of a
-    call. `modules` names those in it that are watched, all when None.
+    call. `modules` names those in it that are watched, all when None; `copies` keeps what they see.
     """
 
     def __init__(
-        self, root: nn.Module, draws: DrawObserver | None = None, modules: Container[str] | None = None
+        self,
+        root: nn.Module,
+        draws: DrawObserver | None = None,
+        modules: Container[str] | None = None,
+        copies: type[Copies] = Copies,
     ) -> None:
         self.root, self._modules = root, modules
         self.draws = draws
         self._forward, self._later = _Sequence(), _Sequence()
         self._now = self._forward
         self.calls, self.later = self._forward.calls, self._later.calls  # of the forward; begun after the loss
-        self._copies = Copies()
+        self._new_copies, self._copies = copies, copies()
         self._hooks: dict[nn.Module, tuple[RemovableHandle, RemovableHandle]] = {}
         self._tensor_hooks: list[RemovableHandle] = []
         self._own_forward: dict[str, Any] = {}
@@ -104,7 +108,7 @@ class CallObserver:
         self._tensor_hooks.clear()
         self.root.__dict__.pop("forward", None)
         self.root.__dict__.update(self._own_forward)
-        self._copies = Copies()
+        self._copies = self._new_copies()
         for sequence in (self._forward, self._later):
             for call, _ in sequence.open:  # something else than an exception went through it
                 call.end, call.raised = sequence.events, True

@@ -1,0 +1,60 @@
+"""How much of a step is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from nest_ssl.base.errors import UserError
+from nest_ssl.base.spelling import did_you_mean
+
+Record = Literal["digest", "boundaries", "modules"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much of a step is recorded.
+
+    Args:
+        record: ``modules``: the calls of all modules, whole. ``boundaries``: of the model, its parts and the blocks in
+            its lists alone. ``digest``: of every tensor a hash, bounds, norm and count of NaN, and nothing whole.
+        include: patterns of names (``encoder.layers.0*``): modules that are recorded, in place of the level's choice.
+        exclude: patterns of names of modules that are not.
+
+    Raises:
+        UserError: there is no such level.
+    """
+
+    record: Record = "modules"
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.record not in get_args(Record):
+            known = get_args(Record)
+            raise UserError("no such level", f"record={self.record}", did_you_mean(self.record, known, str(known)))
+
+    def modules(self, model: nn.Module) -> frozenset[str] | None:
+        """Names of the modules whose calls are recorded, besides the model's own; None: all."""
+        if self.record != "boundaries" and not self.include and not self.exclude:
+            return None
+        names = [name for name, _ in model.named_modules()]
+        if self.include:
+            names = [name for name in names if any(fnmatchcase(name, pattern) for pattern in self.include)]
+        elif self.record == "boundaries":
+            lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+            names = [name for name in names if "." not in name or name.rpartition(".")[0] in lists]
+        return frozenset(name for name in names if not any(fnmatchcase(name, pattern) for pattern in self.exclude))
+
+    def described(self) -> dict[str, Any] | None:
+        """For the index; None where all is recorded, as without a level."""
+        if self == ALL:
+            return None
+        return {"record": self.record, "include": list(self.include), "exclude": list(self.exclude)}
+
+
+ALL = Level()

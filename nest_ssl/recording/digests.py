@@ -1,0 +1,113 @@
+"""What a recording at level `digest` has of a step: of every tensor, in the order in which they came about, a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from nest_ssl.recording import layout as files
+from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.reader import Recording
+from nest_ssl.recording.tensors import describe_tensor, storable
+
+AT_ONCE = 1 << 16  # elements that are hashed and then looked at while they are still in the processor's cache
+HEX = 32  # digits of the hash that are kept: 128 bits of a SHA-256 over the bytes in their order
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """A tensor in a few numbers.
+
+    Args:
+        dtype, shape: as torch has them.
+        digest: of its bytes in row-major order; two tensors are the same if it, `dtype` and `shape` are.
+        least, most, norm: of its elements that are not NaN; the Euclidean norm is summed in float64.
+        nans: how many are.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+    least: float = 0.0
+    most: float = 0.0
+    norm: float = 0.0
+    nans: int = 0
+
+    def same(self, other: Fingerprint) -> bool:
+        """Whether the tensors have the same bits, shape and dtype."""
+        return (self.digest, self.shape, self.dtype) == (other.digest, other.shape, other.dtype)
+
+
+def fingerprint(tensor: torch.Tensor) -> Fingerprint:
+    """Of a tensor on any device; its elements are read once."""
+    dense = storable(tensor.detach())
+    made, least, most, squares, nans = hashlib.sha256(), math.inf, -math.inf, 0.0, 0
+    for part in dense.contiguous().reshape(-1).split(AT_ONCE) if dense.numel() else ():
+        made.update(part.view(torch.uint8).numpy().data)
+        numbers = torch.view_as_real(part) if part.is_complex() else part
+        numbers = numbers if numbers.is_floating_point() else numbers.double()
+        low, high = (float(bound) for bound in torch.aminmax(numbers))
+        if math.isnan(low):
+            known = numbers[~numbers.isnan()]
+            nans += numbers.numel() - known.numel()
+            if not known.numel():
+                continue
+            numbers, low, high = known, float(known.min()), float(known.max())
+        least, most = min(least, low), max(most, high)
+        squares += float(torch.linalg.vector_norm(numbers, dtype=torch.float64)) ** 2
+    described = describe_tensor(dense)
+    bounds = (least, most) if least <= most else (0.0, 0.0)
+    shape = tuple(described["shape"])
+    return Fingerprint(described["dtype"], shape, made.hexdigest()[:HEX], *bounds, math.sqrt(squares), nans)
+
+
+Row = tuple[str, str | None, int | None, str, str, str, list[int], Annotated[str, Field(max_length=HEX)], float, float,
+            float, int]  # fmt: skip
+
+
+class StepDigests(BaseModel):
+    """`digests.json`: rows of an address (kind, module, call, slot, path) and the fingerprint of what is there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: list[Row]
+
+    @classmethod
+    def of(cls, entries: list[tuple[Address, Fingerprint]]) -> StepDigests:
+        return cls.model_construct(rows=[
+            (a.kind.value, a.module, a.call, a.slot, a.path, f.dtype, list(f.shape), f.digest, f.least, f.most, f.norm,
+             f.nans) for a, f in entries
+        ])  # fmt: skip
+
+    def entries(self) -> Iterator[tuple[Address, Fingerprint]]:
+        """In the order in which they came about.
+
+        Raises:
+            ValueError: a kind that there is not.
+        """
+        for kind, module, call, slot, path, dtype, shape, digest, least, most, norm, nans in self.rows:
+            made = Fingerprint(dtype, tuple(shape), digest, least, most, norm, nans)
+            yield Address(Kind(kind), module, call, slot, path), made
+
+
+def digest_steps(recording: Recording) -> list[int]:
+    """The steps that it has digests of."""
+    pattern = re.compile(rf"(?:rank_0/)?step_(\d+)/{re.escape(files.DIGESTS)}")
+    return sorted(int(found[1]) for name in recording.index.files if (found := pattern.fullmatch(name)))
+
+
+def digests(recording: Recording, step: int, rank: int = 0) -> dict[Address, Fingerprint]:
+    """Of one step, by address, in the order in which they came about; empty where it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    found = recording.read_json(f"{recording.step(step, rank).folder}/{files.DIGESTS}", StepDigests)
+    return dict(found.entries()) if found else {}

@@ -1,0 +1,142 @@
+"""Levels of a recording: hashes alone, boundaries of blocks, modules by their names."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nest_ssl
+from nest_ssl.base.errors import UserError
+from nest_ssl.compare.digests import compare_digests
+from nest_ssl.recording.address import Kind
+from nest_ssl.recording.digests import HEX, digest_steps, digests, fingerprint
+from nest_ssl.recording.reader import Recording, open_recording
+from nest_ssl.replay import replay
+
+STEPS, WIDTH = 12, 8
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.act = nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.inner(x))  # type: ignore[no-any-return]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.front, self.layers = nn.Linear(WIDTH, WIDTH), nn.ModuleList([Block(), Block()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.front(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def train(out: Path, fault: int | None = None, steps: int = STEPS, **settings: Any) -> tuple[Recording, Net]:
+    """From step `fault` on the second block's output is a little larger."""
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(1)
+    with nest_ssl.recording(out, model, **settings) as r:
+        for step in range(steps):
+            if step == fault:
+                model.layers[1].register_forward_hook(lambda _, __, output: output + 1e-3)
+            x = torch.randn(4, WIDTH, generator=generator)
+            r.batch(x)
+            loss = model(x).square().mean()
+            r.loss(loss)
+            optimizer.zero_grad()
+            loss.backward()
+            r.backward_done()
+            optimizer.step()
+            r.step_done(optimizer)
+    return open_recording(out), model
+
+
+def test_a_fingerprint_depends_on_place_and_sees_what_is_no_number() -> None:
+    made = fingerprint(torch.tensor([3.0, -4.0, torch.nan]))
+    assert (made.least, made.most, made.norm, made.nans) == (-4.0, 3.0, 5.0, 1)
+    assert not made.same(fingerprint(torch.tensor([-4.0, 3.0, torch.nan])))
+    large = torch.arange(200_000.0).reshape(2, 4, -1)  # of several pieces, and not contiguous
+    turned = large.transpose(0, 1)
+    assert fingerprint(turned).digest == hashlib.sha256(turned.contiguous().numpy().tobytes()).hexdigest()[:HEX]
+    assert fingerprint(large).norm == pytest.approx(float(large.double().norm())) and fingerprint(large).most == 199_999
+    assert not fingerprint(large).same(fingerprint(large.reshape(8, -1)))
+    assert fingerprint(torch.zeros(0)).nans == 0 and fingerprint(torch.tensor([True])).most == 1
+    assert (
+        fingerprint(torch.full((2,), torch.nan)).nans == 2
+        and fingerprint(torch.ones(2, dtype=torch.bfloat16)).most == 1
+    )
+
+
+def test_hashes_are_those_of_what_is_recorded_whole_and_training_is_not_changed(tmp_path: Path) -> None:
+    whole, trained = train(tmp_path / "whole", steps=2)
+    hashed, other = train(tmp_path / "hashed", steps=2, record="digest")
+    assert digest_steps(hashed) == [0, 1] and hashed.steps == [] and digest_steps(whole) == []
+    assert all(torch.equal(one, two) for one, two in zip(trained.parameters(), other.parameters(), strict=True))
+    step, found = whole.step(1), digests(hashed, 1)
+    kept = {(place.kind, place.module, place.call, place.own_name): entry for place, entry in found.items()}
+    for call in step.calls():
+        assert kept[Kind.OUTPUT, call.module, call.call, "output"].same(fingerprint(call.output)), call.name
+        assert kept[Kind.INPUT, call.module, call.call, f"inputs.{call.arg_names[0]}"].same(fingerprint(call.args[0]))
+        for gradient in call.output_grads.values():
+            assert kept[Kind.OUTPUT_GRADIENT, call.module, call.call, "output_grad"].same(fingerprint(gradient))
+    for name, tensor in step.weights().items():
+        module, _, own = name.rpartition(".")
+        assert kept[Kind.PARAMETER, module, None, own].same(fingerprint(tensor))
+        state = step.optimizer_state()["state"][name]
+        assert kept[Kind.OPTIMIZER_STATE, module, None, f"{own}.exp_avg"].same(fingerprint(state["exp_avg"]))
+    kinds = [place.kind for place in found]
+    assert kinds.index(Kind.OUTPUT) < kinds.index(Kind.LOSS) < kinds.index(Kind.GRADIENT) < kinds.index(Kind.PARAMETER)
+    assert nest_ssl.compare(tmp_path / "hashed", tmp_path / "hashed").verdict == "inconclusive"
+
+
+def test_the_first_step_and_module_that_differ(tmp_path: Path) -> None:
+    one, _ = train(tmp_path / "one", record="digest")
+    two, _ = train(tmp_path / "two", record="digest")
+    other, _ = train(tmp_path / "other", fault=7, record="digest")
+    same = compare_digests(one, two)
+    assert same.first is None and len(same.steps) == STEPS and same.tensors > 500
+    found = compare_digests(one, other)
+    assert found.first and (found.first.step, found.steps) == (7, [*range(8)])
+    assert (found.first.address.kind, found.first.address.module) == (Kind.OUTPUT, "layers.1")
+    assert found.first.reference and found.first.candidate
+    assert found.first.candidate.least == pytest.approx(found.first.reference.least + 1e-3)
+    with pytest.raises(UserError, match="no step of which both have hashes"):
+        compare_digests(one, train(tmp_path / "whole", steps=1)[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "modules"),
+    [
+        ({"record": "boundaries"}, ["", "front", "layers.0", "layers.1"]),
+        ({"include": ["layers.1*"]}, ["", "layers.1", "layers.1.inner", "layers.1.act"]),
+        ({"record": "boundaries", "exclude": ["front"]}, ["", "layers.0", "layers.1"]),
+        ({"exclude": ["*.act", "*.inner"]}, ["", "front", "layers.0", "layers.1"]),
+    ],
+)
+def test_some_modules_alone(tmp_path: Path, settings: dict[str, Any], modules: list[str]) -> None:
+    found, model = train(tmp_path / "one", steps=1, **settings)
+    assert [call.module for call in found.step(0).calls()] == modules
+    comparison = nest_ssl.compare(tmp_path / "one", tmp_path / "one")
+    assert comparison.verdict == "identical" and "were not recorded" in str(comparison)
+    with pytest.raises(UserError, match="some modules cannot be replayed"):
+        replay(found, model)
+
+
+def test_a_level_that_there_is_not_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such level: record=digests. Did you mean digest"):
+        train(tmp_path / "one", record="digests")
+    with pytest.raises(UserError, match="a digest has no operators"):
+        train(tmp_path / "one", record="digest", operators=True)
