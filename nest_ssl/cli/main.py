@@ -23,6 +23,7 @@ VERBS = {
     "ops": "list the operators of a recorded step, or show where two sides run others",
     "bundle": "put a comparison into one file that others can check",
     "verify": "check such a file offline: what is shown again, and what is only claimed",
+    "features": "write what layers of a trained encoder make of each utterance of a manifest",
     "selftest": "plant faults and rewrites in the port, and measure what the comparer catches",
     "matrix": "train every variant of NeMo's model on both sides, and write docs/parity-matrix.md",
     "completion": "make a shell complete these verbs and their options",
@@ -45,6 +46,7 @@ examples:
   nest-ssl ops diff --reference outputs/nemo --candidate outputs/nest --module 'encoder.layers.0*'
   nest-ssl bundle comparison.tar --reference outputs/nemo --candidate outputs/nest --report outputs/report
   nest-ssl verify comparison.tar
+  nest-ssl features model.nemo train.json --layers 6,-1 --out outputs/features
   nest-ssl selftest --only 'optimizer,*eps*'
   nest-ssl matrix --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
   nest-ssl completion bash

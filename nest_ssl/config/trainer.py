@@ -15,7 +15,7 @@ Limit = Literal[-1] | Positive | None
 
 
 class Trainer(Section):
-    """Lightning's Trainer (2.4). Typed is what would end in a traceback, or in no training at all."""
+    """Lightning's Trainer (2.4), and a key beside it. Typed is what would end in a traceback, or in no training."""
 
     # Handed on to Lightning as they are.
     ACCEPTED = silent(
@@ -54,6 +54,7 @@ class Trainer(Section):
         ]
         | None
     ) = None
+    stall_timeout: Annotated[Number, Gt(0)] | None = None  # seconds of a step; not Lightning's: `run.stall`
     sync_batchnorm: bool = False
     val_check_interval: Positive | Annotated[Number, Gt(0), Le(1)] | None = None
 

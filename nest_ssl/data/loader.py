@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.rng import generator_states, restore_generators
@@ -78,6 +78,8 @@ class AudioNoiseLoader(DataLoader[Any]):
         if "stream" in resumed:
             self._begin_stream_again(start, resumed["stream"])
         torch.set_rng_state(resumed["generator"])
+        if "shared_epoch" in resumed and isinstance(self.sampler, DistributedSampler):
+            self.sampler.set_epoch(resumed["shared_epoch"])  # Lightning does so only behind this
         whole = self._counted()
         if whole is not None and resumed["batches"] >= whole and (self.num_workers or "stream" not in resumed):
             self._epoch = Epoch(lambda: iter(()), earlier=resumed["earlier"])  # done; starts no workers
@@ -89,10 +91,12 @@ class AudioNoiseLoader(DataLoader[Any]):
         return self._epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the epoch stands, see `Epoch.state`; of a stream also what else its batches follow from, `stream`."""
+        """Where the epoch stands, see `Epoch.state`; of a stream also what its batches follow from, `stream`; of data
+        that several processes share out the epoch that the order of all follows from, `shared_epoch`."""
+        shared = {"shared_epoch": self.sampler.epoch} if isinstance(self.sampler, DistributedSampler) else {}
         if self._epoch is None:
-            return {"generator": torch.get_rng_state(), "batches": 0, "earlier": 0}
-        return self._epoch.state() | ({"stream": self._begun} if self._begun is not None else {})
+            return {"generator": torch.get_rng_state(), "batches": 0, "earlier": 0, **shared}
+        return {**self._epoch.state(), **shared} | ({"stream": self._begun} if self._begun is not None else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next `iter()` continue from a `state_dict`.

@@ -32,6 +32,7 @@ from nest_ssl.base.files import lock
 from nest_ssl.config.section import plain, read
 from nest_ssl.config.trainer import CheckpointParams, ExpManager
 from nest_ssl.run.preflight import Length
+from nest_ssl.run.ranks import Rank
 from nest_ssl.train.checkpoint.archiving import Archives
 from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO, Found, check_fits, examine, newest_whole
 from nest_ssl.train.checkpoint.checkpoints import Checkpoints
@@ -102,12 +103,13 @@ class Experiment:
 
 
 @contextlib.contextmanager
-def open_experiment(cfg: DictConfig, length: Length) -> Iterator[Experiment]:
+def open_experiment(cfg: DictConfig, length: Length, rank: Rank | None = None) -> Iterator[Experiment]:
     """What `cfg.exp_manager` asks for; meanwhile no other training writes to its folder.
 
     Args:
         cfg: the whole configuration; an empty one asks for nothing.
         length: of this run, from the very beginning.
+        rank: which of several processes this is; the first keeps other trainings out.
 
     Raises:
         UserError: a key that is unknown or not offered, a wrong value, nothing to resume from though there must be,
@@ -140,13 +142,14 @@ def open_experiment(cfg: DictConfig, length: Length) -> Iterator[Experiment]:
                 best=params.save_best_model,
             )
         )
+    first = rank is None or rank.number == 0
     with contextlib.ExitStack() as stack:
-        for place in dict.fromkeys((log_dir, folder) if params.dirpath else (log_dir,)):
+        for place in dict.fromkeys((log_dir, folder) if params.dirpath else (log_dir,)) if first else ():
             with write_errors(str(place)):
                 stack.enter_context(lock(place / LOCK, "training"))
         resumed, said = _find(section, folder)
         if resumed is not None:
-            said += differing_settings(resumed.content, cfg.model, length.steps)
+            said += differing_settings(resumed.content, cfg.model, length.steps, rank.world_size if rank else 1)
         done = resumed is not None and (resumed.batches >= length.batches or resumed.steps >= length.steps)
         yield Experiment(log_dir, callbacks, resumed, done, notes + said)
 

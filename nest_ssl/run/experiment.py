@@ -40,7 +40,7 @@ from nest_ssl.run.floor.repeats import NoiseFloorRepeats
 from nest_ssl.run.interrupts import Interrupts
 from nest_ssl.run.loggers import build_loggers, closing
 from nest_ssl.run.preflight import check_data, check_settings, data_sections
-from nest_ssl.run.ranks import Rank, launch, own_rank, processes
+from nest_ssl.run.ranks import Rank, Together, launch, own_rank, processes, stall_watch
 from nest_ssl.run.subject import Inputs, Subject
 
 # What `forward` of a NEST model returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`).
@@ -82,7 +82,7 @@ def _record(subject: Subject, cfg: DictConfig, notes: list[str], rank: Rank | No
     checked = data_paths(cfg)
     inputs, data, length, more = check_data(subject, checked)
     kept = checked if subject.keeps_experiments else OmegaConf.create()
-    with open_experiment(kept, length) as experiment:
+    with open_experiment(kept, length, rank) as experiment:
         for note in notes + more + experiment.notes:
             print(f"note: {note}")
         log = rank.log(cfg.output_dir) if rank else target.with_name(f"{target.name}.log")
@@ -128,6 +128,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Any], **settings: Any) -> Tra
     given = OmegaConf.to_container(cfg.trainer)
     assert isinstance(given, dict)
     shown = [c for c in callbacks if given.get("enable_progress_bar") in (True, None) or not isinstance(c, Progress)]
+    given.pop("stall_timeout", None)  # not Lightning's, see `stall`
     fixed = {"callbacks": shown, "enable_progress_bar": False, "enable_model_summary": False}
     try:
         return Trainer(**{**given, **settings, **fixed})
@@ -156,8 +157,8 @@ def _train(
         settings = experiment.trainer_settings | ({"logger": loggers} if loggers else {})
         again = [NoiseFloorRepeats(recorder.session, cfg.noise_floor, progress.say)] if cfg.noise_floor else []
         interrupts = Interrupts()
-        of_ranks = [rank.watch()] if rank else []
-        callbacks = [*experiment.callbacks, *of_ranks, recorder, *again, progress, interrupts]
+        watching = [*([Together()] if rank else []), *stall_watch(cfg.trainer.get("stall_timeout"), rank, progress.say)]
+        callbacks = [*experiment.callbacks, *watching, recorder, *again, progress, interrupts]
         trainer = build_trainer(cfg, callbacks, **settings)
         seed_all(cfg.seed)
         recorder.mark_rng("before_model")

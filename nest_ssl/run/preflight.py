@@ -264,13 +264,12 @@ def check_processes(cfg: DictConfig) -> list[str]:
     if number == 1:
         return []
     devices, train = f"trainer.devices={plain(cfg.trainer.get('devices'))}", cfg.model.train_ds
-    experiments = cfg.get("exp_manager") or {}
     alone = {
-        "exp_manager": experiments.get("exp_dir") or experiments.get("explicit_log_dir"),
         "noise_floor": cfg.noise_floor,
         "bad_audio=skip": cfg.bad_audio == "skip",
         "model.train_ds.is_tarred": train.get("is_tarred"),
         "model.train_ds.is_concat": train.get("is_concat"),
+        "model.train_ds.use_lhotse": train.get("use_lhotse"),
         "trainer.use_distributed_sampler=false": cfg.trainer.get("use_distributed_sampler") is False,
     }
     for what in (name for name, asked in alone.items() if asked):

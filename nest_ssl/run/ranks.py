@@ -33,6 +33,7 @@ from nest_ssl.config.section import plain
 from nest_ssl.recording.layout import rank_folder
 from nest_ssl.recording.ranks import write_ranks
 from nest_ssl.recording.writer import reserved
+from nest_ssl.run.stall import ANSWER_S, Stalls, stall_file
 from nest_ssl.run.subject import Subject
 
 FOLDER = "NEST_SSL_RANKS"  # in the environment of a rank: where all record
@@ -78,9 +79,6 @@ class Rank:
         write_atomically(failure_file(self.folder, self.number), json.dumps(failure))
         return code
 
-    def watch(self) -> Callback:
-        return Together()
-
 
 class Together(Callback):
     """All ranks have the same number of batches: one that has more would wait for the others without end."""
@@ -92,6 +90,26 @@ class Together(Callback):
             where = ", ".join(f"rank {rank}: {number}" for rank, number in enumerate(batches))
             fix = "Share the data out evenly, or give trainer.limit_train_batches the least of them."
             raise UserError("the ranks have different numbers of batches", where, fix)
+
+
+def stall_watch(seconds: float | None, rank: Rank | None, say: Callable[[str], None]) -> list[Callback]:
+    """What ends a run in which a step takes longer than `seconds`, and a rank whose starter is gone.
+
+    Args:
+        say: shows a line, where there is no other process to do it.
+    """
+
+    def end_alone(text: str) -> None:
+        say(f"error: a step stalled: {text}")
+        os._exit(EXIT_BAD_INPUT)
+
+    def await_end(_: str) -> None:
+        time.sleep(2 * ANSWER_S)  # the process that started this one collects all answers and ends it before
+        os._exit(EXIT_CRASHED)
+
+    if rank is not None:
+        return [Stalls(seconds, rank.number, rank.folder, await_end)]
+    return [Stalls(seconds, 0, None, end_alone)] if seconds is not None else []
 
 
 def processes(cfg: DictConfig) -> int:
@@ -135,6 +153,13 @@ def launch(subject: Subject, cfg: DictConfig, words: Sequence[str], number: int)
             failed = _wait(ranks, folder)
         if caught:
             return EXIT_SIGNAL + caught[0]
+        if stalled := {rank for rank in range(number) if stall_file(folder, rank).exists()}:
+            for rank in range(number):
+                lines = stall_file(folder, rank).read_text() if rank in stalled else f"rank {rank}: no answer\n"
+                print(lines, end="", file=sys.stderr)
+            where = f"no rank came further within trainer.stall_timeout={cfg.trainer.stall_timeout} seconds"
+            fix = "Above is where each of them was. Nothing was recorded."
+            raise UserError("a step stalled", where, fix)
         if failed is not None:
             _raise_failure(failed, ranks, folder, cfg.output_dir)
         if not (folder / rank_folder(0)).exists():  # nothing was left to train, and the first has said so
@@ -184,8 +209,11 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], folder: Path) -> int | None:
     """Wait for all ranks; the one that failed, if one did: others then fail because of it."""
     deadline = float("inf")
     while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
-        if deadline == float("inf") and any(process.poll() for process in ranks):
-            deadline = time.monotonic() + GRACE_S
+        said = len(list(folder.glob("stall_*.txt")))
+        if said == len(ranks):
+            break
+        if deadline == float("inf") and (said or any(process.poll() for process in ranks)):
+            deadline = time.monotonic() + (ANSWER_S if said else GRACE_S)
         time.sleep(0.05)
     failed = [rank for rank, process in enumerate(ranks) if process.poll()]
 

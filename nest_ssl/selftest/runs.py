@@ -23,6 +23,7 @@ import torch
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import lock
+from nest_ssl.recording import layout
 from nest_ssl.report.detection import comparer_hash
 from nest_ssl.selftest.cases import Case, Recipe
 from nest_ssl.selftest.planting import PACKAGE, PORT
@@ -101,10 +102,13 @@ class Runner:
             return
         _warm_up()
         shutil.rmtree(self.folder / REFERENCES, ignore_errors=True)
-        for recipe in recipes:
-            target = self.folder / REFERENCES / recipe
-            _fork(record_reference, self.folder / f"{recipe}.log", recipe, target).join()
-            if not (target / "reference" / "recording.json").is_file():
+        targets = {recipe: self.folder / REFERENCES / recipe for recipe in recipes}
+        for several in (recipes[start : start + self.jobs] for start in range(0, len(recipes), self.jobs)):
+            forks = [_fork(record_reference, self.folder / f"{each}.log", each, targets[each]) for each in several]
+            for process in forks:
+                process.join()
+        for recipe, target in targets.items():
+            if not any((target / "reference" / name).is_file() for name in (layout.INDEX, layout.RANKS)):
                 raise UserError("the reference does not train", str(self.folder / f"{recipe}.log"), "See there.")
         running: dict[Any, tuple[Any, Case, float | None]] = {}
         while running or (open_ends and time.monotonic() - started < seconds):

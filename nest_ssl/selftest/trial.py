@@ -30,6 +30,7 @@ from nest_ssl.compare.schedules import bind_rates
 from nest_ssl.recording import evidence as files
 from nest_ssl.recording.evidence import NoiseFloor, read_evidence, seal_of, write_evidence
 from nest_ssl.recording.layout import rank_folder, step_folder
+from nest_ssl.recording.ranks import write_ranks
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.run.candidate import replay_recording
 from nest_ssl.run.experiment import run
@@ -167,6 +168,7 @@ def record_ranks(subject: Subject, folder: Path, overrides: Sequence[str], edits
     if any(process.exitcode for process in processes):
         reports = "; ".join(path.read_text() for path in sorted(folder.glob("failure_*")))
         raise UserError("a rank does not train", reports or str(folder), "See there.")
+    write_ranks(folder, RANKS)
 
 
 def record_reference(recipe: Recipe, folder: Path) -> None:
@@ -202,9 +204,12 @@ def try_ranks(case: Case, size: float | None, references: Path, folder: Path) ->
     shutil.rmtree(folder, ignore_errors=True)
     overrides = [*RECIPES["ranks"], *case.settings]
     record_ranks(trainer_under_test(), folder / CANDIDATE, overrides, case.edits_at(size))
-    places = (references / "ranks" / REFERENCE, folder / CANDIDATE)
-    sides = [[open_recording(place / rank_folder(rank), verify=False) for place in places] for rank in range(RANKS)]
-    return compare_over_ranks([compare_recordings(*pair) for pair in sides])
+    compared = []
+    for rank in range(RANKS):
+        places = references / "ranks" / REFERENCE / rank_folder(rank), folder / CANDIDATE / rank_folder(rank)
+        reference, candidate = (open_recording(place, verify=False) for place in places)
+        compared.append(compare_recordings(reference, candidate))
+    return compare_over_ranks(compared)
 
 
 def try_case(case: Case, size: float | None, references: Path, folder: Path) -> Comparison:

@@ -113,6 +113,14 @@ def test_both_ways_give_the_same_bits(case: str, taken: list[bool]) -> None:
     assert differing(opened, fused) == []
 
 
+@pytest.mark.parametrize("mode", ["linear", "uniform"])
+def test_layers_that_are_left_out_at_times_are_open(mode: str, taken: list[bool]) -> None:
+    """Fused, the gradient of a layer's input is one, and added to that from behind the layer otherwise."""
+    depth = {"stochastic_depth_drop_prob": 0.3, "stochastic_depth_mode": mode, "n_layers": 4}
+    both = [stepped(encoder(**depth), (60, 37), watched) for watched in (True, False)]
+    assert set(taken) == {False} and differing(*both) == []
+
+
 def test_in_float64_too() -> None:
     lengths = (60, 37)
     both = [stepped(encoder(torch.float64), lengths, watched) for watched in (True, False)]

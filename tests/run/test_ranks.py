@@ -35,6 +35,11 @@ if fault in ("mistake", "crash"):
     sys.exit(3 if fault == "mistake" else 70)
 if fault == "silent":
     sys.exit("bad luck")
+if fault in ("stalls", "mute"):
+    if fault == "stalls":
+        said = f"rank {rank}: step 2, forward for 3 s, last module encoder.layers.1\\n"
+        (folder / f"stall_{rank}.txt").write_text(said)
+    time.sleep(60)
 if fault == "waits":
     (folder.parent / f"waits_{rank}").touch()
     time.sleep(60)
@@ -51,7 +56,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     (tmp_path / "scripts" / "train_nest.py").write_text(RANK)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "GRACE_S", 0.3)
-    cfg = OmegaConf.create({"output_dir": str(tmp_path / "out" / "run"), "overwrite": True})
+    cfg = OmegaConf.create(
+        {"output_dir": str(tmp_path / "out" / "run"), "overwrite": True, "trainer": {"stall_timeout": 3}}
+    )
     (tmp_path / "out").mkdir()
     return lambda *faults: launch(NEST, cfg, faults, 2)
 
@@ -91,6 +98,23 @@ def test_a_rank_that_fails_is_named_and_ends_the_others(
     with pytest.raises(kinds, match=line):
         start(*faults)
     assert left(tmp_path) == [] and time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("other", ["stalls", "mute"])
+def test_a_step_that_stalls(
+    start: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    other: str,
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_S", 0.3)
+    with pytest.raises(UserError, match=r"a step stalled: no rank came further within trainer.stall_timeout=3 seconds"):
+        start("stalls", other)
+    said = capsys.readouterr().err
+    assert "rank 1: step 2, forward for 3 s, last module encoder.layers.1\n" in said
+    assert ("rank 0: step 2" if other == "stalls" else "rank 0: no answer") in said
+    assert left(tmp_path) == []
 
 
 def test_an_earlier_recording_stays_when_a_rank_fails(start: Callable[..., int], tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def test_a_fault_is_caught_and_placed() -> None:
     assert smallest([Score(fault, outcome(N))]) is None
 
 
+def test_all_modules_of_a_phase_may_be_named() -> None:
+    """As where every gradient is added up otherwise; the place that must be named is asked for all the same."""
+    fault = case(born=["forward m"], also=["backward *"])
+    backward = Place(phase="backward", module="n")
+    assert is_placed(fault, outcome(M, backward)) and not is_placed(fault, outcome(backward))
+    assert not is_placed(fault, outcome(M, N))
+
+
 def test_a_rewrite_is_spared() -> None:
     rewrite = case(group="rewrites", verdict="equivalent", born=[])
     same = case(group="refactorings", verdict="identical", born=[])

@@ -23,7 +23,8 @@ from nest_ssl.recording.reader import Recording
 # resumed from are compared on their own.
 _NOTHING = ("output_dir", "overwrite", "nemo", "save_steps", "record", "include", "exclude", "stop_when_recorded",
             "noise_floor", "operators", "learning_rates", "exp_manager*", "trainer.default_root_dir")  # fmt: skip
-_SHOWN = ("name", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.logger*", "trainer.accelerator")
+_SHOWN = ("name", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.logger*", "trainer.accelerator",
+          "trainer.stall_timeout")  # fmt: skip
 _LOADING = ("model.*_ds.num_workers", "model.*_ds.pin_memory")  # shown by the batches, if they change anything
 _PATHS = ("model.*_ds.manifest_filepath", "model.*_ds.noise_manifest")  # the hashes of what lies there decide
 _SPELLINGS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # of trainer.precision

@@ -132,13 +132,19 @@ class Checkpoints(CheckpointCallback):
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one ends the process at once
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        """Save and stop, if a signal came or time is up.
+        """Save and stop, if a signal came or time is up; of several ranks all stop behind the same batch.
 
         Raises:
             InterruptedRun: a signal came.
             TimeIsUp: Lightning then ends training as if it were done.
         """
-        if self._asked is None and time.monotonic() < self._deadline:
+        late = time.monotonic() >= self._deadline
+        if trainer.world_size > 1:  # a signal comes to each at another moment: whoever stopped alone would wait
+            asked = torch.tensor([self._asked or 0, late], device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            number, late = asked.tolist()
+            self._asked = number or None
+        if self._asked is None and not late:
             return
         self._stopping = True
         self.save_last_now(trainer)

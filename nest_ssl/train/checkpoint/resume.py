@@ -4,8 +4,8 @@ Lightning restores weights, optimizer, schedule, precision and its counters. Thi
 the gradients of a half accumulated step, the metrics that choose the best checkpoint, and counters that agree with each
 other wherever in a batch the checkpoint was written. The loader restores its own place in the epoch
 (`nest_ssl.data.loader`), as Lightning asks of it; where in a batch training goes on is the matter of its loop
-(`lightning_internals.ResumableEpochLoop`). This holds for one process; several would each go on with the generators of
-the first.
+(`lightning_internals.ResumableEpochLoop`). Of several processes each has generators, a loader and metrics of its own:
+the first, which writes the file, gathers them.
 
 Source of the behaviour: Lightning 2.4 `lightning.pytorch.loops`; NeMo 3.0.0 replaces the same loop for the same reason
 (`nemo.utils.exp_manager.SkipResumeTrainingValidationLoop`).
@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from nest_ssl.base.nested import ABSENT, leaves, pairs
+from nest_ssl.base.nested import ABSENT, leaves, pairs, to_builtins
 from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.train.checkpoint.checkpoint_io import KEY
 from nest_ssl.train.checkpoint.nemo_archive import nemo_config
@@ -29,15 +30,22 @@ from nest_ssl.train.lightning_internals import accumulates, begin_epoch_again
 OPTIMIZER = "optim."  # settings below it come back with the checkpoint's optimizer and schedule
 
 
-def differing_settings(checkpoint: Mapping[str, Any], model: Mapping[str, Any], steps: float) -> list[str]:
+def differing_settings(
+    checkpoint: Mapping[str, Any], model: Mapping[str, Any], steps: float, ranks: int = 1
+) -> list[str]:
     """Lines about settings that are not those of the checkpoint, and which of the two holds.
 
     Args:
         checkpoint: its content.
         model: the `model` section of this run.
         steps: of the optimizer in this run, from the very beginning.
+        ranks: processes that train in this run.
     """
     lines = []
+    saved_by = len(checkpoint.get(KEY, {}).get("ranks", ())) or 1
+    if saved_by != ranks:
+        what = f"the checkpoint is of {saved_by} ranks and this run has {ranks}"
+        lines.append(f"{what}: all go on with the generators of the first, so this is not the same training")
     if checkpoint.get("hyper_parameters"):
         saved = plain_settings(checkpoint["hyper_parameters"], "hyper_parameters").get("cfg")
         for name, old, new in pairs(dict(leaves(saved)), dict(leaves(nemo_config(model)))):
@@ -82,11 +90,25 @@ class ExactState(Callback):
         }
         midst_of_validation = trainer.validating and not trainer.fit_loop.epoch_loop.validated
         _settle(checkpoint["loops"]["fit_loop"], midst_of_validation)
+        if trainer.world_size > 1:
+            place = {
+                "callbacks": checkpoint.get("callbacks", {}),
+                "loader": checkpoint["loops"]["fit_loop"]["state_dict"],
+            }
+            own = to_builtins({**checkpoint[KEY], **place}, lambda tensor: tensor.detach().cpu())
+            ranks: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, own)
+            checkpoint[KEY]["ranks"] = ranks
 
     # --- resuming ---
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._loaded = checkpoint.get(KEY, {})
+        ranks = self._loaded.get("ranks", ())
+        if len(ranks) == trainer.world_size:  # before Lightning reads these two
+            self._loaded = ranks[trainer.global_rank]
+            checkpoint["callbacks"] = self._loaded["callbacks"]
+            checkpoint["loops"]["fit_loop"]["state_dict"] = self._loaded["loader"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._generators = generator_states()

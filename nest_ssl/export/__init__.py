@@ -1,0 +1,4 @@
+"""What a trained encoder is used for elsewhere.
+
+features.py   what chosen layers make of every utterance of a manifest, a file each
+"""
