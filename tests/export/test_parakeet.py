@@ -34,7 +34,7 @@ def test_names() -> None:
     assert renamed("encoder.layers.0.norm_conv.bias") == "layers.0.norm_conv.bias"
 
 
-def test_an_encoder_that_theirs_cannot_be(tmp_path: Path) -> None:
+def test_an_encoder_that_has_no_place_there(tmp_path: Path) -> None:
     no_data = ["size=tiny", "model.train_ds=null", "model.validation_ds=null"]
     save_nemo(NestModule(compose([*no_data, "model.encoder.self_attention_model=abs_pos"]).model), tmp_path / "a.nemo")
     with pytest.raises(UserError, match="ParakeetEncoder has self_attention_model=rel_pos alone"):
