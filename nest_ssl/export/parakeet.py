@@ -41,7 +41,7 @@ def write_parakeet(model_path: str, folder: Path) -> int:
         the number of tensors.
 
     Raises:
-        UserError: as `features.weights_of`; an encoder that has no place there; a folder that is not empty; a full disk.
+        UserError: as `features.weights_of`; an encoder with no place there; a folder that is not empty; a full disk.
     """
     config, weights = weights_of(model_path)
     encoder = read(Encoder, config["encoder"], "encoder")
