@@ -24,6 +24,7 @@ VERBS = {
     "bundle": "put a comparison into one file that others can check",
     "verify": "check such a file offline: what is shown again, and what is only claimed",
     "features": "write what layers of a trained encoder make of each utterance of a manifest",
+    "export": "write a trained encoder as another library opens it: Hugging Face's ParakeetEncoder",
     "selftest": "plant faults and rewrites in the port, and measure what the comparer catches",
     "matrix": "train every variant of NeMo's model on both sides, and write docs/parity-matrix.md",
     "completion": "make a shell complete these verbs and their options",
@@ -47,6 +48,7 @@ examples:
   nest-ssl bundle comparison.tar --reference outputs/nemo --candidate outputs/nest --report outputs/report
   nest-ssl verify comparison.tar
   nest-ssl features model.nemo train.json --layers 6,-1 --out outputs/features
+  nest-ssl export model.nemo --to parakeet --out outputs/parakeet
   nest-ssl selftest --only 'optimizer,*eps*'
   nest-ssl matrix --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
   nest-ssl completion bash
