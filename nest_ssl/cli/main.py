@@ -18,11 +18,13 @@ VERBS = {
     "map": "draft or check a map from a candidate's names to the reference's",
     "compare": "compare two recordings and write the report",
     "explain": "gather evidence about their difference: bug or rounding, born here or came in",
+    "bisect": "find the first of many steps that differs, and record it in full",
     "replay": "feed a recording of the reference to the modules of the candidate",
     "ops": "list the operators of a recorded step, or show where two sides run others",
     "bundle": "put a comparison into one file that others can check",
     "verify": "check such a file offline: what is shown again, and what is only claimed",
     "features": "write what layers of a trained encoder make of each utterance of a manifest",
+    "export": "write a trained encoder as another library opens it: Hugging Face's ParakeetEncoder",
     "selftest": "plant faults and rewrites in the port, and measure what the comparer catches",
     "matrix": "train every variant of NeMo's model on both sides, and write docs/parity-matrix.md",
     "completion": "make a shell complete these verbs and their options",
@@ -40,11 +42,13 @@ examples:
   nest-ssl map suggest --reference outputs/nemo --candidate outputs/made
   nest-ssl compare --reference outputs/nemo --candidate outputs/nest --out outputs/report
   nest-ssl explain --reference outputs/nemo --candidate outputs/nest --out outputs/report --evidence replay,floor
+  nest-ssl bisect --reference outputs/nemo --candidate outputs/nest --steps 500
   nest-ssl replay --reference outputs/nemo --candidate outputs/nest
   nest-ssl ops diff --reference outputs/nemo --candidate outputs/nest --module 'encoder.layers.0*'
   nest-ssl bundle comparison.tar --reference outputs/nemo --candidate outputs/nest --report outputs/report
   nest-ssl verify comparison.tar
   nest-ssl features model.nemo train.json --layers 6,-1 --out outputs/features
+  nest-ssl export model.nemo --to parakeet --out outputs/parakeet
   nest-ssl selftest --only 'optimizer,*eps*'
   nest-ssl matrix --nemo-python .venv/nemo-3.0.0/bin/python --nest-python .venv/nest/bin/python
   nest-ssl completion bash

@@ -38,9 +38,7 @@ def load_model(path: str) -> tuple[NestModel, int]:
     Raises:
         UserError: no such file, a damaged one, one that does not say which model it is of, or of another model.
     """
-    config, weights = load_nemo(path) if path.endswith(".nemo") else load_checkpoint(path)
-    if config is None:
-        raise UserError("a checkpoint without its settings", path, "Give the .nemo archive of the run.")
+    config, weights = weights_of(path)
     model = MODULES[class_of(config.get("target"))](
         OmegaConf.create({**config, "train_ds": None, "validation_ds": None})
     )
@@ -50,6 +48,18 @@ def load_model(path: str) -> tuple[NestModel, int]:
         what = str(error).splitlines()[-1].strip()
         raise UserError("weights that do not fit this model", f"{path}: {what}", "Give another file.") from error
     return model.eval(), int(config["sample_rate"])
+
+
+def weights_of(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings (NeMo's `model` section) and the weights in a `.nemo` archive or a Lightning checkpoint.
+
+    Raises:
+        UserError: no such file, a damaged one, or one that does not say which model it is of.
+    """
+    config, weights = load_nemo(path) if path.endswith(".nemo") else load_checkpoint(path)
+    if config is None:
+        raise UserError("a checkpoint without its settings", path, "Give the .nemo archive of the run.")
+    return config, weights
 
 
 def chosen(layers: str, count: int) -> list[int]:

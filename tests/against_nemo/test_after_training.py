@@ -12,6 +12,7 @@ from aligning import GENERATION
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.determinism import seed_all
+from nest_ssl.cli.export import main as export
 from nest_ssl.config.compose import compose
 from nest_ssl.export.features import encode, load_model
 from nest_ssl.train.checkpoint.nemo_archive import save_nemo
@@ -45,6 +46,35 @@ def test_features_are_nemos(archive: Path) -> None:
         expected, _ = extractor(audio_signal=features, length=length)
     got = encode(load_model(str(archive))[0], audio, layers)
     assert got.numpy().tobytes() == torch.cat(expected).numpy().tobytes()
+
+
+@pytest.mark.parametrize("spoilt", [None, "pos_bias_u", "batch_norm.running_var", "linear_pos.weight"])
+def test_hugging_faces_encoder_computes_the_same(tmp_path: Path, spoilt: str | None) -> None:
+    """To rounding, for two utterances of different lengths; not if a weight is another one's."""
+    from transformers import ParakeetEncoder
+
+    model = NestModule(settings().model).eval()
+    generator = torch.Generator().manual_seed(3)
+    for name, tensor in model.encoder.state_dict().items():  # as trained ones: biases and statistics are no zeros
+        if tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator) * 0.2
+            tensor.add_(noise if "running_var" in name else noise - 0.1)
+    save_nemo(model, tmp_path / "a.nemo")
+    assert export([str(tmp_path / "a.nemo"), "--to", "parakeet", "--out", str(tmp_path / "parakeet")]) == 0
+    other, said = ParakeetEncoder.from_pretrained(tmp_path / "parakeet", output_loading_info=True)
+    assert not said["missing_keys"] and not said["unexpected_keys"]
+    features, lengths = torch.randn(2, 80, 160, generator=generator), torch.tensor([160, 101])
+    features[1, :, 101:] = 0.0  # as features are padded; that encoder looks at them
+    for name, tensor in model.encoder.layers[0].state_dict().items() if spoilt else ():
+        tensor.mul_(2 if name.endswith(str(spoilt)) else 1)
+    with torch.no_grad():
+        expected, frames = model.encoder(audio_signal=features, length=lengths)
+        mask = torch.arange(160) < lengths[:, None]
+        got = other.eval()(features.transpose(1, 2), attention_mask=mask).last_hidden_state.transpose(1, 2)
+    differences = [
+        float((one[:, :n] - two[:, :n]).abs().max()) for one, two, n in zip(expected, got, frames, strict=True)
+    ]
+    assert (max(differences) < 1e-5) == (spoilt is None), differences
 
 
 def test_a_ctc_model_starts_from_the_encoder(archive: Path, tmp_path: Path) -> None:
