@@ -19,7 +19,7 @@ ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and path
 WINGS = {
     # 200 more for issue 10: what is called once more, handed on, switched as a whole, resumed.
     # 200 for levels (issue 12): hashes alone, and their comparison over many steps.
-    # 250 more for issue 12: recordings of several ranks, and the verdict over them.
+    # 300 more for issue 12: recordings of several ranks, and the verdict over them.
     # 100 for issue 8: files of tensors are read without torch's unpickler, which took most of a comparison's time.
     # 50 for issue 9: the floor of a step in which a token flips.
     "proof": (11_900, "base recording record replay compare report".split()),
