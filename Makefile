@@ -7,7 +7,7 @@ SHELL := bash
 
 targets := align data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
            test test-nemo test-generations test-docker test-gpu bench selftest matrix lint clean help
-runs := align data nemo nest train compare explain
+runs := align doctor data nemo nest train compare explain
 .PHONY: $(targets) ready ready-nest kept
 
 # Variables of the experiment come from the command line alone: a cluster may well export DEVICE, DATA or OUT.

@@ -22,7 +22,7 @@ from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.releases import describe
 
 SHOWN = 3  # settings that are named
-OTHERS = {"nemo": "nest", "nest": "nemo"}  # by the trainer's name, whose recording lies beside its own
+SECOND, FIRST = "nest", "nemo"  # folders beside each other; what lies beside the first one is of an earlier pair
 
 
 class _Planned(Recording):
@@ -52,13 +52,13 @@ def other_experiment(
     """A line for each setting that makes this run another experiment than the recording beside it, at most `SHOWN`.
 
     Args:
-        target: where this run is recorded; the other trainer's recording is looked for beside it.
+        target: where this run is recorded; the reference's recording is looked for beside it.
         name: of the trainer.
         steps: that will be recorded; None: all.
         data: what was read of it.
     """
-    place = target.with_name(OTHERS.get(name, ""))
-    if target.name != name or not (place / INDEX).is_file():
+    place = target.with_name(FIRST)
+    if target.name != SECOND or not (place / INDEX).is_file():
         return []
     try:
         first = open_recording(place, verify=False)

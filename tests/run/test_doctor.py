@@ -23,7 +23,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
 def test_nothing_is_refused_and_room_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main(["nest", *TINY, f"output_dir={tmp_path / 'nest'}"]) == 0
     said = lines(capsys)
-    assert said["data"] == "ok 5 batches in an epoch; 1 are trained" and said["settings"].startswith("ok for NeMo 3.0")
+    assert said["data"] == "ok 1 batches in an epoch; 1 are trained" and said["settings"].startswith("ok for NeMo 3.0")
     assert "246,160 parameters" in said["memory"] and "for 1 recorded steps" in said["disk"]
 
 
