@@ -21,6 +21,7 @@ WINGS = {
     # 200 for levels (issue 12): hashes alone, and their comparison over many steps.
     # 300 more for issue 12: recordings of several ranks, and the verdict over them.
     # 100 for issue 8: files of tensors are read without torch's unpickler, which took most of a comparison's time.
+    # 50 for issue 9: the floor of a step in which a token flips.
     "proof": (11_900, "base recording record replay compare report".split()),
     "port": (5_600, "data model practice releases.py".split()),
     # Noise floor, evidence runs and replay by command among it; 400 more for issue 12: import, maps, doctor, bisect;
