@@ -5,7 +5,7 @@ SHELL := bash
 # With -j too: two trainers at once would need twice the memory, and compare reads what both have written.
 .NOTPARALLEL:
 
-targets := align data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
+targets := align doctor data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
            test test-nemo test-generations test-docker test-gpu bench selftest matrix lint clean help
 runs := align doctor data nemo nest train compare explain
 .PHONY: $(targets) ready ready-nest kept
