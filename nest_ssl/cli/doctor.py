@@ -10,10 +10,10 @@ for both trainers, each in its environment.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import EXIT_BAD_INPUT, EXIT_OK, UserError, visible
 
 
@@ -23,17 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: no such trainer.
     """
-    trainer, *words = (sys.argv[1:] if argv is None else list(argv)) or ["nest"]
-    if trainer in ("-h", "--help"):
-        print(__doc__)
-        return EXIT_OK
+    parser = Parser(description=__doc__)
+    parser.add_argument("trainer", metavar="nest|nemo", help="which trainer, in its own environment")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings, as of nest-ssl train")
+    options = parser.parse_args(argv)
+    trainer = options.trainer
     if trainer not in ("nemo", "nest"):
         raise UserError("no such trainer", repr(trainer), "Write: nest-ssl doctor nest (or nemo) key=value ...")
     from nest_ssl.cli.replay import subject_of
     from nest_ssl.run.doctor import examine
 
     refused = False
-    for answer in examine(trainer, words, subject_of(trainer, Path())):
+    for answer in examine(trainer, options.words, subject_of(trainer, Path())):
         refused |= answer.state == "refused"
         print(visible(f"doctor: {trainer}: {answer.state:<7} {answer.what:<8} {answer.text}"), flush=True)
     return EXIT_BAD_INPUT if refused else EXIT_OK
