@@ -5,10 +5,10 @@ SHELL := bash
 # With -j too: two trainers at once would need twice the memory, and compare reads what both have written.
 .NOTPARALLEL:
 
-targets := align data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
+targets := align doctor data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
            test test-nemo test-generations test-docker test-gpu bench selftest matrix lint clean help
-runs := align data nemo nest train compare explain
-.PHONY: $(targets) ready ready-nest
+runs := align doctor data nemo nest train compare explain
+.PHONY: $(targets) ready ready-nest kept
 
 # Variables of the experiment come from the command line alone: a cluster may well export DEVICE, DATA or OUT.
 # Those of the machine may stand in the environment too. Either way make says what it found there.
@@ -52,8 +52,7 @@ BATCHES      = 2
 STEPS        = $(if $(filter 1,$(BATCHES)),0,0,1)
 RANKS        = 1
 DEVICE       = auto
-# Each size but the default has a folder of its own: a tiny try does not replace what took an hour to record.
-OUT          = outputs$(if $(filter-out large,$(SIZE)),/$(SIZE))
+OUT          = outputs
 ARGS         =
 NEMO_ARGS    =
 NEST_ARGS    =
@@ -136,10 +135,14 @@ align: ready data nemo nest $(if $(EXPLAIN),explain,compare) ## data, both train
 data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes (KIND=tarred, shar, ...)
 	@$(nest_python) scripts/make_data.py --out data/dummy_ssl $(call q,--kind=$(KIND))
 
-nemo: ready data ## train with NVIDIA NeMo, recorded into OUT/nemo
+doctor: ready data ## before that: versions, GPU, threads, disk, memory, settings and data, of both; trains nothing
+	@$(call with,$(ARGS) $(NEMO_ARGS)) $(nemo_python) -m nest_ssl.cli.main doctor nemo $(settings) $(call q,output_dir=$(OUT)/nemo)
+	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) -m nest_ssl.cli.main doctor nest $(settings) $(call q,output_dir=$(OUT)/nest)
+
+nemo: ready data kept ## train with NVIDIA NeMo, recorded into OUT/nemo
 	@$(call with,$(ARGS) $(NEMO_ARGS)) $(nemo_python) scripts/train_nemo.py $(settings) $(call q,output_dir=$(OUT)/nemo)
 
-nest: ready-nest data ## train with the port, recorded into OUT/nest
+nest: ready-nest data kept ## train with the port, recorded into OUT/nest
 	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py $(settings) $(call q,output_dir=$(OUT)/nest)
 
 train: ready-nest data ## train for real with the port, into OUT/train; again: go on where it stopped
@@ -162,6 +165,10 @@ explain: ready data ## gather evidence about the difference (EVIDENCE=), then th
 bundle: ready-nest ## the comparison in one file to hand on: OUT/comparison.tar (ARGS="--tensors --sign KEY.pem")
 	@$(call with,$(ARGS) $(COMPARE_ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main bundle $(call q,$(OUT)/comparison.tar) \
 	    --reference $(call q,$(OUT)/nemo) --candidate $(call q,$(OUT)/nest) --report $(call q,$(OUT)/report)
+
+# What another size has left in OUT goes to OUT/THAT_SIZE, and this says so: a try with a tiny model loses no large one.
+kept:
+	@scripts/keep_size.sh $(call q,$(OUT)) $(call q,$(SIZE))
 
 # What the runs need: the images, or the environments. The port alone does without NeMo's.
 ready:

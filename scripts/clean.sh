@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # clean.sh OUT: what `make clean` removes there: nemo/ and nest/ that are recordings, report/ that is a report, evidence/,
-# their logs, what killed runs left, and the practice data. A folder that only has such a name stays, and so does
-# everything of a run that goes on, with the data that it reads.
+# their logs, what killed runs left, all that in the folders of sizes too (keep_size.sh), and the practice data. A folder
+# that only has such a name stays, and so does everything of a run that goes on, with the data that it reads.
 set -eu
 out=${1:?the folder that the runs wrote to}
 shopt -s nullglob
@@ -15,18 +15,27 @@ lives() { # PARTIAL: whether the process that writes it may still be there
     esac
 }
 
-for name in nemo nest report evidence; do
-    index=$out/$name/recording.json
-    if [ $name = report ]; then index=$out/report/report.json; fi
-    if [ $name = evidence ]; then index=$out/evidence/gathered.json; fi
-    for partial in "$out/.$name".partial-*; do
-        if lives "$partial"; then echo "clean: $out/$name is being written, left alone" >&2; busy=yes; continue 2; fi
-        rm -rf "$partial"
+clean() { # FOLDER
+    local folder=$1 name index partial
+    for name in nemo nest report evidence; do
+        index=$folder/$name/recording.json
+        if [ $name = report ]; then index=$folder/report/report.json; fi
+        if [ $name = evidence ]; then index=$folder/evidence/gathered.json; fi
+        for partial in "$folder/.$name".partial-*; do
+            if lives "$partial"; then echo "clean: $folder/$name is being written, left alone" >&2; busy=yes; continue 2; fi
+            rm -rf "$partial"
+        done
+        rm -rf "$folder/.$name".replaced-*
+        if [ -f "$index" ]; then rm -rf "${folder:?}/$name" "$folder/$name.log"
+        elif [ -e "$folder/$name" ]; then echo "clean: $folder/$name holds no ${index##*/}, left alone" >&2
+        elif [ $name != report ]; then rm -f "$folder/$name.log"
+        fi
     done
-    rm -rf "$out/.$name".replaced-*
-    if [ -f "$index" ]; then rm -rf "${out:?}/$name" "$out/$name.log"
-    elif [ -e "$out/$name" ]; then echo "clean: $out/$name holds no ${index##*/}, left alone" >&2
-    elif [ $name != report ]; then rm -f "$out/$name.log"
-    fi
+}
+
+clean "$out"
+for size in tiny small medium large xlarge xxlarge; do
+    if [ -d "$out/$size" ]; then clean "$out/$size"; rmdir "$out/$size" 2> /dev/null || true; fi
 done
+if [ -z "$busy" ]; then rm -f "$out/.size"; fi
 if [ -z "$busy" ]; then rm -rf "$(dirname "$0")"/../data/dummy_ssl "$(dirname "$0")"/../data/dummy_ssl_*/; fi

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import InterruptedRun, UserError
 from nest_ssl.base.home import ROOT
+from nest_ssl.run.doctor import available_memory
 
 if TYPE_CHECKING:
     from nest_ssl.recording.index import Index
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare(folder, kinds)
         try:
             with sigterm_interrupts():
-                _Gathering(jobs, commands, folder, reference.index).run()
+                JobRunner(jobs, commands, folder, reference.index).run()
         except (KeyboardInterrupt, InterruptedRun):
             collect(reference, candidate, folder, kinds, STOPPED)  # what is complete can be used
             raise
@@ -140,17 +141,25 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Gathering:
+class JobRunner:
     """Runs the jobs, those of the two sides side by side where the machine has room, and says how long it will take.
 
     Args:
         commands: of each side, what starts its Python.
         folder: of the logs.
         index: of the reference, for threads and sizes.
+        verb: that what is said begins with.
     """
 
-    def __init__(self, jobs: Sequence[Job], commands: Mapping[str, list[str]], folder: Path, index: Index) -> None:
-        self._jobs, self._commands, self._folder = jobs, commands, folder
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        commands: Mapping[str, list[str]],
+        folder: Path,
+        index: Index,
+        verb: str = "explain",
+    ) -> None:
+        self._jobs, self._commands, self._folder, self._verb = jobs, commands, folder, verb
         threads = index.threads.torch or 1
         self._workers = 2 if has_room(index, threads) else 1
         outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
@@ -202,7 +211,7 @@ class _Gathering:
                 if self._stopped:
                     return
                 sys.stdout.write(
-                    f"explain: {job.side}: {job.what}, about {job.seconds:.0f} s\n"
+                    f"{self._verb}: {job.side}: {job.what}, about {job.seconds:.0f} s\n"
                 )  # whole: there are two
                 self._started[job.log] = time.monotonic()
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self._environment)
@@ -213,12 +222,12 @@ class _Gathering:
             if code and not self._stopped:
                 lines = path.read_text("utf-8", "replace").split("\n")
                 last = next((line for line in reversed(lines) if line.strip()), "")
-                sys.stdout.write(f"explain: {job.side}: {job.what}: exit code {code}: {last.strip()[:300]}\n")
+                sys.stdout.write(f"{self._verb}: {job.side}: {job.what}: exit code {code}: {last.strip()[:300]}\n")
             sys.stdout.flush()
 
     def _speak(self) -> None:
         while not self._done.wait(SAID_EVERY):
-            sys.stdout.write(f"explain: about {self.seconds_left():.0f} s left\n")
+            sys.stdout.write(f"{self._verb}: about {self.seconds_left():.0f} s left\n")
             sys.stdout.flush()
 
     def seconds_left(self) -> float:
@@ -239,9 +248,4 @@ class _Gathering:
 def has_room(index: Index, threads: int) -> bool:
     """Whether two trainers fit beside each other: processors, and memory as far as the system says."""
     recorded = sum(entry.bytes for entry in index.files.values()) / max(1, len(index.steps))
-    try:
-        meminfo = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        available = 0
-    return (os.cpu_count() or 1) >= 2 * threads and available > 2 * (LANE * recorded + LEAST)
+    return (os.cpu_count() or 1) >= 2 * threads and available_memory() > 2 * (LANE * recorded + LEAST)

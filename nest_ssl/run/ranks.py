@@ -189,6 +189,8 @@ def _start(running: ExitStack, command: list[str], folder: Path, number: int) ->
     # Lightning would take a job of SLURM's for the launcher.
     inherited = {name: value for name, value in os.environ.items() if name != "SLURM_NTASKS"}
     addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    if sys.platform == "linux":  # gloo would look for this machine's name, which a container without a network lacks
+        inherited.setdefault("GLOO_SOCKET_IFNAME", "lo")
     ranks = []
     for rank in range(number):
         place = {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(number), FOLDER: str(folder)}

@@ -23,7 +23,9 @@ def reference_generation(nemo: Any) -> str:
     """
     if not (isinstance(nemo, str) and (Path(nemo).is_dir() or "/" in nemo or "\\" in nemo)):
         return generation_of(nemo)
-    index = Path(nemo).expanduser() / layout.INDEX
+    folder = Path(nemo).expanduser()
+    several = (folder / layout.RANKS).is_file()  # all ranks are of one release
+    index = (folder / layout.rank_folder(0) if several else folder) / layout.INDEX
     fix = "Give nemo= the folder of a finished recording, or a release like 2.7.3."
     try:
         content = json.loads(index.read_text(encoding="utf-8"))

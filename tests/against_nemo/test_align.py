@@ -177,7 +177,7 @@ def test_recording_changes_no_weight(tmp_path: Path, subject: Subject) -> None:
 
 def test_nemo_against_nemo(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        record(NEMO, tmp_path / name, "size=tiny", ONE_LAYER, f"seed={seed}")
+        record(NEMO, tmp_path / name, "size=tiny", ONE_LAYER, "batches=1", f"seed={seed}")
     assert_identical(*compare(tmp_path, "a", "b"))
     code, report = compare(tmp_path, "a", "c")
     assert code == report["exit_code"] == 4 and report["first_difference"]["rung"] == "contract"

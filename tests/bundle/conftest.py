@@ -74,11 +74,11 @@ def fake_python(tmp_path: Path) -> FakePython:
 
 @pytest.fixture
 def make(environment: dict[str, str], fake_python: FakePython) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`make("align", "SIZE=tiny")`, with `fake_python` for both environments, without the real setup or an engine."""
+    """`make("align", "SIZE=tiny")`, with `fake_python` for both environments; no setup, no engine, no move."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         pythons = [f"NEMO_PYTHON={fake_python.path}", f"NEST_PYTHON={fake_python.path}"]
-        old = [f"--assume-old={name}" for name in ("setup", "setup-nest", "ready", "ready-nest")]
+        old = [f"--assume-old={name}" for name in ("setup", "setup-nest", "ready", "ready-nest", "kept")]
         command = ["make", "--no-print-directory", *old, "RUNTIME=local", *pythons, *arguments]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 

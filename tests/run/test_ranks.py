@@ -8,7 +8,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -18,7 +20,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.recording.ranks import read_ranks
 from nest_ssl.run import ranks as module
 from nest_ssl.run.preflight import shared_out
-from nest_ssl.run.ranks import Rank, launch, own_rank, processes
+from nest_ssl.run.ranks import Rank, Together, launch, own_rank, processes
 
 # What a rank does: an index as a recording has it, or what `FAULT` says on rank 1.
 RANK = """
@@ -185,6 +187,22 @@ def test_what_each_rank_has_is_said_before_training() -> None:
     assert each == 5 and line == "train, an epoch of each of 2 ranks: utterances 5, batches 3"
     each, (line,) = shared_out(10, 2, True, 4)
     assert each == 3 and "utterances 3, batches 1; 2 of 10 come twice" in line
+
+
+@pytest.mark.parametrize(("batches", "refused"), [([3, 3], False), ([3, 2], True)])
+def test_ranks_with_other_numbers_of_batches_do_not_start(
+    monkeypatch: pytest.MonkeyPatch, batches: list[int], refused: bool
+) -> None:
+    """One that has more would wait without end for the others."""
+
+    def gather(found: list[int], own: int) -> None:
+        assert own == batches[0]
+        found[:] = batches
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    trainer = SimpleNamespace(num_training_batches=batches[0], world_size=2)
+    with pytest.raises(UserError, match="batches: rank 0: 3, rank 1: 2") if refused else nullcontext():
+        Together().on_train_start(trainer, None)  # type: ignore[arg-type]
 
 
 def test_a_recording_of_ranks_is_read_back(start: Callable[..., int], tmp_path: Path) -> None:

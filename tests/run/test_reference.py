@@ -55,6 +55,12 @@ def test_a_recording_of_nemo_tells_its_release(tmp_path: Path, version: str, nam
     assert read_command_line("nest", ["size=tiny", f"nemo={folder}"]).nemo == name
 
 
+def test_of_several_ranks_the_first_says_it(tmp_path: Path) -> None:
+    recording(tmp_path / "rank_0", trainer={"package": "nemo_toolkit", "version": "2.4.1"})
+    (tmp_path / "ranks.json").touch()
+    assert reference_generation(str(tmp_path)) == "2.4"
+
+
 def test_a_folder_may_be_named_without_a_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recording(tmp_path / "theirs", trainer={"package": "nemo_toolkit", "version": "2.4.1"})
     monkeypatch.chdir(tmp_path)
