@@ -174,7 +174,7 @@ def hindrance(kind: str, reference: Recording, candidate: Recording) -> str:
     for recording in {"replay": [candidate], "floor": [reference]}.get(kind, [reference, candidate]):
         name, index = recording.path.name, recording.index
         generation = GENERATIONS.get(index.generation.name) if index.generation else None
-        if kind in ("replay", "float64") and reference.index.level:
+        if kind in ("replay", "float64", "floor") and reference.index.level:
             return f"{reference.path.name} has some modules alone (record={reference.index.level.record})"
         if kind == "observer" and not index.weights_at_end:
             return f"{name} does not have the weights at the end of training"
