@@ -104,6 +104,7 @@ class _Runs:
             words += ["--then"] if place else []
             words += ["--config-path", str(self.recording.path), "--config-name", "config", *overrides]
             words += ["overwrite=true", "exp_manager=null", "trainer.logger=false", "stop_when_recorded=true"]
+            words += ["trainer.stall_timeout=null"]  # a step that is repeated takes longer
         what = ", ".join(what for what, _, _ in self.each)
         return Job(
             f"explain-{self.side}", 1, self.side, what, words, START + sum(times * seconds for _, _, times in self.each)
