@@ -12,7 +12,8 @@ comparison's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from nest_ssl.base.errors import EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK, User
 if TYPE_CHECKING:
     from nest_ssl.compare.comparison import Comparison
     from nest_ssl.report.pictures import Pictures
+    from nest_ssl.run.compared import Opened
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,10 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, further = parser.parse_known_args(argv)
     if options.steps < 1:
         raise UserError("nothing to train", f"--steps {options.steps}", "Give a whole number from 1.")
-    from nest_ssl.cli.compare import asked_of, read_options, report_on
+    from nest_ssl.cli.compare import asked_of, read_options
     from nest_ssl.cli.explain import JobRunner, command_of, sigterm_interrupts
     from nest_ssl.compare.digests import compare_digests
-    from nest_ssl.compare.findings import Status
     from nest_ssl.recording.digests import digest_steps
     from nest_ssl.recording.reader import Recording, open_recording
     from nest_ssl.run.bisect import HASHES, WHOLE, described, forget, made, runs_of_hashes, runs_of_step
@@ -56,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sides = ["--reference", str(out / WHOLE / "reference"), "--candidate", str(out / WHOLE / "candidate")]
     comparing = read_options([*sides, "--out", str(out / "report"), *further])
     if comparing.names:
-        fix = "Leave it out, or compare single steps: nest-ssl compare --names."
-        raise UserError("hashes are found by one name on both sides", f"--names {comparing.names}", fix)
+        raise UserError("hashes are found by one name on both sides", f"--names {comparing.names}", "Leave it out.")
 
     def run(jobs: list[Job], kind: str) -> None:
         refuse_ranks(*given.values())
@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hashed = made(out, HASHES)
     found = compare_digests(hashed["reference"], hashed["candidate"])
     print(*(f"bisect: {line}" for line in described(found)), sep="\n")
-    hashes = [digest_steps(one) for one in hashed.values()]
-    if found.first is None and hashes[0] != hashes[1]:
+    if found.first is None and len({tuple(digest_steps(one)) for one in hashed.values()}) > 1:
         print("bisect: only one side has hashes of the other steps")
         return EXIT_INCONCLUSIVE
     if found.first is None:
@@ -85,17 +84,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bisect: record step {found.first.step} of both in full, and compare these: nest-ssl compare")
         return EXIT_DIVERGED
     run(runs_of_step(given, out, options.steps, found.first.step), WHOLE)
-    whole = made(out, WHOLE)
-    paths = whole["reference"].path, whole["candidate"].path
+    paths = [one.path for one in made(out, WHOLE).values()]
+    return _report_on_step(comparing, lambda: open_as_asked(paths[0], paths[1], asked_of(comparing)), found.first.step)
+
+
+def _report_on_step(options: argparse.Namespace, opened: Callable[[], Opened], step: int) -> int:
+    """Report on the step that was recorded in full; returns the exit code, no pass where it is the same after all."""
+    from nest_ssl.cli.compare import report_on
+    from nest_ssl.compare.findings import Status
+
     verdicts = []
 
     def compare() -> tuple[Comparison, Pictures]:
-        comparison, pictures = open_as_asked(*paths, asked_of(comparing)).compare_and_picture()
+        comparison, pictures = opened().compare_and_picture()
         verdicts.append(comparison.verdict)
         return comparison, pictures
 
-    code = report_on(comparing, compare)
+    code = report_on(options, compare)
     if verdicts == [Status.IDENTICAL]:
-        print(f"bisect: step {found.first.step} has the same bits when trained again: a trainer does not repeat itself")
+        print(f"bisect: step {step} has the same bits when trained again: a trainer does not repeat itself")
         return EXIT_INCONCLUSIVE
     return code
