@@ -58,7 +58,7 @@ class CutsWithNoise(torch.utils.data.Dataset[AudioNoiseBatch]):
         return self.augmentor(unmixed) if self.augmentor is not None else unmixed.mix(audio_len_B)
 
 
-class Stream(IterableDatasetWrapper):
+class Stream(IterableDatasetWrapper):  # type: ignore[misc]
     """Lhotse's stream of batches; a mistake of the user's leaves a worker as what it is, see `LoadFailure`."""
 
     def __next__(self) -> Any:
