@@ -5,9 +5,9 @@ SHELL := bash
 # With -j too: two trainers at once would need twice the memory, and compare reads what both have written.
 .NOTPARALLEL:
 
-targets := align data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
+targets := align doctor data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
            test test-nemo test-generations test-docker test-gpu bench selftest matrix lint clean help
-runs := align data nemo nest train compare explain
+runs := align doctor data nemo nest train compare explain
 .PHONY: $(targets) ready ready-nest kept
 
 # Variables of the experiment come from the command line alone: a cluster may well export DEVICE, DATA or OUT.
@@ -136,6 +136,10 @@ align: ready data nemo nest $(if $(EXPLAIN),explain,compare) ## data, both train
 
 data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes (KIND=tarred, shar, ...)
 	@$(nest_python) scripts/make_data.py --out data/dummy_ssl $(call q,--kind=$(KIND))
+
+doctor: ready data ## before that: versions, GPU, threads, disk, memory, settings and data, of both; trains nothing
+	@$(call with,$(ARGS) $(NEMO_ARGS)) $(nemo_python) -m nest_ssl.cli.main doctor nemo $(settings) $(call q,output_dir=$(OUT)/nemo)
+	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) -m nest_ssl.cli.main doctor nest $(settings) $(call q,output_dir=$(OUT)/nest)
 
 nemo: ready data kept ## train with NVIDIA NeMo, recorded into OUT/nemo
 	@$(call with,$(ARGS) $(NEMO_ARGS)) $(nemo_python) scripts/train_nemo.py $(settings) $(call q,output_dir=$(OUT)/nemo)

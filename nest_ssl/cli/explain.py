@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import InterruptedRun, UserError
 from nest_ssl.base.home import ROOT
+from nest_ssl.run.doctor import available_memory
 
 if TYPE_CHECKING:
     from nest_ssl.recording.index import Index
@@ -247,9 +248,4 @@ class JobRunner:
 def has_room(index: Index, threads: int) -> bool:
     """Whether two trainers fit beside each other: processors, and memory as far as the system says."""
     recorded = sum(entry.bytes for entry in index.files.values()) / max(1, len(index.steps))
-    try:
-        meminfo = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        available = 0
-    return (os.cpu_count() or 1) >= 2 * threads and available > 2 * (LANE * recorded + LEAST)
+    return (os.cpu_count() or 1) >= 2 * threads and available_memory() > 2 * (LANE * recorded + LEAST)

@@ -13,6 +13,7 @@ from nest_ssl.base.spelling import did_you_mean
 
 VERBS = {
     "data": "write the practice data and check its hashes",
+    "doctor": "say what this environment, machine and settings come to, before anything is trained",
     "train": "train and record: nest-ssl train nest key=value ... (or nemo, in NeMo's environment)",
     "import": "make a folder of tensors, of what is no torch, a recording",
     "map": "draft or check a map from a candidate's names to the reference's",
@@ -38,6 +39,7 @@ USAGE = """usage: nest-ssl VERB ...
 examples:
   nest-ssl data --out data/dummy_ssl
   nest-ssl train nest size=tiny batches=2 save_steps=0,1 output_dir=outputs/nest overwrite=true
+  nest-ssl doctor nest size=large save_steps=0-9
   nest-ssl import made/ --out outputs/made
   nest-ssl map suggest --reference outputs/nemo --candidate outputs/made
   nest-ssl compare --reference outputs/nemo --candidate outputs/nest --out outputs/report

@@ -41,6 +41,7 @@ from nest_ssl.run.interrupts import Interrupts
 from nest_ssl.run.loggers import build_loggers, closing
 from nest_ssl.run.preflight import check_data, check_settings, data_sections
 from nest_ssl.run.ranks import Rank, Together, launch, own_rank, processes, stall_watch
+from nest_ssl.run.same_experiment import other_experiment
 from nest_ssl.run.subject import Inputs, Subject
 
 # What `forward` of a NEST model returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`).
@@ -81,6 +82,9 @@ def _record(subject: Subject, cfg: DictConfig, notes: list[str], rank: Rank | No
     check_target(target, cfg.overwrite)
     checked = data_paths(cfg)
     inputs, data, length, more = check_data(subject, checked)
+    first = frozenset(range(int(min(UNASKED, length.batches))))
+    saved = first if cfg.save_steps is None else parse_steps(cfg.save_steps)
+    more += other_experiment(target, subject.name, cfg, saved, data)
     kept = checked if subject.keeps_experiments else OmegaConf.create()
     with open_experiment(kept, length, rank) as experiment:
         for note in notes + more + experiment.notes:
@@ -88,8 +92,6 @@ def _record(subject: Subject, cfg: DictConfig, notes: list[str], rank: Rank | No
         log = rank.log(cfg.output_dir) if rank else target.with_name(f"{target.name}.log")
         number = rank.number if rank else None
         with RecordingWriter(target, cfg.overwrite, number) as writer:  # drops what is not finished
-            first = frozenset(range(int(min(UNASKED, length.batches))))
-            saved = first if cfg.save_steps is None else parse_steps(cfg.save_steps)
             watched, text = plain(cfg.operators), OmegaConf.to_yaml(cfg)
             rates, stops = cfg.learning_rates, cfg.stop_when_recorded
             level = Level(cfg.record, plain(cfg.include) or (), plain(cfg.exclude) or ())

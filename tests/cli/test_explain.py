@@ -18,7 +18,7 @@ import torch
 from train_nest import NEST
 
 from nest_ssl.base.errors import InterruptedRun, UserError
-from nest_ssl.cli.explain import _Gathering, main
+from nest_ssl.cli.explain import JobRunner, main
 from nest_ssl.cli.train import train
 from nest_ssl.recording.evidence import (
     Gathered,
@@ -139,7 +139,7 @@ def test_the_time_that_is_left_follows_the_pace(tmp_path: Path, pair: Path, monk
     jobs = [Job(f"{n}", stage, side, "", [], s) for n, (stage, side, s) in enumerate(
         [(1, "reference", 10.0), (1, "candidate", 4.0), (1, "candidate", 2.0), (2, "candidate", 5.0)])]  # fmt: skip
     for workers, left in ((2, [15.0, 2 * 15.0]), (1, [21.0, 2 * 17.0])):
-        gathering = _Gathering(jobs, {}, tmp_path, opened(pair)[0].index)
+        gathering = JobRunner(jobs, {}, tmp_path, opened(pair)[0].index)
         monkeypatch.setattr(gathering, "_workers", workers)
         assert gathering.seconds_left() == left[0]
         gathering._took["1"] = 8.0  # twice as long as was expected
