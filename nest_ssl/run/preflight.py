@@ -17,7 +17,7 @@ from nest_ssl.config.data import Dataset
 from nest_ssl.config.schema import BEST_RQ, class_of
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
-from nest_ssl.data.corpus import Corpora, is_stream
+from nest_ssl.data.corpus import Corpora, is_mixed, is_stream
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.data.sources.seeding import seed_lhotse
 from nest_ssl.model.nest import NestModel
@@ -158,7 +158,9 @@ def check_unknown_length(cfg: DictConfig, name: str, dataset: Dataset) -> None:
     """
     limit = f"limit_{'train' if name == 'train' else 'val'}_batches"
     given = cfg.trainer.get(limit)
-    if is_stream(dataset) and not (isinstance(given, int) and not isinstance(given, bool)):
+    # A mixture ends no training that `max_steps` ends, but there is no end to a validation.
+    mixed = name == "validation" and not dataset.force_finite and is_mixed(dataset.model_dump())
+    if (mixed or is_stream(dataset)) and not (isinstance(given, int) and not isinstance(given, bool)):
         fix = f"Give trainer.{limit}=N batches (of training, batches=N says it too)."
         what = "an epoch without end: Lhotse repeats such data"
         raise UserError(what, f"model.{name}_ds, trainer.{limit}={given}", fix)

@@ -15,10 +15,11 @@ from nest_ssl.selftest.score import Score, found_places, smallest, verdict_of
 LEGEND = (
     "Written by the command below; not by hand. Each case replaces a line of the port's source (the catalogue is "
     "nest_ssl/selftest/catalogue), trains a tiny model, and is compared with the port as it is, with all evidence of "
-    "make explain. Caught: the verdict is the one that it must be. Placed: every place where the fault was born is "
-    "named, and no other one. Kind: of all kinds of fault that the report names none is wrong; unknown is no mistake. "
-    "Limit: the smallest size, of powers of ten, at which it is still caught: below it the recorded bits are the same, "
-    "or the difference is within rounding; empty where none was sought."
+    "make explain (of several ranks by their recordings alone). Caught: the verdict is the one that it must be. "
+    "Placed: every place where the fault was born is named, and no other one. Kind: of all kinds of fault that the "
+    "report names none is wrong; unknown is no mistake. Limit: the smallest size, of powers of ten, at which it is "
+    "still caught: below it the recorded bits are the same, or the difference is within rounding; empty where none "
+    "was sought."
 )
 
 

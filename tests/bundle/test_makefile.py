@@ -149,6 +149,7 @@ def test_align_ends_with_explain_where_that_is_asked_for(
         (["align", "THREADS=0"], "THREADS=0 is no number of threads"),
         (["align", "THREADS=two"], "THREADS=two is no number of threads"),
         (["align", "RUNTIME=cloud"], "RUNTIME=cloud is no runtime"),
+        (["align", "RUNTIME=docker", "NEMO_SOURCE=a"], "NEMO_SOURCE=a is not seen in an image. Use RUNTIME=local"),
         (["align", "NEMO_VERSION=9.9"], "no lock for this NeMo: 9.9. Use one of: 2.4.1 2.7.3 3.0.0"),
         (["test-generations", "GENERATIONS=2.7.3;ls"], "no lock for this NeMo: 2.7.3;ls."),
     ],
