@@ -64,6 +64,13 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
     if cfg.trainer.get("precision") in FLOAT64 and generation(cfg.nemo).float64 == "fails":
         fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
         raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={cfg.trainer.precision}", fix)
+    if cfg.noise_floor and (cfg.record != "modules" or cfg.include or cfg.exclude):
+        where = f"noise_floor={cfg.noise_floor} with record={cfg.record}, include={cfg.include}, exclude={cfg.exclude}"
+        fix = "Record all modules: record=modules, without include and exclude."
+        raise UserError("the noise floor is of all modules of a step", where, fix)
+    if cfg.noise_floor and cfg.trainer.get("stall_timeout") is not None:
+        where = f"noise_floor={cfg.noise_floor} with trainer.stall_timeout={cfg.trainer.stall_timeout}"
+        raise UserError("the repeats of a step would pass for a step that stalled", where, "Leave one of them out.")
     notes = [*filter(None, [unknown]), *adapt_to_machine(cfg, torch.cuda.device_count())]
     notes += check_processes(cfg)
     notes += seed_lhotse(cfg) if cfg.seeded_data else []

@@ -54,6 +54,8 @@ def refused(subject: Subject, *overrides: str) -> str:
         ),
         (["trainer.devices=[0,1]", "bad_audio=skip"], "not offered in several processes: bad_audio=skip"),
         (["trainer.devices=2", "kind=tarred"], "not offered in several processes: .*is_tarred"),
+        (["record=boundaries", "noise_floor=1"], "the noise floor is of all modules of a step: .*record=boundaries"),
+        (["trainer.stall_timeout=60", "noise_floor=1"], "repeats of a step would pass .*trainer.stall_timeout=60"),
         (["trainer.devices=two"], "not a number of devices: trainer.devices=two"),
         (["trainer.devices=2", "run=full"], "no batch is full.*batch_size=8, 5 utterances"),
         (["trainer.num_nodes=2"], "several nodes is not offered: .*num_nodes=2"),
