@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.cli.matrix import main
 from nest_ssl.config.strict import read_config
 from nest_ssl.matrix import runs
 from nest_ssl.matrix.page import page
@@ -102,3 +103,15 @@ def test_a_cell_is_of_the_release_that_it_names() -> None:
     with pytest.raises(UserError, match=r"NeMo 2\.7\.3 is installed there: --nemo 3\.0\.0"):
         answer(nemo, ["nemo=3.0.0"])
     assert "no such size" in str(answer(nemo, ["nemo=2.7.3", "size=huge"]))
+
+
+@pytest.mark.parametrize(
+    ("title", "release", "code"),
+    [("norm: layer norm", "3.0.0", 1), ("norm: group norm of 7", "3.0.0", 0), ("norm: layer norm", "2.7.3", 0)],
+)
+def test_what_stops_both_sides_is_known(title: str, release: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake of ours that stops both is no variant that NeMo does not train."""
+    group, _, name = title.partition(": ")
+    refused = replace(CELL, group=group, name=name, reference="KeyError", candidate="KeyError")
+    monkeypatch.setattr(runs, "run_matrix", lambda *_: [refused])
+    assert main(["--only", title, "--nemo", release]) == code
