@@ -32,7 +32,7 @@ $(foreach name,$(outside),$(eval $(name) := $$(value $(name))))
 ifneq ($(filter $(runs) images test-docker,$(MAKECMDGOALS)),)
 ifeq ($(MAKELEVEL),0)
 $(foreach name,$(filter $(experiment),$(outside)),\
-    $(warning $(name)=$($(name)) in the environment is not used. Give it to make: $(name)=...))
+    $(if $($(name)),$(warning $(name)=$($(name)) in the environment is not used. Give it to make: $(name)=...)))
 $(foreach name,$(filter $(machine),$(outside)),$(if $($(name)),$(warning $(name)=$($(name)) comes from the environment)))
 endif
 endif
