@@ -32,7 +32,7 @@ $(foreach name,$(outside),$(eval $(name) := $$(value $(name))))
 ifneq ($(filter $(runs) images test-docker,$(MAKECMDGOALS)),)
 ifeq ($(MAKELEVEL),0)
 $(foreach name,$(filter $(experiment),$(outside)),\
-    $(warning $(name)=$($(name)) in the environment is not used. Give it to make: $(name)=...))
+    $(if $($(name)),$(warning $(name)=$($(name)) in the environment is not used. Give it to make: $(name)=...)))
 $(foreach name,$(filter $(machine),$(outside)),$(if $($(name)),$(warning $(name)=$($(name)) comes from the environment)))
 endif
 endif
@@ -116,10 +116,12 @@ ranks = $(if $(filter-out 1,$(RANKS)),$(call q,trainer.devices=$(RANKS)) trainer
 # docker: each trainer in its image; local: in its environment. Where RUNTIME is empty, docker where an engine answers.
 # Asked once, when the first recipe needs to know: tests, linters and help neither need an engine nor wait for one.
 # Its settings are written out, for older makes export nothing to $(shell). A dry run gets no image.
+# A checkout of NeMo is a folder of this machine, which no image sees.
+$(if $(and $(NEMO_SOURCE),$(filter docker,$(RUNTIME))),$(error NEMO_SOURCE=$(NEMO_SOURCE) is not seen in an image. Use RUNTIME=local))
 asked := TORCH NEMO_VERSION BASE_IMAGE WHEELS TORCH_INDEX PIP_CONFIG
 dry = $(findstring n,$(firstword -$(filter-out --%,$(MAKEFLAGS))))
 ask_runtime = $(shell $(foreach name,$(asked),$(name)=$(call q,$($(name)))) DRY_RUN=$(dry) docker/runtime.sh $(RUNTIME))
-ifneq ($(and $(filter-out local,$(or $(RUNTIME),unsaid)),$(filter $(runs),$(MAKECMDGOALS))),)
+ifneq ($(and $(filter-out local,$(or $(RUNTIME),$(if $(NEMO_SOURCE),local,unsaid))),$(filter $(runs),$(MAKECMDGOALS))),)
 runtime = $(eval runtime := $$(ask_runtime))$(or $(runtime),$(error nothing to run with, see above))
 else
 runtime = local

@@ -6,8 +6,8 @@
 #SBATCH --gpus-per-node=2
 #SBATCH --time=01:00:00
 # Both trainers on the GPUs of one node, and then their comparison, as a job of SLURM, in the images of `make images`:
-#   enroot import -o nemo.sqsh dockerd://nest-ssl/nemo:3.0.0-cuda        for enroot and pyxis, or for Apptainer
-#   apptainer build nemo.sif docker-daemon:nest-ssl/nemo:3.0.0-cuda      (nest alike, from nest-ssl/nest:cuda)
+#   enroot import -o nemo.sqsh dockerd://nest-ssl/nemo:RELEASE-cuda      for enroot and pyxis, or for Apptainer
+#   apptainer build nemo.sif docker-daemon:nest-ssl/nemo:RELEASE-cuda    (as in docker/.env; nest alike, from nest-ssl/nest:cuda)
 #   NEMO_IMAGE=nemo.sif NEST_IMAGE=nest.sif sbatch --gpus-per-node=8 docker/slurm.sh size=tiny save_steps=0-2 batches=3
 # Its one task starts the ranks. Arguments are settings of both trainers; it ends with the comparer's exit code.
 # Settings, from the environment: NEMO_IMAGE NEST_IMAGE OUT DATA RANKS (the node's GPUs); DRY_RUN=1 prints and runs nothing.

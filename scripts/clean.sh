@@ -26,9 +26,10 @@ clean() { # FOLDER
             rm -rf "$partial"
         done
         rm -rf "$folder/.$name".replaced-*
-        if [ -f "$index" ]; then rm -rf "${folder:?}/$name" "$folder/$name.log"
+        if [ -f "$folder/$name/ranks.json" ]; then index=$folder/$name/ranks.json; fi # a recording of several ranks
+        if [ -f "$index" ]; then rm -rf "${folder:?}/$name" "$folder/$name.log" "$folder/$name".rank_*.log
         elif [ -e "$folder/$name" ]; then echo "clean: $folder/$name holds no ${index##*/}, left alone" >&2
-        elif [ $name != report ]; then rm -f "$folder/$name.log"
+        elif [ $name != report ]; then rm -f "$folder/$name.log" "$folder/$name".rank_*.log
         fi
     done
 }
@@ -37,5 +38,4 @@ clean "$out"
 for size in tiny small medium large xlarge xxlarge; do
     if [ -d "$out/$size" ]; then clean "$out/$size"; rmdir "$out/$size" 2> /dev/null || true; fi
 done
-if [ -z "$busy" ]; then rm -f "$out/.size"; fi
 if [ -z "$busy" ]; then rm -rf "$(dirname "$0")"/../data/dummy_ssl "$(dirname "$0")"/../data/dummy_ssl_*/; fi

@@ -1,35 +1,47 @@
 #!/usr/bin/env bash
 # keep_size.sh OUT SIZE: before a model of SIZE is recorded into OUT, what another size has left there moves to
-# OUT/THAT_SIZE, in the place of what that size has there. Which size it was stands in OUT/.size.
+# OUT/THAT_SIZE, in the place of what that size has there. A recording says its size itself, in its command; report and
+# evidence are of NeMo's recording, or of the port's where there is none.
 set -eu
+shopt -s nullglob
 out=${1:?the folder that the runs write to} size=${2:?its model size}
-before=$(cat "$out/.size" 2> /dev/null || echo "$size")
 
-index() { # NAME: the file that makes such a folder one of ours
-    case $1 in report) echo report.json ;; evidence) echo gathered.json ;; *) echo recording.json ;; esac
+is_ours() { # FOLDER: whether it is a recording (of several ranks, too), a report or evidence
+    case ${1##*/} in
+        report) [ -f "$1/report.json" ] ;;
+        evidence) [ -f "$1/gathered.json" ] ;;
+        *) [ -f "$1/recording.json" ] || [ -f "$1/ranks.json" ] ;;
+    esac
+}
+
+size_of() { # RECORDING: nothing where its command names no size
+    for index in "$1/recording.json" "$1/rank_0/recording.json"; do
+        if [ -f "$index" ]; then sed -n 's/^ *"size=\([a-z]*\)",\{0,1\}$/\1/p' "$index" | tail -n 1; return; fi
+    done
+}
+
+nemo=$(size_of "$out/nemo") nest=$(size_of "$out/nest")
+before() { # NAME: the size that is there
+    case $1 in nemo) echo "$nemo" ;; nest) echo "$nest" ;; *) echo "${nemo:-$nest}" ;; esac
 }
 
 names=""
-if [ "$before" != "$size" ]; then
-    for name in nemo nest report evidence; do
-        [ -f "$out/$name/$(index $name)" ] || continue
-        kept=$out/$before/$name
-        if [ -e "$kept" ] && [ ! -f "$kept/$(index $name)" ]; then
-            echo "error: $kept holds no $(index $name), and $name of SIZE=$before would go there. Move it away" >&2
-            exit 3
-        fi
-        names="$names $name"
-    done
-fi
-for name in $names; do
-    mkdir -p "$out/$before"
-    rm -rf "${out:?}/$before/$name" "$out/$before/$name.log"
-    mv "$out/$name" "$out/$before/"
-    if [ -f "$out/$name.log" ]; then mv "$out/$name.log" "$out/$before/"; fi
+for name in report evidence nemo nest; do # the recordings last: where this is interrupted, they still say the size
+    old=$(before $name)
+    if [ -z "$old" ] || [ "$old" = "$size" ] || ! is_ours "$out/$name"; then continue; fi
+    if [ -e "$out/$old/$name" ] && ! is_ours "$out/$old/$name"; then
+        echo "error: $out/$old/$name is nothing of ours, and $name of SIZE=$old would go there. Move it away" >&2
+        exit 3
+    fi
+    names="$names $name"
 done
-if [ -n "$names" ]; then
-    names=${names# }
-    echo "note: ${names// /, } in $out are of SIZE=$before: kept in $out/$before"
-fi
-mkdir -p "$out"
-echo "$size" > "$out/.size"
+for name in $names; do
+    kept=$out/$(before "$name")
+    mkdir -p "$kept"
+    rm -rf "${kept:?}/$name" "$kept/$name.log" "$kept/$name".rank_*.log
+    for log in "$out/$name.log" "$out/$name".rank_*.log; do
+        if [ -f "$log" ]; then mv "$log" "$kept/"; fi
+    done
+    mv "$out/$name" "$kept/"
+    echo "note: $out/$name is of SIZE=$(before "$name"): kept in $kept"
+done

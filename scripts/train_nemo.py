@@ -28,14 +28,12 @@ def checkout() -> str | None:
     Raises:
         UserError: it names no checkout of NeMo.
     """
-    source = os.environ.get("NEMO_SOURCE")
-    if not source:
+    if not (source := os.environ.get("NEMO_SOURCE")):
         return None
     facts = Path(source).resolve() / "nemo" / "package_info.py"
     if not facts.is_file():
         raise UserError("no checkout of NeMo", f"NEMO_SOURCE={source}", "Give the folder that has nemo/ in it.")
-    if str(facts.parents[1]) not in sys.path:
-        sys.path.insert(0, str(facts.parents[1]))
+    sys.path[:] = dict.fromkeys([str(facts.parents[1]), *sys.path])  # first, and once
     numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH) *= *(\d+)", facts.read_text(encoding="utf-8"), re.MULTILINE))
     return ".".join(numbers.get(part, "0") for part in ("MAJOR", "MINOR", "PATCH")) + "+source"
 

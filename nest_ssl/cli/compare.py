@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = read_options(argv)
     asked = asked_of(options)
     sides = options.reference, options.candidate
-    ranks = ranks_of(*sides)
+    with refusals_written(options):
+        ranks = ranks_of(*sides)
     if ranks is not None:
         return _report_on_ranks(options, asked, ranks)
     return report_on(options, lambda: open_as_asked(*sides, asked).compare_and_picture())
@@ -94,16 +96,35 @@ def _report_on_ranks(options: argparse.Namespace, asked: Asked, ranks: Sequence[
         UserError: a recording or the evidence is damaged, or a report cannot be written.
     """
     from nest_ssl.compare.ranks import compare_over_ranks
-    from nest_ssl.report.ranks import print_ranks_summary, write_ranks_report
+    from nest_ssl.report.ranks import append_ranks_summary, print_ranks_summary, write_ranks_junit, write_ranks_report
 
     compared = []
     for rank, sides in enumerate(ranks):
         own = argparse.Namespace(**{**vars(options), "out": options.out / rank_folder(rank)})
         compare = partial(open_as_asked, *sides, asked)
-        compared.append(_write(own, lambda compare=compare: compare().compare_and_picture())[0])  # type: ignore[misc]
+        with refusals_written(options):
+            compared.append(_write(own, lambda compare=compare: compare().compare_and_picture())[0])  # type: ignore[misc]
     over = compare_over_ranks(compared)
-    print_ranks_summary(over, write_ranks_report(over, options.out))
+    report = write_ranks_report(over, options.out)
+    if "junit" in options.formats:
+        write_ranks_junit(over, options.out)
+    if "github" in options.formats:
+        append_ranks_summary(over, Path(os.environ["GITHUB_STEP_SUMMARY"]))
+    print_ranks_summary(over, report)
     return over.exit_code
+
+
+@contextmanager
+def refusals_written(options: argparse.Namespace) -> Iterator[None]:
+    """Where JUnit is asked for, what is refused stands in its file, too: whoever reads it alone sees no pass."""
+    try:
+        yield
+    except UserError as error:
+        if "junit" in options.formats:
+            from nest_ssl.report import write_junit
+
+            write_junit(str(error), options.out)
+        raise
 
 
 def _write(options: argparse.Namespace, compare: Callable[[], tuple[Comparison, Pictures]]) -> tuple[Comparison, Path]:
@@ -111,12 +132,8 @@ def _write(options: argparse.Namespace, compare: Callable[[], tuple[Comparison, 
     # Only now what takes seconds to import: --help and bad usage answer at once.
     from nest_ssl.report import append_step_summary, write_junit, write_reports
 
-    try:
+    with refusals_written(options):
         comparison, pictures = compare()
-    except UserError as error:
-        if "junit" in options.formats:
-            write_junit(str(error), options.out)
-        raise
     report = write_reports(comparison, options.out, pictures)
     if "junit" in options.formats:
         write_junit(comparison, options.out)

@@ -56,7 +56,8 @@ def convert(argv: Sequence[str]) -> int:
     from nest_ssl.data.manifest import read_speech
     from nest_ssl.data.sources import making
 
-    parser = Parser(description="Write the utterances of a manifest again as tar files, or as Lhotse's shar.")
+    description = "Write the utterances of a manifest again as tar files, or as Lhotse's shar."
+    parser = Parser(prog="nest-ssl data convert", description=description)
     parser.add_argument("manifest", help="one JSON object a line, as NeMo has it")
     parser.add_argument("--to", choices=making.KINDS, required=True, help="tarred: audio as it is; shar: 16-bit WAV")
     parser.add_argument("--out", type=Path, required=True, help="a folder, which appears when all is written")
@@ -76,7 +77,8 @@ def inspect(argv: Sequence[str]) -> int:
     from nest_ssl.config.section import read
     from nest_ssl.data import inspection
 
-    parser = Parser(description="Hours, lengths, duplicates, unreadable files, and the batches that a manifest gives.")
+    description = "Hours, lengths, duplicates, unreadable files, and the batches that a manifest gives."
+    parser = Parser(prog="nest-ssl data inspect", description=description)
     parser.add_argument("manifest", nargs="+", help="one JSON object a line, as NeMo has it")
     parser.add_argument("--batch-size", type=int, default=8, help="utterances in a batch (default 8)")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share them (default 1)")

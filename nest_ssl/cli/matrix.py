@@ -3,8 +3,8 @@
     nest-ssl matrix --nemo-python .venv/nemo-3.0.0/bin/python     # make matrix: all; writes docs/parity-matrix.md
     nest-ssl matrix --only 'attention: *' --jobs 2                # some, by choice and name; writes no page
 
-Exit codes: 0 every variant trains with the same bits, or on neither side; 1 not every one; 3 bad usage. Interrupted, it
-goes on where it stopped.
+Exit codes: 0 every variant trains with the same bits, or is one that NeMo stops at; 1 not every one; 3 bad usage.
+Interrupted, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nest_ssl.base.files import write_atomically
     from nest_ssl.matrix.page import page, summary
     from nest_ssl.matrix.runs import cells_of_all, run_matrix
-    from nest_ssl.matrix.variants import VARIANTS, pairs
+    from nest_ssl.matrix.variants import STOPPED, VARIANTS, pairs
     from nest_ssl.record.provenance import describe_run
     from nest_ssl.releases import RELEASES
     from nest_ssl.report.render.markdown import render_markdown
@@ -56,8 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("no such variant", f"--only {options.only}", "See docs/parity-matrix.md.")
     cells = run_matrix(variants, pythons, options.nemo, options.out.absolute(), max(1, options.jobs))
     print(f"matrix: {summary(options.nemo, cells)}")
+    # What stops both may be a mistake in the settings of a variant: of this release it is known what NeMo stops at.
+    refused = [cell for cell in cells if cell.verdict == "refused" and options.nemo == "3.0.0"]
+    unforeseen = [cell for cell in refused if f"{cell.group}: {cell.name}" not in STOPPED]
     for cell in cells:
-        if not cell.is_right:
+        if not cell.is_right or cell in unforeseen:
             why = cell.difference or cell.candidate or cell.reference
             print(f"matrix: {cell.group}: {cell.name}: {cell.verdict}: {why}")
     if not options.only:
@@ -65,4 +68,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         releases = sorted({*RELEASES.values(), options.nemo}, reverse=True)
         every = cells_of_all(variants, releases, options.out.absolute())
         write_atomically(options.page, render_markdown(list(page(every, commit))))
-    return EXIT_OK if all(cell.is_right for cell in cells) else EXIT_DIVERGED
+    return EXIT_OK if all(cell.is_right for cell in cells) and not unforeseen else EXIT_DIVERGED

@@ -90,8 +90,12 @@ InputCfg = Annotated[list[dict[str, Any]] | None, BeforeValidator(_members)]
 ShardSeed = int | Literal["trng", "randomized"]
 
 
-def _check_weights(section: Any) -> None:
-    """NeMo looks for weights in `manifest_filepath` only beside tar files."""
+def _check_lists(section: Any) -> None:
+    """NeMo looks for weights in `manifest_filepath` only beside tar files, of which each manifest has a set."""
+    manifests, tars = section.manifest_filepath, section.tarred_audio_filepaths
+    if isinstance(manifests, list) and tars is not None and (isinstance(tars, str) or len(tars) != len(manifests)):
+        what, fix = "not as many manifests as sets of tar files", "Give a set, or a pattern, for each manifest."
+        raise Unfit(what, "tarred_audio_filepaths", fix)
     nested = isinstance(section.manifest_filepath, list) and not all(
         isinstance(path, str) for path in section.manifest_filepath
     )
@@ -121,7 +125,7 @@ class Member(Section):
     def _names_data(self) -> Member:
         if not any((self.input_cfg, self.shar_path, self.cuts_path, self.manifest_filepath)):
             raise Unfit("a member of a mixture names no data", "type", "Give manifest_filepath, shar_path, cuts_path.")
-        _check_weights(self)
+        _check_lists(self)
         return self
 
 
@@ -227,7 +231,7 @@ class Dataset(Section):
                 raise Unfit("no data is named", "use_lhotse=true", fix)
             if self.batch_size is None and self.batch_duration is None:
                 raise Unfit("no size of a batch is given", "batch_duration", "Give it, or batch_size.")
-            _check_weights(self)
+            _check_lists(self)
             if self.force_map_dataset and self.force_iterable_dataset:
                 fix = "Give one of them."
                 raise Unfit("force_map_dataset and force_iterable_dataset", "force_map_dataset=true", fix)

@@ -76,6 +76,13 @@ class Corpora:
         noise_manifests = None if dataset.noise_manifest is None else manifest_paths(dataset.noise_manifest)
         shortest, longest = dataset.min_duration, dataset.max_duration
         speech = [self.speech(path) for path in manifests]
+        for part in parts if dataset.use_lhotse else ():  # NeMo stops at such lines, too
+            for entry in (line for path in part.manifests for line in self.speech(path).lines):
+                if isinstance(entry.audio_file, list):
+                    what = "several files for an utterance, which Lhotse does not read"
+                    raise UserError(what, str(entry.place), "Join them to one file first.")
+                if entry.duration is None and (entry.offset or not part.tars):
+                    raise UserError("no duration, which Lhotse asks for", str(entry.place), "Give it in seconds.")
         noise = [self._noise.get(p) or self._noise.setdefault(p, read_noise(p)) for p in noise_manifests or ()]
         kept, shorter, longer = within_limits(speech, dataset)
         if not kept and not (dataset.use_lhotse and any(part.tars for part in parts)):
@@ -175,7 +182,8 @@ def lhotse_parts(section: Mapping[str, Any]) -> list[Part]:
     given_tars = [tars] if one or tars is None else tars
     for number, manifest in enumerate([manifests] if one else manifests):
         tar = given_tars[0 if tars is None else number]
-        archives = [] if tar is None else expand(tar if isinstance(tar, str) else tar[0])
+        patterns = [] if tar is None else [tar] if isinstance(tar, str) else tar
+        archives = [path for pattern in patterns for path in expand(pattern)]
         parts.append(Part(expand(manifest if isinstance(manifest, str) else manifest[0]), archives))
     return parts
 
@@ -191,6 +199,13 @@ def is_stream(dataset: Dataset) -> bool:
         first.get("cuts_path") is None and first.get("tarred_audio_filepaths") is not None
     )
     return (streams or dataset.force_iterable_dataset) and not dataset.force_map_dataset
+
+
+def is_mixed(section: Mapping[str, Any]) -> bool:
+    """Whether the `input_cfg` of a section or member draws from several sets; without end, unless `force_finite`."""
+    members = section.get("input_cfg") or ()
+    lists = [isinstance(member.get("manifest_filepath"), list) for member in members]
+    return len(members) > 1 or any(lists) or any(is_mixed(member) for member in members)
 
 
 def is_endless(dataset: Dataset) -> bool:

@@ -65,7 +65,9 @@ def write_parakeet(model_path: str, folder: Path) -> int:
         "dropout": encoder.dropout_pre_encoder, "dropout_positions": encoder.dropout_emb,
         "activation_dropout": encoder.dropout, "attention_dropout": encoder.dropout_att,
     }  # fmt: skip
-    tensors = {renamed(name): tensor for name, tensor in weights.items() if name.startswith("encoder.")}
+    # float32, as `config.json` says: an encoder that was trained in another precision is rounded, or filled up.
+    tensors = {renamed(name): tensor.float() if tensor.is_floating_point() else tensor
+               for name, tensor in weights.items() if name.startswith("encoder.")}  # fmt: skip
     with write_errors(str(folder)):
         with replacing(folder / "model.safetensors") as partial:
             partial.write_bytes(safetensors(tensors))

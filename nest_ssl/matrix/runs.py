@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +25,8 @@ from nest_ssl.matrix.step import first_difference
 from nest_ssl.matrix.variants import Variant
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("model", "config", "matrix", "record", "releases.py")
+SOURCES = ("nest_ssl/model", "nest_ssl/config", "nest_ssl/matrix", "nest_ssl/record", "nest_ssl/train",
+           "nest_ssl/releases.py", "conf", "scripts/train_nemo.py", "scripts/train_nest.py")  # fmt: skip
 RESULTS = "results.jsonl"
 
 
@@ -146,8 +147,11 @@ def run_matrix(
             for name, python in pythons.items()
         )
         with next(sides) as nemo, next(sides) as nest, ThreadPoolExecutor(2) as both:
-            while not waiting.empty():
-                key, variant = waiting.get()
+            while True:
+                try:
+                    key, variant = waiting.get_nowait()
+                except Empty:
+                    return
                 settings = [*variant.settings, f"nemo={release}"]
                 reference, candidate = both.map(lambda side, s=settings: side.ask(s), (nemo, nest))
                 cell = cell_of(key, variant, reference, candidate)
@@ -200,10 +204,7 @@ def read_cells(results: Path) -> Iterator[Cell]:
 
 def source_hash() -> str:
     """Of all that a cell depends on, but for NeMo."""
-    package = ROOT / "nest_ssl"
-    files = [
-        p
-        for room in SOURCES
-        for p in ([package / room] if room.endswith(".py") else sorted((package / room).rglob("*.py")))
-    ]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    places = [ROOT / source for source in SOURCES]
+    files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
+    read = [path.read_bytes() for path in files if path.suffix in (".py", ".yaml")]
+    return hashlib.sha256(b"".join(read)).hexdigest()[:16]

@@ -22,7 +22,7 @@ from nest_ssl.config.compose import compose
 from nest_ssl.config.strict import read_config
 from nest_ssl.matrix.step import observe
 from nest_ssl.model.encoder.fused import choice
-from nest_ssl.releases import generation_of
+from nest_ssl.releases import NEWEST, generation_of
 from nest_ssl.run.subject import Inputs, Subject
 
 
@@ -42,8 +42,16 @@ def main() -> int:
 
 
 def answer(subject: Subject, overrides: list[str]) -> dict[str, object]:
-    """Digests and seconds; where building or training stopped, the error in one line."""
+    """Digests and seconds; where building or training stopped, the error in one line.
+
+    Raises:
+        UserError: the NeMo of this environment is not of the generation that is asked for.
+    """
     began = time.perf_counter()
+    asked = next((word.removeprefix("nemo=") for word in overrides if word.startswith("nemo=")), NEWEST)
+    if subject.package == "nemo_toolkit" and generation_of(asked) != generation_of(subject.version()):
+        what = f"NeMo {subject.version()} is installed there"
+        raise UserError(what, f"--nemo {asked}", "Give the Python that has it: --nemo-python.")
     try:
         if subject.name == "nest":
             read_config(overrides)  # with the data sections, which are not built here

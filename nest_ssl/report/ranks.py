@@ -12,8 +12,9 @@ from nest_ssl.base.files import write_atomically
 from nest_ssl.compare.findings import Status
 from nest_ssl.compare.ranks import OverRanks, SideRanks
 from nest_ssl.recording.layout import rank_folder
-from nest_ssl.report.document import Block, Code, Heading, Paragraph, StatusWord, Text, table
+from nest_ssl.report.document import Block, Code, Heading, Paragraph, StatusWord, Text, plain, table
 from nest_ssl.report.render.json import strict
+from nest_ssl.report.render.junit import render_verdict
 from nest_ssl.report.render.markdown import render_markdown
 from nest_ssl.report.render.terminal import print_blocks
 from nest_ssl.report.sections import summary
@@ -21,7 +22,7 @@ from nest_ssl.report.sections.headline import title
 from nest_ssl.report.sections.kinds import likely_kinds
 from nest_ssl.report.words import counted, heads, say, word
 from nest_ssl.report.words.names import labels, number, steps_text, where
-from nest_ssl.report.write import JSON, MARKDOWN, PAGE, PICTURES
+from nest_ssl.report.write import JSON, JUNIT, MARKDOWN, PAGE, PICTURES
 
 SCHEMA = "nest-ssl-ranks-report/1"
 
@@ -49,6 +50,28 @@ def print_ranks_summary(over: OverRanks, report: Path, stream: TextIO | None = N
                  stream)  # fmt: skip
 
 
+def write_ranks_junit(over: OverRanks, folder: Path) -> None:
+    """Write `report.junit.xml` into `folder`: the verdict over the ranks; the rungs of each are in its own.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    head, *rest = over_ranks(over)
+    assert isinstance(head, Heading)
+    with write_errors(str(folder)):
+        write_atomically(folder / JUNIT, render_verdict(over.verdict, plain(head.text), render_markdown(rest)))
+
+
+def append_ranks_summary(over: OverRanks, path: Path) -> None:
+    """Add the verdict over the ranks to a job's page.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with write_errors(str(path)), path.open("a", encoding="utf-8") as stream:
+        stream.write(render_markdown(over_ranks(over)) + "\n")
+
+
 def over_ranks(over: OverRanks) -> list[Block]:
     """Title, verdict, a row for each rank, and a sentence for each side."""
     ranks, sides = over.ranks, labels(over.ranks[0])
@@ -56,7 +79,8 @@ def over_ranks(over: OverRanks) -> list[Block]:
     if worst is None:  # every rank agrees, and yet they part
         head = say("ranks.apart", reference=sides[0], candidate=sides[1])
     elif over.exit_code == 0:
-        head = say("ranks.all", ranks=counted(len(ranks), "ranks"), title=title(ranks[0]))
+        like_all = next(one for one in ranks if one.verdict is over.verdict)
+        head = say("ranks.all", ranks=counted(len(ranks), "ranks"), title=title(like_all))
     else:
         head = say("ranks.one", rank=worst, count=len(ranks), title=title(ranks[worst]))
     same = sum(one.facts.tensors_same for one in ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from nest_ssl.base.errors import UserError
@@ -44,6 +45,21 @@ def _run(side: Side, recording: Recording, folder: Path, steps: int, *overrides:
     words += ["exp_manager=null", "trainer.logger=false", "operators=false", "noise_floor=0", "learning_rates=0"]
     expected = START + spent / max(1, len(recording.steps)) * steps / 2
     return Job(f"{folder.name}-{side}", 1, side, f"{folder.name} of {steps} batches", words, expected)
+
+
+def forget(given: dict[Side, Recording], folder: Path) -> None:
+    """Remove what an earlier search recorded in `folder`: of a run that fails now, it would seem to be there.
+
+    Raises:
+        UserError: that is what is to be trained again.
+    """
+    for side in SIDES:
+        if not (folder / side / INDEX).is_file():
+            continue
+        if any((folder / side).resolve() == one.path.resolve() for one in given.values()):
+            fix = "Choose another folder with --out."
+            raise UserError("a recording would be replaced by what is made of it", str(folder / side), fix)
+        shutil.rmtree(folder / side)
 
 
 def made(folder: Path, kind: str) -> dict[Side, Recording]:

@@ -104,6 +104,7 @@ class _Runs:
             words += ["--then"] if place else []
             words += ["--config-path", str(self.recording.path), "--config-name", "config", *overrides]
             words += ["overwrite=true", "exp_manager=null", "trainer.logger=false", "stop_when_recorded=true"]
+            words += ["trainer.stall_timeout=null"]  # a step that is repeated takes longer
         what = ", ".join(what for what, _, _ in self.each)
         return Job(
             f"explain-{self.side}", 1, self.side, what, words, START + sum(times * seconds for _, _, times in self.each)
@@ -174,7 +175,7 @@ def hindrance(kind: str, reference: Recording, candidate: Recording) -> str:
     for recording in {"replay": [candidate], "floor": [reference]}.get(kind, [reference, candidate]):
         name, index = recording.path.name, recording.index
         generation = GENERATIONS.get(index.generation.name) if index.generation else None
-        if kind in ("replay", "float64") and reference.index.level:
+        if kind in ("replay", "float64", "floor") and reference.index.level:
             return f"{reference.path.name} has some modules alone (record={reference.index.level.record})"
         if kind == "observer" and not index.weights_at_end:
             return f"{name} does not have the weights at the end of training"

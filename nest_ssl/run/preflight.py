@@ -17,7 +17,7 @@ from nest_ssl.config.data import Dataset
 from nest_ssl.config.schema import BEST_RQ, class_of
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
-from nest_ssl.data.corpus import Corpora, is_stream
+from nest_ssl.data.corpus import Corpora, is_mixed, is_stream
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.data.sources.seeding import seed_lhotse
 from nest_ssl.model.nest import NestModel
@@ -64,6 +64,13 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
     if cfg.trainer.get("precision") in FLOAT64 and generation(cfg.nemo).float64 == "fails":
         fix = "Compare with another generation in float64: NEMO_VERSION=3.0.0 (nemo=3.0)."
         raise UserError(f"NeMo {cfg.nemo} does not train in float64", f"trainer.precision={cfg.trainer.precision}", fix)
+    if cfg.noise_floor and (cfg.record != "modules" or cfg.include or cfg.exclude):
+        where = f"noise_floor={cfg.noise_floor} with record={cfg.record}, include={cfg.include}, exclude={cfg.exclude}"
+        fix = "Record all modules: record=modules, without include and exclude."
+        raise UserError("the noise floor is of all modules of a step", where, fix)
+    if cfg.noise_floor and cfg.trainer.get("stall_timeout") is not None:
+        where = f"noise_floor={cfg.noise_floor} with trainer.stall_timeout={cfg.trainer.stall_timeout}"
+        raise UserError("the repeats of a step would pass for a step that stalled", where, "Leave one of them out.")
     notes = [*filter(None, [unknown]), *adapt_to_machine(cfg, torch.cuda.device_count())]
     notes += check_processes(cfg)
     notes += seed_lhotse(cfg) if cfg.seeded_data else []
@@ -151,7 +158,9 @@ def check_unknown_length(cfg: DictConfig, name: str, dataset: Dataset) -> None:
     """
     limit = f"limit_{'train' if name == 'train' else 'val'}_batches"
     given = cfg.trainer.get(limit)
-    if is_stream(dataset) and not (isinstance(given, int) and not isinstance(given, bool)):
+    # A mixture ends no training that `max_steps` ends, but there is no end to a validation.
+    mixed = name == "validation" and not dataset.force_finite and is_mixed(dataset.model_dump())
+    if (mixed or is_stream(dataset)) and not (isinstance(given, int) and not isinstance(given, bool)):
         fix = f"Give trainer.{limit}=N batches (of training, batches=N says it too)."
         what = "an epoch without end: Lhotse repeats such data"
         raise UserError(what, f"model.{name}_ds, trainer.{limit}={given}", fix)

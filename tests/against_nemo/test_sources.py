@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -53,6 +54,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [dataclasses.replace(line, offset=start, duration=1.5) for line, start in pieces]
     convert(dataclasses.replace(manifest, lines=lines), "tarred", folder / "pieces", 1)
     convert(dataclasses.replace(manifest, lines=manifest.lines[5:]), "shar", folder / "other_shar", 2)
+    told = [json.loads(line) for line in (folder / "plain" / "train_manifest.json").read_text().splitlines()]
+    told[0] |= {"validation_status": "fail"}
+    told[1] |= {"validation_status": "pass", "alt_text": {"one": {"text": "a", "lang": "b"}}}
+    (folder / "plain" / "told_manifest.json").write_text("".join(json.dumps(line) + "\n" for line in told))
     return folder
 
 
@@ -111,6 +116,7 @@ SHARDED = {"manifest_filepath": "plain_tarred/sharded_manifests/manifest__OP_0..
 CUT_CASES: dict[str, dict[str, Any]] = {
     "manifest": MANIFEST,
     "manifest, seconds a batch, with noise": {**MANIFEST, **MIXED, **SECONDS, "quadratic_duration": 4.0},
+    "manifest, what its lines tell": {**LHOTSE, **MIXED, "manifest_filepath": "plain/told_manifest.json"},
     "manifest, buckets": {
         **MANIFEST, **MIXED, **SECONDS, "use_bucketing": True, "num_buckets": 3, "max_duration": 6.0,
         "concurrent_bucketing": False, "drop_last": True},

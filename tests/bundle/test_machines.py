@@ -62,7 +62,7 @@ def wrong(command: str) -> str:
         return "" if (ROOT / program).is_file() else program
     if program != "nest-ssl" or not words or words[0] not in VERBS:
         return command
-    verb = " ".join(words[:2]) if words[0] == "ops" else words[0]
+    verb = " ".join(words[:2]) if words[0] in ("ops", "map") else words[0]
     options = [word.split("=")[0] for word in words if word.startswith("-")]
     return ", ".join(option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", help_of(verb)))
 
@@ -83,7 +83,7 @@ def test_a_command_that_does_not_exist_is_found(command: str) -> None:
 
 def test_agents_says_what_every_verb_of_a_comparison_is_for() -> None:
     named = {shlex.split(command)[1] for command in commands_of(AGENTS) if command.startswith("nest-ssl")}
-    assert named == {"compare", "explain", "replay", "ops", "selftest", "bundle", "verify"} <= set(VERBS)
+    assert named == {*"compare explain replay ops bisect import map selftest bundle verify".split()} <= set(VERBS)
     assert len(AGENTS.splitlines()) < 80
 
 
@@ -99,7 +99,7 @@ def test_what_agents_names_of_the_report_is_in_its_schema() -> None:
     assert named is not None
     keys = re.findall(r"`(\w+)`", named[1])
     assert len(keys) > 5 and [key for key in keys if key not in schema["properties"]] == []
-    assert importlib.import_module("nest_ssl.record.session").recording
+    assert "`nest_ssl.recording`" in AGENTS and importlib.import_module("nest_ssl").recording
 
 
 # --- the action -------------------------------------------------------------------------------------------------------

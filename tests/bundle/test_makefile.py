@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -136,51 +133,6 @@ def test_align_ends_with_explain_where_that_is_asked_for(
     assert fake_python.scripts == [*EXPERIMENT[:-1], "explain.py"]
 
 
-def clean(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    """In a checkout of its own, beside what the runs wrote."""
-    checkout = out / "checkout"
-    (checkout / "data" / "dummy_ssl").mkdir(parents=True)
-    (checkout / "scripts").mkdir()
-    shutil.copy(root / "scripts" / "clean.sh", checkout / "scripts")
-    return subprocess.run([checkout / "scripts/clean.sh", out], capture_output=True, text=True, timeout=60)
-
-
-def test_clean_removes_recordings_and_nothing_that_only_has_such_a_name(root: Path, tmp_path: Path) -> None:
-    gone = ["nemo/recording.json", "nemo/step_0/x", "report/report.json", "nemo.log", ".nemo.partial-1@elsewhere/x"]
-    gone += ["evidence/gathered.json", "evidence/floor/step_0/x"]
-    kept = ["notes.txt", "twin/recording.json", "nest/precious", "nest.log", "train/recording/recording.json"]
-    for name in gone + kept:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    os.utime(tmp_path / ".nemo.partial-1@elsewhere", (0, 0))  # of another machine, and old
-    done = clean(root, tmp_path)
-    assert not (tmp_path / "checkout" / "data" / "dummy_ssl").exists()
-    assert done.stderr == f"clean: {tmp_path}/nest holds no recording.json, left alone\n"
-    assert [name for name in gone if (tmp_path / name).exists()] == []
-    assert [name for name in kept if not (tmp_path / name).exists()] == []
-
-
-def test_clean_removes_what_was_kept_of_other_sizes(root: Path, tmp_path: Path) -> None:
-    for name in ("tiny/nemo/recording.json", "large/nest/recording.json", "large/nest.log", "small/mine"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    assert clean(root, tmp_path).returncode == 0
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != "clean.sh"] == ["mine"]
-
-
-def test_clean_leaves_what_is_being_written(root: Path, tmp_path: Path) -> None:
-    host = socket.gethostname()
-    for name, process in [("nest", os.getpid()), ("nemo", 2**22 + 1)]:  # no process has the second number
-        for path in (tmp_path / name / "recording.json", tmp_path / f".{name}.partial-{process}@{host}" / "x"):
-            path.parent.mkdir()
-            path.touch()
-    done = clean(root, tmp_path)
-    assert (tmp_path / "checkout" / "data" / "dummy_ssl").exists()
-    shutil.rmtree(tmp_path / "checkout")
-    assert done.stderr == f"clean: {tmp_path}/nest is being written, left alone\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".nest.partial-{os.getpid()}@{host}", "nest"]
-
-
 # --- What is given is checked, and never run ------------------------------------------------------------------------
 
 
@@ -197,6 +149,7 @@ def test_clean_leaves_what_is_being_written(root: Path, tmp_path: Path) -> None:
         (["align", "THREADS=0"], "THREADS=0 is no number of threads"),
         (["align", "THREADS=two"], "THREADS=two is no number of threads"),
         (["align", "RUNTIME=cloud"], "RUNTIME=cloud is no runtime"),
+        (["align", "RUNTIME=docker", "NEMO_SOURCE=a"], "NEMO_SOURCE=a is not seen in an image. Use RUNTIME=local"),
         (["align", "NEMO_VERSION=9.9"], "no lock for this NeMo: 9.9. Use one of: 2.4.1 2.7.3 3.0.0"),
         (["test-generations", "GENERATIONS=2.7.3;ls"], "no lock for this NeMo: 2.7.3;ls."),
     ],
@@ -252,47 +205,6 @@ def test_the_experiment_is_not_taken_from_the_environment(
     for name in ("DEVICE=cuda", "OUT=/elsewhere", "ARGS=x=1"):
         assert f"{name} in the environment is not used" in done.stderr
     assert "SEED" not in done.stderr
-
-
-def keep(root: Path, out: Path, size: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([root / "scripts/keep_size.sh", out, size], capture_output=True, text=True, timeout=60)
-
-
-def test_another_size_replaces_nothing(root: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    old = ["--assume-old=ready", "--assume-old=ready-nest"]
-    command = ["make", "--dry-run", *old, "RUNTIME=local", "nest", "SIZE=tiny", "OUT=o u t"]
-    shown = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True).stdout
-    assert shown.index("scripts/keep_size.sh 'o u t' 'tiny'") < shown.index("train_nest.py")
-    out = tmp_path / "out"
-    assert keep(root, out, "tiny").stdout == "" and [path.name for path in out.iterdir()] == [".size"]
-    written = {"nemo/recording.json", "nest/recording.json", "report/report.json", "nest.log", "train/a"}
-    for size in ("tiny", "large", "tiny"):
-        assert keep(root, out, size).returncode == 0
-        for name in written:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            (out / name).write_text(size)
-    done = keep(root, out, "large")
-    assert done.stdout == f"note: nemo, nest, report in {out} are of SIZE=tiny: kept in {out}/tiny\n"
-    for size in ("tiny", "large"):
-        assert {name: (out / size / name).read_text() for name in written - {"train/a"}} == dict.fromkeys(
-            written - {"train/a"}, size
-        )
-    assert (out / "train/a").read_text() == "tiny" and not (out / "nest").exists()
-    assert keep(root, out, "large").stdout == ""  # nothing is there
-
-
-def test_what_is_no_recording_is_neither_moved_nor_replaced(root: Path, tmp_path: Path) -> None:
-    keep(root, tmp_path, "tiny")
-    for name in ("nemo/a", "nest/recording.json", "tiny/nest/a"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    done = keep(root, tmp_path, "small")
-    assert (done.returncode, done.stderr) == (
-        3,
-        f"error: {tmp_path}/tiny/nest holds no recording.json, and nest of SIZE=tiny would go there. Move it away\n",
-    )
-    assert (tmp_path / "nemo/a").exists() and (tmp_path / "nest/recording.json").exists()
-    assert (tmp_path / "tiny/nest/a").exists()
 
 
 def test_what_the_machine_sets_is_taken_and_named(make: Make, environment: dict[str, str]) -> None:

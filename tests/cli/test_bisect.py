@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 from train_nest import NEST
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.cli import bisect, explain
+from nest_ssl.compare.digests import compare_digests
 from nest_ssl.model.nest import NestModel
+from nest_ssl.recording.reader import open_recording
+from nest_ssl.run.bisect import forget
 from nest_ssl.run.evidence import Job
 from nest_ssl.run.experiment import run
 
@@ -27,7 +31,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_this_process(fault: int | None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Jobs run here; from the batch of number `fault` on the candidate's last layer has another function."""
+    """Jobs run here; from batch `fault` on the candidate's last layer has another function; -1: it fails."""
     ran: list[str] = []
 
     class Here:
@@ -40,6 +44,8 @@ def in_this_process(fault: int | None, monkeypatch: pytest.MonkeyPatch) -> list[
                 with monkeypatch.context() as patch:
                     if job.side == "candidate" and fault is not None:
                         plant(fault, patch)
+                    if fault is not None and fault < 0 and job.side == "candidate":
+                        return  # it crashes, and an earlier recording stays as it was
                     assert run(NEST, job.words[1:]) == 0
 
     monkeypatch.setattr(explain, "JobRunner", Here)
@@ -89,3 +95,35 @@ def test_hashes_of_a_loop_of_ones_own_are_compared_as_they_are(
     said = capsys.readouterr().out
     assert "bisect: all 12 steps have the same bits" in said and "it parts at layers.1, output" in said
     assert "bisect: record step 7 of both in full" in said
+    train(tmp_path / "short", steps=5, record="digest")
+    short = ["--reference", str(tmp_path / "one"), "--candidate", str(tmp_path / "short")]
+    assert bisect.main([*short, "--out", str(tmp_path / "out")]) == 2
+    assert "all 5 steps have the same bits" in (said := capsys.readouterr().out) and "only one side has hashes" in said
+
+
+def test_what_an_earlier_search_recorded_is_not_taken_for_this_one(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--reference", str(recorded), "--candidate", str(recorded), "--out", str(tmp_path), "--steps", "1"]
+    in_this_process(None, monkeypatch)
+    assert bisect.main(words) == 0
+    in_this_process(-1, monkeypatch)
+    with pytest.raises(UserError, match="the candidate did not train: .*hashes-candidate.log"):
+        bisect.main(words)
+    with pytest.raises(UserError, match="would be replaced by what is made of it"):
+        forget({"reference": open_recording(tmp_path / "hashes" / "reference")}, tmp_path / "hashes")
+    with pytest.raises(UserError, match="one name on both sides: --names names.yaml"):
+        bisect.main([*words, "--names", "names.yaml"])
+
+
+def test_a_difference_that_does_not_come_again_is_no_pass(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.record.test_levels import train
+
+    one, other = train(tmp_path / "one", record="digest")[0], train(tmp_path / "other", 1, record="digest")[0]
+    monkeypatch.setattr("nest_ssl.compare.digests.compare_digests", lambda *_: compare_digests(one, other))
+    in_this_process(None, monkeypatch)
+    words = ["--reference", str(recorded), "--candidate", str(recorded), "--out", str(tmp_path), "--steps", "2"]
+    assert bisect.main(words) == 2
+    assert "bisect: step 1 has the same bits when trained again" in capsys.readouterr().out

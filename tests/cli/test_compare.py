@@ -265,6 +265,14 @@ def test_more_formats_are_written_when_asked_for(
     assert 'type="refused"' in (out / "report.junit.xml").read_text()
 
 
+def test_ranks_that_are_refused_stand_in_junit(reference: Path, tmp_path: Path) -> None:
+    (tmp_path / "ranks").mkdir()
+    (tmp_path / "ranks" / files.RANKS).write_text("{}")
+    with pytest.raises(UserError, match="damaged recording"):
+        main([*sides(tmp_path / "ranks", reference, tmp_path / "report"), "--format", "junit"])
+    assert 'type="refused"' in (tmp_path / "report" / "report.junit.xml").read_text()
+
+
 def test_a_jobs_page_without_a_job(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     with pytest.raises(UserError, match="no page to write to: --format github"):

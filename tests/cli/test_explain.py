@@ -89,6 +89,7 @@ def test_runs_of_one_trainer_share_a_process(pair: Path) -> None:
     assert ["--config-path", str(pair / "nemo"), "--config-name", "config"] == words[1:5]
     for run in " ".join(words).split(" --then "):
         assert "overwrite=true exp_manager=null trainer.logger=false stop_when_recorded=true" in run
+        assert run.endswith("trainer.stall_timeout=null")  # repeats of a step take longer than a step
     assert f"output_dir={pair / 'evidence' / 'floor'} noise_floor=8" in " ".join(words)
     assert f"output_dir={pair / 'evidence' / 'float64' / 'nemo'} trainer.precision=64-true" in " ".join(words)
 

@@ -15,8 +15,9 @@ from nest_ssl.compare.ranks import OverRanks, Parted, compare_over_ranks
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import Phase
 from nest_ssl.report.document import plain
-from nest_ssl.report.ranks import over_ranks, write_ranks_report
+from nest_ssl.report.ranks import append_ranks_summary, over_ranks, write_ranks_junit, write_ranks_report
 from tests.report.builder import add, comparison, finding, index
+from tests.report.test_junit import cases
 
 
 def weights(**changed: str) -> dict[str, Any]:
@@ -67,8 +68,9 @@ def test_all_alike(tmp_path: Path) -> None:
 
 
 def test_equivalent_is_no_longer_identical() -> None:
-    over, _ = judged(rank(0, **SAME), rank(1, verdict=Status.EQUIVALENT, exit_code=0))
+    over, said = judged(rank(0, **SAME), rank(1, verdict=Status.EQUIVALENT, exit_code=0))
     assert (over.verdict, over.exit_code) == (Status.EQUIVALENT, 0)
+    assert "identically" not in said[0] and said[0].endswith("on 2 ranks")
 
 
 @pytest.mark.parametrize(
@@ -86,13 +88,20 @@ def test_the_worst_of_all(others: list[dict[str, Any]], verdict: Status, code: i
     assert said[0].startswith(title), said[0]
 
 
-def test_ranks_that_part_on_both_sides_are_no_pass() -> None:
+def test_ranks_that_part_on_both_sides_are_no_pass(tmp_path: Path) -> None:
     """Both trainers alike forgot to share gradients: they agree, and it is no training in parallel."""
     apart = {"w_1": "b", "w_2": "b", "v_2": "b"}
     over, said = judged(rank(0, **SAME), rank(1, apart, apart, **SAME))
     assert (over.verdict, over.exit_code) == (Status.INCONCLUSIVE, 2)
     assert over.reference.parted == over.candidate.parted == Parted(1, 1, "w", 0)
     assert "and yet their ranks part" in said[0]
+    write_ranks_junit(over, tmp_path)
+    (case,) = cases((tmp_path / "report.junit.xml").read_text()).values()
+    assert [(child.tag, child.get("type"), child.get("message")) for child in case] == [
+        ("error", "inconclusive", said[0])
+    ]
+    append_ranks_summary(over, tmp_path / "page.md")
+    assert said[0] in (tmp_path / "page.md").read_text()
     assert "after step 1 rank 1 has another w than rank 0, and 0 more" in said[-1]
 
 

@@ -40,3 +40,14 @@ def test_an_encoder_that_has_no_place_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ParakeetEncoder has self_attention_model=rel_pos alone"):
         main([str(tmp_path / "a.nemo"), "--to", "parakeet", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_an_encoder_trained_in_another_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    no_data = ["size=tiny", "model.train_ds=null", "model.validation_ds=null"]
+    model = NestModule(compose(no_data).model).to(dtype)
+    save_nemo(model, tmp_path / "a.nemo")
+    assert main([str(tmp_path / "a.nemo"), "--to", "parakeet", "--out", str(tmp_path / "out")]) == 0
+    content = (tmp_path / "out" / "model.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+    assert {entry.get("dtype") for name, entry in header.items() if name != "__metadata__"} == {"F32", "I64"}

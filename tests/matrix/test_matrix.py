@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from nest_ssl.base.errors import UserError
+from nest_ssl.cli.matrix import main
 from nest_ssl.config.strict import read_config
+from nest_ssl.matrix import runs
 from nest_ssl.matrix.page import page
 from nest_ssl.matrix.runs import RESULTS, Cell, read_cells
 from nest_ssl.matrix.step import digest_of, first_difference
 from nest_ssl.matrix.variants import PAIRS, VARIANTS, Variant, pairs
+from nest_ssl.matrix.worker import answer
 from nest_ssl.report.render.markdown import render_markdown
+from nest_ssl.run.subject import Subject
 
 CELL = Cell("key", "norm", "layer norm", "", "", None, 990, 1.5)
 
@@ -76,3 +81,37 @@ def test_what_was_found_isread_cells_again_but_for_a_line_cut_short(tmp_path: Pa
     (tmp_path / RESULTS).write_text(f"{line}\n{line[:20]}")
     assert [*read_cells(tmp_path / RESULTS)] == [CELL]
     assert [*read_cells(tmp_path / "none")] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "known"),
+    [("conf/size/tiny.yaml", False), ("nest_ssl/model/nest.py", False), ("scripts/train_nemo.py", False),
+     ("nest_ssl/model/__pycache__/nest.pyc", True), ("docs/a.yaml", True)],
+)  # fmt: skip
+def test_a_cell_is_of_its_source(file: str, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    for place in ("scripts/train_nemo.py", "scripts/train_nest.py", "nest_ssl/releases.py", file):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text("before")
+    before = runs.keys_of(VARIANTS[:1], "3.0.0")
+    (tmp_path / file).write_text("after")
+    assert (runs.keys_of(VARIANTS[:1], "3.0.0") == before) == known
+
+
+def test_a_cell_is_of_the_release_that_it_names() -> None:
+    nemo = Subject("nemo", "nemo_toolkit", lambda: None, lambda *_: None, find_version=lambda: "2.7.3")  # type: ignore[arg-type, return-value]
+    with pytest.raises(UserError, match=r"NeMo 2\.7\.3 is installed there: --nemo 3\.0\.0"):
+        answer(nemo, ["nemo=3.0.0"])
+    assert "no such size" in str(answer(nemo, ["nemo=2.7.3", "size=huge"]))
+
+
+@pytest.mark.parametrize(
+    ("title", "release", "code"),
+    [("norm: layer norm", "3.0.0", 1), ("norm: group norm of 7", "3.0.0", 0), ("norm: layer norm", "2.7.3", 0)],
+)
+def test_what_stops_both_sides_is_known(title: str, release: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake of ours that stops both is no variant that NeMo does not train."""
+    group, _, name = title.partition(": ")
+    refused = replace(CELL, group=group, name=name, reference="KeyError", candidate="KeyError")
+    monkeypatch.setattr(runs, "run_matrix", lambda *_: [refused])
+    assert main(["--only", title, "--nemo", release]) == code

@@ -31,7 +31,8 @@ def test_the_quick_part_of_the_catalogue(tmp_path: Path, python: str) -> None:
     options = ["--quick", "--sample", str(SAMPLED), "--no-limits", "--out", str(tmp_path)]
     command = [python, "-m", "nest_ssl.cli.main", "selftest", *options]
     done = subprocess.run(command, capture_output=True, text=True)
-    found = [Outcome.model_validate_json(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    found = [Outcome.model_validate_json(line) for line in lines if line]
     now = {outcome.name: outcome for outcome in found}
     measured = {one["name"]: Outcome(**one) for one in json.loads(PAGE.read_text())["cases"]}
     for case in quick:

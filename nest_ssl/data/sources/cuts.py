@@ -178,7 +178,11 @@ class NemoTars:
                 piece = PIECE.match(line["audio_filepath"])
                 name = piece["stem"] + (piece["suffix"] or "") if piece else line["audio_filepath"]
                 lines.setdefault(name, []).append(line)
-            yield from self.cuts_in(self.tars[number], lines)
+            try:
+                yield from self.cuts_in(self.tars[number], lines)
+            except (tarfile.TarError, EOFError) as error:  # NeMo trains on what is left of it
+                where = f"{self.tars[number]}: {error}"
+                raise UserError("a tar file that cannot be read", where, "Copy it again.") from error
         self.epoch += 1
 
     def cuts_in(self, path: str, lines: Mapping[str, list[dict[str, Any]]]) -> Iterator[Cut]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from lhotse import CutSet
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MonoCut
 from lhotse.dataset import (
     AudioSamples,
     DynamicBucketingSampler,
@@ -27,12 +27,16 @@ from lhotse.dataset import (
 )
 from lhotse.dataset.dataloading import resolve_seed
 from lhotse.dataset.sampling.base import TimeConstraint
+from lhotse.lazy import LazyFlattener
 from lhotse.utils import fix_random_seed
+from torch.utils.data import get_worker_info
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
 from nest_ssl.data.batch import AudioNoiseBatch, Augmentor, UnmixedBatch
 from nest_ssl.data.manifest import NoiseClip
 from nest_ssl.data.noise import draw_noise
+from nest_ssl.data.skipping import LoadFailure
 from nest_ssl.data.sources.cuts import cuts_of
 
 
@@ -54,6 +58,18 @@ class CutsWithNoise(torch.utils.data.Dataset[AudioNoiseBatch]):
         return self.augmentor(unmixed) if self.augmentor is not None else unmixed.mix(audio_len_B)
 
 
+class Stream(IterableDatasetWrapper):  # type: ignore[misc]
+    """Lhotse's stream of batches; a mistake of the user's leaves a worker as what it is, see `LoadFailure`."""
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except UserError as error:
+            if get_worker_info() is None:
+                raise
+            return LoadFailure(error)
+
+
 def lhotse_arguments(
     dataset: Dataset, section: dict[str, Any], items: CutsWithNoise, sample_rate: int, rank: int, world_size: int
 ) -> dict[str, Any]:
@@ -72,7 +88,8 @@ def lhotse_arguments(
     if isinstance(dataset.channel_selector, int):
         cuts = cuts.map(partial(with_channel, channel=dataset.channel_selector))
     cuts = cuts.map(partial(resampled, rate=sample_rate), apply_fn=None)
-    cuts = cuts.filter(Lasting(dataset.min_duration, dataset.max_duration))
+    cuts = CutSet(LazyFlattener(cuts.map(with_alternatives, apply_fn=None)))
+    cuts = cuts.filter(Lasting(dataset.min_duration, dataset.max_duration)).filter(passed)
     bins = duration_bins(dataset)
     constraint = TimeConstraint(
         max_cuts=dataset.batch_size,
@@ -95,7 +112,7 @@ def lhotse_arguments(
     if not streams:
         return {"dataset": items, "sampler": sampler}
     return {
-        "dataset": IterableDatasetWrapper(dataset=items, sampler=sampler),
+        "dataset": Stream(dataset=items, sampler=sampler),
         "worker_init_fn": make_worker_init_fn(rank=rank, world_size=world_size, seed=seed),
         "persistent_workers": dataset.num_workers > 0,
     }
@@ -122,6 +139,21 @@ class Lasting:
 
     def __call__(self, cut: Cut) -> bool:
         return bool(self.shortest <= cut.duration <= self.longest)
+
+
+def passed(cut: Cut) -> bool:
+    """Whether a cut's line does not say that it is of no use (`validation_status`)."""
+    status = cut.validation_status if isinstance(cut, MonoCut) and cut.has_custom("validation_status") else "pass"
+    return bool(status == "pass")
+
+
+def with_alternatives(cut: Cut) -> list[Cut]:
+    """A cut, and once more for each other transcript of it (`alt_text`), with its audio as 16-bit samples in memory."""
+    texts = (cut.custom or {}).get("alt_text")
+    if texts is None:
+        return [cut]
+    held = cut.move_to_memory(audio_format="wav")
+    return [cut, *(held.map_supervisions(lambda each: each) for _ in texts)]
 
 
 def resampled(cut: Cut, rate: int) -> Cut:

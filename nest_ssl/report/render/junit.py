@@ -22,6 +22,7 @@ from nest_ssl.report.words.names import steps_text
 
 SUITE = "nest-ssl compare"
 _FAILED = (Status.DIVERGED, Status.MISSING)
+_OUTCOMES = {Status.DIVERGED: "failure", Status.INCONCLUSIVE: "error"}
 
 
 def render_junit(comparison: Comparison) -> str:
@@ -29,13 +30,19 @@ def render_junit(comparison: Comparison) -> str:
     parts = (headline, born_list, first_difference, consequences, next_step)  # of the first screen, below its title
     blocks = [block for part in parts for block in part(comparison) if not isinstance(block, Heading)]
     name, words = plain(title(comparison)), render_markdown(blocks)
-    outcome = {Status.DIVERGED: "failure", Status.INCONCLUSIVE: "error"}.get(comparison.verdict, "")
-    _add_case(suite, "verdict", "verdict", outcome, comparison.verdict.value, name, words)
+    _add_case(suite, "verdict", "verdict", _OUTCOMES.get(comparison.verdict, ""), comparison.verdict.value, name, words)
     for tally in (tally for rung in comparison.rungs for tally in rung.tallies):
         steps = [] if tally.step is None else [steps_text([tally.step])]
         rank = [say("rank", rank=tally.rank)] if tally.rank else []
         case = plain(join([word("rung", tally.rung), *steps, *rank]))
         _add_case(suite, tally.rung, case, *_judged(comparison, tally))
+    return _as_text(suite)
+
+
+def render_verdict(verdict: Status, message: str, text: str) -> str:
+    """Of a verdict over several comparisons: one case."""
+    suite = Xml.Element("testsuite", name=SUITE)
+    _add_case(suite, "verdict", "verdict", _OUTCOMES.get(verdict, ""), verdict.value, message, text)
     return _as_text(suite)
 
 

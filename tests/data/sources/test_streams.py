@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import itertools
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,8 +169,46 @@ def test_a_worker_that_has_no_tar_file_of_a_set(corpus: Path) -> None:
         ({"perturb_speed": True}, "not supported: true"),
         ({"shar_path": None, "manifest_filepath": [["/train_manifest.json", 0.8]]}, "weights of manifests beside tar"),
         ({"trim_silence": True}, "Lhotse reads audio as it is"),
+        ({"shar_path": None, "manifest_filepath": ["/train_manifest.json"] * 2,
+          "tarred_audio_filepaths": ["tarred/audio_0.tar"]}, "not as many manifests as sets of tar files"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_one_line(more: dict[str, Any], said: str, corpus: Path) -> None:
     with pytest.raises(UserError, match=said):
         loader_of(section_of("shar", corpus, **more))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_tar_file_is_one_line(workers: int, corpus: Path, tmp_path: Path) -> None:
+    """Also where a worker of a stream meets it."""
+    shutil.copytree(corpus / "plain_tarred", tmp_path / "tarred")
+    whole = (tmp_path / "tarred" / "audio_1.tar").read_bytes()
+    (tmp_path / "tarred" / "audio_1.tar").write_bytes(whole[: len(whole) // 2 + 100])
+    keys = {"manifest_filepath": "tarred_audio_manifest.json", "tarred_audio_filepaths": "audio__OP_0..1_CL_.tar"}
+    section = {**LHOTSE, **{key: str(tmp_path / "tarred" / name) for key, name in keys.items()}, "shuffle": True}
+    loader = loader_of({**section, "sample_rate": RATE, "num_workers": workers})
+    with pytest.raises(UserError, match=r"a tar file that cannot be read: .*audio_1\.tar: unexpected end"):
+        list(epoch_of(loader, 0, 20))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [({"audio_filepath": "a.wav"}, "no duration, which Lhotse asks for"),
+     ({"audio_filepath": ["a.wav", "b.wav"], "duration": 1.0}, "several files for an utterance")],
+)  # fmt: skip
+def test_lines_at_which_lhotse_stops(line: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match=rf"{said}.*a.json, line 1"):
+        check_dataset(read(Dataset, {**LHOTSE, "manifest_filepath": str(tmp_path / "a.json")}), RATE)
+
+
+def test_lines_of_no_use_are_left_out_and_other_transcripts_come_too(corpus: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (corpus / "plain" / "train_manifest.json").read_text().splitlines()[:3]]
+    for line in lines:
+        line["audio_filepath"] = str(corpus / "plain" / line["audio_filepath"])
+    lines[0]["validation_status"], lines[1]["validation_status"] = "fail", "pass"
+    lines[2]["alt_text"] = {"one": {"text": "a", "lang": "b"}}
+    (tmp_path / "a.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    section = {**LHOTSE, "manifest_filepath": str(tmp_path / "a.json"), "batch_duration": 60.0, "sample_rate": RATE}
+    (batch,) = epoch_of(loader_of({**section, "shuffle": False}), 0)
+    assert batch.audio_len.tolist() == [round(RATE * lines[number]["duration"]) for number in (1, 2, 2)]
