@@ -103,10 +103,8 @@ class Stalls(Callback):
         pause = 0.5 if self._seconds is None else min(0.5, self._seconds / 10)
         while not self._over.wait(pause):
             folder = self._folder
-            if (
-                folder and os.getppid() != self._parent
-            ):  # killed; what trains on without it would never be put in its place
-                os._exit(1)
+            if folder and os.getppid() != self._parent:
+                os._exit(1)  # it was killed: what trains on without it would never be put in its place
             began = self._began
             late = self._seconds is not None and began is not None and time.monotonic() - began > self._seconds
             if late or (folder and any(folder.glob("stall_*.txt"))):

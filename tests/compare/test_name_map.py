@@ -14,6 +14,7 @@ import nest_ssl
 from nest_ssl.base.errors import UserError
 from nest_ssl.cli import main as command
 from nest_ssl.compare.name_map import load_names, renaming
+from tests.record.loop import recorded_step
 
 WIDTH = 4
 
@@ -127,13 +128,7 @@ def record(out: Path, model: nn.Module) -> Path:
         for step in range(2):
             x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(step))
             r.batch(x)
-            loss = model(x).square().mean()
-            r.loss(loss)
-            optimizer.zero_grad()
-            loss.backward()
-            r.backward_done()
-            optimizer.step()
-            r.step_done(optimizer)
+            recorded_step(r, model, optimizer, x)
     return out
 
 

@@ -17,6 +17,7 @@ from nest_ssl.recording.address import Kind
 from nest_ssl.recording.digests import HEX, digest_steps, digests, fingerprint
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.replay import replay
+from tests.record.loop import recorded_step
 
 STEPS, WIDTH = 12, 8
 
@@ -54,13 +55,7 @@ def train(out: Path, fault: int | None = None, steps: int = STEPS, **settings: A
                 model.layers[1].register_forward_hook(lambda _, __, output: output + 1e-3)
             x = torch.randn(4, WIDTH, generator=generator)
             r.batch(x)
-            loss = model(x).square().mean()
-            r.loss(loss)
-            optimizer.zero_grad()
-            loss.backward()
-            r.backward_done()
-            optimizer.step()
-            r.step_done(optimizer)
+            recorded_step(r, model, optimizer, x)
     return open_recording(out), model
 
 

@@ -16,6 +16,7 @@ from nest_ssl.record.loop import recording
 from nest_ssl.record.session import Session
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.recording.writer import RecordingWriter
+from tests.record.loop import recorded_step
 
 
 class Net(nn.Module):
@@ -63,13 +64,7 @@ def train(
         for step, batch in enumerate(batches()):
             r.batch(batch)
             each(step, model)
-            loss = model(batch).square().mean()
-            r.loss(loss)
-            optimizer.zero_grad()
-            loss.backward()
-            r.backward_done()
-            optimizer.step()
-            r.step_done(optimizer)
+            recorded_step(r, model, optimizer, batch)
     return model
 
 

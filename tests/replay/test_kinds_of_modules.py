@@ -22,6 +22,7 @@ from nest_ssl.recording.evidence import Deviation, Place, Replay
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.replay import replay
 from nest_ssl.replay.calls import Draft
+from tests.record.loop import recorded_step
 from tests.replay.conftest import blamed
 
 WIDTH = 6
@@ -142,13 +143,7 @@ def train(folder: Path, build: Build) -> Recording:
         for _ in range(2):
             x = torch.randn(4, WIDTH)
             r.batch(x)
-            loss = model(x).square().mean()
-            r.loss(loss)
-            optimizer.zero_grad()
-            loss.backward()
-            r.backward_done()
-            optimizer.step()
-            r.step_done(optimizer)
+            recorded_step(r, model, optimizer, x)
     return open_recording(folder / "reference")
 
 

@@ -196,7 +196,7 @@ class NemoTars:
                 try:
                     header = soundfile.info(io.BytesIO(content))
                 except (RuntimeError, TypeError):
-                    continue
+                    continue  # no audio: NeMo leaves it out of its batches too
                 source = AudioSource(type="memory", channels=list(range(header.channels)), source=content)
                 rate, frames = int(header.samplerate), header.frames
                 recording = Recording(member.path, [source], rate, frames, header.duration)
