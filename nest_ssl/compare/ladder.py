@@ -92,7 +92,8 @@ def compare_recordings(
     """
     reference = reference if candidate.index.imported is None else Narrowed(reference, candidate)
     shared = _shared_steps(reference, candidate, steps)
-    ledger = KnownRule(rule or (NoiseFloorRule(evidence) if evidence and evidence.floors else SameBits()), known)
+    judge = rule or (NoiseFloorRule(evidence) if evidence and evidence.floors else SameBits())
+    ledger = KnownRule(judge, known, whole=reference.index.rank is None)
     comparer = Comparer(ledger)
     own, excused, before, results = _compare_all(reference, candidate, comparer, shared, steps, declared, evidence)
     tallies = [*own, *(tally for result in results for tally in result.tallies.values() if not tally.unrecorded)]
