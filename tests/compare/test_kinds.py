@@ -234,7 +234,9 @@ def test_values_of_a_narrower_format(unused: tuple[int, int], relative: float, e
                   slot="window", metrics=values)  # fmt: skip
     assert kind_of(made(born("initial weights", "front", place, step=None), found=(one,))) is kind
     update = at(Kind.UPDATE, "vq", "w")
-    none = finding("weights", 0, Phase.AFTER_STEP, 0, kind=Kind.UPDATE, module="vq", call=None, slot="w", metrics=values)
+    none = finding(
+        "weights", 0, Phase.AFTER_STEP, 0, kind=Kind.UPDATE, module="vq", call=None, slot="w", metrics=values
+    )
     assert kind_of(made(born("optimizer", None, update), found=(none,))) is K.OPTIMIZER
 
 
