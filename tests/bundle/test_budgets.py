@@ -34,6 +34,7 @@ WINGS = {
     "bench": (1_500, ["bench"]),  # on a GPU and on a CPU
     "matrix": (500, ["matrix"]),  # variants as data, and both sides beside each other
     "bundle": (700, ["bundle"]),
+    "track": (220, ["track"]),  # for issue 12: what changed from one NeMo to another
     "export": (250, ["export"]),  # for issue 13: features of a trained encoder, and its weights
     "selftest": (2_500, ["selftest"]),
 }
