@@ -39,6 +39,20 @@ class Level:
             known = get_args(Record)
             raise UserError("no such level", f"record={self.record}", did_you_mean(self.record, known, str(known)))
 
+    def refuse_what_fits_nothing(self, model: nn.Module) -> None:
+        """A pattern without a module is a slip of the pen: what it was meant for would be missing, or be recorded.
+
+        Raises:
+            UserError: there is such a pattern.
+        """
+        names = [name for name, _ in model.named_modules()]
+        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    fix = "Give names of modules as the model has them, with * and ?: encoder.layers.0*."
+                    where = f"{option}={pattern}"
+                    raise UserError("a pattern that fits no module", where, did_you_mean(pattern, names, fix))
+
     def modules(self, model: nn.Module) -> frozenset[str] | None:
         """Names of the modules whose calls are recorded, besides the model's own; None: all."""
         if self.record != "boundaries" and not self.include and not self.exclude:

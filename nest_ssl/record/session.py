@@ -117,9 +117,10 @@ class Session(AbstractContextManager["Session"]):
             batches: after how many, counted from 0, training ends.
 
         Raises:
-            UserError: several processes train and the writer does not know which this is, or a step to record is
-                already trained or never reached.
+            UserError: several processes train and the writer does not know which this is, a step to record is
+                already trained or never reached, or a pattern of modules fits none.
         """
+        self.level.refuse_what_fits_nothing(model)
         world_size = processes()
         refuse_one_place(world_size, self.writer.rank)
         refuse_steps_outside(self.steps or frozenset(), first_step, batches)

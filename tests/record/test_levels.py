@@ -143,6 +143,26 @@ def test_some_modules_alone(tmp_path: Path, settings: dict[str, Any], modules: l
         replay(found, model)
 
 
+def test_what_one_side_alone_did_not_record_is_said(tmp_path: Path) -> None:
+    """The same calls, by another choice: under `identical` stands which modules of which side were not seen."""
+    train(tmp_path / "one", steps=1, record="boundaries")
+    train(tmp_path / "other", steps=1, include=["front", "layers.?"])
+    comparison = nest_ssl.compare(tmp_path / "one", tmp_path / "other").comparison
+    assert (comparison.verdict, [note.kind for note in comparison.unseen]) == ("identical", ["unseen_level_side"] * 2)
+    assert [note.values["side"] for note in comparison.unseen] == ["reference", "candidate"]
+    train(tmp_path / "whole", steps=1)
+    for sides, side in ((("whole", "one"), "candidate"), (("one", "whole"), "reference")):
+        comparison = nest_ssl.compare(*(tmp_path / name for name in sides)).comparison
+        assert [note.values["side"] for note in comparison.unseen] == [side]
+
+
+def test_a_pattern_that_fits_no_module_is_one_line(tmp_path: Path) -> None:
+    for option, pattern, said in (("include", "layer.1", "Did you mean layers.1"), ("exclude", "*x", "with . and ?")):
+        with pytest.raises(UserError, match=f"fits no module: {option}=.*{said}"):
+            train(tmp_path / "one", **{option: ["front", pattern]})
+    assert not (tmp_path / "one").exists()
+
+
 def test_a_level_that_there_is_not_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such level: record=digests. Did you mean digest"):
         train(tmp_path / "one", record="digests")
