@@ -19,6 +19,7 @@ from nest_ssl.report.render.junit import render_verdict
 from nest_ssl.report.render.markdown import render_markdown
 from nest_ssl.report.render.terminal import print_blocks
 from nest_ssl.report.sections import summary
+from nest_ssl.report.sections.background import known_differences
 from nest_ssl.report.sections.headline import title
 from nest_ssl.report.sections.kinds import likely_kinds
 from nest_ssl.report.words import counted, heads, say, word
@@ -77,8 +78,9 @@ def over_ranks(over: OverRanks) -> list[Block]:
     """Title, verdict, a row for each rank, and a sentence for each side."""
     ranks, sides = over.ranks, labels(over.ranks[0])
     worst = next((rank for rank, one in enumerate(ranks) if one.exit_code == over.exit_code), None)
-    if worst is None:  # every rank agrees, and yet they part
-        head = say("ranks.apart", reference=sides[0], candidate=sides[1])
+    if worst is None:  # no rank by itself is at fault
+        key = "ranks.known" if any(used.fault for used in over.ledger) else "ranks.apart"
+        head = say(key, reference=sides[0], candidate=sides[1])
     elif over.exit_code == 0:
         like_all = next(one for one in ranks if one.verdict is over.verdict)
         head = say("ranks.all", ranks=counted(len(ranks), "ranks"), title=title(like_all))
@@ -101,7 +103,8 @@ def over_ranks(over: OverRanks) -> list[Block]:
     said = [Paragraph(_together(label, side)) for label, side in zip(sides, (over.reference, over.candidate),
                                                                      strict=True)]  # fmt: skip
     kinds = [] if worst is None else likely_kinds(ranks[worst])
-    return [Heading(head, 1), Paragraph(verdict), *kinds, table(columns, rows, right=1), *said]
+    known = known_differences(over.ledger)
+    return [Heading(head, 1), Paragraph(verdict), *kinds, table(columns, rows, right=1), *said, *known]
 
 
 def _pages(over: OverRanks) -> dict[str, str]:
@@ -127,4 +130,4 @@ def _as_tree(over: OverRanks) -> dict[str, object]:
     ]  # fmt: skip
     sides = {"reference": over.reference, "candidate": over.candidate}
     return {"schema": SCHEMA, "verdict": over.verdict, "exit_code": over.exit_code, "ranks": ranks,
-            "passed": over.verdict in (Status.IDENTICAL, Status.EQUIVALENT), **sides}  # fmt: skip
+            "passed": over.verdict in (Status.IDENTICAL, Status.EQUIVALENT), "known": over.ledger, **sides}  # fmt: skip
