@@ -12,7 +12,7 @@ from torch import nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.spelling import did_you_mean
 
-Record = Literal["digest", "boundaries", "modules"]
+Record = Literal["digest", "operators", "boundaries", "modules"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Level:
     Args:
         record: ``modules``: the calls of all modules, whole. ``boundaries``: of the model, its parts and the blocks in
             its lists alone. ``digest``: of every tensor a hash, bounds, norm and count of NaN, and nothing whole.
+            ``operators``: its ATen operators and draws alone.
         include: patterns of names (``encoder.layers.0*``): modules that are recorded, in place of the level's choice.
         exclude: patterns of names of modules that are not.
 

@@ -13,6 +13,7 @@ from nest_ssl.compare.findings import Status
 from nest_ssl.compare.ranks import OverRanks, SideRanks
 from nest_ssl.recording.layout import rank_folder
 from nest_ssl.report.document import Block, Code, Heading, Paragraph, StatusWord, Text, plain, table
+from nest_ssl.report.render.html import render_front
 from nest_ssl.report.render.json import strict
 from nest_ssl.report.render.junit import render_verdict
 from nest_ssl.report.render.markdown import render_markdown
@@ -29,17 +30,17 @@ SCHEMA = "nest-ssl-ranks-report/1"
 
 
 def write_ranks_report(over: OverRanks, folder: Path) -> Path:
-    """Write `report.md` and `report.json` over the ranks into `folder`, beside `rank_R/` with the report of each.
+    """Write `report.md`, `report.html` and `report.json` over the ranks into `folder`, which has theirs in `rank_R/`.
 
-    A page of an earlier comparison goes. Returns the path of `report.md`.
+    Pictures of an earlier comparison go. Returns the path of `report.md`.
 
     Raises:
         UserError: they cannot be written.
     """
     with write_errors(str(folder)):
-        (folder / PAGE).unlink(missing_ok=True)
         shutil.rmtree(folder / PICTURES, ignore_errors=True)
         write_atomically(folder / JSON, json.dumps(strict(_as_tree(over)), indent=1, allow_nan=False) + "\n")
+        write_atomically(folder / PAGE, render_front(over.verdict, lambda: over_ranks(over), lambda: _pages(over)))
         write_atomically(folder / MARKDOWN, render_markdown(over_ranks(over)))
     return folder / MARKDOWN
 
@@ -104,6 +105,10 @@ def over_ranks(over: OverRanks) -> list[Block]:
     kinds = [] if worst is None else likely_kinds(ranks[worst])
     known = known_differences(over.ledger)
     return [Heading(head, 1), Paragraph(verdict), *kinds, table(columns, rows, right=1), *said, *known]
+
+
+def _pages(over: OverRanks) -> dict[str, str]:
+    return {plain(say("rank", rank=rank)): f"{rank_folder(rank)}/{PAGE}" for rank in range(len(over.ranks))}
 
 
 def _together(label: str, side: SideRanks) -> Text:

@@ -67,7 +67,8 @@ def test_all_alike(tmp_path: Path) -> None:
     assert write_ranks_report(over, tmp_path).read_text().startswith("# ")
     written = json.loads((tmp_path / "report.json").read_text())
     assert (written["passed"], [each["verdict"] for each in written["ranks"]]) == (True, ["identical"] * 2)
-    assert not (tmp_path / "report.html").exists()
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "of another comparison" not in page and said[0] in page and "进程 1" in page
 
 
 def test_equivalent_is_no_longer_identical() -> None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import nest_ssl
 from nest_ssl.base.errors import UserError
+from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.digests import compare_digests
+from nest_ssl.compare.findings import Status
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.digests import HEX, digest_steps, digests, fingerprint
 from nest_ssl.recording.reader import Recording, open_recording
@@ -73,6 +75,17 @@ def test_a_fingerprint_depends_on_place_and_sees_what_is_no_number() -> None:
         fingerprint(torch.full((2,), torch.nan)).nans == 2
         and fingerprint(torch.ones(2, dtype=torch.bfloat16)).most == 1
     )
+
+
+def test_operators_alone_are_those_of_a_whole_recording_and_never_a_pass(tmp_path: Path) -> None:
+    whole, trained = train(tmp_path / "whole", steps=2, operators=True)
+    alone, other = train(tmp_path / "alone", steps=2, record="operators")
+    assert all(torch.equal(one, two) for one, two in zip(trained.parameters(), other.parameters(), strict=True))
+    for step in (0, 1):
+        names = [f"{side.path}/step_{step}/operators.json" for side in (whole, alone)]
+        assert Path(names[0]).read_bytes() == Path(names[1]).read_bytes()
+    assert {name for name in alone.index.tensors if "/" in name} == {"initial_weights/parameter_weights.pt"}
+    assert compare_recordings(alone, alone).verdict == Status.INCONCLUSIVE
 
 
 def test_hashes_are_those_of_what_is_recorded_whole_and_training_is_not_changed(tmp_path: Path) -> None:
