@@ -64,12 +64,13 @@ class Signs:
             weights = [one[name] for one in after]
             updates = [new.double() - old[name].double() for new, old in zip(weights, before, strict=True)]
             loose = self._loose(result, name, near, updates)
-            turned += int(loose.sum())
             for place in places:
                 one = tally.findings[place]
                 update = one.address.kind == Kind.UPDATE
                 values, free = (updates, loose) if update else (weights, self._brought(result, name, weights))
                 tally.findings[place] = self._judged(one, values, free, bound)
+            if any(judgement and judgement.rule == SIGN for judgement in (tally.findings[p].judgement for p in places)):
+                turned += int(loose.sum())
         if turned:
             tally.notes.append(Note("signs", {"step": result.step, "count": turned}))
 
