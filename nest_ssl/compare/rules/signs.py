@@ -47,8 +47,10 @@ class Signs:
         tally = result.tallies["weights"]
         beyond: dict[str, list[int]] = {}
         for place, one in enumerate(tally.findings):
-            if _is_beyond(one):
-                beyond.setdefault(_name(one.address), []).append(place)
+            by_floor = one.metrics and one.judgement and one.judgement.rule == "noise floor" and not one.within
+            if by_floor and one.address.kind in (Kind.PARAMETER, Kind.UPDATE):
+                name = ".".join(part for part in (one.address.module, one.address.slot) if part)
+                beyond.setdefault(name, []).append(place)
         if not beyond or not all(side.has(layout.OPTIMIZER) and side.has(layout.WEIGHTS) for side in sides):
             return
         states = [side.optimizer_state()["state"] for side in sides]
@@ -56,12 +58,14 @@ class Signs:
         turned = 0
         for name, places in beyond.items():
             moments = [state.get(name, {}) for state in states]
-            if not all(key in moment for moment in moments for key in MOMENTS) or not all(name in b for b in before):
+            weights = [one[name] for one in after]
+            kept = [moment.get(key) for moment in moments for key in MOMENTS]
+            of_adam = all(isinstance(one, Tensor) and one.shape == weights[0].shape for one in kept)
+            if not of_adam or not all(name in table for table in before):
                 continue
             near, bound = self._near(result, name, [moment["exp_avg"] for moment in moments])
             if not near.any() and (result.rank, name) not in self._reach:
                 continue
-            weights = [one[name] for one in after]
             updates = [new.double() - old[name].double() for new, old in zip(weights, before, strict=True)]
             loose = self._loose(result, name, near, updates)
             for place in places:
@@ -113,12 +117,3 @@ class Signs:
         metrics.eps = one.metrics.eps if one.metrics else metrics.eps
         found = self.rule.judge(Spot(one.rung, one.moment, one.address), metrics)
         return replace(one, judgement=Judgement(True, SIGN, bound, found.ratio)) if found.within else one
-
-
-def _is_beyond(one: Finding) -> bool:
-    measured = one.metrics is not None and one.judgement is not None and one.judgement.rule == "noise floor"
-    return measured and not one.within and one.address.kind in (Kind.PARAMETER, Kind.UPDATE)
-
-
-def _name(address: Address) -> str:
-    return ".".join(part for part in (address.module, address.slot) if part)
