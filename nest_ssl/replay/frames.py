@@ -133,7 +133,7 @@ class Frame:
         if self.call is None or self.in_backward:
             return
         entries = self.recorded.draws(self.call, self._event)
-        for generator, state in read_states().items():
+        for generator, state in ((name, each) for name, each in read_states().items() if self.recorded.has(name)):
             entry, started = entries.get(generator), self._states[generator]
             self.draws_compared += entry is not None or state != started
             if (digest(generator, state) != entry.after) if entry else (state != started):

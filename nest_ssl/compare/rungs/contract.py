@@ -2,7 +2,8 @@
 
 Who trains (package, version, sources, git) may differ: that is what is being compared. So may the generation, between
 two releases of NeMo; but a port must follow the generation of its reference. Settings are sorted by what they can
-change: numbers (another experiment), what is recorded or shown (a note), where a run writes (nothing).
+change: numbers (another experiment), what is recorded or shown (a note), where a run writes (nothing). Hardware is no
+setting: whether another processor or card gives the same is what a comparison is made for, and what it finds is judged.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _NOTHING = ("output_dir", "overwrite", "nemo", "save_steps", "record", "include"
             "noise_floor", "operators", "learning_rates", "exp_manager*", "trainer.default_root_dir")  # fmt: skip
 _SHOWN = ("name", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.logger*", "trainer.accelerator",
           "trainer.stall_timeout")  # fmt: skip
+_HARDWARE = ("device.", "versions.")  # noted, and numbers may differ by it
 _LOADING = ("model.*_ds.num_workers", "model.*_ds.pin_memory")  # shown by the batches, if they change anything
 _PATHS = ("model.*_ds.manifest_filepath", "model.*_ds.noise_manifest")  # the hashes of what lies there decide
 _SPELLINGS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # of trainer.precision
@@ -59,12 +61,23 @@ def compare_contract(
     hashed = all(recording.index.data.train for recording in recordings)
     same_batches = bool(batches) and all(tally.status == Status.IDENTICAL for tally in batches)
     noted = _shown(sides, same_batches, hashed)
+    devices = [side["device.type"] for side in sides]
+    if devices[0] != devices[1]:  # a build for another kind of device, of the same version
+        noted += ["versions.cuda", "versions.cudnn"]
+        versions = [str(side["versions.torch"]).partition("+")[0] for side in sides]
+        noted += ["versions.torch"] if versions[0] == versions[1] else []
+        sheet.note("other_device", reference=devices[0], candidate=devices[1])
     for path, one, other in pairs(*sides):
         values = ["absent" if value is ABSENT else value for value in (one, other)]
         if repr(values[0]) == repr(values[1]):  # typed: 1, 1.0, "1" and true are four different settings
             continue
         if any(fnmatchcase(path, pattern) for pattern in noted):
-            sheet.note("setting", path=path, reference=values[0], candidate=values[1])
+            sheet.note(
+                "hardware" if path.startswith(_HARDWARE) else "setting",
+                path=path,
+                reference=values[0],
+                candidate=values[1],
+            )
         else:
             spot = sheet.spot(Address(Kind.SETTING, slot=path), Phase.CONTRACT)
             sheet.tally.findings.append(spot.finding(Difference.SETTING, *values))
@@ -121,7 +134,10 @@ def _flat(tree: Mapping[str, Any], name: str = "") -> Settings:
 
 def _shown(sides: Sequence[Settings], same_batches: bool, hashed: bool) -> list[str]:
     """Patterns of the settings that change no number in this pair of recordings."""
-    noted = [f"config.{p}" for p in (*_SHOWN, *(_LOADING if same_batches else ()), *(_PATHS if hashed else ()))]
+    noted = [
+        "device.*",
+        *(f"config.{p}" for p in (*_SHOWN, *(_LOADING if same_batches else ()), *(_PATHS if hashed else ()))),
+    ]
     limits = [side.get("config.trainer.max_steps") for side in sides]
     if limits[0] == limits[1] and isinstance(limits[0], int) and limits[0] > 0:
         noted.append("config.trainer.max_epochs")  # both stop at the same batch
