@@ -26,9 +26,11 @@ _NOTHING = ("output_dir", "overwrite", "nemo", "save_steps", "record", "include"
             "noise_floor", "operators", "learning_rates", "exp_manager*", "trainer.default_root_dir")  # fmt: skip
 _SHOWN = ("name", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.logger*", "trainer.accelerator",
           "trainer.stall_timeout")  # fmt: skip
-_HARDWARE = ("device.", "versions.")  # noted, and numbers may differ by it
 _LOADING = ("model.*_ds.num_workers", "model.*_ds.pin_memory")  # shown by the batches, if they change anything
 _PATHS = ("model.*_ds.manifest_filepath", "model.*_ds.noise_manifest")  # the hashes of what lies there decide
+_NUMERICS = {"numerics": "exact", "cuda_graphs": False}  # of the port; recordings from before they were there lack them
+# May differ where one side is meant to be fast.
+_ROUNDING = (*(f"config.{key}" for key in _NUMERICS), "flags.*tf32", "flags.matmul_precision")
 _SPELLINGS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # of trainer.precision
 
 SIDES = ("reference", "candidate")
@@ -60,24 +62,21 @@ def compare_contract(
     sheet.tally.compared["settings"] = max(map(len, sides))
     hashed = all(recording.index.data.train for recording in recordings)
     same_batches = bool(batches) and all(tally.status == Status.IDENTICAL for tally in batches)
-    noted = _shown(sides, same_batches, hashed)
+    noted, hardware = _shown(sides, same_batches, hashed), ["device.*"]
     devices = [side["device.type"] for side in sides]
     if devices[0] != devices[1]:  # a build for another kind of device, of the same version
-        noted += ["versions.cuda", "versions.cudnn"]
         versions = [str(side["versions.torch"]).partition("+")[0] for side in sides]
-        noted += ["versions.torch"] if versions[0] == versions[1] else []
+        hardware += ["versions.cuda", "versions.cudnn", *(["versions.torch"] if versions[0] == versions[1] else [])]
         sheet.note("other_device", reference=devices[0], candidate=devices[1])
+    rounding = _ROUNDING if any(side["config.numerics"] == "fast" for side in sides) else ()
     for path, one, other in pairs(*sides):
         values = ["absent" if value is ABSENT else value for value in (one, other)]
         if repr(values[0]) == repr(values[1]):  # typed: 1, 1.0, "1" and true are four different settings
             continue
-        if any(fnmatchcase(path, pattern) for pattern in noted):
-            sheet.note(
-                "hardware" if path.startswith(_HARDWARE) else "setting",
-                path=path,
-                reference=values[0],
-                candidate=values[1],
-            )
+        kinds = {"setting": noted, "hardware": hardware, "rounding": rounding}
+        kind = next((k for k, ps in kinds.items() if any(fnmatchcase(path, pattern) for pattern in ps)), None)
+        if kind:
+            sheet.note(kind, path=path, reference=values[0], candidate=values[1])
         else:
             spot = sheet.spot(Address(Kind.SETTING, slot=path), Phase.CONTRACT)
             sheet.tally.findings.append(spot.finding(Difference.SETTING, *values))
@@ -103,7 +102,8 @@ def _experiment(recording: Recording, steps: Sequence[int] | None) -> Settings:
     """What makes the experiment; what stands first is the headline where several things differ."""
     index = recording.index
     resumed = f"after batch {index.resumed_from.batches:,}" if index.resumed_from else "not resumed"
-    config = {k: v for k, v in _flat(recording.config).items() if not any(fnmatchcase(k, p) for p in _NOTHING)}
+    recorded = _NUMERICS | _flat(recording.config)
+    config = {k: v for k, v in recorded.items() if not any(fnmatchcase(k, p) for p in _NOTHING)}
     precision = config.get("trainer.precision")
     config |= {"trainer.precision": _SPELLINGS.get(str(precision), precision)} if precision is not None else {}
     versions = {name: index.packages.get(name) for name in _NUMERIC_PACKAGES}
@@ -134,10 +134,7 @@ def _flat(tree: Mapping[str, Any], name: str = "") -> Settings:
 
 def _shown(sides: Sequence[Settings], same_batches: bool, hashed: bool) -> list[str]:
     """Patterns of the settings that change no number in this pair of recordings."""
-    noted = [
-        "device.*",
-        *(f"config.{p}" for p in (*_SHOWN, *(_LOADING if same_batches else ()), *(_PATHS if hashed else ()))),
-    ]
+    noted = [f"config.{p}" for p in (*_SHOWN, *(_LOADING if same_batches else ()), *(_PATHS if hashed else ()))]
     limits = [side.get("config.trainer.max_steps") for side in sides]
     if limits[0] == limits[1] and isinstance(limits[0], int) and limits[0] > 0:
         noted.append("config.trainer.max_epochs")  # both stop at the same batch
