@@ -257,7 +257,8 @@ def _compare_step(
         result.spans = forward.compare_calls(sheets["forward"], *calls)
     if sheets["draws"].both_have(layout.RNG, *sides):
         event = draws.same_event(*calls)
-        result.draws = draws.compare_draws_of_step(sheets["draws"], sides[0].rng(), sides[1].rng(), event)
+        other_device = reference.index.device.type != candidate.index.device.type
+        result.draws = draws.compare_draws_of_step(sheets["draws"], sides[0].rng(), sides[1].rng(), event, other_device)
     forward.compare_forward_output(sheets["forward"], *sides)
     result.loss = loss.compare_loss(sheets["loss"], *sides)
     result.reached = gradients.compare_output_gradients(sheets["gradients"], *calls)
