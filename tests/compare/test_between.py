@@ -13,14 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.evidence import open_evidence
 from nest_ssl.compare.findings import Birth
 from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
-from nest_ssl.recording.address import Address, Kind
-from nest_ssl.recording.reader import open_recording
 from nest_ssl.recording.writer import RecordingWriter
 from tests.compare.builder import (
     DATA,
@@ -37,7 +33,6 @@ from tests.compare.builder import (
     remove,
     statuses,
 )
-from tests.compare.evidence import entry, write_floor, write_replay
 
 Hook = Callable[..., Any]
 
@@ -347,30 +342,6 @@ def test_a_validation_loss_that_is_doubled(sound: Path, tmp_path: Path) -> None:
     comparison = judge(sound, run(tmp_path / "run", validation_loss=lambda loss: 2 * loss))
     assert placed(comparison) == ("validation", 2, None, "val_loss", Birth.VALIDATION)
     assert [rung for rung, status in statuses(comparison).items() if status != "identical"] == ["validation"]
-
-
-@pytest.mark.parametrize(
-    ("here", "in_float64", "verdict"),
-    [
-        (1 + 2e-7, None, "equivalent"), (1 + 2e-7, 1.0, "equivalent"),  # as a kernel that only validation chooses
-        (1 + 2e-7, 1 + 1e-6, "diverged"), (1 + 1e-4, None, "diverged"), (1 + 1e-4, 1.0, "diverged"),
-    ],
-)  # fmt: skip
-def test_a_validation_alone_is_judged_by_its_floor_and_by_float64(
-    sound: Path, tmp_path: Path, here: float, in_float64: float | None, verdict: str
-) -> None:
-    """Where all steps have the same bits; an eval mode that is another function is one in float64, too."""
-    other = run(tmp_path / "run", validation_loss=lambda loss: loss * here)
-    write_floor(tmp_path, sound, 2, [entry(Address(Kind.LOSS, slot="loss"), 2e-7, 1e-6)])
-    write_replay(tmp_path, sound, other, [])
-    sides = open_recording(sound), open_recording(other)
-    evidence = open_evidence(tmp_path, *sides)
-    if in_float64 is not None:
-        double = run(tmp_path / "double", validation_loss=lambda loss: loss * in_float64)
-        evidence.float64 = sides[0], open_recording(double)
-    found = compare_recordings(*sides, declared=[], evidence=evidence)
-    assert found.verdict == verdict
-    assert [one.phase for one in found.proof.born] == ([] if verdict == "equivalent" else ["validation"])
 
 
 def test_a_validation_that_one_side_does_not_make(sound: Path, tmp_path: Path) -> None:
