@@ -128,11 +128,10 @@ def processes(cfg: DictConfig) -> int:
 
 
 def own_rank() -> Rank | None:
-    """This process, where one of ours started it."""
-    environment = os.environ
-    if FOLDER not in environment:
+    """This process, where it was started as one of several by `launch`."""
+    if FOLDER not in os.environ:
         return None
-    return Rank(int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"]), Path(environment[FOLDER]))
+    return Rank(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]), Path(os.environ[FOLDER]))
 
 
 def of_torchrun(cfg: DictConfig) -> int | None:
@@ -148,14 +147,13 @@ def of_torchrun(cfg: DictConfig) -> int | None:
         return None
     where, here = f"WORLD_SIZE={number}", os.environ.get("LOCAL_WORLD_SIZE")
     if here is None:
-        fix = "Start one process, which starts the others: RANKS=N, or trainer.devices=N."
-        raise UserError("started by another launcher than torchrun", where, fix)
+        raise UserError("started by another launcher than torchrun", where, "Start one process: trainer.devices=N.")
     if int(here) != number:
-        fix = "Start torchrun on one node, with --nproc-per-node alone."
-        raise UserError("training on several nodes is not offered", f"{where}, LOCAL_WORLD_SIZE={here}", fix)
+        where += f", LOCAL_WORLD_SIZE={here}"
+        raise UserError("training on several nodes is not offered", where, "Give torchrun --nproc-per-node alone.")
     if processes(cfg) not in (1, number):
-        what = f"torchrun started {number} processes"
-        raise UserError(what, f"trainer.devices={plain(cfg.trainer.devices)}", f"Give trainer.devices={number}.")
+        where = f"trainer.devices={plain(cfg.trainer.devices)}"
+        raise UserError(f"torchrun started {number} processes", where, f"Give trainer.devices={number}.")
     return number
 
 

@@ -178,8 +178,12 @@ def test_which_rank_this_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             3,
             "torchrun started 2 processes: trainer.devices=3. Give trainer",
         ),
-        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 1, "several nodes is not offered: WORLD_SIZE=4, .*one node"),
-        ({"WORLD_SIZE": "2"}, 1, "another launcher than torchrun: WORLD_SIZE=2. Start one process.*RANKS=N"),
+        (
+            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
+            1,
+            "several nodes is not offered: WORLD_SIZE=4, .*nproc-per-node alone",
+        ),
+        ({"WORLD_SIZE": "2"}, 1, "another launcher than torchrun: WORLD_SIZE=2. Start one process: trainer.devices=N"),
     ],
 )
 def test_started_by_torchrun(
