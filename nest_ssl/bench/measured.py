@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from nest_ssl.bench.cpu import seconds_to_write
 from nest_ssl.bench.trainings import Bench
 from nest_ssl.bench.workers import Worker, WorkerEnded
 
@@ -40,12 +41,12 @@ class Workers(ExitStack):
             self._started[key] = self.enter_context(worker)
         return self._started[key]
 
-    def ask(self, side: str, precision: str, **order: Any) -> dict[str, Any]:
+    def ask(self, side: str, precision: str, record: Path | None = None, **order: Any) -> dict[str, Any]:
         """The answer, or what went wrong, as `error`."""
         try:
-            return dict(self.get(side, precision).ask(**order))
+            return dict(self.get(side, precision, record).ask(**order))
         except WorkerEnded as ended:
-            self._started.pop((side, precision, None), None)
+            self._started.pop((side, precision, record), None)
             return {"error": str(ended)}
 
 
@@ -82,18 +83,32 @@ MODES: dict[str, tuple[str, str, bool]] = {
 
 
 def speed(bench: Bench, workers: Workers) -> Rows:
-    """Steps of both trainers by turns, the card's limits, and what recording a step costs."""
-    recorder = workers.get("nest", FP32, bench.folder / "speed" / "recording")
+    """Steps of both trainers by turns, and the card's limits."""
     workers.start(*((side, precision) for side in SIDES for precision in (FP32, BF16)))
-    with suppress(WorkerEnded):
-        recorder.ask(do="ready")
     rows: Rows = [{"name": "limits", **workers.ask("nest", FP32, do="limits")}]
     for batch in bench.batches:
         for side in SIDES:
             found = workers.ask(side, FP32, do="flops", batch=batch)
             rows.append({"name": "arithmetic", "side": side, "batch": list(batch), **found})
         rows += [_by_turns(bench, workers, name, batch) for name in MODES]
-    rows.append({"name": "recorder", "batch": list(bench.batches[0]), **_recorded(bench, recorder)})
+    return rows
+
+
+LEVELS = {"boundaries": 2, "digest": 3, "modules": 2}  # the largest last: its files are gigabytes
+
+
+def recorder(bench: Bench, workers: Workers) -> Rows:
+    """Of each level steps recorded and bare ones before them; what the card copies and the disk writes beside it."""
+    folder, batch = bench.folder / "recorder", bench.batches[0]
+    rows: Rows = [{"name": "limits", **workers.ask("nest", FP32, folder, do="limits")}]
+    for level, count in LEVELS.items():
+        bare = workers.ask("nest", FP32, folder, do="steps", warm=2, count=4, batch=batch)
+        found = bare if "error" in bare else workers.ask(
+            "nest", FP32, folder, do="record", level=level, count=count, batch=batch)  # fmt: skip
+        rows.append({"name": level, "batch": list(batch), "bare": bare.get("step_ms", 0) / 1000, **found})
+    size = max((row["bytes"] for row in rows if "bytes" in row), default=0)
+    if written := min(size, 1 << 30):
+        rows[0]["write_gbs"] = written / seconds_to_write(bench.folder / "written", written) / 1e9
     return rows
 
 
@@ -115,11 +130,3 @@ def _by_turns(bench: Bench, workers: Workers, name: str, batch: tuple[int, float
         row[side] = {part: statistics.median(answer[part] for answer in answers) for part in parts}
         row[side] |= {"steps_ms": [a["step_ms"] for a in answers], "peak_bytes": answers[-1]["peak_bytes"]}
     return row
-
-
-def _recorded(bench: Bench, recorder: Worker) -> dict[str, Any]:
-    try:
-        plain = recorder.ask(do="steps", warm=2, count=4, batch=bench.batches[0])
-        return {**recorder.ask(do="record", batch=bench.batches[0]), "plain_ms": plain["step_ms"]}
-    except WorkerEnded as ended:
-        return {"error": str(ended)}

@@ -44,8 +44,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
                "nest": {"step_ms": 80.0, "peak_bytes": 2**33, **TIMES}},
               {"name": "fp32, any kernel", "batch": [8, 16.0], "nemo": {"step_ms": 80.0, "peak_bytes": 2**34, **TIMES},
                "nest": {"step_ms": 80.0, "peak_bytes": 2**33, **TIMES}},
-              {"name": "recorder", "batch": [8, 16.0], "seconds": 10.0, "bytes": 5 * 10**9, "plain_ms": 100.0},
               {"name": "bf16-mixed", "batch": [32, 16.0], "error": "no time was left"}],
+    "recorder": [{"name": "limits", "pageable_gbs": 8.0, "pinned_gbs": 50.0, "write_gbs": 1.5},
+                 {"name": "modules", "batch": [8, 16.0], "bare": 0.2, "seconds": 0.5, "first": 0.7, "written": 9.0,
+                  "cpu": 20.0, "peak": 2**33, "bytes": 5 * 10**9, "waits": [["nest_ssl/a.py:3", 2]]},
+                 {"name": "digest", "batch": [8, 16.0], "error": "no time was left"}],
 }  # fmt: skip
 SAID = {
     "parity": "| tiny, quick | NeMo 3.0.0 | nest-ssl | identical | 1,234 | 1,234 |",
@@ -55,6 +58,7 @@ SAID = {
     "repeat": "| free | nemo | 0 of 96 | 1 of 79 | 2 of 88 | 1e-07 |",
     "sync": "| nemo | 3 | 6 |",
     "speed": "| fp32 | 8 x 16 s | 100.0 | 80.0 | 0.80 | 20 % | 25 % | 16.0 | 8.0 |",
+    "recorder": "| modules, 8 x 16 s | 5.00 | 0.200 | 0.70 | 0.500 | 2.50 | 0.100 | 9.0 | 20.0 | 8.0 |",
 }
 
 
@@ -82,7 +86,7 @@ def test_what_could_not_be_had_is_said() -> None:
     text = render_markdown(page(results(ROWS)))
     assert "- bf16-mixed, 32 x 16 s: not had (no time was left)" in text
     assert "fp32, 8 x 16 s: nemo +25.0 %, nest +0.0 %" in text  # what deterministic kernels cost
-    assert "10.0 s for 5.00 GB on disk" in text and "0.10 s (100 times less)" in text
+    assert "- digest, 8 x 16 s: not had (no time was left)" in text and "- modules, 2 times: `nest_ssl/a.py:3`" in text
 
 
 def test_results_come_back_and_parts_are_replaced(tmp_path: Path) -> None:

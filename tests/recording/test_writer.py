@@ -141,7 +141,7 @@ def test_one_tensor_in_two_places_is_stored_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wording", ["PytorchStreamWriter failed writing file", "basic_ios::clear: iostream error"])
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wording: str) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise RuntimeError(wording)
 
     monkeypatch.setattr(torch, "save", full)
