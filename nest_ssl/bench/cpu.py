@@ -14,12 +14,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from nest_ssl.base.home import ROOT
 from nest_ssl.bench.trainings import Bench
-from nest_ssl.bench.workers import Worker, WorkerEnded
-from nest_ssl.record.levels import Record
+from nest_ssl.bench.workers import LEVELS, Worker, WorkerEnded
 
 Row = dict[str, Any]
 PARTS = ("step_ms", "forward_ms", "backward_ms", "optimizer_ms", "peak_bytes")
@@ -105,9 +104,9 @@ def recorder(bench: Bench) -> list[Row]:
     batch, rows = (2, 3.0), []
     try:
         with Worker(replace(bench, size="small"), "nest", record=bench.folder / "recorded") as worker:
-            for level in get_args(Record):
+            for level, count in LEVELS.items():
                 bare = worker.ask(do="steps", warm=1, count=3, batch=batch)
-                found = worker.ask(do="record", level=level, count=2, batch=batch)
+                found = worker.ask(do="record", level=level, count=count, batch=batch)
                 seconds = seconds_to_write(bench.folder / "written", found["bytes"])
                 row = {"name": f"{level}, size small", "batch": list(batch), "bare": bare["step_ms"] / 1000}
                 rows.append({**row, **found, "bytes_alone": seconds})

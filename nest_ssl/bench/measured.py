@@ -12,7 +12,7 @@ from typing import Any
 
 from nest_ssl.bench.cpu import seconds_to_write
 from nest_ssl.bench.trainings import Bench
-from nest_ssl.bench.workers import Worker, WorkerEnded
+from nest_ssl.bench.workers import LEVELS, Worker, WorkerEnded
 
 Rows = list[dict[str, Any]]
 SIDES = ("nemo", "nest")
@@ -92,9 +92,6 @@ def speed(bench: Bench, workers: Workers) -> Rows:
             rows.append({"name": "arithmetic", "side": side, "batch": list(batch), **found})
         rows += [_by_turns(bench, workers, name, batch) for name in MODES]
     return rows
-
-
-LEVELS = {"boundaries": 2, "digest": 3, "modules": 2}  # the largest last: its files are gigabytes
 
 
 def recorder(bench: Bench, workers: Workers) -> Rows:

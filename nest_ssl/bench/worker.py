@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TextIO, get_args
+from typing import Any, TextIO
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,9 +25,10 @@ from nest_ssl.base.determinism import seed_all, set_determinism
 from nest_ssl.base.errors import run_command
 from nest_ssl.bench import orders
 from nest_ssl.bench.orders import Moments
+from nest_ssl.bench.workers import LEVELS
 from nest_ssl.config.compose import data_paths
 from nest_ssl.data.batch import AudioNoiseBatch
-from nest_ssl.record.levels import Level, Record
+from nest_ssl.record.levels import Level
 from nest_ssl.record.lightning import Recorder
 from nest_ssl.recording.layout import CALLS, step_folder
 from nest_ssl.recording.writer import RecordingWriter
@@ -165,9 +166,9 @@ def main() -> int:
         sys.modules["nemo.core.classes.common"].typecheck.set_typecheck_enabled(False)
     set_determinism()
     recorders = {}
-    for level in get_args(Record) if folder is not None else ():
+    for level in LEVELS if folder is not None else ():
         writer = RecordingWriter(Path(folder or "", level), overwrite=True)
-        recorders[level] = Recorder(writer, frozenset(), FORWARD_OUTPUTS, level=Level(level))
+        recorders[level] = Recorder(writer, frozenset(), FORWARD_OUTPUTS, level=Level(level))  # type: ignore[arg-type]
     conductor = Conductor(sys.stdin, answers, recorders)
     trainer = conductor.trainer = build_trainer(checked, [conductor, *recorders.values()], limit_val_batches=0)
     seed_all(cfg.seed)
