@@ -53,7 +53,9 @@ class Conductor(Callback):
         recorders: by level, each watches the steps that an order asks to record.
     """
 
-    def __init__(self, lines: TextIO, answers: TextIO, recorders: Mapping[str, Recorder] = MappingProxyType({})) -> None:
+    def __init__(
+        self, lines: TextIO, answers: TextIO, recorders: Mapping[str, Recorder] = MappingProxyType({})
+    ) -> None:
         self._lines, self._answers, self._recorders = lines, answers, recorders
         self.trainer: Trainer | None = None
         self.moments = Moments(torch.device("cpu"))

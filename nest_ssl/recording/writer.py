@@ -96,15 +96,15 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         """Write plain builtins with `pickle` (the name `model_structure.pkl` is a contract)."""
         self._write(name, lambda path: path.write_bytes(pickle.dumps(value, protocol=4)))
 
-    def wait(self) -> None:
-        """Until all that was saved is on the disk and hashed.
+    def wait(self, hashed: bool = True) -> None:
+        """Until all that was saved is on the disk, and hashed.
 
         Raises:
             UserError: some of it could not be written.
         """
         for written in self._written.values():
-            content, hashed = written.result()
-            wait([hashed, *(digest for _, digest in (content or {}).values())])
+            content, whole = written.result()
+            wait([whole, *(digest for _, digest in (content or {}).values())] if hashed else [])
 
     def finish(self, index: Mapping[str, Any]) -> Path:
         """Write `recording.json` and put the recording in its place; returns the place. Once is enough.
