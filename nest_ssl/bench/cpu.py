@@ -100,7 +100,7 @@ def _by_turns(bench: Bench, case: Case) -> Row:
 
 
 def recorder(bench: Bench) -> list[Row]:
-    """By level: seconds of a recorded step, of a bare one, and of writing as many bytes; CPU seconds of the first two."""
+    """By level: seconds of a recorded step, of a bare one, and of writing as many bytes; CPU seconds of the first."""
     batch, rows = (2, 3.0), []
     try:
         with Worker(replace(bench, size="small"), "nest", record=bench.folder / "recorded") as worker:

@@ -106,8 +106,9 @@ class Conductor(Callback):
             folder = session.writer.folder / step_folder(step)
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             (folder / CALLS).unlink(missing_ok=True)  # most of the bytes; the next step is compared with the others
-            steps.append({"seconds": ended - started, "written": self.moments.wall() - started, "bytes": size,
-                          "cpu": time.process_time() - computed, "peak": orders.peak_bytes(self.moments.device)})  # fmt: skip
+            found = {"seconds": ended - started, "written": self.moments.wall() - started, "bytes": size}
+            found |= {"cpu": time.process_time() - computed, "peak": orders.peak_bytes(self.moments.device) or 0}
+            steps.append(found)
         with orders.warnings_by_place(set()) as places:
             yield batch
         session.writer.wait()

@@ -253,8 +253,8 @@ class Session(AbstractContextManager["Session"]):
             if optimizer is not None:
                 self._save(files.OPTIMIZER, lambda: optimizer_state(model, optimizer))
             rows = {"calls": calls, "later": step.calls.later}
-            content = {key: [call.as_builtins() for call in row] for key, row in rows.items()}
-            self._save(files.CALLS, lambda: content, owned=True)
+            kept = {key: [call.as_builtins() for call in row] for key, row in rows.items()}
+            self._save(files.CALLS, lambda: kept, owned=True)
             self._save(files.GENERATOR_STATES, lambda: step.draws.states, owned=True)
             ledger = [entry.model_dump() for entry in step.draws.entries]
             rng = {"states": step.states, "fetch": self._fetch, "loader_workers": loader_workers, "ledger": ledger}

@@ -53,7 +53,7 @@ def after_what_is_queued(job: Callable[[], R]) -> Callable[[], R]:
     reached = torch.cuda.current_stream(device).record_event()
 
     def beside() -> R:
-        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)) as _:
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
             torch.cuda.current_stream(device).wait_event(reached)
             return job()
 

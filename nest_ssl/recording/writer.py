@@ -104,7 +104,9 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         """
         for written in self._written.values():
             content, whole = written.result()
-            wait([whole, *(digest for _, digest in (content or {}).values())] if hashed else [])
+            if hashed:
+                wait([*(digest for _, digest in (content or {}).values())])
+                wait([whole])
 
     def finish(self, index: Mapping[str, Any]) -> Path:
         """Write `recording.json` and put the recording in its place; returns the place. Once is enough.

@@ -106,7 +106,7 @@ class Copies:
             if not differ:
                 self._room = (self._room or 0) + later.numel() * later.itemsize
                 self._same[id(later)] = later, earlier
-                later.set_(earlier)  # its own memory is free again
+                later.data = earlier  # its own memory is free again
 
     def _first(self, tensor: torch.Tensor) -> torch.Tensor:
         while id(tensor) in self._same:
