@@ -103,6 +103,8 @@ export OMP_NUM_THREADS := $(THREADS)
 export PYTHON TORCH_INDEX NEMO_VERSION NEMO_SOURCE TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE OUT DATA MEMORY SHM GPUS BUILD_ARGS
 # Only what setup has checked runs: a PYTHONPATH could put another torch before the environments' own.
 unexport PYTHONPATH PYTHONHOME
+# Byte code is kept, in folders that git ignores: without it every Python compiles again what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 # These words again, for the report's "Reproduce"; without those of this machine.
 open := (

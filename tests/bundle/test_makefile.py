@@ -223,11 +223,12 @@ def test_the_experiment_is_not_taken_from_the_environment(
     make: Make, environment: dict[str, str], fake_python: Any
 ) -> None:
     environment |= {"DEVICE": "cuda", "OUT": "/elsewhere", "SEED": "9", "ARGS": "x=1", "PYTHONPATH": "/another/torch"}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
     done = make("nest", "SEED=7")
     call = fake_python.calls[-1]
     assert {"trainer.accelerator=auto", "output_dir=outputs/nest", "seed=7"} <= set(call["argv"])
     assert "x=1" not in call["argv"]
-    assert "PYTHONPATH" not in call
+    assert not {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE"} & {*call}
     for name in ("DEVICE=cuda", "OUT=/elsewhere", "ARGS=x=1"):
         assert f"{name} in the environment is not used" in done.stderr
     assert "SEED" not in done.stderr
