@@ -45,6 +45,7 @@ class Float64:
         first: the first tensor that does not.
         covers: rungs of a step and rank that were compared there as a whole and agree, each tensor, to `AGREE`.
         without: the first that was compared here and not there.
+        validated: of validations that agree there too, or there had other weights, the steps that come next.
     """
 
     agreement: Agreement = Agreement.NOT_HAD
@@ -52,6 +53,7 @@ class Float64:
     first: Finding | None = None
     covers: frozenset[Part] = frozenset()
     without: Part | None = None
+    validated: frozenset[int | None] = frozenset()
 
 
 @dataclass(slots=True)
@@ -121,11 +123,14 @@ def weigh(
     def is_rounding(finding: Finding) -> bool:
         if finding.judgement and finding.judgement.rule == "known":
             return True
-        both, where = evidence.float64, (finding.moment.step, finding.address.rank, finding.rung)
-        silent = (
-            both and is_table(finding.rung, finding.address) and has_float32_values(both[0], where[0], finding.address)
-        )
-        return finding.within and (where in in64.covers or bool(silent))  # silent: float64 says nothing there
+        both, step, at = evidence.float64, finding.moment.step, finding.address
+        if finding.rung == "validation" and finding.within:  # of the same weights, or it would be no root
+            return (
+                step in in64.validated if both else all(one.function is Function.SAME for one in units) and units != []
+            )
+        silent = both and is_table(finding.rung, at) and has_float32_values(both[0], step, at)
+        covered = (step, at.rank, finding.rung) in in64.covers
+        return finding.within and (covered or bool(silent))  # silent: float64 says nothing there
 
     differing = {call.module for step in steps for call in step.calls}
     differing |= {module for step in steps for module in step.given_other_gradients() if module is not None}
@@ -147,9 +152,9 @@ def weigh(
         updated = {number: facts.optimizer_stepped for number, facts in reference.index.steps.items()}
         proof.lacking = _lacking(evidence, proof, findings, gaps(steps, units, in64.covers, updated))
     lines = evidence.replay.sources if evidence.replay else {}
-    classes = {entry.name: entry.module_class for entry in reference.structure.modules}
     files = {name: source.file for name, source in reference.index.sources.items()}  # by class
-    sources = {name: (files.get(kind, ""), lines.get(name, "")) for name, kind in classes.items()}
+    modules = reference.structure.modules
+    sources = {one.name: (files.get(one.module_class, ""), lines.get(one.name, "")) for one in modules}
     proof.born = with_lines(proof.born, sources, evidence.operators)
     return proof
 
