@@ -77,6 +77,10 @@ class Generation:
     subsampled_length: Literal["int32", "int64"] = _named(
         "integer type of the lengths that subsampling returns", SUBSAMPLING
     )
+    # losses
+    few_negatives: Literal["repeat", "fail"] = _named(
+        "contrastive loss with fewer vectors than it draws: draws some again, or fails", "decoder_losses"
+    )
     # data
     augmentation_draws: Literal["python", "numpy"] = _named("generator of the speaker and noise augmentation", BATCH)
     noisy_length: Literal["noise", "audio"] = _named(
@@ -110,6 +114,7 @@ GENERATIONS = {
         unified_contexts="unknown",
         subsampling_mask=False,
         subsampled_length="int32",
+        few_negatives="fail",
         augmentation_draws="numpy",
         noisy_length="audio",
         audio_reader="pydub",
@@ -130,6 +135,7 @@ GENERATIONS = {
         unified_contexts="unknown",
         subsampling_mask=True,
         subsampled_length="int64",
+        few_negatives="fail",
         augmentation_draws="python",
         noisy_length="noise",
         audio_reader="pydub",
@@ -150,6 +156,7 @@ GENERATIONS = {
         unified_contexts="offered",
         subsampling_mask=True,
         subsampled_length="int64",
+        few_negatives="repeat",
         augmentation_draws="python",
         noisy_length="noise",
         audio_reader="soundfile",

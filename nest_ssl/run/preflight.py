@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
-from nest_ssl.config.schema import BEST_RQ, class_of
+from nest_ssl.config.schema import NEST, class_of
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora, is_mixed, is_stream
@@ -106,7 +106,7 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
             losses that would have no name; nothing to train; a validation that never comes.
     """
     skip = cfg.bad_audio == "skip" and subject.skips_bad_audio
-    datasets, corpora = data_sections(cfg), Corpora(transcripts=class_of(cfg.model.get("target")) == BEST_RQ)
+    datasets, corpora = data_sections(cfg), Corpora(transcripts=class_of(cfg.model.get("target")) != NEST)
     rate = cfg.model.sample_rate
     checked = {name: check_dataset(dataset, rate, skip, corpora) for name, dataset in datasets.items()}
     if "validation" in checked:
