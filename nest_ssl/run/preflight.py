@@ -20,7 +20,7 @@ from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora, is_mixed, is_stream
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.data.sources.seeding import seed_lhotse
-from nest_ssl.model.nest import NestModel
+from nest_ssl.model.models import model_of
 from nest_ssl.releases import NEWEST, generation, generation_of, unlisted
 from nest_ssl.run.ranks import processes
 from nest_ssl.run.subject import Inputs, Subject
@@ -78,7 +78,7 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
     # NeMo, which would end in a traceback, is not asked.
     section = plain(cfg.model.optim)
     with torch.device("meta"):
-        model = NestModel(cfg.model, cfg.nemo)
+        model = model_of(cfg.model, cfg.nemo)
     optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
     build_schedule(optimizer, section.get("sched"), SOME_STEPS)
     if cfg.model.preprocessor.get("nb_augmentation_prob"):

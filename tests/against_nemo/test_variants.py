@@ -22,7 +22,9 @@ attention: absolute|attention: absolute sdpa|attention: sdpa|attention: local wi
 attention: local with separate global tokens|context: several chunks with probabilities|context: several
 norm: layer norm|norm: instance norm|norm: group norm of 8|norm: fused batch norm|depth: stochastic depth linear
 class: adapters|features: exact padding|features: narrow band|initialisation: tds uniform
-recipe: 128 bands|recipe: without noise
+recipe: 128 bands|recipe: without noise|contrastive: codes and their prediction|prediction: of a layer
+contrastive: negatives from the codebook|contrastive: decoder that doubles the rate|prediction: ctc without repeats
+patches: stretches drawn one by one|patches: rectangles
 """.strip()
     .replace("\n", "|")
     .split("|")
