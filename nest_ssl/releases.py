@@ -33,7 +33,7 @@ class Generation:
 
     # features
     stft_padding: Literal["reflect", "constant"] = _named(
-        "how the signal is padded for the centred STFT (a pad_mode of torch.stft)", FEATURES
+        "how the signal is padded for the STFT (a pad_mode of torch.stft)", FEATURES
     )
     mask_waveform: bool = _named("whether samples beyond an utterance's end are zeroed after pre-emphasis", FEATURES)
     extra_frames: Literal[0, 1] = _named("frames counted on top of samples // hop", FEATURES)

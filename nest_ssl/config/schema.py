@@ -14,23 +14,16 @@ from pydantic import BeforeValidator, Field, model_validator
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.steps import MOST, parse_steps
 from nest_ssl.config.data import Dataset
+from nest_ssl.config.losses import Contrastive, Ctc, Decoder, ListedLoss, Loss, Mlm, OneSoftmax, Reconstruction
 from nest_ssl.config.optim import Optim
 from nest_ssl.config.parts import (
-    Contrastive,
-    Ctc,
     Cuts,
-    Decoder,
     Encoder,
     EncoderWithAdapters,
-    ListedLoss,
-    Loss,
     Masking,
-    Mlm,
-    OneSoftmax,
     Patches,
     Preprocessor,
     Quantizer,
-    Reconstruction,
     SpecAugment,
 )
 from nest_ssl.config.section import NEMO, Number, Positive, Probability, Section, Unfit, Whole, read, silent

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nest_ssl.config.parts import Contrastive
+from nest_ssl.config.losses import Contrastive
 from nest_ssl.model.gumbel import GumbelVectorQuantizer
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
 
@@ -61,7 +61,7 @@ class ContrastiveLoss(nn.Module):
         """Features as they were heard, masks (1 where masked) and predictions to a scalar; lengths are not used.
 
         Raises:
-            RuntimeError: torch's, where nothing is masked, or utterances differ in what is and share no negatives.
+            RuntimeError: torch's, where utterances of a batch differ in how many of their steps are masked.
         """
         settings, (batch, steps, _) = self.settings, decoder_outputs.shape
         frames = -(-spectrograms.size(2) // steps) * steps

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nest_ssl.config.parts import Contrastive
+from nest_ssl.config.losses import Contrastive
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.config.parts import Decoder, OneSoftmax, Reconstruction
+from nest_ssl.config.losses import Decoder, OneSoftmax, Reconstruction
 
 if TYPE_CHECKING:
     from jaxtyping import Float

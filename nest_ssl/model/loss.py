@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nest_ssl.config.parts import Ctc, Loss, Mlm
+from nest_ssl.config.losses import Ctc, Loss, Mlm
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.config.parts import Contrastive, Ctc, Mlm
+from nest_ssl.config.losses import Contrastive, Ctc, Mlm
 from nest_ssl.config.schema import ListedArchitecture
 from nest_ssl.config.section import plain, read
 from nest_ssl.model.contrastive import ContrastiveLoss

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import compose
-from nest_ssl.config.parts import Contrastive, Cuts, Patches
+from nest_ssl.config.losses import Contrastive
+from nest_ssl.config.parts import Cuts, Patches
 from nest_ssl.config.strict import read_config
 from nest_ssl.model.contrastive import ContrastiveLoss, without_repeats
 from nest_ssl.model.gumbel import GumbelVectorQuantizer
