@@ -47,8 +47,6 @@ def set_at(*path: Any) -> Edit:
         (set_at("packages", "torch", "2.0.0"), "versions.torch", (None, "2.0.0")),
         (set_at("cuda", "runtime", "1.0"), "versions.cuda", (None, "1.0")),
         (set_at("cuda", "cudnn", 1), "versions.cudnn", (None, 1)),
-        (set_at("device", "name", "another"), "device.name", ("a processor", "another")),
-        (set_at("device", "type", "cuda"), "device.type", ("cpu", "cuda")),
         (set_at("data", "train", "audio", "a.wav", "99"), "data.train.audio.a.wav", ("11", "99")),
         (set_at("data", "train", "manifests", []), "data.train.manifests", (None, [])),
     ],
@@ -82,6 +80,20 @@ def test_another_experiment(reference: Path, copy: Path, edit: Edit, setting: st
 def test_the_same_experiment(reference: Path, copy: Path, edit: Edit) -> None:
     edit_index(copy, edit)
     assert judge(reference, copy, steps=[0]).verdict == "identical"
+
+
+def test_hardware_is_no_setting(reference: Path, copy: Path) -> None:
+    """Another card is noted; a device of another kind brings a build of its own, of the same version."""
+    edit_index(copy, set_at("device", "name", "another"))
+    comparison = judge(reference, copy, steps=[0])
+    assert comparison.verdict == "identical"
+    assert [note["path"] for note in noted(comparison, "hardware")] == ["device.name"]
+    edit_index(copy, set_at("device", "type", "cuda"))
+    edit_index(copy, set_at("cuda", "cudnn", 91900))
+    comparison = judge(reference, copy, steps=[0])
+    assert comparison.verdict == "identical"
+    assert noted(comparison, "other_device") == [{"reference": "cpu", "candidate": "cuda"}]
+    assert {note["path"] for note in noted(comparison, "hardware")} == {"device.name", "device.type", "versions.cudnn"}
 
 
 @pytest.mark.parametrize(
@@ -247,6 +259,17 @@ def test_what_is_shown_or_how_data_is_fetched_is_a_note(
     assert (comparison.verdict, comparison.exit_code) == ("identical", 0)
     said = {"path": ".".join(("config", *path)), "reference": values[0], "candidate": values[1]}
     assert noted(comparison, "setting") == [said]
+
+
+def test_numbers_rounded_otherwise_on_purpose_are_judged(reference: Path, tmp_path: Path) -> None:
+    """`numerics=fast` is no other experiment; TF32 is one, unless it comes with that."""
+    fast = Path(shutil.copytree(reference, tmp_path / "fast"))
+    edit_index(fast, set_at("flags", "matmul_tf32", True))
+    assert judge(reference, fast, steps=[0]).exit_code == 4
+    edit_config(fast, set_at("numerics", "fast"))
+    comparison = judge(reference, fast, steps=[0])
+    assert [note["path"] for note in noted(comparison, "rounding")] == ["config.numerics", "flags.matmul_tf32"]
+    assert comparison.verdict == "identical"
 
 
 @pytest.mark.parametrize("values", [(32, "32-true"), ("bf16", "bf16-mixed"), ("32", 32)])
