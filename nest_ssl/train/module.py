@@ -116,17 +116,17 @@ class Training(Lightning):
         return self._validation_loaders
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        loss, parts = self.losses(batch)
+        loss = self._loss(batch)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         # Lightning would copy these two to the device, and the host wait for each; of its type, they stay on the CPU.
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         numbers = {"learning_rate": rate, "global_step": self.trainer.global_step}
         logs = {name: torch.tensor(number, dtype=dtype) for name, number in numbers.items()}
-        self.log_dict({**logs, **{f"train_{name}": part for name, part in parts.items()}}, on_step=True)
+        self.log_dict({**logs, **{f"train_{name}": part for name, part in self.logged(loss).items()}}, on_step=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._validation_losses.add(self.losses(batch)[0], dataloader_idx)
+        self._validation_losses.add(self._loss(batch), dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self._validation_losses.take(), on_epoch=True)
@@ -140,9 +140,13 @@ class Training(Lightning):
             return optimizer
         return [optimizer], [{"scheduler": schedule, "interval": "step", "frequency": 1}]
 
+    def logged(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What of a loss is logged in training, by name."""
+        return {"loss": loss}
+
     @abstractmethod
-    def losses(self, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of a batch, and what of it is logged in training, by name."""
+    def _loss(self, batch: Any) -> torch.Tensor:
+        """The loss of a batch."""
 
 
 class NestModule(Training, NestModel, LightningModule):  # type: ignore[misc]
@@ -159,12 +163,12 @@ class NestModule(Training, NestModel, LightningModule):  # type: ignore[misc]
             "noisy_input_signal_length": batch.noisy_audio_len,
         }
 
-    def losses(self, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _loss(self, batch: Any) -> torch.Tensor:
         log_probs_BTCH, encoded_len_B, masks_BDT, tokens_BTH = self.forward(**self.signals(batch), apply_mask=True)
         loss: torch.Tensor = self.loss(
             masks=masks_BDT, decoder_outputs=log_probs_BTCH, targets=tokens_BTH, decoder_lengths=encoded_len_B
         )
-        return loss, {"loss": loss}
+        return loss
 
 
 class BestRqModule(BestRqModel, NestModule):  # type: ignore[misc]
@@ -175,14 +179,23 @@ class BestRqModule(BestRqModel, NestModule):  # type: ignore[misc]
 
 
 class Wav2VecBertModule(Training, Wav2VecBertModel, LightningModule):  # type: ignore[misc]
-    """Trains on batches of clean audio with transcripts, and sums the losses of its list."""
+    """Trains on batches of clean audio with transcripts, and sums the losses of its list.
 
-    def losses(self, batch: TranscribedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    Attributes:
+        parts: of the last batch each of them, by name.
+    """
+
+    parts: dict[str, torch.Tensor]
+
+    def logged(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.parts
+
+    def _loss(self, batch: TranscribedBatch) -> torch.Tensor:
         audio, audio_len, characters, lengths = batch
         found = self.forward(input_signal=audio, input_signal_length=audio_len)
         self.begin_step(self.trainer.global_step, self.training)
-        loss, parts = self.decoder_loss_step(*found, characters, lengths)
-        return loss + self.feat_pen if self.feat_pen else loss, parts
+        loss, self.parts = self.decoder_loss_step(*found, characters, lengths)
+        return loss + self.feat_pen if self.feat_pen else loss
 
 
 MODULES: dict[str, type[NestModule | Wav2VecBertModule]] = {
