@@ -62,8 +62,9 @@ class ConvASRDecoder(nn.Module):
 
     def __init__(self, settings: OneSoftmax) -> None:
         super().__init__()
-        self.decoder_layers = nn.Sequential(nn.Conv1d(settings.feat_in, settings.outputs, kernel_size=1))
-        INITIALISATIONS[settings.init_mode](self.decoder_layers[0].weight)
+        layer = nn.Conv1d(settings.feat_in, settings.outputs, kernel_size=1)
+        INITIALISATIONS[settings.init_mode](layer.weight)
+        self.decoder_layers = nn.Sequential(layer)
 
     def forward(self, encoder_output: Float[Tensor, "B D T"]) -> Float[Tensor, "B T C"]:
         """Encodings (B, D, T) to log-probabilities (B, T, C)."""

@@ -17,7 +17,7 @@ from nest_ssl.config.data import Dataset
 from nest_ssl.config.schema import NEST, class_of
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
-from nest_ssl.data.corpus import Corpora, is_mixed, is_stream, sets_of
+from nest_ssl.data.corpus import Corpora, is_mixed, is_stream, sets_of, within_limits
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.data.sources.seeding import seed_lhotse
 from nest_ssl.model.models import model_of
@@ -129,6 +129,8 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
     length = planned_length(cfg, utterances, batch_size, train.drop_last)
     notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
     notes += [*shares, *check_shares(cfg, datasets)]
+    if processes(cfg) > 1 and train.is_tarred and not (train.is_concat or train.use_lhotse):
+        refuse_uneven_tars(train, corpora, processes(cfg), length.epoch)
     if cfg.seeded_data and (train.is_concat or (train.is_tarred and train.shuffle is not False)):
         drawn = "the order of tar files, and of a mixture's sets,"
         notes.append(f"{drawn} follows from the seed; NeMo's own follows from the clock (seeded_data=false)")
@@ -257,6 +259,26 @@ def check_shares(cfg: DictConfig, datasets: dict[str, Dataset]) -> list[str]:
                 if left := len(tars) % ranks:
                     notes.append(f"{name}: the last {left} of {len(tars)} tar files are read by none of {ranks} ranks")
     return notes
+
+
+def refuse_uneven_tars(train: Dataset, corpora: Corpora, ranks: int, epoch: float) -> None:
+    """A rank whose tar files give it fewer batches than `epoch`, and than another's, would be waited for without end.
+
+    Buckets, each of which is read by all ranks, are not looked at.
+
+    Raises:
+        UserError: there is such a rank.
+    """
+    from nest_ssl.data.sources.tarred import batches_of_ranks
+
+    (parts,) = sets_of(train)
+    if len(parts) == 1:
+        entries = within_limits([corpora.speech(path) for path in parts[0].manifests], train)[0]
+        batches = batches_of_ranks(train, entries, parts[0].tars, ranks)
+        if min(batches) < min(epoch, max(batches)):
+            where = ", ".join(f"rank {rank}: {number}" for rank, number in enumerate(batches))
+            fix = f"Share the tar files out evenly, or give trainer.limit_train_batches={min(batches)}."
+            raise UserError("the ranks have different numbers of batches", where, fix)
 
 
 def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import tarfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
 from nest_ssl.config.strict import read_config
+from nest_ssl.data.corpus import Corpora
 from nest_ssl.run import preflight
 from nest_ssl.run.command_line import read_command_line
-from nest_ssl.run.preflight import Length, check_data, check_settings, check_shares, planned_length
+from nest_ssl.run.preflight import Length, check_data, check_settings, check_shares, planned_length, refuse_uneven_tars
 from nest_ssl.run.subject import Subject
 
 LHOTSE = "model.train_ds.use_lhotse=true"
@@ -183,6 +186,37 @@ def test_what_ranks_read_of_data_that_share_themselves_out(
     with pytest.raises(UserError, match=said) if isinstance(said, str) else nullcontext():
         notes = check_shares(cfg, {"train": read(Dataset, section)})
         assert len(notes) == len(said) and all(one in note for one, note in zip(said, notes, strict=True)), notes
+
+
+@pytest.mark.parametrize(
+    ("ranks", "epoch", "more", "said"),
+    [
+        (2, 4, {}, "different numbers of batches: rank 0: 4, rank 1: 2. .*limit_train_batches=2"),
+        (2, math.inf, {}, "rank 0: 4, rank 1: 2"),
+        (2, 2, {}, None),  # as far as all have some
+        (2, 4, {"tarred_shard_strategy": "replicate"}, None),
+        (2, 9, {"batch_size": 5}, "rank 0: 2, rank 1: 1"),
+        (2, 9, {"batch_size": 5, "drop_last": True}, "rank 0: 1, rank 1: 0"),
+        (2, 9, {"num_workers": 2}, "rank 0: 4, rank 1: 3"),  # 2 tar files a rank, each read by a worker: 5, 2; 1, 3
+        (4, 9, {"batch_size": 5}, None),
+    ],
+)
+def test_tar_files_that_give_ranks_other_numbers_of_batches(
+    tmp_path: Path, ranks: int, epoch: float, more: dict[str, Any], said: str | None
+) -> None:
+    """Four tar files with 5, 2, 1 and 3 utterances; and with what no line names, or is no audio."""
+    lines = []
+    for tar, held in enumerate((5, 2, 1, 3)):
+        with tarfile.open(tmp_path / f"audio_{tar}.tar", "w") as archive:
+            for name in [*(f"{tar}-{number}.wav" for number in range(held)), "unnamed.wav", f"{tar}-0.txt"]:
+                archive.addfile(tarfile.TarInfo(name))
+        lines += [{"audio_filepath": f"{tar}-{number}.wav", "duration": 2.0} for number in range(held)]
+    (tmp_path / "a.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    paths = {"manifest_filepath": str(tmp_path / "a.json"),
+             "tarred_audio_filepaths": str(tmp_path / "audio__OP_0..3_CL_.tar")}  # fmt: skip
+    train = read(Dataset, {**TARS, **paths, **more})
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        refuse_uneven_tars(train, Corpora(), ranks, epoch)
 
 
 def plan(utterances: int = 10, size: int = 2, drop_last: bool = False, **trainer: Any) -> Length:
