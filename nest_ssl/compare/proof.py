@@ -123,14 +123,14 @@ def weigh(
     def is_rounding(finding: Finding) -> bool:
         if finding.judgement and finding.judgement.rule == "known":
             return True
+        both, step, at = evidence.float64, finding.moment.step, finding.address
         if finding.rung == "validation" and finding.within:  # of the same weights, or it would be no root
-            replay = bool(units) and all(one.function is Function.SAME for one in units)
-            return finding.moment.step in in64.validated if evidence.float64 else replay
-        both, where = evidence.float64, (finding.moment.step, finding.address.rank, finding.rung)
-        silent = (
-            both and is_table(finding.rung, finding.address) and has_float32_values(both[0], where[0], finding.address)
-        )
-        return finding.within and (where in in64.covers or bool(silent))  # silent: float64 says nothing there
+            return (
+                step in in64.validated if both else all(one.function is Function.SAME for one in units) and units != []
+            )
+        silent = both and is_table(finding.rung, at) and has_float32_values(both[0], step, at)
+        covered = (step, at.rank, finding.rung) in in64.covers
+        return finding.within and (covered or bool(silent))  # silent: float64 says nothing there
 
     differing = {call.module for step in steps for call in step.calls}
     differing |= {module for step in steps for module in step.given_other_gradients() if module is not None}
@@ -152,9 +152,9 @@ def weigh(
         updated = {number: facts.optimizer_stepped for number, facts in reference.index.steps.items()}
         proof.lacking = _lacking(evidence, proof, findings, gaps(steps, units, in64.covers, updated))
     lines = evidence.replay.sources if evidence.replay else {}
-    classes = {entry.name: entry.module_class for entry in reference.structure.modules}
     files = {name: source.file for name, source in reference.index.sources.items()}  # by class
-    sources = {name: (files.get(kind, ""), lines.get(name, "")) for name, kind in classes.items()}
+    modules = reference.structure.modules
+    sources = {one.name: (files.get(one.module_class, ""), lines.get(one.name, "")) for one in modules}
     proof.born = with_lines(proof.born, sources, evidence.operators)
     return proof
 
