@@ -36,6 +36,7 @@ class Case:
         steps: timed in a round, behind one to warm up.
         overrides: settings of both sides.
         of_nemo: what of NeMo alone is switched, by which it may be faster.
+        of_port: settings of the port alone.
     """
 
     name: str
@@ -45,8 +46,10 @@ class Case:
     steps: int
     overrides: tuple[str, ...] = ()
     of_nemo: tuple[str, ...] = ()
+    of_port: tuple[str, ...] = ()
 
 
+FAST = ("numerics=fast",)
 BF16 = ("trainer.precision=bf16-mixed",)
 LAYERS = ("model.encoder.n_layers=3",)
 QUICK = (
@@ -60,6 +63,10 @@ FULL = (
     Case("large", "large", (8, 16.0), 5, 2),
     Case("large, NeMo without type checks", "large", (8, 16.0), 3, 2, (), ("--no-type-checks",)),
     Case("large, bf16-mixed", "large", (8, 16.0), 3, 2, BF16),
+    Case("large, fast", "large", (2, 3.0), 3, 5, of_port=FAST),
+    Case("large, fast", "large", (8, 16.0), 3, 2, of_port=FAST),
+    Case("large, bf16-mixed, fast", "large", (8, 16.0), 3, 2, BF16, of_port=FAST),
+    Case("large, fast in bf16-mixed and NeMo in fp32", "large", (8, 16.0), 3, 2, of_port=(*FAST, *BF16)),
     *(Case(f"{layers} layers", "large", (4, 8.0), 3, 2, (f"model.encoder.n_layers={layers}",)) for layers in (1, 4, 8)),
     *(Case(f"{seconds} s", "medium", (4, float(seconds)), 3, 2) for seconds in (2, 4, 8, 16)),
     *(Case(f"{batch} utterances", "medium", (batch, 4.0), 3, 2) for batch in (1, 2, 4, 8)),
@@ -73,16 +80,17 @@ def steps(bench: Bench, cases: Sequence[Case]) -> list[Row]:
 
 def _by_turns(bench: Bench, case: Case) -> Row:
     row: Row = {"name": case.name, "batch": list(case.batch)}
-    dtype = "bfloat16" if case.overrides == BF16 else "float32"
+    dtype = "bfloat16" if {*BF16} & {*case.overrides, *case.of_port} else "float32"
     ratios: dict[str, list[float]] = {part: [] for part in (*PARTS, PRODUCTS)}
     port: dict[str, list[float]] = {part: [] for part in ratios}
     for number in range(case.rounds):
         found: dict[str, Mapping[str, Any]] = {}
         for side in ("nemo", "nest") if number % 2 == 0 else ("nest", "nemo"):
-            settings = (*(case.of_nemo if side == "nemo" else ()), *case.overrides)
+            settings = (*(case.of_nemo if side == "nemo" else case.of_port), *case.overrides)
+            flags = "fast" if {*FAST} & {*settings} else "deterministic"
             try:
                 with Worker(replace(bench, size=case.size), side, *settings) as worker:
-                    found[side] = worker.ask(do="steps", warm=1, count=case.steps, batch=case.batch)
+                    found[side] = worker.ask(do="steps", warm=1, count=case.steps, batch=case.batch, flags=flags)
                     arithmetic = worker.ask(do="flops", batch=case.batch) if side == "nest" else {}
                     found[side] = {**arithmetic, **found[side]}
             except WorkerEnded as ended:
@@ -97,6 +105,22 @@ def _by_turns(bench: Bench, case: Case) -> Row:
         if values:
             row[part] = [statistics.median(port[part]), statistics.median(values), min(values), max(values)]
     return row
+
+
+LEARNING = ("model.optim.lr=0.2", "model.optim.sched.warmup_steps=100")  # so that a few hundred steps learn something
+
+
+def curve(bench: Bench, batches: int) -> Row:
+    """The losses of so many steps of the tiny model on the practice corpus: NeMo's, and the port's in both modes."""
+    losses = {}
+    for name, side, settings in (("nemo", "nemo", ()), ("exact", "nest", ()), ("fast", "nest", FAST)):
+        try:
+            with Worker(replace(bench, size="tiny"), side, *settings, *LEARNING) as worker:
+                found = worker.ask(do="curve", count=batches, flags="fast" if settings else "deterministic")
+        except WorkerEnded as ended:
+            return {"error": str(ended)}
+        losses[name] = found["losses"]
+    return {"losses": losses, "settings": list(LEARNING)}
 
 
 def recorder(bench: Bench) -> list[Row]:

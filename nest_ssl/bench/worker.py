@@ -8,12 +8,13 @@ loop, so that what is measured is what training does; the batch lies on the devi
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import runpy
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
@@ -61,6 +62,7 @@ class Conductor(Callback):
         self.moments = Moments(torch.device("cpu"))
         self.order: dict[str, Any] = {}
         self._found: dict[str, Any] = {}
+        self._losses: list[torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return ENDLESS
@@ -75,6 +77,13 @@ class Conductor(Callback):
             orders.set_flags(self.order.get("flags", "deterministic"), self.order.get("tf32", False))
             if self.order["do"] in ("ready", "limits"):
                 self._answer(orders.limits(model.device) if self.order["do"] == "limits" else {})
+                continue
+            if self.order["do"] == "curve":
+                losses: list[torch.Tensor] = []
+                self._losses = losses
+                yield from itertools.islice(_endless(model.train_dataloader()), self.order["count"])
+                self._losses = None
+                self._answer({"losses": torch.stack(losses).tolist()})
                 continue
             batch = orders.constant_batch(model.device, *self.order["batch"])
             if self.order["do"] == "record":
@@ -139,6 +148,8 @@ class Conductor(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         self.moments.mark("forward")
+        if self._losses is not None:
+            self._losses.append(loss.detach())
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.moments.mark("backward")
@@ -147,6 +158,12 @@ class Conductor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.moments.mark("end")
+
+
+def _endless(loader: Iterable[Any]) -> Iterator[Any]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
 
 
 def main() -> int:
