@@ -161,6 +161,13 @@ def worst_ratio(reference: Path, candidate: Path, least: int = 100) -> tuple[flo
     return max(ratios, key=lambda pair: pair[0])
 
 
+def test_the_fast_mode_lies_within_it(reference: Path, tmp_path: Path) -> None:
+    """Its optimizer rounds otherwise, and the step that follows starts from that."""
+    plant_and_record(tmp_path / "fast", None, "numerics=fast")
+    rounding, _ = worst_ratio(reference, tmp_path / "fast", least=10)
+    assert 0 < rounding < LOOK
+
+
 def test_a_correct_rewrite_lies_within_it_and_bugs_do_not(
     reference: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
