@@ -280,14 +280,13 @@ def test_a_planted_fault_is_found_and_named(reference: Path, tmp_path: Path, pla
 
 # A correct rewrite moves an element behind tiny's batch norm by 1.3e-5, so this is the least that lets one pass here.
 LOOSE = 1e-4
+WHOLE = "model.encoder.subsampling_conv_channels=32"  # tiny as it is, of which that was measured
 
 
 @pytest.mark.parametrize("plant", [norm_eps, residual_factor], ids=named)
-def test_a_small_fault_is_found_by_its_bits(
-    reference: Path, tmp_path_factory: pytest.TempPathFactory, plant: Plant
-) -> None:
+def test_a_small_fault_is_found_by_its_bits(tmp_path_factory: pytest.TempPathFactory, plant: Plant) -> None:
     """Too small for a fixed tolerance that rounding passes: it calls them equivalent, and names the first one."""
-    candidate = recorded_once(tmp_path_factory, plant)
+    reference, candidate = (recorded_once(tmp_path_factory, each, WHOLE) for each in (None, plant))
     assert judged(compare(reference, candidate, 0.0)) == EXPECTED[f"{plant.__name__} by bits"]
     assert judged(compare(reference, candidate, LOOSE)) == EXPECTED[f"{plant.__name__} within 1e-4"]
 
@@ -349,10 +348,8 @@ def split_k_product(model: NestModule) -> None:
     patch_forward(layer.linear2, split_k)
 
 
-def test_a_correct_rewrite_with_other_rounding_is_equivalent(
-    reference: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    rewrite = recorded_once(tmp_path_factory, split_k_product)
+def test_a_correct_rewrite_with_other_rounding_is_equivalent(tmp_path_factory: pytest.TempPathFactory) -> None:
+    reference, rewrite = (recorded_once(tmp_path_factory, each, WHOLE) for each in (None, split_k_product))
     assert judged(compare(reference, rewrite, LOOSE)) == EXPECTED["split_k_product within 1e-4"]
 
 

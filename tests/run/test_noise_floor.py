@@ -32,6 +32,7 @@ from nest_ssl.run.floor.state import SavedState, move_by_one_ulp
 from nest_ssl.run.floor.values import StepValues
 from nest_ssl.train.module import NestModule
 from tests.test_planted_faults import (
+    WHOLE,
     compare,
     norm_eps,
     patch_forward,
@@ -140,7 +141,7 @@ def test_what_is_not_put_back_is_seen(
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two recorded steps, with their floor."""
     target = tmp_path_factory.mktemp("floor") / "nest"
-    plant_and_record(target, None, "noise_floor=8")
+    plant_and_record(target, None, WHOLE, "noise_floor=8")
     return target
 
 
@@ -163,7 +164,7 @@ def worst_ratio(reference: Path, candidate: Path, least: int = 100) -> tuple[flo
 
 def test_the_fast_mode_lies_within_it(reference: Path, tmp_path: Path) -> None:
     """Its optimizer rounds otherwise, and the step that follows starts from that."""
-    plant_and_record(tmp_path / "fast", None, "numerics=fast")
+    plant_and_record(tmp_path / "fast", None, WHOLE, "numerics=fast")
     rounding, _ = worst_ratio(reference, tmp_path / "fast", least=10)
     assert 0 < rounding < LOOK
 
@@ -171,11 +172,11 @@ def test_the_fast_mode_lies_within_it(reference: Path, tmp_path: Path) -> None:
 def test_a_correct_rewrite_lies_within_it_and_bugs_do_not(
     reference: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    twin = recorded_once(tmp_path_factory)  # the control
+    twin = recorded_once(tmp_path_factory, None, WHOLE)  # the control
     assert [one for rung in compare(reference, twin).rungs for one in rung.findings if one.metrics] == []
-    rounding, _ = worst_ratio(reference, recorded_once(tmp_path_factory, split_k_product))
-    factor, _ = worst_ratio(reference, recorded_once(tmp_path_factory, residual_factor))
-    eps, where = worst_ratio(reference, recorded_once(tmp_path_factory, norm_eps))
+    rounding, _ = worst_ratio(reference, recorded_once(tmp_path_factory, split_k_product, WHOLE))
+    factor, _ = worst_ratio(reference, recorded_once(tmp_path_factory, residual_factor, WHOLE))
+    eps, where = worst_ratio(reference, recorded_once(tmp_path_factory, norm_eps, WHOLE))
     print(f"floors: rewrite {rounding:.2f}, factor 1.0000002 {factor:.2f}, eps {eps:.1f} at {where.address}")
     assert rounding < 1.5 and eps > 3
     assert 0.1 < factor < 3  # a fault as small as rounding: the floor alone passes it, float64 has to find it
