@@ -292,6 +292,11 @@ class Experiment(Section):
             parse_steps(self.save_steps)
         except UserError as error:
             raise Unfit(error.what, f"save_steps={self.save_steps}", error.fix) from error
+        if self.numerics == "fast" and (
+            isinstance(self.model, ListedModel) or isinstance(self.model.encoder, ConvEncoder)
+        ):
+            what = "it computes NEST and BEST-RQ with a Conformer alone"
+            raise Unfit(what, "numerics=fast", "Give numerics=exact.")
         if self.cuda_graphs and self.numerics != "fast":
             raise Unfit("not offered with numerics=exact", "cuda_graphs=true", "Give numerics=fast too.")
         if (

@@ -46,7 +46,8 @@ class Perturbations:
 
 
 def with_gain(settings: Gain, samples_T: Samples, of: Perturbations) -> Samples:
-    return samples_T * (10.0 ** (random.uniform(settings.min_gain_dbfs, settings.max_gain_dbfs) / 20.0))
+    gained: Samples = samples_T * (10.0 ** (random.uniform(settings.min_gain_dbfs, settings.max_gain_dbfs) / 20.0))
+    return gained
 
 
 def shifted(settings: Shift, samples_T: Samples, of: Perturbations) -> Samples:

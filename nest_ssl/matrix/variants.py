@@ -292,7 +292,9 @@ augmentation: none|contrastive: all codes of two groups as negatives|contrastive
 prediction: without tokens
 """.strip().replace("\n", "|").split("|")
 )  # fmt: skip
-TRAINED = tuple(variant for variant in VARIANTS if variant.title not in STOPPED and variant not in (*CONVOLUTIONAL, *OF_LISTED))
+TRAINED = tuple(
+    variant for variant in VARIANTS if variant.title not in STOPPED and variant not in (*CONVOLUTIONAL, *OF_LISTED)
+)
 
 
 def pairs(variants: tuple[Variant, ...] = TRAINED, number: int = PAIRS, seed: int = PAIRS_SEED) -> list[Variant]:

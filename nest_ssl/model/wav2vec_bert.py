@@ -142,12 +142,12 @@ class Wav2VecBertModel(SpeechModel):
                 labels = {"targets": targets, "decoder_lengths": encoded_len, "target_lengths": target_lengths}
                 return self.loss(spec_masks=spec_masks, decoder_outputs=outputs, **labels), {}
             return self.loss(spectrograms=spectrograms, spec_masks=spec_masks, decoder_outputs=outputs), {}
-        total, losses = encoded.new_zeros(1), {}
+        total, losses, kept = encoded.new_zeros(1), {}, getattr(self.encoder, "kept", {})
         for name, settings in self.listed.items():
             if not self.decoder_losses_active[name]:
                 continue
             pair: Any = self.decoder_losses[name]
-            heard = encoded if settings.layer is None else self.encoder.kept[settings.layer]
+            heard = encoded if settings.layer is None else kept[settings.layer]
             outputs = pair["decoder"](encoder_output=heard.transpose(-2, -1) if settings.transpose_encoded else heard)
             if settings.targets_from_loss is not None:  # they stay for the losses behind this one, as in NeMo
                 source: Any = self.decoder_losses[settings.targets_from_loss]

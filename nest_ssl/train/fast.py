@@ -39,7 +39,8 @@ class FastNestModule(NestModule):
         super().__init__(*others, **named)
         allow_fast_kernels()
         self.quantizer.may_wait = False
-        self._graphed = GraphedEncoder(self.encoder) if cuda_graphs else None
+        encoder: Any = self.encoder
+        self._graphed = GraphedEncoder(encoder) if cuda_graphs else None
 
     def heard(self, batch: Any) -> Heard:
         """The features of a batch."""

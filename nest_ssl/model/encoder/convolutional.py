@@ -180,7 +180,7 @@ class ConvASREncoder(nn.Module):
         super().__init__()
         activation = ACTIVATIONS[settings.activation]()  # one module for all, as in NeMo
         if hasattr(activation, "inplace"):
-            activation.inplace = True
+            activation.inplace = True  # type: ignore[assignment]
         channels, panes, mode, blocks = settings.feat_in, [], settings.residual_mode, []
         for each in settings.jasper:
             mode = each.residual_mode or mode  # it stays for the blocks behind
