@@ -11,14 +11,14 @@ import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nest_ssl.base.home import ROOT
 from nest_ssl.bench.trainings import Bench
-from nest_ssl.bench.workers import Worker, WorkerEnded
+from nest_ssl.bench.workers import LEVELS, Worker, WorkerEnded
 
 Row = dict[str, Any]
 PARTS = ("step_ms", "forward_ms", "backward_ms", "optimizer_ms", "peak_bytes")
@@ -124,18 +124,19 @@ def curve(bench: Bench, batches: int) -> Row:
 
 
 def recorder(bench: Bench) -> list[Row]:
-    """Seconds of a recorded step by the clock, of a bare one, and of writing as many bytes."""
-    row: Row = {"name": "recorder, size small"}
+    """By level: seconds of a recorded step, of a bare one, and of writing as many bytes; CPU seconds of the first."""
+    batch, rows = (2, 3.0), []
     try:
         with Worker(replace(bench, size="small"), "nest", record=bench.folder / "recorded") as worker:
-            bare = worker.ask(do="steps", warm=1, count=3, batch=(2, 3.0))
-            found = worker.ask(do="record", batch=(2, 3.0))
+            for level, count in LEVELS.items():
+                bare = worker.ask(do="steps", warm=1, count=3, batch=batch)
+                found = worker.ask(do="record", level=level, count=count, batch=batch)
+                seconds = seconds_to_write(bench.folder / "written", found["bytes"])
+                row = {"name": f"{level}, size small", "batch": list(batch), "bare": bare["step_ms"] / 1000}
+                rows.append({**row, **found, "bytes_alone": seconds})
     except WorkerEnded as ended:
-        return [{**row, "error": str(ended)}]
-    written = bench.folder / "written"
-    seconds = _seconds(lambda: _write(written, found["bytes"]))
-    written.unlink()
-    return [{**row, **found, "bare": bare["step_ms"] / 1000, "written": seconds}]
+        rows.append({"name": "recorder, size small", "error": str(ended)})
+    return rows
 
 
 def start_up(bench: Bench) -> list[Row]:
@@ -167,19 +168,16 @@ def matrix_rate(dtype: str = "float32", size: int = 1024) -> float:
     return 2 * size**3 / min(took) / 1e9
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    before = time.perf_counter()
-    work()
-    return time.perf_counter() - before
-
-
-def _write(path: Path, size: int) -> None:
-    """So many bytes to the disk, a mebibyte at a time."""
-    block = os.urandom(1 << 20)
+def seconds_to_write(path: Path, size: int) -> float:
+    """So many bytes to the disk, a mebibyte at a time; they are deleted again."""
+    block, before = os.urandom(1 << 20), time.perf_counter()
     with path.open("wb") as stream:
         for _ in range(-(-size // len(block))):
             stream.write(block)
         os.fsync(stream.fileno())
+    seconds = time.perf_counter() - before
+    path.unlink()
+    return seconds
 
 
 def _cpu_seconds(command: Sequence[str]) -> float:

@@ -23,6 +23,12 @@ PARTS = {
     "peak_bytes": "peak memory",
     "products_ms": "products alone",
 }
+RECORDED = {"seconds": "seconds", "seconds until written": "written", "CPU seconds": "cpu",
+            "CPU seconds of a bare step": "bare", "writing as many bytes": "bytes_alone"}  # fmt: skip
+ABOUT_RECORDER = (
+    "One step recorded by each level, by the clock: until training goes on, and until all of it is written and hashed; "
+    "its CPU time with that of the threads that write and hash; and what writing as many bytes to the disk takes alone."
+)
 CURVE = "benchmarks-curve.svg"
 CURVES = {"layers": "layers of the large model", "s": "seconds of audio, medium", "utterances": "utterances, medium"}
 ABOUT = (
@@ -89,15 +95,14 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
             yield Figure(f"benchmarks-{unit}.svg", (f"CPU time and memory of the port by NeMo's, by {title}",))
     if "losses" in results.get("curve", {}):
         yield from _said_of_curve(results["curve"])
-    for row in results["recorder"]:
-        if "bytes" in row:
-            size = row["bytes"] / 1e6
-            yield Heading(("The recorder",))
-            text = (
-                f"{row['name']}: a recorded step took {row['seconds']:.1f} s by the clock for {size:,.0f} MB of full "
-            )
-            text += f"tensors, {row['seconds'] / row['written']:.1f} times what writing as many bytes takes"
-            yield Paragraph((f"{text} ({row['written']:.1f} s); a bare step {row['bare']:.2f} s of CPU time.",))
+    recorded = [row for row in results["recorder"] if "bytes_alone" in row]
+    if recorded:
+        yield Heading(("The recorder",))
+        yield Paragraph((ABOUT_RECORDER,))
+        yield table(("level", "MB", *RECORDED), [
+            (row["name"], f"{row['bytes'] / 1e6:,.0f}", *(f"{row[key]:.2f}" for key in RECORDED.values()))
+            for row in recorded], right=1 + len(RECORDED))  # fmt: skip
+    yield from _missing(results["recorder"])
     if results["start"]:
         yield Heading(("Start-up",))
         shown = [(Code(row["name"]), f"{row['seconds']:.2f}") for row in results["start"]]
