@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import runpy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from nest_ssl.base.nested import leaves
-from nest_ssl.config.compose import compose
+from nest_ssl.config.compose import ROOT, compose
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
 from nest_ssl.data.loader import build_dataloader
@@ -111,6 +112,18 @@ def recorded(release: str, tmp_path_factory: pytest.TempPathFactory) -> Callable
         return target
 
     return once
+
+
+@pytest.fixture(scope="session")
+def nemo_python(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Python for programs that need NeMo, imported once for all of them: see `tests/warm.py`.
+
+    It has not imported nest_ssl, for a program may be of another copy of it.
+    """
+    warm_python = runpy.run_path(str(ROOT / "tests" / "warm.py"))["warm_python"]  # NeMo before 3.0 hides `tests`
+    preloaded = ("torch", "lightning.pytorch", "librosa.filters", "hydra", "pydantic", "nemo.collections.asr.models")
+    with warm_python(tmp_path_factory.mktemp("python"), preloaded) as executable:
+        yield executable
 
 
 def set_seed(value: int) -> None:
