@@ -5,15 +5,15 @@ SHELL := bash
 # With -j too: two trainers at once would need twice the memory, and compare reads what both have written.
 .NOTPARALLEL:
 
-targets := align doctor data nemo nest train compare explain bundle setup setup-nest images locks check-locks \
+targets := align doctor data nemo nest train compare explain track bundle setup setup-nest images locks check-locks \
            test test-nemo test-generations test-docker test-gpu bench selftest matrix lint clean help
-runs := align doctor data nemo nest train compare explain
+runs := align doctor data nemo nest train compare explain track
 .PHONY: $(targets) ready ready-nest kept
 
 # Variables of the experiment come from the command line alone: a cluster may well export DEVICE, DATA or OUT.
 # Those of the machine may stand in the environment too. Either way make says what it found there.
 experiment := SIZE RUN KIND RECIPE SEED STEPS BATCHES RANKS DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA \
-              EVIDENCE NEMO_SOURCE
+              EVIDENCE NEMO_SOURCE FROM_VERSION FROM_SOURCE
 machine := RUNTIME PYTHON NEMO_PYTHON NEST_PYTHON TORCH_INDEX TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE MEMORY SHM GPUS \
            TEST_LOGS UPGRADE BUILD_ARGS EXPLAIN QUICK
 
@@ -60,6 +60,8 @@ COMPARE_ARGS =
 THREADS      = 1
 NEMO_VERSION := $(DEFAULT_NEMO)
 NEMO_SOURCE  =
+FROM_VERSION = $(NEMO_VERSION)
+FROM_SOURCE  =
 GENERATIONS := $(filter-out $(DEFAULT_NEMO),$(releases))
 DATA         =
 EVIDENCE     =
@@ -82,8 +84,10 @@ QUICK       ?=
 
 $(if $(strip $(OUT)),,$(error OUT is empty. Name the folder for nemo/, nest/ and report/))
 $(if $(filter-out local docker,$(RUNTIME)),$(error RUNTIME=$(RUNTIME) is no runtime. Use docker or local))
-unlocked := $(if $(filter locks,$(MAKECMDGOALS)),,$(filter-out $(releases),$(NEMO_VERSION) $(GENERATIONS)))
+unlocked := $(if $(filter locks,$(MAKECMDGOALS)),,$(filter-out $(releases),$(sort $(NEMO_VERSION) $(FROM_VERSION) $(GENERATIONS))))
 $(if $(unlocked),$(error no lock for this NeMo: $(unlocked). Use one of: $(releases), or write one: make locks NEMO_VERSION=...))
+two := $(filter-out $(FROM_VERSION)|$(FROM_SOURCE),$(NEMO_VERSION)|$(NEMO_SOURCE))
+$(if $(filter track,$(MAKECMDGOALS)),$(if $(two),,$(error one NeMo alone: $(NEMO_VERSION). Name the other one: FROM_VERSION=, FROM_SOURCE= or NEMO_SOURCE=)))
 digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
 $(if $(or $(call digits,$(THREADS)),$(if $(THREADS:0%=),,zero)),$(error THREADS=$(THREADS) is no number of threads. Use 1 or more))
 $(if $(or $(call digits,$(RANKS)),$(if $(RANKS:0%=),,zero)),$(error RANKS=$(RANKS) is no number of ranks. Use 1 or more))
@@ -163,6 +167,16 @@ explain: ready data ## gather evidence about the difference (EVIDENCE=), then th
 	    $(call q,--reference-python=$(call q,$(NEMO_PYTHON))) $(call q,--candidate-python=$(call q,$(NEST_PYTHON)))) \
 	    --reference $(call q,$(OUT)/nemo) --candidate $(call q,$(OUT)/nest) --out $(call q,$(OUT)/report) \
 	    $(call q,--evidence=$(EVIDENCE))
+
+# Each of the two as make nemo and make nest would be called; all operators, small and with everything random on.
+tracked = $(MAKE) --no-print-directory nemo nest $(call q,NEMO_VERSION=$(1)) $(call q,NEMO_SOURCE=$(2)) $\
+    $(call q,OUT=$(OUT)/track/$(3)) $(call q,ARGS=$(ARGS) operators=true) $\
+    $(if $(filter SIZE,$(given)),,SIZE=tiny) $(if $(filter RUN,$(given)),,RUN=full)
+track: ready-nest ## from FROM_VERSION or FROM_SOURCE to NEMO_VERSION or NEMO_SOURCE: what changed, and has it a name
+	+@$(call tracked,$(FROM_VERSION),$(FROM_SOURCE),before)
+	+@$(call tracked,$(NEMO_VERSION),$(NEMO_SOURCE),after)
+	@$(nest_python) -m nest_ssl.cli.main track $(call q,$(OUT)/track/before) $(call q,$(OUT)/track/after) \
+	    --out $(call q,$(OUT)/track/report)
 
 bundle: ready-nest ## the comparison in one file to hand on: OUT/comparison.tar (ARGS="--tensors --sign KEY.pem")
 	@$(call with,$(ARGS) $(COMPARE_ARGS)) $(call q,$(NEST_PYTHON)) -m nest_ssl.cli.main bundle $(call q,$(OUT)/comparison.tar) \
@@ -303,6 +317,7 @@ help: ## this text
 	    $(call q,EXPLAIN=$(EXPLAIN)) '1: align ends with explain' \
 	    $(call q,NEMO_VERSION=$(NEMO_VERSION)) 'release of NeMo: $(releases); each has its environment and image' \
 	    'NEMO_SOURCE=' 'a checkout of NeMo, in place of the installed one (local environments)' \
+	    $(call q,FROM_VERSION=$(FROM_VERSION)) 'for track: the earlier release; FROM_SOURCE=, an earlier checkout' \
 	    $(call q,GENERATIONS=$(GENERATIONS)) 'releases for test-generations' \
 	    'PYTHON= TORCH_INDEX=' 'for setup: which Python; an index to take torch from' \
 	    'UPGRADE=' 'for locks: 1 moves to the newest versions' \

@@ -27,10 +27,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nest_ssl.api import Compared, callback, compare, recording, report
+    from nest_ssl.api import Compared, ComparedRanks, callback, compare, recording, report
 
 __version__ = "0.1.0"
-__all__ = ["Compared", "callback", "compare", "recording", "report"]
+__all__ = ["Compared", "ComparedRanks", "callback", "compare", "recording", "report"]
 _ROOMS = ("compare", "recording", "report")  # names of a room and of a function: the room is called
 
 

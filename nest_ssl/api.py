@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 from nest_ssl.base.errors import UserError
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Finding, Status
+from nest_ssl.compare.ranks import OverRanks, compare_over_ranks
 from nest_ssl.record.loop import recording
+from nest_ssl.recording.layout import rank_folder
 from nest_ssl.report import write_reports
-from nest_ssl.report.document import Heading, Paragraph, plain
+from nest_ssl.report.document import Block, Heading, Paragraph, plain
+from nest_ssl.report.ranks import over_ranks, write_ranks_report
 from nest_ssl.report.render.markdown import render_markdown
 from nest_ssl.report.render.terminal import print_blocks
 from nest_ssl.report.sections import summary
-from nest_ssl.run.compared import Asked, Opened, open_as_asked
+from nest_ssl.run.compared import Asked, Opened, open_as_asked, ranks_of
 
 if TYPE_CHECKING:
     from nest_ssl.record.lightning import RecordingCallback
 
-__all__ = ["Compared", "callback", "compare", "recording", "report"]
+__all__ = ["Compared", "ComparedRanks", "callback", "compare", "recording", "report"]
 
 
 def callback(out: Path | str, *, steps: Sequence[int] | None = None, **settings: Any) -> RecordingCallback:
@@ -55,11 +58,12 @@ def compare(
     known: Path | str | None = None,
     evidence: Path | str | None = None,
     verify: bool = True,
-) -> Compared:
+) -> Compared | ComparedRanks:
     """Compare two recordings bit by bit, in the order in which a run meets what was recorded.
 
     Args:
-        reference, candidate: folders of recordings, to measure against and to judge.
+        reference, candidate: folders of recordings, to measure against and to judge; of several ranks each is compared
+            with its like, and what they share with each other.
         steps: only these; by default all that both recorded.
         names: YAML map from the candidate's names to the reference's (`nest_ssl.compare.names`).
         atol, rtol: a tolerance of your own; without one nothing but the same bits passes.
@@ -73,12 +77,19 @@ def compare(
     files = {"declared": declared, "names": names, "known": known, "evidence": evidence}
     paths = {name: None if value is None else Path(value) for name, value in files.items()}
     asked = Asked(atol, rtol, None if steps is None else tuple(sorted(steps)), verify=verify, **paths)
-    opened = open_as_asked(Path(reference), Path(candidate), asked)
+    sides = Path(reference), Path(candidate)
+    if (ranks := ranks_of(*sides)) is None:
+        return _compared(open_as_asked(*sides, asked))
+    each = tuple(_compared(open_as_asked(*pair, asked)) for pair in ranks)
+    return ComparedRanks(compare_over_ranks([one.comparison for one in each]), each)
+
+
+def _compared(opened: Opened) -> Compared:
     return Compared(opened.compare(), opened)
 
 
-def report(compared: Compared, out: Path | str = "outputs/report") -> Path:
-    """Write `report.html` with its pictures, `report.md` and `report.json` into folder `out`.
+def report(compared: Compared | ComparedRanks, out: Path | str = "outputs/report") -> Path:
+    """Write `report.html` with its pictures, `report.md` and `report.json` into folder `out`; ranks' in `rank_R`.
 
     Returns the path of `report.md`.
 
@@ -86,6 +97,10 @@ def report(compared: Compared, out: Path | str = "outputs/report") -> Path:
         UserError: the folder cannot be written, or lies within a recording.
     """
     folder = Path(out)
+    if isinstance(compared, ComparedRanks):
+        for rank, one in enumerate(compared.ranks):
+            report(one, folder / rank_folder(rank))
+        return write_ranks_report(compared.over, folder)
     for side in (compared.comparison.reference, compared.comparison.candidate):
         if Path(side.path).resolve() in (folder.resolve(), *folder.resolve().parents):
             raise UserError("a report would be written into a recording", str(out), "Choose a folder outside.")
@@ -126,13 +141,64 @@ class Compared:
         return sorted(found, key=lambda one: one.moment)
 
     def __repr__(self) -> str:
-        texts = [plain(b.text) for b in summary(self.comparison) if isinstance(b, (Heading, Paragraph))]
-        return f"<{self.verdict.value}: {texts[0]}>"
+        return _said_in_a_line(self.verdict, summary(self.comparison))
 
     def __str__(self) -> str:
-        shown = io.StringIO()
-        print_blocks(summary(self.comparison), shown)
-        return shown.getvalue().rstrip()
+        return _shown(summary(self.comparison))
 
     def _repr_markdown_(self) -> str:
         return render_markdown(summary(self.comparison))
+
+
+@dataclass(frozen=True, repr=False)
+class ComparedRanks:
+    """What `compare` found of several ranks; `print` shows the verdict over them, and a line for each.
+
+    Args:
+        over: all ranks of both sides.
+        ranks: what was found of each.
+    """
+
+    over: OverRanks
+    ranks: tuple[Compared, ...]
+
+    @property
+    def verdict(self) -> Status:
+        """The worst of any rank; no pass where the ranks of a side part from each other."""
+        return self.over.verdict
+
+    @property
+    def exit_code(self) -> int:
+        """As of the command, see `Compared`."""
+        return self.over.exit_code
+
+    @property
+    def first(self) -> Finding | None:
+        """The difference that the headline of the worst rank names; None where there is none."""
+        return next((one.first for one in self.ranks if one.exit_code == self.exit_code), None)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Every difference, rank by rank, each in causal order."""
+        return [found for one in self.ranks for found in one.findings]
+
+    def __repr__(self) -> str:
+        return _said_in_a_line(self.verdict, over_ranks(self.over))
+
+    def __str__(self) -> str:
+        return _shown(over_ranks(self.over))
+
+    def _repr_markdown_(self) -> str:
+        return render_markdown(over_ranks(self.over))
+
+
+def _said_in_a_line(verdict: Status, blocks: Sequence[Block]) -> str:
+    """``<identical: NeMo 3.0.0 and nest-ssl 0.1.0 train identically>``."""
+    texts = [plain(block.text) for block in blocks if isinstance(block, (Heading, Paragraph))]
+    return f"<{verdict.value}: {texts[0]}>"
+
+
+def _shown(blocks: Sequence[Block]) -> str:
+    shown = io.StringIO()
+    print_blocks(blocks, shown)
+    return shown.getvalue().rstrip()

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 import nest_ssl
 from nest_ssl.base.errors import UserError
+from nest_ssl.cli.explain import main as explain
+from nest_ssl.recording.ranks import write_ranks
+from tests.compare.builder import edit_index
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD, COMPARE = re.findall(
@@ -69,6 +72,32 @@ def test_a_fault_in_such_a_model_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.verdict == "diverged" and found.first == found.findings[0]
     assert (found.first.moment.step, found.first.address.module) == (0, "head")
     assert "parts from" in repr(found) and "Rung by rung" in str(found) and "| rung |" in found._repr_markdown_()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_several_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    """Of which the second is another trainer, or not; the lines are the same as for one process."""
+    monkeypatch.chdir(tmp_path)
+    for side in ("reference", "mine"):
+        for rank in range(2):
+            own = f"outputs/{side}/rank_{rank}"
+            record(own, scale if (side, rank) == ("mine", 1) else 1.0)
+            edit_index(Path(own), lambda index, rank=rank: index.update(world_size=2, rank=rank))
+        write_ranks(Path("outputs") / side, 2)
+    found = compared()
+    assert isinstance(found, nest_ssl.ComparedRanks)
+    page = Path("outputs/report/report.html").read_text("utf-8")
+    for rank in range(2):
+        assert f'href="rank_{rank}/report.html"' in page and Path(f"outputs/report/rank_{rank}/report.html").is_file()
+    if scale == 1.0:
+        assert (found.verdict, found.exit_code, found.first, found.findings) == ("identical", 0, None, [])
+        assert repr(found).startswith("<identical: ") and "on 2 ranks" in str(found) and "进程 1</a>" in page
+    else:
+        assert (found.verdict, [one.verdict for one in found.ranks]) == ("diverged", ["identical", "diverged"])
+        assert found.first == found.ranks[1].first == found.findings[0] and "| rank |" in found._repr_markdown_()
+        assert repr(found).startswith("<diverged: On rank 1 of 2: ")
+    with pytest.raises(UserError, match="evidence is not gathered of several processes: outputs/mine. Record both"):
+        explain(["--reference", "outputs/reference/rank_0", "--candidate", "outputs/mine"])
 
 
 def test_arguments_the_other_way_round(tmp_path: Path) -> None:

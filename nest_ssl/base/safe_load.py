@@ -131,6 +131,13 @@ def load_yaml(text: bytes | str, where: str) -> Any:
     raise UserError("not YAML that can be read", f"{where}: {reason}", ANOTHER_FILE)
 
 
+def lines_of(text: bytes | str) -> dict[str, int]:
+    """Of YAML that `load_yaml` has read, in which line, from 1, each key of its mapping stands."""
+    found = yaml.compose(text, _Loader)
+    entries = found.value if isinstance(found, yaml.MappingNode) else []
+    return {key.value: key.start_mark.line + 1 for key, _ in entries}
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, at most a line of it."""
     return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:200]

@@ -106,6 +106,29 @@ def cpu_gpu_section(rows: list[Row]) -> Iterator[Block]:
     )
 
 
+def explain_section(rows: list[Row]) -> Iterator[Block]:
+    def cells(row: Row) -> Iterable[object]:
+        yield from (row["size"].removeprefix("size="), row["planted"] or row["name"], row["verdict"])
+        yield Code(", ".join(row["born"])) if row["born"] else "nothing"
+        yield f"{row['largest_floors']:.3g}" if row["born"] else ""
+        had = (
+            f"{kind} {how:.0f} s" if isinstance(how, (int, float)) else f"no {kind}"
+            for kind, how in row["gathered"].items()
+        )
+        yield from (f"{row['tensors_same']:,} of {row['tensors']:,}", ", ".join(had))
+
+    if not rows:
+        return
+    columns = ("model", "candidate", "verdict", "another function in", "floors", "the same bits", "evidence")
+    yield table(columns, [tuple(cells(row)) for row in rows])
+    wrong = [row for row in rows if (row["verdict"], row["born"]) != (row["expected"], row["planted_in"])]
+    yield (
+        Bullets(tuple((f"{row['name']}: {row['expected']} was expected",) for row in wrong))
+        if wrong
+        else Paragraph(("Each verdict and each place is the one expected.",))
+    )
+
+
 def repeat_section(rows: list[Row]) -> Iterator[Block]:
     kinds = ("outputs", "output_gradients", "parameter_gradients")
 
@@ -254,6 +277,13 @@ SECTIONS: dict[str, Section] = {
         "wherever one fits, whatever is drawn, and what remains is rounding: in float32, and in float64 but for the "
         "features, which are float32 in NeMo too.",
         cpu_gpu_section,
+    ),
+    "explain": (
+        "Bug or rounding, on the device",
+        "What explain says where both trainers, the replay, the noise floor, float64 and the operators ran on the "
+        "device; faults and rewrites are planted in the port (see docs/detection.md). “devices” is the port on the "
+        "CPU against the port on the device, masked wherever a block fits.",
+        explain_section,
     ),
     "sync": (
         "Where the host waits",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nest_ssl.base.files import write_atomically
-from nest_ssl.bench import measured, recorded
+from nest_ssl.bench import explained, measured, recorded
 from nest_ssl.bench.document import page
 from nest_ssl.bench.results import Machine, Part, foreign_results, load_results
 from nest_ssl.bench.trainings import Bench, machine
@@ -24,13 +24,14 @@ RECORDED: dict[str, Callable[[Bench], Rows]] = {
     "generator": recorded.generator,
     "resume": recorded.resume,
     "cpu-gpu": recorded.cpu_gpu,
+    "explain": explained.explain,
 }
 MEASURED: dict[str, Callable[[Bench, measured.Workers], Rows]] = {
     "repeat": measured.repeat,
     "sync": measured.sync,
     "speed": measured.speed,
 }
-MAY_DIFFER = ("cpu-gpu", "repeat")
+MAY_DIFFER = ("cpu-gpu", "explain", "repeat")
 
 
 def run_parts(bench: Bench, parts: Sequence[str], file: Path, document: Path) -> int:
@@ -87,6 +88,9 @@ def faults(name: str, rows: Rows) -> list[str]:
     for row in rows:
         if "error" in row:
             wrong.append(f"{row['name']}: {row['error']}")
+        elif name == "explain" and (row["verdict"], row["born"]) != (row["expected"], row["planted_in"]):
+            places = f"{', '.join(row['born']) or 'nothing'} in place of {', '.join(row['planted_in']) or 'nothing'}"
+            wrong.append(f"{row['name']}: {row['verdict']}, born {places}")
         elif name not in MAY_DIFFER and (
             row.get("verdict", "identical") != "identical" or not row.get("same", True) or row.get("differing")
         ):

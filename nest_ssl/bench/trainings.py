@@ -18,6 +18,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import ROOT
 
 THREADS = 32  # that wait for a slot
+PLANTED = ["-m", "nest_ssl.selftest.planted"]
 NO_WORKERS = ("model.train_ds.num_workers=0", "model.validation_ds.num_workers=0")
 
 
@@ -64,6 +65,7 @@ class Training:
     side: str
     overrides: tuple[str, ...]
     accelerator: str = ""  # another device than the bench's
+    planted: str = ""  # a case of the self-test's catalogue that the port is trained with
 
     def folder(self, bench: Bench) -> Path:
         return bench.folder / slug(self.name) / self.side
@@ -84,7 +86,8 @@ def train_all(bench: Bench, trainings: Iterable[Training]) -> dict[Training, str
 def _train(bench: Bench, training: Training) -> str:
     folder, side = training.folder(bench), bench.sides[training.side]
     device = f"trainer.accelerator={training.accelerator or bench.accelerator}"
-    command = [side.python, str(ROOT / side.script), device, f"output_dir={folder}", "overwrite=true"]
+    interpreter = [side.python, *([*PLANTED, training.planted] if training.planted else [])]
+    command = [*interpreter, str(ROOT / side.script), device, f"output_dir={folder}", "overwrite=true"]
     with bench.slots:
         return run_logged([*command, *training.overrides], folder.with_name(f"{training.side}.out"), bench)
 

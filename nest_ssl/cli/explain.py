@@ -53,11 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, further = _parser().parse_known_args(argv)
     from nest_ssl.cli.compare import asked_of, read_options, report_on
     from nest_ssl.recording.evidence import folder_beside
-    from nest_ssl.run.compared import open_as_asked
+    from nest_ssl.run.compared import open_as_asked, refuse_ranks
     from nest_ssl.run.evidence import STOPPED, collect, kinds_to_gather, plan, prepare
 
     sides = ["--reference", str(options.reference), "--candidate", str(options.candidate)]
     comparing = read_options([*sides, "--out", str(options.out), *further])
+    refuse_ranks(options.reference, options.candidate)
     opened = open_as_asked(options.reference, options.candidate, asked_of(comparing))
     reference, candidate = opened.reference, opened.candidate
     folder = folder_beside(options.reference)

@@ -20,6 +20,7 @@ VERBS = {
     "compare": "compare two recordings and write the report",
     "explain": "gather evidence about their difference: bug or rounding, born here or came in",
     "bisect": "find the first of many steps that differs, and record it in full",
+    "track": "say what changed from one NeMo to another, and whether the table of generations names it",
     "replay": "feed a recording of the reference to the modules of the candidate",
     "ops": "list the operators of a recorded step, or show where two sides run others",
     "bundle": "put a comparison into one file that others can check",
@@ -45,6 +46,7 @@ examples:
   nest-ssl compare --reference outputs/nemo --candidate outputs/nest --out outputs/report
   nest-ssl explain --reference outputs/nemo --candidate outputs/nest --out outputs/report --evidence replay,floor
   nest-ssl bisect --reference outputs/nemo --candidate outputs/nest --steps 500
+  nest-ssl track outputs/track/before outputs/track/after
   nest-ssl replay --reference outputs/nemo --candidate outputs/nest
   nest-ssl ops diff --reference outputs/nemo --candidate outputs/nest --module 'encoder.layers.0*'
   nest-ssl bundle comparison.tar --reference outputs/nemo --candidate outputs/nest --report outputs/report

@@ -48,8 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nest_ssl.recording.evidence import REPLAY, folder_beside, write_evidence
     from nest_ssl.recording.reader import open_recording
     from nest_ssl.run.candidate import replay_recording
+    from nest_ssl.run.compared import refuse_ranks
     from nest_ssl.run.console import quiet
 
+    refuse_ranks(options.reference, options.candidate)
     reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
     rename = load_names(options.names) if options.names else uncompiled(reference, candidate)
     candidate = Renamed(candidate, rename) if rename else candidate

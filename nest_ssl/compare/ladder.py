@@ -92,8 +92,8 @@ def compare_recordings(
     """
     reference = reference if candidate.index.imported is None else Narrowed(reference, candidate)
     shared = _shared_steps(reference, candidate, steps)
-    ledger = KnownRule(rule or (NoiseFloorRule(evidence) if evidence and evidence.floors else SameBits()), known)
-    comparer = Comparer(ledger)
+    judge = rule or (NoiseFloorRule(evidence) if evidence and evidence.floors else SameBits())
+    comparer = Comparer(ledger := KnownRule(judge, known, whole=reference.index.rank is None))
     own, excused, before, results = _compare_all(reference, candidate, comparer, shared, steps, declared, evidence)
     tallies = [*own, *(tally for result in results for tally in result.tallies.values() if not tally.unrecorded)]
     ordered = causes.in_causal_order(tallies, results)
@@ -123,7 +123,7 @@ def compare_recordings(
         explanations=explanations, declared=excused, known=known_differences(reference, candidate),
         rule=comparer.rule.describe(), facts=_facts(reference, comparer, explanations),
         notes=[note for tally in whole for note in chain(tally.absent, tally.notes)],
-        proof=proof, unseen=unseen_by(reference, shared, evidence), ledger=ledger.used(),
+        proof=proof, unseen=unseen_by(reference, candidate, shared, evidence), ledger=ledger.used(),
     )  # fmt: skip
     one, other = ({m.name: m.module_class for m in side.structure.modules} for side in (reference, candidate))
     comparison.kinds = kinds_of(comparison, (one, other))

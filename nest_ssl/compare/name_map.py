@@ -36,7 +36,7 @@ from torch import Tensor
 
 from nest_ssl.base.errors import UserError, from_os_error
 from nest_ssl.base.renaming import Rename
-from nest_ssl.base.safe_load import load_yaml
+from nest_ssl.base.safe_load import lines_of, load_yaml
 from nest_ssl.base.spelling import did_you_mean
 
 SHIPPED = "nest_ssl.compare.maps"  # a map of this folder is given by its name alone
@@ -67,11 +67,13 @@ class Entry:
     Args:
         sources, targets: names with holes, the candidate's and the reference's; several of one of them are parts.
         settings: what is done to a tensor; None: it keeps its numbers, and names below follow.
+        where: the file, its line and the name there, for what is wrong with it.
     """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     settings: Settings | None = None
+    where: str = field(default="", compare=False)
     patterns: tuple[re.Pattern[str], ...] = field(default=(), compare=False)
 
     def changed(self, parts: Sequence[Tensor], signed: bool = True) -> list[Tensor]:
@@ -83,6 +85,9 @@ class Entry:
         s = self.settings
         assert s is not None
         try:
+            widths = [part.shape[s.dim] for part in parts]
+            if s.sizes and len(self.sources) > 1 and widths != s.sizes:
+                raise ValueError(f"the parts are {widths} wide and not {s.sizes}")
             whole = torch.cat(list(parts), s.dim) if len(parts) > 1 else parts[0]
             whole = whole.narrow(s.dim, s.slice[0], s.slice[1] - s.slice[0]) if s.slice else whole
             whole = whole.reshape(s.reshape) if s.reshape is not None else whole
@@ -96,7 +101,7 @@ class Entry:
                 raise ValueError(f"{whole.shape[s.dim]} are not {len(self.targets)} equal parts; give sizes")
             sizes = s.sizes or [whole.shape[s.dim] // len(self.targets)] * len(self.targets)
             return [part.contiguous() for part in torch.split(whole, sizes, s.dim)]
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, TypeError) as error:  # of torch; TypeError: a number beyond its integers
             raise ValueError(str(error).splitlines()[0]) from error
 
 
@@ -124,11 +129,11 @@ class Names(Rename):
     """A map of names; called with the candidate's name of a module, it gives the reference's.
 
     Raises:
-        UserError: an entry that is none; `where` says in which file.
+        UserError: an entry that is none; `where` says in which file, `lines` in which line of it.
     """
 
-    def __init__(self, given: Mapping[str, Any], where: str = "names") -> None:
-        self.where = where
+    def __init__(self, given: Mapping[str, Any], where: str = "names", lines: Mapping[str, int] | None = None) -> None:
+        self.where, self.lines = where, lines or {}
         self.given = dict(given)
         entries = [entry for name, target in given.items() for entry in self._entries(name, target)]
         self.entries = sorted(entries, key=lambda entry: -len(entry.sources[0].split(".")))
@@ -144,7 +149,7 @@ class Names(Rename):
 
     def in_float64(self) -> Names:
         """The same, for a run that had all its numbers in float64: the dtype of none is changed."""
-        found = Names(self.given, self.where)
+        found = Names(self.given, self.where, self.lines)
         for place, entry in enumerate(found.entries):
             if entry.settings is not None:
                 settings = entry.settings.model_copy(update={"dtype": None})
@@ -176,7 +181,10 @@ class Names(Rename):
                 raise self._wrong(name, f"dtype: torch has no {settings.dtype}.")
         if not isinstance(name, str) or not name or not isinstance(to, str):
             raise self._wrong(name, "Give a name of the reference for each name of the candidate.")
-        sources, targets = _alternatives(name), _alternatives(to)
+        try:
+            sources, targets = _alternatives(name), _alternatives(to)
+        except ValueError as error:
+            raise self._wrong(name, f"{error}") from error
         several = {len(side) for side in (sources, targets)} - {1}
         pairs = [(sources, targets)]
         if len(sources) == len(targets):
@@ -185,6 +193,10 @@ class Names(Rename):
             raise self._wrong(name, "Give as many alternatives on the right as on the left, or on one side alone.")
         else:
             settings = settings or Settings(to=to)
+        number = max(len(one) for one in pairs[0])
+        if settings and settings.sizes and not 1 < number == len(settings.sizes):
+            parts = f"{number} parts" if number > 1 else "nothing that is split or fused"
+            raise self._wrong(name, f"sizes: they are {len(settings.sizes)}, for {parts}.")
         for one, other in pairs:
             for source in one:
                 given = _holes(source)
@@ -193,10 +205,14 @@ class Names(Rename):
                     raise self._wrong(name, f"Give each * and {{}} of {bad!r} on the left too.")
             if settings and any(_holes(source) != _holes(one[0]) for source in one):
                 raise self._wrong(name, "Give all parts the same * and {}.")
-            yield Entry(one, other, settings, tuple(map(pattern_of, one)))
+            yield Entry(one, other, settings, self._place(name), tuple(map(pattern_of, one)))
+
+    def _place(self, name: Any) -> str:
+        line = f", line {self.lines[name]}" if name in self.lines else ""
+        return f"{self.where}{line}: {name!r}"
 
     def _wrong(self, name: Any, fix: str) -> UserError:
-        return UserError("no map of names", f"{self.where}: {name!r}", fix)
+        return UserError("no map of names", self._place(name), fix)
 
 
 def load_names(path: Path) -> Names:
@@ -213,7 +229,7 @@ def load_names(path: Path) -> Names:
     found = load_yaml(content, str(path))
     if not isinstance(found, dict):
         raise UserError("no map of names", str(path), "Give a name of the reference for each name of the candidate.")
-    return Names(found, str(path))
+    return Names(found, str(path), lines_of(content))
 
 
 def renaming(names: Mapping[str, Any]) -> Names:
@@ -222,13 +238,18 @@ def renaming(names: Mapping[str, Any]) -> Names:
 
 
 def _alternatives(name: str) -> tuple[str, ...]:
-    """``linear_{q,k,v}.weight`` as three names, all groups of one name by turns."""
+    """``linear_{q,k,v}.weight`` as three names, all groups of one name by turns.
+
+    Raises:
+        ValueError: the groups do not have the same number of alternatives.
+    """
     groups = [group.split(",") for group in _ALTERNATIVES.findall(name)]
-    number = max(map(len, groups), default=1)
+    if len({len(group) for group in groups}) > 1:
+        raise ValueError(f"Give all groups of {name!r} the same number of alternatives.")
     made = []
-    for place in range(number):
+    for place in range(len(groups[0]) if groups else 1):
         turn = iter(groups)
-        made.append(_ALTERNATIVES.sub(lambda _, turn=turn, place=place: next(turn)[place % number], name))  # type: ignore[misc]
+        made.append(_ALTERNATIVES.sub(lambda _, turn=turn, place=place: next(turn)[place], name))  # type: ignore[misc]
     return tuple(made)
 
 

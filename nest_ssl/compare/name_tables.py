@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.renaming import NameMap
 from nest_ssl.compare.name_map import Entry, Match, Names
-from nest_ssl.recording.index import Structure
+from nest_ssl.recording.index import Index, Structure
+from nest_ssl.recording.layout import GRADIENTS, WEIGHTS
 from nest_ssl.recording.tensors import describe_tensor
 
 V = TypeVar("V")
@@ -25,14 +27,19 @@ class NameTables(NameMap):
 
     Args:
         rename: the map.
-        structure: of the recording.
+        index, structure: of the recording; one that was imported may have names that its structure does not.
     """
 
-    def __init__(self, rename: Names, structure: Structure) -> None:
-        super().__init__(rename, [entry.name for entry in structure.modules])
+    def __init__(self, rename: Names, index: Index, structure: Structure) -> None:
+        self.modules = [entry.name for entry in structure.modules]
+        self.stored = [[entry.name for entry in kind] for kind in (structure.parameters, structure.buffers)]
+        if index.imported is not None:
+            self.modules += dict.fromkeys(name.rpartition("#")[0] for names in index.calls.values() for name in names)
+            tables = [table for file, table in index.tensors.items() if Path(file).name in (WEIGHTS, GRADIENTS)]
+            self.stored = [[*dict.fromkeys([*self.stored[0], *(name for table in tables for name in table)])]]
+        super().__init__(rename, self.modules)
         self.map = rename
-        stored = [entry.name for kind in (structure.parameters, structure.buffers) for entry in kind]
-        self.matched = {name: match for name in stored if (match := rename.match(name))}
+        self.matched = {name: match for names in self.stored for name in names if (match := rename.match(name))}
 
     def table(self, values: Mapping[str, V], change: Change[V] | None = None) -> dict[str, V]:
         """A table by name; `change` makes the values of what an entry changes, by default of tensors.
@@ -58,8 +65,8 @@ class NameTables(NameMap):
                 ordered = [found[place][2] for place in sorted(found)]
                 changed = (change or changed_tensors)(match.entry, ordered)
             except ValueError as error:
-                fix = "Mend the map, or see nest-ssl map check."
-                raise UserError("a map that does not fit", f"{', '.join(names)}: {error}", fix) from error
+                where = f"{match.entry.where}, of {', '.join(names)}: {error}"
+                raise UserError("a map that does not fit", where, "Mend it, or see nest-ssl map check.") from error
             made |= zip(match.names(), changed, strict=True) if changed is not None else ()
         return made
 
@@ -72,17 +79,17 @@ class NameTables(NameMap):
         match = self.map.match(name)
         return match.names() if match else [name]
 
-    def refuse_two_of_one_name(self, structure: Structure, where: str) -> None:
+    def refuse_two_of_one_name(self, where: str) -> None:
         """One of the two would hide the other, and whatever differs in it.
 
         Raises:
             UserError: two modules, parameters or buffers would have one name, and are no parts of one.
         """
-        named: list[tuple[list[Any], Callable[[str], list[str]]]]
-        named = [(structure.modules, lambda name: [self.rename(name)])]
-        for entries, targets in (*named, (structure.parameters, self.targets), (structure.buffers, self.targets)):
+        named: list[tuple[list[str], Callable[[str], list[str]]]]
+        named = [(self.modules, lambda name: [self.rename(name)]), *((names, self.targets) for names in self.stored)]
+        for names, targets in named:
             taken: dict[str, str] = {}
-            for name, target in ((entry.name, target) for entry in entries for target in targets(entry.name)):
+            for name, target in ((one, target) for one in names for target in targets(one)):
                 other = taken.setdefault(target, name)
                 wraps = not self.stays(other) and (not other or name.startswith(f"{other}."))
                 parts = [self.matched.get(one) for one in (name, other)]

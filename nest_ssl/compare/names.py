@@ -42,10 +42,10 @@ class Renamed(Recording):
 
     def __init__(self, original: Recording, rename: Names) -> None:
         super().__init__(original.path, original.index, verified=True)
-        self._original, self.names = original, NameTables(rename, original.structure)
+        self._original, self.names = original, NameTables(rename, original.index, original.structure)
         if not self.names.given and not self.names.matched:
             raise UserError("a map of names that fits nothing", str(original.path), "Give names of the candidate.")
-        self.names.refuse_two_of_one_name(original.structure, str(original.path))
+        self.names.refuse_two_of_one_name(str(original.path))
         ledger = self.ledger(original.index.ledger)
         calls = {}
         for step, names in original.index.calls.items():
@@ -55,9 +55,8 @@ class Renamed(Recording):
 
     def described(self) -> dict[str, Any]:
         """How many names are read as others, and tensors changed, for the report."""
-        found = self._original.structure
         changed = [name for name, match in self.names.matched.items() if match.entry.settings]
-        count = len(found.parameters) + len(found.buffers)
+        count = sum(map(len, self.names.stored))
         return {"map": self.names.map.where, "count": count, "changed": len(changed)}
 
     def ledger(self, entries: list[Any] | None) -> list[Any] | None:

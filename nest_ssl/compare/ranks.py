@@ -7,12 +7,13 @@ training every rank has the same parameters, on either side. Only digests are re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nest_ssl.base.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Note, Status
 from nest_ssl.compare.kinds import FaultKind, Likely
+from nest_ssl.compare.rules.known import Used, used_by_any
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.index import Index
 
@@ -53,13 +54,17 @@ class SideRanks:
 
 @dataclass(frozen=True, slots=True)
 class OverRanks:
-    """All ranks of both sides: the verdict is the worst of any, and no pass where ranks part."""
+    """All ranks of both sides: the verdict is the worst of any, and no pass where ranks part.
+
+    `ledger` are the differences that the user knows, over all ranks: one that no rank has any more is no pass either.
+    """
 
     ranks: list[Comparison]
     reference: SideRanks
     candidate: SideRanks
     verdict: Status
     exit_code: int
+    ledger: list[Used] = field(default_factory=list)
 
 
 def compare_over_ranks(ranks: Sequence[Comparison]) -> OverRanks:
@@ -78,8 +83,11 @@ def compare_over_ranks(ranks: Sequence[Comparison]) -> OverRanks:
         verdict = Status.EQUIVALENT if equivalent else Status.IDENTICAL
         if any(side.parted for side in sides):  # on both alike, or a rank would have diverged
             verdict, code = Status.INCONCLUSIVE, EXIT_INCONCLUSIVE
+    ledger = used_by_any([comparison.ledger for comparison in ranks])
+    if code in (EXIT_OK, EXIT_INCONCLUSIVE) and any(used.fault for used in ledger):
+        verdict, code = Status.DIVERGED, EXIT_DIVERGED
     _name_the_one_rank(ranks)
-    return OverRanks(list(ranks), sides[0], sides[1], verdict, code)
+    return OverRanks(list(ranks), sides[0], sides[1], verdict, code, ledger)
 
 
 def _name_the_one_rank(ranks: Sequence[Comparison]) -> None:
@@ -92,10 +100,10 @@ def _name_the_one_rank(ranks: Sequence[Comparison]) -> None:
     first = [rank for rank, found in enumerate(begins) if found is not None and found == step]
     if step is None or len(first) != 1 or len(ranks) < 2 or any(each.contract_differs for each in ranks):
         return
-    reason = Note("kind_one_rank", {"rank": first[0], "step": max(step, 0)})
+    reason, own = Note("kind_one_rank", {"rank": first[0], "step": max(step, 0)}), tuple(ranks[first[0]].kinds)
     for each in ranks:
         if each.kinds:
-            each.kinds = [Likely(FaultKind.RANKS, reason, born=each.kinds[0].born)]
+            each.kinds = [Likely(FaultKind.RANKS, reason, born=each.kinds[0].born, own=own)]
 
 
 def _over_ranks(indexes: Sequence[Index], steps: Sequence[int]) -> SideRanks:

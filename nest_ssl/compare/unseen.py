@@ -14,18 +14,23 @@ from nest_ssl.recording import layout
 from nest_ssl.recording.reader import Recording
 
 
-def unseen_by(reference: Recording, steps: Sequence[int], evidence: Evidence | None) -> list[Note]:
-    """What the reference's recorded steps hold nothing of.
+def unseen_by(
+    reference: Recording, candidate: Recording, steps: Sequence[int], evidence: Evidence | None
+) -> list[Note]:
+    """What the recorded steps hold nothing of: by either side's level, and by what the reference never did.
 
     Padding is seen by lengths that differ within a batch, dropout by its draws, the warm-up by the schedule's settings.
     """
     notes = []
-    level = reference.index.level
-    if level is not None and level.record == "digest":
-        notes.append(Note("unseen_digest"))
-    elif level is not None:
-        patterns = {key: " ".join(getattr(level, key)) or "-" for key in ("include", "exclude")}
-        notes.append(Note("unseen_level", {"record": level.record, **patterns}))
+    levels = {"reference": reference.index.level, "candidate": candidate.index.level}
+    alike = levels["reference"] == levels["candidate"]
+    for side, level in list(levels.items())[: 1 if alike else None]:
+        whose, values = ("", {}) if alike else ("_side", {"side": side})
+        if level is not None and level.record == "digest":
+            notes.append(Note(f"unseen_digest{whose}", values))
+        elif level is not None:
+            patterns = {key: " ".join(getattr(level, key)) or "-" for key in ("include", "exclude")}
+            notes.append(Note(f"unseen_level{whose}", {**values, "record": level.record, **patterns}))
     recorded = [reference.step(step) for step in steps]
     batches = [flatten(step.batch()) for step in recorded if step.has(layout.BATCH)]
     lengths = [

@@ -149,7 +149,9 @@ class Experiment(Section):
     seed: Seed = 42
     output_dir: str | None = None
     save_steps: str | int | list[int] | None = None
-    record: Literal["modules", "boundaries", "digest"] = "modules"  # how much of each of them, see `record.levels`
+    record: Literal["modules", "boundaries", "operators", "digest"] = (
+        "modules"  # how much of each of them, see `record.levels`
+    )
     include: list[str] | None = None
     exclude: list[str] | None = None
     operators: bool | list[str] = False

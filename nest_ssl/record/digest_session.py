@@ -1,8 +1,8 @@
-"""A session that records of each step the hashes of its tensors alone: `record=digest`."""
+"""Sessions that record of each step the hashes of its tensors alone, or its operators: `record=digest`, `operators`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from nest_ssl.base.nested import leaves, to_builtins
 from nest_ssl.base.rng import rng_digests
 from nest_ssl.record.levels import Level
 from nest_ssl.record.observers.calls import CallObserver
+from nest_ssl.record.observers.copies import Unkept
 from nest_ssl.record.observers.digests import Digests
 from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
 from nest_ssl.record.session import Session
@@ -38,11 +39,25 @@ def open_session(
     Raises:
         UserError: operators are asked for, of which a digest has none.
     """
+    if level.record == "operators":
+        return OperatorSession(writer, steps, output_names, config, operators or True, level)
     if level.record != "digest":
         return Session(writer, steps, output_names, config, operators, level)
     if operators:
         raise UserError("a digest has no operators", f"record=digest, operators={operators}", "Leave one of them out.")
     return DigestSession(writer, steps, output_names, config, level=level)
+
+
+class OperatorSession(Session):
+    """As `Session`, boundary by boundary, but no tensor of a step is copied, hashed or written."""
+
+    _copies = Unkept
+
+    def validation(self) -> None:
+        """Nothing of a validation is recorded but what it gave."""
+
+    def _save(self, name: str, make: Callable[[], Any]) -> None:
+        """What would be in it is not even made."""
 
 
 class DigestSession(Session):

@@ -12,7 +12,7 @@ from torch import nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.spelling import did_you_mean
 
-Record = Literal["digest", "boundaries", "modules"]
+Record = Literal["digest", "operators", "boundaries", "modules"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Level:
     Args:
         record: ``modules``: the calls of all modules, whole. ``boundaries``: of the model, its parts and the blocks in
             its lists alone. ``digest``: of every tensor a hash, bounds, norm and count of NaN, and nothing whole.
+            ``operators``: its ATen operators and draws alone.
         include: patterns of names (``encoder.layers.0*``): modules that are recorded, in place of the level's choice.
         exclude: patterns of names of modules that are not.
 
@@ -37,6 +38,20 @@ class Level:
         if self.record not in get_args(Record):
             known = get_args(Record)
             raise UserError("no such level", f"record={self.record}", did_you_mean(self.record, known, str(known)))
+
+    def refuse_what_fits_nothing(self, model: nn.Module) -> None:
+        """A pattern without a module is a slip of the pen: what it was meant for would be missing, or be recorded.
+
+        Raises:
+            UserError: there is such a pattern.
+        """
+        names = [name for name, _ in model.named_modules()]
+        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    fix = "Give names of modules as the model has them, with * and ?: encoder.layers.0*."
+                    where = f"{option}={pattern}"
+                    raise UserError("a pattern that fits no module", where, did_you_mean(pattern, names, fix))
 
     def modules(self, model: nn.Module) -> frozenset[str] | None:
         """Names of the modules whose calls are recorded, besides the model's own; None: all."""

@@ -7,7 +7,7 @@ where the batch before one ends, since what is drawn from there on makes the nex
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import CodeType, MappingProxyType
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from nest_ssl.base.rng import rng_digests
 from nest_ssl.record.levels import ALL, Level
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.changes import changes
-from nest_ssl.record.observers.copies import copy_to_cpu
+from nest_ssl.record.observers.copies import Copies, copy_to_cpu
 from nest_ssl.record.observers.draws import DrawObserver
 from nest_ssl.record.observers.operators import OperatorObserver
 from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
@@ -58,6 +58,8 @@ class Session(AbstractContextManager["Session"]):
             `encoder.layers.0*`.
         level: how much of each step is recorded.
     """
+
+    _copies: type[Copies] = Copies  # what is kept of the tensors that hooks see
 
     def __init__(
         self,
@@ -115,9 +117,10 @@ class Session(AbstractContextManager["Session"]):
             batches: after how many, counted from 0, training ends.
 
         Raises:
-            UserError: several processes train and the writer does not know which this is, or a step to record is
-                already trained or never reached.
+            UserError: several processes train and the writer does not know which this is, a step to record is
+                already trained or never reached, or a pattern of modules fits none.
         """
+        self.level.refuse_what_fits_nothing(model)
         world_size = processes()
         refuse_one_place(world_size, self.writer.rank)
         refuse_steps_outside(self.steps or frozenset(), first_step, batches)
@@ -149,12 +152,12 @@ class Session(AbstractContextManager["Session"]):
             self._await_batch(number)
         if self._draws:
             place = {"epoch": epoch, "batch": self._number if position is None else position}
-            calls = CallObserver(self._model, self._draws, self.level.modules(self._model))
+            calls = CallObserver(self._model, self._draws, self.level.modules(self._model), self._copies)
             update = UpdateObserver(self._model, self._before_update)
             live = to_builtins(batch, lambda tensor: tensor)
             self._step = Step(place, self._draws, calls, update, live, to_builtins(live, copy_to_cpu))
             started = weights(self._model).items()
-            self._save(files.STEP_START, changes(started, self.writer.folder, self._last_weights))
+            self._save(files.STEP_START, lambda: changes(started, self.writer.folder, self._last_weights))
             now = modes(self._model)
             self._step.training = {name: mode for name, mode in now.items() if self._modes.get(name) != mode}
             self._step.boundary("batch_ready", "training_step")
@@ -182,7 +185,8 @@ class Session(AbstractContextManager["Session"]):
         if self._step and self._step.gradients is None:
             self._step.boundary("backward_done", "optimizer_step")
             self._step.gradients = gradients(self._step.calls.root)
-            self._save(files.GRADIENTS, self._step.gradients)  # now: they are the model's own, and clipped in place
+            kept = self._step.gradients
+            self._save(files.GRADIENTS, lambda: kept)  # now: they are the model's own, and clipped in place
 
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer is about to change the model: what it has to do that with, as nothing between here and the
@@ -190,15 +194,20 @@ class Session(AbstractContextManager["Session"]):
         assert self._step is not None
         if self._step.operators:
             self._step.operators.update_begins(optimizer)
-        found = optimizer_state(self._step.calls.root, optimizer)
-        base = self._last_optimizer
-        started = changes(found["state"].items(), self.writer.folder, base, lambda content: content["state"])
-        self._save(files.OPTIMIZER_START, {**started, "param_groups": found["param_groups"]})
-        of_backward = {}
-        if self._step.gradients is not None:  # as recorded: the model's own may have been clipped in place
+        root, has_gradients, folder = self._step.calls.root, self._step.gradients is not None, self.writer.folder
+
+        def started() -> dict[str, Any]:
+            found = optimizer_state(root, optimizer)
+            state, base = found["state"].items(), self._last_optimizer
+            return {**changes(state, folder, base, lambda old: old["state"]), "param_groups": found["param_groups"]}
+
+        def used() -> dict[str, Any]:  # beside what is recorded: the model's own may have been clipped in place
             name = f"{files.step_folder(self._number)}/{files.GRADIENTS}"
-            of_backward = torch.load(self.writer.folder / name, weights_only=True, mmap=True)
-        self._save(files.APPLIED_GRADIENTS, applied(gradients(self._step.calls.root), of_backward))
+            recorded = torch.load(folder / name, weights_only=True, mmap=True) if has_gradients else {}
+            return applied(gradients(root), recorded)
+
+        self._save(files.OPTIMIZER_START, started)
+        self._save(files.APPLIED_GRADIENTS, used)
 
     def step_done(
         self,
@@ -223,20 +232,20 @@ class Session(AbstractContextManager["Session"]):
                 content = traced.result().model_dump_json(exclude_defaults=True)
                 self.writer.save_text(f"{folder}/{files.OPERATORS}", content + "\n")
             step.boundary("step_done", "fetch")
-            self._save(files.BATCH, step.batch)
+            self._save(files.BATCH, lambda: step.batch)
             output: Any = next((call.output for call in calls if call.module == ""), [])  # of the root's first call
             outputs = output if isinstance(output, list) else [output]
             names = [*self._output_names, *(f"output_{i}" for i in range(len(self._output_names), len(outputs)))]
             # A forward may return less than it is asked to name.
-            self._save(files.FORWARD_OUTPUT, dict(zip(names, outputs, strict=False)))
+            self._save(files.FORWARD_OUTPUT, lambda: dict(zip(names, outputs, strict=False)))
             if step.loss is not None:
-                self._save(files.LOSS, {"loss": step.loss})
-            self._save(files.WEIGHTS, weights(model))
+                self._save(files.LOSS, lambda: {"loss": step.loss})
+            self._save(files.WEIGHTS, lambda: weights(model))
             if optimizer is not None:
-                self._save(files.OPTIMIZER, optimizer_state(model, optimizer))
+                self._save(files.OPTIMIZER, lambda: optimizer_state(model, optimizer))
             rows = {"calls": calls, "later": step.calls.later}
-            self._save(files.CALLS, {key: [call.as_builtins() for call in row] for key, row in rows.items()})
-            self._save(files.GENERATOR_STATES, step.draws.states)
+            self._save(files.CALLS, lambda: {key: [call.as_builtins() for call in row] for key, row in rows.items()})
+            self._save(files.GENERATOR_STATES, lambda: step.draws.states)
             ledger = [entry.model_dump() for entry in step.draws.entries]
             rng = {"states": step.states, "fetch": self._fetch, "loader_workers": loader_workers, "ledger": ledger}
             self.writer.save_json(f"{folder}/{files.RNG}", rng)
@@ -327,8 +336,9 @@ class Session(AbstractContextManager["Session"]):
     def __exit__(self, *error: object) -> None:
         self.abort()
 
-    def _save(self, name: str, value: Any) -> None:
-        self.writer.save_tensors(f"{files.step_folder(self._number)}/{name}", value)
+    def _save(self, name: str, make: Callable[[], Any]) -> None:
+        """Write what `make` gives as a file of the step."""
+        self.writer.save_tensors(f"{files.step_folder(self._number)}/{name}", make())
 
     def _await_batch(self, number: int) -> None:
         """Watch the generators from here on if the next batch is one to record."""

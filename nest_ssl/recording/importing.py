@@ -19,15 +19,16 @@ What is not there is not made up: the recording says what it has (`imported`), a
 from __future__ import annotations
 
 import json
+import math
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import torch
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from nest_ssl.base.errors import UserError, from_os_error
@@ -101,27 +102,65 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         UserError: it cannot be read, is damaged, or holds anything else.
     """
     try:
-        if path.suffix == ".npz":
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-                return {name: torch.from_numpy(np.array(archive[name])) for name in archive.files}
-        content = path.read_bytes()
-        size = struct.unpack("<Q", content[:8])[0]
-        header = json.loads(content[8 : 8 + size])
-        header.pop("__metadata__", None)
-        found = {}
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            dtype, (start, end) = getattr(torch, SAFETENSORS[entry["dtype"]]), entry["data_offsets"]
-            data = content[8 + size + start : 8 + size + end]
-            if len(data) != end - start:
-                raise ValueError(f"{name}: the file ends within it")
-            flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            found[name] = flat.reshape(entry["shape"])
-        return found
+        with path.open("rb") as stream:
+            return _npz(stream) if path.suffix == ".npz" else _safetensors(stream.read())
     except OSError as error:
         raise from_os_error(error, str(path)) from error
-    except Exception as error:
-        what = " ".join(str(error).split())[:120] or type(error).__name__
+    except _Damaged as error:
+        what = " ".join(str(error).split())[:120]
         raise UserError("a file of tensors that cannot be read", f"{path}: {what}", "Write it again.") from error
+
+
+class _Damaged(Exception):
+    """What a file itself is to blame for."""
+
+
+def _npz(stream: BinaryIO) -> dict[str, Tensor]:
+    """By NumPy, which says in its own words what is wrong with a file, and in those of zip, zlib and its own parser."""
+    try:
+        with np.load(stream, allow_pickle=False) as archive:
+            arrays = {name: np.array(archive[name]) for name in archive.files}
+    except OSError:  # of the disk
+        raise
+    except Exception as error:
+        raise _Damaged(str(error) or type(error).__name__) from error
+    found = {}
+    for name, array in arrays.items():
+        try:
+            found[name] = torch.from_numpy(array)
+        except (TypeError, ValueError) as error:  # text, numbers that torch does not have, the other order of bytes
+            raise _Damaged(f"{name}: {error}") from error
+    return found
+
+
+class _Stored(BaseModel):
+    """A tensor in the header of a .safetensors file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dtype: str
+    shape: list[Annotated[int, Field(ge=0)]]
+    data_offsets: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+
+def _safetensors(content: bytes) -> dict[str, Tensor]:
+    size = int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8 : 8 + size])
+        entries = {name: _Stored(**entry) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _Damaged(f"its header: {error}") from error
+    found = {}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        if entry.dtype not in SAFETENSORS:
+            raise _Damaged(f"{name} is of type {entry.dtype}, which is none of {', '.join(SAFETENSORS)}")
+        dtype, (start, end) = getattr(torch, SAFETENSORS[entry.dtype]), entry.data_offsets
+        data = content[8 + size + start : 8 + size + end]
+        if len(data) != end - start or len(data) != math.prod(entry.shape) * dtype.itemsize:
+            raise _Damaged(f"{name}: it has {len(data)} bytes of {end - start}, for the shape {entry.shape}")
+        flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        found[name] = flat.reshape(entry.shape)
+    return found
 
 
 def _tables(folder: Path, kinds: tuple[str, ...]) -> Tables:

@@ -246,7 +246,7 @@ class Structure(_Strict):
 
 
 class Level(_Strict):
-    record: Literal["digest", "boundaries", "modules"]
+    record: Literal["digest", "operators", "boundaries", "modules"]
     include: list[str] = []
     exclude: list[str] = []
 

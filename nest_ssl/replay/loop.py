@@ -138,9 +138,13 @@ class LoopReplay:
             if name not in after or name not in self.weights:
                 continue
             found, before = parameter.detach().cpu(), self.weights[name]
-            if same_bits(after[name], before) and same_bits(found, before.to(found.dtype)):
+            if not found.shape == after[name].shape == before.shape:
+                continue
+            if same_bits(found, after[name]):
+                self.drafts["optimizer"].add(1, [])
+            elif same_bits(after[name], before) and same_bits(found, before.to(found.dtype)):
                 self.drafts["optimizer"].add(1, [])  # neither moved it, in whatever number format the candidate has it
-            elif found.shape == after[name].shape == before.shape:
+            else:
                 updates = after[name].double() - before.double(), found.double() - before.double()
                 deviation = deviation_of(of_entry(Kind.UPDATE, name), after[name], found, updates)
                 self.drafts["optimizer"].add(1, [deviation] if deviation else [])

@@ -13,11 +13,13 @@ from nest_ssl.compare.findings import Status
 from nest_ssl.compare.ranks import OverRanks, SideRanks
 from nest_ssl.recording.layout import rank_folder
 from nest_ssl.report.document import Block, Code, Heading, Paragraph, StatusWord, Text, plain, table
+from nest_ssl.report.render.html import render_front
 from nest_ssl.report.render.json import strict
 from nest_ssl.report.render.junit import render_verdict
 from nest_ssl.report.render.markdown import render_markdown
 from nest_ssl.report.render.terminal import print_blocks
 from nest_ssl.report.sections import summary
+from nest_ssl.report.sections.background import known_differences
 from nest_ssl.report.sections.headline import title
 from nest_ssl.report.sections.kinds import likely_kinds
 from nest_ssl.report.words import counted, heads, say, word
@@ -28,17 +30,17 @@ SCHEMA = "nest-ssl-ranks-report/1"
 
 
 def write_ranks_report(over: OverRanks, folder: Path) -> Path:
-    """Write `report.md` and `report.json` over the ranks into `folder`, beside `rank_R/` with the report of each.
+    """Write `report.md`, `report.html` and `report.json` over the ranks into `folder`, which has theirs in `rank_R/`.
 
-    A page of an earlier comparison goes. Returns the path of `report.md`.
+    Pictures of an earlier comparison go. Returns the path of `report.md`.
 
     Raises:
         UserError: they cannot be written.
     """
     with write_errors(str(folder)):
-        (folder / PAGE).unlink(missing_ok=True)
         shutil.rmtree(folder / PICTURES, ignore_errors=True)
         write_atomically(folder / JSON, json.dumps(strict(_as_tree(over)), indent=1, allow_nan=False) + "\n")
+        write_atomically(folder / PAGE, render_front(over.verdict, lambda: over_ranks(over), lambda: _pages(over)))
         write_atomically(folder / MARKDOWN, render_markdown(over_ranks(over)))
     return folder / MARKDOWN
 
@@ -76,8 +78,9 @@ def over_ranks(over: OverRanks) -> list[Block]:
     """Title, verdict, a row for each rank, and a sentence for each side."""
     ranks, sides = over.ranks, labels(over.ranks[0])
     worst = next((rank for rank, one in enumerate(ranks) if one.exit_code == over.exit_code), None)
-    if worst is None:  # every rank agrees, and yet they part
-        head = say("ranks.apart", reference=sides[0], candidate=sides[1])
+    if worst is None:  # no rank by itself is at fault
+        key = "ranks.known" if any(used.fault for used in over.ledger) else "ranks.apart"
+        head = say(key, reference=sides[0], candidate=sides[1])
     elif over.exit_code == 0:
         like_all = next(one for one in ranks if one.verdict is over.verdict)
         head = say("ranks.all", ranks=counted(len(ranks), "ranks"), title=title(like_all))
@@ -100,7 +103,12 @@ def over_ranks(over: OverRanks) -> list[Block]:
     said = [Paragraph(_together(label, side)) for label, side in zip(sides, (over.reference, over.candidate),
                                                                      strict=True)]  # fmt: skip
     kinds = [] if worst is None else likely_kinds(ranks[worst])
-    return [Heading(head, 1), Paragraph(verdict), *kinds, table(columns, rows, right=1), *said]
+    known = known_differences(over.ledger)
+    return [Heading(head, 1), Paragraph(verdict), *kinds, table(columns, rows, right=1), *said, *known]
+
+
+def _pages(over: OverRanks) -> dict[str, str]:
+    return {plain(say("rank", rank=rank)): f"{rank_folder(rank)}/{PAGE}" for rank in range(len(over.ranks))}
 
 
 def _together(label: str, side: SideRanks) -> Text:
@@ -122,4 +130,4 @@ def _as_tree(over: OverRanks) -> dict[str, object]:
     ]  # fmt: skip
     sides = {"reference": over.reference, "candidate": over.candidate}
     return {"schema": SCHEMA, "verdict": over.verdict, "exit_code": over.exit_code, "ranks": ranks,
-            "passed": over.verdict in (Status.IDENTICAL, Status.EQUIVALENT), **sides}  # fmt: skip
+            "passed": over.verdict in (Status.IDENTICAL, Status.EQUIVALENT), "known": over.ledger, **sides}  # fmt: skip

@@ -106,16 +106,22 @@ def ranks_of(reference: Path, candidate: Path) -> list[tuple[Path, Path]] | None
     return list(zip(found[0] or [reference], found[1] or [candidate], strict=False))
 
 
-def refuse_ranks(*recordings: Recording) -> None:
+def refuse_ranks(*recordings: Recording | Path) -> None:
     """Evidence comes from training again in this process; a rank alone would wait for the others.
+
+    Args:
+        recordings: of a folder it is asked whether it holds those of several processes, before anything else is.
 
     Raises:
         UserError: one of them is of one of several processes.
     """
-    for recording in recordings:
-        if recording.index.rank is not None:
+    from nest_ssl.recording.ranks import read_ranks
+
+    for one in recordings:
+        if read_ranks(one) is not None if isinstance(one, Path) else one.index.rank is not None:
             fix = "Record both in one process (RANKS=1) to gather evidence; ranks are compared without it."
-            raise UserError("evidence is not gathered of several processes", str(recording.path), fix)
+            where = str(one if isinstance(one, Path) else one.path)
+            raise UserError("evidence is not gathered of several processes", where, fix)
 
 
 def open_as_asked(reference: Path, candidate: Path, asked: Asked) -> Opened:

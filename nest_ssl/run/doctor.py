@@ -23,7 +23,7 @@ MODULES = {"nemo": "nemo", "nest": "nest_ssl"}  # by trainer: what has to be imp
 # at tiny, 2.5 GB at large. A run takes 0.6 GB of memory at tiny, and 4 GB at large.
 BYTES_OF_PARAMETER, BYTES_OF_CALLS, BYTES_OF_WIDTH = 16, 35e6, 76e3
 MEMORY, MEMORY_OF_PARAMETER = 0.6e9, 30
-KEPT = {"modules": 1.0, "boundaries": 0.25, "digest": 0.0}  # of the calls, by level
+KEPT = {"modules": 1.0, "boundaries": 0.25, "operators": 0.0, "digest": 0.0}  # of the calls, by level
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def room(cfg: Any) -> Iterator[Answer]:
         parameters = sum(one.numel() for one in NestModel(cfg.model, cfg.nemo).parameters())
     steps = frozenset({0, 1}) if cfg.save_steps is None else parse_steps(cfg.save_steps)
     width = cfg.model.encoder.n_layers * cfg.model.encoder.d_model
-    whole = BYTES_OF_PARAMETER * parameters if cfg.record != "digest" else 1e6
+    whole = 1e6 if cfg.record in ("digest", "operators") else BYTES_OF_PARAMETER * parameters
     step = whole + KEPT[cfg.record] * (BYTES_OF_CALLS + BYTES_OF_WIDTH * width)
     target = Path(cfg.output_dir).absolute()
     place = next(path for path in (target, *target.parents) if path.exists())

@@ -117,6 +117,28 @@ def test_explain_gathers_evidence_and_trains_nothing_itself(make: Make, fake_pyt
     assert rest == [*sides, "--evidence=floor,replay", "--atol", "1e-6"]
 
 
+@pytest.mark.parametrize(("given", "size"), [((), "tiny"), (("SIZE=small", "RUN=quick", "ARGS=a.b='c d'"), "small")])
+def test_track_trains_both_nemos_and_the_port_as_each(make: Make, given: tuple[str, ...], size: str) -> None:
+    """A dry run, which prints what each inner make would run, too."""
+    done = make("-n", "track", "FROM_VERSION=2.7.3", "NEMO_SOURCE=a b", "OUT=o u t", *given)
+    assert done.returncode == 0, done.stderr
+    trained = [line for line in done.stdout.splitlines() if "scripts/train_n" in line]
+    sides = [(f"train_{name}.py", f"nemo={release}", f"o u t/track/{side}/{name}")
+             for side, release in (("before", "2.7.3"), ("after", "3.0.0")) for name in ("nemo", "nest")]  # fmt: skip
+    assert len(trained) == 4
+    for line, (script, nemo, folder) in zip(trained, sides, strict=True):
+        assert script in line and f"'{nemo}' 'size={size}' 'run={'quick' if given else 'full'}'" in line
+        assert f"'output_dir={folder}'" in line and "operators=true" in line and ("a.b=" in line) is bool(given)
+    inner = [line for line in done.stdout.splitlines() if " nemo nest " in line]
+    assert (
+        ["'NEMO_SOURCE='" in line for line in inner]
+        == ["'NEMO_SOURCE=a b'" not in line for line in inner]
+        == [True, False]
+    )
+    last = done.stdout.splitlines()[-2:]
+    assert "track 'o u t/track/before' 'o u t/track/after'" in last[0] and "--out 'o u t/track/report'" in last[1]
+
+
 def test_bundle_is_of_this_output_and_takes_options(make: Make, fake_python: Any) -> None:
     done = make("bundle", "OUT=o u t", "ARGS=--tensors")
     assert done.returncode == 0, done.stderr
@@ -149,6 +171,8 @@ def test_align_ends_with_explain_where_that_is_asked_for(
         (["align", "THREADS=0"], "THREADS=0 is no number of threads"),
         (["align", "THREADS=two"], "THREADS=two is no number of threads"),
         (["align", "RUNTIME=cloud"], "RUNTIME=cloud is no runtime"),
+        (["track"], "one NeMo alone: 3.0.0. Name the other one: FROM_VERSION=, FROM_SOURCE= or NEMO_SOURCE="),
+        (["track", "FROM_VERSION=1.0"], "no lock for this NeMo: 1.0"),
         (["align", "RUNTIME=docker", "NEMO_SOURCE=a"], "NEMO_SOURCE=a is not seen in an image. Use RUNTIME=local"),
         (["align", "NEMO_VERSION=9.9"], "no lock for this NeMo: 9.9. Use one of: 2.4.1 2.7.3 3.0.0"),
         (["test-generations", "GENERATIONS=2.7.3;ls"], "no lock for this NeMo: 2.7.3;ls."),

@@ -233,6 +233,11 @@ def test_values_of_a_narrower_format(unused: tuple[int, int], relative: float, e
     one = finding("initial_weights", -1, Phase.INITIAL_WEIGHTS, 0, kind=Kind.BUFFER, module="front", call=None,
                   slot="window", metrics=values)  # fmt: skip
     assert kind_of(made(born("initial weights", "front", place, step=None), found=(one,))) is kind
+    update = at(Kind.UPDATE, "vq", "w")
+    none = finding(
+        "weights", 0, Phase.AFTER_STEP, 0, kind=Kind.UPDATE, module="vq", call=None, slot="w", metrics=values
+    )
+    assert kind_of(made(born("optimizer", None, update), found=(none,))) is K.OPTIMIZER
 
 
 SETTINGS = {

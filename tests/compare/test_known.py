@@ -12,7 +12,8 @@ from torch import nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.rules.known import Known, load_known
+from nest_ssl.compare.rules.bits import SameBits
+from nest_ssl.compare.rules.known import Known, KnownRule, Used, load_known, used_by_any
 from nest_ssl.recording.reader import open_recording
 from tests.compare.builder import Plan, first, record
 from tests.compare.test_between import run
@@ -84,6 +85,22 @@ def test_an_entry_that_no_longer_applies_fails(sides: tuple[Path, Path]) -> None
     comparison = compared((sides[0], sides[0]), known())
     assert comparison.verdict == "diverged"
     assert first(comparison)[-1] == "known" and comparison.ledger[0].fault == "no longer a difference"
+
+
+def test_an_entry_that_one_rank_alone_uses_applies() -> None:
+    """Of one rank nothing is said that only all of them show; what none of them uses is out of date."""
+    used, unused = known(), known(address="encoder.*")
+    ledgers = []
+    for counts in ({used: 2}, {}):
+        rule = KnownRule(SameBits(), [used, unused], whole=False)
+        rule.counts.update(counts)
+        assert not rule.out_of_date()
+        ledgers.append(rule.used())
+    assert [(one.entry, one.count, one.fault) for one in used_by_any(ledgers)] == [
+        (used, 2, ""), (unused, 0, "no longer a difference"),
+    ]  # fmt: skip
+    expired = [[Used(used, 1, 0, "expired")], [Used(used, 0, 0, "expired")]]
+    assert used_by_any(expired)[0].fault == "expired"
 
 
 def test_an_entry_whose_day_is_over_fails(sides: tuple[Path, Path]) -> None:

@@ -49,12 +49,31 @@ def test_holes_alternatives_and_parts() -> None:
         ({"a": {"to": "b", "tranpose": True}}, "Did you mean transpose"),
         ({"a": {"to": "b", "dtype": "flaot"}}, "torch has no"),
         ({"a": {"to": "b", "dim": "0"}}, "dim: Input should be a valid integer"),
+        ({"{a,b}.{c,d,e}": "f"}, "Give all groups of '{a,b}.{c,d,e}'"),
+        ({"a.{p,q}": "{b,c}.{d,e,f}"}, "Give all groups of '{b,c}.{d,e,f}'"),
+        ({"a": {"to": "{b,c}", "sizes": [1, 2, 3]}}, "sizes: they are 3, for 2 parts"),
+        ({"a": {"to": "b", "sizes": [1]}}, "sizes: they are 1, for nothing that is split"),
+        ({"{a,b}": {"to": "{c,d}", "sizes": [1, 2]}}, "sizes: they are 2, for nothing that is split"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_map_is_one_line(names: dict[str, Any], fix: str) -> None:
     with pytest.raises(UserError, match="no map of names") as raised:
         renaming(names)
     assert fix in raised.value.fix
+
+
+def test_a_mistake_in_a_file_is_said_with_its_line(both: tuple[Path, Path], tmp_path: Path) -> None:
+    """When it is read, and when a tensor does not have the shape for it."""
+    path = tmp_path / "names.yaml"
+    path.write_text("block0: layer0\n\n# fused\nblock0.{a,b}.{c,d,e}: layer0.q\n")
+    with pytest.raises(UserError, match="no map of names") as raised:
+        load_names(path)
+    assert raised.value.where == f"{path}, line 4: 'block0.{{a,b}}.{{c,d,e}}'"
+    for sizes in ([WIDTH, WIDTH, 1], [WIDTH, WIDTH, WIDTH, WIDTH], [2**70, 1, 1]):
+        path.write_text(f"block0: layer0\nblock0.qkv: {{to: 'layer0.{{q,k,v}}', sizes: {sizes}}}\n")
+        with pytest.raises(UserError) as raised:
+            nest_ssl.compare(*both, names=path)
+        assert f"{path}, line 2: 'block0.qkv'" in raised.value.where, sizes
 
 
 @pytest.mark.parametrize(
@@ -176,7 +195,7 @@ def test_what_is_left_over_is_listed_with_what_is_nearest(
 
 def test_a_shape_that_does_not_fit_is_one_line(both: tuple[Path, Path], tmp_path: Path) -> None:
     names = FUSED | {"block0.qkv": {"to": "layer0.{q,k,v}", "sizes": [4, 4, 5]}}
-    with pytest.raises(UserError, match=r"a map that does not fit: block0\.qkv: "):
+    with pytest.raises(UserError, match=r"line 6: 'block0\.qkv', of block0\.qkv: "):
         nest_ssl.compare(*both, names=written(tmp_path / "names.yaml", names))
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nest_ssl.compare.born import Born
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Status
+from nest_ssl.compare.findings import Note, Status
 from nest_ssl.compare.kinds import FaultKind, Likely
 from nest_ssl.compare.ranks import OverRanks, Parted, compare_over_ranks
+from nest_ssl.compare.rules.known import Known, Used
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import Phase
 from nest_ssl.report.document import plain
@@ -64,7 +67,8 @@ def test_all_alike(tmp_path: Path) -> None:
     assert write_ranks_report(over, tmp_path).read_text().startswith("# ")
     written = json.loads((tmp_path / "report.json").read_text())
     assert (written["passed"], [each["verdict"] for each in written["ranks"]]) == (True, ["identical"] * 2)
-    assert not (tmp_path / "report.html").exists()
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "of another comparison" not in page and said[0] in page and "进程 1" in page
 
 
 def test_equivalent_is_no_longer_identical() -> None:
@@ -134,3 +138,25 @@ def test_what_one_rank_alone_does_first_is_a_matter_of_the_ranks(
     expected = FaultKind.MASKING if named is None else FaultKind.RANKS
     assert {likely.kind for one in over.ranks for likely in one.kinds} == {expected}
     assert any(f"only rank {named} differs" in text for text in said) is (named is not None)
+
+
+@pytest.mark.parametrize(("counts", "fault"), [((0, 3), False), ((0, 0), True)])
+def test_a_known_difference_of_one_rank_alone_applies(counts: tuple[int, int], fault: bool, tmp_path: Path) -> None:
+    entry = Known("decoder.output", 1e-5, "c", "e", datetime.date(2999, 1, 1))
+    over, said = judged(*(rank(n, **SAME, ledger=[Used(entry, count)]) for n, count in enumerate(counts)))
+    assert (over.verdict, over.exit_code) == ((Status.DIVERGED, 1) if fault else (Status.IDENTICAL, 0))
+    assert ("applies to none" in said[0]) is fault
+    assert ("no longer a difference" in write_ranks_report(over, tmp_path).read_text()) is fault
+
+
+def test_what_the_one_rank_shows_by_itself_is_said() -> None:
+    """A fault that only the data of rank 1 meets: it is a matter of attention, and still says so."""
+    made = [rank(number, **DIVERGED) for number in (0, 1)]
+    add(made[1], "forward", finding(step=0))
+    place = Born("forward", "layers.0.attn", 0, 0, 1)
+    made[0].kinds = [Likely(FaultKind.BACKWARD_ONLY)]
+    made[1].kinds = [Likely(FaultKind.ATTENTION, Note("kind_loss"), born=place)]
+    over, said = judged(*made)
+    assert [one.kind for one in over.ranks[0].kinds[0].own] == [FaultKind.ATTENTION]
+    shown = next(text for text in said if "only rank 1 differs" in text)
+    assert "attention (module: layers.0.attn)" in shown and "backward" not in shown

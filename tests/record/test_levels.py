@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import nest_ssl
 from nest_ssl.base.errors import UserError
+from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.digests import compare_digests
+from nest_ssl.compare.findings import Status
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.digests import HEX, digest_steps, digests, fingerprint
 from nest_ssl.recording.reader import Recording, open_recording
@@ -75,6 +77,17 @@ def test_a_fingerprint_depends_on_place_and_sees_what_is_no_number() -> None:
     )
 
 
+def test_operators_alone_are_those_of_a_whole_recording_and_never_a_pass(tmp_path: Path) -> None:
+    whole, trained = train(tmp_path / "whole", steps=2, operators=True)
+    alone, other = train(tmp_path / "alone", steps=2, record="operators")
+    assert all(torch.equal(one, two) for one, two in zip(trained.parameters(), other.parameters(), strict=True))
+    for step in (0, 1):
+        names = [f"{side.path}/step_{step}/operators.json" for side in (whole, alone)]
+        assert Path(names[0]).read_bytes() == Path(names[1]).read_bytes()
+    assert {name for name in alone.index.tensors if "/" in name} == {"initial_weights/parameter_weights.pt"}
+    assert compare_recordings(alone, alone).verdict == Status.INCONCLUSIVE
+
+
 def test_hashes_are_those_of_what_is_recorded_whole_and_training_is_not_changed(tmp_path: Path) -> None:
     whole, trained = train(tmp_path / "whole", steps=2)
     hashed, other = train(tmp_path / "hashed", steps=2, record="digest")
@@ -128,6 +141,26 @@ def test_some_modules_alone(tmp_path: Path, settings: dict[str, Any], modules: l
     assert comparison.verdict == "identical" and "were not recorded" in str(comparison)
     with pytest.raises(UserError, match="some modules cannot be replayed"):
         replay(found, model)
+
+
+def test_what_one_side_alone_did_not_record_is_said(tmp_path: Path) -> None:
+    """The same calls, by another choice: under `identical` stands which modules of which side were not seen."""
+    train(tmp_path / "one", steps=1, record="boundaries")
+    train(tmp_path / "other", steps=1, include=["front", "layers.?"])
+    comparison = nest_ssl.compare(tmp_path / "one", tmp_path / "other").comparison
+    assert (comparison.verdict, [note.kind for note in comparison.unseen]) == ("identical", ["unseen_level_side"] * 2)
+    assert [note.values["side"] for note in comparison.unseen] == ["reference", "candidate"]
+    train(tmp_path / "whole", steps=1)
+    for sides, side in ((("whole", "one"), "candidate"), (("one", "whole"), "reference")):
+        comparison = nest_ssl.compare(*(tmp_path / name for name in sides)).comparison
+        assert [note.values["side"] for note in comparison.unseen] == [side]
+
+
+def test_a_pattern_that_fits_no_module_is_one_line(tmp_path: Path) -> None:
+    for option, pattern, said in (("include", "layer.1", "Did you mean layers.1"), ("exclude", "*x", "with . and ?")):
+        with pytest.raises(UserError, match=f"fits no module: {option}=.*{said}"):
+            train(tmp_path / "one", **{option: ["front", pattern]})
+    assert not (tmp_path / "one").exists()
 
 
 def test_a_level_that_there_is_not_is_one_line(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
-"""A loop of one's own in two processes: each records into its place, and the first completes the whole."""
+"""A loop of one's own in two processes: each records into its place, and the first completes the whole.
+
+Where one of them fails the others end, too, and say which it was; an earlier recording stays.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -11,9 +15,9 @@ from nest_ssl.recording.ranks import read_ranks
 from nest_ssl.recording.reader import open_recording
 
 PROGRAM = """
-import sys
+import os, signal, sys
 import torch
-import nest_ssl
+import nest_ssl, nest_ssl.base.errors
 
 rank, out = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=2)
@@ -33,7 +37,33 @@ for overwrite in (False, True):
             r.backward_done()
             optimizer.step()
             r.step_done(optimizer)
-torch.distributed.destroy_process_group()
+
+def fail(what):
+    # The other rank waits at the end of its recording: their steps have nothing in common.
+    try:
+        with nest_ssl.recording(out, model, overwrite=True) as r:
+            r.batch(batch)
+            if rank == 1:
+                what()
+            r.loss(model(batch).sum())
+            r.step_done(optimizer)
+    except Exception as error:
+        print(f"{what.__name__}: {type(error).__name__}: {error}", flush=True)
+
+def no_data():
+    raise ValueError("no more data")
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+try:
+    with nest_ssl.recording(out, model):
+        pass
+except nest_ssl.base.errors.UserError as error:
+    print(error, flush=True)
+fail(no_data)
+fail(killed)
+os._exit(0)
 """
 
 
@@ -41,12 +71,23 @@ def test_two_processes_record_as_one(python: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [python, str(tmp_path / "program.py")]
-    ranks = [subprocess.Popen([*command, rank, str(tmp_path / "run")], env=environment) for rank in "01"]
+    ranks = [
+        subprocess.Popen([*command, rank, str(tmp_path / "run")], env=environment, stdout=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
     try:
-        assert [process.wait(120) for process in ranks] == [0, 0]
+        said = [process.communicate(timeout=120)[0].splitlines() for process in ranks]
+        assert [process.returncode for process in ranks] == [0, -signal.SIGKILL]
     finally:
         for process in ranks:
             process.kill()
+    refused = f"an earlier recording is there: {tmp_path / 'run'}. "
+    assert said[0][0].startswith(refused) and said[1][0].startswith(refused)
+    assert said[0][1].startswith("no_data: UserError: rank 1 of 2 failed: ValueError: no more data.")
+    assert said[1][1:] == ["no_data: ValueError: no more data"]
+    assert said[0][2].startswith("killed: UserError: rank 1 of 2 ended before it was done")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["program.py", "run", "run.meet"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["rank_0", "rank_1", "ranks.json"]
     one, other = (open_recording(path) for path in read_ranks(tmp_path / "run") or ())
     assert [(each.index.rank, each.index.world_size, each.steps) for each in (one, other)] == [
         (0, 2, [0, 1]), (1, 2, [0, 1]),

@@ -16,6 +16,7 @@ import nest_ssl
 from nest_ssl.base.errors import UserError
 from nest_ssl.cli import main as command
 from nest_ssl.recording.importing import read_tensors
+from nest_ssl.recording.reader import open_recording
 
 GUARD = 2.0**-24
 
@@ -155,3 +156,57 @@ def test_safetensors(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match="cannot be read"):
         read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ({"dtype": "F8", "shape": [1], "data_offsets": [0, 1]}, "x is of type F8"),
+        ({"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}, "it has 8 bytes of 8, for the shape \\[3\\]"),
+        ({"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}, "its header"),
+        ({"dtype": "F32"}, "its header"), ("F32", "its header"),
+    ],
+)  # fmt: skip
+def test_a_header_that_is_none(tmp_path: Path, entry: Any, what: str) -> None:
+    text = json.dumps({"x": entry}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(UserError, match=what):
+        read_tensors(tmp_path / "x.safetensors")
+
+
+def test_a_mistake_of_this_program_is_not_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("of this program")
+
+    np.savez(tmp_path / "x.npz", a=np.ones(2))
+    for name in ("x.npz", "x.safetensors"):
+        text = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+        (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+        monkeypatch.setattr(torch, "from_numpy" if name == "x.npz" else "frombuffer", broken)
+        with pytest.raises(RuntimeError, match="of this program"):
+            read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("fault", [0.0, 2.0**-6])
+def test_without_initial_weights_names_are_those_of_what_is_there(
+    tmp_path: Path, made: dict[str, Any], fault: float
+) -> None:
+    """Calls and gradients have names, too, and a map of them is no map that fits nothing."""
+    folder = candidate(tmp_path / "made", made)
+    (folder / "initial_weights.npz").unlink()
+    gradient = open_recording(tmp_path / "reference").step(0).gradients()["head.weight"]
+    assert gradient is not None
+    np.savez(folder / "step_0" / "gradients.npz", **{"out.kernel": gradient.numpy().T + np.float32(fault)})
+    assert command.dispatch(["import", str(folder), "--out", str(tmp_path / "run")]) == 0
+    found = nest_ssl.compare(tmp_path / "reference", tmp_path / "run", names=tmp_path / "names.yaml")
+    differs = {(one.address.module, one.address.slot) for one in found.findings if not one.missing}
+    assert differs == ({("head", "weight")} if fault else set()), found
+    assert "1 of 1 tensors were laid out otherwise" in nest_ssl.report(found, tmp_path / "report").read_text()
+    (tmp_path / "names.yaml").write_text("nowhere: head")
+    with pytest.raises(UserError, match="fits nothing"):
+        nest_ssl.compare(tmp_path / "reference", tmp_path / "run", names=tmp_path / "names.yaml")
+    np.savez(folder / "step_0" / "gradients.npz", **{"a": np.ones(2, "f"), "b": np.ones(2, "f")})
+    (tmp_path / "names.yaml").write_text("a: head.bias\nb: head.bias\n")
+    assert command.dispatch(["import", str(folder), "--out", str(tmp_path / "two")]) == 0
+    with pytest.raises(UserError, match="two things one name"):
+        nest_ssl.compare(tmp_path / "reference", tmp_path / "two", names=tmp_path / "names.yaml")

@@ -55,6 +55,7 @@ class Likely:
         reason: the evidence that says so; of `UNKNOWN` what is lacking.
         born: the place that it explains; None for a setting.
         finding: the setting.
+        own: of `RANKS` where one rank alone differs, what that rank's data shows by itself.
     """
 
     kind: FaultKind
@@ -62,3 +63,4 @@ class Likely:
     basis: Basis = Basis.MEASURED
     born: Born | None = None
     finding: Finding | None = None
+    own: tuple[Likely, ...] = ()

@@ -99,9 +99,9 @@ class Case:
 
     def rounded(self) -> Note | None:
         """Where one side holds nothing but values of a narrower number format, no further away than rounding to it."""
-        place = self.born.address
-        trained = place is not None and place.kind is Kind.PARAMETER  # drawn or loaded: that has rules of its own
-        own = [one.metrics for one in self.findings if one.address == place and one.metrics and not trained]
+        # Of what is worked out once: audio is of 16 bits by nature, an update may be zero, and weights are drawn.
+        place = self.born.address if self.born.address and self.born.address.kind is Kind.BUFFER else None
+        own = [one.metrics for one in self.findings if place and one.address == place and one.metrics]
         for metrics in (one for one in own if one.relative is not None and one.eps):
             significant = round(-math.log2(metrics.eps)) - max(metrics.unused)
             name = next((name for width, name in _WIDTHS if significant <= width), None)

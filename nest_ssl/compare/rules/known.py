@@ -31,6 +31,7 @@ from nest_ssl.recording.clock import BEFORE_STEPS, Moment, Phase
 
 _TEXTS = ("address", "cause", "evidence")
 _KEYS = {*_TEXTS, "within", "expires"}
+UNUSED = "no longer a difference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +94,12 @@ class KnownRule:
     Args:
         inner: the rule that judges everything else.
         entries: of the ledger.
+        whole: whether all is compared here that they may apply to; of one rank of several it is not, see `used_by_any`.
     """
 
     inner: Rule
     entries: Sequence[Known]
+    whole: bool = True
     counts: Counter[Known] = field(default_factory=Counter)
     followed: Counter[Known] = field(default_factory=Counter)
     since: dict[Known, Moment] = field(default_factory=dict)  # where an entry that things follow from was first used
@@ -148,7 +151,16 @@ class KnownRule:
                 entry,
                 self.counts[entry],
                 self.followed[entry],
-                "expired" if entry.expires < day else "" if self.counts[entry] else "no longer a difference",
+                "expired" if entry.expires < day else "" if self.counts[entry] or not self.whole else UNUSED,
             )
             for entry in self.entries
         ]
+
+
+def used_by_any(ledgers: Sequence[Sequence[Used]]) -> list[Used]:
+    """What each entry let pass on all ranks together; one that none of them uses no longer applies."""
+    found = []
+    for used in zip(*ledgers, strict=True):
+        counts = sum(one.count for one in used), sum(one.followed for one in used)
+        found.append(Used(used[0].entry, *counts, used[0].fault or ("" if counts[0] else UNUSED)))
+    return found

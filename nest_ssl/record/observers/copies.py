@@ -11,6 +11,7 @@ from nest_ssl.base.nested import tensors, to_builtins
 from nest_ssl.recording.calls import Producer
 
 _INTEGER_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
+_NOTHING = torch.empty(0)
 
 
 class Copies:
@@ -45,6 +46,16 @@ class Copies:
     def producers(self, kept: dict[str, Any]) -> dict[str, Producer]:
         """For each tensor in `kept`, by its path, the call that returned it last, if any did."""
         return {path: self._returned[id(t)][1] for path, t in tensors(kept) if id(t) in self._returned}
+
+
+class Unkept(Copies):
+    """Nothing of what hooks see: which calls there were is known, and no more."""
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        return _NOTHING
+
+    def returned(self, kept: Any, call: int) -> None:
+        """Who made what is not noted."""
 
 
 def copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,11 @@ The page says everything in each language that there are words for; the script e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -48,32 +49,46 @@ def render_html(comparison: Comparison, pictures: Pictures, digest: str = "") ->
     Args:
         digest: of the `report.json` that it belongs to.
     """
-    modules = set(names_in(pictures.tree)) if pictures.tree else set()
-    environment = templates()
-    spoken = {}
     names: list[str] = []
-    title = ""
+
+    def said() -> dict[str, Any]:
+        found = details(comparison)
+        names[:] = names or anchors([plain(block.text) for block in found if isinstance(block, Heading)])
+        return {
+            "first": summary(comparison),
+            "parts": parts_of(found, names),
+            "pictures": pictures,
+            "drawn": {drawing.name: drawing for drawing in drawings(pictures)},
+            "neighbours": neighbours_of(comparison, pictures.tensor) if pictures.tensor else None,
+            "sides": labels(comparison),
+            "modules": set(names_in(pictures.tree)) if pictures.tree else set(),
+            "digest": digest,
+            "pages": {},
+        }
+
+    return _in_all_languages(comparison.verdict, said)
+
+
+def render_front(verdict: Status, blocks: Callable[[], Sequence[Block]], pages: Callable[[], Mapping[str, str]]) -> str:
+    """A page in front of others, in all languages; what is given is asked for in each.
+
+    Args:
+        blocks: what it says; a title first.
+        pages: by their words, files to link to.
+    """
+    nothing = {"parts": [], "pictures": Pictures(), "drawn": {}, "neighbours": None, "modules": set(), "digest": ""}
+    return _in_all_languages(verdict, lambda: {**nothing, "first": blocks(), "sides": (), "pages": pages()})
+
+
+def _in_all_languages(verdict: Status, said: Callable[[], dict[str, Any]]) -> str:
+    """One document; `said` gives what the template of its body asks for, in the language that is spoken."""
+    environment, spoken, title = templates(), {}, ""
     for code in LANGUAGES:
         with language(code):
-            first, found = summary(comparison), details(comparison)
-            heading = next(plain(block.text) for block in first if isinstance(block, Heading))
+            values = said()
+            heading = next(plain(block.text) for block in values["first"] if isinstance(block, Heading))
             title = title or heading
-            if not names:
-                titles = [plain(block.text) for block in found if isinstance(block, Heading)]
-                names = anchors(titles)
-            values = {
-                "first": first,
-                "title": heading,
-                "parts": parts_of(found, names),
-                "pictures": pictures,
-                "drawn": {drawing.name: drawing for drawing in drawings(pictures)},
-                "neighbours": neighbours_of(comparison, pictures.tensor) if pictures.tensor else None,
-                "sides": labels(comparison),
-                "modules": modules,
-                "digest": digest,
-                "code": code,
-                "verdict": STATES.get(comparison.verdict, "came"),
-            }
+            values |= {"title": heading, "code": code, "verdict": STATES.get(verdict, "came")}
             spoken[code] = Markup(environment.get_template("body.html").render(values))
     assets = {name: Markup((PAGE / name).read_text("utf-8")) for name in ("page.css", "page.js")}
     colours = Markup(f":root{{{variables(False)}}}{STYLE}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from nest_ssl.compare.comparison import Comparison, Side
+from nest_ssl.compare.rules.known import Used
 from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Heading, Paragraph, Text, join, table
 from nest_ssl.report.sections.causes import note_text
 from nest_ssl.report.sections.headline import rule_name
@@ -89,11 +91,15 @@ def declared(comparison: Comparison) -> list[Block]:
 
 
 def ledger(comparison: Comparison) -> list[Block]:
-    """The user's known differences: what each let pass, and which no longer applies."""
+    return known_differences(comparison.ledger)
+
+
+def known_differences(entries: Sequence[Used]) -> list[Block]:
+    """The user's: what each let pass, and which no longer applies."""
     rows = [
         [Code(used.entry.address), small(used.entry.within), used.entry.cause, used.entry.evidence,
          str(used.entry.expires), used.fault or counted(used.count + used.followed, "tensors")]
-        for used in comparison.ledger
+        for used in entries
     ]  # fmt: skip
     head = heads("address", "bound_given", "cause", "proof", "expires", "used")
     return [Heading(say("heading.ledger")), table(head, rows)] if rows else []
