@@ -6,6 +6,7 @@ Whichever release is installed there, the port is built for its generation.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.metadata
 import importlib.util
 import runpy
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "against_nemo" in item.path.parts:
             item.add_marker(pytest.mark.filterwarnings("default"))  # NeMo's warnings are not for us to mend
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays_is_no_garbage() -> None:
+    """NeMo's models and loaders that outlive a file are hundreds of thousands of objects to look through again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
