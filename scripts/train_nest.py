@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 
 def load_model_class(cfg: DictConfig | None = None) -> Any:
-    """The port's class for NeMo's that `model.target` names."""
+    """The port's class for NeMo's that `model.target` names, and for `numerics`."""
     from nest_ssl.config.schema import class_of
+    from nest_ssl.train.fast import FAST_MODULES
     from nest_ssl.train.module import MODULES
 
-    return MODULES[class_of(cfg.model.get("target") if cfg else None)]
+    modules = FAST_MODULES if cfg and cfg.get("numerics") == "fast" else MODULES
+    return modules[class_of(cfg.model.get("target") if cfg else None)]
 
 
 def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs | None = None) -> LightningModule:
@@ -36,7 +38,8 @@ def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs 
     skipped = SkippedAudio() if cfg.bad_audio == "skip" else None
     ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     settings = (cfg.no_masked_token, skipped, read.corpora, cfg.seeded_data, *ranks)
-    model = load_model_class(cfg)(cfg.model, cfg.nemo, *settings)
+    graphs = {"cuda_graphs": True} if cfg.get("cuda_graphs") else {}
+    model = load_model_class(cfg)(cfg.model, cfg.nemo, *settings, **graphs)
     if cfg.seeded_data:
         draw_from_python(model)
     with loading_sources(cfg):

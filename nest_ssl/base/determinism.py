@@ -29,7 +29,16 @@ def set_determinism() -> dict[str, Any]:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]  # torch's default
     return flags()
+
+
+def allow_fast_kernels() -> None:
+    """Of what `set_determinism` asks for, leave out what costs time and repeats without it: TF32 on a GPU is allowed,
+    and fresh memory, which nothing reads before it is written, is not filled."""
+    if torch.cuda.is_available():  # without one the flag would be another setting of the CPU's products
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def seed_all(seed: int) -> None:

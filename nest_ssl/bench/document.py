@@ -167,49 +167,102 @@ def sync_section(rows: list[Row]) -> Iterator[Block]:
             yield Paragraph((f"{row['side']} uses operators that have no deterministic kernel, as torch says: ", names))
 
 
+# Of the timed trainers, the columns' names.
+NAMES = {"nemo": "NeMo", "nest": "exact", "fast": "fast", "graphs": "fast, graphs"}
+
+
 def speed_section(rows: list[Row]) -> Iterator[Block]:
     limits = next((row for row in rows if row["name"] == "limits"), None)
     flops = {(r["side"], *r["batch"]): r["flops"] for r in rows if r["name"] == "arithmetic"}
+    yield from said_of_limits(limits)
+    timed = [row for row in rows if "nemo" in row]
+    lines = [(row["name"], _batch(row["batch"]), *_steps(row)) for row in timed]
+    columns = ["NeMo ms", *(f"{name} {unit}" for name in list(NAMES.values())[1:] for unit in ("ms", "ratio"))]
+    yield table(("run", "batch", *columns), lines, right=len(columns))
+    shares = [(row["name"], _batch(row["batch"]), *shares_and_memory(row, flops, limits)) for row in timed]
+    if shares:
+        said = "Arithmetic of the step in its time, of the measured matrix rate in its type, and GB of memory at most:"
+        yield Paragraph((said,))
+        columns = [f"{name} {unit}" for name in NAMES.values() for unit in ("share", "GB")]
+        yield table(("run", "batch", *columns), shares, right=len(columns))
+    lost = [
+        (f"{NAMES[side]}, {row['name']}, {_batch(row['batch'])}: not had ({row[side]['error']})",)
+        for row in timed
+        for side in NAMES
+        if "error" in row.get(side, {})
+    ]
+    if lost:
+        yield Bullets(tuple(lost))
+    yield from parts_of_steps(timed)
+    yield from cost_of_determinism(timed)
+    yield from parts_of_forward(rows)
+
+
+def _steps(row: Row) -> Iterator[str]:
+    nemo = row["nemo"]["step_ms"]
+    yield f"{nemo:.1f}"
+    for side in list(NAMES)[1:]:
+        step = row.get(side, {}).get("step_ms")
+        yield from (f"{step:.1f}", f"{step / nemo:.2f}") if step else ("", "")
+
+
+def said_of_limits(limits: Row | None) -> Iterator[Block]:
     if limits:
         rates = ", ".join(f"{limits[f'{kind}_tflops']:.1f} in {kind}" for kind in ("fp32", "tf32", "bf16"))
         copies = " and ".join(f"{limits[f'{kind}_gbs']:.1f} GB/s to {kind} memory" for kind in ("pageable", "pinned"))
         size = f"{limits['matrix']:,}"
         yield Paragraph((f"The card multiplies matrices of {size} x {size} at {rates} TFLOP/s, and copies {copies}.",))
-    timed = [row for row in rows if "nemo" in row]
-
-    def cells(row: Row) -> Iterable[object]:
-        nemo, nest = row["nemo"], row["nest"]
-        yield from (row["name"], _batch(row["batch"]))
-        yield from (f"{side['step_ms']:.1f}" for side in (nemo, nest))
-        yield f"{nest['step_ms'] / nemo['step_ms']:.2f}"
-        yield from (share_of_limit(row, side, flops, limits) for side in ("nemo", "nest"))
-        yield from (f"{side['peak_bytes'] / 2**30:.1f}" if side["peak_bytes"] else "" for side in (nemo, nest))
-
-    columns = ("run", "batch", "NeMo ms", "port ms", "ratio", "NeMo share", "port share", "NeMo GB", "port GB")
-    yield table(columns, [tuple(cells(row)) for row in timed], right=7)
-    yield Paragraph(("Share: arithmetic of the step in its time, of the measured matrix rate in its type.",))
-    yield from parts_of_steps(timed)
-    yield from cost_of_determinism(timed)
-    yield from cost_of_recording(rows, limits)
 
 
 def parts_of_steps(timed: list[Row]) -> Iterator[Block]:
     parts = ("forward_ms", "backward_ms", "optimizer_ms")
     lines = [
-        (r["name"], _batch(r["batch"]), *(f"{r[side][part]:.1f}" for part in parts for side in ("nemo", "nest")))
+        (r["name"], _batch(r["batch"]), NAMES[side], *(f"{r[side][part]:.1f}" for part in parts))
         for r in timed
+        for side in NAMES
+        if "step_ms" in r.get(side, {})
     ]
-    columns = [f"{side} {part[:-3]}" for part in parts for side in ("NeMo", "port")]
     if lines:
         yield Paragraph(("The same steps, part by part, in ms:",))
-        yield table(("run", "batch", *columns), lines, right=6)
+        yield table(("run", "batch", "trainer", *(part[:-3] for part in parts)), lines, right=3)
+
+
+def parts_of_forward(rows: list[Row]) -> Iterator[Block]:
+    """NeMo's and the port's own parts beside each other."""
+    found = {(r["run"], *r["batch"], r["side"]): r["parts"] for r in rows if r["name"] == "parts" and "parts" in r}
+    lines = []
+    for run, utterances, seconds, side in found:
+        nemo, nest = (found.get((run, utterances, seconds, each), {}) for each in ("nemo", "nest"))
+        for part in nest if side == "nest" else ():
+            both = [each.get(part, ["", ""]) for each in (nemo, nest)]
+            numbers = (f"{value:.1f}" if value != "" else "" for i in (0, 1) for value in (both[0][i], both[1][i]))
+            lines.append((run, _batch([utterances, seconds]), part, *numbers))
+    if lines:
+        said = (
+            "One forward, part by part, in ms: by the device's clock, and until the host has launched it. Both alike: "
+        )
+        yield Paragraph((f"{said}the host takes the time. The last four parts are inside the layers.",))
+        columns = ("NeMo", "exact", "NeMo's host", "exact's host")
+        yield table(("run", "batch", "part", *columns), lines, right=4)
+
+
+def recorder_section(rows: list[Row]) -> Iterator[Block]:
+    yield from cost_of_recording(rows, next((row for row in rows if row["name"] == "limits"), None))
+
+
+def shares_and_memory(row: Row, flops: dict[tuple[Any, ...], float], limits: Row | None) -> Iterator[str]:
+    for side in NAMES:
+        found = row.get(side, {})
+        yield share_of_limit(row, side, flops, limits) if "step_ms" in found else ""
+        yield f"{found['peak_bytes'] / 2**30:.1f}" if found.get("peak_bytes") else ""
 
 
 def share_of_limit(row: Row, side: str, flops: dict[tuple[Any, ...], float], limits: Row | None) -> str:
-    done = flops.get((side, *row["batch"]))
+    done = flops.get(("nemo" if side == "nemo" else "nest", *row["batch"]))  # the fast mode leaves some of it out
     if not done or not limits:
         return ""
-    rate = limits["tf32_tflops" if "TF32" in row["name"] else "bf16_tflops" if "bf16" in row["name"] else "fp32_tflops"]
+    tf32 = "TF32" in row["name"] or side not in ("nemo", "nest")
+    rate = limits["bf16_tflops" if "bf16" in row["name"] else "tf32_tflops" if tf32 else "fp32_tflops"]
     return f"{100 * done / (row[side]['step_ms'] / 1000) / 1e12 / rate:.0f} %"
 
 
@@ -293,9 +346,16 @@ SECTIONS: dict[str, Section] = {
     ),
     "speed": (
         "Speed and memory",
-        "Both trainers by turns (twice each, 8 steps after 2 to warm up, medians) in Lightning's loop, everything "
+        "NeMo, the port, the port with numerics=fast (TF32 in all its runs) and with cuda_graphs=true too, by turns "
+        "(twice each, once with any kernel; 6 steps after some to warm up, medians) in Lightning's loop, everything "
         "random on, timed by the device's events. The batch is constant and lies on the device: utterances of the "
-        "practice corpus, repeated to the length. No loader, no logger, no progress bar.",
+        "practice corpus, repeated to the length. No loader, no logger, no progress bar. A ratio is the port's time "
+        "divided by NeMo's.",
         speed_section,
+    ),
+    "recorder": (
+        "What recording costs",
+        "One step of the port, recorded whole.",
+        recorder_section,
     ),
 }

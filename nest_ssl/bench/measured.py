@@ -15,6 +15,13 @@ from nest_ssl.bench.workers import Worker, WorkerEnded
 
 Rows = list[dict[str, Any]]
 SIDES = ("nemo", "nest")
+# Also of the port: numerics=fast, and with the encoder's kernels replayed.
+TRAINERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "nemo": ("nemo", ()),
+    "nest": ("nest", ()),
+    "fast": ("nest", ("numerics=fast",)),
+    "graphs": ("nest", ("numerics=fast", "cuda_graphs=true")),
+}
 FP32, BF16 = "32", "bf16-mixed"
 LEAST_S = 15  # of time left for another row
 
@@ -36,7 +43,8 @@ class Workers(ExitStack):
     def get(self, side: str, precision: str, record: Path | None = None) -> Worker:
         key = side, precision, record
         if key not in self._started:
-            worker = Worker(self._bench, side, f"trainer.precision={precision}", record=record)
+            trainer, settings = TRAINERS[side]
+            worker = Worker(self._bench, trainer, *settings, f"trainer.precision={precision}", record=record)
             self._started[key] = self.enter_context(worker)
         return self._started[key]
 
@@ -62,64 +70,75 @@ def repeat(bench: Bench, workers: Workers) -> Rows:
 
 def sync(bench: Bench, workers: Workers) -> Rows:
     """How often, and where, forward and backward make the host wait for the device."""
-    workers.start(*((side, FP32) for side in SIDES))
+    sides = (*SIDES, "fast")
+    workers.start(*((side, FP32) for side in sides))
     rows: Rows = []
-    for side in SIDES:
+    for side in sides:
         workers.ask(side, FP32, do="steps", count=1, batch=bench.batches[0])  # what happens once is over then
         rows.append({"name": "one step", "side": side, **workers.ask(side, FP32, do="sync", batch=bench.batches[0])})
     return rows
 
 
-# Name: precision, flags, TF32.
-MODES: dict[str, tuple[str, str, bool]] = {
-    "fp32": (FP32, "deterministic", False),
-    "TF32": (FP32, "deterministic", True),
-    "bf16-mixed": (BF16, "deterministic", False),
-    "fp32, any kernel": (FP32, "free", False),
-    "bf16-mixed, any kernel": (BF16, "free", False),
-    "fp32, fresh memory not filled": (FP32, "unfilled", False),
+# Name: precision, flags, TF32, and who is timed; the fast mode has flags of its own, and TF32.
+MODES: dict[str, tuple[str, str, bool, tuple[str, ...]]] = {
+    "fp32": (FP32, "deterministic", False, tuple(TRAINERS)),
+    "TF32": (FP32, "deterministic", True, SIDES),
+    "bf16-mixed": (BF16, "deterministic", False, tuple(TRAINERS)),
+    "fp32, any kernel": (FP32, "free", False, SIDES),
+    "bf16-mixed, any kernel": (BF16, "free", False, SIDES),
 }
+WARM = {"graphs": 4}  # steps that are not timed, else 2: a shape is captured when it comes for the third time
 
 
 def speed(bench: Bench, workers: Workers) -> Rows:
-    """Steps of both trainers by turns, the card's limits, and what recording a step costs."""
-    recorder = workers.get("nest", FP32, bench.folder / "speed" / "recording")
-    workers.start(*((side, precision) for side in SIDES for precision in (FP32, BF16)))
-    with suppress(WorkerEnded):
-        recorder.ask(do="ready")
+    """Steps of all trainers by turns, the card's limits, and where forward takes its time."""
+    workers.start(*((side, precision) for side in TRAINERS for precision in (FP32, BF16)))
     rows: Rows = [{"name": "limits", **workers.ask("nest", FP32, do="limits")}]
     for batch in bench.batches:
         for side in SIDES:
             found = workers.ask(side, FP32, do="flops", batch=batch)
             rows.append({"name": "arithmetic", "side": side, "batch": list(batch), **found})
         rows += [_by_turns(bench, workers, name, batch) for name in MODES]
-    rows.append({"name": "recorder", "batch": list(bench.batches[0]), **_recorded(bench, recorder)})
+        for precision in (FP32, BF16):
+            for side in SIDES:
+                found = workers.ask(side, precision, do="parts", batch=batch)
+                rows.append({"name": "parts", "side": side, "run": precision, "batch": list(batch), **found})
     return rows
 
 
-def _by_turns(bench: Bench, workers: Workers, name: str, batch: tuple[int, float], rounds: int = 2) -> dict[str, Any]:
-    """NeMo, the port, NeMo, the port: medians of the step and its parts, and the most memory."""
-    precision, flags, tf32 = MODES[name]
+def _by_turns(bench: Bench, workers: Workers, name: str, batch: tuple[int, float]) -> dict[str, Any]:
+    """One after the other, and again, once where any kernel may be taken: medians of the step and its parts, and the
+    most memory. What a fast side lacks is in its `error`, and the others' are timed."""
+    precision, flags, tf32, sides = MODES[name]
     row: dict[str, Any] = {"name": name, "batch": list(batch)}
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    for _ in range(rounds):
-        for side in SIDES:
-            if bench.seconds_left < LEAST_S:
-                return {**row, "error": "no time was left"}
-            order = {"do": "steps", "warm": 2, "count": 8, "batch": batch, "flags": flags, "tf32": tf32}
-            found[side].append(workers.ask(side, precision, **order))
-            if "error" in found[side][-1]:
-                return {**row, "error": found[side][-1]["error"]}
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for side in [*sides] * (1 if flags == "free" else 2):
+        if bench.seconds_left < LEAST_S:
+            return {**row, "error": "no time was left"}
+        if any("error" in answer for answer in found[side]):
+            continue
+        own = (flags, tf32) if side in SIDES else ("fast", True)
+        order = {"do": "steps", "warm": WARM.get(side, 2), "count": 6, "batch": batch}
+        found[side].append(workers.ask(side, precision, **order, flags=own[0], tf32=own[1]))
+        if side in SIDES and "error" in found[side][-1]:
+            return {**row, "error": found[side][-1]["error"]}
     for side, answers in found.items():
+        if "error" in answers[-1]:
+            row[side] = {"error": answers[-1]["error"]}
+            continue
         parts = ("step_ms", "forward_ms", "backward_ms", "optimizer_ms")
         row[side] = {part: statistics.median(answer[part] for answer in answers) for part in parts}
         row[side] |= {"steps_ms": [a["step_ms"] for a in answers], "peak_bytes": answers[-1]["peak_bytes"]}
     return row
 
 
-def _recorded(bench: Bench, recorder: Worker) -> dict[str, Any]:
+def recorder(bench: Bench, workers: Workers) -> Rows:
+    """What recording a step costs."""
+    row: dict[str, Any] = {"name": "recorder", "batch": list(bench.batches[0])}
+    worker = workers.get("nest", FP32, bench.folder / "recorder" / "recording")
     try:
-        plain = recorder.ask(do="steps", warm=2, count=4, batch=bench.batches[0])
-        return {**recorder.ask(do="record", batch=bench.batches[0]), "plain_ms": plain["step_ms"]}
+        limits = {"name": "limits", **worker.ask(do="limits")}
+        plain = worker.ask(do="steps", warm=2, count=4, batch=bench.batches[0])
+        return [limits, {**row, **worker.ask(do="record", batch=bench.batches[0]), "plain_ms": plain["step_ms"]}]
     except WorkerEnded as ended:
-        return {"error": str(ended)}
+        return [{**row, "error": str(ended)}]

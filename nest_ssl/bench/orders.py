@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nest_ssl.base.determinism import set_determinism
+from nest_ssl.base.determinism import allow_fast_kernels, set_determinism
 from nest_ssl.base.home import ROOT
 from nest_ssl.base.nested import tensors
 from nest_ssl.base.rng import generator_states, restore_generators
+from nest_ssl.bench.parts import times_of_parts
 from nest_ssl.data.batch import AudioNoiseBatch
 
 RATE = 16_000
@@ -37,10 +38,13 @@ COPIED = 1 << 28  # bytes of the copy that gives the rate from device to host
 
 
 def set_flags(flags: str, tf32: bool) -> None:
-    """``deterministic``: as in every training. ``unfilled``: without filling fresh memory. ``free``: any kernel."""
+    """``deterministic``: as in every training. ``fast``: as with `numerics: fast`. ``free``: any kernel."""
     set_determinism()
-    torch.utils.deterministic.fill_uninitialized_memory = flags == "deterministic"  # type: ignore[attr-defined]
+    if flags == "fast":
+        allow_fast_kernels()
+        return
     if flags == "free":
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.deterministic = False
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
@@ -305,8 +309,21 @@ def arithmetic(
     return {"flops": counter.get_total_flops()}
 
 
+def parts_of_forward(
+    model: nn.Module, step: Step, batch: AudioNoiseBatch, batch_idx: int, order: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`parts`: see `parts.times_of_parts`."""
+    times = order.get("times", 5)
+    return {"parts": times_of_parts(model, lambda: step(_copy(batch), batch_idx), batch.audio.device, times)}
+
+
 Inside = Callable[[nn.Module, Step, AudioNoiseBatch, int, Mapping[str, Any]], dict[str, Any]]
-INSIDE: dict[str, Inside] = {"sync": synchronisations, "repeat": repeats, "flops": arithmetic}
+INSIDE: dict[str, Inside] = {
+    "sync": synchronisations,
+    "repeat": repeats,
+    "flops": arithmetic,
+    "parts": parts_of_forward,
+}
 
 
 def _copy(batch: AudioNoiseBatch) -> AudioNoiseBatch:

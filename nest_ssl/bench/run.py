@@ -30,6 +30,7 @@ MEASURED: dict[str, Callable[[Bench, measured.Workers], Rows]] = {
     "repeat": measured.repeat,
     "sync": measured.sync,
     "speed": measured.speed,
+    "recorder": measured.recorder,
 }
 MAY_DIFFER = ("cpu-gpu", "explain", "repeat")
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 # Memory that a trainer takes in float64: so many times what it records of a step, and its libraries.
 LANE, LEAST = 3.5, 1.5e9
 SAID_EVERY = 10.0  # seconds: how long it will still take
+POLL = 0.2  # seconds between two looks for a file that the other side is making
 GRACE = 30.0  # seconds that a trainer has to end in, once it is asked to
 BIN = "Scripts/python.exe" if os.name == "nt" else "bin/python"
 
@@ -145,6 +146,8 @@ def sigterm_interrupts() -> Iterator[None]:
 class JobRunner:
     """Runs the jobs, those of the two sides side by side where the machine has room, and says how long it will take.
 
+    A job whose files are not there waits for the other side, and is not begun if that ends without having made them.
+
     Args:
         commands: of each side, what starts its Python.
         folder: of the logs.
@@ -169,62 +172,83 @@ class JobRunner:
         self._took: dict[str, float] = {}
         self._running: list[subprocess.Popen[bytes]] = []
         self._starting, self._stopped = threading.Lock(), False
+        self._open = 0  # lanes that are not at their end
         self._done = threading.Event()
 
     def run(self) -> None:
-        """All jobs, one stage after the other. A process that fails is said, and the others go on.
+        """All jobs. A process that fails is said, and the others go on.
 
         What interrupts this (Ctrl-C, SIGTERM) stops those that run and starts no other.
         """
         speaker = threading.Thread(target=self._speak, daemon=True)
         speaker.start()
         try:
-            for stage in sorted({job.stage for job in self._jobs}):
-                lanes = defaultdict(list)
-                for job in self._jobs:
-                    if job.stage == stage:
-                        lanes[job.side].append(job)
-                with ThreadPoolExecutor(self._workers) as pool:
-                    started = [pool.submit(self._run, lane) for lane in lanes.values()]
-                    try:
-                        for lane in started:
-                            lane.result()
-                    finally:  # at a signal, before the pool waits for its lanes
-                        with self._starting:
-                            self._stopped = any(not lane.done() for lane in started)
-                            running = list(self._running)
-                        for process in running:
-                            process.terminate()
-                        for process in running:
-                            try:
-                                process.wait(GRACE)
-                            except subprocess.TimeoutExpired:
-                                process.kill()
+            lanes = defaultdict(list)
+            for job in self._jobs:
+                lanes[job.side].append(job)
+            self._open = min(len(lanes), self._workers)
+            with ThreadPoolExecutor(self._workers) as pool:
+                started = [pool.submit(self._run, lane) for lane in lanes.values()]
+                try:
+                    for lane in started:
+                        lane.result()
+                finally:  # at a signal, before the pool waits for its lanes
+                    with self._starting:
+                        self._stopped = any(not lane.done() for lane in started)
+                        running = list(self._running)
+                    for process in running:
+                        process.terminate()
+                    for process in running:
+                        try:
+                            process.wait(GRACE)
+                        except subprocess.TimeoutExpired:
+                            process.kill()
         finally:
             self._done.set()
 
     def _run(self, lane: Sequence[Job]) -> None:
-        for job in lane:
-            script, *words = job.words
-            command = [*self._commands[job.side], str(ROOT / script) if "/" in script else script, *words]
-            path = self._folder / f"{job.log}.log"
-            with path.open("wb") as log, self._starting:
+        try:
+            for job in lane:
+                missing = self._await(job)
                 if self._stopped:
                     return
-                sys.stdout.write(
-                    f"{self._verb}: {job.side}: {job.what}, about {job.seconds:.0f} s\n"
-                )  # whole: there are two
-                self._started[job.log] = time.monotonic()
-                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self._environment)
-                self._running.append(process)
-            code = process.wait()
-            self._running.remove(process)
-            self._took[job.log] = time.monotonic() - self._started[job.log]
-            if code and not self._stopped:
-                lines = path.read_text("utf-8", "replace").split("\n")
-                last = next((line for line in reversed(lines) if line.strip()), "")
-                sys.stdout.write(f"{self._verb}: {job.side}: {job.what}: exit code {code}: {last.strip()[:300]}\n")
-            sys.stdout.flush()
+                if missing:
+                    sys.stdout.write(f"{self._verb}: {job.side}: {job.what}: not begun, for there is no {missing}\n")
+                else:
+                    self._start(job)
+        finally:
+            with self._starting:
+                self._open -= 1
+
+    def _await(self, job: Job) -> Path | None:
+        """Until the other side has made what it needs; what there is not, if that side has ended."""
+        while True:
+            missing = next((path for path in job.needs if not path.exists()), None)
+            if missing is None or self._stopped or self._open < 2:
+                return missing
+            time.sleep(POLL)
+
+    def _start(self, job: Job) -> None:
+        script, *words = job.words
+        command = [*self._commands[job.side], str(ROOT / script) if "/" in script else script, *words]
+        path = self._folder / f"{job.log}.log"
+        with path.open("wb") as log, self._starting:
+            if self._stopped:
+                return
+            sys.stdout.write(
+                f"{self._verb}: {job.side}: {job.what}, about {job.seconds:.0f} s\n"
+            )  # whole: there are two
+            self._started[job.log] = time.monotonic()
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self._environment)
+            self._running.append(process)
+        code = process.wait()
+        self._running.remove(process)
+        self._took[job.log] = time.monotonic() - self._started[job.log]
+        if code and not self._stopped:
+            lines = path.read_text("utf-8", "replace").split("\n")
+            last = next((line for line in reversed(lines) if line.strip()), "")
+            sys.stdout.write(f"{self._verb}: {job.side}: {job.what}: exit code {code}: {last.strip()[:300]}\n")
+        sys.stdout.flush()
 
     def _speak(self) -> None:
         while not self._done.wait(SAID_EVERY):
@@ -235,15 +259,12 @@ class JobRunner:
         """By how long the jobs that are done took, beside what was expected of them."""
         now, expected = time.monotonic(), sum(job.seconds for job in self._jobs if job.log in self._took)
         pace = sum(self._took.values()) / expected if expected else 1.0
-        lanes: dict[tuple[int, str], float] = defaultdict(float)
+        lanes: dict[str, float] = defaultdict(float)
         for job in self._jobs:
             if job.log not in self._took:
                 spent = now - self._started.get(job.log, now)
-                lanes[job.stage, job.side] += max(job.seconds * pace - spent, 0.0)
-        stages: dict[int, list[float]] = defaultdict(list)
-        for (stage, _), seconds in lanes.items():
-            stages[stage].append(seconds)
-        return sum(max(seconds) if self._workers > 1 else sum(seconds) for seconds in stages.values())
+                lanes[job.side] += max(job.seconds * pace - spent, 0.0)
+        return max(lanes.values(), default=0.0) if self._workers > 1 else sum(lanes.values())
 
 
 def has_room(index: Index, threads: int) -> bool:

@@ -25,7 +25,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import WORK
 from nest_ssl.base.spelling import did_you_mean
 
-PARTS = ("parity", "generator", "resume", "cpu-gpu", "explain", "repeat", "sync", "speed")
+PARTS = ("parity", "generator", "resume", "cpu-gpu", "explain", "repeat", "sync", "speed", "recorder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

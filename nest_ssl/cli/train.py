@@ -17,11 +17,12 @@ THEN = "--then"
 def train(subject: Subject, argv: Sequence[str] | None = None) -> int:
     """Train and record what the command line asks for; returns the exit code.
 
-    Several runs, with ``--then`` between their arguments, share a process; one that fails is the last. torch and
-    Lightning take seconds to import: `--help` and mistakes in the configuration do not wait for them.
+    Several runs, with ``--then`` between their arguments, share a process; where one is refused, as by a full disk, the
+    others are made all the same. torch and Lightning take seconds to import: `--help` and mistakes in the configuration
+    do not wait for them.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: whatever the user can mend; of several runs the first that was refused.
     """
     runs: list[list[str]] = [[]]
     for word in sys.argv[1:] if argv is None else argv:
@@ -34,7 +35,16 @@ def train(subject: Subject, argv: Sequence[str] | None = None) -> int:
     configurations = [(read_command_line(subject.name, words), words) for words in runs]
     from nest_ssl.run.experiment import record
 
-    return next((code for cfg, words in configurations if (code := record(subject, cfg, words))), EXIT_OK)
+    refused: list[UserError] = []
+    for cfg, words in configurations:
+        try:
+            if code := record(subject, cfg, words):
+                return code
+        except UserError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
+    return EXIT_OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:

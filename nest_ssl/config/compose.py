@@ -34,7 +34,7 @@ DEFAULT_NAME = "nest_fast-conformer"
 GROUPS = ("size", "run", "kind", "recipe")
 OWN_KEYS = ("nemo", "seed", "output_dir", "save_steps", "record", "include", "exclude", "stop_when_recorded",
             "noise_floor", "operators", "learning_rates", "overwrite", "batches", "no_masked_token", "bad_audio",
-            "seeded_data")  # fmt: skip
+            "seeded_data", "numerics", "cuda_graphs")  # fmt: skip
 WRITTEN_TO = ("output_dir", "exp_manager.exp_dir", "exp_manager.explicit_log_dir",
               "exp_manager.resume_from_checkpoint", "exp_manager.checkpoint_callback_params.dirpath")  # fmt: skip
 PATH_KEYS = ("manifest_filepath", "noise_manifest", "tarred_audio_filepaths", "shar_path", "cuts_path")  # of data

@@ -149,9 +149,7 @@ class Experiment(Section):
     seed: Seed = 42
     output_dir: str | None = None
     save_steps: str | int | list[int] | None = None
-    record: Literal["modules", "boundaries", "operators", "digest"] = (
-        "modules"  # how much of each of them, see `record.levels`
-    )
+    record: Literal["modules", "boundaries", "operators", "digest"] = "modules"  # of each of them, see `record.levels`
     include: list[str] | None = None
     exclude: list[str] | None = None
     operators: bool | list[str] = False
@@ -161,6 +159,8 @@ class Experiment(Section):
     noise_floor: Whole = 0  # how often each recorded step is repeated, to see what rounding alone does to it
     batches: Positive | None = None
     no_masked_token: Literal["nan", "zero"] = "nan"
+    numerics: Literal["exact", "fast"] = "exact"  # of the port: NeMo's bits, or less time, see `train.fast`
+    cuda_graphs: bool = False  # of `fast` on a GPU: replay the encoder's kernels, captured once for each shape
     bad_audio: Literal["stop", "skip"] = "stop"
     seeded_data: bool = True  # whether draws that NeMo seeds from the clock follow from the seed
     init_from_nemo_model: str | dict[str, Any] | None = None  # a path, or `InitFrom` sections by any names
@@ -177,6 +177,13 @@ class Experiment(Section):
             parse_steps(self.save_steps)
         except UserError as error:
             raise Unfit(error.what, f"save_steps={self.save_steps}", error.fix) from error
+        if self.cuda_graphs and self.numerics != "fast":
+            raise Unfit("not offered with numerics=exact", "cuda_graphs=true", "Give numerics=fast too.")
+        if (
+            self.cuda_graphs and self.trainer.accumulate_grad_batches > 1
+        ):  # a replay writes over the gradients of the last
+            where = f"accumulate_grad_batches={self.trainer.accumulate_grad_batches}"
+            raise Unfit("not offered with cuda_graphs=true", f"trainer.{where}", "Give 1, or cuda_graphs=false.")
         given = sorted(self.model_fields_set & {"init_from_nemo_model", "init_from_ptl_ckpt"})
         if len(given) > 1:  # NeMo counts those that are null, too
             raise Unfit("only one source of weights is allowed", given[1], f"Remove it: ~{given[1]}.")

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 DECISIVE_MARGIN = 1e-9  # a lead in score that puts the nearest code beyond doubt
-SCORES_AT_ONCE = 2**20  # 8 MB, which caches hold: twice as fast as all at once, and memory does not grow with the batch
+# Scores at once, by device. 8 MB, which a CPU's caches hold: twice as fast as all together, and memory does not grow
+# with the batch. On a GPU every part costs launches: half a gigabyte.
+SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
 
 
 class RandomProjectionVectorQuantizer(nn.Module):
@@ -41,6 +43,7 @@ class RandomProjectionVectorQuantizer(nn.Module):
         codes_HCD = torch.randn(settings.num_books, settings.num_classes, settings.code_dim).double()
         nn.init.normal_(codes_HCD)
         self.codebooks = nn.Parameter(F.normalize(codes_HCD, dim=-1))
+        self.may_wait = True  # for a GPU, to look again at what is too close to call; see `nearest_codes`
         if settings.freeze:
             self.requires_grad_(False).eval()
 
@@ -52,11 +55,11 @@ class RandomProjectionVectorQuantizer(nn.Module):
         x_BSHD = F.normalize(self.proj(stacked).view(batch, steps, self.num_books, self.code_dim), dim=-1)
         tokens_BSH = torch.stack(
             [
-                nearest_codes(x_BSHD[:, :, h].reshape(-1, self.code_dim), self.codebooks[h]).view(batch, steps)
+                nearest_codes(x_BSHD[:, :, h].reshape(-1, self.code_dim), self.codebooks[h], self.may_wait)
                 for h in range(self.num_books)
             ],
             dim=-1,
-        )
+        ).view(batch, steps, self.num_books)
         vectors = self.vectors(tokens_BSH)
         if self.squeeze_single:
             return vectors.squeeze(-1), tokens_BSH.squeeze(-1)
@@ -72,7 +75,9 @@ class RandomProjectionVectorQuantizer(nn.Module):
 
 
 @torch.no_grad()
-def nearest_codes(x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"]) -> Int[Tensor, " R"]:
+def nearest_codes(
+    x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"], may_wait: bool = True
+) -> Int[Tensor, " R"]:
     """The index (R) of the code nearest to each row: NeMo's own choice, ties and rounding included, many times faster.
 
     NeMo takes, in float64, the first least of |x - c|. As |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), the largest score
@@ -80,22 +85,42 @@ def nearest_codes(x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"]) ->
     some 1e-14 at most, and a code that leads by `DECISIVE_MARGIN` leads in NeMo too. The other rows are few, but for
     silence: it projects to zero, as far from every code but for rounding. For these the distances are computed as NeMo
     does, once for each different row.
+
+    How many these are is known on the device alone. Where the host must not wait for it, only silence is looked at, of
+    which there is one kind; else a row may go to another of two codes that are as near within 1e-9.
     """
-    parts = torch.split(x_RD, max(1, SCORES_AT_ONCE // len(codes_CD)))
+    on_cpu = x_RD.device.type == "cpu"
+    parts = torch.split(x_RD, max(1, SCORES_AT_ONCE["cpu" if on_cpu else "cuda"] // len(codes_CD)))
     if codes_CD.dtype != torch.float64:  # in half precision all lie within rounding of others, and NeMo's own decides
         return torch.cat([distances(part_RD, codes_CD).argmin(-1) for part_RD in parts])
     bias_C = codes_CD.square().sum(-1) / -2
     leads, tokens = [], []
     for part_RD in parts:
-        scores_R2, codes_R2 = torch.addmm(bias_C, part_RD.to(codes_CD.dtype), codes_CD.T).topk(2, dim=-1)
-        leads.append(scores_R2[:, 0] - scores_R2[:, 1])
-        tokens.append(codes_R2[:, 0])
+        lead_R, token_R = best_scores(torch.addmm(bias_C, part_RD.to(codes_CD.dtype), codes_CD.T), by_sorting=on_cpu)
+        leads.append(lead_R)
+        tokens.append(token_R)
+    tokens_R = torch.cat(tokens)
+    if not may_wait:
+        silence_1D = torch.zeros_like(x_RD[:1])
+        return torch.where((x_RD == 0).all(-1), distances(silence_1D, codes_CD).argmin(-1), tokens_R)
     # So written, NaN is unsure. As indices: found once, the host waits for the device once.
-    tokens_R, (unsure,) = torch.cat(tokens), (~(torch.cat(leads) > DECISIVE_MARGIN)).nonzero(as_tuple=True)
+    (unsure,) = (~(torch.cat(leads) > DECISIVE_MARGIN)).nonzero(as_tuple=True)
     if len(unsure):
         rows_UD, which = torch.unique(x_RD[unsure], dim=0, return_inverse=True)
         tokens_R[unsure] = distances(rows_UD, codes_CD).argmin(-1)[which]
     return tokens_R
+
+
+def best_scores(scores_RC: Float[Tensor, "R C"], by_sorting: bool) -> tuple[Float[Tensor, " R"], Int[Tensor, " R"]]:
+    """By how much the best score of each row leads, and which it is; the scores are written over.
+
+    Sorting is the faster way on a CPU, and the slower one on a GPU.
+    """
+    if by_sorting:
+        scores_R2, codes_R2 = scores_RC.topk(2, dim=-1)
+        return scores_R2[:, 0] - scores_R2[:, 1], codes_R2[:, 0]
+    best_R, code_R = scores_RC.max(-1)
+    return best_R - scores_RC.scatter_(-1, code_R.unsqueeze(-1), -torch.inf).amax(-1), code_R
 
 
 def distances(x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"]) -> Float[Tensor, "R C"]:

@@ -44,7 +44,7 @@ def _run(side: Side, recording: Recording, folder: Path, steps: int, *overrides:
     words += [f"batches={steps}", f"output_dir={folder / side}", "overwrite=true", "include=null", "exclude=null"]
     words += ["exp_manager=null", "trainer.logger=false", "operators=false", "noise_floor=0", "learning_rates=0"]
     expected = START + spent / max(1, len(recording.steps)) * steps / 2
-    return Job(f"{folder.name}-{side}", 1, side, f"{folder.name} of {steps} batches", words, expected)
+    return Job(f"{folder.name}-{side}", side, f"{folder.name} of {steps} batches", words, expected)
 
 
 def forget(given: dict[Side, Recording], folder: Path) -> None:

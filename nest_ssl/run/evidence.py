@@ -39,6 +39,7 @@ from nest_ssl.recording.layout import INDEX, OPERATORS, step_folder
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.releases import GENERATIONS
 from nest_ssl.run.compared import refuse_ranks
+from nest_ssl.run.doctor import size
 
 Side = Literal["reference", "candidate"]
 What = Literal["repeats", "unwatched", "restarts"]
@@ -71,18 +72,19 @@ class Job:
 
     Args:
         log: name of its log, without the ending.
-        stage: jobs of one stage do not wait for each other; those of the next one wait for all.
+        side: jobs of one side run one after the other.
         what: in a word or two.
         words: of its command line, behind the interpreter.
         seconds: that it will take, by how long the recording took.
+        needs: files without which it is not begun; jobs of the other side may be writing them.
     """
 
     log: str
-    stage: int
     side: Side
     what: str
     words: list[str]
     seconds: float
+    needs: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -106,9 +108,8 @@ class _Runs:
             words += ["overwrite=true", "exp_manager=null", "trainer.logger=false", "stop_when_recorded=true"]
             words += ["trainer.stall_timeout=null"]  # a step that is repeated takes longer
         what = ", ".join(what for what, _, _ in self.each)
-        return Job(
-            f"explain-{self.side}", 1, self.side, what, words, START + sum(times * seconds for _, _, times in self.each)
-        )
+        expected = START + sum(times * seconds for _, _, times in self.each)
+        return Job(f"explain-{self.side}", self.side, what, words, expected)
 
 
 def kinds_to_gather(text: str, reference: Recording, candidate: Recording) -> list[str]:
@@ -135,43 +136,51 @@ def plan(
     Args:
         names: a map of the candidate's names of modules to the reference's.
     """
-    wanted = [kind for kind in kinds if not hindrance(kind, reference, candidate)]
+    wanted = [kind for kind in kinds if not hindrance(kind, reference, candidate, folder)]
     runs = {side: _Runs(side, one, folder) for side, one in zip(SIDES, (reference, candidate), strict=True)}
     twice = dict(zip(SIDES, files.float64_names(reference.path, candidate.path), strict=True))
     traced = [*(["operators=true"] if "operators" in wanted else [])]
     traced += [f"learning_rates={RATES}"] if "schedule" in wanted else []
     what = " and ".join(kind for kind in ("operators", "schedule") if kind in wanted)
-    if "floor" in wanted:  # the same run is traced
-        both = " and ".join(["noise floor", *([what] if what else [])])
-        runs["reference"].add(both, files.FLOOR, 4.0, f"noise_floor={REPEATS}", *traced)
+    shown = _shown(reference, candidate)
     for side, run in runs.items():
-        if traced and not ("floor" in wanted and side == "reference"):
-            run.add(what, f"{TRACED}/{side}", 1.5, *traced)
+        if "float64" in wanted:  # first: the other side is waiting for it, to be replayed
+            run.add("float64", f"{files.FLOAT64}/{twice[side]}", 2.0, "trainer.precision=64-true")
+        if "floor" in wanted and side == "reference":  # the same run is traced
+            both = " and ".join(["noise floor", *([what] if what else [])])
+            run.add(both, files.FLOOR, 4.0, f"noise_floor={REPEATS}", *traced)
+        elif traced:
+            step = run.recording.steps[0] if shown is None else shown
+            run.add(what, f"{TRACED}/{side}", 0.5, "record=operators", f"save_steps={step}", *traced)
         if "observer" in wanted:
             run.add("without a recorder", f"{BARE}/{side}", 1.0, "save_steps=none")
-        if "float64" in wanted:
-            run.add("float64", f"{files.FLOAT64}/{twice[side]}", 2.0, "trainer.precision=64-true")
     jobs = [run.job() for run in runs.values() if run.each]
     # Whoever plans has checked the recordings; those in float64 are checked when they are compared.
     more = ["--no-verify", *(["--names", str(names)] if names else [])]
     if "replay" in wanted:
         ends = reference.path, candidate.path, folder / files.REPLAY
-        jobs.append(_replay("explain-replay", 1, ends, reference.index, more))
+        jobs.append(_replay("explain-replay", ends, reference.index, more))
     if {"replay", "float64"} <= {*wanted}:
         double = folder / files.FLOAT64
         ends = double / twice["reference"], double / twice["candidate"], double / files.REPLAY
-        jobs.append(_replay("explain-replay-float64", 2, ends, reference.index, [*more, "--precision", "float64"]))
+        jobs.append(_replay("explain-replay-float64", ends, reference.index, [*more, "--precision", "float64"]))
     return jobs
 
 
-def _replay(log: str, stage: int, ends: tuple[Path, Path, Path], index: Index, more: Sequence[str]) -> Job:
+def _shown(reference: Recording, candidate: Recording) -> int | None:
+    """The step whose operators are shown: the first that both recorded."""
+    return min({*reference.steps} & {*candidate.steps}, default=None)
+
+
+def _replay(log: str, ends: tuple[Path, Path, Path], index: Index, more: Sequence[str]) -> Job:
     options = zip(("--reference", "--candidate", "--out"), map(str, ends), strict=True)
     words = ["-m", "nest_ssl.cli.main", "replay", *(word for pair in options for word in pair), *more]
-    return Job(log, stage, "candidate", "replay", words, START + index.duration_s)
+    needs = ends[0] / INDEX, ends[1] / INDEX
+    return Job(log, "candidate", "replay", words, START + index.duration_s, needs)
 
 
-def hindrance(kind: str, reference: Recording, candidate: Recording) -> str:
-    """Why a kind of evidence cannot be had; empty where nothing is known against it."""
+def hindrance(kind: str, reference: Recording, candidate: Recording, folder: Path) -> str:
+    """Why a kind of evidence cannot be had in `folder`; empty where nothing is known against it."""
     for recording in {"replay": [candidate], "floor": [reference]}.get(kind, [reference, candidate]):
         name, index = recording.path.name, recording.index
         generation = GENERATIONS.get(index.generation.name) if index.generation else None
@@ -187,7 +196,17 @@ def hindrance(kind: str, reference: Recording, candidate: Recording) -> str:
             return f"{name} goes on from a checkpoint, which may be another one by now"
         if kind == "float64" and generation and generation.float64 == "fails":
             return f"NeMo {index.generation.name if index.generation else ''} does not train in float64"
-    return ""
+    wide = {"float64": (2, reference, candidate), "floor": (1, reference)}
+    return _lack_of_disk(folder, *wide[kind]) if kind in wide else ""
+
+
+def _lack_of_disk(folder: Path, times: int, *recordings: Recording) -> str:
+    """Whether there is no room for recordings so many times as large; what stands in their place counts as room."""
+    needed = times * sum(entry.bytes for recording in recordings for entry in recording.index.files.values())
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = [path for name in (files.FLOAT64, files.FLOOR) for path in (folder / name).rglob("*") if path.is_file()]
+    free = shutil.disk_usage(place).free + sum(path.stat().st_size for path in there)
+    return "" if needed < free else f"it writes {size(needed)}, and {size(free)} are free at {place}"
 
 
 def prepare(folder: Path, kinds: Sequence[str]) -> None:
@@ -220,7 +239,7 @@ def collect(
         UserError: a file of evidence is damaged.
     """
     seals = seal_of(reference.index), seal_of(candidate.index)
-    hindered = {kind: reason for kind in kinds if (reason := hindrance(kind, reference, candidate))}
+    hindered = {kind: reason for kind in kinds if (reason := hindrance(kind, reference, candidate, folder))}
     checks, spent = list[Check](), dict[str, float]()
     if repeated := _recorded(folder / files.FLOOR):
         checks, seconds = _bind_floor(reference, repeated)
@@ -228,7 +247,7 @@ def collect(
         hindered |= {"floor": f"the reference does not repeat itself: {checks[0].first}"} if seconds is None else {}
     traced = {side: _recorded(folder / TRACED / side) for side in SIDES}
     traced["reference"] = traced["reference"] or repeated
-    both = min({*reference.steps} & {*candidate.steps}, default=None)  # the step that is shown
+    both = _shown(reference, candidate)
     for side, run in traced.items():
         shared = spent.get("floor", 0.0) if run is repeated else 0.0  # of the time that this run took
         if run and "operators" in kinds and both in run.steps and run.step(both).has(OPERATORS):

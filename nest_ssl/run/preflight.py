@@ -88,6 +88,8 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
     if subject.package == "nemo_toolkit":
         if cfg.no_masked_token != "nan":
             notes.append(f"no_masked_token={cfg.no_masked_token} is the port's alone: NeMo's loss stays NaN there")
+        if cfg.numerics != "exact":
+            notes.append(f"numerics={cfg.numerics} is the port's alone: NeMo computes as it always does")
         if cfg.bad_audio == "skip":
             notes.append("bad_audio=skip is the port's alone: NeMo stops at a file that cannot be used")
         if cfg.get("exp_manager"):

@@ -32,6 +32,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
                {"name": "from it", **COMPARED}],
     "cpu-gpu": [{"name": "as it is", **COMPARED, "rungs": {"batch": ["identical", 0], **RUNGS},
                  "largest": {"forward": 2e-6}}],
+    "explain": [{"name": "a fault", "size": "size=tiny", "planted": "scale", "verdict": "diverged",
+                 "expected": "diverged", "born": ["forward encoder"], "planted_in": ["forward encoder"],
+                 "largest_floors": 4.0, "tensors": 900, "tensors_same": 800,
+                 "gathered": {"floor": 3.2, "float64": "no time"}}],
     "repeat": [{"name": "free", "side": "nemo", "times": 5, "outputs": [96, 0, []], "output_gradients": [79, 1, ["x"]],
                 "parameter_gradients": [88, 2, ["conv.0.weight", "y"]], "largest": 1e-7}],
     "sync": [{"name": "one step", "side": "nemo", "forward": [["nemo/a.py:3", 2], ["nemo/b.py:4", 1]],
@@ -41,20 +45,27 @@ ROWS: dict[str, list[dict[str, Any]]] = {
               {"name": "arithmetic", "side": "nemo", "batch": [8, 16.0], "flops": 1e12},
               {"name": "arithmetic", "side": "nest", "batch": [8, 16.0], "flops": 1e12},
               {"name": "fp32", "batch": [8, 16.0], "nemo": {"step_ms": 100.0, "peak_bytes": 2**34, **TIMES},
-               "nest": {"step_ms": 80.0, "peak_bytes": 2**33, **TIMES}},
+               "nest": {"step_ms": 80.0, "peak_bytes": 2**33, **TIMES}, "graphs": {"error": "capture failed"},
+               "fast": {"step_ms": 25.0, "peak_bytes": 2**33, **TIMES}},
               {"name": "fp32, any kernel", "batch": [8, 16.0], "nemo": {"step_ms": 80.0, "peak_bytes": 2**34, **TIMES},
                "nest": {"step_ms": 80.0, "peak_bytes": 2**33, **TIMES}},
-              {"name": "recorder", "batch": [8, 16.0], "seconds": 10.0, "bytes": 5 * 10**9, "plain_ms": 100.0},
+              {"name": "parts", "side": "nemo", "run": "32", "batch": [8, 16.0], "parts": {"mask": [2.0, 1.0]}},
+              {"name": "parts", "side": "nest", "run": "32", "batch": [8, 16.0], "parts": {"mask": [0.5, 0.4]}},
               {"name": "bf16-mixed", "batch": [32, 16.0], "error": "no time was left"}],
+    "recorder": [{"name": "recorder", "batch": [8, 16.0], "seconds": 10.0, "bytes": 5 * 10**9, "plain_ms": 100.0},
+                 {"name": "limits", "matrix": 8192, "fp32_tflops": 50.0, "tf32_tflops": 400.0, "bf16_tflops": 800.0,
+                  "pageable_gbs": 8.0, "pinned_gbs": 50.0}],
 }  # fmt: skip
 SAID = {
     "parity": "| tiny, quick | NeMo 3.0.0 | nest-ssl | identical | 1,234 | 1,234 |",
     "generator": "`size=tiny`: 9 and 9 draws from torch_cuda, the same, draw by draw.",
     "resume": "stopped: 0 of 1,201 values of the last checkpoint differ. Generators in it: torch_cuda.",
     "cpu-gpu": "| as it is | 3 | same | 3 | 3, 2e-06 | 3 | 3 | 3 |",
+    "explain": "| tiny | scale | diverged | `forward encoder` | 4 | 800 of 900 | floor 3 s, no float64 |",
     "repeat": "| free | nemo | 0 of 96 | 1 of 79 | 2 of 88 | 1e-07 |",
     "sync": "| nemo | 3 | 6 |",
-    "speed": "| fp32 | 8 x 16 s | 100.0 | 80.0 | 0.80 | 20 % | 25 % | 16.0 | 8.0 |",
+    "speed": "| fp32 | 8 x 16 s | 100.0 | 80.0 | 0.80 | 25.0 | 0.25 |  |  |",
+    "recorder": "10.0 s for 5.00 GB on disk",
 }
 
 
@@ -82,7 +93,9 @@ def test_what_could_not_be_had_is_said() -> None:
     text = render_markdown(page(results(ROWS)))
     assert "- bf16-mixed, 32 x 16 s: not had (no time was left)" in text
     assert "fp32, 8 x 16 s: nemo +25.0 %, nest +0.0 %" in text  # what deterministic kernels cost
-    assert "10.0 s for 5.00 GB on disk" in text and "0.10 s (100 times less)" in text
+    assert "0.10 s (100 times less)" in text and "- fast, graphs, fp32, 8 x 16 s: not had (capture failed)" in text
+    assert "| fp32 | 8 x 16 s | 20 % | 16.0 | 25 % | 8.0 | 10 % | 8.0 |" in text
+    assert "| 32 | 8 x 16 s | mask | 2.0 | 0.5 | 1.0 | 0.4 |" in text
 
 
 def test_results_come_back_and_parts_are_replaced(tmp_path: Path) -> None:

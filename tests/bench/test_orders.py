@@ -119,9 +119,12 @@ def test_moments_leave_out_the_warm_up() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "deterministic", "filled"),
-    [("deterministic", True, True), ("unfilled", True, False), ("free", False, False)],
+    [("deterministic", True, True), ("fast", True, False), ("free", False, False)],
 )
-def test_flags_are_what_their_names_say(flags: str, deterministic: bool, filled: bool) -> None:
+def test_flags_are_what_their_names_say(
+    flags: str, deterministic: bool, filled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # else the fast mode has nothing to do with TF32
     try:
         orders.set_flags(flags, tf32=True)
         assert torch.are_deterministic_algorithms_enabled() is deterministic
@@ -129,7 +132,8 @@ def test_flags_are_what_their_names_say(flags: str, deterministic: bool, filled:
         assert torch.utils.deterministic.fill_uninitialized_memory is filled
         assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
         orders.set_flags(flags, tf32=False)
-        assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+        kept = flags == "fast"
+        assert torch.backends.cuda.matmul.allow_tf32 is kept and torch.backends.cudnn.allow_tf32 is kept
     finally:
         orders.set_flags("deterministic", tf32=False)
         torch.use_deterministic_algorithms(False)

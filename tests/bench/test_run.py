@@ -9,6 +9,8 @@ import pytest
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.bench import recorded
+from nest_ssl.bench.measured import TRAINERS
+from nest_ssl.bench.parts import PARTS
 from nest_ssl.bench.run import run_parts
 from nest_ssl.bench.trainings import Bench, Side
 from nest_ssl.cli.gpu import main
@@ -66,13 +68,15 @@ def test_recorded_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_measured_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nest_ssl.bench.measured.MODES", {"fp32": ("32", "deterministic", False)})
+    monkeypatch.setattr("nest_ssl.bench.measured.MODES", {"fp32": ("32", "deterministic", False, tuple(TRAINERS))})
     file, document = tmp_path / "gpu.json", tmp_path / "gpu.md"
-    code = run_parts(bench, ["repeat", "sync", "speed"], file, document)
+    code = run_parts(bench, ["repeat", "sync", "speed", "recorder"], file, document)
     parts = json.loads(file.read_text())["parts"]
     assert [row.get("error") for part in parts.values() for row in part["rows"] if "error" in row] == [] and code == 0
     for row in parts["repeat"]["rows"]:
         assert row["times"] == 5 and row["parameter_gradients"][:2] == [88, 0]
     speed = {row["name"]: row for row in parts["speed"]["rows"]}
     assert speed["fp32"]["nest"]["step_ms"] > 0 and speed["fp32"]["nemo"]["forward_ms"] > 0
-    assert speed["recorder"]["bytes"] > 10**6 and speed["arithmetic"]["flops"] > 10**8
+    assert speed["fp32"]["fast"]["step_ms"] > 0 and speed["fp32"]["graphs"]["step_ms"] > 0
+    assert speed["parts"]["parts"].keys() == PARTS.keys() and speed["arithmetic"]["flops"] > 10**8
+    assert parts["recorder"]["rows"][1]["bytes"] > 10**6

@@ -78,13 +78,15 @@ def gathered(folder: Path) -> dict[str, Gathering]:
 
 def test_runs_of_one_trainer_share_a_process(pair: Path) -> None:
     jobs = plan(*opened(pair), pair / "evidence", ["replay", "float64", "floor", "observer"])
-    shown = {job.log: (job.stage, job.side, job.what, job.words[:1], job.words.count("--then")) for job in jobs}
+    shown = {job.log: (job.side, job.what, job.words[:1], job.words.count("--then")) for job in jobs}
     assert shown == {
-        "explain-reference": (1, "reference", "noise floor, without a recorder, float64", ["scripts/train_nest.py"], 2),
-        "explain-candidate": (1, "candidate", "without a recorder, float64", ["scripts/train_nest.py"], 1),
-        "explain-replay": (1, "candidate", "replay", ["-m"], 0),
-        "explain-replay-float64": (2, "candidate", "replay", ["-m"], 0),
+        "explain-reference": ("reference", "float64, noise floor, without a recorder", ["scripts/train_nest.py"], 2),
+        "explain-candidate": ("candidate", "float64, without a recorder", ["scripts/train_nest.py"], 1),
+        "explain-replay": ("candidate", "replay", ["-m"], 0),
+        "explain-replay-float64": ("candidate", "replay", ["-m"], 0),
     }
+    needed = {path.parent.relative_to(pair).as_posix() for path in jobs[-1].needs}
+    assert needed == {"evidence/float64/nemo", "evidence/float64/nest"}
     words = next(job.words for job in jobs if job.log == "explain-reference")
     assert ["--config-path", str(pair / "nemo"), "--config-name", "config"] == words[1:5]
     for run in " ".join(words).split(" --then "):
@@ -137,9 +139,9 @@ def test_what_cannot_be_had_is_said_with_what_it_costs(
 
 
 def test_the_time_that_is_left_follows_the_pace(tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = [Job(f"{n}", stage, side, "", [], s) for n, (stage, side, s) in enumerate(
-        [(1, "reference", 10.0), (1, "candidate", 4.0), (1, "candidate", 2.0), (2, "candidate", 5.0)])]  # fmt: skip
-    for workers, left in ((2, [15.0, 2 * 15.0]), (1, [21.0, 2 * 17.0])):
+    jobs = [Job(f"{n}", side, "", [], s) for n, (side, s) in enumerate(
+        [("reference", 10.0), ("candidate", 4.0), ("candidate", 2.0), ("candidate", 5.0)])]  # fmt: skip
+    for workers, left in ((2, [11.0, 2 * 10.0]), (1, [21.0, 2 * 17.0])):
         gathering = JobRunner(jobs, {}, tmp_path, opened(pair)[0].index)
         monkeypatch.setattr(gathering, "_workers", workers)
         assert gathering.seconds_left() == left[0]
@@ -150,11 +152,12 @@ def test_the_time_that_is_left_follows_the_pace(tmp_path: Path, pair: Path, monk
 def test_one_run_of_the_reference_is_repeated_and_traced(pair: Path) -> None:
     jobs = plan(*opened(pair), pair / "evidence", ["floor", "operators", "schedule"])
     settings = ("noise_floor=", "operators=", "learning_rates=")
-    words = {job.side: [word for word in job.words if word.startswith(settings)] for job in jobs}
+    words = {job.side: [word for word in job.words if word.startswith((*settings, "record="))] for job in jobs}
     assert words == {
         "reference": ["noise_floor=8", "operators=true", "learning_rates=100000"],
-        "candidate": ["operators=true", "learning_rates=100000"],
+        "candidate": ["record=operators", "operators=true", "learning_rates=100000"],  # no tensor is written for that
     }
+    assert "save_steps=0" in next(job.words for job in jobs if job.side == "candidate")
     alone = plan(*opened(pair), pair / "evidence", ["schedule"])
     assert [(job.side, job.what) for job in alone] == [("reference", "schedule"), ("candidate", "schedule")]
 
@@ -218,10 +221,10 @@ def test_a_signal_stops_what_runs_and_starts_nothing_more(
     recordings = opened(copied)
     found = Replay(reference=seal_of(recordings[0].index), precision="float32", units=[])
     jobs = [
-        Job("done", 1, "candidate", "", ["-c", written, str(copied / "evidence/replay.json"), dumped(found)], 0.1),
-        Job("lasting", 1, "reference", "", ["-c", lasting], 60.0),
-        Job("next", 1, "reference", "", ["-c", f"open({str(never)!r}, 'w')"], 0.1),
-        Job("later", 2, "reference", "", ["-c", f"open({str(never)!r}, 'w')"], 0.1),
+        Job("done", "candidate", "", ["-c", written, str(copied / "evidence/replay.json"), dumped(found)], 0.1),
+        Job("lasting", "reference", "", ["-c", lasting], 60.0),
+        Job("next", "reference", "", ["-c", f"open({str(never)!r}, 'w')"], 0.1),
+        Job("later", "candidate", "", ["-c", f"open({str(never)!r}, 'w')"], 0.1, (copied / "later",)),
     ]
     monkeypatch.setattr("nest_ssl.run.evidence.plan", lambda *_: jobs)
     monkeypatch.setattr("nest_ssl.cli.explain.has_room", lambda *_: True)
@@ -316,6 +319,36 @@ def test_weights_that_only_the_recorder_sees_are_found(copied: Path, explain: Ex
     assert (checks["reference"].differing, checks["candidate"].differing) == (0, 1)
 
 
+def test_what_needs_the_other_sides_files_waits_and_is_not_begun_without_them(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, never = tmp_path / "made", tmp_path / "never"
+    monkeypatch.setattr("nest_ssl.cli.explain.has_room", lambda *_: True)
+    slow = f"import time; time.sleep(0.5); open({str(made)!r}, 'w')"
+    jobs = [
+        Job("slow", "reference", "", ["-c", slow], 1.0),
+        Job("behind", "candidate", "", ["-c", f"assert open({str(made)!r}); print('read')"], 1.0, (made,)),
+        Job("without", "candidate", "without", ["-c", ""], 1.0, (never,)),
+    ]
+    commands = {side: [sys.executable] for side in ("reference", "candidate")}
+    JobRunner(jobs, commands, tmp_path, opened(pair)[0].index).run()
+    assert (tmp_path / "behind.log").read_text().strip() == "read" and not (tmp_path / "without.log").exists()
+    said = capsys.readouterr().out
+    assert f"explain: candidate: without: not begun, for there is no {never}" in said and "exit code" not in said
+
+
+def test_what_does_not_fit_the_disk_is_not_tried(
+    copied: Path, explain: Explain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = sum(entry.bytes for entry in opened(copied)[0].index.files.values()) + 1e6  # for one more of them
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free}))
+    jobs = plan(*opened(copied), copied / "evidence", ["replay", "float64", "floor"])
+    assert [job.what for job in jobs] == ["noise floor", "replay"]
+    explain(copied, "--collect", "--evidence=float64")
+    assert "explain: no float64: it writes " in capsys.readouterr().out
+    assert "are free at" in gathered(copied)["float64"].why
+
+
 def test_a_run_that_fails_is_said_and_the_comparison_is_made(
     copied: Path, explain: Explain, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -363,6 +396,9 @@ def test_a_run_can_stop_where_its_recording_is_complete(pair: Path, tmp_path: Pa
 
 def test_several_runs_in_a_process_are_those_of_processes_of_their_own(pair: Path, tmp_path: Path) -> None:
     """The second run of `pair` came behind another in one process."""
-    train(NEST, [*TINY, "model.optim.eps=1e-6", f"output_dir={tmp_path / 'nest'}"])
+    one = [*TINY, "model.optim.eps=1e-6", f"output_dir={tmp_path / 'nest'}"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="the output folder is a file"):  # the first is refused, the other is made
+        train(NEST, [*TINY, f"output_dir={tmp_path / 'file'}", "--then", *one])
     assert open_recording(tmp_path / "nest").index.tensors == open_recording(pair / "nest").index.tensors
     assert torch.is_grad_enabled()

@@ -249,6 +249,17 @@ def test_what_is_shown_or_how_data_is_fetched_is_a_note(
     assert noted(comparison, "setting") == [said]
 
 
+def test_numbers_rounded_otherwise_on_purpose_are_judged(reference: Path, tmp_path: Path) -> None:
+    """`numerics=fast` is no other experiment; TF32 is one, unless it comes with that."""
+    fast = Path(shutil.copytree(reference, tmp_path / "fast"))
+    edit_index(fast, set_at("flags", "matmul_tf32", True))
+    assert judge(reference, fast, steps=[0]).exit_code == 4
+    edit_config(fast, set_at("numerics", "fast"))
+    comparison = judge(reference, fast, steps=[0])
+    assert [note["path"] for note in noted(comparison, "rounding")] == ["config.numerics", "flags.matmul_tf32"]
+    assert comparison.verdict == "identical"
+
+
 @pytest.mark.parametrize("values", [(32, "32-true"), ("bf16", "bf16-mixed"), ("32", 32)])
 def test_another_spelling_of_a_precision_is_nothing(reference: Path, tmp_path: Path, values: tuple[Any, Any]) -> None:
     sides = [Path(shutil.copytree(reference, tmp_path / name)) for name in ("one", "other")]

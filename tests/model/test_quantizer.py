@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from nest_ssl.config.parts import Quantizer
 from nest_ssl.model import quantizer
-from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer, distances, nearest_codes
+from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer, best_scores, distances, nearest_codes
 
 
 def make(**options: Any) -> RandomProjectionVectorQuantizer:
@@ -32,8 +32,29 @@ def test_many_rows_are_looked_up_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     torch.manual_seed(0)
     x, book = unit_rows(100, 16), unit_rows(64, 16, torch.float64)
     whole = nearest_codes(x, book)
-    monkeypatch.setattr(quantizer, "SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(quantizer, "SCORES_AT_ONCE", {"cpu": 1})
     assert torch.equal(nearest_codes(x, book), whole)
+
+
+def test_both_ways_find_the_same_best_score() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(200, 64, dtype=torch.float64)
+    scores[0] = 0.0  # of equals, either leads by nothing
+    scores[1, 5] = torch.nan
+    (leads, codes), (other_leads, other_codes) = (
+        best_scores(scores.clone(), by_sorting) for by_sorting in (True, False)
+    )
+    assert torch.equal(codes[1:], other_codes[1:])
+    assert torch.equal(leads[2:], other_leads[2:]) and leads[0] == other_leads[0] == 0
+    assert leads[1].isnan() and other_leads[1].isnan()
+
+
+def test_without_waiting_only_what_is_as_near_may_differ() -> None:
+    """Silence, as far from every code, is none of it."""
+    torch.manual_seed(0)
+    x, book = unit_rows(300, 16), unit_rows(64, 16, torch.float64)
+    x[7:50:3] = 0.0
+    assert torch.equal(nearest_codes(x, book, may_wait=False), nearest_codes(x, book))
 
 
 def test_a_tie_goes_to_the_first_code() -> None:

@@ -27,6 +27,9 @@ _SHOWN = ("name", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.logg
           "trainer.stall_timeout")  # fmt: skip
 _LOADING = ("model.*_ds.num_workers", "model.*_ds.pin_memory")  # shown by the batches, if they change anything
 _PATHS = ("model.*_ds.manifest_filepath", "model.*_ds.noise_manifest")  # the hashes of what lies there decide
+_NUMERICS = {"numerics": "exact", "cuda_graphs": False}  # of the port; recordings from before they were there lack them
+# May differ where one side is meant to be fast.
+_ROUNDING = (*(f"config.{key}" for key in _NUMERICS), "flags.*tf32", "flags.matmul_precision")
 _SPELLINGS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # of trainer.precision
 
 SIDES = ("reference", "candidate")
@@ -59,12 +62,15 @@ def compare_contract(
     hashed = all(recording.index.data.train for recording in recordings)
     same_batches = bool(batches) and all(tally.status == Status.IDENTICAL for tally in batches)
     noted = _shown(sides, same_batches, hashed)
+    rounding = _ROUNDING if any(side["config.numerics"] == "fast" for side in sides) else ()
     for path, one, other in pairs(*sides):
         values = ["absent" if value is ABSENT else value for value in (one, other)]
         if repr(values[0]) == repr(values[1]):  # typed: 1, 1.0, "1" and true are four different settings
             continue
-        if any(fnmatchcase(path, pattern) for pattern in noted):
-            sheet.note("setting", path=path, reference=values[0], candidate=values[1])
+        kinds = {"setting": noted, "rounding": rounding}
+        kind = next((k for k, ps in kinds.items() if any(fnmatchcase(path, pattern) for pattern in ps)), None)
+        if kind:
+            sheet.note(kind, path=path, reference=values[0], candidate=values[1])
         else:
             spot = sheet.spot(Address(Kind.SETTING, slot=path), Phase.CONTRACT)
             sheet.tally.findings.append(spot.finding(Difference.SETTING, *values))
@@ -90,7 +96,8 @@ def _experiment(recording: Recording, steps: Sequence[int] | None) -> Settings:
     """What makes the experiment; what stands first is the headline where several things differ."""
     index = recording.index
     resumed = f"after batch {index.resumed_from.batches:,}" if index.resumed_from else "not resumed"
-    config = {k: v for k, v in _flat(recording.config).items() if not any(fnmatchcase(k, p) for p in _NOTHING)}
+    recorded = _NUMERICS | _flat(recording.config)
+    config = {k: v for k, v in recorded.items() if not any(fnmatchcase(k, p) for p in _NOTHING)}
     precision = config.get("trainer.precision")
     config |= {"trainer.precision": _SPELLINGS.get(str(precision), precision)} if precision is not None else {}
     versions = {name: index.packages.get(name) for name in _NUMERIC_PACKAGES}

@@ -1,0 +1,104 @@
+"""`numerics: fast`: the same model, parameters, draws and checkpoints, rounded otherwise and in less time.
+
+- Decoder and loss of masked tokens only (`model/masked_tokens.py`), the softmax in float32.
+- The optimizer's own fused kernel, one for all parameters.
+- On a GPU: no wait of the host for it, TF32, and the encoder's kernels as CUDA graphs if asked.
+- Fresh memory is not filled (`base.determinism.allow_fast_kernels`); kernels stay repeatable.
+
+A step that is recorded takes the open way through decoder and loss, as any step that somebody looks into: recordings of
+both modes have the same calls, and `nest-ssl explain` says of them what rounding is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nest_ssl.base.determinism import allow_fast_kernels
+from nest_ssl.config.schema import BEST_RQ, NEST
+from nest_ssl.data.batch import AudioNoiseBatch, TranscribedBatch
+from nest_ssl.model.encoder.fused.choice import is_watched
+from nest_ssl.model.encoder.graphs import GraphedEncoder
+from nest_ssl.model.masked_tokens import MaskedTokens, masked_token_loss
+from nest_ssl.train.module import BestRqModule, NestModule
+
+Heard = tuple[Tensor, Tensor, Tensor]  # features to name tokens of (B, F, T), those to predict from, their lengths (B)
+
+
+class FastNestModule(NestModule):
+    """`NestModule`, faster. torch's flags are set for the whole process.
+
+    Args:
+        cuda_graphs: replay the encoder's kernels on a GPU.
+        others: as of `NestModule`.
+    """
+
+    def __init__(self, *others: Any, cuda_graphs: bool = False, **named: Any) -> None:
+        super().__init__(*others, **named)
+        allow_fast_kernels()
+        self.quantizer.may_wait = False
+        self._graphed = GraphedEncoder(self.encoder) if cuda_graphs else None
+
+    def heard(self, batch: Any) -> Heard:
+        """The features of a batch."""
+        assert isinstance(batch, AudioNoiseBatch)
+        clean_BFT, _ = self.features(batch.audio, batch.audio_len, None, None)
+        return clean_BFT, *self.features(batch.noisy_audio, batch.noisy_audio_len, None, None)
+
+    def configure_optimizers(self) -> Any:
+        configured = super().configure_optimizers()
+        fuse(configured[0][0] if isinstance(configured, tuple) else configured)
+        return configured
+
+    def _loss(self, batch: Any) -> Tensor:
+        if is_watched(self):
+            return super()._loss(batch)
+        clean_BFT, heard_BFT, length_B = self.heard(batch)
+        _, tokens_BSH = self.quantizer(input_signal=clean_BFT)
+        heard_BFT, masks_BFT = self.mask_processor(input_feats=heard_BFT, input_lengths=length_B)
+        settings = self.loss.mlm_loss
+        masked = MaskedTokens(masks_BFT, settings.combine_time_steps, settings.mask_threshold)
+        if self._graphed is not None:
+            encoded_BDS = self._graphed(heard_BFT, length_B)
+        else:
+            encoded_BDS, _ = self.encoder(audio_signal=heard_BFT, length=length_B)
+        return masked_token_loss(self.decoder, self.loss, encoded_BDS, tokens_BSH, masked)
+
+
+class FastBestRqModule(FastNestModule, BestRqModule):
+    """The same of the model without noise."""
+
+    def heard(self, batch: TranscribedBatch) -> Heard:
+        speech_BFT, length_B = self.features(batch[0], batch[1], None, None)
+        return speech_BFT, speech_BFT, length_B
+
+
+FAST_MODULES: dict[str, type[FastNestModule]] = {NEST: FastNestModule, BEST_RQ: FastBestRqModule}
+
+
+def fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Have `optimizer` make its steps with its fused kernel, unless its settings name another.
+
+    Its groups say so only while it steps: what checkpoints and recordings hold is what it was configured with.
+    """
+    fused: list[dict[str, Any]] = []
+
+    def before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        other = ("foreach", "capturable", "differentiable")
+        free = (group for group in optimizer.param_groups if group.get("fused", False) is None)
+        fused[:] = [group for group in free if not any(group.get(name) for name in other)]
+        for group in fused:
+            group["fused"] = True
+            for parameter in group["params"]:
+                count = optimizer.state.get(parameter, {}).get("step")
+                if isinstance(count, Tensor) and count.device != parameter.device:  # from a checkpoint
+                    optimizer.state[parameter]["step"] = count.to(parameter.device)
+
+    def after(*_: Any) -> None:
+        for group in fused:
+            group["fused"] = None
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
