@@ -58,3 +58,8 @@ def assert_identical(code: int, report: dict[str, Any]) -> None:
     for rung in report["rungs"]:
         assert rung["status"] == "identical" and rung["compared"] > 0, rung
         assert (rung["differing"], rung["missing_reference"], rung["missing_candidate"]) == (0, 0, 0), rung
+
+
+def assert_tokens_count(folder: Path) -> None:
+    """In each recorded step; else the loss is NaN on both sides, all gradients are zeros, and little is proved."""
+    assert "No token counts" not in (folder / "report" / "report.md").read_text()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from aligning import GENERATION, RELEASE, SMALL, assert_identical, compare, record
+from aligning import GENERATION, RELEASE, SMALL, assert_identical, assert_tokens_count, compare, record
 from train_nemo import NEMO
 from train_nest import NEST
 
@@ -60,7 +60,7 @@ needs_float64 = pytest.mark.skipif(FLOAT64_FAILS, reason=f"NeMo {RELEASE} fails 
 def test_every_bit_of_the_recipe(tmp_path: Path, recorded: Callable[..., Path], case: str) -> None:
     sides = [recorded(subject, *RECIPE, *CASES[case]) for subject in (NEMO, NEST)]
     assert_identical(*compare(tmp_path, *sides))
-    assert "No token counts" not in (tmp_path / "report" / "report.md").read_text()
+    assert_tokens_count(tmp_path)
 
 
 @pytest.mark.parametrize("subject", [NEMO, NEST], ids=lambda subject: subject.name)
