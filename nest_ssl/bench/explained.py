@@ -56,7 +56,6 @@ def pairs(bench: Bench) -> list[Explained]:
         Explained(small, Training("explain attention", "nest", tiny, planted="fused attention"), ALL, "equivalent"),
         Explained(on_cpu, Training("explain devices", "nest", everywhere), ALL, "equivalent"),
         Explained(big, Training("explain large eps", "nest", large, planted=EPS), SHORT, "diverged", NORM),
-        Explained(big, Training("explain large halves", "nest", large, planted=HALVES), SHORT, "equivalent"),
     ]
 
 

@@ -41,6 +41,7 @@ from nest_ssl.compare.rules.float64 import Float64Rule
 from nest_ssl.compare.rules.known import Known, KnownRule
 from nest_ssl.compare.rules.noise_floor import NoiseFloorRule, excuse_flips, growth_of
 from nest_ssl.compare.rules.same_function import AGREE, has_float32_values
+from nest_ssl.compare.rules.signs import Signs
 from nest_ssl.compare.rungs import (
     batch,
     contract,
@@ -193,7 +194,11 @@ def _in_float64(
     if first is not None:
         float32 = has_float32_values(both[0], first.moment.step, first.address)
         agreement = Agreement.FLOAT32 if float32 else Agreement.DIFFERS
-    return Float64(agreement, largest, first, frozenset(covers), without)
+    # A validation, of the steps that are compared or behind the last; weights that are apart say nothing of it.
+    validated = validation.compare_validations(Comparer(Float64Rule(evidence)), *both, None)
+    alike = both[0].index.weights_at_end == both[1].index.weights_at_end
+    same = {one.step for one in validated if one.compared and (not alike or all(each.within for each in one.findings))}
+    return Float64(agreement, largest, first, frozenset(covers), without, frozenset(same))
 
 
 def _part(tally: Tally) -> Part:
@@ -225,13 +230,15 @@ def _compare_steps(
     """All steps of all ranks; `changed` are the modules with own weights that differ before the first one."""
     kinds = initial_weights.kinds_of(reference, candidate)
     results: list[StepFindings] = []
+    signs = Signs(comparer.rule, evidence) if evidence else None
     for step in shared:
         for rank in range(min(reference.world_size, candidate.world_size)):
             results.append(_compare_step(reference, candidate, comparer, kinds, step, rank))
             started = results[-1].tallies["start"]
             known = started.compared["parameters"] or not causes.unrecorded(shared, step)
             results[-1].calls = causes.judge_calls(results[-1], changed | _modules(started) if known else None)
-            if evidence:
+            if evidence and signs:
+                signs.excuse(results[-1], (reference.step(step, rank), candidate.step(step, rank)))
                 evidence.growths[step + 1, rank] = growth_of(results[-1].tallies["weights"])
         changed = changed.union(*(_modules(r.tallies["weights"]) for r in results if r.step == step))
     if evidence:
@@ -254,7 +261,8 @@ def _compare_step(
         result.spans = forward.compare_calls(sheets["forward"], *calls)
     if sheets["draws"].both_have(layout.RNG, *sides):
         event = draws.same_event(*calls)
-        result.draws = draws.compare_draws_of_step(sheets["draws"], sides[0].rng(), sides[1].rng(), event)
+        other_device = reference.index.device.type != candidate.index.device.type
+        result.draws = draws.compare_draws_of_step(sheets["draws"], sides[0].rng(), sides[1].rng(), event, other_device)
     forward.compare_forward_output(sheets["forward"], *sides)
     result.loss = loss.compare_loss(sheets["loss"], *sides)
     result.reached = gradients.compare_output_gradients(sheets["gradients"], *calls)

@@ -33,6 +33,13 @@ def uncompiled(reference: Recording, candidate: Recording) -> Names | None:
     return Names(given, "torch.compile") if given and not without else None
 
 
+def compiled_in(recording: Recording) -> list[str]:
+    """What torch.compile wraps in it, as it is read; empty where that is the model itself."""
+    found = recording._original if isinstance(recording, Renamed) else recording
+    names = [entry.name.split(".") for entry in found.structure.modules]
+    return [".".join(part for part in parts if part != COMPILED) for parts in names if parts[-1] == COMPILED]
+
+
 class Renamed(Recording):
     """A recording read with other names; numbers are as they were recorded, but for what the map says.
 
@@ -47,11 +54,18 @@ class Renamed(Recording):
             raise UserError("a map of names that fits nothing", str(original.path), "Give names of the candidate.")
         self.names.refuse_two_of_one_name(str(original.path))
         ledger = self.ledger(original.index.ledger)
-        calls = {}
-        for step, names in original.index.calls.items():
-            pairs = [name.rpartition("#")[::2] for name in names]
-            calls[step] = [f"{rename(module)}#{call}" for module, call in pairs if self.names.stays(module)]
+        called = {step: [name.rpartition("#")[::2] for name in names] for step, names in original.index.calls.items()}
+        # A model that is compiled as a whole is watched from outside alone, in the wrapper's name.
+        self._inner_root = any(module and not rename(module) for pairs in called.values() for module, _ in pairs)
+        calls = {
+            step: [f"{rename(module)}#{call}" for module, call in pairs if self.is_read(module)]
+            for step, pairs in called.items()
+        }
         self.index = original.index.model_copy(update={"calls": calls, "ledger": ledger})
+
+    def is_read(self, module: str) -> bool:
+        """Whether calls of it are: not those of a wrapper, but for the model's own where nothing else stands for it."""
+        return self.names.stays(module) or not (module or self._inner_root)
 
     def described(self) -> dict[str, Any]:
         """How many names are read as others, and tensors changed, for the report."""
@@ -70,7 +84,7 @@ class Renamed(Recording):
         """Operators, by the calls that ran them; those of a wrapper belong to the call around it."""
 
         def call(name: str) -> str:
-            while name and not self.names.stays(name.rpartition("#")[0]):
+            while name and not self.is_read(name.rpartition("#")[0]):
                 name = found.enclosing.get(name, "")
             module, _, number = name.rpartition("#")
             return f"{self.names.rename(module)}#{number}" if name else ""
@@ -87,7 +101,7 @@ class Renamed(Recording):
         enclosing = {
             call(name): call(around)
             for name, around in found.enclosing.items()
-            if self.names.stays(name.rpartition("#")[0])
+            if self.is_read(name.rpartition("#")[0])
         }
         return found.model_copy(update={"operators": renamed, "enclosing": enclosing})
 
@@ -177,7 +191,9 @@ class _RenamedStep(StepFiles):
     def _calls(self, key: str) -> list[Call]:
         calls = super()._calls(key)
         return [
-            replace(call, module=self._names.rename(call.module)) for call in calls if self._names.stays(call.module)
+            replace(call, module=self._names.rename(call.module))
+            for call in calls
+            if self._renamed.is_read(call.module)
         ]
 
     def _groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ class Float64:
         first: the first tensor that does not.
         covers: rungs of a step and rank that were compared there as a whole and agree, each tensor, to `AGREE`.
         without: the first that was compared here and not there.
+        validated: of validations that agree there too, or there had other weights, the steps that come next.
     """
 
     agreement: Agreement = Agreement.NOT_HAD
@@ -52,6 +53,7 @@ class Float64:
     first: Finding | None = None
     covers: frozenset[Part] = frozenset()
     without: Part | None = None
+    validated: frozenset[int | None] = frozenset()
 
 
 @dataclass(slots=True)
@@ -121,6 +123,9 @@ def weigh(
     def is_rounding(finding: Finding) -> bool:
         if finding.judgement and finding.judgement.rule == "known":
             return True
+        if finding.rung == "validation" and finding.within:  # of the same weights, or it would be no root
+            replay = bool(units) and all(one.function is Function.SAME for one in units)
+            return finding.moment.step in in64.validated if evidence.float64 else replay
         both, where = evidence.float64, (finding.moment.step, finding.address.rank, finding.rung)
         silent = (
             both and is_table(finding.rung, finding.address) and has_float32_values(both[0], where[0], finding.address)

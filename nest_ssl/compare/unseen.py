@@ -9,9 +9,12 @@ from torch import Tensor
 from nest_ssl.base.nested import leaves
 from nest_ssl.compare.evidence import Evidence
 from nest_ssl.compare.findings import Note
+from nest_ssl.compare.names import compiled_in
 from nest_ssl.compare.values import flatten
 from nest_ssl.recording import layout
 from nest_ssl.recording.reader import Recording
+
+MOST = 5  # names that are listed
 
 
 def unseen_by(
@@ -31,6 +34,8 @@ def unseen_by(
         elif level is not None:
             patterns = {key: " ".join(getattr(level, key)) or "-" for key in ("include", "exclude")}
             notes.append(Note(f"unseen_level{whose}", {**values, "record": level.record, **patterns}))
+    if compiled := list(dict.fromkeys([*compiled_in(reference), *compiled_in(candidate)])):
+        notes.append(Note("unseen_compiled", {"modules": ", ".join(name or "(root)" for name in compiled[:MOST])}))
     recorded = [reference.step(step) for step in steps]
     batches = [flatten(step.batch()) for step in recorded if step.has(layout.BATCH)]
     lengths = [

@@ -160,6 +160,8 @@ class CallReplay:
             return "not replayed", "the candidate has no such module"
         if call.module in self.interception.changed:
             return "not replayed", "the map of names makes other tensors of its weights, which goes one way alone"
+        if self.modules[call.module] in self.interception.compiled:
+            return "not replayed", "torch.compile makes one program of it, and its own code is not what runs"
         if call.raised:
             return "not replayed", "it ended by an exception in the reference"
         if not is_complete(call.inputs):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nest_ssl.base.nested import leaves, tensors
 from nest_ssl.base.renaming import NameMap, Rename
 from nest_ssl.base.rng import digest, read_states, set_state
-from nest_ssl.record.observers.calls import positional_names
+from nest_ssl.record.observers.calls import compiled_in, positional_names
 from nest_ssl.record.observers.copies import same_bits
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.calls import Call
@@ -133,7 +133,7 @@ class Frame:
         if self.call is None or self.in_backward:
             return
         entries = self.recorded.draws(self.call, self._event)
-        for generator, state in read_states().items():
+        for generator, state in ((name, each) for name, each in read_states().items() if self.recorded.has(name)):
             entry, started = entries.get(generator), self._states[generator]
             self.draws_compared += entry is not None or state != started
             if (digest(generator, state) != entry.after) if entry else (state != started):
@@ -152,6 +152,7 @@ class Interception:
     Attributes:
         modules: by the reference's names.
         changed: names of those with a parameter or buffer that the map reads as another tensor.
+        compiled: those that torch.compile makes one program of, or of what they are in.
     """
 
     def __init__(self, root: nn.Module, rename: Rename | None = None) -> None:
@@ -164,6 +165,7 @@ class Interception:
         stored = [name for name, _ in (*root.named_parameters(), *root.named_buffers())]
         owners = [name.rpartition(".")[0] for name in stored if self.names.rename.changes(name)]
         self.changed = {*self.names.names(owners)}
+        self.compiled = compiled_in(root)
         # A wrapper has no name of the reference's, and is its caller's own code.
         self._names: dict[nn.Module, list[str]] = {module: [] for module in modules.values()}
         for name, module in self.modules.items():

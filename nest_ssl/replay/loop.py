@@ -32,6 +32,7 @@ from nest_ssl.replay.model_state import load_weights
 
 PHASES: tuple[Phase, ...] = ("batch", "loss", "clipping", "optimizer", "schedule")
 # Other ways to compute the same; the rate is the schedule's.
+ON_DEVICE = ("fused", "capturable")  # settings with which an optimizer keeps its counters beside the weights
 NOT_THE_UPDATES = frozenset({"params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"})
 
 
@@ -112,11 +113,11 @@ class LoopReplay:
         self._put(applied.gradients)
         names = {parameter: name for name, parameter in self.parameters.items()}
         state = self.step.start_optimizer_state() or {}
-        for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
+        for parameter, group in [(p, g) for g in optimizer.param_groups for p in g["params"]]:
             entries = state.get(names.get(parameter, ""), {})
             optimizer.state.pop(parameter, None)
             if entries:
-                optimizer.state[parameter] = _on_device(entries, parameter)
+                optimizer.state[parameter] = _on_device(entries, parameter, any(group.get(key) for key in ON_DEVICE))
         recorded, own = self.step.start_groups() or [], [group["lr"] for group in optimizer.param_groups]
         self._compare_groups(optimizer, recorded)
         for group, given in zip(optimizer.param_groups, recorded, strict=False):
@@ -190,10 +191,10 @@ def _setting(group: int, key: str) -> Address:
     return Address(Kind.OPTIMIZER_SETTING, slot=str(group), path=key)
 
 
-def _on_device(entries: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """A parameter's state as the optimizer keeps it: what has its shape lies where it lies, counters on the CPU."""
+def _on_device(entries: dict[str, Any], parameter: Tensor, counters: bool) -> dict[str, Any]:
+    """A parameter's state as the optimizer keeps it: what has its shape lies where it lies, `counters` too or not."""
     return {
-        key: value.to(parameter.device if value.shape == parameter.shape else value.device, copy=True)
+        key: value.to(parameter.device if counters or value.shape == parameter.shape else value.device, copy=True)
         if isinstance(value, Tensor)
         else value
         for key, value in entries.items()

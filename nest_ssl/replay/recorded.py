@@ -18,17 +18,26 @@ from nest_ssl.recording.step_files import StepFiles
 class RecordedCalls:
     """The calls of one step.
 
+    Args:
+        other_device: whether the candidate is on another kind of device: torch then draws from another generator, which
+            gives other numbers, and what the reference drew from torch's cannot be had.
+
     Attributes:
         calls: in the order in which they started.
     """
 
-    def __init__(self, step: StepFiles) -> None:
+    def __init__(self, step: StepFiles, other_device: bool = False) -> None:
+        self._others = ("torch",) if other_device else ()
         self.calls = with_gradients_of_later(step.calls(), step.later_calls())
         self._draws: dict[tuple[int, int], list[DrawEntry]] = defaultdict(list)
         for entry in step.rng().ledger or ():
-            if entry.index is not None:
+            if entry.index is not None and self.has(entry.generator):
                 self._draws[entry.index, entry.event].append(entry)
         self._states = step.generator_states() if step.has(layout.GENERATOR_STATES) else {}
+
+    def has(self, generator: str) -> bool:
+        """Whether what is drawn from a generator can be compared."""
+        return not generator.startswith(self._others)
 
     def by_end(self) -> list[Call]:
         """In the order in which they ended: what a call calls stands before it."""

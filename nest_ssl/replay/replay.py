@@ -108,7 +108,9 @@ def replay_calls(
         if name in interception.modules:
             interception.modules[name].training = mode
     gradients = Gradients(interception.parameters(), step.gradients(), gradients_before(recording, step, number))
-    calls = CallReplay(number, RecordedCalls(step), interception, precision, gradients)
+    own = next((parameter.device.type for parameter in interception.root.parameters()), "")
+    other_device = own not in ("", recording.index.device.type)
+    calls = CallReplay(number, RecordedCalls(step, other_device), interception, precision, gradients)
     with gradients.collecting():
         calls.run()
         calls.judge_gradients()

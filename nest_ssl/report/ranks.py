@@ -30,7 +30,7 @@ SCHEMA = "nest-ssl-ranks-report/1"
 
 
 def write_ranks_report(over: OverRanks, folder: Path) -> Path:
-    """Write `report.md`, `report.html` and `report.json` over the ranks into `folder`, which has theirs in `rank_R/`.
+    """Write `report.md`, `report.html` and `report.json` over the ranks into `folder`, beside each one's in `rank_R/`.
 
     Pictures of an earlier comparison go. Returns the path of `report.md`.
 

@@ -196,17 +196,12 @@ def hindrance(kind: str, reference: Recording, candidate: Recording, folder: Pat
             return f"{name} goes on from a checkpoint, which may be another one by now"
         if kind == "float64" and generation and generation.float64 == "fails":
             return f"NeMo {index.generation.name if index.generation else ''} does not train in float64"
-    wide = {"float64": (2, reference, candidate), "floor": (1, reference)}
-    return _lack_of_disk(folder, *wide[kind]) if kind in wide else ""
-
-
-def _lack_of_disk(folder: Path, times: int, *recordings: Recording) -> str:
-    """Whether there is no room for recordings so many times as large; what stands in their place counts as room."""
-    needed = times * sum(entry.bytes for recording in recordings for entry in recording.index.files.values())
+    written = {"float64": [reference, candidate] * 2, "floor": [reference]}.get(kind, [])  # twice as wide, and as it is
+    needed = sum(entry.bytes for recording in written for entry in recording.index.files.values())
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     there = [path for name in (files.FLOAT64, files.FLOOR) for path in (folder / name).rglob("*") if path.is_file()]
-    free = shutil.disk_usage(place).free + sum(path.stat().st_size for path in there)
-    return "" if needed < free else f"it writes {size(needed)}, and {size(free)} are free at {place}"
+    free = shutil.disk_usage(place).free + sum(path.stat().st_size for path in there)  # what is there is written over
+    return f"it writes {size(needed)}, and {size(free)} are free at {place}" if needed > free else ""
 
 
 def prepare(folder: Path, kinds: Sequence[str]) -> None:

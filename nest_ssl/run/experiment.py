@@ -7,6 +7,7 @@ is in `preflight`, what is kept besides the recording in `exp_manager`, what a p
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -40,7 +41,7 @@ from nest_ssl.run.floor.repeats import NoiseFloorRepeats
 from nest_ssl.run.interrupts import Interrupts
 from nest_ssl.run.loggers import build_loggers, closing
 from nest_ssl.run.preflight import check_data, check_settings, data_sections
-from nest_ssl.run.ranks import Rank, Together, launch, own_rank, processes, stall_watch
+from nest_ssl.run.ranks import Rank, Together, launch, of_torchrun, own_rank, processes, stall_watch
 from nest_ssl.run.same_experiment import other_experiment
 from nest_ssl.run.subject import Inputs, Subject
 
@@ -68,6 +69,10 @@ def record(subject: Subject, cfg: DictConfig, words: Sequence[str]) -> int:
     Raises:
         UserError: as `run`.
     """
+    if (several := of_torchrun(cfg)) is not None:
+        if os.environ["LOCAL_RANK"] != "0":
+            return EXIT_OK
+        cfg.trainer.devices, words = several, [*words, f"trainer.devices={several}"]
     notes = check_settings(subject, cfg)
     rank, number = own_rank(), processes(cfg)
     if rank is not None:

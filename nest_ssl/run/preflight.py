@@ -17,7 +17,7 @@ from nest_ssl.config.data import Dataset
 from nest_ssl.config.schema import BEST_RQ, class_of
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
-from nest_ssl.data.corpus import Corpora, is_mixed, is_stream
+from nest_ssl.data.corpus import Corpora, is_mixed, is_stream, sets_of, within_limits
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.data.sources.seeding import seed_lhotse
 from nest_ssl.model.nest import NestModel
@@ -128,7 +128,9 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
         cfg.trainer.limit_train_batches = int(share * math.ceil(utterances / batch_size))
     length = planned_length(cfg, utterances, batch_size, train.drop_last)
     notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
-    notes += shares
+    notes += [*shares, *check_shares(cfg, datasets)]
+    if processes(cfg) > 1 and train.is_tarred and not (train.is_concat or train.use_lhotse):
+        refuse_uneven_tars(train, corpora, processes(cfg), length.epoch)
     if cfg.seeded_data and (train.is_concat or (train.is_tarred and train.shuffle is not False)):
         drawn = "the order of tar files, and of a mixture's sets,"
         notes.append(f"{drawn} follows from the seed; NeMo's own follows from the clock (seeded_data=false)")
@@ -233,6 +235,52 @@ def shared_out(utterances: float, batch_size: int, drop_last: bool, ranks: int) 
     return each, [f"train, an epoch of each of {ranks} ranks: utterances {each:,}, batches {batches:,}{more}"]
 
 
+def check_shares(cfg: DictConfig, datasets: dict[str, Dataset]) -> list[str]:
+    """What each of several ranks reads where the data share themselves out, as NeMo's do; a line for what is odd.
+
+    Raises:
+        UserError: a rank would have no tar file; or Lightning would put its own order in the place of Lhotse's.
+    """
+    ranks, notes = processes(cfg), []
+    for name, dataset in datasets.items() if ranks > 1 else ():
+        section = f"model.{name}_ds"
+        if dataset.use_lhotse and not is_stream(dataset):
+            if cfg.trainer.get("use_distributed_sampler", True) is not False:
+                fix = "Give trainer.use_distributed_sampler=false."
+                raise UserError("Lhotse itself shares such data out", f"{section}.use_lhotse with {ranks} ranks", fix)
+        elif dataset.use_lhotse and not dataset.num_workers:
+            same = f"{section}.num_workers=0: every rank reads the same of Lhotse's streams, as in NeMo"
+            notes.append(f"{same}; with num_workers=1 each has an order of its own")
+        elif dataset.is_tarred and dataset.tarred_shard_strategy == "scatter":
+            for tars in (part.tars for parts in sets_of(dataset) for part in parts):
+                if len(tars) < ranks:
+                    fix = "Write more tar files, or give tarred_shard_strategy=replicate."
+                    raise UserError(f"fewer tar files than the {ranks} ranks", f"{section}: {', '.join(tars)}", fix)
+                if left := len(tars) % ranks:
+                    notes.append(f"{name}: the last {left} of {len(tars)} tar files are read by none of {ranks} ranks")
+    return notes
+
+
+def refuse_uneven_tars(train: Dataset, corpora: Corpora, ranks: int, epoch: float) -> None:
+    """A rank whose tar files give it fewer batches than `epoch`, and than another's, would be waited for without end.
+
+    Buckets, each of which is read by all ranks, are not looked at.
+
+    Raises:
+        UserError: there is such a rank.
+    """
+    from nest_ssl.data.sources.tarred import batches_of_ranks
+
+    (parts,) = sets_of(train)
+    if len(parts) == 1:
+        entries = within_limits([corpora.speech(path) for path in parts[0].manifests], train)[0]
+        batches = batches_of_ranks(train, entries, parts[0].tars, ranks)
+        if min(batches) < min(epoch, max(batches)):
+            where = ", ".join(f"rank {rank}: {number}" for rank, number in enumerate(batches))
+            fix = f"Share the tar files out evenly, or give trainer.limit_train_batches={min(batches)}."
+            raise UserError("the ranks have different numbers of batches", where, fix)
+
+
 def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
     """Turn NeMo's many-GPU trainer settings into what this machine can run; returns a line for each change.
 
@@ -274,17 +322,23 @@ def check_processes(cfg: DictConfig) -> list[str]:
     number = processes(cfg)
     if number == 1:
         return []
-    devices, train = f"trainer.devices={plain(cfg.trainer.get('devices'))}", cfg.model.train_ds
+    devices, train = f"trainer.devices={plain(cfg.trainer.get('devices'))}", read(Dataset, cfg.model.train_ds)
+    shares_itself = train.is_tarred or train.is_concat or train.use_lhotse
     alone = {
-        "noise_floor": cfg.noise_floor,
-        "bad_audio=skip": cfg.bad_audio == "skip",
-        "model.train_ds.is_tarred": train.get("is_tarred"),
-        "model.train_ds.is_concat": train.get("is_concat"),
-        "model.train_ds.use_lhotse": train.get("use_lhotse"),
-        "trainer.use_distributed_sampler=false": cfg.trainer.get("use_distributed_sampler") is False,
+        "noise_floor": (cfg.noise_floor, "Measure it in one process: trainer.devices=1."),
+        "bad_audio=skip": (
+            cfg.bad_audio == "skip",
+            "A rank that lacks a batch would be waited for. Leave such lines out of the manifest (nest-ssl data inspect"
+            " names them), and give bad_audio=stop.",
+        ),
+        "trainer.use_distributed_sampler=false": (
+            cfg.trainer.get("use_distributed_sampler") is False and not shares_itself,
+            "Each rank would train on everything. Leave it out.",
+        ),
     }
-    for what in (name for name, asked in alone.items() if asked):
-        raise UserError("not offered in several processes", f"{what} with {devices}", "Give trainer.devices=1.")
+    for what, (asked, fix) in alone.items():
+        if asked:
+            raise UserError("not offered in several processes", f"{what} with {devices}", fix)
     if strategy.startswith("ddp"):
         return []
     OmegaConf.update(cfg, "trainer.strategy", DDP, force_add=True)

@@ -37,6 +37,9 @@ from nest_ssl.run.stall import ANSWER_S, Stalls, stall_file
 from nest_ssl.run.subject import Subject
 
 FOLDER = "NEST_SSL_RANKS"  # in the environment of a rank: where all record
+OF_LAUNCHERS = (
+    "SLURM_NTASKS RANK GROUP_RANK ROLE_RANK ROLE_NAME LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE".split()
+)
 GRACE_S = 3.0  # between the first rank that fails and the end of the others: they may know more
 
 
@@ -125,18 +128,33 @@ def processes(cfg: DictConfig) -> int:
 
 
 def own_rank() -> Rank | None:
-    """This process, as the one that started it says.
+    """This process, where it was started as one of several by `launch`."""
+    if FOLDER not in os.environ:
+        return None
+    return Rank(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]), Path(os.environ[FOLDER]))
+
+
+def of_torchrun(cfg: DictConfig) -> int | None:
+    """How many processes torchrun started, this one among them; None where it started none.
+
+    The first one then starts the ranks as it would without torchrun, and the others have nothing to do.
 
     Raises:
-        UserError: another launcher has started several.
+        UserError: on several nodes, as another number of devices, or by another launcher.
     """
-    environment = os.environ
-    if FOLDER in environment:
-        return Rank(int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"]), Path(environment[FOLDER]))
-    if "LOCAL_RANK" in environment and int(environment.get("WORLD_SIZE", "1")) > 1:
-        fix = "Start one process, which starts the others: RANKS=N, or trainer.devices=N."
-        raise UserError("started by another launcher (torchrun?)", f"WORLD_SIZE={environment['WORLD_SIZE']}", fix)
-    return None
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    if FOLDER in os.environ or "LOCAL_RANK" not in os.environ or number == 1:
+        return None
+    where, here = f"WORLD_SIZE={number}", os.environ.get("LOCAL_WORLD_SIZE")
+    if here is None:
+        raise UserError("started by another launcher than torchrun", where, "Start one process: trainer.devices=N.")
+    if int(here) != number:
+        where += f", LOCAL_WORLD_SIZE={here}"
+        raise UserError("training on several nodes is not offered", where, "Give torchrun --nproc-per-node alone.")
+    if processes(cfg) not in (1, number):
+        where = f"trainer.devices={plain(cfg.trainer.devices)}"
+        raise UserError(f"torchrun started {number} processes", where, f"Give trainer.devices={number}.")
+    return number
 
 
 def launch(subject: Subject, cfg: DictConfig, words: Sequence[str], number: int) -> int:
@@ -186,8 +204,9 @@ def _start(running: ExitStack, command: list[str], folder: Path, number: int) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Lightning would take a job of SLURM's for the launcher.
-    inherited = {name: value for name, value in os.environ.items() if name != "SLURM_NTASKS"}
+    # Lightning would take a job of SLURM's, or torchrun, for the launcher.
+    inherited = {name: value for name, value in os.environ.items()
+                 if name not in OF_LAUNCHERS and not name.startswith("TORCHELASTIC_")}  # fmt: skip
     addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     if sys.platform == "linux":  # gloo would look for this machine's name, which a container without a network lacks
         inherited.setdefault("GLOO_SOCKET_IFNAME", "lo")

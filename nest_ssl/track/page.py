@@ -66,7 +66,9 @@ def named_table(found: Tracked) -> list[Block]:
     if not found.named:
         generations = " and ".join(dict.fromkeys(map(generation_of, (found.before, found.after))))
         return [heading, Paragraph((f"Nothing: to the table both are of generation {generations}.",))]
-    batches = "other batches" if found.between.rung("batch").findings else "the same batches"
+    first = min(found.between.steps, default=0)  # later ones also follow from what was drawn before
+    other = any(one.moment.step == first for one in found.between.rung("batch").findings)
+    batches = "other batches" if other else "the same batches"
     rows = []
     for each in found.named:
         changes = sum(len(one.changes) for one in found.at(each.where))

@@ -319,24 +319,6 @@ def test_weights_that_only_the_recorder_sees_are_found(copied: Path, explain: Ex
     assert (checks["reference"].differing, checks["candidate"].differing) == (0, 1)
 
 
-def test_what_needs_the_other_sides_files_waits_and_is_not_begun_without_them(
-    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made, never = tmp_path / "made", tmp_path / "never"
-    monkeypatch.setattr("nest_ssl.cli.explain.has_room", lambda *_: True)
-    slow = f"import time; time.sleep(0.5); open({str(made)!r}, 'w')"
-    jobs = [
-        Job("slow", "reference", "", ["-c", slow], 1.0),
-        Job("behind", "candidate", "", ["-c", f"assert open({str(made)!r}); print('read')"], 1.0, (made,)),
-        Job("without", "candidate", "without", ["-c", ""], 1.0, (never,)),
-    ]
-    commands = {side: [sys.executable] for side in ("reference", "candidate")}
-    JobRunner(jobs, commands, tmp_path, opened(pair)[0].index).run()
-    assert (tmp_path / "behind.log").read_text().strip() == "read" and not (tmp_path / "without.log").exists()
-    said = capsys.readouterr().out
-    assert f"explain: candidate: without: not begun, for there is no {never}" in said and "exit code" not in said
-
-
 def test_what_does_not_fit_the_disk_is_not_tried(
     copied: Path, explain: Explain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,8 +47,6 @@ def set_at(*path: Any) -> Edit:
         (set_at("packages", "torch", "2.0.0"), "versions.torch", (None, "2.0.0")),
         (set_at("cuda", "runtime", "1.0"), "versions.cuda", (None, "1.0")),
         (set_at("cuda", "cudnn", 1), "versions.cudnn", (None, 1)),
-        (set_at("device", "name", "another"), "device.name", ("a processor", "another")),
-        (set_at("device", "type", "cuda"), "device.type", ("cpu", "cuda")),
         (set_at("data", "train", "audio", "a.wav", "99"), "data.train.audio.a.wav", ("11", "99")),
         (set_at("data", "train", "manifests", []), "data.train.manifests", (None, [])),
     ],
@@ -82,6 +80,20 @@ def test_another_experiment(reference: Path, copy: Path, edit: Edit, setting: st
 def test_the_same_experiment(reference: Path, copy: Path, edit: Edit) -> None:
     edit_index(copy, edit)
     assert judge(reference, copy, steps=[0]).verdict == "identical"
+
+
+def test_hardware_is_no_setting(reference: Path, copy: Path) -> None:
+    """Another card is noted; a device of another kind brings a build of its own, of the same version."""
+    edit_index(copy, set_at("device", "name", "another"))
+    comparison = judge(reference, copy, steps=[0])
+    assert comparison.verdict == "identical"
+    assert [note["path"] for note in noted(comparison, "hardware")] == ["device.name"]
+    edit_index(copy, set_at("device", "type", "cuda"))
+    edit_index(copy, set_at("cuda", "cudnn", 91900))
+    comparison = judge(reference, copy, steps=[0])
+    assert comparison.verdict == "identical"
+    assert noted(comparison, "other_device") == [{"reference": "cpu", "candidate": "cuda"}]
+    assert {note["path"] for note in noted(comparison, "hardware")} == {"device.name", "device.type", "versions.cudnn"}
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,29 @@ def test_another_generator(reference: Path, make: Make) -> None:
     assert by_generator == {"torch_cpu": (8, 0), "numpy": (0, 16)}
 
 
+def test_the_generator_of_another_device(reference: Path, make: Make) -> None:
+    """What the model draws there is not compared on devices of two kinds, and what a loader draws is."""
+
+    def moved(recording: Path, what: Callable[[dict[str, Any]], bool]) -> None:
+        for step in (0, 1):
+            path = recording / f"step_{step}/rng.json"
+            facts = json.loads(path.read_text())
+            for entry in filter(what, facts["ledger"]):
+                entry |= {"generator": "torch_cuda:0", "draws": 4, "before": "3" * 16, "after": "4" * 16}
+            path.write_text(json.dumps(facts))
+            reindex(recording, f"step_{step}/rng.json")
+
+    candidate = make()
+    moved(candidate, lambda entry: entry["module"] is not None)
+    assert statuses(judge(reference, candidate))["draws"] == "diverged"
+    edit_index(candidate, lambda index: index["device"].update(type="cuda"))
+    assert statuses(judge(reference, candidate))["draws"] == "identical"
+
+    drawn = record(candidate.with_name("drawn"), Plan(on_batch=lambda step, batch: torch.rand(1)))
+    edit_index(drawn, lambda index: index["device"].update(type="cuda"))
+    assert statuses(judge(reference, drawn))["draws"] == "diverged"
+
+
 def test_a_draw_after_the_forward(reference: Path, make: Make) -> None:
     comparison = judge(reference, make(on_loss=lambda step, loss: torch.rand(1) * 0 + loss))
     assert headline(comparison) == ("draws", 0, None, None, "forward.torch_cpu", 0, 1)

@@ -240,6 +240,49 @@ def test_values_of_a_narrower_format(unused: tuple[int, int], relative: float, e
     assert kind_of(made(born("optimizer", None, update), found=(none,))) is K.OPTIMIZER
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "factor", "rate", "kind"),
+    [
+        ("body.blocks.0", "mul", 0.9, 0.1, K.DROPOUT_AND_FLAGS),
+        ("body.blocks.0", "div", 0.9, 0.1, K.DROPOUT_AND_FLAGS),
+        ("body.blocks.0", "mul_", 1 / 0.9, 0.1, K.DROPOUT_AND_FLAGS),
+        ("body.blocks.0", "mul", 0.5, 0.1, K.FEED_FORWARD_AND_RESIDUAL),  # another number
+        ("body.blocks.0", "add", 0.9, 0.1, K.FEED_FORWARD_AND_RESIDUAL),  # no product
+        ("body.blocks.0", "mul", 1.0, 0.0, K.FEED_FORWARD_AND_RESIDUAL),  # a dropout that is off
+        ("body.blocks.0.att", "mul", 0.9, 0.1, K.ATTENTION),  # no dropout in it
+    ],
+)
+def test_what_a_dropout_keeps_scaled_once_more(
+    module: str, name: str, factor: float, rate: float, kind: FaultKind
+) -> None:
+    product = Operator(name=f"aten.{name}.Tensor", phase="forward", arguments={"other": factor})
+    case = made(born("forward", module, at(Kind.OUTPUT, module), changes=(Change("added", candidate=product),)))
+    case.reference.config = {"model": {"encoder": {"dropout": rate}}}
+    assert kind_of(case) is kind
+
+
+@pytest.mark.parametrize(
+    ("module", "candidate", "kind"),
+    [
+        ("body.blocks.0.att", "ba", K.ATTENTION),
+        ("body.blocks.0.att", "ab", K.BACKWARD_ONLY),  # the same
+        ("body.blocks.0.att", "bb", K.BACKWARD_ONLY),  # one has the other's, and that has its own
+        ("body.mystery", "ba", K.BACKWARD_ONLY),  # whatever that is
+    ],
+)
+def test_two_parameters_that_are_used_in_each_others_place(module: str, candidate: str, kind: FaultKind) -> None:
+    """As long as both are zero the backward alone shows it: each has the gradient of the other."""
+
+    def sided(label: str, digests: str) -> Any:
+        entries = {f"{module}.{name}": {"shape": [2], "dtype": "float32", "digest": digest * 64}
+                   for name, digest in zip("uv", digests, strict=True)}  # fmt: skip
+        return side(label, "nest", tensors={"step_0/parameter_gradients.pt": entries})
+
+    case = made(born("backward", module, at(Kind.GRADIENT, module, "u")))
+    case.reference, case.candidate = sided("a", "ab"), sided("b", candidate)
+    assert kind_of(case) is kind
+
+
 SETTINGS = {
     "seed": K.SEED_AND_DRAWS, "config.seed": K.SEED_AND_DRAWS, "data.train.content": K.MANIFEST_AND_AUDIO,
     "config.model.train_ds.manifest_filepath": K.MANIFEST_AND_AUDIO, "resumed_from": K.CHECKPOINT_AND_RESUME,

@@ -20,7 +20,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.recording.ranks import read_ranks
 from nest_ssl.run import ranks as module
 from nest_ssl.run.preflight import shared_out
-from nest_ssl.run.ranks import Rank, Together, launch, own_rank, processes
+from nest_ssl.run.ranks import Rank, Together, launch, of_torchrun, own_rank, processes
 
 # What a rank does: an index as a recording has it, or what `FAULT` says on rank 1.
 RANK = """
@@ -157,14 +157,43 @@ def test_which_rank_this_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert own_rank() is None
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="another launcher.*WORLD_SIZE=2.*RANKS=N"):
-        own_rank()
     monkeypatch.setenv("NEST_SSL_RANKS", str(tmp_path))
     rank = own_rank()
     assert rank == Rank(1, 2, tmp_path)
     assert (rank.target, rank.place("a/b"), rank.log("a/b")) == (
         tmp_path / "rank_1", Path("a/b/rank_1"), Path("a/b.rank_1.log"),
     )  # fmt: skip
+    assert of_torchrun(OmegaConf.create({"trainer": {"devices": 3}})) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "found"),
+    [
+        ({}, 2, None),
+        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, 1, None),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 1, 2),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 2, 2),
+        (
+            {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            3,
+            "torchrun started 2 processes: trainer.devices=3. Give trainer",
+        ),
+        (
+            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
+            1,
+            "several nodes is not offered: WORLD_SIZE=4, .*nproc-per-node alone",
+        ),
+        ({"WORLD_SIZE": "2"}, 1, "another launcher than torchrun: WORLD_SIZE=2. Start one process: trainer.devices=N"),
+    ],
+)
+def test_started_by_torchrun(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], devices: int, found: int | str | None
+) -> None:
+    for name, value in {"LOCAL_RANK": "0", **environment}.items() if environment else ():
+        monkeypatch.setenv(name, value)
+    cfg = OmegaConf.create({"trainer": {"devices": devices}})
+    with pytest.raises(UserError, match=found) if isinstance(found, str) else nullcontext():
+        assert of_torchrun(cfg) == found
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from nest_ssl.base.nested import leaves
 from nest_ssl.compare.born import Born
@@ -16,6 +17,7 @@ from nest_ssl.compare.kinds.roles import Classes, role_of
 from nest_ssl.compare.patterns import Pattern
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.clock import BEFORE_STEPS, Phase
+from nest_ssl.recording.layout import GRADIENTS, step_folder
 
 Answer = tuple[FaultKind, Note] | tuple[FaultKind, Note, Basis] | None
 # Bits of the significand, without the leading one; and what shows that values were rounded to these.
@@ -89,6 +91,25 @@ class Case:
             role = role_of(module, self.all_classes) if inside and module else None
             if module and (module == self.born.module or (role and role.kind is FaultKind.DROPOUT_AND_FLAGS)):
                 return module
+        return None
+
+    def rates(self) -> set[float]:
+        """Probabilities of dropout in the settings, if one stands directly in the module."""
+        classes, config = self.all_classes, self.comparison.reference.config
+        inside = [role_of(name, classes) for name in classes if name.rpartition(".")[0] == self.born.module]
+        holds = any(role and role.kind is FaultKind.DROPOUT_AND_FLAGS for role in inside)
+        named = {value for name, value in leaves(config) if "drop" in name and isinstance(value, float)}
+        return {value for value in named if holds and 0 < value < 1}
+
+    def exchanged(self) -> tuple[str, str] | None:
+        """Two parameters of the module of which each has the gradient that the other has on the other side."""
+        indexes = (self.comparison.reference.index, self.comparison.candidate.index)
+        sides = [index.tensors.get(f"{step_folder(self.born.step or 0)}/{GRADIENTS}", {}) for index in indexes]
+        names = [name for name in sides[0] if name in sides[1] and name.rpartition(".")[0] == self.born.module]
+        for pair in combinations(names, 2):
+            (one, other), (two, another) = ([side[name].digest for name in pair] for side in sides)
+            if one != other and (one, other) == (another, two):
+                return pair
         return None
 
     def fetched(self) -> list[Draw]:

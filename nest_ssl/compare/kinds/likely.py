@@ -14,7 +14,7 @@ from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Difference, Finding, Note, Status
 from nest_ssl.compare.kinds import Basis, FaultKind, Likely
 from nest_ssl.compare.kinds.case import Answer, Case
-from nest_ssl.compare.kinds.operators import casts_in, edits_in, purpose_of
+from nest_ssl.compare.kinds.operators import casts_in, edits_in, kept_in, purpose_of
 from nest_ssl.compare.kinds.roles import Classes, joins_branches, kind_of_words, role_of
 from nest_ssl.compare.patterns import Shape
 from nest_ssl.compare.roots import SCHEDULED
@@ -317,6 +317,9 @@ def of_backward(case: Case) -> Answer:
         if whole or (pattern.kind is Kind.GRADIENT and len(places) >= SEVERAL):
             scaled = {"factor": float(f"{pattern.factor:.6g}"), "count": pattern.count}
             return FaultKind.CLIPPING_AND_ACCUMULATION, Note("kind_scaled", scaled)
+    pair, role = case.exchanged(), role_of(born.module or "", case.all_classes)
+    if pair and role:  # they were the same numbers: the forward of this step could not show it
+        return role.kind, Note("kind_exchanged", {"name": pair[0], "other": pair[1]})
     return FaultKind.BACKWARD_ONLY, Note("kind_backward", {"module": born.module or ""})
 
 
@@ -334,6 +337,9 @@ def of_part(case: Case) -> Answer:
     dropped = case.dropped() if born.phase == "forward" and (not role or role.kind in LAYERS) else None
     if dropped:
         return FaultKind.DROPOUT_AND_FLAGS, Note("kind_dropped", {"module": own, "draws": dropped})
+    kept = kept_in([change for each in case.births for change in each.changes], case.rates())
+    if kept and (not role or role.kind in LAYERS):
+        return FaultKind.DROPOUT_AND_FLAGS, kept
     if role:
         return (
             role.kind,

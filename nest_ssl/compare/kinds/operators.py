@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from nest_ssl.compare.findings import Note
 from nest_ssl.compare.kinds import FaultKind
@@ -19,6 +20,7 @@ _PURPOSES = {
     r"(_fft_\w+|stft|hann_window)": FaultKind.FEATURES,
     r"(nll_loss\w*|binary_cross_entropy\w*)": FaultKind.DECODER_AND_LOSS,
 }
+EXACT = 1e-6  # relative: as near as a factor is to the one that is meant
 _FLOATS = re.compile(r"\b(b?float(?:8|16|32|64)\w*|double|half)\b")
 
 
@@ -31,6 +33,18 @@ def purpose_of(changes: Sequence[Change]) -> tuple[FaultKind, str] | None:
         if kind:
             found.setdefault(kind, own)
     return next(iter(found.items())) if len(found) == 1 else None
+
+
+def kept_in(changes: Sequence[Change], rates: Collection[float]) -> Note | None:
+    """One product or quotient, with the share that a dropout keeps, that one side alone makes."""
+    for one in [change.reference or change.candidate for change in changes if change.kind in ("missing", "added")]:
+        values = [value for value in one.arguments.values() if isinstance(value, float) and value > 0] if one else []
+        if one is None or not re.fullmatch("(mul|div)_?", _own_name(one)):
+            continue
+        for rate in rates:
+            if any(math.isclose(share, 1 - rate, rel_tol=EXACT) for value in values for share in (value, 1 / value)):
+                return Note("kind_kept", {"operator": one.name, "share": float(f"{1 - rate:.6g}")})
+    return None
 
 
 def casts_in(changes: Sequence[Change]) -> Note | None:

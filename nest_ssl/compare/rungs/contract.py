@@ -2,7 +2,8 @@
 
 Who trains (package, version, sources, git) may differ: that is what is being compared. So may the generation, between
 two releases of NeMo; but a port must follow the generation of its reference. Settings are sorted by what they can
-change: numbers (another experiment), what is recorded or shown (a note), where a run writes (nothing).
+change: numbers (another experiment), what is recorded or shown (a note), where a run writes (nothing). Hardware is no
+setting: whether another processor or card gives the same is what a comparison is made for, and what it finds is judged.
 """
 
 from __future__ import annotations
@@ -61,13 +62,18 @@ def compare_contract(
     sheet.tally.compared["settings"] = max(map(len, sides))
     hashed = all(recording.index.data.train for recording in recordings)
     same_batches = bool(batches) and all(tally.status == Status.IDENTICAL for tally in batches)
-    noted = _shown(sides, same_batches, hashed)
+    noted, hardware = _shown(sides, same_batches, hashed), ["device.*"]
+    devices = [side["device.type"] for side in sides]
+    if devices[0] != devices[1]:  # a build for another kind of device, of the same version
+        versions = [str(side["versions.torch"]).partition("+")[0] for side in sides]
+        hardware += ["versions.cuda", "versions.cudnn", *(["versions.torch"] if versions[0] == versions[1] else [])]
+        sheet.note("other_device", reference=devices[0], candidate=devices[1])
     rounding = _ROUNDING if any(side["config.numerics"] == "fast" for side in sides) else ()
     for path, one, other in pairs(*sides):
         values = ["absent" if value is ABSENT else value for value in (one, other)]
         if repr(values[0]) == repr(values[1]):  # typed: 1, 1.0, "1" and true are four different settings
             continue
-        kinds = {"setting": noted, "rounding": rounding}
+        kinds = {"setting": noted, "hardware": hardware, "rounding": rounding}
         kind = next((k for k, ps in kinds.items() if any(fnmatchcase(path, pattern) for pattern in ps)), None)
         if kind:
             sheet.note(kind, path=path, reference=values[0], candidate=values[1])

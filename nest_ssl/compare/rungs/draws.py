@@ -7,6 +7,9 @@ matched by stage, so that the draw that is to blame stands apart from those that
 
 Recordings made before there were ledgers are judged by the digests that they have, of the states at the boundaries of
 each step; those are compared in any case, since a stream from which nothing is drawn may still differ.
+
+A model on another kind of device draws from another generator, which gives other numbers for the same seed: what its
+calls draw there is not compared, and shows in what they make of it.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from nest_ssl.recording.index import DrawEntry, Generators, Index, StepRandom
 
 B = TypeVar("B", bound=str)  # the name of a boundary
 Ledger = Sequence[DrawEntry]
+CPU, CUDA = "torch_cpu", "torch_cuda"  # what names of generators begin with
 UNCOUNTED = "uncounted"  # too many to count, or the generator was seeded between
 
 
@@ -46,18 +50,29 @@ _Match = tuple[_Chain, _Chain]  # the reference's, the candidate's
 
 def compare_draws_before_the_steps(sheet: Sheet, reference: Index, candidate: Index) -> list[Draw]:
     """Building the model and starting to fit."""
-    draws = compare_ledgers(sheet, reference.ledger, candidate.ledger)
-    _compare_states(sheet, reference.rng, candidate.rng)
+    apart = reference.device.type != candidate.device.type
+    draws = compare_ledgers(sheet, _comparable(reference.ledger, apart), _comparable(candidate.ledger, apart))
+    _compare_states(sheet, reference.rng, candidate.rng, (CUDA,) if apart else ())
     sheet.tally.findings.sort(key=lambda finding: finding.moment)
     return draws
 
 
 def compare_draws_of_step(
-    sheet: Sheet, reference: StepRandom, candidate: StepRandom, event: Callable[[int], float]
+    sheet: Sheet,
+    reference: StepRandom,
+    candidate: StepRandom,
+    event: Callable[[int], float],
+    other_device: bool = False,
 ) -> list[Draw]:
-    """One step; `event` puts an event of the candidate on the reference's clock, see `same_event`."""
-    draws = compare_ledgers(sheet, reference.ledger, candidate.ledger, event)
-    _compare_states(sheet, reference.states, candidate.states)
+    """One step.
+
+    Args:
+        event: puts an event of the candidate on the reference's clock, see `same_event`.
+        other_device: whether the two models were on devices of another kind.
+    """
+    one, other = (_comparable(side.ledger, other_device) for side in (reference, candidate))
+    draws = compare_ledgers(sheet, one, other, event)
+    _compare_states(sheet, reference.states, candidate.states, (CPU, CUDA) if other_device else ())
     if reference.loader_workers or candidate.loader_workers:
         sheet.note("loader_workers", reference=reference.loader_workers, candidate=candidate.loader_workers)
     return draws
@@ -104,11 +119,24 @@ def compare_ledgers(
     return found
 
 
-def _compare_states(sheet: Sheet, reference: Mapping[B, Generators], candidate: Mapping[B, Generators]) -> None:
-    """The digests of every generator's state at the boundaries that either side recorded."""
+def _comparable(ledger: Ledger | None, other_device: bool) -> Ledger | None:
+    """Without what torch's generators gave to the training step, where the two are not of one kind."""
+    if ledger is None or not other_device:
+        return ledger
+    on_the_host = ("before_model", "model_construction", "fit_start", "fetch")  # whatever the model's device is
+    kept = [entry for entry in ledger if not entry.generator.startswith(CUDA)]
+    return [entry for entry in kept if entry.phase in on_the_host or not entry.generator.startswith(CPU)]
+
+
+def _compare_states(
+    sheet: Sheet, reference: Mapping[B, Generators], candidate: Mapping[B, Generators], but: tuple[str, ...]
+) -> None:
+    """The digests of every generator's state at the boundaries that either side recorded, `but` these generators."""
     for boundary, one, other in pairs(reference, candidate):
         phase = Phase.__members__.get(boundary.upper(), Phase.AFTER_MODEL)
         for generator, state, other_state in pairs({} if one is ABSENT else one, {} if other is ABSENT else other):
+            if generator.startswith(but):
+                continue
             spot = sheet.spot(Address(Kind.GENERATOR_STATE, slot=generator), phase)
             sheet.pair("random states", spot, state, other_state)
 

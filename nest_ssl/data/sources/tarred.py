@@ -8,7 +8,9 @@ Source of the behaviour: NeMo 3.0.0 `ssl_dataset.TarredAudioNoiseDataset`, `audi
 
 from __future__ import annotations
 
+import math
 import os
+import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,10 +18,12 @@ import soundfile
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.data import Dataset
 from nest_ssl.data.dataset import Utterances
 from nest_ssl.data.manifest import Entry
 from nest_ssl.data.skipping import LoadFailure
 from nest_ssl.data.sources.seeding import SeededShuffle
+from nest_ssl.data.sources.shards import own_share
 
 SUFFIXES = ";".join(["wav", "mp3", "flac", "opus", *(name.lower() for name in soundfile.available_formats())])
 
@@ -99,6 +103,25 @@ def lines_by_name(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
             raise UserError("several files for an utterance of a tarred set", str(entry.place), "Name one.")
         lines.setdefault(os.path.splitext(os.path.basename(entry.audio_file))[0], []).append(entry)
     return lines
+
+
+def batches_of_ranks(dataset: Dataset, entries: Sequence[Entry], tars: Sequence[str], ranks: int) -> list[int]:
+    """How many batches of a set each of several ranks has in an epoch, by the names of what is in its tar files.
+
+    Raises:
+        UserError: as `lines_by_name`.
+    """
+    lines, endings, held = lines_by_name(entries), SUFFIXES.split(";"), {}
+    for tar in tars:
+        with tarfile.open(tar) as archive:  # headers alone are read
+            names = [os.path.splitext(os.path.basename(member.name)) for member in archive]
+        held[tar] = sum(len(lines.get(name, ())) for name, ending in names if ending[1:].lower() in endings)
+    workers, whole, batches = max(1, dataset.num_workers), math.floor if dataset.drop_last else math.ceil, []
+    for rank in range(ranks):
+        own = own_share(tars, dataset.tarred_shard_strategy, rank, ranks)
+        read = [sum(held[tar] for tar in own[worker::workers]) for worker in range(workers)]
+        batches.append(sum(whole(count / (dataset.batch_size or 1)) for count in read))
+    return batches
 
 
 def share_of_worker(shards: Iterator[Any]) -> Iterator[Any]:

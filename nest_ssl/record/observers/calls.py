@@ -181,12 +181,17 @@ def watchable(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     `torch.compile` wraps the wrapper is watched alone, in the name of what it wraps; what `module.compile()` compiles
     has no place outside. A module that is called there as well as elsewhere is not watched at all.
     """
-    wrappers = {module: module._modules.get(COMPILED) for module in root.modules() if COMPILED in module._modules}
-    in_place = [module for module in root.modules() if module._compiled_call_impl is not None and module is not root]
-    compiled = {inner for module in [*wrappers.values(), *in_place] if module is not None for inner in module.modules()}
+    compiled = compiled_in(root)
     for name, module in root.named_modules():
         if module is not root and module not in compiled:
-            yield f"{name}.{COMPILED}" if module in wrappers else name, module
+            yield f"{name}.{COMPILED}" if COMPILED in module._modules else name, module
+
+
+def compiled_in(root: nn.Module) -> set[nn.Module]:
+    """The modules that torch.compile makes one program of, with all that is in them."""
+    wrapped = [module._modules.get(COMPILED) for module in root.modules()]
+    tops = [*wrapped, *(module for module in root.modules() if module._compiled_call_impl is not None)]
+    return {inner for module in tops if module is not None for inner in module.modules()}
 
 
 @functools.cache

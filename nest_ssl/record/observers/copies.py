@@ -64,10 +64,12 @@ def copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def same_bits(tensor: torch.Tensor, kept: torch.Tensor) -> bool:
-    """Whether `tensor`, wherever it lives, holds what `kept` does; NaN equals itself, and -0 is not 0."""
+    """Whether `tensor` holds what `kept` does, wherever they live; NaN equals itself, and -0 is not 0."""
     if tensor.shape != kept.shape or tensor.dtype != kept.dtype or tensor.layout != torch.strided:
         return False
-    here = tensor.detach().cpu()
+    here, kept = tensor.detach(), kept.detach()
+    if here.device != kept.device:
+        here, kept = here.cpu(), kept.cpu()
     if here.dtype.is_complex:
         here, kept = torch.view_as_real(here.resolve_conj()), torch.view_as_real(kept.resolve_conj())
     if here.dtype.is_floating_point:
