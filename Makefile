@@ -305,7 +305,7 @@ help: ## this text
 	    $(call q,SIZE=$(SIZE)) 'tiny, small, medium, large, xlarge, xxlarge' \
 	    $(call q,RUN=$(RUN)) 'quick: nothing random but the mask; full: everything on' \
 	    $(call q,KIND=$(KIND)) 'of training data: plain, tarred, shar, mux, buckets, concat' \
-	    $(call q,RECIPE=$(RECIPE)) 'nest; nest-128: 128 mel bands, no biases; best-rq: without noise' \
+	    $(call q,RECIPE=$(RECIPE)) 'nest; nest-128: 128 mel bands, no biases; best-rq: without noise; wav2vec-bert: contrastive' \
 	    $(call q,SEED=$(SEED)) 'seeds every generator on both sides' \
 	    $(call q,STEPS=$(STEPS)) 'steps to record: 0  0,1,2  0-9  all  none' \
 	    $(call q,BATCHES=$(BATCHES)) 'training steps to run' \
