@@ -88,6 +88,8 @@ unlocked := $(if $(filter locks,$(MAKECMDGOALS)),,$(filter-out $(releases),$(sor
 $(if $(unlocked),$(error no lock for this NeMo: $(unlocked). Use one of: $(releases), or write one: make locks NEMO_VERSION=...))
 two := $(filter-out $(FROM_VERSION)|$(FROM_SOURCE),$(NEMO_VERSION)|$(NEMO_SOURCE))
 $(if $(filter track,$(MAKECMDGOALS)),$(if $(two),,$(error one NeMo alone: $(NEMO_VERSION). Name the other one: FROM_VERSION=, FROM_SOURCE= or NEMO_SOURCE=)))
+$(if $(filter-out 1,$(RANKS)),$(if $(filter track explain,$(MAKECMDGOALS))$(EXPLAIN),$(error RANKS=$(RANKS): evidence and \
+    operators are gathered of one process. Leave out RANKS, or EXPLAIN: align compares ranks without it)))
 digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
 $(if $(or $(call digits,$(THREADS)),$(if $(THREADS:0%=),,zero)),$(error THREADS=$(THREADS) is no number of threads. Use 1 or more))
 $(if $(or $(call digits,$(RANKS)),$(if $(RANKS:0%=),,zero)),$(error RANKS=$(RANKS) is no number of ranks. Use 1 or more))
@@ -101,6 +103,8 @@ export OMP_NUM_THREADS := $(THREADS)
 export PYTHON TORCH_INDEX NEMO_VERSION NEMO_SOURCE TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE OUT DATA MEMORY SHM GPUS BUILD_ARGS
 # Only what setup has checked runs: a PYTHONPATH could put another torch before the environments' own.
 unexport PYTHONPATH PYTHONHOME
+# Byte code is kept, in folders that git ignores: without it every Python compiles again what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 # These words again, for the report's "Reproduce"; without those of this machine.
 open := (
@@ -301,7 +305,7 @@ help: ## this text
 	    $(call q,SIZE=$(SIZE)) 'tiny, small, medium, large, xlarge, xxlarge' \
 	    $(call q,RUN=$(RUN)) 'quick: nothing random but the mask; full: everything on' \
 	    $(call q,KIND=$(KIND)) 'of training data: plain, tarred, shar, mux, buckets, concat' \
-	    $(call q,RECIPE=$(RECIPE)) 'nest; nest-128: 128 mel bands, no biases; best-rq: without noise' \
+	    $(call q,RECIPE=$(RECIPE)) 'nest; nest-128: 128 mel bands, no biases; best-rq: without noise; wav2vec-bert: contrastive' \
 	    $(call q,SEED=$(SEED)) 'seeds every generator on both sides' \
 	    $(call q,STEPS=$(STEPS)) 'steps to record: 0  0,1,2  0-9  all  none' \
 	    $(call q,BATCHES=$(BATCHES)) 'training steps to run' \

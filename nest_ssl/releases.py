@@ -33,7 +33,7 @@ class Generation:
 
     # features
     stft_padding: Literal["reflect", "constant"] = _named(
-        "how the signal is padded for the centred STFT (a pad_mode of torch.stft)", FEATURES
+        "how the signal is padded for the STFT (a pad_mode of torch.stft)", FEATURES
     )
     mask_waveform: bool = _named("whether samples beyond an utterance's end are zeroed after pre-emphasis", FEATURES)
     extra_frames: Literal[0, 1] = _named("frames counted on top of samples // hop", FEATURES)
@@ -77,6 +77,10 @@ class Generation:
     subsampled_length: Literal["int32", "int64"] = _named(
         "integer type of the lengths that subsampling returns", SUBSAMPLING
     )
+    # losses
+    few_negatives: Literal["repeat", "fail"] = _named(
+        "contrastive loss with fewer vectors than it draws: draws some again, or fails", "decoder_losses"
+    )
     # data
     augmentation_draws: Literal["python", "numpy"] = _named("generator of the speaker and noise augmentation", BATCH)
     noisy_length: Literal["noise", "audio"] = _named(
@@ -110,6 +114,7 @@ GENERATIONS = {
         unified_contexts="unknown",
         subsampling_mask=False,
         subsampled_length="int32",
+        few_negatives="fail",
         augmentation_draws="numpy",
         noisy_length="audio",
         audio_reader="pydub",
@@ -130,6 +135,7 @@ GENERATIONS = {
         unified_contexts="unknown",
         subsampling_mask=True,
         subsampled_length="int64",
+        few_negatives="fail",
         augmentation_draws="python",
         noisy_length="noise",
         audio_reader="pydub",
@@ -150,6 +156,7 @@ GENERATIONS = {
         unified_contexts="offered",
         subsampling_mask=True,
         subsampled_length="int64",
+        few_negatives="repeat",
         augmentation_draws="python",
         noisy_length="noise",
         audio_reader="soundfile",

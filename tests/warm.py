@@ -9,6 +9,7 @@ itself starts (limits, ignored signals, closed streams, the order of imports) is
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -81,6 +82,8 @@ def serve(place: str, *preloaded: str) -> None:
     """Answer callers until stdin is closed."""
     for name in preloaded:
         importlib.import_module(name)
+    gc.collect()  # what is imported is no garbage: a program need not look through it, which would also copy it
+    gc.freeze()
     os.fsync = lambda _: None  # as in the tests' own process
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(place)

@@ -28,11 +28,17 @@ _OPERANDS = {
     pickle.BINFLOAT[0]: ">d", pickle.BINUNICODE[0]: "<I", pickle.LONG1[0]: "<B", pickle.BINPUT[0]: "<B",
     pickle.LONG_BINPUT[0]: "<I", pickle.BINGET[0]: "<B", pickle.LONG_BINGET[0]: "<I",
 }  # fmt: skip
-_FORMS = {code: struct.Struct(form) for code, form in _OPERANDS.items()}
+_FORMS = {code: (struct.Struct(form).unpack_from, struct.calcsize(form)) for code, form in _OPERANDS.items()}
+_PUTS, _GETS = {pickle.BINPUT[0], pickle.LONG_BINPUT[0]}, {pickle.BINGET[0], pickle.LONG_BINGET[0]}
 _NUMBERS = {code[0] for code in (pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.BINFLOAT)}
 _CONSTANTS = {pickle.NONE[0]: None, pickle.NEWTRUE[0]: True, pickle.NEWFALSE[0]: False}
 _EMPTY = {pickle.EMPTY_DICT[0]: dict, pickle.EMPTY_LIST[0]: list, pickle.EMPTY_TUPLE[0]: tuple}
 _SIZES = {pickle.TUPLE1[0]: 1, pickle.TUPLE2[0]: 2, pickle.TUPLE3[0]: 3}
+# Numbers of opcodes by themselves: looked up in `pickle` for each opcode they would be half of the time.
+_STOP, _TEXT, _LONG, _MARK, _TUPLE = (
+    c[0] for c in (pickle.STOP, pickle.BINUNICODE, pickle.LONG1, pickle.MARK, pickle.TUPLE)
+)
+_STORED, _GLOBAL, _REDUCE, _PROTO = (c[0] for c in (pickle.BINPERSID, pickle.GLOBAL, pickle.REDUCE, pickle.PROTO))
 _NAMES: dict[bytes, Any] = {b"torch._utils\n_rebuild_tensor_v2": "tensor", b"collections\nOrderedDict": OrderedDict}
 _NAMES |= {f"torch\n{name}Storage".encode(): dtype for name, dtype in {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
@@ -89,41 +95,44 @@ def _interpret(data: bytes, storage: Callable[[Any], _Storage]) -> Any:
     marks: list[int] = []
     memo: dict[int, Any] = {}
     at, value = 0, 0
-    while (code := data[at]) != pickle.STOP[0]:
+    while (code := data[at]) != _STOP:
         at += 1
         if code in _FORMS:
-            (value,) = _FORMS[code].unpack_from(data, at)
-            at += _FORMS[code].size
-        if code in (pickle.BINPUT[0], pickle.LONG_BINPUT[0]):
-            memo[value] = stack[-1]
-        elif code in (pickle.BINGET[0], pickle.LONG_BINGET[0]):
-            stack.append(memo[value])
-        elif code in _NUMBERS:
-            stack.append(value)
-        elif code in (pickle.BINUNICODE[0], pickle.LONG1[0]):
-            content, at = data[at : at + value], at + value  # past the end: the next opcode is an error
-            text = code == pickle.BINUNICODE[0]
-            stack.append(
-                content.decode("utf-8", "surrogatepass") if text else int.from_bytes(content, "little", signed=True)
-            )
+            unpack_from, size = _FORMS[code]
+            (value,) = unpack_from(data, at)
+            at += size
+            if code in _PUTS:
+                memo[value] = stack[-1]
+            elif code in _GETS:
+                stack.append(memo[value])
+            elif code in _NUMBERS:
+                stack.append(value)
+            elif code != _PROTO:
+                content, at = data[at : at + value], at + value  # past the end: the next opcode is an error
+                stack.append(
+                    content.decode("utf-8", "surrogatepass")
+                    if code == _TEXT
+                    else int.from_bytes(content, "little", signed=True)
+                )
         elif code in _CONSTANTS:
             stack.append(_CONSTANTS[code])
         elif code in _EMPTY:
             stack.append(_EMPTY[code]())
         elif code in _SIZES:
-            stack[-_SIZES[code] :] = [tuple(stack[-_SIZES[code] :])]
-        elif code == pickle.MARK[0]:
+            size = _SIZES[code]
+            stack[-size:] = [tuple(stack[-size:])]
+        elif code == _MARK:
             marks.append(len(stack))
-        elif code == pickle.BINPERSID[0]:
+        elif code == _STORED:
             stack.append(storage(stack.pop()))
-        elif code == pickle.GLOBAL[0]:
+        elif code == _GLOBAL:
             end = data.index(b"\n", data.index(b"\n", at) + 1)
             stack.append(_NAMES[data[at:end]])
             at = end + 1
-        elif code == pickle.REDUCE[0]:
+        elif code == _REDUCE:
             arguments = stack.pop()
             stack.append(_made(stack.pop(), arguments))
-        elif code != pickle.PROTO[0]:
+        else:
             _gather(code, stack, marks)
     (value,) = stack
     return value

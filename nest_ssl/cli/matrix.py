@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nest_ssl.base.files import write_atomically
     from nest_ssl.matrix.page import page, summary
     from nest_ssl.matrix.runs import cells_of_all, run_matrix
-    from nest_ssl.matrix.variants import STOPPED, VARIANTS, pairs
+    from nest_ssl.matrix.variants import STOPPED, VARIANTS, pairs, pairs_of_listed
     from nest_ssl.record.provenance import describe_run
     from nest_ssl.releases import RELEASES
     from nest_ssl.report.render.markdown import render_markdown
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pythons[name] = shutil.which(getattr(options, f"{name}_python")) or ""
         if not pythons[name]:
             raise UserError("no such Python", getattr(options, f"{name}_python"), "Make them with make setup.")
-    variants = [each for each in (*VARIANTS, *pairs()) if fnmatch(each.title, options.only or "*")]
+    variants = [each for each in (*VARIANTS, *pairs(), *pairs_of_listed()) if fnmatch(each.title, options.only or "*")]
     if not variants:
         raise UserError("no such variant", f"--only {options.only}", "See docs/parity-matrix.md.")
     cells = run_matrix(variants, pythons, options.nemo, options.out.absolute(), max(1, options.jobs))

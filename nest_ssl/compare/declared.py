@@ -7,7 +7,7 @@
 
 An entry holds for recordings of those two trainers, whichever is the reference. It may excuse a module that has no
 parameter, no buffer and no recorded call, and nothing else. An entry that matches nothing in such a pair is out of
-date, and an error.
+date, and an error, unless a module of that name is called on both sides: then it is about another model.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def apply_declared(
         modules = [name for name in one_sided[here] if fnmatchcase(name, entry.pattern)]
         refused = [name for name in modules if any(f"{other}.".startswith(f"{name}.") for other in numbered[here])]
         complaints += [("carries numbers", name) for name in refused]
-        if not modules:
+        if not modules and not any(fnmatchcase(name, entry.pattern) for name in numbered[here]):
             complaints.append(("no longer a difference", f"{entry.pattern} only in {entry.only_in}"))
         excused = tuple(name for name in modules if name not in refused)
         found.append(Declared(entry.pattern, here, entry.reason, excused))

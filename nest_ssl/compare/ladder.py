@@ -194,7 +194,11 @@ def _in_float64(
     if first is not None:
         float32 = has_float32_values(both[0], first.moment.step, first.address)
         agreement = Agreement.FLOAT32 if float32 else Agreement.DIFFERS
-    return Float64(agreement, largest, first, frozenset(covers), without)
+    # A validation, of the steps that are compared or behind the last; weights that are apart say nothing of it.
+    validated = validation.compare_validations(Comparer(Float64Rule(evidence)), *both, None)
+    alike = both[0].index.weights_at_end == both[1].index.weights_at_end
+    same = {one.step for one in validated if one.compared and (not alike or all(each.within for each in one.findings))}
+    return Float64(agreement, largest, first, frozenset(covers), without, frozenset(same))
 
 
 def _part(tally: Tally) -> Part:

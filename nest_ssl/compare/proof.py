@@ -22,7 +22,7 @@ from nest_ssl.compare.rules.known import Known
 from nest_ssl.compare.rules.noise_floor import BEHIND_A_FLIP, ENOUGH, Band, band, is_table
 from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, has_float32_values, is_scaled
 from nest_ssl.compare.schedules import ROUNDING, compare_rates
-from nest_ssl.recording.evidence import Check, Unit
+from nest_ssl.recording.evidence import Check
 from nest_ssl.recording.reader import Recording
 
 
@@ -45,6 +45,7 @@ class Float64:
         first: the first tensor that does not.
         covers: rungs of a step and rank that were compared there as a whole and agree, each tensor, to `AGREE`.
         without: the first that was compared here and not there.
+        validated: of validations that agree there too, or there had other weights, the steps that come next.
     """
 
     agreement: Agreement = Agreement.NOT_HAD
@@ -52,6 +53,7 @@ class Float64:
     first: Finding | None = None
     covers: frozenset[Part] = frozenset()
     without: Part | None = None
+    validated: frozenset[int | None] = frozenset()
 
 
 @dataclass(slots=True)
@@ -112,8 +114,7 @@ def weigh(
     """
     scaled = [root.finding for root in roots if root.phase == "forward" and is_scaled(root.finding.metrics)]
     rule = SameFunctionRule(evidence, known, {(one.moment.step, one.address) for one in scaled})
-    numbers = {step.step for step in steps}
-    replayed: list[Unit] = evidence.replay.units if evidence.replay else []
+    replayed, numbers = evidence.replay.units if evidence.replay else [], {step.step for step in steps}
     units = [rule.judge(unit) for unit in replayed if unit.step in numbers]
     measured = [one for one in findings if one.judgement and one.judgement.rule == "noise floor"]
     ratios = [(one.judgement.ratio, one) for one in measured if one.judgement and one.judgement.ratio is not None]
@@ -121,11 +122,12 @@ def weigh(
     def is_rounding(finding: Finding) -> bool:
         if finding.judgement and finding.judgement.rule == "known":
             return True
-        both, where = evidence.float64, (finding.moment.step, finding.address.rank, finding.rung)
-        silent = (
-            both and is_table(finding.rung, finding.address) and has_float32_values(both[0], where[0], finding.address)
-        )
-        return finding.within and (where in in64.covers or bool(silent))  # silent: float64 says nothing there
+        both, step, at = evidence.float64, finding.moment.step, finding.address
+        if finding.rung == "validation" and finding.within:  # of the same weights, or it would be no root
+            return step in in64.validated if both else {one.function for one in units} == {Function.SAME}
+        silent = both and is_table(finding.rung, at) and has_float32_values(both[0], step, at)
+        covered = (step, at.rank, finding.rung) in in64.covers
+        return finding.within and (covered or bool(silent))  # silent: float64 says nothing there
 
     differing = {call.module for step in steps for call in step.calls}
     differing |= {module for step in steps for module in step.given_other_gradients() if module is not None}
@@ -147,10 +149,9 @@ def weigh(
         updated = {number: facts.optimizer_stepped for number, facts in reference.index.steps.items()}
         proof.lacking = _lacking(evidence, proof, findings, gaps(steps, units, in64.covers, updated))
     lines = evidence.replay.sources if evidence.replay else {}
-    classes = {entry.name: entry.module_class for entry in reference.structure.modules}
     files = {name: source.file for name, source in reference.index.sources.items()}  # by class
-    sources = {name: (files.get(kind, ""), lines.get(name, "")) for name, kind in classes.items()}
-    proof.born = with_lines(proof.born, sources, evidence.operators)
+    found = [(one.name, files.get(one.module_class, "")) for one in reference.structure.modules]
+    proof.born = with_lines(proof.born, {n: (file, lines.get(n, "")) for n, file in found}, evidence.operators)
     return proof
 
 

@@ -1,4 +1,5 @@
-"""The parts of the model: each section of `model:` that builds a module of NeMo's, under the name of its class.
+"""The parts of the model but for heads and losses (`losses.py`): each section of `model:` that builds a module of
+NeMo's, under the name of its class.
 
 Source: the constructors of NeMo 3.0.0, `nemo.collections.asr.modules` and `.losses`. What changed between releases is
 no setting: see `releases.py`.
@@ -6,8 +7,9 @@ no setting: see `releases.py`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge, Le
 from pydantic import model_validator
 
 from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, in_yaml, silent
@@ -79,6 +81,37 @@ class SpecAugment(Section):
         "freq_masks time_masks freq_width time_width rect_masks rect_time rect_freq rng mask_value"
         " use_vectorized_spec_augment use_numba_spec_augment patch_size mask_patches"
     )
+
+
+class Cuts(Section):
+    """Stretches of time, bands of frequency and rectangles of features set to zero, which are to be predicted."""
+
+    TARGETS = ("SpectrogramAugmentation",)
+    REFUSED: ClassVar = {
+        "rng": "Leave it out: it is drawn from Python's generator, in both trainers.",
+        "use_numba_spec_augment": "Leave it out: it runs on a GPU alone, and draws otherwise.",
+    }
+
+    freq_masks: Whole = 0  # how many
+    time_masks: Whole = 0
+    freq_width: Whole = 10  # bands of one at most
+    time_width: Whole | Annotated[float, Ge(0), Le(1)] = 10  # frames of one at most, or a part of the utterance's
+    rect_masks: Whole = 0
+    rect_time: Whole = 5
+    rect_freq: Whole = 20
+    mask_value: Number = 0.0
+    use_vectorized_spec_augment: bool = True  # drawn by torch, and not number by number
+
+
+class Patches(Section):
+    """Patches of features set to zero, in each utterance as many."""
+
+    TARGETS = ("MaskedPatchAugmentation",)
+
+    patch_size: Positive = 48  # frames
+    mask_patches: Annotated[Number, Ge(0)] = 10.0  # how many; below 1 the part of the shortest utterance to mask
+    freq_masks: Whole = 0  # bands of frequency, besides
+    freq_width: Whole = 0
 
 
 class Masking(Section):
@@ -279,30 +312,3 @@ class EncoderWithAdapters(Encoder):
     """The same, ready to take adapters."""
 
     TARGETS = ("ConformerEncoderAdapter",)
-
-
-class Decoder(Section):
-    """Log-probabilities of every code of every codebook."""
-
-    TARGETS = ("MultiSoftmaxDecoder",)
-
-    feat_in: Positive
-    num_classes: Positive
-    num_decoders: Positive = 1
-    init_mode: (
-        Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "tds_uniform", "tds_normal"]
-        | None
-    ) = "xavier_uniform"
-    use_bias: bool = False
-    squeeze_single: bool = False
-
-
-class Loss(Section):
-    """Negative log-likelihood of the tokens of masked frames, the mean over codebooks."""
-
-    TARGETS = ("MultiMLMLoss",)
-
-    combine_time_steps: Positive = 1  # frames in a token
-    mask_threshold: Number = 0.8  # a token counts if more than this part of its frames is masked
-    num_decoders: Positive = 1
-    squeeze_single: bool = False

@@ -9,30 +9,31 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.steps import MOST, parse_steps
 from nest_ssl.config.data import Dataset
+from nest_ssl.config.losses import Contrastive, Ctc, Decoder, ListedLoss, Loss, Mlm, OneSoftmax, Reconstruction
 from nest_ssl.config.optim import Optim
 from nest_ssl.config.parts import (
-    Decoder,
+    Cuts,
     Encoder,
     EncoderWithAdapters,
-    Loss,
     Masking,
+    Patches,
     Preprocessor,
     Quantizer,
     SpecAugment,
 )
-from nest_ssl.config.section import NEMO, Positive, Section, Unfit, Whole, read, silent
+from nest_ssl.config.section import NEMO, Number, Positive, Probability, Section, Unfit, Whole, read, silent
 from nest_ssl.config.trainer import ExpManager, Trainer
 
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # NumPy's; outside of it Lightning trains with 0 and says so in a log only
-# Names of the modules, for `optim_param_groups`.
-PARTS = ("preprocessor", "encoder", "loss", "quantizer", "mask_processor", "decoder")
-# NeMo's classes, which `model.target` names: NEST, and the same without noise.
+# NeMo's classes, which `model.target` names: NEST, the same without noise, and their parent, with a list of losses.
 NEST, BEST_RQ = "EncDecDenoiseMaskedTokenPredModel", "EncDecMaskedTokenPredModel"
+WAV2VEC_BERT = "SpeechEncDecSelfSupervisedModel"
+CLASSES = NEST, BEST_RQ, WAV2VEC_BERT
 ANOTHER_MODEL = f"This file is for NeMo's {{}}, and not for a NEST model ({NEST})."
 
 
@@ -43,8 +44,8 @@ def class_of(target: str | None) -> str:
         UserError: another class.
     """
     name = NEST if target is None else target.rsplit(".", 1)[-1]
-    if name not in (NEST, BEST_RQ) or not (target or NEMO).startswith(NEMO):
-        fix = f"Supported: {NEMO}models.{NEST}, {NEMO}models.{BEST_RQ}."
+    if name not in CLASSES or not (target or NEMO).startswith(NEMO):
+        fix = f"Supported: {', '.join(f'{NEMO}models.{each}' for each in CLASSES)}."
         raise UserError(f"not supported: {target}", "model.target", fix)
     return name
 
@@ -62,10 +63,39 @@ class Architecture(Section):
     loss: Loss
 
 
-class Model(Architecture):
-    """`model:`, with data and optimizer."""
+class Training(Section):
+    """What `model:` says of data and optimizer."""
 
     ACCEPTED = silent("nemo_version")
+    PARTS: ClassVar[tuple[str, ...]] = ()  # names of the modules, for `optim_param_groups`
+
+    target: str | None = None  # the class, see `class_of`
+    sample_rate: Positive  # Hz
+    train_ds: Dataset
+    validation_ds: Dataset | None = None
+    optim: Optim
+    optim_param_groups: dict[str, dict[str, Any]] | None = None
+
+    @model_validator(mode="after")
+    def _data_and_groups_fit(self) -> Training:
+        if class_of(self.target) != NEST:
+            for section in ("train_ds", "validation_ds"):
+                try:
+                    (getattr(self, section) or self.train_ds).check_without_noise()
+                except Unfit as error:
+                    raise Unfit(error.what, f"{section}.{error.key}", error.fix) from error
+        for key in self.optim_param_groups or {}:
+            if key not in self.PARTS:
+                what, fix = "no such part of the model", f"Choose one of: {', '.join(self.PARTS)}."
+                raise Unfit(what, f"optim_param_groups.{key}", fix)
+        return self
+
+
+class Model(Architecture, Training):
+    """`model:` of NEST and of BEST-RQ."""
+
+    CLASSES = (NEST, BEST_RQ)
+    PARTS = ("preprocessor", "encoder", "loss", "quantizer", "mask_processor", "decoder")
     REFUSED: ClassVar = {"test_ds": "NeMo's NEST model stops at it. Remove it: ~model.test_ds."} | {
         key: ANOTHER_MODEL.format(cls)
         for key, cls in {
@@ -75,31 +105,14 @@ class Model(Architecture):
         }.items()
     }  # fmt: skip
 
-    target: str | None = None  # the class, see `class_of`
-    sample_rate: Positive  # Hz
     num_classes: Positive | None = None
     num_books: Positive  # NeMo reads this one and the next beside those of the parts
     code_dim: Positive | None = None
     squeeze_single: bool
-
-    train_ds: Dataset
-    validation_ds: Dataset | None = None
     spec_augment: SpecAugment
-    optim: Optim
-    optim_param_groups: dict[str, dict[str, Any]] | None = None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Model:
-        if class_of(self.target) == BEST_RQ:
-            for section in ("train_ds", "validation_ds"):
-                try:
-                    (getattr(self, section) or self.train_ds).check_without_noise()
-                except Unfit as error:
-                    raise Unfit(error.what, f"{section}.{error.key}", error.fix) from error
-        for key in self.optim_param_groups or {}:
-            if key not in PARTS:
-                what, fix = "no such part of the model", f"Choose one of: {', '.join(PARTS)}."
-                raise Unfit(what, f"optim_param_groups.{key}", fix)
         factor = self.encoder.frames_in_vector
         vector = f"encoder.subsampling_factor{' times reduction_factor' if self.encoder.reduces else ''}"
         bands = self.preprocessor.features
@@ -126,6 +139,107 @@ class Model(Architecture):
             what = f"it does not fit quantizer.num_books and decoder.num_decoders, of which the least is {books}"
             raise Unfit(what, f"loss.num_decoders={self.loss.num_decoders}", f"Give {books}.")
         return self
+
+
+def _listed(value: Any) -> Any:
+    """The entries of `loss_list`, read.
+
+    Raises:
+        Unfit: no list of them.
+    """
+    if not isinstance(value, dict) or not value:
+        raise Unfit("no losses by name", "loss_list", "Give one, or remove the key: ~model.loss_list.")
+    return {str(name): read(ListedLoss, each, f"model.loss_list.{name}") for name, each in value.items()}
+
+
+class ListedArchitecture(Section):
+    """What `model:` says of a model with losses of one's choice: a list of them, or one with its decoder."""
+
+    preprocessor: Preprocessor
+    spec_augment: Patches | Cuts
+    encoder: Encoder | EncoderWithAdapters
+    loss_list: Annotated[dict[str, ListedLoss] | None, BeforeValidator(_listed)] = None
+    decoder: Reconstruction | OneSoftmax | None = None
+    loss: Contrastive | Mlm | Ctc | None = None
+    dropout_features: Probability | None = None  # on the features that are masked and encoded
+    dropout_features_q: Probability | None = None  # on those that the contrastive loss looks at
+    feature_penalty: Number | None = None  # of the features' power, added to the loss
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> ListedArchitecture:
+        if self.loss_list is None:
+            if self.decoder is None or self.loss is None:
+                what, key = "no loss and its decoder", "decoder" if self.decoder is None else "loss"
+                raise Unfit(what, key, "Give model.decoder and model.loss, or model.loss_list.")
+            self._fits(ListedLoss.model_construct(decoder=self.decoder, loss=self.loss), "")
+            return self
+        before: dict[str, ListedLoss] = {}
+        for name, each in self.loss_list.items():
+            if not each.is_active:
+                continue
+            self._fits(each, f"loss_list.{name}.")
+            source = before.get(each.targets_from_loss or name)
+            if each.targets_from_loss is not None and not (
+                source and source.start_step <= each.start_step and source.tokens
+            ):
+                what, fix = "that loss has no tokens yet", "Name an active one before it, with quantized_targets=true."
+                raise Unfit(what, f"loss_list.{name}.targets_from_loss={each.targets_from_loss}", fix)
+            if source and each.classes < source.tokens:
+                what = f"{each.classes} classes cannot name {source.tokens} tokens, codebook_size to the num_groups"
+                raise Unfit(what, f"loss_list.{name}.decoder.num_classes", "Give as many classes.")
+            before[name] = each
+        return self
+
+    def _fits(self, each: ListedLoss, where: str) -> None:
+        """Raise `Unfit` where a decoder and its loss do not fit the encoder, or each other."""
+        encoder, decoder, loss, layer = self.encoder, each.decoder, each.loss, each.output_from_layer
+        if layer is not None and layer not in [f"layers.{number}" for number in range(encoder.n_layers)]:
+            raise Unfit(f"no such layer: {layer}", f"{where}output_from_layer", "Give layers.0 and so on.")
+        width = encoder.feat_out if encoder.feat_out > 0 and layer is None else encoder.d_model
+        probabilities = isinstance(decoder, OneSoftmax) or decoder.apply_softmax
+        if probabilities == isinstance(loss, Contrastive):
+            what = f"this loss takes {'vectors' if probabilities else 'log-probabilities'}; NeMo stops at it, too"
+            name = "ConvASRDecoderReconstruction" if probabilities else "ConvASRDecoder"
+            raise Unfit(what, f"{where}decoder", f"Take {name}.")
+        equal = [("decoder.feat_in", decoder.feat_in, "encoder.d_model or feat_out", width)]
+        steps = encoder.frames_in_vector
+        if (
+            each.layer is not None
+            and encoder.reduces
+            and (encoder.reduction_position or 0) % encoder.n_layers >= each.layer
+        ):
+            steps //= encoder.reduction_factor
+        if isinstance(decoder, Reconstruction):
+            rate = 2**decoder.stride_layers
+            steps = steps // rate if decoder.stride_transpose else steps * rate
+        if isinstance(loss, Contrastive):
+            equal += [("loss.in_dim", loss.in_dim, "preprocessor.features", self.preprocessor.features)]
+            equal += [("loss.proj_dim", loss.proj_dim, f"{where}decoder.feat_out", each.classes)]
+        if not isinstance(loss, Ctc):
+            equal += [("loss.combine_time_steps", loss.combine_time_steps, "frames for a vector of the decoder", steps)]
+        elif loss.num_classes >= each.classes:
+            what = f"its blank is none of the decoder's {each.classes} classes"
+            raise Unfit(what, f"{where}loss.num_classes={loss.num_classes}", "Give one fewer.")
+        for key, value, other, wanted in equal:
+            if value != wanted:
+                raise Unfit(f"it does not fit {other}={wanted}", f"{where}{key}={value}", "Change one of the two.")
+        if isinstance(loss, Mlm) and (not self.preprocessor.pad_to or self.preprocessor.pad_to % steps):
+            what, key = f"it does not fit {steps} frames in a token", "preprocessor.pad_to"
+            raise Unfit(what, f"{key}={self.preprocessor.pad_to}", f"Give a multiple of {steps}.")
+
+
+class ListedModel(ListedArchitecture, Training):
+    """`model:` of NeMo's SpeechEncDecSelfSupervisedModel. What only its children read may stand in it."""
+
+    CLASSES = (WAV2VEC_BERT,)
+    PARTS = ("preprocessor", "encoder", "decoder_losses", "decoder_ssl", "loss", "spec_augmentation")
+    ACCEPTED = silent(
+        "nemo_version decoder_out mask_position num_classes num_books code_dim squeeze_single masking quantizer"
+    )
+    REFUSED: ClassVar = {
+        "test_ds": "Nothing is tested. Remove it: ~model.test_ds.",
+        "access": "NeMo needs it for encoders on other devices. Remove it: ~model.access.",
+    }
 
 
 class InitFrom(Section):
@@ -167,7 +281,7 @@ class Experiment(Section):
     init_from_ptl_ckpt: str | dict[str, Any] | None = None
     init_strict: bool = True  # whether an archive must fit its own configuration
 
-    model: Model
+    model: Model | ListedModel
     trainer: Trainer
     exp_manager: ExpManager | None = None
 

@@ -36,6 +36,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     TARGETS: ClassVar[tuple[str, ...]] = ()  # NeMo's classes that `_target_` may name; none: the key is not there
+    CLASSES: ClassVar[tuple[str, ...]] = ()  # NeMo's classes that `target`, which need not be there, may name
     ACCEPTED: ClassVar[Mapping[str, str]] = {}
     REFUSED: ClassVar[Mapping[str, str]] = {}
     RENAMED: ClassVar[Mapping[str, str]] = {}  # old keys that are not taken any more -> today's
@@ -96,7 +97,7 @@ def read(cls: type[SectionType], given: Mapping[str, Any], where: str = "") -> S
         elif key in cls.fields():
             nested = sections_of(cls.fields()[key])
             is_section = bool(nested) and value is not None
-            settings[key] = read(_fitting(nested, value), value, below) if is_section else value
+            settings[key] = read(fitting(nested, value), value, below) if is_section else value
     if cls.TARGETS and "_target_" not in values and where:
         _check_target(cls, None, f"{where}._target_")
     try:
@@ -123,7 +124,7 @@ def check_keys(cls: type[Section], given: Mapping[str, Any], where: str = "") ->
             raise UserError("unknown key", below, _nearest(str(key), cls, where))
         nested = sections_of(cls.fields()[key]) if key in cls.fields() else ()
         if nested and isinstance(value, Mapping):
-            check_keys(_fitting(nested, value), value, below)
+            check_keys(fitting(nested, value), value, below)
 
 
 def sections_of(field: FieldInfo) -> tuple[type[Section], ...]:
@@ -164,10 +165,11 @@ def in_yaml(value: Any) -> str:
 # --- messages
 
 
-def _fitting(kinds: Sequence[type[Section]], value: Any) -> type[Section]:
-    """The kind that `_target_` names; the first where it names none of them."""
-    target = value.get("_target_") if isinstance(value, Mapping) else None
-    return next((kind for kind in kinds if str(target).rsplit(".", 1)[-1] in kind.TARGETS), kinds[0])
+def fitting(kinds: Sequence[type[SectionType]], value: Any) -> type[SectionType]:
+    """The kind that `_target_` or `target` names; the first where it names none of them."""
+    target = (value.get("_target_") or value.get("target")) if isinstance(value, Mapping) else None
+    name = str(target).rsplit(".", 1)[-1]
+    return next((kind for kind in kinds if name in kind.TARGETS + kind.CLASSES), kinds[0])
 
 
 def _check_target(cls: type[Section], target: Any, where: str) -> None:

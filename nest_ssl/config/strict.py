@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import CONF, DEFAULT_NAME, GROUPS, chosen_groups, compose, config_file
-from nest_ssl.config.schema import Experiment, Model
-from nest_ssl.config.section import plain, read
+from nest_ssl.config.schema import Experiment
+from nest_ssl.config.section import fitting, plain, read, sections_of
 
 
 def read_config(
@@ -37,10 +37,11 @@ def read_config(
     files = [folder / f"{name}.yaml"] + [p if p.is_file() else CONF / p.parent.name / p.name for p in places]
     texts = [*given.values(), *(file.read_text(encoding="utf-8") for file in files)]
     tree = plain(cfg)
+    model = fitting(sections_of(Experiment.fields()["model"]), tree["model"])
     for key in {key for text in texts for key in re.findall(r"\$\{([\w.]+)\}", text)}:
         # What something refers to may be a key of the author's own.
         section, name = (tree["model"], key[6:]) if key.startswith("model.") else (tree, key)
-        if name not in (Model if section is not tree else Experiment).known():
+        if name not in (model if section is not tree else Experiment).known():
             section.pop(name, None)
     try:
         return cfg, read(Experiment, tree)

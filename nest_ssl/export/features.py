@@ -24,7 +24,7 @@ from nest_ssl.data.audio import Decoding
 from nest_ssl.data.dataset import load_utterance
 from nest_ssl.data.files import file_sha256
 from nest_ssl.data.manifest import Entry, parts_of, read_speech
-from nest_ssl.model.nest import NestModel
+from nest_ssl.model.speech import SpeechModel
 from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
 from nest_ssl.train.checkpoint.nemo_archive import load_nemo
 from nest_ssl.train.module import MODULES
@@ -32,7 +32,7 @@ from nest_ssl.train.module import MODULES
 SETTINGS = "features.json"  # in the folder: what all of its files were made with
 
 
-def load_model(path: str) -> tuple[NestModel, int]:
+def load_model(path: str) -> tuple[SpeechModel, int]:
     """The model of a `.nemo` archive or a Lightning checkpoint, ready to encode, and its sample rate in Hz.
 
     Raises:
@@ -79,7 +79,7 @@ def chosen(layers: str, count: int) -> list[int]:
 
 
 @torch.no_grad()
-def encode(model: NestModel, audio_T: Tensor, layers: Sequence[int]) -> Tensor:
+def encode(model: SpeechModel, audio_T: Tensor, layers: Sequence[int]) -> Tensor:
     """What these layers make of one utterance, [L, D, S]: a vector of D numbers for each of its S frames."""
     found: dict[int, Tensor] = {}
 

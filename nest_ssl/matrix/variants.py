@@ -55,6 +55,80 @@ def _tokens(frames: int, variants: list[Variant]) -> list[Variant]:
     return [Variant(v.group, v.name, (*v.overrides, *steps)) for v in variants]
 
 
+LISTED, CONTRASTIVE, MLM = "recipe=wav2vec-bert", "model.loss_list.contrastive.", "model.loss_list.mlm."
+CODES = "loss.quantized_targets=true loss.codebook_size=16"
+MODULES, LOSSES = "nemo.collections.asr.modules.", "nemo.collections.asr.losses."
+
+
+def _of_listed(group: str, prefix: str = "", **named: str) -> list[Variant]:
+    """Variants of the model with a list of losses; an override that is no section's goes without the prefix."""
+
+    def key(override: str) -> str:
+        is_whole = override.startswith(("model.", "~", "recipe="))
+        return override if is_whole else f"{prefix}{override}"
+
+    return [Variant(group, name.replace("_", " "), (LISTED, *map(key, text.split()))) for name, text in named.items()]
+
+
+def _with_codes(override: str = "", classes: int = 256) -> str:
+    """Both losses of NeMo's recipe: the second predicts the first one's codes."""
+    return f"{CODES} {MLM}is_active=true {MLM}decoder.num_classes={classes} {override}"
+
+
+# The model with a list of losses (NeMo's SpeechEncDecSelfSupervisedModel).
+OF_LISTED: tuple[Variant, ...] = (
+    *_of_listed(
+        "contrastive", CONTRASTIVE,
+        projected_targets="", codes=CODES, codes_and_their_prediction=_with_codes(),
+        negatives_from_all_steps="loss.sample_from_non_masked=true",
+        negatives_from_the_batch="loss.sample_from_same_utterance_only=false",
+        negatives_from_all_steps_of_the_batch="loss.sample_from_same_utterance_only=false"
+        " loss.sample_from_non_masked=true",
+        negatives_from_the_codebook=f"{CODES} loss.sample_from_same_utterance_only=false"
+        " loss.sample_from_codebook=true",
+        all_codes_as_negatives=f"{CODES} loss.sample_from_same_utterance_only=false loss.group_loss=true"
+        " loss.num_groups=1",
+        all_codes_of_two_groups_as_negatives=f"{CODES} loss.sample_from_same_utterance_only=false loss.group_loss=true",
+        few_negatives="loss.num_negatives=10 loss.reduce=mean loss.multiplier=1 loss.logit_temp=0.2",
+        decoder_that_doubles_the_rate="decoder.stride_layers=1 loss.combine_time_steps=4",
+        decoder_that_halves_the_rate="decoder.stride_layers=1 decoder.stride_transpose=false"
+        " loss.combine_time_steps=16",
+        deep_decoder="decoder.non_stride_layers=2 decoder.kernel_size=5 decoder.activation=gelu",
+        softmax_of_vectors="decoder.apply_softmax=true",
+    ),
+    *_of_listed(
+        "prediction", CONTRASTIVE,
+        of_a_layer=_with_codes(f"{MLM}output_from_layer=layers.0 {MLM}transpose_encoded=true"),
+        without_tokens=_with_codes("loss.store_ids=false"),
+        of_characters=f"{MLM}is_active=true {MLM}targets_from_loss=null {MLM}decoder.num_classes=100",
+        by_convolutions=_with_codes(f"~{MLM}decoder.num_classes {MLM}decoder.feat_out=256 {MLM}decoder.feat_hidden=32"
+                                    f" {MLM}decoder._target_={MODULES}ConvASRDecoderReconstruction"
+                                    f" {MLM}decoder.apply_softmax=true"),
+        ctc_without_repeats=_with_codes("loss.reduce_ids=true"
+                                        f" ~{MLM}loss {MLM}loss={{_target_:{LOSSES}CTCLossForSSL,num_classes:256}}"),
+        alone="~model.loss_list"
+        f" model.decoder={{_target_:{MODULES}ConvASRDecoderReconstruction,feat_in:64,feat_hidden:32,feat_out:128}}"
+        f" model.loss={{_target_:{LOSSES}ContrastiveLoss,in_dim:80,combine_time_steps:8}}",
+    ),
+    *_of_listed(
+        "patches", "model.spec_augment.",
+        no_bands="freq_masks=0", three="mask_patches=3", small="mask_patches=0.33 patch_size=8",
+        dropout_and_penalty="model.dropout_features=0.1 model.dropout_features_q=0.1 model.feature_penalty=10",
+    ),
+    *_of_listed(
+        "patches", "model.spec_augment.",
+        **{
+            name: f"~model.spec_augment {CONTRASTIVE}loss.sample_from_same_utterance_only=false"
+            f" model.spec_augment={{_target_:{MODULES}SpectrogramAugmentation,{keys}}}"
+            for name, keys in {
+                "stretches": "time_masks:5,time_width:0.2,freq_masks:2",
+                "stretches_drawn_one_by_one": "time_masks:5,time_width:40,use_vectorized_spec_augment:false",
+                "rectangles": "rect_masks:9,rect_time:120,rect_freq:60,time_masks:2,time_width:90",
+            }.items()
+        },
+    ),
+)  # fmt: skip
+
 VARIANTS: tuple[Variant, ...] = (
     Variant("", "the recipe", ()),
     *_in(
@@ -169,6 +243,7 @@ VARIANTS: tuple[Variant, ...] = (
     *_in("model.quantizer.", "quantizer", cosine="dist_fn=cosine", quantizer_that_learns="freeze=false"),
     *_in("model.", "augmentation", none="spec_augment=null"),
     *_in("", "recipe", **{"128 bands": "recipe=nest-128", "without noise": "recipe=best-rq"}),
+    *OF_LISTED,
 )  # fmt: skip
 
 
@@ -179,10 +254,11 @@ subsampling: vggnet|subsampling: striding conv1d|subsampling: dw striding conv1d
 subsampling: whole batch|subsampling: stacking of 6|attention: sdpa flash|attention: local unlimited
 context: chunks that do not fill|context: probabilities that do not add up|norm: group norm of 7
 convolution: dual mode|features: spliced|features: no window|masking: masking behind convolutions|quantizer: cosine
-augmentation: none
+augmentation: none|contrastive: all codes of two groups as negatives|contrastive: softmax of vectors
+prediction: without tokens
 """.strip().replace("\n", "|").split("|")
 )  # fmt: skip
-TRAINED = tuple(variant for variant in VARIANTS if variant.title not in STOPPED)
+TRAINED = tuple(variant for variant in VARIANTS if variant.title not in STOPPED and variant not in OF_LISTED)
 
 
 def pairs(variants: tuple[Variant, ...] = TRAINED, number: int = PAIRS, seed: int = PAIRS_SEED) -> list[Variant]:
@@ -197,3 +273,14 @@ def pairs(variants: tuple[Variant, ...] = TRAINED, number: int = PAIRS, seed: in
         name = f"{first.title} + {second.title}"
         found[frozenset((first, second))] = Variant("pairs", name, first.overrides + second.overrides)
     return list(found.values())
+
+
+def pairs_of_listed(number: int = 12, seed: int = PAIRS_SEED) -> list[Variant]:
+    """So many combinations of a variant of the model with a list of losses and one of its encoder or features."""
+    draw, found = random.Random(seed), {}
+    groups = {"attention", "context", "norm", "convolution", "depth", "dropout", "scale", "features"}
+    shared = [variant for variant in TRAINED if variant.group in groups]
+    losses = [variant for variant in OF_LISTED if variant.title not in STOPPED]
+    for first, second in zip(draw.sample(losses, number), draw.sample(shared, number), strict=True):
+        found[f"{first.title} + {second.title}"] = first.overrides + second.overrides
+    return [Variant("pairs", name, overrides) for name, overrides in found.items()]

@@ -110,7 +110,8 @@ class FilterbankFeatures(nn.Module):
         """`x` (B, N) float32 and `seq_len` (B) in samples to features (B, F, T) and lengths (B) in frames."""
         frames_B = self.frames(seq_len)
         if self.exact_padding is not None:
-            x = F.pad(x, (self.exact_padding, self.exact_padding))
+            mode = self.stft_padding  # reflect: of a third axis alone
+            x = F.pad(x.unsqueeze(1), (self.exact_padding, self.exact_padding), mode).squeeze(1)
         if self.training and self.dither > 0:
             x += self.dither * torch.randn_like(x)
         with torch.autocast(x.device.type, enabled=False):  # half precision would overflow in the power spectrum

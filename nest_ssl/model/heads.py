@@ -1,6 +1,6 @@
-"""The prediction head: log-probabilities of every code of every codebook.
+"""What predicts from encodings: log-probabilities of codes or characters, or vectors to compare.
 
-Source: NeMo 3.0.0 `nemo.collections.asr.modules.ssl_modules.multi_softmax_decoder`.
+Source: NeMo 3.0.0 `nemo.collections.asr.modules`: `ssl_modules.multi_softmax_decoder`, `conv_asr`.
 
 Shapes: B batch, T time, D model width, C codes, H codebooks.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.config.parts import Decoder
+from nest_ssl.config.losses import Decoder, OneSoftmax, Reconstruction
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -55,3 +55,62 @@ class MultiSoftmaxDecoder(nn.Module):
         logits_BTX = self.decoder_layers(encoder_output).transpose(1, 2)
         logits_BTCH = logits_BTX.reshape(*logits_BTX.shape[:2], self.num_classes, self.num_decoders)
         return torch.log_softmax(logits_BTCH.squeeze(-1) if self.squeeze_single else logits_BTCH, dim=2)
+
+
+class ConvASRDecoder(nn.Module):
+    """One linear layer and its softmax."""
+
+    def __init__(self, settings: OneSoftmax) -> None:
+        super().__init__()
+        layer = nn.Conv1d(settings.feat_in, settings.outputs, kernel_size=1)
+        INITIALISATIONS[settings.init_mode](layer.weight)
+        self.decoder_layers = nn.Sequential(layer)
+
+    def forward(self, encoder_output: Float[Tensor, "B D T"]) -> Float[Tensor, "B T C"]:
+        """Encodings (B, D, T) to log-probabilities (B, T, C)."""
+        return torch.log_softmax(self.decoder_layers(encoder_output).transpose(1, 2), dim=-1)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "identity": nn.Identity, "hardtanh": nn.Hardtanh, "relu": nn.ReLU, "selu": nn.SELU, "gelu": nn.GELU,
+    "swish": nn.SiLU, "silu": nn.SiLU,
+}  # fmt: skip
+
+
+class ConvASRDecoderReconstruction(nn.Module):
+    """Convolutions to vectors of any width, at the encoder's rate or at another: each of `stride_layers` has twice as
+    many frames, or half as many."""
+
+    def __init__(self, settings: Reconstruction) -> None:
+        super().__init__()
+        width, kernel = settings.feat_hidden, settings.kernel_size
+        activation = ACTIVATIONS[settings.activation]()  # one module, used several times, as in NeMo
+        layers: list[nn.Module] = [nn.Conv1d(settings.feat_in, width, kernel_size=1)]
+        for number in range(settings.stride_layers + settings.non_stride_layers):
+            if number >= settings.stride_layers:
+                each: nn.Module = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+            elif settings.stride_transpose:
+                padding = (kernel - 3) // 2 + 1
+                each = nn.ConvTranspose1d(width, width, kernel, 2, padding, output_padding=1, groups=width)
+            else:
+                each = nn.Conv1d(width, width, kernel, 2, (kernel - 1) // 2, groups=width)
+            pointwise = nn.Conv1d(width, width, kernel_size=1)
+            layers += [activation, each, pointwise, nn.BatchNorm1d(width, eps=1e-3, momentum=0.1)]
+        layers += [activation, nn.Conv1d(width, settings.feat_out, kernel_size=1)]
+        self.decoder_layers, self.apply_softmax = nn.Sequential(*layers), settings.apply_softmax
+        for layer in layers:
+            if isinstance(layer, nn.Conv1d):
+                INITIALISATIONS[settings.init_mode](layer.weight)
+
+    def forward(self, encoder_output: Float[Tensor, "B D T"]) -> Float[Tensor, "B S X"]:
+        """Encodings (B, D, T) to vectors (B, S, X), or their log-probabilities."""
+        out_BSX: Tensor = self.decoder_layers(encoder_output).transpose(1, 2)
+        return torch.log_softmax(out_BSX, dim=-1) if self.apply_softmax else out_BSX
+
+
+Head = ConvASRDecoder | ConvASRDecoderReconstruction
+
+
+def head_of(settings: OneSoftmax | Reconstruction) -> Head:
+    """The head that the settings name."""
+    return ConvASRDecoder(settings) if isinstance(settings, OneSoftmax) else ConvASRDecoderReconstruction(settings)

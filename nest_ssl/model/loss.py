@@ -1,7 +1,7 @@
-"""The masked-token loss: negative log-likelihood of the tokens whose frames were (almost) all masked.
+"""Losses of tokens: negative log-likelihood of those whose frames were (almost) all masked, or of their sequence.
 
-Source: NeMo 3.0.0 `nemo.collections.asr.losses.ssl_losses.mlm`. Lengths are taken, for NeMo's
-trainer gives them, and not used.
+Source: NeMo 3.0.0 `nemo.collections.asr.losses`: `ssl_losses.mlm`, `ssl_losses.ctc`, `ctc`. The first takes lengths,
+for NeMo's trainer gives them, and does not use them.
 
 Shapes: B batch, F features, T frames, S tokens, K tokens that count, C codes, H codebooks.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nest_ssl.config.parts import Loss
+from nest_ssl.config.losses import Ctc, Loss, Mlm
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -30,8 +30,9 @@ class MLMLoss(nn.Module):
     """
 
     no_masked_token = "nan"
+    needs_labels = True
 
-    def __init__(self, settings: Loss) -> None:
+    def __init__(self, settings: Mlm) -> None:
         super().__init__()
         self.nll_loss = nn.NLLLoss()
         self.combine_time_steps, self.mask_threshold = settings.combine_time_steps, settings.mask_threshold
@@ -96,3 +97,50 @@ class MultiMLMLoss(nn.Module):
         mean = sum(loss_of_one(decoder_outputs[..., h], targets[..., h]) for h in books) / self.num_decoders
         assert isinstance(mean, Tensor)
         return mean
+
+
+class CTCLoss(nn.CTCLoss):
+    """Torch's, on log-probabilities (B, S, C) whose last class is the blank."""
+
+    def __init__(self, settings: Ctc) -> None:
+        self.averaged = settings.reduction if settings.reduction.startswith("mean_") else None
+        reduction = "none" if self.averaged else settings.reduction
+        super().__init__(blank=settings.num_classes, reduction=reduction, zero_infinity=settings.zero_infinity)
+
+    def forward(  # type: ignore[override]
+        self,
+        log_probs: Float[Tensor, "B S C"],
+        targets: Int[Tensor, "B _"],
+        input_lengths: Int[Tensor, " B"],
+        target_lengths: Int[Tensor, " B"],
+    ) -> Float[Tensor, "*B"]:
+        """To a scalar; to one number an utterance (B) where `reduction` is none."""
+        lengths = input_lengths.long(), target_lengths.long()
+        losses = super().forward(log_probs.transpose(1, 0), targets.long(), *lengths)
+        if self.averaged == "mean_volume":
+            return losses.sum() / target_lengths.sum()
+        return losses.mean() if self.averaged else losses
+
+
+class CTCLossForSSL(nn.Module):
+    """The loss of a sequence of tokens, or of a transcript, wherever the mask is."""
+
+    needs_labels = True
+
+    def __init__(self, settings: Ctc) -> None:
+        super().__init__()
+        self.loss = CTCLoss(settings)
+
+    def forward(
+        self,
+        spec_masks: Float[Tensor, "B F T"],
+        decoder_outputs: Float[Tensor, "B S C"],
+        targets: Int[Tensor, "B _"],
+        decoder_lengths: Int[Tensor, " B"] | None = None,
+        target_lengths: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "*B"]:
+        """See `CTCLoss`."""
+        loss: Tensor = self.loss(
+            log_probs=decoder_outputs, targets=targets, input_lengths=decoder_lengths, target_lengths=target_lengths
+        )
+        return loss

@@ -38,7 +38,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nest_ssl.config.schema import Architecture
 from nest_ssl.config.section import plain, read
@@ -48,6 +48,7 @@ from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.loss import MultiMLMLoss
 from nest_ssl.model.masking.random_blocks import RandomBlockMasking
 from nest_ssl.model.quantizer import RandomProjectionVectorQuantizer
+from nest_ssl.model.speech import SpeechModel
 from nest_ssl.releases import NEWEST
 from nest_ssl.releases import generation as differences_of
 
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-class NestModel(nn.Module):
+class NestModel(SpeechModel):
     """The model, without its training. With Lightning: ``class Trainable(NestModel, LightningModule)``, in this order.
 
     Args:
@@ -137,20 +138,3 @@ class NestModel(nn.Module):
         encoded_BDS, encoded_length_B = self.encoder(audio_signal=heard_BFT, length=length_B)
         log_probs_BSCH = self.decoder(encoder_output=encoded_BDS)
         return log_probs_BSCH, encoded_length_B, masks_BFT, tokens_BSH
-
-    def features(
-        self,
-        audio: Float[Tensor, "B N"] | None,
-        audio_length: Int[Tensor, " B"] | None,
-        ready: Float[Tensor, "B F T"] | None,
-        ready_length: Int[Tensor, " B"] | None,
-    ) -> tuple[Float[Tensor, "B F T"], Int[Tensor, " B"]]:
-        """Features (B, F, T) and lengths of the audio, unless they are `ready`."""
-        has_audio = audio is not None and audio_length is not None
-        if has_audio == (ready is not None and ready_length is not None):
-            raise ValueError("give a signal and its length, or its features and their length")
-        if has_audio:
-            ready, ready_length = self.preprocessor(input_signal=audio, length=audio_length)
-        assert ready is not None
-        assert ready_length is not None
-        return ready, ready_length

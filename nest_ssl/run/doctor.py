@@ -130,10 +130,10 @@ def room(cfg: Any) -> Iterator[Answer]:
     import torch
 
     from nest_ssl.base.steps import parse_steps
-    from nest_ssl.model.nest import NestModel
+    from nest_ssl.model.models import model_of
 
     with torch.device("meta"):
-        parameters = sum(one.numel() for one in NestModel(cfg.model, cfg.nemo).parameters())
+        parameters = sum(one.numel() for one in model_of(cfg.model, cfg.nemo).parameters())
     steps = frozenset({0, 1}) if cfg.save_steps is None else parse_steps(cfg.save_steps)
     width = cfg.model.encoder.n_layers * cfg.model.encoder.d_model
     whole = 1e6 if cfg.record in ("digest", "operators") else BYTES_OF_PARAMETER * parameters

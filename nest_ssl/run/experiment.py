@@ -25,6 +25,7 @@ from nest_ssl.base.errors import EXIT_OK, InterruptedRun, UserError
 from nest_ssl.base.nested import plain
 from nest_ssl.base.steps import parse_steps
 from nest_ssl.config.compose import data_paths
+from nest_ssl.config.schema import WAV2VEC_BERT, class_of
 from nest_ssl.data.audio import decoder_errors
 from nest_ssl.data.check import audio_behind
 from nest_ssl.data.corpus import Corpora
@@ -45,8 +46,9 @@ from nest_ssl.run.ranks import Rank, Together, launch, of_torchrun, own_rank, pr
 from nest_ssl.run.same_experiment import other_experiment
 from nest_ssl.run.subject import Inputs, Subject
 
-# What `forward` of a NEST model returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`).
+# What `forward` returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`; its parent's, with a list of losses).
 FORWARD_OUTPUTS = ("log_probs", "encoded_len", "masks", "tokens")
+LISTED_OUTPUTS = ("spectrograms", "spec_masks", "encoded", "encoded_len")
 UNASKED = 2  # steps that are recorded where none is named
 
 
@@ -99,8 +101,10 @@ def _record(subject: Subject, cfg: DictConfig, notes: list[str], rank: Rank | No
         with RecordingWriter(target, cfg.overwrite, number) as writer:  # drops what is not finished
             watched, text = plain(cfg.operators), OmegaConf.to_yaml(cfg)
             rates, stops = cfg.learning_rates, cfg.stop_when_recorded
+            listed = class_of(cfg.model.get("target")) == WAV2VEC_BERT
+            outputs = LISTED_OUTPUTS if listed else FORWARD_OUTPUTS
             level = Level(cfg.record, plain(cfg.include) or (), plain(cfg.exclude) or ())
-            recorder = Recorder(writer, saved, FORWARD_OUTPUTS, text, watched, rates, stops, level)
+            recorder = Recorder(writer, saved, outputs, text, watched, rates, stops, level)
             with quiet(log) as console:
                 progress = Progress(console, subject.name)
                 trainer = _train(subject, checked, inputs, experiment, recorder, progress, rank)

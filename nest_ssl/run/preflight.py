@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
-from nest_ssl.config.schema import BEST_RQ, class_of
+from nest_ssl.config.schema import NEST, class_of
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora, is_mixed, is_stream, sets_of, within_limits
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.data.sources.seeding import seed_lhotse
-from nest_ssl.model.nest import NestModel
+from nest_ssl.model.models import model_of
 from nest_ssl.releases import NEWEST, generation, generation_of, unlisted
 from nest_ssl.run.ranks import processes
 from nest_ssl.run.subject import Inputs, Subject
@@ -78,7 +78,7 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
     # NeMo, which would end in a traceback, is not asked.
     section = plain(cfg.model.optim)
     with torch.device("meta"):
-        model = NestModel(cfg.model, cfg.nemo)
+        model = model_of(cfg.model, cfg.nemo)
     optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
     build_schedule(optimizer, section.get("sched"), SOME_STEPS)
     if cfg.model.preprocessor.get("nb_augmentation_prob"):
@@ -108,7 +108,7 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
             losses that would have no name; nothing to train; a validation that never comes.
     """
     skip = cfg.bad_audio == "skip" and subject.skips_bad_audio
-    datasets, corpora = data_sections(cfg), Corpora(transcripts=class_of(cfg.model.get("target")) == BEST_RQ)
+    datasets, corpora = data_sections(cfg), Corpora(transcripts=class_of(cfg.model.get("target")) != NEST)
     rate = cfg.model.sample_rate
     checked = {name: check_dataset(dataset, rate, skip, corpora) for name, dataset in datasets.items()}
     if "validation" in checked:

@@ -58,15 +58,21 @@ class Subject:
 
 
 class PythonsGenerator:
-    """Python's own generator, as the part of `random.Random` that features draw from."""
+    """Python's own generator, as the part of `random.Random` that features and their masks draw from."""
 
     def random(self) -> float:
         """A number from 0 to 1."""
         return random.random()
 
+    def randint(self, low: int, high: int) -> int:
+        """A whole number from low to high."""
+        return random.randint(low, high)
+
 
 def draw_from_python(model: LightningModule) -> None:
     """Have Python's generator, which is seeded, recorded and restored, say which spectra are cut off
-    (`nb_augmentation_prob`), in either trainer. NeMo has a generator of its own for it, which the clock seeds."""
-    preprocessor: Any = model.preprocessor
-    preprocessor.featurizer._rng = PythonsGenerator()
+    (`nb_augmentation_prob`), and draw some masks, in either trainer. NeMo has generators of its own for it, which the
+    clock seeds."""
+    for module in model.modules():
+        if hasattr(module, "_rng"):
+            module._rng = PythonsGenerator()  # type: ignore[assignment]

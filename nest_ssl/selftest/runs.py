@@ -6,6 +6,7 @@ Results are kept as JSON lines, by what they depend on: a run that was interrupt
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import math
 import multiprocessing
@@ -207,3 +208,5 @@ def _warm_up() -> None:
 
     torch.set_num_threads(1)
     trainer_under_test().load()
+    gc.collect()  # what is imported is no garbage: a fork need not look through it, which would also copy it
+    gc.freeze()

@@ -1,14 +1,15 @@
-"""The models as LightningModules: what Lightning needs around `model/nest.py`, and nothing of the model itself.
+"""The models as LightningModules: what Lightning needs around those of `model/`, and nothing of a model itself.
 
-Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel`, its parent without noise, and
+Source of the behaviour: NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel`, its two parents without noise, and
 `nemo.core.classes.modelPT.ModelPT`.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,24 +19,35 @@ from torch.utils.data import DataLoader
 from nest_ssl import releases
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
-from nest_ssl.config.schema import BEST_RQ, NEST, class_of
+from nest_ssl.config.schema import BEST_RQ, NEST, WAV2VEC_BERT, class_of
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.batch import AudioNoiseBatch, TranscribedBatch
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.model.best_rq import BestRqModel
+from nest_ssl.model.loss import MLMLoss
 from nest_ssl.model.nest import NestModel
+from nest_ssl.model.wav2vec_bert import Wav2VecBertModel
 from nest_ssl.train.checkpoint.lightning_checkpoint import hyper_parameters, load_checkpoint
 from nest_ssl.train.optim import build_optimizer
 from nest_ssl.train.schedules import build_schedule, planned_steps
 from nest_ssl.train.validation import ValidationLosses
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class NestModule(NestModel, LightningModule):
-    """Trains on batches of clean and noisy audio to predict the clean audio's tokens where the noisy one is masked.
+    Lightning = LightningModule
+else:
+    Lightning = object
 
-    It is the model (no attribute in between), so that parameter names are NeMo's.
+
+class Training(Lightning):
+    """What of training is the same for every model. A subclass is also the model and a LightningModule, in this order:
+
+        class NestModule(Training, NestModel, LightningModule)
+
+    so that no attribute is in between, and parameter names are NeMo's.
 
     Args:
         cfg: NeMo's `model` section, resolved.
@@ -68,14 +80,16 @@ class NestModule(NestModel, LightningModule):
         train_loader = build_dataloader(train, rate, shuffle=True, training=True, **data)  # before the model, as NeMo:
         validation_loaders = [build_dataloader(dataset, rate, **data) for dataset in validation]  # some loaders seed
         super().__init__(cfg, generation)
-        self.loss.mlm_loss.no_masked_token = no_masked_token
+        for module in self.modules():
+            if isinstance(module, MLMLoss):
+                module.no_masked_token = no_masked_token
         self.save_hyperparameters({"cfg": plain(cfg)})  # for loggers, as NeMo; builtins, for checkpoints hold them too
         self.settings, self.generation, self.skipped = cfg, generation, skipped
         self._train_loader, self._validation_loaders = train_loader, validation_loaders
         self._validation_losses = ValidationLosses(cfg.get("validation_ds"))
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Path | str, **arguments: Any) -> NestModule:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Path | str, **arguments: Any) -> Self:  # type: ignore[override]
         """The model of a Lightning checkpoint, NeMo's or the port's, without its data; no code of the file runs.
 
         Args:
@@ -108,7 +122,7 @@ class NestModule(NestModel, LightningModule):
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         numbers = {"learning_rate": rate, "global_step": self.trainer.global_step}
         logs = {name: torch.tensor(number, dtype=dtype) for name, number in numbers.items()}
-        self.log_dict({**logs, "train_loss": loss}, on_step=True)
+        self.log_dict({**logs, **{f"train_{name}": part for name, part in self.logged(loss).items()}}, on_step=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -125,6 +139,18 @@ class NestModule(NestModel, LightningModule):
         if schedule is None:
             return optimizer
         return [optimizer], [{"scheduler": schedule, "interval": "step", "frequency": 1}]
+
+    def logged(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What of a loss is logged in training, by name."""
+        return {"loss": loss}
+
+    @abstractmethod
+    def _loss(self, batch: Any) -> torch.Tensor:
+        """The loss of a batch."""
+
+
+class NestModule(Training, NestModel, LightningModule):  # type: ignore[misc]
+    """Trains on batches of clean and noisy audio to predict the clean audio's tokens where the noisy one is masked."""
 
     def signals(self, batch: AudioNoiseBatch) -> dict[str, torch.Tensor]:
         """What of a batch `forward` takes, by name."""
@@ -145,11 +171,35 @@ class NestModule(NestModel, LightningModule):
         return loss
 
 
-class BestRqModule(BestRqModel, NestModule):
+class BestRqModule(BestRqModel, NestModule):  # type: ignore[misc]
     """Trains on batches of clean audio to predict its tokens where it is masked."""
 
     def signals(self, batch: TranscribedBatch) -> dict[str, torch.Tensor]:  # type: ignore[override]
         return {"input_signal": batch[0], "input_signal_length": batch[1]}
 
 
-MODULES: dict[str, type[NestModule]] = {NEST: NestModule, BEST_RQ: BestRqModule}
+class Wav2VecBertModule(Training, Wav2VecBertModel, LightningModule):  # type: ignore[misc]
+    """Trains on batches of clean audio with transcripts, and sums the losses of its list.
+
+    Attributes:
+        parts: of the last batch each of them, by name.
+    """
+
+    parts: dict[str, torch.Tensor]
+
+    def logged(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.parts
+
+    def _loss(self, batch: TranscribedBatch) -> torch.Tensor:
+        audio, audio_len, characters, lengths = batch
+        found = self.forward(input_signal=audio, input_signal_length=audio_len)
+        self.begin_step(self.trainer.global_step, self.training)
+        loss, self.parts = self.decoder_loss_step(*found, characters, lengths)
+        return loss + self.feat_pen if self.feat_pen else loss
+
+
+MODULES: dict[str, type[NestModule | Wav2VecBertModule]] = {
+    NEST: NestModule,
+    BEST_RQ: BestRqModule,
+    WAV2VEC_BERT: Wav2VecBertModule,
+}

@@ -45,6 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+LISTED = "model.loss_list."
 # manifest, and what else is set. Lengths differ in every batch of more than one.
 CASES: dict[str, tuple[str, list[str]]] = {
     "one sample a batch": ("speech", ["model.train_ds.batch_size=1"]),
@@ -67,6 +68,13 @@ CASES: dict[str, tuple[str, list[str]]] = {
         "speech", ["model.train_ds.batch_size=2", "model.train_ds.shuffle=true", "model.train_ds.drop_last=true"]),
     "long": ("long", ["model.train_ds.batch_size=1", "model.train_ds.max_duration=80", "batches=2"]),
     "without noise, with transcripts": ("texts", ["recipe=best-rq", "model.train_ds.batch_size=2"]),
+    "contrastive, codes that are predicted late, and characters": (
+        "texts",
+        ["recipe=wav2vec-bert", "model.train_ds.batch_size=2", f"{LISTED}contrastive.loss.quantized_targets=true",
+         f"{LISTED}contrastive.loss.codebook_size=8", f"{LISTED}contrastive.loss.quantizer_temp_decay=0.5",
+         f"{LISTED}contrastive.loss.num_negatives=4", f"{LISTED}mlm.is_active=true", f"{LISTED}mlm.start_step=1",
+         f"{LISTED}mlm.decoder.num_classes=100", f"{LISTED}mlm.targets_from_loss=null", "model.feature_penalty=0.1",
+         "model.spec_augment.patch_size=16"]),
     "long, beyond the positions prepared": (
         "long", ["model.train_ds.batch_size=2", "model.train_ds.max_duration=80", "model.encoder.pos_emb_max_len=100",
                  "batches=1"]),

@@ -11,7 +11,8 @@ import torch
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import compose
 from nest_ssl.config.data import BatchAugmentor, MultiBatchAugmentor
-from nest_ssl.config.parts import Decoder, Encoder, Loss, Masking, Preprocessor, Quantizer
+from nest_ssl.config.losses import Decoder, Loss
+from nest_ssl.config.parts import Encoder, Masking, Preprocessor, Quantizer
 from nest_ssl.config.section import Section
 from nest_ssl.config.strict import read_config
 from nest_ssl.config.trainer import CheckpointParams, ExpManager

@@ -10,7 +10,7 @@ import pytest
 
 from nest_ssl.config.compose import ROOT
 from nest_ssl.matrix.step import first_difference
-from nest_ssl.matrix.variants import STOPPED, VARIANTS, pairs
+from nest_ssl.matrix.variants import STOPPED, VARIANTS, pairs, pairs_of_listed
 from nest_ssl.matrix.worker import answer
 from nest_ssl.run.subject import Subject
 
@@ -22,12 +22,14 @@ attention: absolute|attention: absolute sdpa|attention: sdpa|attention: local wi
 attention: local with separate global tokens|context: several chunks with probabilities|context: several
 norm: layer norm|norm: instance norm|norm: group norm of 8|norm: fused batch norm|depth: stochastic depth linear
 class: adapters|features: exact padding|features: narrow band|initialisation: tds uniform
-recipe: 128 bands|recipe: without noise
+recipe: 128 bands|recipe: without noise|contrastive: codes and their prediction|prediction: of a layer
+contrastive: negatives from the codebook|contrastive: decoder that doubles the rate|prediction: ctc without repeats
+patches: stretches drawn one by one|patches: rectangles
 """.strip()
     .replace("\n", "|")
     .split("|")
 )
-DRAWN = [variant.title for variant in random.Random(0).sample([*VARIANTS, *pairs()], 6)]
+DRAWN = [variant.title for variant in random.Random(0).sample([*VARIANTS, *pairs(), *pairs_of_listed()], 6)]
 # When a release can train one of them, the port has to learn it.
 STOPS_NEMO = sorted(STOPPED - {"attention: sdpa flash"})  # that one is a matter of the device
 
@@ -40,7 +42,7 @@ def sides(pair: Any) -> list[Subject]:
 
 
 def both(sides: list[Subject], title: str, release: str) -> list[Any]:
-    variant = next(variant for variant in (*VARIANTS, *pairs()) if variant.title == title)
+    variant = next(variant for variant in (*VARIANTS, *pairs(), *pairs_of_listed()) if variant.title == title)
     return [answer(side, [*variant.settings, f"nemo={release}"]) for side in sides]
 
 

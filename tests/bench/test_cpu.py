@@ -34,12 +34,13 @@ def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
     results = cpu_page.load(tmp_path / "benchmarks.json")
     first = [row("tiny", 0.9), row("1 layers", 0.8), row("4 layers", 0.7), {"name": "large", "error": "no memory"}]
     results["steps"] = cpu_page.merge(first, [row("tiny", 0.5)])
-    results["recorder"] = [{"name": "recorder", "bytes": 2e6, "seconds": 3.0, "written": 2.0, "bare": 1.0}]
+    recorded = {"seconds": 3.0, "written": 5.0, "cpu": 6.0, "bare": 1.0, "bytes_alone": 2.0}
+    results["recorder"] = [{"name": "modules", "bytes": 2e6, **recorded}]
     results["start"] = [{"name": "nest-ssl --help", "seconds": 0.05}]
     cpu_page.save(results, tmp_path)
     text = (tmp_path / "benchmarks.md").read_text()
     assert "| tiny | 2 x 3 s | 0.50 (0.40 to 0.60) |" in text and "| tiny | 2 x 3 s | 0.90" not in text
-    assert "large: not had (no memory)" in text and "1.5 times what writing" in text
+    assert "large: not had (no memory)" in text and "| modules | 2 | 3.00 | 5.00 | 6.00 | 1.00 | 2.00 |" in text
     assert "benchmarks-layers.svg" in text and "benchmarks-s.svg" not in text
     assert (tmp_path / "benchmarks-layers.svg").read_text().startswith("<svg")
     assert cpu_page.load(tmp_path / "benchmarks.json") == results

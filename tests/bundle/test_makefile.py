@@ -171,6 +171,8 @@ def test_align_ends_with_explain_where_that_is_asked_for(
         (["align", "THREADS=0"], "THREADS=0 is no number of threads"),
         (["align", "THREADS=two"], "THREADS=two is no number of threads"),
         (["align", "RUNTIME=cloud"], "RUNTIME=cloud is no runtime"),
+        (["align", "RANKS=2", "EXPLAIN=1"], "RANKS=2: evidence and operators are gathered of one process"),
+        (["track", "FROM_VERSION=2.7.3", "RANKS=2"], "RANKS=2: evidence and operators are gathered of one process"),
         (["track"], "one NeMo alone: 3.0.0. Name the other one: FROM_VERSION=, FROM_SOURCE= or NEMO_SOURCE="),
         (["track", "FROM_VERSION=1.0"], "no lock for this NeMo: 1.0"),
         (["align", "RUNTIME=docker", "NEMO_SOURCE=a"], "NEMO_SOURCE=a is not seen in an image. Use RUNTIME=local"),
@@ -221,11 +223,12 @@ def test_the_experiment_is_not_taken_from_the_environment(
     make: Make, environment: dict[str, str], fake_python: Any
 ) -> None:
     environment |= {"DEVICE": "cuda", "OUT": "/elsewhere", "SEED": "9", "ARGS": "x=1", "PYTHONPATH": "/another/torch"}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
     done = make("nest", "SEED=7")
     call = fake_python.calls[-1]
     assert {"trainer.accelerator=auto", "output_dir=outputs/nest", "seed=7"} <= set(call["argv"])
     assert "x=1" not in call["argv"]
-    assert "PYTHONPATH" not in call
+    assert not {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE"} & {*call}
     for name in ("DEVICE=cuda", "OUT=/elsewhere", "ARGS=x=1"):
         assert f"{name} in the environment is not used" in done.stderr
     assert "SEED" not in done.stderr

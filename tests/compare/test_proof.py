@@ -37,6 +37,7 @@ from tests.compare.evidence import (
     write_floor,
     write_replay,
 )
+from tests.compare.test_between import run
 
 Make = Callable[..., Path]
 ONE_STEP = (0,)
@@ -328,3 +329,27 @@ def test_a_schedule_that_parts_after_the_recorded_steps_is_no_pass(
     comparison = explained(reference, candidate, folder)
     assert comparison.verdict == ("diverged" if parts else "identical")
     assert [(one.phase, one.step) for one in comparison.proof.born] == ([("schedule", 2)] if parts else [])
+
+
+@pytest.mark.parametrize(
+    ("here", "in_float64", "verdict"),
+    [
+        (1 + 2e-7, None, "equivalent"), (1 + 2e-7, 1.0, "equivalent"),  # as a kernel that only validation chooses
+        (1 + 2e-7, 1 + 1e-6, "diverged"), (1 + 1e-4, None, "diverged"), (1 + 1e-4, 1.0, "diverged"),
+    ],
+)  # fmt: skip
+def test_a_validation_alone_is_judged_by_its_floor_and_by_float64(
+    tmp_path: Path, here: float, in_float64: float | None, verdict: str
+) -> None:
+    """Where all steps have the same bits; an eval mode that is another function is one in float64, too."""
+    sound, other = run(tmp_path / "sound"), run(tmp_path / "run", validation_loss=lambda loss: loss * here)
+    write_floor(tmp_path, sound, 2, [entry(Address(Kind.LOSS, slot="loss"), 2e-7, 1e-6)])
+    write_replay(tmp_path, sound, other, [])
+    sides = open_recording(sound), open_recording(other)
+    evidence = open_evidence(tmp_path, *sides)
+    if in_float64 is not None:
+        double = run(tmp_path / "double", validation_loss=lambda loss: loss * in_float64)
+        evidence.float64 = sides[0], open_recording(double)
+    found = compare_recordings(*sides, declared=[], evidence=evidence)
+    assert found.verdict == verdict
+    assert [one.phase for one in found.proof.born] == ([] if verdict == "equivalent" else ["validation"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,13 @@ def test_an_entry_that_no_longer_applies_is_an_error(reference: Path, make: Call
     assert comparison.exit_code == 1
     assert first(comparison) == ("structure", None, None, None, "declared")
     assert "no longer a difference" in str(comparison.first.reference if comparison.first else "")
+
+
+def test_an_entry_about_a_module_that_both_call_is_about_another_model(
+    reference: Path, make: Callable[..., Path]
+) -> None:
+    called = replace(SPARE, pattern="encoder.layers.0.activation")
+    assert judge(reference, make(), declared=[called]).verdict == "identical"
 
 
 def test_an_entry_about_other_trainers_is_passed_over(reference: Path) -> None:

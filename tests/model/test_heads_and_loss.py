@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nest_ssl.config.parts import Decoder, Loss
+from nest_ssl.config.losses import Decoder, Loss
 from nest_ssl.model.heads import INITIALISATIONS, MultiSoftmaxDecoder
 from nest_ssl.model.loss import MLMLoss, MultiMLMLoss
 

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import LightningModule
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.config.parts import Decoder, Encoder, Quantizer
+from nest_ssl.config.losses import Decoder
+from nest_ssl.config.parts import Encoder, Quantizer
 from nest_ssl.config.section import read
 from nest_ssl.model.encoder.encoder import ConformerEncoder
 from nest_ssl.model.heads import MultiSoftmaxDecoder

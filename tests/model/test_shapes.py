@@ -8,7 +8,7 @@ import jaxtyping
 import pytest
 import torch
 
-from nest_ssl.config.parts import Decoder
+from nest_ssl.config.losses import Decoder
 from nest_ssl.model.encoder import attention
 from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.nest import NestModel

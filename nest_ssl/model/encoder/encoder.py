@@ -11,6 +11,7 @@ Shapes: B batch, T time (frames before subsampling, vectors after), F features, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,8 +53,17 @@ class ConformerEncoder(nn.Module):
         activation = Swish()  # one module for all feed-forward modules, as in NeMo
         self.layers = nn.ModuleList(ConformerLayer(settings, activation, *shared) for _ in range(settings.n_layers))
         self.drop_probabilities = drop_probabilities(settings)
+        self.kept: dict[int, Any] = {}  # see `keep`
         has_projection = settings.feat_out > 0 and settings.feat_out != d_model
         self.out_proj = nn.Linear(d_model, settings.feat_out) if has_projection else None
+
+    def keep(self, numbers: Iterable[int]) -> None:
+        """From now on, `kept` has the outputs (B, S, D) of these layers in the last call, by their numbers."""
+        self.kept = dict.fromkeys(numbers)
+        for number in self.kept:
+            for behind in self.layers[number + 1 : number + 2]:
+                assert isinstance(behind, ConformerLayer)
+                behind.shares_its_input = True
 
     def forward(
         self, audio_signal: Float[Tensor, "B F T"], length: Int[Tensor, " B"]
@@ -75,6 +85,8 @@ class ConformerEncoder(nn.Module):
                 cache_last_channel=None,
                 cache_last_time=None,
             )
+            if number in self.kept:
+                self.kept[number] = x_BTD
             if self.training and self.drop_probabilities[number] > 0:
                 x_BTD = left_out(before_BTD, x_BTD, self.drop_probabilities[number])
             if number == self.reduction_position:

@@ -118,15 +118,15 @@ class ConformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm_out = nn.LayerNorm(d_model)
         # What lies behind it reads its input too then, whose gradient is a sum of three in the order of their coming.
-        self.is_left_out_at_times = settings.stochastic_depth_drop_prob > 0
+        self.shares_its_input = settings.stochastic_depth_drop_prob > 0
 
     @property
     def is_of_the_paper(self) -> bool:
-        """Whether it has the four modules of the paper and is always there: of this kind alone there are fused ones."""
+        """Whether it has the four modules of the paper, and its input to itself: of this kind alone are fused ones."""
         feed_forwards = type(self.feed_forward1) is type(self.feed_forward2) is ConformerFeedForward
         attention = type(self.self_attn) is RelPositionMultiHeadAttention
         convolution = type(self.conv) is ConformerConvolution and type(self.conv.batch_norm) is nn.BatchNorm1d
-        return feed_forwards and attention and convolution and not self.is_left_out_at_times
+        return feed_forwards and attention and convolution and not self.shares_its_input
 
     def forward(
         self,

@@ -1,1 +1,2 @@
-"""Masks on features: `random_blocks` is the module, the other two draw the blocks."""
+"""Masks on features. Blocks: `random_blocks` is the module, `whole_batch` and `per_utterance` draw them. Zeros:
+`patches` and `spec_augment`."""

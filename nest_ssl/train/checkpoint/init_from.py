@@ -25,9 +25,9 @@ from torch import nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import sha256_of
 from nest_ssl.base.safe_load import ANOTHER_FILE, READER_ERRORS, opened
-from nest_ssl.config.schema import InitFrom
+from nest_ssl.config.schema import CLASSES, InitFrom
 from nest_ssl.config.section import NEMO, read
-from nest_ssl.model.nest import NestModel
+from nest_ssl.model.models import model_of
 from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
 from nest_ssl.train.checkpoint.nemo_archive import load_nemo
 from nest_ssl.train.checkpoint.weights import check_finite, settings_allowed
@@ -37,9 +37,6 @@ OTHER_WEIGHTS = "Use another file; init_strict=false takes missing and unexpecte
 # Far beyond any model that was ever trained: more than this is asked for to fill the memory.
 AT_MOST = {"encoder.n_layers": 256, "preprocessor.features": 1024, "preprocessor.n_fft": 1 << 15,
            "preprocessor.window_size": 1, "quantizer.num_books": 256, "decoder.num_decoders": 256}  # fmt: skip
-# Both have the same parts, in the same order. Another class of NeMo draws other numbers while it is built.
-CLASSES = ("EncDecDenoiseMaskedTokenPredModel", "EncDecMaskedTokenPredModel")
-
 log = logging.getLogger(__name__)
 
 
@@ -142,7 +139,7 @@ def init_from_pretrained(model: nn.Module, cfg: Mapping[str, Any], sources: Sequ
     for loaded in load_sources(cfg) if sources is None else sources:
         weights = loaded.weights
         if loaded.config is not None:
-            own = NestModel(loaded.config)
+            own = model_of(loaded.config)
             own.load_state_dict(weights, strict=bool(cfg.get("init_strict", True)))
             weights = own.state_dict()
         source = loaded.source
@@ -199,7 +196,7 @@ def _check_archive(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor
         raise UserError("an archive of weights that do not fit its model", where, OTHER_WEIGHTS)
     try:
         with torch.device("meta"):
-            model = NestModel(config).to("meta")  # the mel filters are NumPy's
+            model = model_of(config).to("meta")  # the mel filters are NumPy's
         model.load_state_dict({name: weight.to("meta") for name, weight in weights.items()}, strict=strict)
     except UserError as error:
         raise UserError(error.what, f"{path}, {error.where}", error.fix) from error
