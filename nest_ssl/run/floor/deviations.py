@@ -142,7 +142,7 @@ def _alike(recorded: Tensor | Update, repeated: Tensor | Update) -> bool:
 def _pieces(recorded: Tensor | Update, repeated: Tensor | Update) -> Iterator[tuple[Tensor, Tensor]]:
     """Of both the same elements, so many at a time as fit the cache; of updates in float64."""
     if isinstance(recorded, Update) and isinstance(repeated, Update):
-        parts = [t.contiguous().reshape(-1).split(PIECE) for t in (*recorded, *repeated)]
+        parts = [torch.split(t.reshape(-1), PIECE) for t in (*recorded, *repeated)]
         for one, one_before, other, other_before in zip(*parts, strict=True):
             yield one.double().sub_(one_before), other.double().sub_(other_before)
     elif isinstance(recorded, Tensor) and isinstance(repeated, Tensor):

@@ -162,7 +162,7 @@ def move_by_one_ulp(tensors: Iterable[Tensor], generator: torch.Generator) -> No
         coins = words.view(torch.int8)[: tensor.numel()].bitwise_and_(1).mul_(2).sub_(1).to(tensor.device)
         flat = tensor.contiguous().view(-1)  # the tensor's own memory, if that is contiguous
         size = PIECE if tensor.device.type == "cpu" else max(1, flat.numel())
-        for piece, coin in zip(flat.split(size), coins.split(size), strict=True):
+        for piece, coin in zip(torch.split(flat, size), torch.split(coins, size), strict=True):
             # Neighbouring floats have neighbouring integers: one more is one ulp away from zero, one less nearer to it.
             moved = (piece.view(_INTEGER_OF[piece.element_size()]) + coin).view(piece.dtype)
             piece.copy_(torch.where((piece != 0) & torch.isfinite(moved), moved, piece))
