@@ -23,6 +23,13 @@ PARTS = {
     "peak_bytes": "peak memory",
     "products_ms": "products alone",
 }
+RECORDED = {"seconds": "seconds", "seconds until written": "written", "CPU seconds": "cpu",
+            "CPU seconds of a bare step": "bare", "writing as many bytes": "bytes_alone"}  # fmt: skip
+ABOUT_RECORDER = (
+    "One step recorded by each level, by the clock: until training goes on, and until all of it is written and hashed; "
+    "its CPU time with that of the threads that write and hash; and what writing as many bytes to the disk takes alone."
+)
+CURVE = "benchmarks-curve.svg"
 CURVES = {"layers": "layers of the large model", "s": "seconds of audio, medium", "utterances": "utterances, medium"}
 ABOUT = (
     "Written by the command below, not by hand. Both trainers train by turns, each time in a process of its own, with "
@@ -67,6 +74,8 @@ def save(results: dict[str, Any], folder: Path) -> None:
         points = _points(results["steps"], unit)
         if len(points) > 1:
             write_atomically(folder / f"benchmarks-{unit}.svg", plot(points, CURVES[unit]))
+    if "losses" in results.get("curve", {}):
+        write_atomically(folder / CURVE, plot_losses(results["curve"]["losses"]))
     write_atomically(folder / "benchmarks.md", render_markdown(list(page(results))))
 
 
@@ -84,19 +93,59 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     for unit, title in CURVES.items():
         if len(_points(results["steps"], unit)) > 1:
             yield Figure(f"benchmarks-{unit}.svg", (f"CPU time and memory of the port by NeMo's, by {title}",))
-    for row in results["recorder"]:
-        if "bytes" in row:
-            size = row["bytes"] / 1e6
-            yield Heading(("The recorder",))
-            text = (
-                f"{row['name']}: a recorded step took {row['seconds']:.1f} s by the clock for {size:,.0f} MB of full "
-            )
-            text += f"tensors, {row['seconds'] / row['written']:.1f} times what writing as many bytes takes"
-            yield Paragraph((f"{text} ({row['written']:.1f} s); a bare step {row['bare']:.2f} s of CPU time.",))
+    if "losses" in results.get("curve", {}):
+        yield from _said_of_curve(results["curve"])
+    recorded = [row for row in results["recorder"] if "bytes_alone" in row]
+    if recorded:
+        yield Heading(("The recorder",))
+        yield Paragraph((ABOUT_RECORDER,))
+        yield table(("level", "MB", *RECORDED), [
+            (row["name"], f"{row['bytes'] / 1e6:,.0f}", *(f"{row[key]:.2f}" for key in RECORDED.values()))
+            for row in recorded], right=1 + len(RECORDED))  # fmt: skip
+    yield from _missing(results["recorder"])
     if results["start"]:
         yield Heading(("Start-up",))
         shown = [(Code(row["name"]), f"{row['seconds']:.2f}") for row in results["start"]]
         yield table(("command", "CPU seconds"), shown, right=1)
+
+
+def _said_of_curve(curve: Row) -> Iterator[Block]:
+    losses = curve["losses"]
+    nemo, exact, fast = (losses[name] for name in ("nemo", "exact", "fast"))
+    parted = max(abs(one - other) / one for one, other in zip(nemo, fast, strict=True))
+    same = f"{sum(one == other for one, other in zip(nemo, exact, strict=True))} of {len(nemo)}"
+    yield Heading(("Learning",))
+    text = (
+        f"{len(nemo)} steps of the tiny model on the practice corpus ({' '.join(curve['settings'])}), everything "
+        f"random on: of the losses in exact mode {same} are NeMo's to the last bit; in fast mode none is further from "
+        f"NeMo's than {100 * parted:.2g} % of it. It is measured by "
+    )
+    yield Paragraph((text, Code("nest-ssl bench --only curve"), "."))
+    yield Figure(CURVE, ("the loss of each step: NeMo and the port in fast mode",))
+
+
+def plot_losses(losses: dict[str, list[float]]) -> str:
+    """The losses of NeMo (solid) and of the fast mode (dashed) over steps."""
+    width, height, left, low = 640.0, 300.0, 50.0, 250.0
+    nemo, fast = losses["nemo"], losses["fast"]
+    least, most = min(*nemo, *fast), max(*nemo, *fast)
+    paper, right = Paper(width, height), width - 20
+
+    def points(values: Sequence[float]) -> list[tuple[float, float] | None]:
+        high = (low - 30) / ((most - least) or 1.0)
+        step = (right - left) / max(1, len(values) - 1)
+        return [(left + step * number, low - high * (value - least)) for number, value in enumerate(values)]
+
+    for value, y in ((least, low), (most, 30.0)):
+        paper.line("grid", left, y, right, y)
+        paper.text(left - 8, y + 4, f"{value:.2f}", "muted", "end")
+    for number in (0, len(nemo) - 1):
+        paper.text(left + (right - left) * number / max(1, len(nemo) - 1), low + 18, str(number), "muted", "middle")
+    paper.path("reference", points(nemo))
+    paper.path("candidate", points(fast))
+    paper.text(left, 16, "loss of NeMo (solid) and of the port in fast mode (dashed)")
+    paper.text(right, low + 34, "step", "muted", "end")
+    return paper.svg("Loss by step, NeMo and the port in fast mode", style=True) + "\n"
 
 
 def _missing(rows: Sequence[Row]) -> Iterator[Block]:

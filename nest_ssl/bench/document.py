@@ -246,10 +246,6 @@ def parts_of_forward(rows: list[Row]) -> Iterator[Block]:
         yield table(("run", "batch", "part", *columns), lines, right=4)
 
 
-def recorder_section(rows: list[Row]) -> Iterator[Block]:
-    yield from cost_of_recording(rows, next((row for row in rows if row["name"] == "limits"), None))
-
-
 def shares_and_memory(row: Row, flops: dict[tuple[Any, ...], float], limits: Row | None) -> Iterator[str]:
     for side in NAMES:
         found = row.get(side, {})
@@ -281,18 +277,28 @@ def cost_of_determinism(timed: list[Row]) -> Iterator[Block]:
         yield Bullets(tuple(said))
 
 
-def cost_of_recording(rows: list[Row], limits: Row | None) -> Iterator[Block]:
-    for row in rows:
-        if row["name"] == "recorder":
-            size, seconds = row["bytes"], row["seconds"]
-            text = (
-                f"Recording one step of {_batch(row['batch'])} takes {seconds:.1f} s for {size / 1e9:.2f} GB on disk; "
-            )
-            text += f"the same step unrecorded {row['plain_ms'] / 1000:.3f} s"
-            if limits:
-                copied = size / 1e9 / limits["pinned_gbs"]
-                text += f", the copy of these bytes to pinned memory {copied:.2f} s ({seconds / copied:.0f} times less)"
-            yield Paragraph((f"{text}.",))
+def recorder_section(rows: list[Row]) -> Iterator[Block]:
+    limits = next((row for row in rows if row["name"] == "limits"), {"pinned_gbs": None})
+    rate = limits["pinned_gbs"]
+    if rate:
+        disk = f", and the disk takes {limits['write_gbs']:.1f} GB/s" if "write_gbs" in limits else ""
+        copies = f"copies {limits['pageable_gbs']:.1f} GB/s to pageable and {rate:.1f} GB/s to pinned memory{disk}"
+        yield Paragraph((f"The card {copies}.",))
+    recorded = [row for row in rows if "written" in row]
+    lines = [
+        (
+            f"{r['name']}, {_batch(r['batch'])}", f"{r['bytes'] / 1e9:.2f}", f"{r['bare']:.3f}", f"{r['first']:.2f}",
+            f"{r['seconds']:.3f}", f"{r['seconds'] / r['bare']:.2f}", f"{r['bytes'] / 1e9 / rate:.3f}" if rate else "",
+            f"{r['written']:.1f}", f"{r['cpu']:.1f}", f"{r['peak'] / 2**30:.1f}" if r["peak"] else "",
+        )
+        for r in recorded
+    ]  # fmt: skip
+    columns = ("level", "GB", "bare s", "first s", "step s", "ratio", "bytes pinned s", "written s", "CPU s", "peak GB")
+    yield table(columns, lines, right=9)
+    waits = [(f"{row['name']}, {count} times: ", Code(place)) for row in recorded for place, count in row["waits"]]
+    if waits:
+        yield Paragraph(("Where the host waits for the device while a step is recorded:",))
+        yield Bullets(tuple(waits))
 
 
 Section = tuple[str, "str | Text", Callable[[list[Row]], Iterator[Block]]]
@@ -354,8 +360,10 @@ SECTIONS: dict[str, Section] = {
         speed_section,
     ),
     "recorder": (
-        "What recording costs",
-        "One step of the port, recorded whole.",
+        "The recorder",
+        "A step of the port recorded by each level, by the clock: first the bare step before it; the first that is "
+        "recorded, and one behind it, until training goes on; what its bytes take through pinned memory; until all of "
+        "it is written and hashed; the CPU time of that, and the most memory held on the device.",
         recorder_section,
     ),
 }

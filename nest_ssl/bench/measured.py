@@ -10,8 +10,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from nest_ssl.bench.cpu import seconds_to_write
 from nest_ssl.bench.trainings import Bench
-from nest_ssl.bench.workers import Worker, WorkerEnded
+from nest_ssl.bench.workers import LEVELS, Worker, WorkerEnded
 
 Rows = list[dict[str, Any]]
 SIDES = ("nemo", "nest")
@@ -48,12 +49,12 @@ class Workers(ExitStack):
             self._started[key] = self.enter_context(worker)
         return self._started[key]
 
-    def ask(self, side: str, precision: str, **order: Any) -> dict[str, Any]:
+    def ask(self, side: str, precision: str, record: Path | None = None, **order: Any) -> dict[str, Any]:
         """The answer, or what went wrong, as `error`."""
         try:
-            return dict(self.get(side, precision).ask(**order))
+            return dict(self.get(side, precision, record).ask(**order))
         except WorkerEnded as ended:
-            self._started.pop((side, precision, None), None)
+            self._started.pop((side, precision, record), None)
             return {"error": str(ended)}
 
 
@@ -118,7 +119,7 @@ def _by_turns(bench: Bench, workers: Workers, name: str, batch: tuple[int, float
         if any("error" in answer for answer in found[side]):
             continue
         own = (flags, tf32) if side in SIDES else ("fast", True)
-        order = {"do": "steps", "warm": WARM.get(side, 2), "count": 6, "batch": batch}
+        order: dict[str, Any] = {"do": "steps", "warm": WARM.get(side, 2), "count": 6, "batch": batch}
         found[side].append(workers.ask(side, precision, **order, flags=own[0], tf32=own[1]))
         if side in SIDES and "error" in found[side][-1]:
             return {**row, "error": found[side][-1]["error"]}
@@ -133,12 +134,15 @@ def _by_turns(bench: Bench, workers: Workers, name: str, batch: tuple[int, float
 
 
 def recorder(bench: Bench, workers: Workers) -> Rows:
-    """What recording a step costs."""
-    row: dict[str, Any] = {"name": "recorder", "batch": list(bench.batches[0])}
-    worker = workers.get("nest", FP32, bench.folder / "recorder" / "recording")
-    try:
-        limits = {"name": "limits", **worker.ask(do="limits")}
-        plain = worker.ask(do="steps", warm=2, count=4, batch=bench.batches[0])
-        return [limits, {**row, **worker.ask(do="record", batch=bench.batches[0]), "plain_ms": plain["step_ms"]}]
-    except WorkerEnded as ended:
-        return [{**row, "error": str(ended)}]
+    """Of each level steps recorded and bare ones before them; what the card copies and the disk writes beside it."""
+    folder, batch = bench.folder / "recorder", bench.batches[0]
+    rows: Rows = [{"name": "limits", **workers.ask("nest", FP32, folder, do="limits")}]
+    for level, count in LEVELS.items():
+        found = bare = workers.ask("nest", FP32, folder, do="steps", warm=2, count=4, batch=batch)
+        if "error" not in bare:
+            found = workers.ask("nest", FP32, folder, do="record", level=level, count=count, batch=batch)
+        rows.append({"name": level, "batch": list(batch), "bare": bare.get("step_ms", 0) / 1000, **found})
+    size = max((row["bytes"] for row in rows if "bytes" in row), default=0)
+    if written := min(size, 1 << 30):
+        rows[0]["write_gbs"] = written / seconds_to_write(bench.folder / "written", written) / 1e9
+    return rows

@@ -8,12 +8,15 @@ loop, so that what is measured is what training does; the batch lies on the devi
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import runpy
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 import torch
@@ -23,9 +26,12 @@ from nest_ssl.base.determinism import seed_all, set_determinism
 from nest_ssl.base.errors import run_command
 from nest_ssl.bench import orders
 from nest_ssl.bench.orders import Moments
+from nest_ssl.bench.workers import LEVELS
 from nest_ssl.config.compose import data_paths
 from nest_ssl.data.batch import AudioNoiseBatch
+from nest_ssl.record.levels import Level
 from nest_ssl.record.lightning import Recorder
+from nest_ssl.recording.layout import CALLS, step_folder
 from nest_ssl.recording.writer import RecordingWriter
 from nest_ssl.run.command_line import read_command_line
 from nest_ssl.run.experiment import FORWARD_OUTPUTS, build_trainer
@@ -45,15 +51,18 @@ class Conductor(Callback):
     Args:
         lines: orders, each a line of JSON.
         answers: where a line goes for each.
-        recorder: watches the step that an order asks to record.
+        recorders: by level, each watches the steps that an order asks to record.
     """
 
-    def __init__(self, lines: TextIO, answers: TextIO, recorder: Recorder | None = None) -> None:
-        self._lines, self._answers, self._recorder = lines, answers, recorder
+    def __init__(
+        self, lines: TextIO, answers: TextIO, recorders: Mapping[str, Recorder] = MappingProxyType({})
+    ) -> None:
+        self._lines, self._answers, self._recorders = lines, answers, recorders
         self.trainer: Trainer | None = None
         self.moments = Moments(torch.device("cpu"))
         self.order: dict[str, Any] = {}
         self._found: dict[str, Any] = {}
+        self._losses: list[torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return ENDLESS
@@ -69,10 +78,17 @@ class Conductor(Callback):
             if self.order["do"] in ("ready", "limits"):
                 self._answer(orders.limits(model.device) if self.order["do"] == "limits" else {})
                 continue
+            if self.order["do"] == "curve":
+                losses: list[torch.Tensor] = []
+                self._losses = losses
+                yield from itertools.islice(_endless(model.train_dataloader()), self.order["count"])
+                self._losses = None
+                self._answer({"losses": torch.stack(losses).tolist()})
+                continue
             batch = orders.constant_batch(model.device, *self.order["batch"])
             if self.order["do"] == "record":
                 yield batch
-                yield from self._recorded(batch)
+                yield from self._recorded(batch, self.order.get("level", "modules"), self.order.get("count", 1))
             else:
                 self.moments.begin(self.order.get("warm", 0))
                 for _ in range(self.order.get("warm", 0) + self.order.get("count", 1)):
@@ -82,18 +98,32 @@ class Conductor(Callback):
             self._answer(self._found)
         raise Finished
 
-    def _recorded(self, batch: AudioNoiseBatch) -> Iterator[AudioNoiseBatch]:
-        assert self._recorder is not None and self.trainer is not None
-        number = self.trainer.fit_loop.total_batch_idx + 1
-        self._recorder.session.steps = frozenset({number + 1})
+    def _recorded(self, batch: AudioNoiseBatch, level: str, count: int) -> Iterator[AudioNoiseBatch]:
+        """So many steps recorded, and a last one in which it is counted where the host waits for the device."""
+        assert self.trainer is not None
+        session, number = self._recorders[level].session, self.trainer.fit_loop.total_batch_idx + 1
+        session.steps = frozenset(range(number + 1, number + 2 + count))
         yield batch
-        orders.wait(self.moments.device)
-        clock = self.moments.wall()
-        yield batch
-        orders.wait(self.moments.device)
-        folder = self._recorder.session.writer.folder / f"step_{number + 1}"
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        self._found = {"seconds": self.moments.wall() - clock, "bytes": size}
+        steps = []
+        for step in range(number + 1, number + 1 + count):
+            orders.wait(self.moments.device)
+            started, computed = self.moments.wall(), time.process_time()
+            yield batch
+            orders.wait(self.moments.device)
+            ended = self.moments.wall()
+            session.writer.wait()
+            folder = session.writer.folder / step_folder(step)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            (folder / CALLS).unlink(missing_ok=True)  # most of the bytes; the next step is compared with the others
+            found = {"seconds": ended - started, "written": self.moments.wall() - started, "bytes": size}
+            found |= {"cpu": time.process_time() - computed, "peak": orders.peak_bytes(self.moments.device) or 0}
+            steps.append(found)
+        with orders.warnings_by_place(set()) as places:
+            yield batch
+        session.writer.wait()
+        (session.writer.folder / step_folder(number + 1 + count) / CALLS).unlink(missing_ok=True)
+        session.steps = frozenset()
+        self._found = {**steps[-1], "first": steps[0]["seconds"], "waits": places.most_common(8)}
 
     def _answer(self, found: dict[str, Any]) -> None:
         if torch.cuda.is_available():
@@ -118,6 +148,8 @@ class Conductor(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         self.moments.mark("forward")
+        if self._losses is not None:
+            self._losses.append(loss.detach())
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.moments.mark("backward")
@@ -126,6 +158,12 @@ class Conductor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.moments.mark("end")
+
+
+def _endless(loader: Iterable[Any]) -> Iterator[Any]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
 
 
 def main() -> int:
@@ -147,12 +185,12 @@ def main() -> int:
     if not type_checks:  # NeMo's own switch; the port has none
         sys.modules["nemo.core.classes.common"].typecheck.set_typecheck_enabled(False)
     set_determinism()
-    recorder = None
-    if folder is not None:
-        recorder = Recorder(RecordingWriter(folder, overwrite=True), frozenset(), FORWARD_OUTPUTS)
-    conductor = Conductor(sys.stdin, answers, recorder)
-    callbacks = [conductor] if recorder is None else [conductor, recorder]
-    trainer = conductor.trainer = build_trainer(checked, callbacks, limit_val_batches=0)
+    recorders = {}
+    for level in LEVELS if folder is not None else ():
+        writer = RecordingWriter(Path(folder or "", level), overwrite=True)
+        recorders[level] = Recorder(writer, frozenset(), FORWARD_OUTPUTS, level=Level(level))  # type: ignore[arg-type]
+    conductor = Conductor(sys.stdin, answers, recorders)
+    trainer = conductor.trainer = build_trainer(checked, [conductor, *recorders.values()], limit_val_batches=0)
     seed_all(cfg.seed)
     model = subject.build_model(checked, trainer, inputs)
     try:

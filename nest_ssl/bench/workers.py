@@ -14,6 +14,8 @@ from typing import Any
 from nest_ssl.base.home import ROOT
 from nest_ssl.bench.trainings import NO_WORKERS, Bench, python_path
 
+LEVELS = {"boundaries": 2, "digest": 3, "modules": 2}  # of which steps are recorded, and how many
+
 
 class WorkerEnded(Exception):
     """A worker has ended, or had no time left, before it answered; the last line of its log."""

@@ -2,6 +2,7 @@
 
     nest-ssl bench --quick --nemo-python .venv/nemo-3.0.0/bin/python      # make bench QUICK=1
     nest-ssl bench --only large                                           # cases of that name; the others stay
+    nest-ssl bench --only curve                                           # losses of 300 steps, and their picture
 
 Exit codes: 0 all was measured; 1 something could not be had; 3 bad usage.
 """
@@ -21,6 +22,8 @@ from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import ROOT
 from nest_ssl.base.spelling import did_you_mean
+
+CURVE, LEARNT = "curve", 300  # its name, and steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,16 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nest_ssl.record.provenance import describe_run
 
     cases = [case for case in (cpu.QUICK if options.quick else cpu.FULL) if options.only in ("", case.name)]
-    if not cases:
-        names = list(dict.fromkeys(case.name for case in cpu.FULL))
+    if not cases and options.only != CURVE:
+        names = [*dict.fromkeys(case.name for case in cpu.FULL), CURVE]
         raise UserError("no such case", repr(options.only), did_you_mean(options.only, names))
     if options.rounds:
         cases = [replace(case, rounds=options.rounds) for case in cases]
     results = cpu_page.load(options.out / "benchmarks.json")
-    where = machine(describe_run())
-    rate = f"{cpu.matrix_rate():.0f} GFLOP/s in float32 matrix products"
-    results["machine"] = f"{where['card']}, {where['cores']} cores, {rate}, torch {where['torch']}"
-    results["day"] = cpu_page.today()
+    if cases:  # what a curve learns is no matter of the machine
+        where = machine(describe_run())
+        rate = f"{cpu.matrix_rate():.0f} GFLOP/s in float32 matrix products"
+        results["machine"] = f"{where['card']}, {where['cores']} cores, {rate}, torch {where['torch']}"
+        results["day"] = cpu_page.today()
     sides = {name: Side(os.path.abspath(python), f"scripts/train_{name}.py") for name, python in pythons.items()}  # type: ignore[type-var]
     with tempfile.TemporaryDirectory(prefix="nest-ssl-bench-") as folder:
         bench = Bench(sides=sides, accelerator="cpu", size="tiny", folder=Path(folder))
@@ -65,11 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             results["steps"] = cpu_page.merge(results["steps"], found := cpu.steps(bench, [case]))
             cpu_page.save(results, options.out)
             print(f"bench: {case.name}, {case.batch}: {found[0].get('step_ms') or found[0].get('error')}", flush=True)
+        if options.only in ("", CURVE):
+            results["curve"] = cpu.curve(bench, LEARNT)
+            cpu_page.save(results, options.out)
+            print(f"bench: curve: {results['curve'].get('error', 'learnt')}", flush=True)
         if not options.only:
             results["recorder"] = cpu.recorder(bench)
             results["start"] = cpu.start_up(bench)
             cpu_page.save(results, options.out)
-    return any("error" in row for row in (*results["steps"], *results["recorder"]))
+    return any("error" in row for row in (*results["steps"], *results["recorder"], results.get("curve", {})))
 
 
 def _positive(text: str) -> int:

@@ -22,7 +22,7 @@ from nest_ssl.compare.rules.known import Known
 from nest_ssl.compare.rules.noise_floor import BEHIND_A_FLIP, ENOUGH, Band, band, is_table
 from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, has_float32_values, is_scaled
 from nest_ssl.compare.schedules import ROUNDING, compare_rates
-from nest_ssl.recording.evidence import Check, Unit
+from nest_ssl.recording.evidence import Check
 from nest_ssl.recording.reader import Recording
 
 
@@ -114,8 +114,7 @@ def weigh(
     """
     scaled = [root.finding for root in roots if root.phase == "forward" and is_scaled(root.finding.metrics)]
     rule = SameFunctionRule(evidence, known, {(one.moment.step, one.address) for one in scaled})
-    numbers = {step.step for step in steps}
-    replayed: list[Unit] = evidence.replay.units if evidence.replay else []
+    replayed, numbers = evidence.replay.units if evidence.replay else [], {step.step for step in steps}
     units = [rule.judge(unit) for unit in replayed if unit.step in numbers]
     measured = [one for one in findings if one.judgement and one.judgement.rule == "noise floor"]
     ratios = [(one.judgement.ratio, one) for one in measured if one.judgement and one.judgement.ratio is not None]
@@ -125,9 +124,7 @@ def weigh(
             return True
         both, step, at = evidence.float64, finding.moment.step, finding.address
         if finding.rung == "validation" and finding.within:  # of the same weights, or it would be no root
-            return (
-                step in in64.validated if both else all(one.function is Function.SAME for one in units) and units != []
-            )
+            return step in in64.validated if both else {one.function for one in units} == {Function.SAME}
         silent = both and is_table(finding.rung, at) and has_float32_values(both[0], step, at)
         covered = (step, at.rank, finding.rung) in in64.covers
         return finding.within and (covered or bool(silent))  # silent: float64 says nothing there
@@ -153,9 +150,8 @@ def weigh(
         proof.lacking = _lacking(evidence, proof, findings, gaps(steps, units, in64.covers, updated))
     lines = evidence.replay.sources if evidence.replay else {}
     files = {name: source.file for name, source in reference.index.sources.items()}  # by class
-    modules = reference.structure.modules
-    sources = {one.name: (files.get(one.module_class, ""), lines.get(one.name, "")) for one in modules}
-    proof.born = with_lines(proof.born, sources, evidence.operators)
+    found = [(one.name, files.get(one.module_class, "")) for one in reference.structure.modules]
+    proof.born = with_lines(proof.born, {n: (file, lines.get(n, "")) for n, file in found}, evidence.operators)
     return proof
 
 

@@ -56,7 +56,7 @@ class OperatorSession(Session):
     def validation(self) -> None:
         """Nothing of a validation is recorded but what it gave."""
 
-    def _save(self, name: str, make: Callable[[], Any]) -> None:
+    def _save(self, name: str, make: Callable[[], Any], owned: bool = False) -> None:
         """What would be in it is not even made."""
 
 

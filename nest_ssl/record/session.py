@@ -22,7 +22,7 @@ from nest_ssl.base.rng import rng_digests
 from nest_ssl.record.levels import ALL, Level
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.changes import changes
-from nest_ssl.record.observers.copies import Copies, copy_to_cpu
+from nest_ssl.record.observers.copies import Copies
 from nest_ssl.record.observers.draws import DrawObserver
 from nest_ssl.record.observers.operators import OperatorObserver
 from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
@@ -86,6 +86,7 @@ class Session(AbstractContextManager["Session"]):
         # Files with the weights and the optimizer's state as the next step should find them; empty where unknown.
         self._last_weights = self._last_optimizer = ""
         self._modes: dict[str, bool] = {}  # of modules, as the structure has them
+        self._behind = False  # whether all is written behind training, as what lies on a device is
         self._validation: ValidationObserver | None = None
         self._validations = 0
         self._fetch: dict[str, str] | None = None  # states from which the batch of `_draws` is made
@@ -128,6 +129,7 @@ class Session(AbstractContextManager["Session"]):
         self.initial_weights(model)
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._index |= {"world_size": world_size, "device": describe_device(device)}
+        self._behind = device.type == "cuda"
         if self.writer.rank is not None:
             self._index["rank"] = self.writer.rank
         self._index["sources"] = describe_sources(model)  # now: a file edited meanwhile is not what trained
@@ -154,10 +156,11 @@ class Session(AbstractContextManager["Session"]):
             place = {"epoch": epoch, "batch": self._number if position is None else position}
             calls = CallObserver(self._model, self._draws, self.level.modules(self._model), self._copies)
             update = UpdateObserver(self._model, self._before_update)
-            live = to_builtins(batch, lambda tensor: tensor)
-            self._step = Step(place, self._draws, calls, update, live, to_builtins(live, copy_to_cpu))
+            live, last = to_builtins(batch, lambda tensor: tensor), self._last_weights
+            self.writer.wait(hashed=False)  # of no more than one step there is anything in memory
+            self._step = Step(place, self._draws, calls, update, live, to_builtins(live, Copies().copy))
             started = weights(self._model).items()
-            self._save(files.STEP_START, lambda: changes(started, self.writer.folder, self._last_weights))
+            self._save(files.STEP_START, lambda: changes(started, self.writer.folder, last))
             now = modes(self._model)
             self._step.training = {name: mode for name, mode in now.items() if self._modes.get(name) != mode}
             self._step.boundary("batch_ready", "training_step")
@@ -173,7 +176,7 @@ class Session(AbstractContextManager["Session"]):
         """The forward is done, backward not begun. A second loss in the same step is not recorded."""
         step = self._step
         if step and step.loss is None:
-            step.loss = copy_to_cpu(loss)
+            step.loss = Copies().copy(loss)
             step.boundary("forward_done", "backward")
             step.calls.loss_reached()
             step.compare_batch()
@@ -196,15 +199,21 @@ class Session(AbstractContextManager["Session"]):
             self._step.operators.update_begins(optimizer)
         root, has_gradients, folder = self._step.calls.root, self._step.gradients is not None, self.writer.folder
 
-        def started() -> dict[str, Any]:
-            found = optimizer_state(root, optimizer)
-            state, base = found["state"].items(), self._last_optimizer
-            return {**changes(state, folder, base, lambda old: old["state"]), "param_groups": found["param_groups"]}
+        base, name = self._last_optimizer, f"{files.step_folder(self._number)}/{files.GRADIENTS}"
 
-        def used() -> dict[str, Any]:  # beside what is recorded: the model's own may have been clipped in place
-            name = f"{files.step_folder(self._number)}/{files.GRADIENTS}"
-            recorded = torch.load(folder / name, weights_only=True, mmap=True) if has_gradients else {}
-            return applied(gradients(root), recorded)
+        def started() -> Callable[[], dict[str, Any]]:
+            found = optimizer_state(root, optimizer)
+            state, groups = found["state"].items(), found["param_groups"]
+            return lambda: {**changes(state, folder, base, lambda old: old["state"]), "param_groups": groups}
+
+        def used() -> Callable[[], dict[str, Any]]:  # beside what is recorded: the model's own may have been clipped
+            found = gradients(root)
+
+            def compared() -> dict[str, Any]:
+                recorded = torch.load(folder / name, weights_only=True, mmap=True) if has_gradients else {}
+                return applied({n: None if g is None else g.cpu() for n, g in found.items()}, recorded)
+
+            return compared
 
         self._save(files.OPTIMIZER_START, started)
         self._save(files.APPLIED_GRADIENTS, used)
@@ -232,20 +241,21 @@ class Session(AbstractContextManager["Session"]):
                 content = traced.result().model_dump_json(exclude_defaults=True)
                 self.writer.save_text(f"{folder}/{files.OPERATORS}", content + "\n")
             step.boundary("step_done", "fetch")
-            self._save(files.BATCH, lambda: step.batch)
+            self._save(files.BATCH, lambda: step.batch, owned=True)
             output: Any = next((call.output for call in calls if call.module == ""), [])  # of the root's first call
             outputs = output if isinstance(output, list) else [output]
             names = [*self._output_names, *(f"output_{i}" for i in range(len(self._output_names), len(outputs)))]
             # A forward may return less than it is asked to name.
-            self._save(files.FORWARD_OUTPUT, lambda: dict(zip(names, outputs, strict=False)))
+            self._save(files.FORWARD_OUTPUT, lambda: dict(zip(names, outputs, strict=False)), owned=True)
             if step.loss is not None:
-                self._save(files.LOSS, lambda: {"loss": step.loss})
+                self._save(files.LOSS, lambda: {"loss": step.loss}, owned=True)
             self._save(files.WEIGHTS, lambda: weights(model))
             if optimizer is not None:
                 self._save(files.OPTIMIZER, lambda: optimizer_state(model, optimizer))
             rows = {"calls": calls, "later": step.calls.later}
-            self._save(files.CALLS, lambda: {key: [call.as_builtins() for call in row] for key, row in rows.items()})
-            self._save(files.GENERATOR_STATES, lambda: step.draws.states)
+            kept = {key: [call.as_builtins() for call in row] for key, row in rows.items()}
+            self._save(files.CALLS, lambda: kept, owned=True)
+            self._save(files.GENERATOR_STATES, lambda: step.draws.states, owned=True)
             ledger = [entry.model_dump() for entry in step.draws.entries]
             rng = {"states": step.states, "fetch": self._fetch, "loader_workers": loader_workers, "ledger": ledger}
             self.writer.save_json(f"{folder}/{files.RNG}", rng)
@@ -336,9 +346,16 @@ class Session(AbstractContextManager["Session"]):
     def __exit__(self, *error: object) -> None:
         self.abort()
 
-    def _save(self, name: str, make: Callable[[], Any]) -> None:
-        """Write what `make` gives as a file of the step."""
-        self.writer.save_tensors(f"{files.step_folder(self._number)}/{name}", make())
+    def _save(self, name: str, make: Callable[[], Any], owned: bool = False) -> None:
+        """Write what `make` gives, or what a function gives that it returns, as a file of the step.
+
+        Args:
+            owned: whether nothing changes it any more. On a device nothing does: what lies there is held in copies.
+        """
+        value = make()
+        if self._behind and not owned and not callable(value):  # steps of optimizers lie on the CPU all the same
+            value = to_builtins(value, lambda tensor: tensor.clone() if tensor.device.type == "cpu" else tensor)
+        self.writer.save_tensors(f"{files.step_folder(self._number)}/{name}", value, owned or self._behind)
 
     def _await_batch(self, number: int) -> None:
         """Watch the generators from here on if the next batch is one to record."""

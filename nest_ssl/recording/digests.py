@@ -47,7 +47,7 @@ class Fingerprint:
 
 def fingerprint(tensor: torch.Tensor) -> Fingerprint:
     """Of a tensor on any device; its elements are read once."""
-    dense = storable(tensor.detach())
+    dense = storable(tensor.detach()).cpu()
     made, least, most, squares, nans = hashlib.sha256(), math.inf, -math.inf, 0.0, 0
     for part in dense.contiguous().reshape(-1).split(AT_ONCE) if dense.numel() else ():
         made.update(part.view(torch.uint8).numpy().data)

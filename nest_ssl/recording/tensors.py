@@ -9,6 +9,8 @@ import torch
 
 from nest_ssl.base.nested import DEEPEST, tensors, to_builtins
 
+ELSEWHERE = "a tensor that is not on the CPU"
+
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """SHA-256 of a tensor's raw bytes in row-major order."""
@@ -33,11 +35,12 @@ def describe_tensors(value: Any, digests: bool = True) -> dict[str, dict[str, An
 
 
 def storable(value: Any) -> Any:
-    """The same nesting in builtins, its tensors dense and no larger than their storage; plain ones stay themselves."""
+    """The same nesting in builtins, its tensors dense and no larger than their storage; plain ones stay themselves,
+    on a device too."""
     made: dict[int, torch.Tensor] = {}  # one tensor in many places stays one: it is stored once, and shows who made it
 
     def plain(tensor: torch.Tensor) -> torch.Tensor:
-        if _fault(tensor) is None:
+        if _fault(tensor) in (None, ELSEWHERE):
             return tensor
         if id(tensor) not in made:
             dense = tensor.detach().cpu()
@@ -82,8 +85,8 @@ def check_storable(value: Any, budget: int) -> None:
 def _fault(tensor: torch.Tensor) -> str | None:
     if type(tensor) is not torch.Tensor or tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
         return "a tensor that is not plain"
-    if tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+    if tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided:
         return "a tensor that is not dense"
     if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
         return "a tensor larger than its storage"
-    return None
+    return None if tensor.device.type == "cpu" else ELSEWHERE

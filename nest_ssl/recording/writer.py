@@ -7,10 +7,11 @@ step, so a killed run leaves either the old recording or the new one.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,14 @@ from pydantic import ValidationError
 
 from nest_ssl.base.errors import UserError, write_errors
 from nest_ssl.base.files import lock, partial_path, remove_leftovers, replace_folder, sha256_of, write_atomically
+from nest_ssl.base.nested import tensors
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.index import Index, sealed
-from nest_ssl.recording.tensors import describe_tensors, storable
+from nest_ssl.recording.saving import after_what_is_queued, save
+from nest_ssl.recording.tensors import describe_tensor, storable, tensor_digest
+
+HASHERS = min(8, os.cpu_count() or 1)  # threads that hash what is written
+Tensors = dict[str, tuple[dict[str, Any], Future[str]]]  # of a file, by their paths: shape and dtype, and digest
 
 
 class RecordingWriter(AbstractContextManager["RecordingWriter"]):
@@ -44,37 +50,63 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         self.target, self.rank = Path(target).absolute(), rank
         with ExitStack() as held:
             self.folder = held.enter_context(reserved(self.target, overwrite))
-            self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording-hash")
+            self._hasher = ThreadPoolExecutor(HASHERS, thread_name_prefix="recording-hash")
             held.callback(self._hasher.shutdown, cancel_futures=True)
+            self._background = ThreadPoolExecutor(1, thread_name_prefix="recording-write")  # one: in the order given
+            held.callback(self._background.shutdown, cancel_futures=True)
             self._held = held.pop_all()
-        self._hashes: dict[str, Future[dict[str, Any]]] = {}
-        self._tensors: dict[str, Future[dict[str, Any]]] = {}
+        self._written: dict[str, Future[tuple[Tensors | None, Future[dict[str, Any]]]]] = {}
 
     def __exit__(self, *error: object) -> None:
         self.abort()
 
-    def save_tensors(self, name: str, value: Any) -> None:
-        """Write nested tensors and builtins with `torch.save`; their digests go to the index."""
-        with self._writing(name) as path:
-            torch.save(storable(value), path)
-        # Of what is on the disk: the values in memory may be the model's own, and training goes on.
-        self._tensors[name] = self._hasher.submit(
-            lambda: describe_tensors(torch.load(path, weights_only=True, mmap=True))
-        )
+    def save_tensors(self, name: str, value: Any, owned: bool = False) -> None:
+        """Write nested tensors and builtins with `torch.save`; their digests go to the index.
+
+        Args:
+            value: or a function that makes it, when all that was saved before is on the disk.
+            owned: whether nothing changes it any more. Then it is written in the background, and what goes wrong shows
+                with the next file at the earliest, with `wait` at the latest.
+
+        Raises:
+            UserError: it cannot be written, or a file before it could not.
+        """
+
+        def write(path: Path) -> Tensors:
+            save(storable(value() if callable(value) else value), path)
+            # Of what is on the disk: the values in memory may be the model's own, and training goes on.
+            found, digests = dict(tensors(torch.load(path, weights_only=True, mmap=True))), {}
+            for tensor in found.values():
+                if id(tensor) not in digests:  # one tensor may stand in many places: hash it once
+                    digests[id(tensor)] = self._hasher.submit(tensor_digest, tensor)
+            return {place: (describe_tensor(tensor), digests[id(tensor)]) for place, tensor in found.items()}
+
+        self._write(name, write, owned)
 
     def save_json(self, name: str, value: Any) -> None:
         """Write builtins as JSON."""
         self.save_text(name, json.dumps(value, indent=1) + "\n")
 
-    def save_text(self, name: str, text: str) -> None:
-        """Write text as UTF-8."""
-        with self._writing(name) as path:
-            path.write_bytes(text.encode())
+    def save_text(self, name: str, text: str | Callable[[], str]) -> None:
+        """Write text as UTF-8; where it is a function that makes it, in the background, as `save_tensors` does."""
+        made = text if callable(text) else lambda: text
+        self._write(name, lambda path: path.write_bytes(made().encode()), callable(text))
 
     def save_builtins(self, name: str, value: Any) -> None:
         """Write plain builtins with `pickle` (the name `model_structure.pkl` is a contract)."""
-        with self._writing(name) as path:
-            path.write_bytes(pickle.dumps(value, protocol=4))
+        self._write(name, lambda path: path.write_bytes(pickle.dumps(value, protocol=4)))
+
+    def wait(self, hashed: bool = True) -> None:
+        """Until all that was saved is on the disk, and hashed.
+
+        Raises:
+            UserError: some of it could not be written.
+        """
+        for written in self._written.values():
+            content, whole = written.result()
+            if hashed:
+                wait([*(digest for _, digest in (content or {}).values())])
+                wait([whole])
 
     def finish(self, index: Mapping[str, Any]) -> Path:
         """Write `recording.json` and put the recording in its place; returns the place. Once is enough.
@@ -85,8 +117,12 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         """
         if not self.folder.exists():
             return self.target
-        made = {name: {k: f.result() for k, f in futures.items()} for name, futures in
-                (("tensors", self._tensors), ("files", self._hashes))}  # fmt: skip
+        made: dict[str, dict[str, Any]] = {"tensors": {}, "files": {}}
+        for name, (content, hashed) in ((name, written.result()) for name, written in self._written.items()):
+            made["files"][name] = hashed.result()
+            if content is not None:
+                described = {place: {**facts, "digest": digest.result()} for place, (facts, digest) in content.items()}
+                made["tensors"][name] = described
         whole = {"schema": files.SCHEMA, **index, **made}
         try:
             Index.model_validate_json(json.dumps(whole))
@@ -106,14 +142,27 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         """Drop what was written; an earlier recording in the target's place is left as it was. Harmless afterwards."""
         self._held.close()
 
-    @contextmanager
-    def _writing(self, name: str) -> Iterator[Path]:
-        assert name not in self._hashes, f"{name} is written twice"
+    def _write(self, name: str, write: Callable[[Path], Any], later: bool = False) -> None:
+        """Have `write` make the file, now or in the background, and the file hashed when it is there."""
+        assert name not in self._written, f"{name} is written twice"
+        for written in self._written.values():
+            if written.done():
+                written.result()
         path = self.folder / name
-        with write_errors(f"{self.target / name}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield path
-        self._hashes[name] = self._hasher.submit(lambda: {"bytes": path.stat().st_size, "sha256": sha256_of(path)})
+
+        def job() -> tuple[Tensors | None, Future[dict[str, Any]]]:
+            with write_errors(f"{self.target / name}"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                made = write(path)
+            content = made if isinstance(made, dict) else None
+            return content, self._hasher.submit(lambda: {"bytes": path.stat().st_size, "sha256": sha256_of(path)})
+
+        if later:
+            self._written[name] = self._background.submit(after_what_is_queued(job))
+        else:
+            done: Future[Any] = Future()
+            done.set_result(job())
+            self._written[name] = done
 
 
 @contextmanager

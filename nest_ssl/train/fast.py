@@ -2,6 +2,7 @@
 
 - Decoder and loss of masked tokens only (`model/masked_tokens.py`), the softmax in float32.
 - The optimizer's own fused kernel, one for all parameters.
+- On a CPU: subsampling with its channels side by side in memory, and its depthwise convolutions always in float32.
 - On a GPU: no wait of the host for it, TF32, and the encoder's kernels as CUDA graphs if asked.
 - Fresh memory is not filled (`base.determinism.allow_fast_kernels`); kernels stay repeatable.
 
@@ -21,6 +22,7 @@ from nest_ssl.config.schema import BEST_RQ, NEST
 from nest_ssl.data.batch import AudioNoiseBatch, TranscribedBatch
 from nest_ssl.model.encoder.fused.choice import is_watched
 from nest_ssl.model.encoder.graphs import GraphedEncoder
+from nest_ssl.model.encoder.subsampling import MaskedConvSequential
 from nest_ssl.model.masked_tokens import MaskedTokens, masked_token_loss
 from nest_ssl.train.module import BestRqModule, NestModule
 
@@ -40,6 +42,9 @@ class FastNestModule(NestModule):
         allow_fast_kernels()
         self.quantizer.may_wait = False
         encoder: Any = self.encoder
+        convolutions = getattr(encoder.pre_encode, "conv", None)
+        if isinstance(convolutions, MaskedConvSequential):
+            convolutions.channels_last = True
         self._graphed = GraphedEncoder(encoder) if cuda_graphs else None
 
     def heard(self, batch: Any) -> Heard:

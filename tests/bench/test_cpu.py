@@ -34,12 +34,13 @@ def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
     results = cpu_page.load(tmp_path / "benchmarks.json")
     first = [row("tiny", 0.9), row("1 layers", 0.8), row("4 layers", 0.7), {"name": "large", "error": "no memory"}]
     results["steps"] = cpu_page.merge(first, [row("tiny", 0.5)])
-    results["recorder"] = [{"name": "recorder", "bytes": 2e6, "seconds": 3.0, "written": 2.0, "bare": 1.0}]
+    recorded = {"seconds": 3.0, "written": 5.0, "cpu": 6.0, "bare": 1.0, "bytes_alone": 2.0}
+    results["recorder"] = [{"name": "modules", "bytes": 2e6, **recorded}]
     results["start"] = [{"name": "nest-ssl --help", "seconds": 0.05}]
     cpu_page.save(results, tmp_path)
     text = (tmp_path / "benchmarks.md").read_text()
     assert "| tiny | 2 x 3 s | 0.50 (0.40 to 0.60) |" in text and "| tiny | 2 x 3 s | 0.90" not in text
-    assert "large: not had (no memory)" in text and "1.5 times what writing" in text
+    assert "large: not had (no memory)" in text and "| modules | 2 | 3.00 | 5.00 | 6.00 | 1.00 | 2.00 |" in text
     assert "benchmarks-layers.svg" in text and "benchmarks-s.svg" not in text
     assert (tmp_path / "benchmarks-layers.svg").read_text().startswith("<svg")
     assert cpu_page.load(tmp_path / "benchmarks.json") == results
@@ -50,6 +51,17 @@ def test_what_others_wrote_is_left_alone(tmp_path: Path, content: str) -> None:
     (tmp_path / "benchmarks.json").write_text(content)
     with pytest.raises(UserError, match="not results of this command"):
         cpu_page.load(tmp_path / "benchmarks.json")
+
+
+def test_losses_are_said_and_drawn(tmp_path: Path) -> None:
+    nemo, fast = [5.0, 4.0, 2.0], [5.0, 4.0, 2.1]
+    curve = {"losses": {"nemo": nemo, "exact": nemo, "fast": fast}, "settings": ["model.optim.lr=0.2"]}
+    results = {**cpu_page.load(tmp_path / "benchmarks.json"), "curve": curve}
+    cpu_page.save(results, tmp_path)
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "3 of 3 are NeMo's to the last bit; in fast mode none is further from NeMo's than 5 % of it" in text
+    drawn = (tmp_path / cpu_page.CURVE).read_text()
+    assert drawn.count("<path") == 2 and ">5.00<" in drawn and ">2.00<" in drawn
 
 
 @pytest.mark.slow

@@ -52,9 +52,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
               {"name": "parts", "side": "nemo", "run": "32", "batch": [8, 16.0], "parts": {"mask": [2.0, 1.0]}},
               {"name": "parts", "side": "nest", "run": "32", "batch": [8, 16.0], "parts": {"mask": [0.5, 0.4]}},
               {"name": "bf16-mixed", "batch": [32, 16.0], "error": "no time was left"}],
-    "recorder": [{"name": "recorder", "batch": [8, 16.0], "seconds": 10.0, "bytes": 5 * 10**9, "plain_ms": 100.0},
-                 {"name": "limits", "matrix": 8192, "fp32_tflops": 50.0, "tf32_tflops": 400.0, "bf16_tflops": 800.0,
-                  "pageable_gbs": 8.0, "pinned_gbs": 50.0}],
+    "recorder": [{"name": "limits", "matrix": 8192, "fp32_tflops": 50.0, "tf32_tflops": 400.0, "bf16_tflops": 800.0,
+                  "pageable_gbs": 8.0, "pinned_gbs": 50.0, "write_gbs": 1.5},
+                 {"name": "modules", "batch": [8, 16.0], "bare": 0.2, "seconds": 0.5, "first": 0.7, "written": 9.0,
+                  "cpu": 20.0, "peak": 2**33, "bytes": 5 * 10**9, "waits": [["nest_ssl/a.py:3", 2]]},
+                 {"name": "digest", "batch": [8, 16.0], "error": "no time was left"}],
 }  # fmt: skip
 SAID = {
     "parity": "| tiny, quick | NeMo 3.0.0 | nest-ssl | identical | 1,234 | 1,234 |",
@@ -65,7 +67,7 @@ SAID = {
     "repeat": "| free | nemo | 0 of 96 | 1 of 79 | 2 of 88 | 1e-07 |",
     "sync": "| nemo | 3 | 6 |",
     "speed": "| fp32 | 8 x 16 s | 100.0 | 80.0 | 0.80 | 25.0 | 0.25 |  |  |",
-    "recorder": "10.0 s for 5.00 GB on disk",
+    "recorder": "| modules, 8 x 16 s | 5.00 | 0.200 | 0.70 | 0.500 | 2.50 | 0.100 | 9.0 | 20.0 | 8.0 |",
 }
 
 
@@ -93,7 +95,8 @@ def test_what_could_not_be_had_is_said() -> None:
     text = render_markdown(page(results(ROWS)))
     assert "- bf16-mixed, 32 x 16 s: not had (no time was left)" in text
     assert "fp32, 8 x 16 s: nemo +25.0 %, nest +0.0 %" in text  # what deterministic kernels cost
-    assert "0.10 s (100 times less)" in text and "- fast, graphs, fp32, 8 x 16 s: not had (capture failed)" in text
+    assert "- digest, 8 x 16 s: not had (no time was left)" in text and "- modules, 2 times: `nest_ssl/a.py:3`" in text
+    assert "- fast, graphs, fp32, 8 x 16 s: not had (capture failed)" in text
     assert "| fp32 | 8 x 16 s | 20 % | 16.0 | 25 % | 8.0 | 10 % | 8.0 |" in text
     assert "| 32 | 8 x 16 s | mask | 2.0 | 0.5 | 1.0 | 0.4 |" in text
 

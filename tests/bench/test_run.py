@@ -79,4 +79,6 @@ def test_measured_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.Monkey
     assert speed["fp32"]["nest"]["step_ms"] > 0 and speed["fp32"]["nemo"]["forward_ms"] > 0
     assert speed["fp32"]["fast"]["step_ms"] > 0 and speed["fp32"]["graphs"]["step_ms"] > 0
     assert speed["parts"]["parts"].keys() == PARTS.keys() and speed["arithmetic"]["flops"] > 10**8
-    assert parts["recorder"]["rows"][1]["bytes"] > 10**6
+    recorder = {row["name"]: row for row in parts["recorder"]["rows"]}
+    assert recorder["modules"]["bytes"] > recorder["boundaries"]["bytes"] > recorder["digest"]["bytes"] > 10**4
+    assert recorder["modules"]["written"] >= recorder["modules"]["seconds"] > 0 and recorder["limits"]["write_gbs"] > 0

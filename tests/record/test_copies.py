@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from nest_ssl.record.observers.copies import Copies, same_bits
+from nest_ssl.record.session import Session
+from nest_ssl.recording.calls import Call
+from tests.record.test_levels import train
 
 
 def test_an_unchanged_tensor_is_kept_once_and_an_edited_one_again() -> None:
@@ -52,3 +58,58 @@ def test_the_last_call_that_returned_a_tensor_is_its_producer() -> None:
     copies.returned(copies.keep({"y": tensor}), 7)
     inputs = copies.keep({"x": [tensor, torch.ones(3)], "z": other})
     assert copies.producers(inputs) == {"x.0": (7, "y"), "z": (4, "1")}
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor is taken for one on a device with room for ten floats in its copies."""
+    monkeypatch.setattr("nest_ssl.record.observers.copies.remote", lambda tensor: True)
+    monkeypatch.setattr("nest_ssl.record.observers.copies.room", lambda device: 40)
+
+
+def call(index: int, given: torch.Tensor, output: torch.Tensor) -> Call:
+    return Call(index, f"m{index}", 0, True, [given], ["x"], {}, start=2 * index, end=2 * index + 1, output=output)
+
+
+@pytest.mark.usefixtures("device")
+def test_what_a_device_is_asked_is_settled_behind_the_step() -> None:
+    copies, tensor, other = Copies(), torch.ones(2), torch.zeros(2)
+    first, again = copies.copy(tensor), copies.copy(tensor)
+    tensor.data[0] = 2.0  # behind the hook, and it leaves no trace in the version
+    edited, same = copies.copy(tensor), copies.copy(tensor)
+    tensor.add_(5)
+    assert again is not first and len(copies._doubts) == 3
+    calls = [call(0, copies.copy(other), first), call(1, again, edited), call(2, same, copies.copy(other))]
+    copies.settled(calls)
+    copies.trace(calls)
+    assert first.tolist() == [1, 1] and edited.tolist() == [2, 1]
+    assert calls[1].args[0] is first and calls[2].args[0] is edited and calls[2].output is calls[0].args[0]
+    assert [each.producers for each in calls] == [{}, {"x": (0, "")}, {"x": (1, "")}]
+    assert again.data_ptr() == first.data_ptr(), "the memory of the second copy is free again"
+
+
+@pytest.mark.usefixtures("device")
+def test_where_a_device_has_no_room_copies_come_at_once() -> None:
+    copies, tensor = Copies(), torch.ones(8)
+    first = copies.copy(tensor)
+    assert copies.copy(tensor) is first and not copies._doubts
+    tensor.add_(1)
+    assert copies.copy(tensor).tolist() == [2] * 8 and first.tolist() == [1] * 8
+
+
+def test_a_recording_of_a_device_is_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied there, compared there, written behind training: byte for byte what is written at once."""
+    plain, _ = train(tmp_path / "plain", steps=3)
+    monkeypatch.setattr("nest_ssl.record.observers.copies.remote", lambda tensor: True)
+    monkeypatch.setattr("nest_ssl.record.observers.copies.room", lambda device: 1 << 30)
+    begin = Session.begin
+
+    def begin_behind(session: Session, *arguments: Any) -> None:
+        begin(session, *arguments)
+        session._behind = True
+
+    monkeypatch.setattr(Session, "begin", begin_behind)
+    behind, _ = train(tmp_path / "behind", steps=3)
+    assert list(plain.index.files) == list(behind.index.files) and plain.index.tensors == behind.index.tensors
+    steps = [name for name in plain.index.files if name.endswith((".pt", ".pkl"))]
+    assert len(steps) > 30 and all(plain.index.files[n].sha256 == behind.index.files[n].sha256 for n in steps)

@@ -139,9 +139,32 @@ def test_one_tensor_in_two_places_is_stored_once(tmp_path: Path) -> None:
     assert a is b and c is d and (tmp_path / "run/step_0/batch.pt").stat().st_size < 11_000
 
 
+def test_what_goes_wrong_in_the_background_is_said(tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    with RecordingWriter(tmp_path / "run") as writer:
+        writer.save_tensors("step_0/batch.pt", full, owned=True)
+        with pytest.raises(UserError, match="step_0/batch.pt"):
+            writer.wait()
+        with pytest.raises(UserError, match="step_0/batch.pt"):  # and training does not go on for nothing
+            writer.save_text("step_0/rng.json", "{}")
+
+
+def test_tensors_are_stored_as_torch_stores_them(tmp_path: Path) -> None:
+    base = torch.arange(6.0)
+    value = {"x": [base, base, base[2:4]], "y": torch.ones(2, 3, dtype=torch.bfloat16).t(), "z": {"n": 1, "t": None}}
+    (tmp_path / "torch").mkdir()
+    torch.save(value, tmp_path / "torch" / "batch.pt")
+    with fill(RecordingWriter(tmp_path / "run")) as writer:
+        writer.save_tensors("step_0/batch.pt", value, owned=True)
+        writer.finish({"trainer": TRAINER})
+    assert (tmp_path / "run/step_0/batch.pt").read_bytes() == (tmp_path / "torch" / "batch.pt").read_bytes()
+
+
 @pytest.mark.parametrize("wording", ["PytorchStreamWriter failed writing file", "basic_ios::clear: iostream error"])
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wording: str) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise RuntimeError(wording)
 
     monkeypatch.setattr(torch, "save", full)

@@ -153,6 +153,12 @@ def worst_ratio(reference: Path, candidate: Path, plant: Plant, least: int = 100
     return max(ratios, key=lambda pair: pair[0])
 
 
+def test_the_fast_mode_lies_within_it(reference: Path, tmp_path: Path) -> None:
+    """Its optimizer rounds otherwise, and the step that follows starts from that."""
+    rounding, _ = worst_ratio(reference, tmp_path / "fast", lambda model: None, 10, "numerics=fast")
+    assert 0 < rounding < LOOK
+
+
 def test_a_correct_rewrite_lies_within_it_and_bugs_do_not(reference: Path, tmp_path: Path) -> None:
     plant_and_record(tmp_path / "twin", None)  # the control
     assert [one for rung in compare(reference, tmp_path / "twin").rungs for one in rung.findings if one.metrics] == []

@@ -108,11 +108,13 @@ class CallObserver:
         self._tensor_hooks.clear()
         self.root.__dict__.pop("forward", None)
         self.root.__dict__.update(self._own_forward)
-        self._copies = self._new_copies()
         for sequence in (self._forward, self._later):
             for call, _ in sequence.open:  # something else than an exception went through it
                 call.end, call.raised = sequence.events, True
             sequence.open.clear()
+            self._copies.settled(sequence.calls)
+        self._copies.trace(self.calls)
+        self._copies = self._new_copies()
         return self.calls
 
     def _come_last(self, module: nn.Module) -> None:
@@ -129,7 +131,6 @@ class CallObserver:
         names = positional_names(type(module).forward, len(args))
         place = len(now.calls), name, now.counts[name], module.training
         call = Call(*place, keep(args), names, keep(kwargs), start=event)
-        call.producers = self._copies.producers(call.inputs) if now is self._forward else {}
         self.enclosing.setdefault(call.name, self.innermost.name if self.innermost else "")
         now.counts[name] += 1
         now.calls.append(call)
@@ -151,8 +152,6 @@ class CallObserver:
         if call.raised:
             return
         call.output = self._copies.keep(output)
-        if now is self._forward:
-            self._copies.returned(call.output, call.index)
         for path, tensor in tensors(to_builtins(output, lambda tensor: tensor)):  # a dataclass too
             if tensor.requires_grad:
                 handle = tensor.register_hook(functools.partial(self._gradient, call, path))  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ from nest_ssl.record.observers import calls
 
 LONGEST = 160  # letters of a line that are kept
 TORCH = str(Path(torch.__file__).parent) + os.sep
-RECORDER, BASE = (str(Path(__file__).parents[2] / room) + os.sep for room in ("record", "base"))
+RECORD, RECORDING, BASE = (str(Path(__file__).parents[2] / room) + os.sep for room in ("record", "recording", "base"))
 
 
 class SourceLines:
@@ -33,7 +33,7 @@ class SourceLines:
 
     def is_watched(self, frame: FrameType | None) -> bool:
         """Whether neither the recorder nor an unwatched function is at work, where `innermost` found `frame`."""
-        if frame is not None and frame.f_code.co_filename.startswith(RECORDER):
+        if frame is not None and frame.f_code.co_filename.startswith((RECORD, RECORDING)):
             return False
         while frame is not None and frame.f_code not in self._unwatched:
             frame = frame.f_back

@@ -7,21 +7,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from nest_ssl.base.nested import to_builtins
+from nest_ssl.base.nested import leaves, to_builtins
+from nest_ssl.record.observers.copies import holder
 from nest_ssl.recording.tensors import storable, tensor_digest
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and every buffer (also those that a state_dict leaves out) by name, on the CPU."""
+    """Every parameter and every buffer (also those that a state_dict leaves out) by name, held by a `holder`."""
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor.detach().cpu() for name, tensor in named}
+    held = holder(tensor for _, tensor in named)
+    return {name: held(tensor) for name, tensor in named}
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor | None]:
-    """The gradient of every trained parameter; None where backward reached none."""
-    return {
-        n: None if p.grad is None else p.grad.detach().cpu() for n, p in model.named_parameters() if p.requires_grad
-    }
+    """The gradient of every trained parameter, held by a `holder`; None where backward reached none."""
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    held = holder(found.values())
+    return {name: None if gradient is None else held(gradient) for name, gradient in found.items()}
 
 
 def gradient_digests(model: nn.Module) -> dict[str, str | None]:
@@ -47,4 +49,5 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
             names.setdefault(id(parameter), f"(group {number}, parameter {place})")
     groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
     state = {names[id(p)]: dict(entries) for p, entries in optimizer.state.items()}
-    return to_builtins({"state": state, "param_groups": groups}, lambda tensor: tensor.detach().cpu())  # type: ignore[no-any-return]
+    held = holder(leaf for _, leaf in leaves(state))
+    return to_builtins({"state": state, "param_groups": groups}, held)  # type: ignore[no-any-return]

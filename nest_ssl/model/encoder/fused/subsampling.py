@@ -29,18 +29,28 @@ def is_maskable_in_place(layers: nn.Sequential) -> bool:
 
 
 def masked_in_place(
-    layers: nn.Sequential, x_BCTF: Tensor, lengths_B: Tensor, time_mask: Mask, conv_length: Lengths
+    layers: nn.Sequential,
+    x_BCTF: Tensor,
+    lengths_B: Tensor,
+    time_mask: Mask,
+    conv_length: Lengths,
+    widened: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """What `layers` make of features (B, 1, T, F), and lengths (B).
 
     Args:
         time_mask: gives, of a tensor and lengths, a factor that is 0 beyond the lengths and else 1.
         conv_length: gives, of lengths, kernel, stride and padding, lengths after a convolution.
+        widened: on a CPU, leave depthwise convolutions in float32 where others are in bfloat16, which slows them down.
     """
     mask = _mask_if_needed(x_BCTF, lengths_B, time_mask)
     x_BCTF = x_BCTF if mask is None else x_BCTF * mask
     for layer in layers:
-        x_BCTF = layer(x_BCTF)
+        if widened and isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            with torch.autocast("cpu", enabled=False):
+                x_BCTF = layer(x_BCTF.float())
+        else:
+            x_BCTF = layer(x_BCTF)
         if isinstance(layer, nn.Conv2d):
             if layer.stride != (1, 1):
                 lengths_B = conv_length(lengths_B, layer.kernel_size[0], layer.stride[0], int(layer.padding[0]))
