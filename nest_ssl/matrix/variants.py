@@ -133,7 +133,7 @@ BLOCK = "filters:48,repeat:{repeat},kernel:[{kernel}],stride:[{stride}],dilation
 
 
 def _convolutional(each: str = "", of_encoder: str = "", residual: str = "true", strides: int = 3) -> str:
-    """Overrides that put a convolutional encoder in the Conformer's place: strided blocks, two that vary, a last one."""
+    """Overrides that put a convolutional encoder in the Conformer's place: strided blocks, two, a last one."""
     first = BLOCK.format(repeat=1, kernel=5, stride=2, residual="false")
     strided = BLOCK.format(repeat=1, kernel=3, stride=2, residual="false")
     middle = BLOCK.format(repeat=2, kernel=5, stride=1, residual=residual)
