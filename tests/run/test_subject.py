@@ -1,4 +1,4 @@
-"""Which spectra are cut off, and some masks: by Python's generator in either trainer, so that it is seeded, restored."""
+"""Which spectra are cut off, and some masks: by Python's generator in either trainer, seeded and restored."""
 
 from __future__ import annotations
 
