@@ -19,6 +19,7 @@ from torch import nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.nested import plain, to_builtins
 from nest_ssl.base.rng import rng_digests
+from nest_ssl.base.safe_load import load_tensors
 from nest_ssl.record.levels import ALL, Level
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.changes import changes
@@ -212,7 +213,7 @@ class Session(AbstractContextManager["Session"]):
             found = self._own(gradients(root))
 
             def compared() -> dict[str, Any]:
-                recorded = torch.load(folder / name, weights_only=True, mmap=True) if has_gradients else {}
+                recorded = load_tensors(folder / name, mapped=True) if has_gradients else {}
                 return applied({n: None if g is None else g.cpu() for n, g in found.items()}, recorded)
 
             return compared
