@@ -41,10 +41,11 @@ class FastNestModule(NestModule):
         super().__init__(*others, **named)
         allow_fast_kernels()
         self.quantizer.may_wait = False
-        convolutions = getattr(self.encoder.pre_encode, "conv", None)
+        encoder: Any = self.encoder
+        convolutions = getattr(encoder.pre_encode, "conv", None)
         if isinstance(convolutions, MaskedConvSequential):
             convolutions.channels_last = True
-        self._graphed = GraphedEncoder(self.encoder) if cuda_graphs else None
+        self._graphed = GraphedEncoder(encoder) if cuda_graphs else None
 
     def heard(self, batch: Any) -> Heard:
         """The features of a batch."""
