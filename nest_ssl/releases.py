@@ -86,6 +86,9 @@ class Generation:
     noisy_length: Literal["noise", "audio"] = _named(
         "length given to noisy audio: the noise's after augmentation, or the speech's", BATCH
     )
+    far_shift: Literal["clamped", "ignored"] = _named(
+        "an augmentor's shift by more than an utterance: by all of it, or none", BATCH
+    )
     audio_reader: Literal["soundfile", "pydub"] = _named(
         "what reads audio that soundfile cannot, or whose suffix it does not list: nothing, or pydub", BATCH
     )
@@ -117,6 +120,7 @@ GENERATIONS = {
         few_negatives="fail",
         augmentation_draws="numpy",
         noisy_length="audio",
+        far_shift="ignored",
         audio_reader="pydub",
     ),
     "2.7": Generation(
@@ -138,6 +142,7 @@ GENERATIONS = {
         few_negatives="fail",
         augmentation_draws="python",
         noisy_length="noise",
+        far_shift="ignored",
         audio_reader="pydub",
     ),
     "3.0": Generation(
@@ -159,6 +164,7 @@ GENERATIONS = {
         few_negatives="repeat",
         augmentation_draws="python",
         noisy_length="noise",
+        far_shift="clamped",
         audio_reader="soundfile",
     ),
 }

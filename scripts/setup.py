@@ -12,6 +12,7 @@ Environment variables, all optional (what was chosen once is kept until chosen a
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -36,7 +37,6 @@ from pins import LOCKS, ROOT, cpu_wheels, default_nemo, read_lock
 VENVS = ROOT / ".venv"
 STAMP = "setup.json"
 RECIPE = 2  # raise it when the way of installing changes, and environments made the old way are made again
-TORCH = threading.Lock()  # by far the largest download: the second environment finds it in pip's cache
 
 
 class SetupError(Exception):
@@ -135,12 +135,17 @@ class Maker:
         self.started = time.monotonic()
         self.stopped = False
         self.processes: set[subprocess.Popen[str]] = set()
+        self.has_torch: dict[str, threading.Event] = {}  # by environment, in the order in which they install it
 
     def make(self, envs: list[Environment]) -> dict[str, str]:
         """Returns the version of torch in each environment, by its name."""
+        by_size = sorted(envs, key=lambda env: -env.gigabytes)  # what takes longest waits for none
+        self.has_torch = {env.lock: threading.Event() for env in by_size}
         with ThreadPoolExecutor(max_workers=len(envs)) as pool:
             try:
-                making = {pool.submit(self._make, env): env.lock for env in envs}
+                making = {pool.submit(self._make, env): env.lock for env in by_size}
+                for made, lock in making.items():
+                    made.add_done_callback(lambda _, lock=lock: self.has_torch[lock].set())
                 return {making[done]: done.result() for done in as_completed(making)}
             except BaseException:
                 self.stopped = True
@@ -157,19 +162,23 @@ class Maker:
         index = ["--index-url", self.choice.torch_index] if self.choice.torch_index else []
         self._step(env, "empty environment", [self.choice.python, "-I", "-m", "venv", "--clear", str(env.folder)])
         self._step(env, "pip and build tools", [*locked, "--retries", "1", "-r", str(LOCKS / "build.lock")])
-        with TORCH:
-            version, build = self._torch_on_offer(env, [*install, "--dry-run", "--no-deps", *index])
-            _, torch, trainer, dev = env.locks(build or "cuda")
-            if build:
-                alone = env.folder / "torch.lock"  # its own index serves nothing but torch
-                alone.write_text(requirement("torch", torch), encoding="utf-8")
-                self._step(env, f"torch {version}", [*locked, *index, "-r", str(alone)])
-                self._step(env, "what torch needs", [*locked, "-r", str(torch)])
-            else:
-                self._say(env, f"torch {version} is in no lock: its hash is not checked, nor those of what it brings")
-                self._step(env, f"torch {version}", [*install, "--no-deps", *index, f"torch=={version}"])
-                versions = ["-c", str(LOCKS / f"{env.lock}.txt")]
-                self._step(env, "what torch needs", [*install, *versions, f"torch=={version}", "setuptools", "fsspec"])
+        # By far the largest download: the second environment finds it in pip's cache.
+        for earlier in itertools.takewhile(lambda lock: lock != env.lock, self.has_torch):
+            self.has_torch[earlier].wait()
+        version, build = self._torch_on_offer(env, [*install, "--dry-run", "--no-deps", *index])
+        _, torch, trainer, dev = env.locks(build or "cuda")
+        if build:
+            alone = env.folder / "torch.lock"  # its own index serves nothing but torch
+            alone.write_text(requirement("torch", torch), encoding="utf-8")
+            self._step(env, f"torch {version}", [*locked, *index, "-r", str(alone)])
+            self._step(env, "what torch needs", [*locked, "-r", str(torch)])
+        else:
+            self._say(env, f"torch {version} is in no lock: its hash is not checked, nor those of what it brings")
+            self._step(env, f"torch {version}", [*install, "--no-deps", *index, f"torch=={version}"])
+            versions = ["-c", str(LOCKS / f"{env.lock}.txt")]
+            self._step(env, "what torch needs", [*install, *versions, f"torch=={version}", "setuptools", "fsspec"])
+        if env.lock in self.has_torch:
+            self.has_torch[env.lock].set()
         self._step(env, "all packages", [*locked, "-r", str(trainer), "-r", str(dev)])
         editable = ["--no-index", "--no-deps", "--no-build-isolation", "--editable", "."]
         self._step(env, "this package", [*install, *editable])

@@ -118,9 +118,9 @@ def _said_of_curve(curve: Row) -> Iterator[Block]:
     text = (
         f"{len(nemo)} steps of the tiny model on the practice corpus ({' '.join(curve['settings'])}), everything "
         f"random on: of the losses in exact mode {same} are NeMo's to the last bit; in fast mode none is further from "
-        f"NeMo's than {100 * parted:.2g} % of it. `nest-ssl bench --only curve` measures it."
+        f"NeMo's than {100 * parted:.2g} % of it. It is measured by "
     )
-    yield Paragraph((text,))
+    yield Paragraph((text, Code("nest-ssl bench --only curve"), "."))
     yield Figure(CURVE, ("the loss of each step: NeMo and the port in fast mode",))
 
 

@@ -57,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.rounds:
         cases = [replace(case, rounds=options.rounds) for case in cases]
     results = cpu_page.load(options.out / "benchmarks.json")
-    where = machine(describe_run())
-    rate = f"{cpu.matrix_rate():.0f} GFLOP/s in float32 matrix products"
-    results["machine"] = f"{where['card']}, {where['cores']} cores, {rate}, torch {where['torch']}"
-    results["day"] = cpu_page.today()
+    if cases:  # what a curve learns is no matter of the machine
+        where = machine(describe_run())
+        rate = f"{cpu.matrix_rate():.0f} GFLOP/s in float32 matrix products"
+        results["machine"] = f"{where['card']}, {where['cores']} cores, {rate}, torch {where['torch']}"
+        results["day"] = cpu_page.today()
     sides = {name: Side(os.path.abspath(python), f"scripts/train_{name}.py") for name, python in pythons.items()}  # type: ignore[type-var]
     with tempfile.TemporaryDirectory(prefix="nest-ssl-bench-") as folder:
         bench = Bench(sides=sides, accelerator="cpu", size="tiny", folder=Path(folder))

@@ -10,6 +10,7 @@ from annotated_types import Gt, MinLen
 from pydantic import BeforeValidator, ValidationInfo, model_validator
 
 from nest_ssl.base.home import ROOT
+from nest_ssl.config.perturbations import Augmentor
 from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, read, silent
 
 
@@ -138,7 +139,6 @@ class Dataset(Section):
         " lang_field pretokenize cuda_expandable_segments metadata_only"
     )
     REFUSED: ClassVar = {
-        "augmentor": "Drop the section; batch_augmentor is supported.",
         "bucket_batch_size": "Give batch_duration, or batch_size.",
         "multi_config": "Name the sets in input_cfg.",
         **dict.fromkeys(
@@ -163,6 +163,7 @@ class Dataset(Section):
     trim_silence: bool = False
     channel_selector: Literal["average"] | int | Annotated[list[int], MinLen(1)] | None = None
     int_values: bool = False
+    augmentor: Augmentor = None  # what happens to each utterance as it is read
     batch_augmentor: Annotated[MultiBatchAugmentor | BatchAugmentor | None, BeforeValidator(_not_empty)] = None
     # Of data with transcripts; a model with noise has none.
     labels: Any = None
@@ -235,6 +236,10 @@ class Dataset(Section):
             if self.force_map_dataset and self.force_iterable_dataset:
                 fix = "Give one of them."
                 raise Unfit("force_map_dataset and force_iterable_dataset", "force_map_dataset=true", fix)
+            if self.augmentor:
+                raise Unfit(
+                    "NeMo does not use it on Lhotse's data", "augmentor", "Remove it: ~model.train_ds.augmentor."
+                )
             if self.trim_silence or self.int_values or not isinstance(self.channel_selector, int | None):
                 what, fix = "Lhotse reads audio as it is", "Leave out trim_silence, int_values, channel_selector."
                 raise Unfit(what, "use_lhotse=true", fix)

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.steps import MOST, parse_steps
+from nest_ssl.config.convolutional import ConvEncoder
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.losses import Contrastive, Ctc, Decoder, ListedLoss, Loss, Mlm, OneSoftmax, Reconstruction
 from nest_ssl.config.optim import Optim
@@ -58,7 +59,7 @@ class Architecture(Section):
     preprocessor: Preprocessor
     masking: Masking
     quantizer: Quantizer
-    encoder: Encoder | EncoderWithAdapters
+    encoder: Encoder | EncoderWithAdapters | ConvEncoder
     decoder: Decoder
     loss: Loss
 
@@ -157,7 +158,7 @@ class ListedArchitecture(Section):
 
     preprocessor: Preprocessor
     spec_augment: Patches | Cuts
-    encoder: Encoder | EncoderWithAdapters
+    encoder: Encoder | EncoderWithAdapters | ConvEncoder
     loss_list: Annotated[dict[str, ListedLoss] | None, BeforeValidator(_listed)] = None
     decoder: Reconstruction | OneSoftmax | None = None
     loss: Contrastive | Mlm | Ctc | None = None
@@ -291,6 +292,11 @@ class Experiment(Section):
             parse_steps(self.save_steps)
         except UserError as error:
             raise Unfit(error.what, f"save_steps={self.save_steps}", error.fix) from error
+        if self.numerics == "fast" and (
+            isinstance(self.model, ListedModel) or isinstance(self.model.encoder, ConvEncoder)
+        ):
+            what = "it computes NEST and BEST-RQ with a Conformer alone"
+            raise Unfit(what, "numerics=fast", "Give numerics=exact.")
         if self.cuda_graphs and self.numerics != "fast":
             raise Unfit("not offered with numerics=exact", "cuda_graphs=true", "Give numerics=fast too.")
         if (

@@ -32,6 +32,7 @@ from nest_ssl.data.batch import (
 from nest_ssl.data.header import as_problem
 from nest_ssl.data.manifest import Entry, NoiseClip
 from nest_ssl.data.noise import draw_noise
+from nest_ssl.data.perturb import Perturbations
 from nest_ssl.data.problems import AudioProblem, BadAudio, ReaderProblem, as_user_error
 from nest_ssl.data.skipping import LoadFailure, PartialBatch
 
@@ -111,6 +112,7 @@ class AudioNoiseDataset(Utterances):
         entries, skip_bad: see `Utterances`.
         clips: the noises to draw from; may be none.
         decoding: of the utterances.
+        perturb: changes each as it is read.
         augmentor: mixes a batch; None adds the noise as it is.
         noisy_length: see `batch.collate`.
     """
@@ -118,12 +120,13 @@ class AudioNoiseDataset(Utterances):
     entries: Sequence[Entry]
     clips: Sequence[NoiseClip]
     decoding: Decoding
+    perturb: Perturbations | None = None
     augmentor: Augmentor | None = None
     noisy_length: NoisyLength = "noise"
     skip_bad: bool = False
 
     def load(self, entry: Entry, content: bytes | None) -> AudioNoiseItem:
-        audio, decoding = load_utterance(entry, self.decoding, content), self.decoding
+        audio, decoding = load_utterance(entry, self.decoding, content, perturb=self.perturb), self.decoding
         noise, noise_len = draw_noise(self.clips, decoding.sample_rate, audio.size(0), decoding.reader)
         return AudioNoiseItem(audio, torch.tensor(audio.size(0)), noise, noise_len)
 
@@ -138,14 +141,16 @@ class TranscribedDataset(Utterances):
     Args:
         entries, skip_bad: see `Utterances`.
         decoding: of the utterances.
+        perturb: changes each as it is read.
     """
 
     entries: Sequence[Entry]
     decoding: Decoding
+    perturb: Perturbations | None = None
     skip_bad: bool = False
 
     def load(self, entry: Entry, content: bytes | None) -> TranscribedBatch:
-        audio = load_utterance(entry, self.decoding, content, shortest_seconds=0.0)
+        audio = load_utterance(entry, self.decoding, content, 0.0, self.perturb)
         known = [CHARACTERS[character] for character in entry.text if character in CHARACTERS]
         characters = torch.tensor(known, dtype=torch.long)
         return audio, torch.tensor(audio.size(0)), characters, torch.tensor(len(known))
@@ -155,10 +160,14 @@ class TranscribedDataset(Utterances):
 
 
 def load_utterance(
-    entry: Entry, decoding: Decoding, content: bytes | None = None, shortest_seconds: float = SHORTEST_SECONDS
+    entry: Entry,
+    decoding: Decoding,
+    content: bytes | None = None,
+    shortest_seconds: float = SHORTEST_SECONDS,
+    perturb: Perturbations | None = None,
 ) -> Tensor:
-    """An entry's audio, float32 [T], repeated to at least a second, or to what is asked for; of its file, or of the
-    `content` of one.
+    """An entry's audio, float32 [T], perturbed, then repeated to at least a second, or to what is asked for; of its
+    file, or of the `content` of one.
 
     Raises:
         BadAudio: the file cannot be used; says why, and which line of which manifest names it.
@@ -176,6 +185,8 @@ def load_utterance(
             raise as_user_error(lacking, entry) from error
         garbled = AudioProblem(f"audio that cannot be decoded ({error})", "Copy the file again, or convert it.")
         raise as_user_error(garbled, entry) from error
+    if perturb is not None:
+        samples = perturb(samples)
     if samples.size == 0:
         log.warning(
             "%s (%s) gives no samples: %g s of silence instead", entry.audio_file, entry.place, shortest_seconds

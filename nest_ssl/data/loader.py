@@ -28,6 +28,7 @@ from nest_ssl.data.corpus import Corpora, is_endless, sets_of, within_limits
 from nest_ssl.data.dataset import AudioNoiseDataset, TranscribedDataset, Utterances
 from nest_ssl.data.epoch import Epoch
 from nest_ssl.data.manifest import Entry, is_url
+from nest_ssl.data.perturb import Perturbations
 from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.data.sources.mixed import Mixture, chain, place_in
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
@@ -213,13 +214,14 @@ def items_of(
     """What gives the items that a section describes, and what makes batches of them."""
     corpus = corpora.read(dataset)
     decoding = Decoding.of(dataset, sample_rate, of.audio_reader)
+    perturb = Perturbations(dataset.augmentor, decoding.sample_rate, of) if dataset.augmentor else None
     mixing = None if dataset.is_concat and not dataset.is_tarred else dataset.batch_augmentor  # NeMo hands on none
     augmentor = build_augmentor(mixing, of.augmentation_draws) if mixing is not None else None
 
     def utterances(entries: Sequence[Entry]) -> Utterances:
         if not noisy:
-            return TranscribedDataset(entries, decoding, skip_bad)
-        return AudioNoiseDataset(entries, corpus.clips, decoding, augmentor, of.noisy_length, skip_bad=skip_bad)
+            return TranscribedDataset(entries, decoding, perturb, skip_bad)
+        return AudioNoiseDataset(entries, corpus.clips, decoding, perturb, augmentor, of.noisy_length, skip_bad)
 
     if not (dataset.is_tarred or dataset.is_concat):
         plain = utterances(corpus.entries)

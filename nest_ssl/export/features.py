@@ -24,6 +24,7 @@ from nest_ssl.data.audio import Decoding
 from nest_ssl.data.dataset import load_utterance
 from nest_ssl.data.files import file_sha256
 from nest_ssl.data.manifest import Entry, parts_of, read_speech
+from nest_ssl.model.encoder.encoder import ConformerEncoder
 from nest_ssl.model.speech import SpeechModel
 from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
 from nest_ssl.train.checkpoint.nemo_archive import load_nemo
@@ -47,6 +48,10 @@ def load_model(path: str) -> tuple[SpeechModel, int]:
     except RuntimeError as error:
         what = str(error).splitlines()[-1].strip()
         raise UserError("weights that do not fit this model", f"{path}: {what}", "Give another file.") from error
+    if not isinstance(model.encoder, ConformerEncoder):
+        raise UserError(
+            "an encoder without layers", f"{path}: ConvASREncoder", "Give an archive with a ConformerEncoder."
+        )
     return model.eval(), int(config["sample_rate"])
 
 
@@ -82,6 +87,7 @@ def chosen(layers: str, count: int) -> list[int]:
 def encode(model: SpeechModel, audio_T: Tensor, layers: Sequence[int]) -> Tensor:
     """What these layers make of one utterance, [L, D, S]: a vector of D numbers for each of its S frames."""
     found: dict[int, Tensor] = {}
+    assert isinstance(model.encoder, ConformerEncoder)
 
     def keep(number: int) -> Any:
         return lambda module, given, output: found.update({number: output[0].transpose(0, 1)})
@@ -106,6 +112,7 @@ def extract(model_path: str, manifest_path: str, layers: str, folder: Path) -> t
         UserError: a model, manifest or audio file that cannot be used; a folder of other settings; a full disk.
     """
     (model, rate), manifest = load_model(model_path), read_speech(manifest_path)
+    assert isinstance(model.encoder, ConformerEncoder)
     numbers = chosen(layers, len(model.encoder.layers))
     settings = {"model": file_sha256(model_path), "manifest": manifest.sha256, "layers": numbers}
     with write_errors(str(folder)):

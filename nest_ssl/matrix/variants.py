@@ -100,7 +100,6 @@ OF_LISTED: tuple[Variant, ...] = (
         "prediction", CONTRASTIVE,
         of_a_layer=_with_codes(f"{MLM}output_from_layer=layers.0 {MLM}transpose_encoded=true"),
         without_tokens=_with_codes("loss.store_ids=false"),
-        of_characters=f"{MLM}is_active=true {MLM}targets_from_loss=null {MLM}decoder.num_classes=100",
         by_convolutions=_with_codes(f"~{MLM}decoder.num_classes {MLM}decoder.feat_out=256 {MLM}decoder.feat_hidden=32"
                                     f" {MLM}decoder._target_={MODULES}ConvASRDecoderReconstruction"
                                     f" {MLM}decoder.apply_softmax=true"),
@@ -128,6 +127,39 @@ OF_LISTED: tuple[Variant, ...] = (
         },
     ),
 )  # fmt: skip
+
+BLOCK = "filters:48,repeat:{repeat},kernel:[{kernel}],stride:[{stride}],dilation:[1],dropout:0.1,residual:{residual}"
+
+
+def _convolutional(each: str = "", of_encoder: str = "", residual: str = "true", strides: int = 3) -> str:
+    """Overrides that put a convolutional encoder in the Conformer's place: strided blocks, two, a last one."""
+    first = BLOCK.format(repeat=1, kernel=5, stride=2, residual="false")
+    strided = BLOCK.format(repeat=1, kernel=3, stride=2, residual="false")
+    middle = BLOCK.format(repeat=2, kernel=5, stride=1, residual=residual)
+    last = BLOCK.format(repeat=1, kernel=1, stride=1, residual="false").replace("48", "64")
+    blocks = [first, *[strided] * (strides - 1), middle, middle, last]
+    listed = ",".join(f"{{{block}{each if block == middle else ''}}}" for block in blocks)
+    target = f"_target_:{MODULES}ConvASREncoder,feat_in:80,activation:relu{of_encoder}"
+    sections = "model.quantizer.combine_time_steps=8 model.loss.combine_time_steps=8 model.optim.sched.d_model=64"
+    return f"~model.encoder model.encoder={{{target},jasper:[{listed}]}} model.decoder.feat_in=64 {sections}"
+
+
+# NeMo's ConvASREncoder.
+CONVOLUTIONAL: tuple[Variant, ...] = tuple(
+    Variant("convolutional", name, tuple(text.split()))
+    for name, text in {
+        "Jasper": _convolutional(),
+        "QuartzNet": _convolutional(",separable:true", ",normalization_mode:batch"),
+        "Citrinet": _convolutional(",separable:true,se:true,se_reduction_ratio:8,kernel_size_factor:1.5"),
+        "squeezed over a stretch": _convolutional(",separable:true,se:true,se_context_size:16"),
+        "dense residuals": _convolutional(",residual_dense:true"),
+        "largest of both": _convolutional(",residual_mode:max", ",normalization_mode:layer"),
+        "groups": _convolutional(",groups:4", ",normalization_mode:group,norm_groups:8,activation:swish"),
+        "instance norm, no residuals": _convolutional("", ",normalization_mode:instance,init_mode:null", "false"),
+        "little future": _convolutional(",separable:true,future_context:1"),
+        "without masks": _convolutional(",separable:true", ",conv_mask:false"),
+    }.items()
+)
 
 VARIANTS: tuple[Variant, ...] = (
     Variant("", "the recipe", ()),
@@ -243,6 +275,7 @@ VARIANTS: tuple[Variant, ...] = (
     *_in("model.quantizer.", "quantizer", cosine="dist_fn=cosine", quantizer_that_learns="freeze=false"),
     *_in("model.", "augmentation", none="spec_augment=null"),
     *_in("", "recipe", **{"128 bands": "recipe=nest-128", "without noise": "recipe=best-rq"}),
+    *CONVOLUTIONAL,
     *OF_LISTED,
 )  # fmt: skip
 
@@ -258,7 +291,9 @@ augmentation: none|contrastive: all codes of two groups as negatives|contrastive
 prediction: without tokens
 """.strip().replace("\n", "|").split("|")
 )  # fmt: skip
-TRAINED = tuple(variant for variant in VARIANTS if variant.title not in STOPPED and variant not in OF_LISTED)
+TRAINED = tuple(
+    variant for variant in VARIANTS if variant.title not in STOPPED and variant not in (*CONVOLUTIONAL, *OF_LISTED)
+)
 
 
 def pairs(variants: tuple[Variant, ...] = TRAINED, number: int = PAIRS, seed: int = PAIRS_SEED) -> list[Variant]:

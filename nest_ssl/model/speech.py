@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from nest_ssl.model.encoder.convolutional import ConvASREncoder
 from nest_ssl.model.encoder.encoder import ConformerEncoder
 from nest_ssl.model.features import AudioToMelSpectrogramPreprocessor
 
@@ -22,7 +23,7 @@ class SpeechModel(nn.Module):
     """A model of speech, built as its subclasses say."""
 
     preprocessor: AudioToMelSpectrogramPreprocessor
-    encoder: ConformerEncoder
+    encoder: ConformerEncoder | ConvASREncoder
 
     def features(
         self,

@@ -30,7 +30,7 @@ from nest_ssl.config.losses import Contrastive, Ctc, Mlm
 from nest_ssl.config.schema import ListedArchitecture
 from nest_ssl.config.section import plain, read
 from nest_ssl.model.contrastive import ContrastiveLoss
-from nest_ssl.model.encoder.encoder import encoder_of
+from nest_ssl.model.encoder.encoder import ConformerEncoder, encoder_of
 from nest_ssl.model.features import AudioToMelSpectrogramPreprocessor
 from nest_ssl.model.heads import Head, head_of
 from nest_ssl.model.loss import CTCLossForSSL, MLMLoss
@@ -84,7 +84,8 @@ class Wav2VecBertModel(SpeechModel):
         )
         self.feat_pen: Tensor | float = 0.0
         self.pen_factor = parts.feature_penalty
-        self.encoder.keep(each.layer for each in self.listed.values() if each.layer is not None)
+        if isinstance(self.encoder, ConformerEncoder):
+            self.encoder.keep(each.layer for each in self.listed.values() if each.layer is not None)
 
     def forward(
         self,
@@ -141,12 +142,12 @@ class Wav2VecBertModel(SpeechModel):
                 labels = {"targets": targets, "decoder_lengths": encoded_len, "target_lengths": target_lengths}
                 return self.loss(spec_masks=spec_masks, decoder_outputs=outputs, **labels), {}
             return self.loss(spectrograms=spectrograms, spec_masks=spec_masks, decoder_outputs=outputs), {}
-        total, losses = encoded.new_zeros(1), {}
+        total, losses, kept = encoded.new_zeros(1), {}, getattr(self.encoder, "kept", {})
         for name, settings in self.listed.items():
             if not self.decoder_losses_active[name]:
                 continue
             pair: Any = self.decoder_losses[name]
-            heard = encoded if settings.layer is None else self.encoder.kept[settings.layer]
+            heard = encoded if settings.layer is None else kept[settings.layer]
             outputs = pair["decoder"](encoder_output=heard.transpose(-2, -1) if settings.transpose_encoded else heard)
             if settings.targets_from_loss is not None:  # they stay for the losses behind this one, as in NeMo
                 source: Any = self.decoder_losses[settings.targets_from_loss]
@@ -158,7 +159,8 @@ class Wav2VecBertModel(SpeechModel):
             else:
                 losses[name] = pair["loss"](**inputs, spectrograms=spectrograms)
             total = total + losses[name] * settings.loss_alpha
-        self.encoder.keep(self.encoder.kept)  # and not what is there: the graph of the step hangs on it
+        if isinstance(self.encoder, ConformerEncoder):
+            self.encoder.keep(self.encoder.kept)  # and not what is there: the graph of the step hangs on it
         return total, losses
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.nested import plain, to_builtins
 from nest_ssl.base.rng import rng_digests
+from nest_ssl.base.safe_load import load_tensors
 from nest_ssl.record.levels import ALL, Level
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.changes import changes
@@ -158,7 +159,9 @@ class Session(AbstractContextManager["Session"]):
             update = UpdateObserver(self._model, self._before_update)
             live, last = to_builtins(batch, lambda tensor: tensor), self._last_weights
             self.writer.wait(hashed=False)  # of no more than one step there is anything in memory
-            self._step = Step(place, self._draws, calls, update, live, to_builtins(live, Copies().copy))
+            self._step = Step(
+                place, self._draws, calls, update, live, to_builtins(live, lambda tensor: Copies().copy(tensor))
+            )
             started = weights(self._model).items()
             self._save(files.STEP_START, lambda: changes(started, self.writer.folder, last))
             now = modes(self._model)
@@ -202,15 +205,15 @@ class Session(AbstractContextManager["Session"]):
         base, name = self._last_optimizer, f"{files.step_folder(self._number)}/{files.GRADIENTS}"
 
         def started() -> Callable[[], dict[str, Any]]:
-            found = optimizer_state(root, optimizer)
+            found = self._own(optimizer_state(root, optimizer))
             state, groups = found["state"].items(), found["param_groups"]
             return lambda: {**changes(state, folder, base, lambda old: old["state"]), "param_groups": groups}
 
         def used() -> Callable[[], dict[str, Any]]:  # beside what is recorded: the model's own may have been clipped
-            found = gradients(root)
+            found = self._own(gradients(root))
 
             def compared() -> dict[str, Any]:
-                recorded = torch.load(folder / name, weights_only=True, mmap=True) if has_gradients else {}
+                recorded = load_tensors(folder / name, mapped=True) if has_gradients else {}
                 return applied({n: None if g is None else g.cpu() for n, g in found.items()}, recorded)
 
             return compared
@@ -353,9 +356,14 @@ class Session(AbstractContextManager["Session"]):
             owned: whether nothing changes it any more. On a device nothing does: what lies there is held in copies.
         """
         value = make()
-        if self._behind and not owned and not callable(value):  # steps of optimizers lie on the CPU all the same
-            value = to_builtins(value, lambda tensor: tensor.clone() if tensor.device.type == "cpu" else tensor)
+        value = value if owned or callable(value) else self._own(value)
         self.writer.save_tensors(f"{files.step_folder(self._number)}/{name}", value, owned or self._behind)
+
+    def _own(self, value: Any) -> Any:
+        """What may be written behind training: an optimizer counts its steps on the CPU, wherever the model lies."""
+        if not self._behind:
+            return value
+        return to_builtins(value, lambda tensor: tensor.clone() if tensor.device.type == "cpu" else tensor)
 
     def _await_batch(self, number: int) -> None:
         """Watch the generators from here on if the next batch is one to record."""

@@ -16,12 +16,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from nest_ssl.base.errors import UserError, write_errors
 from nest_ssl.base.files import lock, partial_path, remove_leftovers, replace_folder, sha256_of, write_atomically
 from nest_ssl.base.nested import tensors
+from nest_ssl.base.safe_load import load_tensors
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.index import Index, sealed
 from nest_ssl.recording.saving import after_what_is_queued, save
@@ -75,7 +75,7 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         def write(path: Path) -> Tensors:
             save(storable(value() if callable(value) else value), path)
             # Of what is on the disk: the values in memory may be the model's own, and training goes on.
-            found, digests = dict(tensors(torch.load(path, weights_only=True, mmap=True))), {}
+            found, digests = dict(tensors(load_tensors(path, mapped=True))), {}
             for tensor in found.values():
                 if id(tensor) not in digests:  # one tensor may stand in many places: hash it once
                     digests[id(tensor)] = self._hasher.submit(tensor_digest, tensor)

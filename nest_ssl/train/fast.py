@@ -41,10 +41,11 @@ class FastNestModule(NestModule):
         super().__init__(*others, **named)
         allow_fast_kernels()
         self.quantizer.may_wait = False
-        convolutions = getattr(self.encoder.pre_encode, "conv", None)
+        encoder: Any = self.encoder
+        convolutions = getattr(encoder.pre_encode, "conv", None)
         if isinstance(convolutions, MaskedConvSequential):
             convolutions.channels_last = True
-        self._graphed = GraphedEncoder(self.encoder) if cuda_graphs else None
+        self._graphed = GraphedEncoder(encoder) if cuda_graphs else None
 
     def heard(self, batch: Any) -> Heard:
         """The features of a batch."""
@@ -86,11 +87,13 @@ FAST_MODULES: dict[str, type[FastNestModule]] = {NEST: FastNestModule, BEST_RQ: 
 def fuse(optimizer: torch.optim.Optimizer) -> None:
     """Have `optimizer` make its steps with its fused kernel, unless its settings name another.
 
-    Its groups say so only while it steps: what checkpoints and recordings hold is what it was configured with.
+    Its groups say so only while it steps, which in Lightning is forward and backward too, and its state never: a
+    checkpoint, also of a step that was interrupted, holds what it was configured with.
     """
     fused: list[dict[str, Any]] = []
 
     def before(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        after()  # of a step that was interrupted
         other = ("foreach", "capturable", "differentiable")
         free = (group for group in optimizer.param_groups if group.get("fused", False) is None)
         fused[:] = [group for group in free if not any(group.get(name) for name in other)]
@@ -105,5 +108,11 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
         for group in fused:
             group["fused"] = None
 
+    def as_configured(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
+            if any(own is each for each in fused):
+                group["fused"] = None
+
+    optimizer.register_state_dict_post_hook(as_configured)
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)

@@ -6,10 +6,12 @@ Whichever release is installed there, the port is built for its generation.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.metadata
 import importlib.util
+import runpy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from nest_ssl.base.nested import leaves
-from nest_ssl.config.compose import compose
+from nest_ssl.config.compose import ROOT, compose
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
 from nest_ssl.data.loader import build_dataloader
@@ -42,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "against_nemo" in item.path.parts:
             item.add_marker(pytest.mark.filterwarnings("default"))  # NeMo's warnings are not for us to mend
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays_is_no_garbage() -> None:
+    """NeMo's models and loaders that outlive a file are hundreds of thousands of objects to look through again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +119,18 @@ def recorded(release: str, tmp_path_factory: pytest.TempPathFactory) -> Callable
         return target
 
     return once
+
+
+@pytest.fixture(scope="session")
+def nemo_python(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Python for programs that need NeMo, imported once for all of them: see `tests/warm.py`.
+
+    It has not imported nest_ssl, for a program may be of another copy of it.
+    """
+    warm_python = runpy.run_path(str(ROOT / "tests" / "warm.py"))["warm_python"]  # NeMo before 3.0 hides `tests`
+    preloaded = ("torch", "lightning.pytorch", "librosa.filters", "hydra", "pydantic", "nemo.collections.asr.models")
+    with warm_python(tmp_path_factory.mktemp("python"), preloaded) as executable:
+        yield executable
 
 
 def set_seed(value: int) -> None:

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from aligning import GENERATION, ONE_LAYER, ONE_PROCESS, RELEASE, align, assert_identical, compare, record
+from aligning import (
+    GENERATION,
+    ONE_PROCESS,
+    RELEASE,
+    SMALL,
+    STARTS,
+    align,
+    assert_identical,
+    assert_tokens_count,
+    compare,
+    record,
+)
 from lightning.pytorch import Callback, Trainer
 from train_nemo import NEMO
 from train_nest import NEST
@@ -98,7 +109,9 @@ def test_large_one_step(tmp_path: Path) -> None:
 def test_other_settings(tmp_path: Path, overrides: list[str]) -> None:
     """The first step, and the last, which holds what those between made of weights, moments and generators."""
     batches = 2 if "batches=2" in overrides else 4
-    assert_identical(*align(tmp_path, "size=tiny", ONE_LAYER, f"save_steps=0,{batches - 1}", "batches=4", *overrides))
+    masked = "model.masking.mask_prob=0.03"  # some token of each batch, also of short ones
+    assert_identical(*align(tmp_path, *SMALL, masked, f"save_steps=0,{batches - 1}", "batches=4", *overrides))
+    assert_tokens_count(tmp_path)
 
 
 def test_everything_random_on(tmp_path: Path) -> None:
@@ -123,15 +136,15 @@ def test_everything_random_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_everything_random_over_many_steps(tmp_path: Path) -> None:
     """Three epochs of shuffled batches, with loader workers and a validation after each."""
-    overrides = ["size=tiny", "run=full", "model.train_ds.batch_size=2", "model.train_ds.num_workers=2",
+    overrides = [*SMALL, "run=full", "model.train_ds.batch_size=2", "model.train_ds.num_workers=2",
                  "model.validation_ds.num_workers=2", "batches=15", "trainer.gradient_clip_val=1.0",
-                 "model.optim.sched.warmup_steps=10", "save_steps=0,14", ONE_LAYER]  # fmt: skip
+                 "model.optim.sched.warmup_steps=10", "save_steps=0,14"]  # fmt: skip
     assert_identical(*align(tmp_path, *overrides))
 
 
 def test_the_generation_may_be_told_by_a_recording(tmp_path: Path) -> None:
-    record(NEMO, tmp_path / "nemo", "size=tiny", ONE_LAYER, "batches=1", f"nemo={RELEASE}")
-    record(NEST, tmp_path / "nest", "size=tiny", ONE_LAYER, "batches=1", f"nemo={tmp_path / 'nemo'}")
+    record(NEMO, tmp_path / "nemo", *SMALL, "batches=1", f"nemo={RELEASE}")
+    record(NEST, tmp_path / "nest", *SMALL, "batches=1", f"nemo={tmp_path / 'nemo'}")
     assert_identical(*compare(tmp_path, "nemo", "nest"))
     for name in ("nemo", "nest"):
         recording = open_recording(tmp_path / name, verify=False)
@@ -148,7 +161,7 @@ def test_nemo_is_only_its_own_generation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", [name for name in GENERATIONS if name != GENERATION])
 def test_another_generation_does_not_pass(tmp_path: Path, recorded: Callable[..., Path], other: str) -> None:
-    overrides = ["size=tiny", "run=full", *ONE_PROCESS, ONE_LAYER, "batches=1"]
+    overrides = [*SMALL, "run=full", *ONE_PROCESS, "batches=1"]
     record(NEST, tmp_path / "nest", *overrides, f"nemo={other}")
     code, report = compare(tmp_path, recorded(NEMO, *overrides), "nest")
     assert code != 0 and report["verdict"] != "identical"
@@ -162,7 +175,7 @@ class _Weights(Callback):
 
 @pytest.mark.parametrize("subject", [NEMO, NEST], ids=lambda subject: subject.name)
 def test_recording_changes_no_weight(tmp_path: Path, subject: Subject) -> None:
-    overrides = ["size=tiny", ONE_LAYER, "batches=3", "model.encoder.dropout=0.1"]
+    overrides = [*SMALL, "batches=3", "model.encoder.dropout=0.1"]
     record(subject, tmp_path / "run", *overrides, "save_steps=all")
     recorded = open_recording(tmp_path / "run").step(2).weights()
     bare = _Weights()
@@ -177,7 +190,7 @@ def test_recording_changes_no_weight(tmp_path: Path, subject: Subject) -> None:
 
 def test_nemo_against_nemo(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        record(NEMO, tmp_path / name, "size=tiny", ONE_LAYER, "batches=1", f"seed={seed}")
+        record(NEMO, tmp_path / name, *SMALL, "batches=1", f"seed={seed}")
     assert_identical(*compare(tmp_path, "a", "b"))
     code, report = compare(tmp_path, "a", "c")
     assert code == report["exit_code"] == 4 and report["first_difference"]["rung"] == "contract"
@@ -185,7 +198,7 @@ def test_nemo_against_nemo(tmp_path: Path) -> None:
 
 def test_nemos_own_yaml_on_both(tmp_path: Path) -> None:
     """A config in the shape that NeMo ships: many GPUs, an exp_manager, manifests left open."""
-    cfg = compose(["size=tiny", "run=full"])
+    cfg = compose([*SMALL, "run=full"])
     section = {"name": "NEST", "model": cfg.model, "exp_manager": {"exp_dir": None, "resume_if_exists": True},
                "trainer": {**cfg.trainer, "devices": -1, "strategy": "ddp_find_unused_parameters_true",
                            "sync_batchnorm": True}}  # fmt: skip
@@ -197,7 +210,5 @@ def test_nemos_own_yaml_on_both(tmp_path: Path) -> None:
         ds.num_workers = 0
     foreign.model.train_ds.batch_size = 2
     (tmp_path / "other.yaml").write_text(OmegaConf.to_yaml(foreign))
-    manifests = [f"model.{ds}.manifest_filepath=data/dummy_ssl/{name}_manifest.json"
-                 for ds, name in (("train_ds", "train"), ("validation_ds", "val"))]  # fmt: skip
-    options = [f"--config-path={tmp_path}", "--config-name=other", *manifests, "batches=2", "save_steps=0-1", ONE_LAYER]
+    options = [f"--config-path={tmp_path}", "--config-name=other", *STARTS, "batches=2", "save_steps=0-1"]
     assert_identical(*align(tmp_path, *options))

@@ -13,7 +13,7 @@ import pytest
 import torch
 import train_nemo
 import train_nest
-from aligning import GENERATION, ONE_PROCESS, RELEASE, align
+from aligning import GENERATION, NARROW, ONE_PROCESS, RELEASE, STARTS, align
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -30,10 +30,12 @@ from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
 from nest_ssl.train.checkpoint.nemo_archive import CONFIG, load_nemo, save_nemo
 from nest_ssl.train.module import NestModule
 
+TINY = ["size=tiny", NARROW, "run=full"]
+
 
 def settings(*overrides: str) -> DictConfig:
     """The tiny model's whole configuration, everything random on, without data."""
-    cfg = compose(["size=tiny", "run=full", f"nemo={GENERATION}", *overrides])
+    cfg = compose([*TINY, f"nemo={GENERATION}", *overrides])
     cfg.model.train_ds = cfg.model.validation_ds = None
     return cfg
 
@@ -151,7 +153,7 @@ def initialised(path: dict[str, Path], key: str, entries: dict[str, dict[str, An
     return {key: named if entries is not None else str(path["a"])}
 
 
-STARTS: dict[str, dict[str, dict[str, Any]] | None] = {
+WAYS: dict[str, dict[str, dict[str, Any]] | None] = {
     "all": None,
     "no entries": {},
     "one": {"x": {"path": "a"}},
@@ -177,13 +179,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]
     }
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", WAYS)
 @pytest.mark.parametrize("key", ["init_from_nemo_model", "init_from_ptl_ckpt"])
 def test_the_same_start(files: dict[str, dict[str, Path]], key: str, start: str) -> None:
     built, digests = [], []
     for side in (train_nemo, train_nest):
         cfg = settings()
-        cfg.update(initialised(files[key], key, STARTS[start]))
+        cfg.update(initialised(files[key], key, WAYS[start]))
         before = OmegaConf.to_yaml(cfg)
         seed_all(42)
         built.append(side.build_model(cfg))
@@ -245,7 +247,7 @@ def test_nemo_never_sees_a_harmful_archive(tmp_path: Path, files: dict[str, dict
     with pytest.raises(UserError, match="_target_"):
         run(
             train_nemo.NEMO,
-            ["size=tiny", f"nemo={GENERATION}", f"init_from_nemo_model={path}", f"output_dir={tmp_path / 'out'}"],
+            [*TINY, f"nemo={GENERATION}", f"init_from_nemo_model={path}", f"output_dir={tmp_path / 'out'}"],
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.nemo"]
 
@@ -254,7 +256,7 @@ def test_nemo_never_sees_a_harmful_archive(tmp_path: Path, files: dict[str, dict
 
 
 def align_from(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
-    settings = ["size=tiny", "run=full", *ONE_PROCESS, "model.train_ds.batch_size=4", "save_steps=1", "batches=2"]
+    settings = [*TINY, *STARTS, *ONE_PROCESS, "model.train_ds.batch_size=4", "save_steps=1", "batches=2"]
     return align(folder, *settings, "overwrite=true", *overrides)
 
 

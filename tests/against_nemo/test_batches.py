@@ -224,6 +224,27 @@ CASES: dict[str, dict[str, Any]] = {
     "single, half": {**NOISE, "batch_size": 4, "batch_augmentor": {
         "_target_": SINGLE, "prob": 0.7, "noise_ratio": 0.3, "min_mix_rate": 0.5, "max_mix_rate": 0.5}},
     "single, silence": {"manifest_filepath": "silence.json", "batch_augmentor": {"_target_": SINGLE, "prob": 1.0}},
+    "gain": {"augmentor": {"gain": {"prob": 0.7, "min_gain_dbfs": -3}}, **NOISE, "batch_augmentor": RECIPE},
+    "shift": {"augmentor": {"shift": {"prob": 0.9, "min_shift_ms": -800, "max_shift_ms": 500.5}}},
+    "shift by more than there is": {
+        "manifest_filepath": "short.json",
+        "augmentor": {"shift": {"prob": 1.0, "min_shift_ms": -4000, "max_shift_ms": 4000}}},
+    "white noise": {"augmentor": {"white_noise": {"prob": 0.8, "min_level": -40.5, "max_level": -20}}, **NOISE},
+    "silence around": {"augmentor": {"silence": {
+        "prob": 1, "max_start_silence_secs": 0.5, "min_end_silence_secs": 0.1, "max_end_silence_secs": 0.4,
+        "value": 1e-3}}},
+    "speed": {"augmentor": {"speed": {"prob": 0.9, "sr": RATE, "resample_type": "fft", "num_rates": 3}}},
+    "any speed": {"augmentor": {"speed": {"prob": 1.0, "sr": 8000, "resample_type": "scipy", "num_rates": -1}}},
+    "segment": {"augmentor": {"random_segment": {
+        "prob": 1.0, "duration_sec": 1.1, "min_rms_db": -22, "verbose": True}}},
+    "all perturbations": {
+        "augmentor": {"silence": {"prob": 0.5, "max_start_silence_secs": 0.2},
+                      "white_noise": {"prob": 0.5, "rng": 7}, "shift": {"prob": 0.5}, "gain": {"prob": 0.5, "rng": 3},
+                      "speed": {"prob": 0.5, "sr": RATE, "resample_type": "fft"},
+                      "random_segment": {"prob": 0.5, "duration_sec": 1.0}},
+        "manifest_filepath": "rates.json", "shuffle": True, **NOISE, "batch_augmentor": RECIPE},
+    "perturbed in workers": {
+        "augmentor": {"white_noise": {"prob": 0.5}, "shift": {"prob": 0.5}}, "num_workers": 2, **NOISE},
     "workers": {**NOISE, "batch_augmentor": RECIPE, "num_workers": 2, "shuffle": True, "batch_size": 3},
 }  # fmt: skip
 MORE_SEEDS = ("recipe", "many segments", "single", "noise of sum zero", "bad noise clips")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from aligning import GENERATION, ONE_LAYER, RELEASE, align, assert_identical, record
+from aligning import GENERATION, RELEASE, SMALL, assert_identical, assert_tokens_count, compare, record
 from train_nemo import NEMO
 from train_nest import NEST
 
@@ -23,15 +23,15 @@ from nest_ssl.releases import generation
 from nest_ssl.run import command_line as command
 from nest_ssl.run.experiment import Subject
 
-RECIPE = ["size=tiny", "run=full", "model.train_ds.batch_size=3", "model.train_ds.num_workers=0",
-          "model.validation_ds.num_workers=0", "save_steps=0,2", "batches=3", ONE_LAYER]  # fmt: skip
-ONE_STEP = ["batches=1", "save_steps=0"]
+RECIPE = [*SMALL, "run=full", "model.train_ds.batch_size=3", "model.train_ds.num_workers=0",
+          "model.validation_ds.num_workers=0", "save_steps=0,2", "batches=3"]  # fmt: skip
+BF16, FLOAT64 = "bf16-mixed", "float64, two codebooks"
 CASES: dict[str, list[str]] = {
     "as published, into a second epoch": ["batches=6", "save_steps=0,3,5", "model.encoder.n_layers=2"],
     "another seed": ["seed=7"],
-    "bf16-mixed": ["trainer.precision=bf16-mixed"],
-    "float64, two codebooks": ["trainer.precision=64", "model.num_books=2"],
-    "one sample a batch": ["model.train_ds.batch_size=1"],
+    BF16: ["trainer.precision=bf16-mixed"],
+    FLOAT64: ["trainer.precision=64", "model.num_books=2"],
+    "one sample a batch": ["model.train_ds.batch_size=1", "model.masking.mask_prob=0.03"],
     "loader workers": ["model.train_ds.num_workers=2", "model.validation_ds.num_workers=2"],
     "two epochs with validation between": ["batches=null", "trainer.max_epochs=2", "save_steps=0,5"],
     "validation within an epoch": ["batches=4", "trainer.val_check_interval=2", "trainer.limit_val_batches=1",
@@ -57,23 +57,25 @@ needs_float64 = pytest.mark.skipif(FLOAT64_FAILS, reason=f"NeMo {RELEASE} fails 
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=needs_float64 if case.startswith("float64") else ()) for case in CASES]
 )
-def test_every_bit_of_the_recipe(tmp_path: Path, case: str) -> None:
-    assert_identical(*align(tmp_path, *RECIPE, *CASES[case]))
+def test_every_bit_of_the_recipe(tmp_path: Path, recorded: Callable[..., Path], case: str) -> None:
+    sides = [recorded(subject, *RECIPE, *CASES[case]) for subject in (NEMO, NEST)]
+    assert_identical(*compare(tmp_path, *sides))
+    assert_tokens_count(tmp_path)
 
 
 @pytest.mark.parametrize("subject", [NEMO, NEST], ids=lambda subject: subject.name)
 @pytest.mark.parametrize(
-    ("precision", "computed", "kept"),
+    ("case", "computed", "kept"),
     [
-        pytest.param("64-true", torch.float64, torch.float64, marks=needs_float64),
-        ("bf16-mixed", torch.bfloat16, torch.float32),
+        pytest.param(FLOAT64, torch.float64, torch.float64, marks=needs_float64),
+        (BF16, torch.bfloat16, torch.float32),
     ],
 )
 def test_the_precision_is_what_it_says(
-    recorded: Callable[..., Path], subject: Subject, precision: str, computed: torch.dtype, kept: torch.dtype
+    recorded: Callable[..., Path], subject: Subject, case: str, computed: torch.dtype, kept: torch.dtype
 ) -> None:
     """Otherwise both sides could be alike in float32."""
-    step = open_recording(recorded(subject, *RECIPE, *ONE_STEP, f"trainer.precision={precision}")).step(0)
+    step = open_recording(recorded(subject, *RECIPE, *CASES[case])).step(0)
     query = "encoder.layers.0.self_attn.linear_q"
     assert {call.output.dtype for call in step.calls() if call.module == query} == {computed}
     assert step.weights()[f"{query}.weight"].dtype == kept
@@ -87,7 +89,7 @@ def test_in_float64_features_are_float32_up_to_their_normalisation(
     recorded: Callable[..., Path], subject: Subject
 ) -> None:
     """As conf/ says: NeMo casts the audio, and only the means that it divides by counts are float64."""
-    step = open_recording(recorded(subject, *RECIPE, *ONE_STEP, "trainer.precision=64-true")).step(0)
+    step = open_recording(recorded(subject, *RECIPE, *CASES[FLOAT64])).step(0)
     call = next(call for call in step.calls() if call.module == "preprocessor.featurizer")
     assert step.batch()["audio"].dtype == torch.float64 and call.args[0].dtype == torch.float32
     assert call.output[0].dtype == torch.float64

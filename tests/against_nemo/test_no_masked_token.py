@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from aligning import GENERATION, ONE_LAYER, RELEASE, align, assert_identical, compare, record
+from aligning import GENERATION, NARROW, ONE_LAYER, RELEASE, SMALL, align, assert_identical, compare, record
 from lightning.pytorch import Callback, Trainer
 from train_nemo import NEMO
 from train_nest import NEST
@@ -54,12 +54,12 @@ def settings(corpus: Path, manifest: str, *more: str) -> list[str]:
         for setting in (f"manifest_filepath={corpus / manifest}.json", "batch_size=1")
     ]
     masking = ["model.masking.block_size=150", "model.masking.mask_prob=0.05"]
-    return ["size=tiny", ONE_LAYER, "batches=3", "save_steps=all", *data, *masking, *more]
+    return ["size=tiny", ONE_LAYER, NARROW, "batches=3", "save_steps=all", *data, *masking, *more]
 
 
 def test_nan_where_no_block_is_drawn(tmp_path: Path) -> None:
     """In every generation."""
-    overrides = ["size=tiny", ONE_LAYER, "batches=2", "save_steps=all", "model.masking.mask_prob=0.0"]
+    overrides = [*SMALL, "batches=2", "save_steps=all", "model.masking.mask_prob=0.0"]
     assert_identical(*align(tmp_path, *overrides))
     for name in ("nemo", "nest"):
         step = open_recording(tmp_path / name).step(1)
@@ -120,7 +120,7 @@ def test_zero_changes_that_loss_and_nothing_else(tmp_path: Path, corpus: Path) -
 
 
 def test_zero_changes_nothing_where_tokens_are_masked(tmp_path: Path) -> None:
-    assert_identical(*align(tmp_path, "size=tiny", ONE_LAYER, "no_masked_token=zero", "batches=2", "save_steps=all"))
+    assert_identical(*align(tmp_path, *SMALL, "no_masked_token=zero", "batches=2", "save_steps=all"))
 
 
 class _ValidationLoss(Callback):

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from aligning import GENERATION, NEMO, NEST, ONE_LAYER, TWO_STEPS, record
+from aligning import GENERATION, NEMO, NEST, SMALL, TWO_STEPS, record
 
 from nest_ssl.compare.operators import diff
 from nest_ssl.compare.schedules import compare_rates
@@ -92,8 +92,7 @@ SCHEDULES = {
 def test_a_short_run_shows_the_whole_schedule(name: str, tmp_path: Path) -> None:
     """Planned for as many steps, what the run as configured is too short for: annealing, hold, ratios of the whole."""
     quick = [
-        "size=tiny",
-        ONE_LAYER,
+        *SMALL,
         "batches=1",
         "save_steps=none",
         "learning_rates=1000",

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from aligning import SMALL
 from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
@@ -101,7 +102,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def models(pair: Callable[..., Any]) -> SimpleNamespace:
     """NeMo's model and the port's, from one seed."""
-    both = pair("size=tiny", "model.encoder.n_layers=1")
+    both = pair(*SMALL, "model.encoder.use_bias=false")
     both.nemo._train_dl = DataLoader(list(range(53)), batch_size=4)
     OmegaConf.set_struct(both.nemo._cfg, False)
     initial = {name: tensor.clone() for name, tensor in both.nemo.state_dict().items()}

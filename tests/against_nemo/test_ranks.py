@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import pytest
 import torch
-from aligning import ONE_PROCESS, assert_identical, compare, record
+from aligning import NARROW, ONE_PROCESS, STARTS, assert_identical, compare, record
 from train_nemo import NEMO
 from train_nest import NEST
 
@@ -15,9 +17,11 @@ from nest_ssl.recording.reader import open_recording
 TWO_RANKS = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp_find_unused_parameters_true"]
 
 
-def test_two_ranks(tmp_path: Path) -> None:
+def test_two_ranks(tmp_path: Path, nemo_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all that is random on; the second epoch too, for batches are shuffled in each anew."""
-    settings = ["size=tiny", "run=full", "batches=3", "save_steps=0-2", "model.train_ds.batch_size=2", *ONE_PROCESS]
+    monkeypatch.setattr(sys, "executable", nemo_python)  # which starts the ranks
+    small = ["size=tiny", NARROW, *STARTS, "model.train_ds.batch_size=2", *ONE_PROCESS]
+    settings = [*small, "run=full", "batches=3", "save_steps=0-2"]
     for subject in (NEMO, NEST):
         record(subject, tmp_path / subject.name, *settings, *TWO_RANKS)
     code, over = compare(tmp_path, "nemo", "nest")

@@ -24,7 +24,8 @@ norm: layer norm|norm: instance norm|norm: group norm of 8|norm: fused batch nor
 class: adapters|features: exact padding|features: narrow band|initialisation: tds uniform
 recipe: 128 bands|recipe: without noise|contrastive: codes and their prediction|prediction: of a layer
 contrastive: negatives from the codebook|contrastive: decoder that doubles the rate|prediction: ctc without repeats
-patches: stretches drawn one by one|patches: rectangles
+patches: stretches drawn one by one|patches: rectangles|convolutional: squeezed over a stretch
+convolutional: dense residuals|convolutional: groups|convolutional: little future
 """.strip()
     .replace("\n", "|")
     .split("|")

@@ -53,6 +53,17 @@ def test_what_others_wrote_is_left_alone(tmp_path: Path, content: str) -> None:
         cpu_page.load(tmp_path / "benchmarks.json")
 
 
+def test_losses_are_said_and_drawn(tmp_path: Path) -> None:
+    nemo, fast = [5.0, 4.0, 2.0], [5.0, 4.0, 2.1]
+    curve = {"losses": {"nemo": nemo, "exact": nemo, "fast": fast}, "settings": ["model.optim.lr=0.2"]}
+    results = {**cpu_page.load(tmp_path / "benchmarks.json"), "curve": curve}
+    cpu_page.save(results, tmp_path)
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "3 of 3 are NeMo's to the last bit; in fast mode none is further from NeMo's than 5 % of it" in text
+    drawn = (tmp_path / cpu_page.CURVE).read_text()
+    assert drawn.count("<path") == 2 and ">5.00<" in drawn and ">2.00<" in drawn
+
+
 @pytest.mark.slow
 def test_a_gross_regression_is_seen_by_ratio(tmp_path: Path, python: str) -> None:
     """The port against itself is about as fast as itself; with three times the layers it is not."""

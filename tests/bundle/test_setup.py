@@ -149,10 +149,11 @@ class Steps(Maker):
 
     def __init__(self, choice: Choice, file: str) -> None:
         super().__init__(choice)
-        self.file, self.steps = file, {}
+        self.file, self.steps, self.order = file, {}, list[str]()
 
     def _step(self, env: Environment, label: str, command: list[str]) -> str:
         self.steps[label] = command
+        self.order.append(f"{env.lock}: {label}")
         env.folder.mkdir(parents=True, exist_ok=True)
         if label == "a torch on offer":
             version = self.file.split("-")[1].replace("%2B", "+")
@@ -188,6 +189,15 @@ def test_every_file_is_checked_by_its_hash(
     (torch,) = pins.read_lock(env.folder / "torch.lock")
     assert (torch.name, torch.version) == ("torch", {"cpu": "2.13.0+cpu", "cuda": "2.13.0"}[build])
     assert "is not checked" not in capsys.readouterr().out
+
+
+def test_the_larger_environment_does_not_wait_for_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "VENVS", tmp_path)
+    maker = Steps(Choice("python", ""), CPU)
+    maker.make(setup.environments(["nest", "nemo"], "3.0.0"))
+    of_torch = [step for step in maker.order if step.endswith((" on offer", " torch needs"))]
+    assert of_torch == [f"{lock}: {step}" for lock in ("nemo-3.0.0", "nest")
+                        for step in ("a torch on offer", "what torch needs")]  # fmt: skip
 
 
 @pytest.mark.parametrize("version", ["2.13.0%2Bcu126", "2.13.0%2Bcpu"])

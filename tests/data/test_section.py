@@ -30,9 +30,9 @@ def test_how_files_are_decoded() -> None:
 @pytest.mark.parametrize("key", Dataset.REFUSED)
 def test_refused_options_say_what_to_use(key: str) -> None:
     read(Dataset, {**SECTION, key: None})
-    read(Dataset, {**SECTION, key: {} if key == "augmentor" else False})
+    read(Dataset, {**SECTION, key: False})
     with pytest.raises(UserError, match=f"not supported: .*{key}"):
-        read(Dataset, {**SECTION, key: {"white_noise": {"prob": 1}} if key == "augmentor" else True})
+        read(Dataset, {**SECTION, key: True})
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -64,3 +64,21 @@ def test_our_config_is_a_section() -> None:
     cfg = compose(["run=full"])
     for section in (cfg.model.train_ds, cfg.model.validation_ds):
         assert read(Dataset, section).batch_augmentor is not None
+
+
+@pytest.mark.parametrize(
+    ("augmentor", "said"),
+    [
+        ({"white": {"prob": 1}}, "not supported: white: .*augmentor. Supported: gain, "),
+        ({"gain": {}}, r"a key is missing: augmentor\.gain\.prob"),
+        ({"gain": {"prob": 1, "gain": 3}}, r"unknown key: augmentor\.gain\.gain"),
+        ({"white_noise": {"prob": 1, "min_level": -46}}, "no whole dB below max_level -46"),
+        ({"speed": {"prob": 1, "sr": 16000, "resample_type": "kaiser_best"}}, r"augmentor\.speed\.resample_type"),
+        ({"speed": {"prob": 1, "sr": 16000, "resample_type": "fft", "num_rates": 0}}, "no rates; NeMo stops at it"),
+        ({"random_segment": {"prob": 1, "pad_to_duration": True}}, "pads by a part of a sample"),
+        ({"silence": {"prob": 1, "min_end_silence_secs": 1}}, "1 is above max_end_silence_secs 0"),
+    ],
+)
+def test_perturbations_that_cannot_be(augmentor: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read(Dataset, {**SECTION, "augmentor": augmentor})

@@ -147,6 +147,24 @@ def test_a_fused_step_is_the_same_but_for_rounding_and_optimizers_go_on_from_eac
     assert states[0]["param_groups"][0]["fused"] is None
 
 
+def test_an_interrupted_step_leaves_no_trace_in_a_checkpoint() -> None:
+    layer = nn.Linear(2, 1)
+    optimizer = build_optimizer(layer, OPTIM)
+    fuse(optimizer)
+    seen: list[Any] = []
+
+    def interrupted() -> float:
+        seen.append(optimizer.param_groups[0]["fused"])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(interrupted)
+    assert seen == [True] and optimizer.state_dict()["param_groups"][0]["fused"] is None
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert optimizer.param_groups[0]["fused"] is None
+
+
 def test_the_kernel_is_the_fused_one_unless_the_settings_name_another(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, seen = nn.Linear(2, 1), []
     original = torch._fused_adamw_

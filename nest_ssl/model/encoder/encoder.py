@@ -19,8 +19,10 @@ import torch.distributed
 from torch import Tensor, nn
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.config.convolutional import ConvEncoder
 from nest_ssl.config.parts import Encoder, EncoderWithAdapters
 from nest_ssl.model.encoder.context import AttentionContext
+from nest_ssl.model.encoder.convolutional import ConvASREncoder
 from nest_ssl.model.encoder.depth import drop_probabilities, left_out
 from nest_ssl.model.encoder.kinds import positions_of
 from nest_ssl.model.encoder.layer import ConformerLayer, Swish
@@ -137,7 +139,9 @@ ENCODERS: dict[type[Encoder], type[ConformerEncoder]] = {
 }
 
 
-def encoder_of(settings: Encoder, differences: Generation = GENERATIONS[NEWEST]) -> ConformerEncoder:
+def encoder_of(
+    settings: Encoder | ConvEncoder, differences: Generation = GENERATIONS[NEWEST]
+) -> ConformerEncoder | ConvASREncoder:
     """The encoder that the settings name.
 
     Raises:
@@ -146,4 +150,6 @@ def encoder_of(settings: Encoder, differences: Generation = GENERATIONS[NEWEST])
     if settings.unified and differences.unified_contexts == "unknown":
         what, key = "NeMo before 3.0 has no such option", f"model.encoder.{settings.unified[0]}"
         raise UserError(what, key, f"Remove it, or give nemo={NEWEST} (NEMO_VERSION={DEFAULT_RELEASE}).")
+    if isinstance(settings, ConvEncoder):
+        return ConvASREncoder(settings)
     return ENCODERS[type(settings)](settings, differences)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from nest_ssl.base.nested import leaves
+from nest_ssl.base.safe_load import load_tensors
 from nest_ssl.record.observers.copies import same_bits
 
 
@@ -23,7 +24,7 @@ def changes(
         base: name of the file below it; empty: there is none, and everything is kept.
         part: takes the table out of the file's content.
     """
-    recorded = part(torch.load(folder / base, weights_only=True, mmap=True)) if base else {}
+    recorded = part(load_tensors(folder / base, mapped=True)) if base else {}
     names, entries = [], {}
     for name, value in table:
         names.append(name)

@@ -95,7 +95,9 @@ class Copies:
     def _ask(self) -> None:
         """Ask of the device what is in doubt, and learn what it has answered meanwhile."""
         if self._doubts:
-            self._asked.append((self._doubts, Answer(torch.stack([differ for *_, differ in self._doubts]))))
+            device = self._doubts[0][2].device
+            flags = torch.stack([differ.to(device) for *_, differ in self._doubts])
+            self._asked.append((self._doubts, Answer(flags)))
             self._doubts = []
         while self._asked and self._asked[0][1].is_there():
             self._learn()

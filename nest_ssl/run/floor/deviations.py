@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from nest_ssl.compare.bits import as_real, chunks, same_bits
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.evidence import FloorEntry, Place
-from nest_ssl.run.floor.values import StepValues
+from nest_ssl.run.floor.values import StepValues, Update
 
 PIECE = 1 << 16  # elements summed at a time: what fits the cache in float64
 TURNED = 2  # elements of a weight that may be rounded the other way, whatever the repeats show
@@ -65,16 +66,15 @@ class Tally:
         for (address, tensor), (other_address, other) in zip(recorded, repeated, strict=True):
             if address != other_address or tensor.dtype != other.dtype:
                 raise ValueError(f"{other_address} of a repeated step is not {address} of the recorded one")
-            key = (tensor.dtype, *((t.data_ptr(), t.shape, t.stride()) for t in (tensor, other)))
-            if key not in found or tensor.dtype == torch.float64:  # an update lives no longer than this turn
-                found[key] = (
-                    None if tensor.shape == other.shape and same_bits(tensor, other) else _measure(tensor, other)
-                )
+            parts = (t for one in (tensor, other) for t in (one if isinstance(one, Update) else [one]))
+            key = (tensor.dtype, *((t.data_ptr(), t.shape, t.stride()) for t in parts))
+            if key not in found:
+                found[key] = None if _alike(tensor, other) else _measure(tensor, other)
             measured = found[key]
             entry = self._of.get(address)
             if entry is None:
                 norm = measured[0] if measured else _measure(tensor, tensor)[0]
-                if address.kind == Kind.PARAMETER:  # its update comes next
+                if address.kind == Kind.PARAMETER and isinstance(tensor, Tensor):  # its update comes next
                     rounded = rounding_of_a_sum(tensor)
                 least = rounded if address.kind in (Kind.PARAMETER, Kind.UPDATE) else 0.0
                 entry = self._of[address] = Deviations(norm, least)
@@ -133,14 +133,31 @@ def rounding_of_a_sum(tensor: Tensor) -> float:
     return math.sqrt(min(TURNED, tensor.numel())) * ulp
 
 
-def _measure(recorded: Tensor, repeated: Tensor) -> Measured:
-    """Of whole numbers only flips are counted; where not both are finite, the difference is infinite."""
+def _alike(recorded: Tensor | Update, repeated: Tensor | Update) -> bool:
     if recorded.shape != repeated.shape:
-        return float(torch.linalg.vector_norm(recorded.double())), math.inf, math.inf, 1
-    if not (recorded.is_floating_point() or recorded.is_complex()):
-        return float(torch.linalg.vector_norm(recorded.double())), 0.0, 0.0, int((recorded != repeated).sum())
+        return False
+    return all(same_bits(piece, other) for piece, other in _pieces(recorded, repeated))
+
+
+def _pieces(recorded: Tensor | Update, repeated: Tensor | Update) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of both the same elements, so many at a time as fit the cache; of updates in float64."""
+    if isinstance(recorded, Update) and isinstance(repeated, Update):
+        parts = [torch.split(t.reshape(-1), PIECE) for t in (*recorded, *repeated)]
+        for one, one_before, other, other_before in zip(*parts, strict=True):
+            yield one.double().sub_(one_before), other.double().sub_(other_before)
+    elif isinstance(recorded, Tensor) and isinstance(repeated, Tensor):
+        yield from chunks(as_real(recorded), as_real(repeated), PIECE)
+
+
+def _measure(recorded: Tensor | Update, repeated: Tensor | Update) -> Measured:
+    """Of whole numbers only flips are counted; where not both are finite, the difference is infinite."""
+    if isinstance(recorded, Tensor) and isinstance(repeated, Tensor):
+        if recorded.shape != repeated.shape:
+            return float(torch.linalg.vector_norm(recorded.double())), math.inf, math.inf, 1
+        if not (recorded.is_floating_point() or recorded.is_complex()):
+            return float(torch.linalg.vector_norm(recorded.double())), 0.0, 0.0, int((recorded != repeated).sum())
     squares, distances, largest = 0.0, 0.0, 0.0
-    for piece, other in chunks(as_real(recorded), as_real(repeated), PIECE):
+    for piece, other in _pieces(recorded, repeated):
         one = piece.double()
         difference = other.double() - one  # not in place: of a double, `double` is the tensor itself
         square, distance = float(one.dot(one)), float(difference.dot(difference))
@@ -151,5 +168,6 @@ def _measure(recorded: Tensor, repeated: Tensor) -> Measured:
             square, distance = float(one.dot(one)), float(difference.dot(difference))
             distance = math.inf if unlike.any() else distance
         squares, distances = squares + square, distances + distance
-        largest = max(largest, float(difference.abs().max())) if difference.numel() else largest
+        bounds = torch.aminmax(difference) if difference.numel() else ()
+        largest = max([largest, *(abs(float(bound)) for bound in bounds)])
     return math.sqrt(squares), math.sqrt(distances), largest, 0

@@ -16,6 +16,7 @@ from nest_ssl.base.nested import to_builtins
 from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.train.lightning_internals import Counters, counters
 
+PIECE = 1 << 16  # elements moved at a time: what fits the cache
 _INTEGER_OF = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
 
 
@@ -158,8 +159,12 @@ def move_by_one_ulp(tensors: Iterable[Tensor], generator: torch.Generator) -> No
         if torch.finfo(tensor.dtype).eps < finest:
             continue
         words = torch.empty((tensor.numel() + 7) // 8, dtype=torch.int64).random_(generator=generator)
-        coins = words.view(torch.int8)[: tensor.numel()].view(tensor.shape).bitwise_and_(1).mul_(2).sub_(1)
-        # Neighbouring floats have neighbouring integers: one more is one ulp away from zero, one less is nearer to it.
-        moved = tensor.contiguous().view(_INTEGER_OF[tensor.element_size()]) + coins.to(tensor.device)
-        moved = moved.view(tensor.dtype)
-        tensor.copy_(torch.where((tensor != 0) & torch.isfinite(moved), moved, tensor))
+        coins = words.view(torch.int8)[: tensor.numel()].bitwise_and_(1).mul_(2).sub_(1).to(tensor.device)
+        flat = tensor.contiguous().view(-1)  # the tensor's own memory, if that is contiguous
+        size = PIECE if tensor.device.type == "cpu" else max(1, flat.numel())
+        for piece, coin in zip(torch.split(flat, size), torch.split(coins, size), strict=True):
+            # Neighbouring floats have neighbouring integers: one more is one ulp away from zero, one less nearer to it.
+            moved = (piece.view(_INTEGER_OF[piece.element_size()]) + coin).view(piece.dtype)
+            piece.copy_(torch.where((piece != 0) & torch.isfinite(moved), moved, piece))
+        if not tensor.is_contiguous():
+            tensor.copy_(flat.view(tensor.shape))

@@ -5,15 +5,30 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Size, Tensor, dtype
 
 from nest_ssl.base.nested import tensors
 from nest_ssl.base.safe_load import load_tensors
 from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.calls import Call
+
+
+class Update(NamedTuple):
+    """What a step did to a weight. In float64 it would be twice as large as that, and is worked out piece by piece."""
+
+    after: Tensor
+    before: Tensor
+
+    @property
+    def shape(self) -> Size:
+        return self.after.shape
+
+    @property
+    def dtype(self) -> dtype:
+        return self.after.dtype
 
 
 @dataclass
@@ -41,8 +56,8 @@ class StepValues:
     optimizer: Mapping[str, Any]
     buffers: Collection[str]
 
-    def __iter__(self) -> Iterator[tuple[Address, Tensor]]:
-        """In causal order. An update is worked out here, so nothing that is large need be kept."""
+    def __iter__(self) -> Iterator[tuple[Address, Tensor | Update]]:
+        """In causal order."""
         for call in self.calls:
             for name, value in call.inputs.items():
                 yield from _leaves(Address(Kind.INPUT, call.module, call.call, name), value)
@@ -61,7 +76,7 @@ class StepValues:
         for name, value in self.after.items():
             yield of_entry(Kind.BUFFER if name in self.buffers else Kind.PARAMETER, name), value
             if name in self.gradients:
-                yield of_entry(Kind.UPDATE, name), value.double() - self.before[name].double()
+                yield of_entry(Kind.UPDATE, name), Update(value, self.before[name])
 
 
 def recorded_values(

@@ -1,0 +1,124 @@
+"""The `augmentor` of a data section: what may happen to each utterance, by its name.
+
+Source: NeMo 3.0.0 `nemo.collections.asr.parts.preprocessing.perturb`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Gt
+from pydantic import BeforeValidator, model_validator
+
+from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, in_yaml, read, silent
+
+
+class Perturbation(Section):
+    """What all have."""
+
+    RANGES: ClassVar[tuple[tuple[str, str], ...]] = ()  # keys of which the first must not be above the second
+
+    prob: Probability  # that it happens to an utterance
+    rng: int | None = None  # a seed for the generator of everything, when the loader is built; 0: none
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Perturbation:
+        for low, high in self.RANGES:
+            if getattr(self, low) > getattr(self, high):
+                raise Unfit(f"{getattr(self, low)} is above {high} {getattr(self, high)}", low, "Correct the value.")
+        return self
+
+
+class Gain(Perturbation):
+    """Louder or softer."""
+
+    min_gain_dbfs: Number = -10  # dB
+    max_gain_dbfs: Number = 10
+
+
+class Shift(Perturbation):
+    """Earlier (above 0) or later; the length stays."""
+
+    min_shift_ms: Number = -5.0
+    max_shift_ms: Number = 5.0
+
+
+class Silence(Perturbation):
+    """Silence before and behind; seconds."""
+
+    RANGES = (("min_start_silence_secs", "max_start_silence_secs"), ("min_end_silence_secs", "max_end_silence_secs"))
+
+    min_start_silence_secs: Annotated[Number, Gt(-1e-9)] = 0
+    max_start_silence_secs: Number = 0
+    min_end_silence_secs: Annotated[Number, Gt(-1e-9)] = 0
+    max_end_silence_secs: Number = 0
+    value: Number = 0
+
+
+class WhiteNoise(Perturbation):
+    """White noise, at a level in whole dB below `max_level`."""
+
+    min_level: Number = -90
+    max_level: Number = -46
+
+    @model_validator(mode="after")
+    def _has_levels(self) -> WhiteNoise:
+        if int(self.min_level) >= int(self.max_level):
+            raise Unfit(f"no whole dB below max_level {self.max_level}", f"min_level={self.min_level}", "Correct it.")
+        return self
+
+
+class Speed(Perturbation):
+    """Faster and higher, or slower and lower: resampled."""
+
+    sr: Positive  # Hz, of the audio
+    # kaiser_best and kaiser_fast take resampy. NeMo 3.0.0 comes without, and then leaves audio as it is.
+    resample_type: Literal["fft", "scipy"]
+    min_speed_rate: Annotated[Number, Gt(0)] = 0.9
+    max_speed_rate: Annotated[Number, Gt(0)] = 1.1
+    num_rates: int = 5  # so many rates; below 0: any
+
+    @model_validator(mode="after")
+    def _has_rates(self) -> Speed:
+        if self.num_rates == 0:
+            raise Unfit("no rates; NeMo stops at it, too", "num_rates=0", "Give -1 for any rate.")
+        return self
+
+
+class Segment(Perturbation):
+    """A stretch of so many seconds of the audio; what is shorter stays as it is."""
+
+    ACCEPTED = silent("verbose")
+    REFUSED: ClassVar = {"pad_to_duration": "NeMo stops at it, too: it pads by a part of a sample."}
+
+    duration_sec: Annotated[Number, Gt(0)] = 32.0
+    min_rms_db: Number | None = None  # drawn again while it is more quiet,
+    max_trials: Whole = 10  # so often
+
+
+NAMES: dict[str, type[Perturbation]] = {
+    "gain": Gain,
+    "random_segment": Segment,
+    "shift": Shift,
+    "silence": Silence,
+    "speed": Speed,
+    "white_noise": WhiteNoise,
+}
+
+
+def _by_name(value: Any) -> Any:
+    """The settings of each.
+
+    Raises:
+        Unfit: no such perturbation, or none that is offered.
+    """
+    if value in (None, {}):
+        return None
+    for name in value if isinstance(value, dict) else [value]:
+        if name not in NAMES:
+            fix = f"Supported: {', '.join(NAMES)}; noise and speakers are mixed in by batch_augmentor."
+            raise Unfit(f"not supported: {in_yaml(name)}", "augmentor", fix)
+    return {name: read(NAMES[name], each, f"augmentor.{name}") for name, each in value.items()}
+
+
+Augmentor = Annotated[dict[str, Perturbation] | None, BeforeValidator(_by_name)]
