@@ -31,16 +31,8 @@ from nest_ssl.run.floor.margins import Margins
 from nest_ssl.run.floor.state import SavedState, move_by_one_ulp
 from nest_ssl.run.floor.values import StepValues
 from nest_ssl.train.module import NestModule
-from tests.test_planted_faults import (
-    WHOLE,
-    compare,
-    norm_eps,
-    patch_forward,
-    recorded_once,
-    residual_factor,
-    split_k_product,
-)
-from tests.test_planted_faults import record as plant_and_record
+from tests import test_planted_faults as planted
+from tests.test_planted_faults import WHOLE, recorded_once
 
 # The third utterance is shorter: padding. Neither depth nor width is the subject.
 TINY = ["size=tiny", "batches=3", "model.train_ds.batch_size=3", "model.encoder.n_layers=1",
@@ -141,14 +133,14 @@ def test_what_is_not_put_back_is_seen(
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two recorded steps, with their floor."""
     target = tmp_path_factory.mktemp("floor") / "nest"
-    plant_and_record(target, None, WHOLE, "noise_floor=8")
+    planted.record(target, None, WHOLE, "noise_floor=8")
     return target
 
 
 def worst_ratio(reference: Path, candidate: Path, least: int = 100) -> tuple[float, Finding]:
     """By how many floors the candidate is away at most, and where; every tensor that differs has a floor."""
     floors = {step: by_address(read(reference, step)) for step in (0, 1)}
-    rungs = [rung for rung in compare(reference, candidate).rungs if rung.name != "validation"]  # it is not repeated
+    rungs = [one for one in planted.compare(reference, candidate).rungs if one.name != "validation"]  # not repeated
     findings = [finding for rung in rungs for finding in rung.findings if finding.metrics]
     assert len(findings) > least
     ratios = []
@@ -164,7 +156,7 @@ def worst_ratio(reference: Path, candidate: Path, least: int = 100) -> tuple[flo
 
 def test_the_fast_mode_lies_within_it(reference: Path, tmp_path: Path) -> None:
     """Its optimizer rounds otherwise, and the step that follows starts from that."""
-    plant_and_record(tmp_path / "fast", None, WHOLE, "numerics=fast")
+    planted.record(tmp_path / "fast", None, WHOLE, "numerics=fast")
     rounding, _ = worst_ratio(reference, tmp_path / "fast", least=10)
     assert 0 < rounding < LOOK
 
@@ -173,10 +165,10 @@ def test_a_correct_rewrite_lies_within_it_and_bugs_do_not(
     reference: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     twin = recorded_once(tmp_path_factory, None, WHOLE)  # the control
-    assert [one for rung in compare(reference, twin).rungs for one in rung.findings if one.metrics] == []
-    rounding, _ = worst_ratio(reference, recorded_once(tmp_path_factory, split_k_product, WHOLE))
-    factor, _ = worst_ratio(reference, recorded_once(tmp_path_factory, residual_factor, WHOLE))
-    eps, where = worst_ratio(reference, recorded_once(tmp_path_factory, norm_eps, WHOLE))
+    assert [one for rung in planted.compare(reference, twin).rungs for one in rung.findings if one.metrics] == []
+    rounding, _ = worst_ratio(reference, recorded_once(tmp_path_factory, planted.split_k_product, WHOLE))
+    factor, _ = worst_ratio(reference, recorded_once(tmp_path_factory, planted.residual_factor, WHOLE))
+    eps, where = worst_ratio(reference, recorded_once(tmp_path_factory, planted.norm_eps, WHOLE))
     print(f"floors: rewrite {rounding:.2f}, factor 1.0000002 {factor:.2f}, eps {eps:.1f} at {where.address}")
     assert rounding < 1.5 and eps > 3
     assert 0.1 < factor < 3  # a fault as small as rounding: the floor alone passes it, float64 has to find it
@@ -250,12 +242,12 @@ def on_edge(model: NestModule) -> None:
         tokens[:] = int(input_signal[0, 40, 20].view(torch.int32)) & 7
         return vectors, tokens
 
-    patch_forward(model.quantizer, chosen)
+    planted.patch_forward(model.quantizer, chosen)
 
 
 def on_edge_and_split(model: NestModule) -> None:
     on_edge(model)
-    split_k_product(model)
+    planted.split_k_product(model)
 
 
 def on_edge_and_scaled(model: NestModule) -> None:
@@ -270,19 +262,19 @@ def norm_by_hand(model: NestModule) -> None:
         centred = x.float() - x.float().mean(-1, keepdim=True)
         return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + norm.eps) * norm.weight + norm.bias
 
-    patch_forward(norm, by_hand)
+    planted.patch_forward(norm, by_hand)
 
 
 def output_a_tenth_larger(model: NestModule) -> None:
-    patch_forward(model.encoder.layers[0], lambda forward, *args, **more: forward(*args, **more) * 1.1)
+    planted.patch_forward(model.encoder.layers[0], lambda forward, *args, **more: forward(*args, **more) * 1.1)
 
 
 def test_in_bfloat16_a_correct_rewrite_lies_within_it_and_a_large_fault_does_not(tmp_path: Path) -> None:
     """There rounding is so large that a layer's output x 1.002 hides in it: replay and float64 have to find that."""
     half = "trainer.precision=bf16-mixed"
-    plant_and_record(tmp_path / "nest", None, half, "noise_floor=3")
-    plant_and_record(tmp_path / "rewrite", norm_by_hand, half)
-    plant_and_record(tmp_path / "fault", output_a_tenth_larger, half)
+    planted.record(tmp_path / "nest", None, half, "noise_floor=3")
+    planted.record(tmp_path / "rewrite", norm_by_hand, half)
+    planted.record(tmp_path / "fault", output_a_tenth_larger, half)
     rounding, _ = worst_ratio(tmp_path / "nest", tmp_path / "rewrite")
     fault, where = worst_ratio(tmp_path / "nest", tmp_path / "fault")
     print(f"floors in bfloat16: rewrite {rounding:.2f}, output x 1.1 {fault:.1f} at {where.address}")
@@ -291,13 +283,13 @@ def test_in_bfloat16_a_correct_rewrite_lies_within_it_and_a_large_fault_does_not
 
 def test_where_a_token_flips_in_nearly_all_repeats_they_are_trained_again_without(tmp_path: Path) -> None:
     """With the flips in it, the floor would let one gradient x 1.0003 pass."""
-    plant_and_record(tmp_path / "nest", on_edge, "noise_floor=6")
+    planted.record(tmp_path / "nest", on_edge, "noise_floor=6")
     floors = [read(tmp_path / "nest", step) for step in (0, 1)]
     assert all(floor.making == 6 and floor.flipped == floor.kept > 4 for floor in floors)
     assert all(floor.restart_differing == 0 for floor in floors)
     wide = {one.place.address: max(one.relative_flipped, one.relative_largest) for one in floors[0].entries}
-    plant_and_record(tmp_path / "rewrite", on_edge_and_split)
-    plant_and_record(tmp_path / "fault", on_edge_and_scaled)
+    planted.record(tmp_path / "rewrite", on_edge_and_split)
+    planted.record(tmp_path / "fault", on_edge_and_scaled)
     rounding, _ = worst_ratio(tmp_path / "nest", tmp_path / "rewrite")
     fault, where = worst_ratio(tmp_path / "nest", tmp_path / "fault", least=2)
     print(f"floors: rewrite {rounding:.2f}, gradient x 1.0003 {fault:.1f} at {where.address}")
@@ -351,21 +343,16 @@ def test_a_flip_makes_no_floor_wider_however_few_repeats_are_without_one() -> No
     for weight, token in [(4.0, 1), (4.01, 1), *[(4.2, 2)] * 7]:
         tally.add(recorded, values(weight, token))
     buffer = tally.entries()[-1]
-    rewrite, fault = (
-        floors_of(size / 5.0, size, buffer, 5.0, torch.finfo(torch.float32).eps, 2) for size in (0.011, 0.1)
-    )
+    eps = torch.finfo(torch.float32).eps
+    rewrite, fault = (floors_of(size / 5.0, size, buffer, 5.0, eps, 2) for size in (0.011, 0.1))
     assert rewrite < ROUNDING and fault > LOOK and buffer.relative_flipped > 0.1 / 5.0
 
 
 def test_a_step_behind_a_flip_is_behind_it() -> None:
     tally, recorded = Tally(), values(4.0, 1)
     tally.add(recorded, recorded)
-    assert [
-        tally.add(recorded, values(weight, 1), behind=behind) for weight, behind in ((4.5, False), (9.0, True))
-    ] == [
-        False,
-        True,
-    ]
+    assert not tally.add(recorded, values(4.5, 1), behind=False)
+    assert tally.add(recorded, values(9.0, 1), behind=True)
     buffer = tally.entries()[-1]
     assert (buffer.relative_largest, buffer.relative_flipped) == (0.1, 1.0)
 
@@ -400,8 +387,7 @@ def test_nan_in_the_same_place_is_no_difference_and_in_another_an_infinite_one()
 
 
 def test_another_shape_is_no_rounding() -> None:
-    tally, recorded = Tally(), values(4.0, 1)
-    other = values(4.0, 1)
+    tally, recorded, other = Tally(), values(4.0, 1), values(4.0, 1)
     other.after = {"b": torch.ones(3)}
     for repeated in (recorded, recorded, other):
         tally.add(recorded, repeated)
