@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,6 +28,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from nest_ssl.base.files import write_atomically
+from nest_ssl.base.nested import to_builtins
 from nest_ssl.base.rng import restore_generators
 from nest_ssl.base.safe_load import load_tensors
 from nest_ssl.compare.bits import same_bits
@@ -72,7 +74,7 @@ class _RecordedStep:
     def done(self, model: LightningModule) -> None:
         """Keep the gradients that clipping, or whatever else stands before the optimizer, has changed."""
         recorded = load_tensors(self._folder / layout.GRADIENTS, mapped=True)
-        for name, gradient in gradients(model).items():
+        for name, gradient in on_the_cpu(gradients(model)).items():
             if gradient is not None and (recorded[name] is None or not same_bits(gradient, recorded[name])):
                 self._edited[name] = gradient.clone()
 
@@ -152,18 +154,27 @@ class _Repeat:
     ) -> StepValues:
         """What the step computed and left; `outputs` are the names of the model's."""
         calls = self.calls.detach()
+        for call in calls:
+            call.args, call.kwargs, call.output, call.output_grads = on_the_cpu(
+                [call.args, call.kwargs, call.output, call.output_grads]
+            )
         root = next(call.output for call in calls if call.module == "")
         return StepValues(
             calls,
             dict(zip(outputs, root if isinstance(root, list) else [root], strict=False)),
             {"loss": self._loss},
-            self._gradients,
-            gradients(model),
-            {name: tensor.cpu() for name, tensor in self._before.items()},
-            weights(model),
-            optimizer_state(model, optimizer)["state"],
+            on_the_cpu(self._gradients),
+            on_the_cpu(gradients(model)),
+            on_the_cpu(self._before),
+            on_the_cpu(weights(model)),
+            on_the_cpu(optimizer_state(model, optimizer)["state"]),
             buffers,
         )
+
+
+def on_the_cpu(value: Any) -> Any:
+    """The same, with tensors that lie on a device copied to where the recorded ones are."""
+    return to_builtins(value, lambda tensor: tensor.cpu())
 
 
 class NoiseFloorRepeats(Callback):
@@ -191,8 +202,9 @@ class NoiseFloorRepeats(Callback):
             return
         if recorded:
             folder = self._session.writer.folder
+            self._session.writer.wait(hashed=False)
             left = folder / layout.step_folder(number - 1) / layout.WEIGHTS  # by the step before, if it was recorded
-            before = load_tensors(left, mapped=True) if left.exists() else copied(weights(pl_module))
+            before = load_tensors(left, mapped=True) if left.exists() else copied(on_the_cpu(weights(pl_module)))
             self._chain.recorded[number] = _RecordedStep(folder / layout.step_folder(number), before, pl_module)
         self._chain.batches.append(SavedBatch.take(trainer, number, batch, batch_idx))
         self._chain.margins.append(Margins(pl_module))
@@ -213,6 +225,7 @@ class NoiseFloorRepeats(Callback):
             return
         number = chain.batches[-1].number
         if number in chain.recorded:
+            self._session.writer.wait(hashed=False)
             chain.recorded[number].done(pl_module)
         later = range(number + 1, chain.first + LONGEST)
         if not later or (steps is not None and not steps.intersection(later)):
