@@ -100,7 +100,6 @@ OF_LISTED: tuple[Variant, ...] = (
         "prediction", CONTRASTIVE,
         of_a_layer=_with_codes(f"{MLM}output_from_layer=layers.0 {MLM}transpose_encoded=true"),
         without_tokens=_with_codes("loss.store_ids=false"),
-        of_characters=f"{MLM}is_active=true {MLM}targets_from_loss=null {MLM}decoder.num_classes=100",
         by_convolutions=_with_codes(f"~{MLM}decoder.num_classes {MLM}decoder.feat_out=256 {MLM}decoder.feat_hidden=32"
                                     f" {MLM}decoder._target_={MODULES}ConvASRDecoderReconstruction"
                                     f" {MLM}decoder.apply_softmax=true"),
