@@ -46,7 +46,8 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def options(corpus: Path, *more: str) -> list[str]:
-    return ["size=tiny", f"model.train_ds.manifest_filepath={corpus}", "model.train_ds.batch_size=1", "batches=8",
+    return ["size=tiny", "model.encoder.n_layers=1", "model.encoder.subsampling_conv_channels=4", "batches=8",
+            f"model.train_ds.manifest_filepath={corpus}", "model.train_ds.batch_size=1",
             f"output_dir={corpus.parent / 'out'}", *more]  # fmt: skip
 
 

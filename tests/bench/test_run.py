@@ -15,6 +15,8 @@ from nest_ssl.bench.run import run_parts
 from nest_ssl.bench.trainings import Bench, Side
 from nest_ssl.cli.gpu import main
 
+NARROW = "model.encoder.subsampling_conv_channels=4"
+
 
 @pytest.fixture
 def bench(tmp_path: Path, python: str) -> Bench:
@@ -43,9 +45,9 @@ def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch, arguments: list
 @pytest.mark.slow
 def test_recorded_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same side twice is identical; the CPU is as the CPU; and a part that differs gives exit code 1."""
-    plan = {"tiny, full, 2 steps": (recorded.TINY, *recorded.FULL, "batches=2", "save_steps=1")}
+    plan = {"tiny, full, 2 steps": (recorded.TINY, NARROW, *recorded.FULL, "batches=2", "save_steps=1")}
     monkeypatch.setattr(recorded, "PARITY", plan)
-    monkeypatch.setattr(recorded, "DEVICES", {"as it is": ()})
+    monkeypatch.setattr(recorded, "DEVICES", {"as it is": (NARROW,)})
     file, document = tmp_path / "gpu.json", tmp_path / "gpu.md"
     assert run_parts(bench, ["parity", "generator", "cpu-gpu", "resume"], file, document) == 0
     parts = json.loads(file.read_text())["parts"]

@@ -21,6 +21,7 @@ from nest_ssl.run.experiment import run
 
 OVERRIDES = [
     *"size=tiny batches=2 save_steps=0,1 model.train_ds.batch_size=3".split(),
+    "model.encoder.subsampling_conv_channels=4",  # the output of subsampling would be half of all
     *(
         f"model.{section}.{key}"
         for section in ("train_ds", "validation_ds")

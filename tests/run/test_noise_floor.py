@@ -31,10 +31,20 @@ from nest_ssl.run.floor.margins import Margins
 from nest_ssl.run.floor.state import SavedState, move_by_one_ulp
 from nest_ssl.run.floor.values import StepValues
 from nest_ssl.train.module import NestModule
-from tests.test_planted_faults import Plant, compare, norm_eps, patch_forward, residual_factor, split_k_product
+from tests.test_planted_faults import (
+    WHOLE,
+    compare,
+    norm_eps,
+    patch_forward,
+    recorded_once,
+    residual_factor,
+    split_k_product,
+)
 from tests.test_planted_faults import record as plant_and_record
 
-TINY = ["size=tiny", "batches=3", "model.train_ds.batch_size=3"]  # the third utterance is shorter: padding
+# The third utterance is shorter: padding. Neither depth nor width is the subject.
+TINY = ["size=tiny", "batches=3", "model.train_ds.batch_size=3", "model.encoder.n_layers=1",
+        "model.encoder.subsampling_conv_channels=4"]  # fmt: skip
 HERE = ["model.train_ds.num_workers=0", "model.validation_ds.num_workers=0", "model.train_ds.pin_memory=false",
         "model.validation_ds.pin_memory=false"]  # fmt: skip
 KINDS = {
@@ -131,13 +141,12 @@ def test_what_is_not_put_back_is_seen(
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two recorded steps, with their floor."""
     target = tmp_path_factory.mktemp("floor") / "nest"
-    plant_and_record(target, None, "noise_floor=8")
+    plant_and_record(target, None, WHOLE, "noise_floor=8")
     return target
 
 
-def worst_ratio(reference: Path, candidate: Path, plant: Plant, least: int = 100, *words: str) -> tuple[float, Finding]:
+def worst_ratio(reference: Path, candidate: Path, least: int = 100) -> tuple[float, Finding]:
     """By how many floors the candidate is away at most, and where; every tensor that differs has a floor."""
-    plant_and_record(candidate, plant, *words)
     floors = {step: by_address(read(reference, step)) for step in (0, 1)}
     rungs = [rung for rung in compare(reference, candidate).rungs if rung.name != "validation"]  # it is not repeated
     findings = [finding for rung in rungs for finding in rung.findings if finding.metrics]
@@ -155,16 +164,19 @@ def worst_ratio(reference: Path, candidate: Path, plant: Plant, least: int = 100
 
 def test_the_fast_mode_lies_within_it(reference: Path, tmp_path: Path) -> None:
     """Its optimizer rounds otherwise, and the step that follows starts from that."""
-    rounding, _ = worst_ratio(reference, tmp_path / "fast", lambda model: None, 10, "numerics=fast")
+    plant_and_record(tmp_path / "fast", None, WHOLE, "numerics=fast")
+    rounding, _ = worst_ratio(reference, tmp_path / "fast", least=10)
     assert 0 < rounding < LOOK
 
 
-def test_a_correct_rewrite_lies_within_it_and_bugs_do_not(reference: Path, tmp_path: Path) -> None:
-    plant_and_record(tmp_path / "twin", None)  # the control
-    assert [one for rung in compare(reference, tmp_path / "twin").rungs for one in rung.findings if one.metrics] == []
-    rounding, _ = worst_ratio(reference, tmp_path / "rewrite", split_k_product)
-    factor, _ = worst_ratio(reference, tmp_path / "factor", residual_factor)
-    eps, where = worst_ratio(reference, tmp_path / "eps", norm_eps)
+def test_a_correct_rewrite_lies_within_it_and_bugs_do_not(
+    reference: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    twin = recorded_once(tmp_path_factory, None, WHOLE)  # the control
+    assert [one for rung in compare(reference, twin).rungs for one in rung.findings if one.metrics] == []
+    rounding, _ = worst_ratio(reference, recorded_once(tmp_path_factory, split_k_product, WHOLE))
+    factor, _ = worst_ratio(reference, recorded_once(tmp_path_factory, residual_factor, WHOLE))
+    eps, where = worst_ratio(reference, recorded_once(tmp_path_factory, norm_eps, WHOLE))
     print(f"floors: rewrite {rounding:.2f}, factor 1.0000002 {factor:.2f}, eps {eps:.1f} at {where.address}")
     assert rounding < 1.5 and eps > 3
     assert 0.1 < factor < 3  # a fault as small as rounding: the floor alone passes it, float64 has to find it
@@ -269,8 +281,10 @@ def test_in_bfloat16_a_correct_rewrite_lies_within_it_and_a_large_fault_does_not
     """There rounding is so large that a layer's output x 1.002 hides in it: replay and float64 have to find that."""
     half = "trainer.precision=bf16-mixed"
     plant_and_record(tmp_path / "nest", None, half, "noise_floor=3")
-    rounding, _ = worst_ratio(tmp_path / "nest", tmp_path / "rewrite", norm_by_hand, 100, half)
-    fault, where = worst_ratio(tmp_path / "nest", tmp_path / "fault", output_a_tenth_larger, 100, half)
+    plant_and_record(tmp_path / "rewrite", norm_by_hand, half)
+    plant_and_record(tmp_path / "fault", output_a_tenth_larger, half)
+    rounding, _ = worst_ratio(tmp_path / "nest", tmp_path / "rewrite")
+    fault, where = worst_ratio(tmp_path / "nest", tmp_path / "fault")
     print(f"floors in bfloat16: rewrite {rounding:.2f}, output x 1.1 {fault:.1f} at {where.address}")
     assert rounding < LOOK < fault
 
@@ -282,8 +296,10 @@ def test_where_a_token_flips_in_nearly_all_repeats_they_are_trained_again_withou
     assert all(floor.making == 6 and floor.flipped == floor.kept > 4 for floor in floors)
     assert all(floor.restart_differing == 0 for floor in floors)
     wide = {one.place.address: max(one.relative_flipped, one.relative_largest) for one in floors[0].entries}
-    rounding, _ = worst_ratio(tmp_path / "nest", tmp_path / "rewrite", on_edge_and_split)
-    fault, where = worst_ratio(tmp_path / "nest", tmp_path / "fault", on_edge_and_scaled, least=2)
+    plant_and_record(tmp_path / "rewrite", on_edge_and_split)
+    plant_and_record(tmp_path / "fault", on_edge_and_scaled)
+    rounding, _ = worst_ratio(tmp_path / "nest", tmp_path / "rewrite")
+    fault, where = worst_ratio(tmp_path / "nest", tmp_path / "fault", least=2)
     print(f"floors: rewrite {rounding:.2f}, gradient x 1.0003 {fault:.1f} at {where.address}")
     assert rounding < LOOK < fault
     assert where.metrics is not None and (where.metrics.relative or 0.0) < wide[where.address]

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,10 +28,12 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from nest_ssl.base.files import write_atomically
+from nest_ssl.base.nested import to_builtins
 from nest_ssl.base.rng import restore_generators
 from nest_ssl.base.safe_load import load_tensors
 from nest_ssl.compare.bits import same_bits
 from nest_ssl.record.observers.calls import CallObserver
+from nest_ssl.record.observers.copies import Copies
 from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
 from nest_ssl.record.session import Session
 from nest_ssl.recording import layout
@@ -72,7 +75,7 @@ class _RecordedStep:
     def done(self, model: LightningModule) -> None:
         """Keep the gradients that clipping, or whatever else stands before the optimizer, has changed."""
         recorded = load_tensors(self._folder / layout.GRADIENTS, mapped=True)
-        for name, gradient in gradients(model).items():
+        for name, gradient in on_cpu(gradients(model)).items():
             if gradient is not None and (recorded[name] is None or not same_bits(gradient, recorded[name])):
                 self._edited[name] = gradient.clone()
 
@@ -124,7 +127,7 @@ class _Repeat:
     """
 
     def __init__(self, model: LightningModule, batch: object, generator: torch.Generator | None) -> None:
-        self.calls = CallObserver(model)
+        self.calls = CallObserver(model, copies=_CopiesOnCPU)
         self._loss = torch.tensor(0.0)
         self._gradients: dict[str, Tensor | None] = {}
         self._before = copied(live_weights(model))
@@ -141,7 +144,7 @@ class _Repeat:
     @torch.no_grad()
     def backward_done(self, model: LightningModule) -> None:
         """Keep the gradients; take back what was moved, but for buffers that the forward has changed since."""
-        self._gradients = {name: None if g is None else g.clone() for name, g in gradients(model).items()}
+        self._gradients = {n: None if g is None else g.clone() for n, g in on_cpu(gradients(model)).items()}
         for name, tensor in live_weights(model).items() if self._moved else ():
             met = self._moved_buffers.get(name)
             if met is None or same_bits(tensor, met):
@@ -158,12 +161,24 @@ class _Repeat:
             dict(zip(outputs, root if isinstance(root, list) else [root], strict=False)),
             {"loss": self._loss},
             self._gradients,
-            gradients(model),
-            {name: tensor.cpu() for name, tensor in self._before.items()},
-            weights(model),
-            optimizer_state(model, optimizer)["state"],
+            on_cpu(gradients(model)),
+            on_cpu(self._before),
+            on_cpu(weights(model)),
+            on_cpu(optimizer_state(model, optimizer)["state"]),
             buffers,
         )
+
+
+class _CopiesOnCPU(Copies):
+    """What is compared with files comes to the CPU at once, wherever it is computed."""
+
+    def _has_room(self, tensor: Tensor) -> bool:
+        return False
+
+
+def on_cpu(value: Any) -> Any:
+    """Nested tensors where recorded ones are."""
+    return to_builtins(value, lambda tensor: tensor.cpu())
 
 
 class NoiseFloorRepeats(Callback):
@@ -192,7 +207,7 @@ class NoiseFloorRepeats(Callback):
         if recorded:
             folder = self._session.writer.folder
             left = folder / layout.step_folder(number - 1) / layout.WEIGHTS  # by the step before, if it was recorded
-            before = load_tensors(left, mapped=True) if left.exists() else copied(weights(pl_module))
+            before = load_tensors(left, mapped=True) if left.exists() else copied(on_cpu(weights(pl_module)))
             self._chain.recorded[number] = _RecordedStep(folder / layout.step_folder(number), before, pl_module)
         self._chain.batches.append(SavedBatch.take(trainer, number, batch, batch_idx))
         self._chain.margins.append(Margins(pl_module))
@@ -213,6 +228,7 @@ class NoiseFloorRepeats(Callback):
             return
         number = chain.batches[-1].number
         if number in chain.recorded:
+            self._session.writer.wait(hashed=False)  # its files are read from here on
             chain.recorded[number].done(pl_module)
         later = range(number + 1, chain.first + LONGEST)
         if not later or (steps is not None and not steps.intersection(later)):
