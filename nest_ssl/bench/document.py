@@ -33,6 +33,8 @@ def page(results: Results) -> list[Block]:
         where = f"{_machine(part.machine)}; " if len(machines) > 1 else ""
         commit = f" at commit {part.machine.commit[:7]}" if part.machine.commit else ""
         blocks.append(Paragraph((f"{where}{part.day}{commit}, {part.seconds:.0f} s: ", Code(part.command))))
+        if part.remark:
+            blocks.append(Paragraph((part.remark,)))
         blocks += body([row for row in part.rows if "error" not in row])
         for row in part.rows:
             if "error" in row:

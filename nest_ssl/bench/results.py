@@ -32,6 +32,7 @@ class Part(BaseModel):
 
     Args:
         rows: plain values, each with a `name`; those of a row that could not be had are in its `error`.
+        remark: what a person has to say about what was found, shown above it; a part that runs again has none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -41,6 +42,7 @@ class Part(BaseModel):
     seconds: float
     command: str
     rows: list[dict[str, Any]]
+    remark: str = ""
 
 
 class Results(BaseModel):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.config.losses import Contrastive
 from nest_ssl.model.gumbel import GumbelVectorQuantizer
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
@@ -105,8 +106,17 @@ class ContrastiveLoss(nn.Module):
         return targets_BSD, unevenness
 
     def sample_negatives(self, among: Float[Tensor, "M *B D"], number: int) -> Float[Tensor, "N number *B D"]:
-        """`num_negatives` vectors for each of `number` steps, drawn from the first axis, each as likely."""
+        """`num_negatives` vectors for each of `number` steps, drawn from the first axis, each as likely.
+
+        Raises:
+            UserError: there are fewer, which NeMo has drawn again since 3.0 alone.
+        """
         negatives, repeat = self.settings.num_negatives, self.few_negatives == "repeat"
+        if len(among) < negatives and not repeat:
+            what = (
+                f"NeMo before 3.0 stops where {len(among)} steps are masked, and {negatives} negatives are to be drawn"
+            )
+            raise UserError(what, f"num_negatives={negatives}", "Lower it, or give nemo=3.0 (NEMO_VERSION=3.0.0).")
         chances = torch.ones((number, len(among)), device=among.device)
         drawn = torch.multinomial(chances, negatives, replacement=repeat and len(among) < negatives)
         return among[drawn.view(-1)].view((number, negatives, *among.shape[1:])).transpose(0, 1)

@@ -74,7 +74,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
          f"{LISTED}contrastive.loss.codebook_size=8", f"{LISTED}contrastive.loss.quantizer_temp_decay=0.5",
          f"{LISTED}contrastive.loss.num_negatives=4", f"{LISTED}mlm.is_active=true", f"{LISTED}mlm.start_step=1",
          f"{LISTED}mlm.decoder.num_classes=100", f"{LISTED}mlm.targets_from_loss=null", "model.feature_penalty=0.1",
-         "model.spec_augment.patch_size=16"]),
+         "model.spec_augment.patch_size=16", "model.train_ds.augmentor={gain:{prob:0.5},white_noise:{prob:0.5}}"]),
     "long, beyond the positions prepared": (
         "long", ["model.train_ds.batch_size=2", "model.train_ds.max_duration=80", "model.encoder.pos_emb_max_len=100",
                  "batches=1"]),

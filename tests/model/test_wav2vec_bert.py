@@ -95,7 +95,7 @@ def test_a_negative_that_is_the_true_vector_does_not_count() -> None:
 def test_too_few_vectors_are_drawn_again_since_nemo_3_alone() -> None:
     among = torch.randn(2, 6)
     assert ContrastiveLoss(settings()).sample_negatives(among, 5).shape == (3, 5, 6)
-    with pytest.raises(RuntimeError, match="without replacement"):
+    with pytest.raises(UserError, match="before 3.0 stops where 2 steps are masked, and 3 negatives"):
         ContrastiveLoss(settings(), GENERATIONS["2.7"]).sample_negatives(among, 5)
 
 
