@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator, model_validator
 
 from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, in_yaml, read, silent
@@ -58,8 +58,9 @@ class Silence(Perturbation):
 class WhiteNoise(Perturbation):
     """White noise, at a level in whole dB below `max_level`."""
 
-    min_level: Number = -90
-    max_level: Number = -46
+    rng: Annotated[int, Ge(0), Le(2**32 - 1)] | None = None  # of NumPy's, which takes no other
+    min_level: Annotated[Number, Ge(-(2**31))] = -90
+    max_level: Annotated[Number, Le(2**31)] = -46
 
     @model_validator(mode="after")
     def _has_levels(self) -> WhiteNoise:
@@ -114,7 +115,9 @@ def _by_name(value: Any) -> Any:
     """
     if value in (None, {}):
         return None
-    for name in value if isinstance(value, dict) else [value]:
+    if not isinstance(value, dict):
+        raise Unfit(f"not supported: {in_yaml(value)}", "augmentor", "Give each perturbation by its name.")
+    for name in value:
         if name not in NAMES:
             fix = f"Supported: {', '.join(NAMES)}; noise and speakers are mixed in by batch_augmentor."
             raise Unfit(f"not supported: {in_yaml(name)}", "augmentor", fix)

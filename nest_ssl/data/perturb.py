@@ -54,7 +54,7 @@ def shifted(settings: Shift, samples_T: Samples, of: Perturbations) -> Samples:
     """Zeros where nothing is left: at the end of audio that comes earlier, which is a shift above 0."""
     milliseconds, longest = (
         random.uniform(settings.min_shift_ms, settings.max_shift_ms),
-        1000 * len(samples_T) / of.rate,
+        len(samples_T) / of.rate * 1000,
     )
     if abs(milliseconds) > longest:
         if of.far_shift == "ignored":

@@ -33,6 +33,12 @@ def test_a_shift(shift: float, release: str, first: float, last: float) -> None:
     assert (found[0], found[-1], len(found)) == (first, last, 1000)
 
 
+def test_a_shift_by_all_there_is_is_rounded_as_nemos() -> None:
+    """1001 / 1000 * 1000 milliseconds are a little less than 1001: one sample is left."""
+    found = perturbed({"shift": {"prob": 1, "min_shift_ms": 5000, "max_shift_ms": 5000}}, samples=1001)
+    assert found[0] == 1001 and not found[1:].any()
+
+
 def test_gain_silence_and_noise() -> None:
     assert perturbed({"gain": {"prob": 1, "min_gain_dbfs": 20, "max_gain_dbfs": 20}})[9] == pytest.approx(100)
     ends = {"min_start_silence_secs": 0.1, "max_start_silence_secs": 0.1, "min_end_silence_secs": 0.3}

@@ -158,7 +158,8 @@ def hooked_backward(module: nn.Module) -> object:
 
 
 def replaced(module: nn.Module) -> None:
-    module.forward = module.forward  # type: ignore[method-assign]
+    own = module.forward
+    module.forward = lambda *given: own(*given)  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("looking", [hooked, hooked_backward, replaced])
@@ -176,6 +177,13 @@ def test_a_hook_on_all_modules_opens_all() -> None:
     finally:
         handle.remove()
     assert not is_watched(encoder())
+
+
+def test_a_forward_of_its_own_is_nobodys() -> None:
+    """Lightning, under ddp, leaves it behind on the module."""
+    module = encoder()
+    module.forward = module.forward  # type: ignore[method-assign]
+    assert "forward" in vars(module) and not is_watched(module)
 
 
 def test_a_recorder_opens_all_and_closes_them_again() -> None:

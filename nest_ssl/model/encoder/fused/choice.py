@@ -21,9 +21,13 @@ def is_watched(module: nn.Module) -> bool:
     """Whether somebody sees calls of `module` or of one in it: by a hook, or by something in place of its forward."""
     if any(getattr(torch_module, hooks, None) for hooks in GLOBAL_HOOKS):
         return True
-    return any(
-        not REPLACED.isdisjoint(vars(each)) or any(vars(each)[hooks] for hooks in HOOKS) for each in module.modules()
-    )
+    return any(_is_replaced(each) or any(vars(each)[hooks] for hooks in HOOKS) for each in module.modules())
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    """Whether another function is set on it; its own, as Lightning leaves behind under ddp, is none."""
+    given = {name: vars(module)[name] for name in REPLACED if name in vars(module)}
+    return any(getattr(value, "__func__", None) is not getattr(type(module), name) for name, value in given.items())
 
 
 def is_fusable(layer: ConformerLayer, x_BTD: Tensor) -> bool:
