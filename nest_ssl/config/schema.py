@@ -201,9 +201,9 @@ class ListedArchitecture(Section):
         if layer is not None and layer not in [f"layers.{number}" for number in range(encoder.n_layers)]:
             raise Unfit(f"no such layer: {layer}", f"{where}output_from_layer", "Give layers.0 and so on.")
         if (layer is not None) != each.transpose_encoded:
-            wanted, what = ("true", "a layer's output") if layer is not None else ("false", "the encoder's output")
-            what = f"NeMo stops at it, too: {what} has its channels elsewhere"
-            raise Unfit(what, f"{where}transpose_encoded", f"Set it to {wanted}.")
+            output, fix = ("the encoder's", "false") if layer is None else ("a layer's", "true")
+            what = f"NeMo stops at it, too: {output} output has its channels elsewhere"
+            raise Unfit(what, f"{where}transpose_encoded", f"Set it to {fix}.")
         width = encoder.feat_out if encoder.feat_out > 0 and layer is None else encoder.d_model
         probabilities = isinstance(decoder, OneSoftmax) or decoder.apply_softmax
         if probabilities == isinstance(loss, Contrastive):
