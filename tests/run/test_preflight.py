@@ -268,3 +268,20 @@ def test_two_trainings_differ_in_nothing_but_their_scripts() -> None:
     lines = [(Path(__file__).parents[2] / "scripts" / f"train_{name}.py").read_text().splitlines()
              for name in ("nemo", "nest")]  # fmt: skip
     assert len(set(lines[0]) ^ set(lines[1])) < 57  # 20 of them: which NeMo, see `checkout`
+
+
+@pytest.mark.parametrize(
+    ("subject", "overrides", "said"),
+    [
+        (NEST, ["numerics=fast"], True),
+        (NEST, ["numerics=fast", "save_steps=all"], True),
+        (NEST, ["numerics=fast", "save_steps=none"], False),
+        (NEST, ["numerics=exact"], False),
+        (NEMO, ["numerics=fast"], False),
+    ],
+)
+def test_a_recorded_step_of_the_fast_mode_is_said_to_be_computed_otherwise(
+    subject: Subject, overrides: list[str], said: bool
+) -> None:
+    notes = check_settings(subject, read_command_line(subject.name, ["size=tiny", *overrides]))
+    assert any("a recorded step computes the open way" in note for note in notes) == said
