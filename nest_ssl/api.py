@@ -101,8 +101,9 @@ def report(compared: Compared | ComparedRanks, out: Path | str = "outputs/report
         for rank, one in enumerate(compared.ranks):
             report(one, folder / rank_folder(rank))
         return write_ranks_report(compared.over, folder)
-    for side in (compared.comparison.reference, compared.comparison.candidate):
-        if Path(side.path).resolve() in (folder.resolve(), *folder.resolve().parents):
+    for side in (compared.opened.reference, compared.opened.candidate):
+        recorded = side.path if side.index.rank is None else side.path.parent  # all its ranks
+        if recorded.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise UserError("a report would be written into a recording", str(out), "Choose a folder outside.")
     return write_reports(compared.comparison, folder, compared.opened.picture(compared.comparison))
 

@@ -96,6 +96,10 @@ def test_several_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: f
         assert (found.verdict, [one.verdict for one in found.ranks]) == ("diverged", ["identical", "diverged"])
         assert found.first == found.ranks[1].first == found.findings[0] and "| rank |" in found._repr_markdown_()
         assert repr(found).startswith("<diverged: On rank 1 of 2: ")
+    with pytest.raises(UserError, match="would be written into a recording: outputs/mine/report"):
+        nest_ssl.report(found, "outputs/mine/report")
+    with pytest.raises(UserError, match="one rank is no recording of several: outputs/reference/rank_0"):
+        nest_ssl.compare("outputs/reference/rank_0", "outputs/mine")
     with pytest.raises(UserError, match="evidence is not gathered of several processes: outputs/mine. Record both"):
         explain(["--reference", "outputs/reference/rank_0", "--candidate", "outputs/mine"])
 

@@ -96,13 +96,18 @@ def ranks_of(reference: Path, candidate: Path) -> list[tuple[Path, Path]] | None
     """The recordings of each rank of both sides, as far as both have it; None where both are of one process.
 
     Raises:
-        UserError: an index of ranks is damaged, or a rank is missing.
+        UserError: an index of ranks is damaged, a rank is missing, or one rank alone stands against several.
     """
     from nest_ssl.recording.ranks import read_ranks
+    from nest_ssl.recording.reader import open_recording
 
     found = read_ranks(reference), read_ranks(candidate)
     if found == (None, None):
         return None
+    for folder, ranks in zip((reference, candidate), found, strict=True):
+        if ranks is None and open_recording(folder, verify=False).index.rank is not None:
+            fix = "Give the folder with all its ranks, or the same rank of the other side."
+            raise UserError("one rank is no recording of several", str(folder), fix)
     return list(zip(found[0] or [reference], found[1] or [candidate], strict=False))
 
 

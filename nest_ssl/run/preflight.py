@@ -18,12 +18,14 @@ from nest_ssl.config.data import Dataset
 from nest_ssl.config.schema import NEST, class_of
 from nest_ssl.config.section import plain, read
 from nest_ssl.data.check import check_dataset
-from nest_ssl.data.corpus import Corpora, is_mixed, is_stream, sets_of, within_limits
+from nest_ssl.data.corpus import Corpora, is_mixed, is_stream
 from nest_ssl.data.fingerprint import DataRecord
+from nest_ssl.data.shares import Share, shares_of
 from nest_ssl.data.sources.seeding import seed_lhotse
 from nest_ssl.model.models import model_of
 from nest_ssl.releases import NEWEST, generation, generation_of, unlisted
 from nest_ssl.run.ranks import processes
+from nest_ssl.run.shares import check_shares, check_training, check_validation, say_shares, share_out_limit
 from nest_ssl.run.subject import Inputs, Subject
 from nest_ssl.train.checkpoint.init_from import load_sources
 from nest_ssl.train.optim import build_optimizer
@@ -123,17 +125,14 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
     for name, dataset in datasets.items():
         if dataset.use_lhotse:
             check_unknown_length(cfg, name, dataset)
-    # How many batches Lhotse makes shows when they are made, and most of its streams have no end.
-    utterances, batch_size = math.inf if train.use_lhotse else corpora.in_an_epoch(train), train.batch_size or 1
-    utterances, shares = shared_out(utterances, batch_size, train.drop_last, processes(cfg))
-    share = cfg.trainer.get("limit_train_batches")
-    if (train.is_tarred or train.is_concat) and isinstance(share, float):  # what NeMo makes of it for such data
-        cfg.trainer.limit_train_batches = int(share * math.ceil(utterances / batch_size))
-    length = planned_length(cfg, utterances, batch_size, train.drop_last)
     notes = [f"{name}: {left_out}" for name, corpus in checked.items() if (left_out := corpus.left_out())]
-    notes += [*shares, *check_shares(cfg, datasets)]
-    if processes(cfg) > 1 and train.is_tarred and not (train.is_concat or train.use_lhotse):
-        refuse_uneven_tars(train, corpora, processes(cfg), length.epoch)
+    shares = shares_of(train, corpora, processes(cfg))
+    notes += [*say_shares(train, shares, corpora), *check_shares(cfg, datasets)]
+    share_out_limit(cfg, "train", train, shares, corpora)
+    check_training(cfg, shares)
+    if "validation" in checked:
+        check_validation(cfg, corpora)
+    length = planned_length(cfg, min(shares, key=lambda share: share.batches), train.batch_size or 1)
     if cfg.seeded_data and (train.is_concat or (train.is_tarred and train.shuffle is not False)):
         drawn = "the order of tar files, and of a mixture's sets,"
         notes.append(f"{drawn} follows from the seed; NeMo's own follows from the clock (seeded_data=false)")
@@ -177,24 +176,24 @@ def check_unknown_length(cfg: DictConfig, name: str, dataset: Dataset) -> None:
         raise UserError("a schedule whose length nothing says: Lhotse does not count its batches", where, fix)
 
 
-def planned_length(cfg: DictConfig, utterances: float, batch_size: int, drop_last: bool) -> Length:
+def planned_length(cfg: DictConfig, share: Share, batch_size: int) -> Length:
     """How long `cfg.trainer` trains.
 
     Args:
         cfg: the whole configuration.
-        utterances: in an epoch; infinite where they are not counted.
+        share: what a rank has in an epoch.
         batch_size: utterances in a batch.
-        drop_last: whether an incomplete last batch is left out.
 
     Raises:
         UserError: there is nothing to train, or no end to it.
     """
     trainer, limit = cfg.trainer, cfg.trainer.get("limit_train_batches")
-    counted = utterances != math.inf
-    whole = math.floor if drop_last else math.ceil
-    epoch: float = whole(utterances / batch_size) if counted else math.inf
+    epoch, counted = share.batches, share.batches != math.inf
     if epoch == 0:
-        where, fix = f"model.train_ds.batch_size={batch_size}, {utterances} utterances", "Lower it, or drop_last=false."
+        where, fix = (
+            f"model.train_ds.batch_size={batch_size}, {share.utterances} utterances",
+            "Lower it, or drop_last=false.",
+        )
         raise UserError("no batch is full, so there is nothing to train", where, fix)
     if limit is not None:
         epoch = min(epoch, limit) if isinstance(limit, int) else int(epoch * limit) if counted else epoch
@@ -221,67 +220,6 @@ def planned_length(cfg: DictConfig, utterances: float, batch_size: int, drop_las
         return Length(epoch, epochs * epoch, epochs * steps_of_epoch)
     whole_epochs, left = divmod(steps, steps_of_epoch)  # an epoch's last step may have fewer batches
     return Length(epoch, whole_epochs * epoch + left * accumulate, steps)
-
-
-def shared_out(utterances: float, batch_size: int, drop_last: bool, ranks: int) -> tuple[float, list[str]]:
-    """How many utterances each of several ranks has in an epoch, and a line that says so before training starts.
-
-    Lightning gives every rank the same number: where they cannot be shared out evenly, the first ones come twice.
-    Source: PyTorch 2 `torch.utils.data.DistributedSampler` (``drop_last=False``).
-    """
-    if ranks == 1 or utterances == math.inf:
-        return utterances, []
-    each = math.ceil(utterances / ranks)
-    batches = each // batch_size if drop_last else math.ceil(each / batch_size)
-    twice = each * ranks - utterances
-    more = f"; {twice} of {utterances:,} come twice, for they cannot be shared out evenly" if twice else ""
-    return each, [f"train, an epoch of each of {ranks} ranks: utterances {each:,}, batches {batches:,}{more}"]
-
-
-def check_shares(cfg: DictConfig, datasets: dict[str, Dataset]) -> list[str]:
-    """What each of several ranks reads where the data share themselves out, as NeMo's do; a line for what is odd.
-
-    Raises:
-        UserError: a rank would have no tar file; or Lightning would put its own order in the place of Lhotse's.
-    """
-    ranks, notes = processes(cfg), []
-    for name, dataset in datasets.items() if ranks > 1 else ():
-        section = f"model.{name}_ds"
-        if dataset.use_lhotse and not is_stream(dataset):
-            if cfg.trainer.get("use_distributed_sampler", True) is not False:
-                fix = "Give trainer.use_distributed_sampler=false."
-                raise UserError("Lhotse itself shares such data out", f"{section}.use_lhotse with {ranks} ranks", fix)
-        elif dataset.use_lhotse and not dataset.num_workers:
-            same = f"{section}.num_workers=0: every rank reads the same of Lhotse's streams, as in NeMo"
-            notes.append(f"{same}; with num_workers=1 each has an order of its own")
-        elif dataset.is_tarred and dataset.tarred_shard_strategy == "scatter":
-            for tars in (part.tars for parts in sets_of(dataset) for part in parts):
-                if len(tars) < ranks:
-                    fix = "Write more tar files, or give tarred_shard_strategy=replicate."
-                    raise UserError(f"fewer tar files than the {ranks} ranks", f"{section}: {', '.join(tars)}", fix)
-                if left := len(tars) % ranks:
-                    notes.append(f"{name}: the last {left} of {len(tars)} tar files are read by none of {ranks} ranks")
-    return notes
-
-
-def refuse_uneven_tars(train: Dataset, corpora: Corpora, ranks: int, epoch: float) -> None:
-    """A rank whose tar files give it fewer batches than `epoch`, and than another's, would be waited for without end.
-
-    Buckets, each of which is read by all ranks, are not looked at.
-
-    Raises:
-        UserError: there is such a rank.
-    """
-    from nest_ssl.data.sources.tarred import batches_of_ranks
-
-    (parts,) = sets_of(train)
-    if len(parts) == 1:
-        entries = within_limits([corpora.speech(path) for path in parts[0].manifests], train)[0]
-        batches = batches_of_ranks(train, entries, parts[0].tars, ranks)
-        if min(batches) < min(epoch, max(batches)):
-            where = ", ".join(f"rank {rank}: {number}" for rank, number in enumerate(batches))
-            fix = f"Share the tar files out evenly, or give trainer.limit_train_batches={min(batches)}."
-            raise UserError("the ranks have different numbers of batches", where, fix)
 
 
 def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:

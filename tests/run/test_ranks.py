@@ -19,7 +19,6 @@ from train_nest import NEST
 from nest_ssl.base.errors import UserError
 from nest_ssl.recording.ranks import read_ranks
 from nest_ssl.run import ranks as module
-from nest_ssl.run.preflight import shared_out
 from nest_ssl.run.ranks import Rank, Together, launch, of_torchrun, own_rank, processes
 
 # What a rank does: an index as a recording has it, or what `FAULT` says on rank 1.
@@ -208,14 +207,6 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, devices: object, nu
 def test_no_number_of_processes(devices: object) -> None:
     with pytest.raises(UserError, match="not a number of devices: trainer.devices="):
         processes(OmegaConf.create({"trainer": {"devices": devices}}))
-
-
-def test_what_each_rank_has_is_said_before_training() -> None:
-    assert shared_out(10, 2, False, 1) == (10, [])
-    each, (line,) = shared_out(10, 2, False, 2)
-    assert each == 5 and line == "train, an epoch of each of 2 ranks: utterances 5, batches 3"
-    each, (line,) = shared_out(10, 2, True, 4)
-    assert each == 3 and "utterances 3, batches 1; 2 of 10 come twice" in line
 
 
 @pytest.mark.parametrize(("batches", "refused"), [([3, 3], False), ([3, 2], True)])

@@ -105,23 +105,51 @@ def lines_by_name(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     return lines
 
 
-def batches_of_ranks(dataset: Dataset, entries: Sequence[Entry], tars: Sequence[str], ranks: int) -> list[int]:
-    """How many batches of a set each of several ranks has in an epoch, by the names of what is in its tar files.
+def shares_of_ranks(
+    dataset: Dataset, entries: Sequence[Sequence[Entry]], tars: Sequence[Sequence[str]], ranks: int
+) -> list[tuple[int, int]]:
+    """How many utterances and batches of a set each of several ranks has in an epoch, by the names in its tar files.
+
+    Args:
+        dataset: its settings.
+        entries: the lines of each bucket.
+        tars: the tar files of each bucket.
+        ranks: how many share them out.
 
     Raises:
-        UserError: as `lines_by_name`.
+        UserError: a tar file that cannot be read; and as `lines_by_name`.
+    """
+    weights, workers = dataset.bucketing_weights or [1] * len(tars), max(1, dataset.num_workers)
+    drawn = sum(weights) > 1 and dataset.bucketing_strategy != "fixed_order"  # see `mixed.chain`: cut off at its length
+    read = [[0] * workers for _ in range(ranks)]
+    for lines, paths, weight in zip(entries, tars, weights, strict=True):
+        held = lines_in(lines, paths)
+        for rank in range(ranks):
+            own = own_share(paths, dataset.tarred_shard_strategy, rank, ranks)
+            for worker in range(workers):
+                count = sum(held[path] for path in own[worker::workers])
+                read[rank][worker] += weight * (min(count, len(lines)) if drawn else count)
+    size, whole = dataset.batch_size or 1, math.floor if dataset.drop_last else math.ceil
+    length = whole(sum(weight * len(lines) for lines, weight in zip(entries, weights, strict=True)) / size)
+    # Each worker makes its own batches; Lightning takes no more of them than the loader's length.
+    return [(sum(counts), min(length, sum(whole(count / size) for count in counts))) for counts in read]
+
+
+def lines_in(entries: Sequence[Entry], tars: Sequence[str]) -> dict[str, int]:
+    """How many of the lines each tar file has the audio of; headers alone are read.
+
+    Raises:
+        UserError: a tar file that cannot be read; and as `lines_by_name`.
     """
     lines, endings, held = lines_by_name(entries), SUFFIXES.split(";"), {}
     for tar in tars:
-        with tarfile.open(tar) as archive:  # headers alone are read
-            names = [os.path.splitext(os.path.basename(member.name)) for member in archive]
+        try:
+            with tarfile.open(tar) as archive:
+                names = [os.path.splitext(os.path.basename(member.name)) for member in archive]
+        except tarfile.TarError as error:
+            raise UserError("a tar file that cannot be read", f"{tar}: {error}", "Copy it again.") from error
         held[tar] = sum(len(lines.get(name, ())) for name, ending in names if ending[1:].lower() in endings)
-    workers, whole, batches = max(1, dataset.num_workers), math.floor if dataset.drop_last else math.ceil, []
-    for rank in range(ranks):
-        own = own_share(tars, dataset.tarred_shard_strategy, rank, ranks)
-        read = [sum(held[tar] for tar in own[worker::workers]) for worker in range(workers)]
-        batches.append(sum(whole(count / (dataset.batch_size or 1)) for count in read))
-    return batches
+    return held
 
 
 def share_of_worker(shards: Iterator[Any]) -> Iterator[Any]:
