@@ -1,4 +1,4 @@
-"""The page: what each part found, in tables, with card and versions. Every number in it comes from the results."""
+"""The page: what each part found, in tables, with card and versions. Every number in it comes from `gpu.json`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Row = dict[str, Any]
 INTRODUCTION = (
     "Written by the command below from ",
     Code("gpu.json"),
-    ", which it writes as well; not by hand. Both trainers run the same data, configuration and seed; “identical” is "
-    "every bit of every recorded tensor.",
+    ", which it writes as well; only a remark, below a part's command, is a person's. Both trainers run the same data, "
+    "configuration and seed; “identical” is every bit of every recorded tensor.",
 )
 
 

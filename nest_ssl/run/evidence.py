@@ -49,6 +49,7 @@ SMALL = 2_000_000  # parameters of a model that is trained without a recorder, t
 SCRIPTS = {"nemo_toolkit": "scripts/train_nemo.py", "nest-ssl": "scripts/train_nest.py"}  # by package
 START = 8.0  # seconds until a trainer is imported
 RATES = 100_000  # steps of a schedule, worked out without training
+WRITERS = {"float64": files.FLOAT64, "floor": files.FLOOR}  # kinds that take room, in their order, and their folders
 BARE, TRACED = "bare", "traced"  # folders of runs without a recorder, and of those whose operators are recorded
 
 FAILED = "its run failed, see the logs in this folder"
@@ -136,7 +137,8 @@ def plan(
     Args:
         names: a map of the candidate's names of modules to the reference's.
     """
-    wanted = [kind for kind in kinds if not hindrance(kind, reference, candidate, folder)]
+    hindered = hindrances(kinds, reference, candidate, folder)
+    wanted = [kind for kind in kinds if kind not in hindered]
     runs = {side: _Runs(side, one, folder) for side, one in zip(SIDES, (reference, candidate), strict=True)}
     twice = dict(zip(SIDES, files.float64_names(reference.path, candidate.path), strict=True))
     traced = [*(["operators=true"] if "operators" in wanted else [])]
@@ -179,13 +181,37 @@ def _replay(log: str, ends: tuple[Path, Path, Path], index: Index, more: Sequenc
     return Job(log, "candidate", "replay", words, START + index.duration_s, needs)
 
 
-def hindrance(kind: str, reference: Recording, candidate: Recording, folder: Path) -> str:
-    """Why a kind of evidence cannot be had in `folder`; empty where nothing is known against it."""
+def hindrances(kinds: Sequence[str], reference: Recording, candidate: Recording, folder: Path) -> dict[str, str]:
+    """Why kinds of evidence cannot be had together in `folder`, by kind; without those that nothing is known against.
+
+    What they write is held against the free space together: recordings in float64 stay while the noise floor is
+    measured. What is there of these kinds is written over, and so is room; what is there of others stays.
+    """
+    found = {kind: reason for kind in kinds if (reason := hindrance(kind, reference, candidate))}
+    writers = {kind: made for kind, made in WRITERS.items() if kind in kinds}
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = [path for name in writers.values() for path in (folder / name).rglob("*") if path.is_file()]
+    free = shutil.disk_usage(place).free + sum(path.stat().st_size for path in there)
+    for kind in (kind for kind in writers if kind not in found):
+        written = [reference] if kind == "floor" else [reference, candidate] * 2  # as it is; twice as wide
+        needed = sum(entry.bytes for recording in written for entry in recording.index.files.values())
+        if needed > free:
+            found[kind] = f"it writes {size(needed)}, and {size(free)} are free at {place}"
+        else:
+            free -= needed
+    return found
+
+
+def hindrance(kind: str, reference: Recording, candidate: Recording) -> str:
+    """Why a kind of evidence cannot be had of these recordings; empty where nothing is known against it."""
     for recording in {"replay": [candidate], "floor": [reference]}.get(kind, [reference, candidate]):
         name, index = recording.path.name, recording.index
         generation = GENERATIONS.get(index.generation.name) if index.generation else None
-        if kind in ("replay", "float64", "floor") and reference.index.level:
-            return f"{reference.path.name} has some modules alone (record={reference.index.level.record})"
+        read = {"replay": reference, "float64": recording, "floor": reference}.get(kind)  # what must have all
+        if read and read.index.level:
+            held = {"operators": "operators alone", "digest": "digests alone"}
+            record = read.index.level.record
+            return f"{read.path.name} has {held.get(record, 'some modules alone')} (record={record})"
         if kind == "observer" and not index.weights_at_end:
             return f"{name} does not have the weights at the end of training"
         if kind == "operators" and not {*reference.steps} & {*candidate.steps}:
@@ -196,12 +222,7 @@ def hindrance(kind: str, reference: Recording, candidate: Recording, folder: Pat
             return f"{name} goes on from a checkpoint, which may be another one by now"
         if kind == "float64" and generation and generation.float64 == "fails":
             return f"NeMo {index.generation.name if index.generation else ''} does not train in float64"
-    written = {"float64": [reference, candidate] * 2, "floor": [reference]}.get(kind, [])  # twice as wide, and as it is
-    needed = sum(entry.bytes for recording in written for entry in recording.index.files.values())
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    there = [path for name in (files.FLOAT64, files.FLOOR) for path in (folder / name).rglob("*") if path.is_file()]
-    free = shutil.disk_usage(place).free + sum(path.stat().st_size for path in there)  # what is there is written over
-    return f"it writes {size(needed)}, and {size(free)} are free at {place}" if needed > free else ""
+    return ""
 
 
 def prepare(folder: Path, kinds: Sequence[str]) -> None:
@@ -234,7 +255,7 @@ def collect(
         UserError: a file of evidence is damaged.
     """
     seals = seal_of(reference.index), seal_of(candidate.index)
-    hindered = {kind: reason for kind in kinds if (reason := hindrance(kind, reference, candidate, folder))}
+    hindered = hindrances(kinds, reference, candidate, folder)
     checks, spent = list[Check](), dict[str, float]()
     if repeated := _recorded(folder / files.FLOOR):
         checks, seconds = _bind_floor(reference, repeated)

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.steps import parse_steps
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.schema import NEST, class_of
 from nest_ssl.config.section import plain, read
@@ -100,6 +101,8 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
             notes.append("bad_audio=skip is the port's alone: NeMo stops at a file that cannot be used")
         if cfg.get("exp_manager"):
             notes.append("exp_manager is not used: no logger or checkpoint is written")
+    elif cfg.numerics == "fast" and (cfg.save_steps is None or parse_steps(cfg.save_steps) != frozenset()):
+        notes.append("numerics=fast: a recorded step computes the open way, so weights after it differ by rounding")
     return notes
 
 

@@ -7,7 +7,8 @@
 - Fresh memory is not filled (`base.determinism.allow_fast_kernels`); kernels stay repeatable.
 
 A step that is recorded takes the open way through decoder and loss, as any step that somebody looks into: recordings of
-both modes have the same calls, and `nest-ssl explain` says of them what rounding is.
+both modes have the same calls, and `nest-ssl explain` says of them what rounding is. Weights after a recorded step
+therefore differ by rounding from those of a run that records nothing, or other steps.
 """
 
 from __future__ import annotations

@@ -151,6 +151,6 @@ def test_what_must_not_differ_is_a_fault(part: str, change: dict[str, Any], faul
 
 
 def test_the_page_that_is_committed_is_the_one_of_its_results() -> None:
-    """No number in it was written by hand."""
+    """Nothing in it was written by hand but the remarks, which are in the results."""
     text = render_markdown(page(load_results(ROOT / "docs" / "gpu.json")))
     assert (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8") == text

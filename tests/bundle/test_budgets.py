@@ -35,6 +35,7 @@ WINGS = {
     # 80 for issue 11: the fast mode.
     # 300 for issue 14: the settings of a model with a list of losses, of convolutional encoders and of perturbations.
     # 30 for issue 9: evidence side by side, no evidence that the disk has no room for, a floor worked out in pieces.
+    # 30 more for issue 9: what evidence writes is held against the disk together; what a side's level does not have.
     "trainer": (6_500, "config train run cli".split()),
     # On a GPU and on a CPU. 250 for issues 11 and 15: the fast mode beside both, where forward takes its time, a curve.
     "bench": (1_750, ["bench"]),

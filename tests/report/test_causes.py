@@ -75,7 +75,7 @@ def drew(*counts: int | None, fate: Fate = Fate.OTHER_COUNT, **fields: Any) -> D
             finding(),
             "Its inputs have the same bits, its output does not. It is the first such call in execution order (1 of "
             "22). "
-            "Steps 1 to 8 were not recorded: it may have been born there.",
+            "Steps 1 to 8 were not compared: it may have been born there.",
         ),
         (
             Cause(Birth.OUTPUT, "encoder", order=0, calls=22, draw=drew(8, 10), unrecorded=(0, 0)),
@@ -83,7 +83,7 @@ def drew(*counts: int | None, fate: Fate = Fate.OTHER_COUNT, **fields: Any) -> D
             "Its inputs have the same bits, its output does not. It is the first such call in execution order (1 of "
             "22). "
             "Random draws differ after it: masking drew 8 numbers from torch_cpu, the candidate 10. Step 0 was not "
-            "recorded: it may have been born there.",
+            "compared: it may have been born there.",
         ),
         (
             Cause(Birth.MODEL_OUTPUT, states=("torch_cpu", "numpy")),

@@ -224,3 +224,20 @@ def test_graphs_that_are_never_captured_are_said(
         encoder = model_of(read_config(["size=tiny", *overrides])[0].model, NEWEST).encoder
     notes = without_graphs(encoder, on_gpu, ranks)
     assert (why in notes[0] and "no effect" in notes[0]) if why else notes == []
+
+
+@pytest.mark.parametrize(
+    ("subject", "overrides", "said"),
+    [
+        (NEST, ["numerics=fast"], True),
+        (NEST, ["numerics=fast", "save_steps=all"], True),
+        (NEST, ["numerics=fast", "save_steps=none"], False),
+        (NEST, ["numerics=exact"], False),
+        (NEMO, ["numerics=fast"], False),
+    ],
+)
+def test_a_recorded_step_of_the_fast_mode_is_said_to_be_computed_otherwise(
+    subject: Subject, overrides: list[str], said: bool
+) -> None:
+    notes = check_settings(subject, read_command_line(subject.name, ["size=tiny", *overrides]))
+    assert any("a recorded step computes the open way" in note for note in notes) == said

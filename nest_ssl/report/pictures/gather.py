@@ -20,6 +20,7 @@ from nest_ssl.compare.operators import OperatorDifference, diff, of_step
 from nest_ssl.compare.rules.same_function import Function
 from nest_ssl.compare.values import flatten
 from nest_ssl.recording.address import Kind
+from nest_ssl.recording.layout import CALLS
 from nest_ssl.recording.reader import Recording
 from nest_ssl.report.pictures.data import (
     SEVERITY,
@@ -106,11 +107,14 @@ def tree_of(comparison: Comparison, reference: Recording) -> Node | None:
     return root if entries else None
 
 
-def strip_of(comparison: Comparison, reference: Recording, evidence: Evidence | None, step: int) -> Strip:
-    """The calls of one step of the first rank, by their end.
+def strip_of(comparison: Comparison, reference: Recording, evidence: Evidence | None, step: int) -> Strip | None:
+    """The calls of one step of the first rank, by their end; None where none was recorded (record=operators).
 
     By their start a model's error would stand before the layer that it was born in.
     """
+    recorded_step = reference.step(step)
+    if not recorded_step.has(CALLS):
+        return None
     judged = {(call.module, call.call): call for call in comparison.calls if (call.step, call.rank) == (step, 0)}
     errors: dict[tuple[str, int], float | None] = {}
     for finding in comparison.rung("forward").findings:
@@ -125,7 +129,7 @@ def strip_of(comparison: Comparison, reference: Recording, evidence: Evidence | 
             key = address.module or "", address.call or 0
             floors[key] = max(floors.get(key, 0.0), entry.relative_largest)
     points = []
-    for made in sorted(reference.step(step).calls(), key=lambda call: call.end):
+    for made in sorted(recorded_step.calls(), key=lambda call: call.end):
         call, key = judged.get((made.module, made.call)), (made.module, made.call)
         state = State.SAME if call is None else call_state(comparison, call)
         relation = call.relation.value if call else ""

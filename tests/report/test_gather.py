@@ -1,0 +1,36 @@
+"""What is taken for the pictures, of recordings that do not have all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import nest_ssl
+
+
+def train(folder: Path, record: str, rate: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    with nest_ssl.recording(folder, model, steps=[0], record=record) as recorder:
+        inputs = torch.ones(3, 4)
+        recorder.batch(inputs)
+        loss = model(inputs).square().mean()
+        recorder.loss(loss)
+        optimizer.zero_grad()
+        loss.backward()
+        recorder.backward_done()
+        optimizer.step()
+        recorder.step_done(optimizer)
+
+
+@pytest.mark.parametrize("levels", [("operators", "operators"), ("operators", "modules"), ("modules", "operators")])
+def test_a_recording_of_operators_alone_has_a_report(tmp_path: Path, levels: tuple[str, str]) -> None:
+    sides = tmp_path / "reference", tmp_path / "candidate"
+    for side, record, rate in zip(sides, levels, (0.1, 0.2), strict=True):
+        train(side, record, rate)
+    nest_ssl.report(nest_ssl.compare(*sides), tmp_path / "report")
+    assert (tmp_path / "report" / "report.html").is_file()
