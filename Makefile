@@ -86,6 +86,12 @@ $(if $(strip $(OUT)),,$(error OUT is empty. Name the folder for nemo/, nest/ and
 $(if $(filter-out local docker,$(RUNTIME)),$(error RUNTIME=$(RUNTIME) is no runtime. Use docker or local))
 unlocked := $(if $(filter locks,$(MAKECMDGOALS)),,$(filter-out $(releases),$(sort $(NEMO_VERSION) $(FROM_VERSION) $(GENERATIONS))))
 $(if $(unlocked),$(error no lock for this NeMo: $(unlocked). Use one of: $(releases), or write one: make locks NEMO_VERSION=...))
+comma := ,
+tracks := $(filter track,$(MAKECMDGOALS))
+$(if $(tracks),$(if $(strip $(FROM_VERSION)),,$(error FROM_VERSION is empty. Use one of: $(releases), or leave it out)))
+$(if $(tracks),$(if $(filter none,$(STEPS)),$(error STEPS=none records nothing to track. Give steps, as STEPS=0$(comma)1)))
+$(if $(tracks),$(foreach name,NEMO_SOURCE FROM_SOURCE,$(if $(strip $($(name))),$(if $(shell test -d $(call q,$($(name))/nemo) || echo no),\
+    $(error no checkout of NeMo: $(name)=$($(name)). Give the folder that has nemo/ in it)))))
 two := $(filter-out $(FROM_VERSION)|$(FROM_SOURCE),$(NEMO_VERSION)|$(NEMO_SOURCE))
 $(if $(filter track,$(MAKECMDGOALS)),$(if $(two),,$(error one NeMo alone: $(NEMO_VERSION). Name the other one: FROM_VERSION=, FROM_SOURCE= or NEMO_SOURCE=)))
 $(if $(filter-out 1,$(RANKS)),$(if $(filter track explain,$(MAKECMDGOALS))$(EXPLAIN),$(error RANKS=$(RANKS): evidence and \

@@ -184,7 +184,12 @@ def _apply(cfg: DictConfig, override: Override) -> None:
     """Set or remove a key. What refers to a removed section, as validation to training's augmentor, goes with it."""
     key = override.key_or_group
     if not override.is_delete():
-        OmegaConf.update(cfg, key, override.value(), merge=True, force_add=True)
+        value = override.value()
+        # A list takes the place of a section, and is refused as what it is.
+        merge = isinstance(value, dict) or not isinstance(
+            OmegaConf.select(cfg, key, throw_on_resolution_failure=False), DictConfig
+        )
+        OmegaConf.update(cfg, key, value, merge=merge, force_add=True)
         if override.value() is None:
             _drop_references(cfg, f"{key}.")
         return

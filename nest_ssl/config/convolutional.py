@@ -101,6 +101,22 @@ class ConvEncoder(Section):
     unified: ClassVar[list[str]] = []
 
     @model_validator(mode="after")
+    def _groups_fit(self) -> ConvEncoder:
+        channels = self.feat_in
+        for number, block in enumerate(self.jasper):
+            of = f"NeMo stops at it, too: channels of jasper[{number}]"
+            inputs = (channels, block.filters) if block.repeat > 1 else (channels,)
+            if any(width % block.groups for width in (*inputs, block.filters)):
+                what = f"{of}, {' and '.join(map(str, inputs))} to {block.filters}, are no multiple of its groups"
+                raise Unfit(what, f"jasper[{number}].groups={block.groups}", "Give a divisor, or 1.")
+            norms = block.filters if self.norm_groups == -1 else self.norm_groups
+            if self.normalization_mode == "group" and (norms == 0 or block.filters % norms):
+                what = f"{of}, {block.filters}, are no multiple of it"
+                raise Unfit(what, f"norm_groups={self.norm_groups}", "Give a divisor, or -1 for a group of each.")
+            channels = block.filters
+        return self
+
+    @model_validator(mode="after")
     def _pads_alike(self) -> ConvEncoder:
         for number, block in enumerate(self.jasper):
             if not self.conv_mask and not isinstance(block.padding, int):

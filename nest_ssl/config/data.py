@@ -145,7 +145,7 @@ class Dataset(Section):
             "noise_path perturb_speed concatenate_samples truncate_duration cut_into_windows_duration rir_enabled"
             " pad_min_duration lowpass_enabled compression_enabled clipping_enabled slice_length"
             " reweight_temperature skip_missing_manifest_entries tarred_random_access".split(),
-            "Leave it out; of what changes audio, noise_manifest and batch_augmentor are supported.",
+            "Leave it out; of what changes audio, noise_manifest, augmentor and batch_augmentor are supported.",
         ),
     }
 

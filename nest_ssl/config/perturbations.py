@@ -10,23 +10,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator, model_validator
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, in_yaml, read, silent
 
 
 class Perturbation(Section):
     """What all have."""
 
-    RANGES: ClassVar[tuple[tuple[str, str], ...]] = ()  # keys of which the first must not be above the second
-
     prob: Probability  # that it happens to an utterance
     rng: int | None = None  # a seed for the generator of everything, when the loader is built; 0: none
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Perturbation:
-        for low, high in self.RANGES:
-            if getattr(self, low) > getattr(self, high):
-                raise Unfit(f"{getattr(self, low)} is above {high} {getattr(self, high)}", low, "Correct the value.")
-        return self
 
 
 class Gain(Perturbation):
@@ -44,14 +36,12 @@ class Shift(Perturbation):
 
 
 class Silence(Perturbation):
-    """Silence before and behind; seconds."""
+    """Silence before and behind; seconds. As in NeMo, the least may be above the most: all between is drawn."""
 
-    RANGES = (("min_start_silence_secs", "max_start_silence_secs"), ("min_end_silence_secs", "max_end_silence_secs"))
-
-    min_start_silence_secs: Annotated[Number, Gt(-1e-9)] = 0
-    max_start_silence_secs: Number = 0
-    min_end_silence_secs: Annotated[Number, Gt(-1e-9)] = 0
-    max_end_silence_secs: Number = 0
+    min_start_silence_secs: Annotated[Number, Ge(0)] = 0
+    max_start_silence_secs: Annotated[Number, Ge(0)] = 0
+    min_end_silence_secs: Annotated[Number, Ge(0)] = 0
+    max_end_silence_secs: Annotated[Number, Ge(0)] = 0
     value: Number = 0
 
 
@@ -121,7 +111,13 @@ def _by_name(value: Any) -> Any:
         if name not in NAMES:
             fix = f"Supported: {', '.join(NAMES)}; noise and speakers are mixed in by batch_augmentor."
             raise Unfit(f"not supported: {in_yaml(name)}", "augmentor", fix)
-    return {name: read(NAMES[name], each, f"augmentor.{name}") for name, each in value.items()}
+    settings = {}
+    for name, each in value.items():
+        try:
+            settings[name] = read(NAMES[name], each)
+        except UserError as error:  # of which section, the one that reads it knows
+            raise Unfit(error.what, f"augmentor.{name}.{error.where}".rstrip("."), error.fix) from error
+    return settings
 
 
 Augmentor = Annotated[dict[str, Perturbation] | None, BeforeValidator(_by_name)]

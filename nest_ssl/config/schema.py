@@ -116,6 +116,7 @@ class Model(Architecture, Training):
     def _parts_fit(self) -> Model:
         factor = self.encoder.frames_in_vector
         vector = f"encoder.subsampling_factor{' times reduction_factor' if self.encoder.reduces else ''}"
+        vector = "encoder.jasper's strides" if isinstance(self.encoder, ConvEncoder) else vector
         bands = self.preprocessor.features
         width = self.encoder.feat_out if self.encoder.feat_out > 0 else self.encoder.d_model
         equal = [
@@ -130,7 +131,7 @@ class Model(Architecture, Training):
             if value != wanted:
                 raise Unfit(f"it does not fit model.{other}={wanted}", f"{key}={value}", "Change one of the two.")
         if not self.preprocessor.pad_to or self.preprocessor.pad_to % factor:
-            what, key = f"it does not fit model.encoder.subsampling_factor={factor}", "preprocessor.pad_to"
+            what, key = f"it does not fit model.{vector}={factor}", "preprocessor.pad_to"
             raise Unfit(what, f"{key}={self.preprocessor.pad_to}", f"Give a multiple of {factor}, frames in a token.")
         if self.quantizer.num_classes > self.decoder.num_classes:
             what = f"it does not fit model.quantizer.num_classes={self.quantizer.num_classes}"
@@ -189,6 +190,9 @@ class ListedArchitecture(Section):
                 what = f"{each.classes} classes cannot name {source.tokens} tokens, codebook_size to the num_groups"
                 raise Unfit(what, f"loss_list.{name}.decoder.num_classes", "Give as many classes.")
             before[name] = each
+        if min((each.start_step for each in before.values()), default=1) > 0:
+            what = "NeMo stops at it, too: no loss is left at the first step"
+            raise Unfit(what, "loss_list", "Set is_active=true and start_step=0 in one of them.")
         return self
 
     def _fits(self, each: ListedLoss, where: str) -> None:
@@ -196,6 +200,10 @@ class ListedArchitecture(Section):
         encoder, decoder, loss, layer = self.encoder, each.decoder, each.loss, each.output_from_layer
         if layer is not None and layer not in [f"layers.{number}" for number in range(encoder.n_layers)]:
             raise Unfit(f"no such layer: {layer}", f"{where}output_from_layer", "Give layers.0 and so on.")
+        if (layer is not None) != each.transpose_encoded:
+            output, fix = ("the encoder's", "false") if layer is None else ("a layer's", "true")
+            what = f"NeMo stops at it, too: {output} output has its channels elsewhere"
+            raise Unfit(what, f"{where}transpose_encoded", f"Set it to {fix}.")
         width = encoder.feat_out if encoder.feat_out > 0 and layer is None else encoder.d_model
         probabilities = isinstance(decoder, OneSoftmax) or decoder.apply_softmax
         if probabilities == isinstance(loss, Contrastive):

@@ -26,7 +26,7 @@ Whole = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Number = int | float  # 5 stays 5 and does not become 5.0: NeMo keeps it so, in the optimizer and its state too
 Probability = Annotated[Number, Ge(0), Le(1)]
-NO_SECTION = "Add it; conf/nest_fast-conformer.yaml has one."
+NO_SECTION = "Give its keys and their values."
 NEMO = "nemo.collections.asr."  # where the classes named by `_target_` are
 
 

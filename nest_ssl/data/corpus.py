@@ -133,8 +133,8 @@ def sets_of(dataset: Dataset) -> list[list[Part]]:
     """The sets that a section mixes (one, unless `is_concat`), and the parts of each, more than one where buckets are.
 
     Raises:
-        UserError: manifests and tar files that do not belong together; a manifest in shards, which NeMo cannot read in
-            one process.
+        UserError: manifests and tar files that do not belong together; a manifest in shards, which
+            NeMo reads in a distributed run alone, and the port not at all.
     """
     given: Any = dataset.manifest_filepath
     if not dataset.is_tarred:
@@ -152,7 +152,9 @@ def sets_of(dataset: Dataset) -> list[list[Part]]:
             raise UserError("not as many manifests as sets of tar files", where, "Give a manifest for each bucket.")
         if sharded := next((path for bucket in buckets[0] for path in bucket if is_sharded(path)), None):
             fix = "Name the whole manifest (tarred_audio_manifest.json); with use_lhotse its shards can be read."
-            raise UserError("NeMo reads a manifest in shards in a distributed run alone", sharded, fix)
+            raise UserError(
+                "a manifest in shards is not offered here; NeMo reads one in a distributed run alone", sharded, fix
+            )
         sets.append([Part(one, tars_of(other)) for one, other in zip(*buckets, strict=True)])
     return sets
 

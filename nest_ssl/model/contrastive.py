@@ -47,10 +47,10 @@ class ContrastiveLoss(nn.Module):
         else:
             self.target_proj = nn.Linear(settings.in_dim * settings.combine_time_steps, settings.proj_dim)
 
-    def set_num_updates(self, num_updates: int) -> None:
+    def begin_step(self, step: int) -> None:
         """Let the quantizer know how many steps were trained."""
         if self.settings.quantized_targets:
-            self.quantizer.set_num_updates(num_updates)
+            self.quantizer.cool(step)
 
     def forward(
         self,
@@ -62,7 +62,8 @@ class ContrastiveLoss(nn.Module):
         """Features as they were heard, masks (1 where masked) and predictions to a scalar; lengths are not used.
 
         Raises:
-            RuntimeError: torch's, where utterances of a batch differ in how many of their steps are masked.
+            UserError: utterances of a batch differ in how many of their steps are masked; or as `random_codes` and
+                `sample_negatives`.
         """
         settings, (batch, steps, _) = self.settings, decoder_outputs.shape
         frames = -(-spectrograms.size(2) // steps) * steps
@@ -73,6 +74,10 @@ class ContrastiveLoss(nn.Module):
         targets_BSD, unevenness = self.targets(heard_BSX)
         masked = (masks_BSX.mean(-1) > settings.mask_threshold).nonzero(as_tuple=True)
         out_MD, true_MD = decoder_outputs[masked], targets_BSD[masked]
+        if settings.sample_from_same_utterance_only and len(out_MD) % batch:
+            what = f"NeMo stops, too, where {len(out_MD)} masked steps are not shared out evenly"
+            fix = "Mask less by frequency (model.spec_augment), or give sample_from_same_utterance_only=false."
+            raise UserError(what, f"sample_from_same_utterance_only=true, {batch} utterances in a batch", fix)
         if settings.sample_from_same_utterance_only:  # of each, the same steps serve all utterances of the batch
             out_MD, true_MBD = (x.reshape(batch, -1, x.size(-1)).transpose(0, 1) for x in (out_MD, true_MD))
             among = targets_BSD.transpose(0, 1) if settings.sample_from_non_masked else true_MBD
@@ -82,7 +87,7 @@ class ContrastiveLoss(nn.Module):
         elif settings.group_loss:  # all codes
             negatives = self.quantizer.vars.transpose(0, 1).expand(-1, len(out_MD), -1)
         elif settings.sample_from_codebook:
-            negatives = self.quantizer.sample_from_codebook(settings.num_negatives, len(true_MD))
+            negatives = self.quantizer.random_codes(settings.num_negatives, len(true_MD))
         else:
             among = targets_BSD.reshape(batch * steps, -1) if settings.sample_from_non_masked else true_MD
             negatives = self.sample_negatives(among, len(true_MD))

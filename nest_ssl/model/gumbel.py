@@ -12,13 +12,13 @@ Shapes: B batch, S steps, X input, D code vector, G groups, V codes of a group, 
 
 from __future__ import annotations
 
-from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.config.losses import Contrastive
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class GumbelVectorQuantizer(nn.Module):
     """Vectors to code vectors.
 
     Attributes:
-        curr_temp: of the Gumbel softmax; see `set_num_updates`.
+        temperature: of the Gumbel softmax; see `cool`.
     """
 
     def __init__(self, settings: Contrastive) -> None:
@@ -39,12 +39,12 @@ class GumbelVectorQuantizer(nn.Module):
         self.weight_proj = nn.Linear(settings.in_dim * settings.combine_time_steps, self.groups * self.num_vars)
         nn.init.normal_(self.weight_proj.weight)
         nn.init.zeros_(self.weight_proj.bias)
-        self.max_temp, self.min_temp = settings.quantizer_temp_start, settings.quantizer_temp_min
-        self.temp_decay, self.curr_temp = settings.quantizer_temp_decay, self.max_temp
+        self.settings, self.temperature = settings, settings.quantizer_temp_start
 
-    def set_num_updates(self, num_updates: int) -> None:
-        """The temperature falls with every step."""
-        self.curr_temp = max(self.max_temp * self.temp_decay**num_updates, self.min_temp)
+    def cool(self, steps: int) -> None:
+        """Take the temperature after so many steps: it falls by the same factor with each, down to a limit."""
+        start, limit = self.settings.quantizer_temp_start, self.settings.quantizer_temp_min
+        self.temperature = max(start * self.settings.quantizer_temp_decay**steps, limit)
 
     def forward(
         self, x: Float[Tensor, "B S X"], return_ids: bool = False
@@ -66,22 +66,34 @@ class GumbelVectorQuantizer(nn.Module):
         every = self.num_vars * self.groups
         unevenness = (every - perplexity) / every
         if self.training:
-            weights_RV = F.gumbel_softmax(logits_RV.float(), tau=self.curr_temp, hard=True).type_as(logits_RV)
+            weights_RV = F.gumbel_softmax(logits_RV.float(), tau=self.temperature, hard=True).type_as(logits_RV)
         else:
             weights_RV = torch.zeros_like(logits_RV).scatter_(-1, chosen_R.view(-1, 1), 1.0)
         # Not a product of matrices: the weights are 1 and 0 but for rounding, and the sum is rounded in NeMo's order.
         codes = weights_RV.view(rows, -1).unsqueeze(-1) * self.vars.repeat(1, self.groups, 1)
         codes_BSD = codes.view(rows, self.groups, self.num_vars, -1).sum(-2).view(batch, steps, -1)
         if not return_ids:
-            return codes_BSD, unevenness, self.curr_temp
+            return codes_BSD, unevenness, self.temperature
         tokens_BS = chosen_R.new_zeros(batch, steps)
         for codes_BS in chosen_R.view(batch, steps, self.groups).unbind(-1):
             tokens_BS = tokens_BS * self.num_vars + codes_BS
-        return codes_BSD, unevenness, self.curr_temp, tokens_BS
+        return codes_BSD, unevenness, self.temperature, tokens_BS
 
-    def sample_from_codebook(self, b: int, n: int) -> Float[Tensor, "b n D"]:
-        """Code vectors (b, n, D) of tokens that are drawn, each as likely."""
-        tokens = list(product(range(self.num_vars), repeat=self.groups))
-        assert n < len(tokens), f"sample size {n} is greater than size of codebook {len(tokens)}"
-        drawn = torch.tensor(tokens, device=self.vars.device)[torch.randint(low=0, high=len(tokens), size=(b * n,))]
-        return self.vars.squeeze(0).index_select(0, drawn.flatten()).view(b, n, -1)
+    def random_codes(self, times: int, steps: int) -> Float[Tensor, "times steps D"]:
+        """Code vectors (times, steps, D) of tokens that are drawn, each as likely.
+
+        Raises:
+            UserError: not more tokens than steps, at which NeMo stops, too.
+        """
+        tokens = self.num_vars**self.groups
+        if tokens <= steps:
+            what = (
+                f"NeMo stops, too, where {steps} steps are masked, and there are not more than {tokens} codes to draw"
+            )
+            fix = "Raise codebook_size, num_groups or combine_time_steps, or leave sample_from_codebook out."
+            raise UserError(what, f"sample_from_codebook=true, codebook_size={self.num_vars}", fix)
+        drawn_R = torch.randint(tokens, (times * steps,)).to(self.vars.device)
+        # A token's digits are the codes of its groups.
+        worth_G = self.num_vars ** torch.arange(self.groups - 1, -1, -1, device=drawn_R.device)
+        codes_RG = drawn_R.unsqueeze(-1) // worth_G % self.num_vars
+        return torch.index_select(self.vars[0], 0, codes_RG.view(-1)).view(times, steps, -1)

@@ -124,7 +124,7 @@ class Wav2VecBertModel(SpeechModel):
         self.decoder_losses_active = {name: step >= each.start_step for name, each in self.listed.items()}
         for module in self.modules():
             if training and isinstance(module, ContrastiveLoss):
-                module.set_num_updates(step)
+                module.begin_step(step)
 
     def decoder_loss_step(
         self,

@@ -22,6 +22,7 @@ from nest_ssl.data.corpus import Corpora, is_mixed, is_stream
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.data.shares import Share, shares_of
 from nest_ssl.data.sources.seeding import seed_lhotse
+from nest_ssl.model.encoder.graphs import is_alike
 from nest_ssl.model.models import model_of
 from nest_ssl.releases import NEWEST, generation, generation_of, unlisted
 from nest_ssl.run.ranks import processes
@@ -84,6 +85,9 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
         model = model_of(cfg.model, cfg.nemo)
     optimizer = build_optimizer(model, section, plain(cfg.model.get("optim_param_groups")))
     build_schedule(optimizer, section.get("sched"), SOME_STEPS)
+    if cfg.cuda_graphs and subject.package != "nemo_toolkit":
+        on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+        notes += without_graphs(model.encoder, on_gpu, processes(cfg))
     if cfg.model.preprocessor.get("nb_augmentation_prob"):
         how = "follows from the seed; NeMo's own follows from the clock (seeded_data=false)"
         unseeded = "follows from the clock in both trainers, so no two runs agree (seeded_data=true)"
@@ -245,6 +249,18 @@ def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
             changes.append(f"trainer.{key}={trainer.get(key)} needs GPUs and none is used: {value} instead")
             OmegaConf.update(cfg, f"trainer.{key}", value, force_add=True)
     return changes
+
+
+def without_graphs(encoder: Any, on_gpu: bool, ranks: int) -> list[str]:
+    """A line if `cuda_graphs=true` changes nothing in this run, and why."""
+    reasons = {
+        "none is used": not on_gpu,
+        "in several processes nothing is captured": ranks > 1,
+        "only a Conformer of the paper is captured, with full attention and without stochastic depth or reduction": (
+            not is_alike(encoder)
+        ),
+    }
+    return [f"cuda_graphs=true is of a GPU and has no effect: {why}" for why, holds in reasons.items() if holds][:1]
 
 
 def check_processes(cfg: DictConfig) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from nest_ssl.base.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK
 from nest_ssl.base.nested import ABSENT, pairs
-from nest_ssl.compare.born import Born
+from nest_ssl.compare.born import PHASES, Born
 from nest_ssl.compare.comparison import Comparison, KnownDifference
 from nest_ssl.compare.findings import Status
 from nest_ssl.compare.operators import OperatorDifference, diff, read_both
@@ -75,7 +75,8 @@ class Tracked:
             {(one.phase, one.module): one for one in side.proof.born} for side in (self.before, self.after)
         )
         found = []
-        for place, born in {**before, **after}.items():
+        both = {**before, **after}
+        for place, born in sorted(both.items(), key=lambda item: _causal(item[1])):
             at = BATCH if born.phase == BATCH else born.module
             names = tuple(each.name for each in fields(Generation) if each.metadata["where"] == at)
             there = tuple(one for one in self.operators if is_within(one.module, born.module))
@@ -144,6 +145,10 @@ def track(before: Path, after: Path) -> Tracked:
     files = {module: (_known(one), _known(other)) for module, one, other in pairs(*map(_files, nemos))}
     between, *sides = (each.compare() for each in opened)
     return Tracked(between, sides[0], sides[1], tuple(found), files)
+
+
+def _causal(born: Born) -> tuple[int, int, int]:
+    return -1 if born.step is None else born.step, PHASES.index(born.phase), born.order
 
 
 def generation_of(side: Comparison) -> str:

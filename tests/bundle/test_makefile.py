@@ -174,6 +174,15 @@ def test_align_ends_with_explain_where_that_is_asked_for(
         (["align", "RANKS=2", "EXPLAIN=1"], "RANKS=2: evidence and operators are gathered of one process"),
         (["track", "FROM_VERSION=2.7.3", "RANKS=2"], "RANKS=2: evidence and operators are gathered of one process"),
         (["track"], "one NeMo alone: 3.0.0. Name the other one: FROM_VERSION=, FROM_SOURCE= or NEMO_SOURCE="),
+        (["track", "FROM_VERSION= "], "FROM_VERSION is empty. Use one of: 2.4.1"),
+        (
+            ["track", "FROM_VERSION=2.7.3", "STEPS=none"],
+            "STEPS=none records nothing to track. Give steps, as STEPS=0,1",
+        ),
+        (
+            ["track", "NEMO_SOURCE=/nowhere"],
+            "no checkout of NeMo: NEMO_SOURCE=/nowhere. Give the folder that has nemo/",
+        ),
         (["track", "FROM_VERSION=1.0"], "no lock for this NeMo: 1.0"),
         (["align", "RUNTIME=docker", "NEMO_SOURCE=a"], "NEMO_SOURCE=a is not seen in an image. Use RUNTIME=local"),
         (["align", "NEMO_VERSION=9.9"], "no lock for this NeMo: 9.9. Use one of: 2.4.1 2.7.3 3.0.0"),

@@ -76,9 +76,19 @@ def test_our_config_is_a_section() -> None:
         ({"speed": {"prob": 1, "sr": 16000, "resample_type": "kaiser_best"}}, r"augmentor\.speed\.resample_type"),
         ({"speed": {"prob": 1, "sr": 16000, "resample_type": "fft", "num_rates": 0}}, "no rates; NeMo stops at it"),
         ({"random_segment": {"prob": 1, "pad_to_duration": True}}, "pads by a part of a sample"),
-        ({"silence": {"prob": 1, "min_end_silence_secs": 1}}, "1 is above max_end_silence_secs 0"),
+        ({"silence": {"prob": 1, "min_end_silence_secs": -1}}, "any number from 0"),
     ],
 )
 def test_perturbations_that_cannot_be(augmentor: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         read(Dataset, {**SECTION, "augmentor": augmentor})
+
+
+def test_silence_has_no_order_as_in_nemo() -> None:
+    silence = {"prob": 1, "min_end_silence_secs": 1}
+    assert read(Dataset, {**SECTION, "augmentor": {"silence": silence}}).augmentor
+
+
+def test_a_mistake_in_a_perturbation_names_its_section() -> None:
+    with pytest.raises(UserError, match=r"model\.validation_ds\.augmentor\.gain\.prob"):
+        read(Dataset, {**SECTION, "augmentor": {"gain": {"prob": 2}}}, "model.validation_ds")

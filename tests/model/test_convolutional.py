@@ -58,6 +58,10 @@ def test_dense_residuals_look_at_every_block_before() -> None:
         ({"future_context": 1}, {"conv_mask": False}, "NeMo stops at it, too"),
         ({}, {"quantize": True}, "pytorch-quantization"),
         ({"heads": 2}, {}, r"jasper\[0\]\.heads"),
+        ({"groups": 3}, {}, r"NeMo stops .*jasper\[0\], 4 to 8, are no multiple .*jasper\[0\]\.groups=3"),
+        ({"groups": 8}, {}, r"jasper\[0\]\.groups=8"),
+        ({}, {"normalization_mode": "group", "norm_groups": 0}, "no multiple of it: .*norm_groups=0"),
+        ({}, {"normalization_mode": "group", "norm_groups": 7}, "no multiple of it: .*norm_groups=7"),
     ],
 )
 def test_what_does_not_fit_is_refused(block: dict[str, Any], keys: dict[str, Any], said: str) -> None:

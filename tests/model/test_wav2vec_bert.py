@@ -66,10 +66,10 @@ def test_a_loss_begins_at_its_step_and_the_temperature_falls() -> None:
     quantizer = model.decoder_losses["contrastive"]["loss"].quantizer
     for step, active, temperature in ((0, False, 2.0), (1, False, 1.0), (3, True, 0.5)):
         model.begin_step(step, training=True)
-        assert (model.decoder_losses_active["mlm"], quantizer.curr_temp) == (active, temperature)
+        assert (model.decoder_losses_active["mlm"], quantizer.temperature) == (active, temperature)
         assert ("mlm" in model.decoder_loss_step(*heard(model))[1]) == active
     model.begin_step(1, training=False)
-    assert quantizer.curr_temp == 0.5, "validation leaves it as it is"
+    assert quantizer.temperature == 0.5, "validation leaves it as it is"
 
 
 def test_a_layers_output_is_kept_for_its_head_and_let_go_behind_it() -> None:
@@ -114,6 +114,28 @@ def test_in_evaluation_a_code_is_the_likeliest_and_its_number_counts_the_first_g
     assert torch.equal(codes[0, 0], torch.cat([quantizer.vars[0, 1], quantizer.vars[0, 2]]))
 
 
+def test_codes_are_drawn_by_their_number_and_there_must_be_more_than_steps() -> None:
+    quantizer = GumbelVectorQuantizer(settings(quantized_targets=True, codebook_size=3))
+    torch.manual_seed(5)
+    drawn = quantizer.random_codes(2, 8)
+    torch.manual_seed(5)
+    tokens = torch.randint(9, (16,)).view(2, 8)
+    assert torch.equal(drawn, torch.cat([quantizer.vars[0, tokens // 3], quantizer.vars[0, tokens % 3]], dim=-1))
+    with pytest.raises(UserError, match="NeMo stops, too, where 9 steps are masked"):
+        quantizer.random_codes(2, 9)
+
+
+def test_masked_steps_that_are_not_as_many_in_each_utterance_are_a_line_of_the_users() -> None:
+    loss, masks = ContrastiveLoss(settings()), torch.zeros(2, 4, 8)
+    masks[0] = 1
+    masks[1, :, :6] = 1
+    features, out = torch.randn(2, 4, 8), torch.randn(2, 4, 6)
+    with pytest.raises(UserError, match="NeMo stops, too, where 7 masked steps"):
+        loss(features, masks, out)
+    masks[1] = 1
+    assert loss(features, masks, out).isfinite()
+
+
 def test_masks_lie_within_utterances_and_widths() -> None:
     torch.manual_seed(0)
     lengths = torch.tensor([40, 20])
@@ -141,6 +163,15 @@ def test_how_many_patches(asked: float, number: int) -> None:
         ([f"{LIST}.contrastive.decoder.apply_softmax=true"], "this loss takes vectors"),
         ([f"{LIST}.contrastive.loss.codebook=3"], "unknown key: model.loss_list.contrastive.loss.codebook"),
         ([*CODES, f"{LIST}.mlm.output_from_layer=layers.2"], "no such layer: layers.2"),
+        (
+            [*CODES, f"{LIST}.mlm.output_from_layer=layers.0"],
+            "NeMo stops .* channels elsewhere: .*mlm.transpose_encoded",
+        ),
+        ([*CODES, f"{LIST}.mlm.transpose_encoded=true"], "NeMo stops .* channels elsewhere: .*mlm.transpose_encoded"),
+        ([f"{LIST}.contrastive.is_active=false"], "no loss is left at the first step: model.loss_list"),
+        ([f"{LIST}.contrastive.start_step=1"], "no loss is left at the first step: model.loss_list"),
+        ([f"{LIST}=[]"], "no losses by name: model.loss_list"),
+        (["model.encoder=[]"], "cannot be resolved: model.optim.sched.d_model"),
         ([f"{LIST}.contrastive.decoder._target_=nemo.collections.asr.modules.RNNTDecoderJointSSL"], "transducer"),
         (["~model.loss_list"], "no loss and its decoder: model.decoder"),
         (["model.spec_augment=null"], "a section is null: model.spec_augment"),

@@ -16,9 +16,11 @@ from train_nest import NEST
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.strict import read_config
 from nest_ssl.data.shares import Share
+from nest_ssl.model.models import model_of
+from nest_ssl.releases import NEWEST
 from nest_ssl.run import preflight
 from nest_ssl.run.command_line import read_command_line
-from nest_ssl.run.preflight import Length, check_data, check_settings, planned_length
+from nest_ssl.run.preflight import Length, check_data, check_settings, planned_length, without_graphs
 from nest_ssl.run.subject import Subject
 
 LHOTSE = "model.train_ds.use_lhotse=true"
@@ -204,6 +206,24 @@ def test_two_trainings_differ_in_nothing_but_their_scripts() -> None:
     lines = [(Path(__file__).parents[2] / "scripts" / f"train_{name}.py").read_text().splitlines()
              for name in ("nemo", "nest")]  # fmt: skip
     assert len(set(lines[0]) ^ set(lines[1])) < 61  # 20 of them: which NeMo, see `checkout`; 4: the port's numerics
+
+
+@pytest.mark.parametrize(
+    ("overrides", "on_gpu", "ranks", "why"),
+    [
+        ([], True, 1, None),
+        ([], False, 1, "none is used"),
+        ([], True, 2, "in several processes"),
+        (["model.encoder.stochastic_depth_drop_prob=0.1"], True, 1, "a Conformer of the paper"),
+    ],
+)
+def test_graphs_that_are_never_captured_are_said(
+    overrides: list[str], on_gpu: bool, ranks: int, why: str | None
+) -> None:
+    with torch.device("meta"):
+        encoder = model_of(read_config(["size=tiny", *overrides])[0].model, NEWEST).encoder
+    notes = without_graphs(encoder, on_gpu, ranks)
+    assert (why in notes[0] and "no effect" in notes[0]) if why else notes == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 from nest_ssl import recording
 from nest_ssl.base.errors import UserError
 from nest_ssl.cli.track import main
+from nest_ssl.compare.born import Born
 from nest_ssl.releases import RELEASES, describe
-from nest_ssl.track.changes import place_of
+from nest_ssl.track.changes import Tracked, place_of
 
 Edit = Callable[[nn.Module], None]
 DATA = {"train": {"manifests": [{"name": "train.json", "sha256": "aa"}], "audio": {"a.wav": "11"}}}
@@ -107,7 +110,7 @@ def tracked(before: str, after: str, out: Path) -> tuple[int, str, dict[str, obj
 def test_what_the_table_names_is_all(old: str, tmp_path: Path) -> None:
     code, text, tree = tracked(old, pair(tmp_path / "new", "3.0"), tmp_path)
     assert code == tree["exit_code"] == 0 and tree["between"] == "diverged"
-    assert text.startswith("# From NeMo 2.4.1 to NeMo 3.0.0: 16 named differences, none without a name\n")
+    assert text.startswith("# From NeMo 2.4.1 to NeMo 3.0.0: 18 named differences, none without a name\n")
     (row,) = [line for line in text.splitlines() if line.startswith("| stft_padding")]
     assert row.endswith("| reflect | constant | 2 operators |")
     assert "Operators at `preprocessor.featurizer`" in text and "aten.reflection_pad1d.default" in text
@@ -119,7 +122,7 @@ def test_what_has_no_name_is_placed_with_operators_and_lines(old: str, tmp_path:
     assert code == tree["exit_code"] == 1
     (found,) = tree["unnamed"]
     assert (found["module"], found["before"], found["after"]) == ("encoder.norm", False, True)
-    assert text.startswith("# From NeMo 2.4.1 to NeMo 3.0.0: 16 named differences, and 1 without a name\n")
+    assert text.startswith("# From NeMo 2.4.1 to NeMo 3.0.0: 18 named differences, and 1 without a name\n")
     part = text[text.index("## Without a name") : text.index("## Operators at")]
     assert "The port parts here from NeMo 3.0.0." in part and "eps=1e-05 -> 1e-06" in part
     assert "test_track.py:" in part and "reflection_pad1d" not in part
@@ -164,3 +167,11 @@ def test_a_place_in_which_others_lie_stands_for_itself() -> None:
     places = {"encoder": "encoder", "encoder.layers.0": None, "encoder.pre_encode.conv.0": "encoder.pre_encode",
               "preprocessor.featurizer": "preprocessor.featurizer", None: None, "": None}  # fmt: skip
     assert {module: place_of(module) for module in places} == places
+
+
+def test_what_has_no_name_is_in_causal_order_whichever_of_the_two_it_shows_in() -> None:
+    late, early, first = Born("loss", "loss", step=0), Born("forward", "encoder", step=0, order=4), Born("batch", None)
+    sides: list[Any] = [SimpleNamespace(proof=SimpleNamespace(born=born)) for born in ([late], [first, early, late])]
+    tracked = Tracked(sides[0], *sides, operators=(), files={})
+    assert [one.born for one in tracked.unnamed] == [first, early, late]
+    assert [(one.before, one.after) for one in tracked.unnamed] == [(False, True), (False, True), (True, True)]

@@ -57,11 +57,9 @@ class GraphedEncoder:
 
     def _is_capturable(self, x_BFT: Tensor) -> bool:
         """Whether a step of this encoder is the same kernels every time, draws nothing on the CPU and asks no rank."""
-        encoder = self._encoder
-        alike = all(layer.is_of_the_paper for layer in encoder.layers) and encoder.reduction_position is None
         alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-        once = x_BFT.is_cuda and encoder.training and torch.is_grad_enabled()
-        return once and alike and alone and len(encoder.context.sizes) == 1
+        once = x_BFT.is_cuda and self._encoder.training and torch.is_grad_enabled()
+        return once and alone and is_alike(self._encoder)
 
     def _capture(self, x_BFT: Tensor, length_B: Tensor) -> Encode:
         """Capturing runs the encoder some times, which leaves its buffers and the generators as they were."""
@@ -76,6 +74,12 @@ class GraphedEncoder:
         restore_generators(states)
         captured: Encode = encode
         return captured
+
+
+def is_alike(encoder: ConformerEncoder) -> bool:
+    """Whether an encoder's steps are the same kernels every time; without graphs it is left as it is else."""
+    alike = all(layer.is_of_the_paper for layer in encoder.layers) and encoder.reduction_position is None
+    return alike and len(encoder.context.sizes) == 1
 
 
 class _Encode(nn.Module):
