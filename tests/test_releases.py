@@ -16,6 +16,7 @@ import torch
 import nest_ssl
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import compose
+from nest_ssl.model.models import model_of
 from nest_ssl.model.nest import NestModel
 from nest_ssl.releases import (
     GENERATIONS,
@@ -103,8 +104,8 @@ def test_a_recording_tells_all_of_it_in_plain_json() -> None:
 
 
 def test_differences_take_effect_in_modules_that_are_there() -> None:
-    config = compose(["size=tiny"]).model
-    modules = {name for name, _ in NestModel(config).named_modules()}
+    built = [model_of(compose([*recipe, "size=tiny"]).model) for recipe in ([], ["recipe=wav2vec-bert"])]
+    modules = {name for model in built for name, _ in model.named_modules()}
     assert {entry["where"] for entry in describe("3.0")["differences"]} - {"batch"} <= modules
 
 
