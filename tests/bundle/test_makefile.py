@@ -118,9 +118,13 @@ def test_explain_gathers_evidence_and_trains_nothing_itself(make: Make, fake_pyt
 
 
 @pytest.mark.parametrize(("given", "size"), [((), "tiny"), (("SIZE=small", "RUN=quick", "ARGS=a.b='c d'"), "small")])
-def test_track_trains_both_nemos_and_the_port_as_each(make: Make, given: tuple[str, ...], size: str) -> None:
+def test_track_trains_both_nemos_and_the_port_as_each(
+    make: Make, given: tuple[str, ...], size: str, tmp_path: Path
+) -> None:
     """A dry run, which prints what each inner make would run, too."""
-    done = make("-n", "track", "FROM_VERSION=2.7.3", "NEMO_SOURCE=a b", "OUT=o u t", *given)
+    source = tmp_path / "a b"
+    (source / "nemo").mkdir(parents=True)
+    done = make("-n", "track", "FROM_VERSION=2.7.3", f"NEMO_SOURCE={source}", "OUT=o u t", *given)
     assert done.returncode == 0, done.stderr
     trained = [line for line in done.stdout.splitlines() if "scripts/train_n" in line]
     sides = [(f"train_{name}.py", f"nemo={release}", f"o u t/track/{side}/{name}")
@@ -132,7 +136,7 @@ def test_track_trains_both_nemos_and_the_port_as_each(make: Make, given: tuple[s
     inner = [line for line in done.stdout.splitlines() if " nemo nest " in line]
     assert (
         ["'NEMO_SOURCE='" in line for line in inner]
-        == ["'NEMO_SOURCE=a b'" not in line for line in inner]
+        == [f"'NEMO_SOURCE={source}'" not in line for line in inner]
         == [True, False]
     )
     last = done.stdout.splitlines()[-2:]
