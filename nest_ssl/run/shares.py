@@ -128,9 +128,8 @@ def check_validation(cfg: DictConfig, corpora: Corpora) -> None:
         share_out_limit(cfg, "validation", dataset, shares, corpora)
         limit = trainer.get("limit_val_batches")
         most = limit if isinstance(limit, int) else math.inf
-        if (
-            (trainer.get("check_val_every_n_epoch") or 1) > (trainer.get("max_epochs") or -1) > 0
-        ):  # before training only
+        before_training_only = (trainer.get("check_val_every_n_epoch") or 1) > (trainer.get("max_epochs") or -1) > 0
+        if before_training_only:
             sanity = trainer.get("num_sanity_val_steps", 2)
             most = min(most, {None: 2, -1: math.inf}.get(sanity, sanity))
         refuse_uneven("model.validation_ds", shares, most, "trainer.limit_val_batches")

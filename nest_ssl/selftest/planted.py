@@ -25,15 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         UserError: no program, no such case, or one that cannot be planted.
     """
-    name, *program = sys.argv[1:] if arguments is None else arguments or [""]
+    name, *program = (sys.argv[1:] if arguments is None else arguments) or [""]
     cases = {case.name: case for case in read_catalogue()}
     if name not in cases:
         raise UserError("no such case", name, did_you_mean(name, cases))
     as_module = program[:1] == ["-m"]
-    sys.argv = program[as_module:]
-    if not sys.argv:
+    words = program[as_module:]
+    if not words:
         raise UserError("no program", name, "Give a script or -m MODULE behind the case, with its arguments.")
     plant(cases[name].edits_at(None))
+    sys.argv = words
     if as_module:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:

@@ -20,15 +20,14 @@ from nest_ssl.track.changes import Tracked, generation_of
 def head(found: Tracked) -> list[Block]:
     """Title, what was compared with which outcome, what has a name and what has none."""
     one, other = both = names(found)
-    first = f"from {one} to {other}"
     named, unnamed = counted(len(found.named), "named differences"), len(found.unnamed)
     if found.exit_code == EXIT_CONTRACT_DIFFERS:
-        title = f"Not the same experiment {first}"
+        title = f"Not the same experiment from {one} to {other}"
     elif found.exit_code == EXIT_DIVERGED:
-        title = f"F{first[1:]}: {named}, and {unnamed} without a name"
+        title = f"From {one} to {other}: {named}, and {unnamed} without a name"
     else:
         rest = "none without a name" if found.exit_code == EXIT_OK else "not all was compared"
-        title = f"F{first[1:]}: {named}, {rest}"
+        title = f"From {one} to {other}: {named}, {rest}"
     steps = steps_text(found.between.steps)
     items: list[Text] = [(f"{one} and {other}: ", *_outcome(found.between), ", over ", *steps, ".")]
     for name, side in zip(both, (found.before, found.after), strict=True):

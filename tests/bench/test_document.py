@@ -138,6 +138,8 @@ def test_what_is_no_result_is_refused_before_anything_runs(tmp_path: Path, edit:
     [
         ("parity", {"verdict": "equivalent", "first": "step 0: x"}, "tiny, quick: differs (step 0: x)"),
         ("generator", {"same": False, "parted": "draw 3"}, "size=tiny: differs (draw 3)"),
+        ("explain", {"born": []}, "a fault: diverged, born nothing in place of forward encoder"),
+        ("explain", {"verdict": "equivalent"}, "a fault: equivalent, born forward encoder in place of forward encoder"),
         ("generator", {"calls": [0, 0], "kinds": {}}, "size=tiny: nothing was drawn from torch_cuda"),
         ("resume", {"differing": 2, "first": ["state_dict.x"]}, "stopped: differs (['state_dict.x'])"),
         ("repeat", {"name": "deterministic"}, "nemo does not repeat with deterministic kernels"),

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.bench import recorded
+from nest_ssl.bench import explained, recorded
 from nest_ssl.bench.measured import TRAINERS
 from nest_ssl.bench.parts import PARTS
 from nest_ssl.bench.run import run_parts
 from nest_ssl.bench.trainings import Bench, Side
 from nest_ssl.cli.gpu import main
+from nest_ssl.selftest.cases import places, read_catalogue
 
 NARROW = "model.encoder.subsampling_conv_channels=4"
 
@@ -40,6 +41,15 @@ def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch, arguments: list
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match=message):
         main(arguments)
+
+
+def test_what_is_planted_is_in_the_catalogue_and_expected_as_there(bench: Bench) -> None:
+    cases = {case.name: case for case in read_catalogue()}
+    planted = [pair for pair in explained.pairs(bench) if pair.candidate.planted]
+    assert len(planted) > 2
+    for pair in planted:
+        case = cases[pair.candidate.planted]
+        assert (pair.verdict, places(pair.born)) == (case.verdict, places(case.born))
 
 
 @pytest.mark.slow

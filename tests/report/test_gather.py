@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import nest_ssl
+from tests.record.loop import recorded_step
 
 
 def train(folder: Path, record: str, rate: float) -> None:
@@ -18,13 +19,7 @@ def train(folder: Path, record: str, rate: float) -> None:
     with nest_ssl.recording(folder, model, steps=[0], record=record) as recorder:
         inputs = torch.ones(3, 4)
         recorder.batch(inputs)
-        loss = model(inputs).square().mean()
-        recorder.loss(loss)
-        optimizer.zero_grad()
-        loss.backward()
-        recorder.backward_done()
-        optimizer.step()
-        recorder.step_done(optimizer)
+        recorded_step(recorder, model, optimizer, inputs)
 
 
 @pytest.mark.parametrize("levels", [("operators", "operators"), ("operators", "modules"), ("modules", "operators")])

@@ -13,6 +13,7 @@ import nest_ssl
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.run.evidence import hindrances
 from tests.compare.builder import edit_index
+from tests.record.loop import recorded_step
 
 PACKAGES = {"nemo": "nemo_toolkit", "nest": "nest-ssl"}
 BOTH = ["float64", "floor"]
@@ -27,12 +28,7 @@ def pair(tmp_path: Path) -> tuple[Recording, Recording]:
         with nest_ssl.recording(tmp_path / side, model, steps=[0]) as recorder:
             inputs = torch.ones(3, 4)
             recorder.batch(inputs)
-            loss = model(inputs).square().mean()
-            recorder.loss(loss)
-            loss.backward()
-            recorder.backward_done()
-            optimizer.step()
-            recorder.step_done(optimizer)
+            recorded_step(recorder, model, optimizer, inputs)
         edit_index(tmp_path / side, lambda index, name=package: index["trainer"].update(package=name))
     return open_recording(tmp_path / "nemo"), open_recording(tmp_path / "nest")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.model.encoder.attention import masked_softmax
 from nest_ssl.model.features import NORMALISATIONS
 from nest_ssl.selftest.cases import Edit
+from nest_ssl.selftest.planted import main
 from nest_ssl.selftest.planting import plant
 
 
@@ -88,3 +90,26 @@ def test_what_cannot_be_planted_is_refused(file: str, old: str, fault: str) -> N
         return ""
 
     assert fault in in_a_fork(refused)
+
+
+HALVES = "a linear layer in two halves"
+PROGRAM = """
+import sys
+from nest_ssl.model.encoder.layer import ConformerFeedForward
+open(sys.argv[1], "w").write(" ".join(ConformerFeedForward.forward.__code__.co_names))
+"""
+
+
+def test_a_program_runs_with_a_case_planted(tmp_path: Path) -> None:
+    script, found = tmp_path / "program.py", tmp_path / "found"
+    script.write_text(PROGRAM)
+    assert in_a_fork(lambda: main([HALVES, str(script), str(found)])) == 0
+    assert "out_features" in found.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [([], "no such case"), (["a linear layer in two halfs"], HALVES), ([HALVES], "no program")]
+)
+def test_a_case_or_a_program_that_is_not_there_is_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        main(words)
