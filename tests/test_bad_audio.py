@@ -65,7 +65,7 @@ def test_training_stops_at_it(corpus: Path, workers: int, capfd: pytest.CaptureF
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_goes_on_without_it(corpus: Path, workers: int, python: str) -> None:
     """In a process of its own: pytest takes the log."""
-    more = ["bad_audio=skip", "save_steps=all", f"model.train_ds.num_workers={workers}"]
+    more = ["bad_audio=skip", "save_steps=all", "record=boundaries", f"model.train_ds.num_workers={workers}"]
     validation = [f"model.validation_ds.manifest_filepath={corpus}", "trainer.val_check_interval=1.0"]
     command = [python, str(ROOT / "scripts" / "train_nest.py"), *options(corpus, *more, *validation)]
     told = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -88,6 +88,7 @@ def test_what_is_skipped_is_as_if_it_were_not_there(corpus: Path) -> None:
     weights = []
     for manifest, batch_size in ((corpus, 4), (without, 3)):
         more = [f"model.train_ds.batch_size={batch_size}", "bad_audio=skip", "save_steps=2", "batches=3",
+                "record=boundaries",
                 "overwrite=true", "run=full", "model.train_ds.num_workers=0", "model.train_ds.pin_memory=false",
                 "model.train_ds.shuffle=false", "model.validation_ds=null"]  # fmt: skip
         assert run(NEST, options(manifest, *more)) == 0

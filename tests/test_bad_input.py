@@ -21,6 +21,8 @@ from nest_ssl.run.experiment import run
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data" / "dummy_ssl"
 LIMITED = Path(__file__).with_name("limited.py")
+# Neither depth nor width is the subject.
+SMALL = ["size=tiny", "model.encoder.n_layers=1", "model.encoder.subsampling_conv_channels=4"]
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def corpus(tmp_path: Path) -> Path:
 def attempt(capfd: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
     """Run the trainer; its exit code and what it said on stderr."""
     with pytest.raises(SystemExit) as stop:
-        run_command(lambda: run(NEST, ["size=tiny", *overrides]))
+        run_command(lambda: run(NEST, [*SMALL, *overrides]))
     return int(stop.value.code or 0), capfd.readouterr().err
 
 
@@ -93,13 +95,11 @@ def test_wrong_settings(tmp_path: Path, capfd: pytest.CaptureFixture[str], overr
     assert "Traceback" not in said and not (tmp_path / "out").exists()
 
 
-def test_an_earlier_recording_is_kept_unless_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    target = tmp_path / "out"
-    assert attempt(capfd, f"output_dir={target}")[0] == 0
-    code, said = attempt(capfd, f"output_dir={target}", "seed=7")
-    assert code == 3 and "overwrite=true" in said and open_recording(target).index.seed == 42
-    assert attempt(capfd, f"output_dir={target}", "seed=7", "overwrite=true")[0] == 0
-    assert open_recording(target).index.seed == 7
+def test_an_earlier_recording_is_kept_unless_told(earlier: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, said = attempt(capfd, f"output_dir={earlier}", "seed=7")
+    assert code == 3 and "overwrite=true" in said and open_recording(earlier).index.seed == 42
+    assert attempt(capfd, f"output_dir={earlier}", "seed=7", "overwrite=true")[0] == 0
+    assert open_recording(earlier).index.seed == 7
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +118,7 @@ def test_no_permission(capfd: pytest.CaptureFixture[str]) -> None:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole recording, alone in its folder but for its log."""
     target = tmp_path_factory.mktemp("recorded") / "out"
-    assert run(NEST, ["size=tiny", f"output_dir={target}"]) == 0
+    assert run(NEST, [*SMALL, f"output_dir={target}"]) == 0
     return target
 
 
@@ -137,7 +137,7 @@ def earlier(recorded: Path, tmp_path: Path) -> Path:
 
 def replacing(target: Path, *settings: str, python: str = sys.executable) -> list[str]:
     """The command as a user starts it."""
-    train = [python, str(ROOT / "scripts/train_nest.py"), "size=tiny", f"output_dir={target}", "overwrite=true"]
+    train = [python, str(ROOT / "scripts/train_nest.py"), *SMALL, f"output_dir={target}", "overwrite=true"]
     return [*train, *settings]
 
 

@@ -28,9 +28,7 @@ STRICT = 1e-9
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("reference") / "nest"
-    record(target, None, FLOAT64)
-    return target
+    return recorded_once(tmp_path_factory, None, FLOAT64)
 
 
 @pytest.mark.parametrize("plant", [norm_eps, residual_factor], ids=named)

@@ -21,7 +21,7 @@ from nest_ssl.compare.findings import Fate
 from nest_ssl.data import draws as draws_of_data
 from nest_ssl.releases import generation
 from nest_ssl.train.module import NestModule
-from tests.test_planted_faults import EXPECTED, Plant, compare, judged, named, patch_forward, record
+from tests.test_planted_faults import EXPECTED, Plant, compare, judged, named, patch_forward, record, recorded_once
 
 LOADING = ("num_workers=0", "pin_memory=false")
 EVERYTHING = ["run=full", *(f"model.{ds}.{how}" for ds in ("train_ds", "validation_ds") for how in LOADING)]
@@ -30,9 +30,7 @@ Draws = tuple[int, int]
 
 @pytest.fixture(scope="module")
 def random_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("random") / "nest"
-    record(target, None, *EVERYTHING)
-    return target
+    return recorded_once(tmp_path_factory, None, *EVERYTHING)
 
 
 def number_before_the_mask(model: NestModule) -> None:

@@ -7,6 +7,7 @@ has for it. That table was made by the comparer before its rebuild. Twin runs an
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -71,9 +72,12 @@ def recorded_once(factory: pytest.TempPathFactory, plant: Plant | None = None, *
 EXPECTED = json.loads(Path(__file__).with_name("planted_verdicts.json").read_text())
 
 
+opened_once = functools.cache(open_recording)  # a reference is compared many times
+
+
 def compare(reference: Path, candidate: Path, tolerance: float | None = None) -> Comparison:
     rule = None if tolerance is None else FixedTolerance(tolerance, tolerance)
-    return compare_recordings(open_recording(reference), open_recording(candidate), rule, explainers=[explain_nest])
+    return compare_recordings(opened_once(reference), open_recording(candidate), rule, explainers=[explain_nest])
 
 
 def judged(comparison: Comparison) -> dict[str, Any]:

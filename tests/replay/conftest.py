@@ -1,4 +1,4 @@
-"""One recording of the port, in float32 and in float64, that every test replays on another build of it."""
+"""Recordings of the port, shared with other tests, that every test replays on another build of it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,10 @@ from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.replay import replay
 from nest_ssl.run.candidate import build_candidate, run_training_loop
 from nest_ssl.run.experiment import run
+from tests.test_float64 import FLOAT64
+from tests.test_planted_draws import EVERYTHING
+from tests.test_planted_faults import OVERRIDES, recorded_once
 
-OVERRIDES = [
-    *"size=tiny batches=2 save_steps=0,1 model.train_ds.batch_size=3".split(),
-    "model.encoder.subsampling_conv_channels=4",  # the output of subsampling would be half of all
-    *(
-        f"model.{section}.{key}"
-        for section in ("train_ds", "validation_ds")
-        for key in ("num_workers=0", "pin_memory=false")
-    ),
-]
 Plant = Callable[[Any], None]
 
 
@@ -39,18 +33,18 @@ def recorded(folder: Path, *overrides: str) -> Recording:
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """Two steps; the second batch has padding. Nothing but weights and masks is random."""
-    return recorded(tmp_path_factory.mktemp("reference") / "nest")
+    return open_recording(recorded_once(tmp_path_factory), verify=False)
 
 
 @pytest.fixture(scope="session")
 def random_reference(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """The same with all of NeMo's recipe: dither, dropout, noise."""
-    return recorded(tmp_path_factory.mktemp("random") / "nest", "run=full")
+    return open_recording(recorded_once(tmp_path_factory, None, *EVERYTHING), verify=False)
 
 
 @pytest.fixture(scope="session")
 def double_reference(tmp_path_factory: pytest.TempPathFactory) -> Recording:
-    return recorded(tmp_path_factory.mktemp("double") / "nest", "trainer.precision=64-true")
+    return open_recording(recorded_once(tmp_path_factory, None, FLOAT64), verify=False)
 
 
 def replayed(reference: Recording, *plants: Plant, loop: bool = False) -> Replay:

@@ -136,17 +136,26 @@ def rounding_of_a_sum(tensor: Tensor) -> float:
 def _alike(recorded: Tensor | Update, repeated: Tensor | Update) -> bool:
     if recorded.shape != repeated.shape:
         return False
+    if isinstance(recorded, Tensor) and isinstance(repeated, Tensor):
+        return same_bits(recorded, repeated)
     return all(same_bits(piece, other) for piece, other in _pieces(recorded, repeated))
 
 
 def _pieces(recorded: Tensor | Update, repeated: Tensor | Update) -> Iterator[tuple[Tensor, Tensor]]:
     """Of both the same elements, so many at a time as fit the cache; of updates in float64."""
     if isinstance(recorded, Update) and isinstance(repeated, Update):
-        parts = [torch.split(t.reshape(-1), PIECE) for t in (*recorded, *repeated)]
-        for one, one_before, other, other_before in zip(*parts, strict=True):
+        flat = [t.reshape(-1) for t in (*recorded, *repeated)]
+        small = recorded.after.numel() <= PIECE  # as most are: to split them would take longer than to measure them
+        for one, one_before, other, other_before in (
+            [flat] if small else zip(*(t.split(PIECE) for t in flat), strict=True)
+        ):
             yield one.double().sub_(one_before), other.double().sub_(other_before)
     elif isinstance(recorded, Tensor) and isinstance(repeated, Tensor):
-        yield from chunks(as_real(recorded), as_real(repeated), PIECE)
+        one, other = as_real(recorded), as_real(repeated)
+        if one.numel() <= PIECE:
+            yield one.reshape(-1), other.reshape(-1)
+        else:
+            yield from chunks(one, other, PIECE)
 
 
 def _measure(recorded: Tensor | Update, repeated: Tensor | Update) -> Measured:
