@@ -32,7 +32,7 @@ from nest_ssl.compare.gaps import Part
 from nest_ssl.compare.kinds.likely import kinds_of
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.names import Renamed
-from nest_ssl.compare.narrow import Narrowed
+from nest_ssl.compare.narrow import Narrowed, seen_by
 from nest_ssl.compare.proof import Agreement, Float64, Proof, weigh
 from nest_ssl.compare.roots import roots_of
 from nest_ssl.compare.rules import Rule
@@ -280,7 +280,7 @@ def _compare_step(
     batch.compare_batch(sheets["batch"], *sides)
     calls: tuple[list[Call], list[Call]] = ([], [])
     if sheets["forward"].both_have(layout.CALLS, *sides):
-        calls = sides[0].calls(), sides[1].calls()
+        calls = seen_by(candidate, sides[0].calls()), seen_by(reference, sides[1].calls())
         result.spans = forward.compare_calls(sheets["forward"], *calls)
     if sheets["draws"].both_have(layout.RNG, *sides):
         event = draws.same_event(*calls)
