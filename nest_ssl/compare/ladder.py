@@ -63,6 +63,7 @@ from nest_ssl.compare.values import Comparer
 from nest_ssl.recording import layout
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import BEFORE_STEPS
+from nest_ssl.recording.index import of_another_kind
 from nest_ssl.recording.reader import Recording
 
 RUN_RUNGS: tuple[RungName, ...] = ("contract", "structure", "initial_weights", "draws")
@@ -284,7 +285,7 @@ def _compare_step(
         result.spans = forward.compare_calls(sheets["forward"], *calls)
     if sheets["draws"].both_have(layout.RNG, *sides):
         event = draws.same_event(*calls)
-        other_device = reference.index.device.type != candidate.index.device.type
+        other_device = of_another_kind(reference.index.device.type, candidate.index.device.type)
         result.draws = draws.compare_draws_of_step(sheets["draws"], sides[0].rng(), sides[1].rng(), event, other_device)
     forward.compare_forward_output(sheets["forward"], *sides)
     result.loss = loss.compare_loss(sheets["loss"], *sides)

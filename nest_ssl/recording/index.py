@@ -70,6 +70,14 @@ class Device(_Strict):
     index: Count | None = None
 
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")  # kinds, as torch spells them
+
+
+def of_another_kind(one: str, other: str) -> bool:
+    """Whether these are two kinds of device for certain: what is not said, or not known, excuses nothing."""
+    return one != other and one in DEVICES and other in DEVICES
+
+
 class Git(_Strict):
     commit: str | None = None
     dirty: bool | None = None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.renaming import Rename
 from nest_ssl.recording.evidence import Replay, Unit, seal_of
+from nest_ssl.recording.index import of_another_kind
 from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
 from nest_ssl.recording.tensors import tensor_digest
@@ -109,7 +110,7 @@ def replay_calls(
             interception.modules[name].training = mode
     gradients = Gradients(interception.parameters(), step.gradients(), gradients_before(recording, step, number))
     own = next((parameter.device.type for parameter in interception.root.parameters()), "")
-    other_device = own not in ("", recording.index.device.type)
+    other_device = of_another_kind(own, recording.index.device.type)
     calls = CallReplay(number, RecordedCalls(step, other_device), interception, precision, gradients)
     with gradients.collecting():
         calls.run()

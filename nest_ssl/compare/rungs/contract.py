@@ -66,7 +66,7 @@ def compare_contract(
     same_batches = bool(batches) and all(tally.status == Status.IDENTICAL for tally in batches)
     noted, hardware = _shown(sides, same_batches, hashed), ["device.*"]
     devices = [side["device.type"] for side in sides]
-    if devices[0] != devices[1]:  # a build for another kind of device, of the same version
+    if of_another_kind(*devices):  # a build for another kind of device, of the same version
         versions = [str(side["versions.torch"]).partition("+")[0] for side in sides]
         hardware += ["versions.cuda", "versions.cudnn", *(["versions.torch"] if versions[0] == versions[1] else [])]
         sheet.note("other_device", reference=devices[0], candidate=devices[1])
