@@ -104,5 +104,14 @@ class _NarrowedStep(StepFiles):
             inputs = {name: value for name, value in call.inputs.items() if name in twin.inputs}
             grads = {path: gradient for path, gradient in call.output_grads.items() if path in twin.output_grads}
             bare = replace(call, training=twin.training, args=[], arg_names=[], producers={})
+            bare = replace(bare, output=_as_far_as(call.output, twin.output))
             kept.append(replace(bare, kwargs=inputs, output_grads=grads))
         return kept
+
+
+def _as_far_as(output: Any, imported: Any) -> Any:
+    """Of several outputs those that were imported; nothing of a call of which only inputs were."""
+    if imported is None:
+        return None
+    found, had = flatten(output), flatten(imported)
+    return {path: found[path] for path in had if path in found} if had.keys() < found.keys() else output
