@@ -123,9 +123,9 @@ def compare_recordings(
         draws=[*before, *(draw for result in results for draw in result.draws)],
         losses=[result.loss for result in results if result.loss and result.rank == 0],
         explanations=explanations, declared=excused, known=known_differences(reference, candidate),
-        rule=comparer.rule.describe(), facts=_facts(reference, comparer, explanations),
+        rule=comparer.rule.describe(), facts=_facts(reference, comparer, explanations), ledger=ledger.used(),
         notes=[note for tally in whole for note in chain(tally.absent, tally.notes)],
-        proof=proof, unseen=unseen_by(reference, candidate, shared, evidence), ledger=ledger.used(),
+        proof=proof, unseen=[*unseen_by(reference, candidate, shared, evidence), *ledger.undecided()],
     )  # fmt: skip
     one, other = ({m.name: m.module_class for m in side.structure.modules} for side in (reference, candidate))
     comparison.kinds = kinds_of(comparison, (one, other))
