@@ -89,3 +89,25 @@ def test_plain_convolutions_see_padding_and_count_the_same_lengths(kind: str, ch
     assert torch.equal(seen[0], hidden[0]) and not torch.equal(seen[1], hidden[1])
     assert (seen_lengths.dtype, hidden_lengths.dtype) == (torch.int32, torch.int64)
     assert seen_lengths.tolist() == hidden_lengths.tolist() == [20, 13, 1, 0]
+
+
+@pytest.mark.parametrize("kind", ["dw_striding", "striding"])
+@pytest.mark.parametrize("lengths", [(160, 93, 8, 0), (160, 160, 160, 160)])
+def test_in_place_it_has_the_bits_of_the_open_way_and_leaves_a_gradient_as_it_is(
+    kind: str, lengths: tuple[int, ...]
+) -> None:
+    found = []
+    for watched in (False, True):
+        module = make(kind).conv
+        handles = [module[1].register_forward_hook(lambda *_: None)] if watched else []
+        torch.manual_seed(1)
+        x = torch.randn(4, 160, 80, requires_grad=True)
+        out, _ = module(x, torch.tensor(lengths))
+        given = torch.randn_like(out)
+        before = given.clone()
+        out.backward(given)
+        assert torch.equal(given, before)
+        tensors = [out.detach(), x.grad, *(parameter.grad for parameter in module.parameters())]
+        found.append([tensor.contiguous().numpy().tobytes() for tensor in tensors if tensor is not None])
+        assert bool(module[1]._forward_hooks) == bool(handles)
+    assert len(found[0]) == 2 + len(list(module.parameters())) and found[0] == found[1]

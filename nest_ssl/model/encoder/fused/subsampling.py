@@ -4,7 +4,7 @@
 - what is multiplied by a mask of ones is itself, and where no frame is padded there are only ones;
 - ReLU leaves the zeros of a mask as they are, so behind it the same mask changes nothing; in backward its gradient is
   zero there, masked or not;
-- no backward needs what a convolution returned.
+- no backward needs what a convolution returned, and nothing else the gradient that the layer behind it made.
 
 Shapes: B batch, T frames, F features, C channels.
 """
@@ -12,9 +12,11 @@ Shapes: B batch, T frames, F features, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nest_ssl.model.encoder.fused.choice import is_watched
 
@@ -24,7 +26,7 @@ Lengths = Callable[[Tensor, int, int, int], Tensor]
 
 def is_maskable_in_place(layers: nn.Sequential) -> bool:
     """Whether these are convolutions and ReLUs, training, and no hook sees what is between them."""
-    plain = all(type(layer) in (nn.Conv2d, nn.ReLU) for layer in layers)
+    plain = all(type(layer) in (nn.Conv2d, nn.ReLU) for layer in layers) and isinstance(layers[-1], nn.ReLU)
     return plain and torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_watched(layers)
 
 
@@ -45,8 +47,11 @@ def masked_in_place(
     """
     mask = _mask_if_needed(x_BCTF, lengths_B, time_mask)
     x_BCTF = x_BCTF if mask is None else x_BCTF * mask
-    for layer in layers:
-        if widened and isinstance(layer, nn.Conv2d) and layer.groups > 1:
+    on_cpu = x_BCTF.device.type == lengths_B.device.type == "cpu"
+    for number, layer in enumerate(layers, start=1):
+        if on_cpu and isinstance(layer, nn.ReLU) and number < len(layers):  # the last one's gradient may be anybody's
+            x_BCTF = Rectified.apply(x_BCTF)  # type: ignore[no-untyped-call]
+        elif widened and isinstance(layer, nn.Conv2d) and layer.groups > 1:
             with torch.autocast("cpu", enabled=False):
                 x_BCTF = layer(x_BCTF.float())
         else:
@@ -56,8 +61,47 @@ def masked_in_place(
                 lengths_B = conv_length(lengths_B, layer.kernel_size[0], layer.stride[0], int(layer.padding[0]))
                 mask = _mask_if_needed(x_BCTF, lengths_B, time_mask)
             if mask is not None:
-                x_BCTF = x_BCTF.mul_(mask)
+                x_BCTF = Ended.apply(x_BCTF, lengths_B.tolist()) if on_cpu else x_BCTF.mul_(mask)  # type: ignore[no-untyped-call]
     return x_BCTF, lengths_B
+
+
+class Rectified(torch.autograd.Function):
+    """ReLU of what a convolution returned, in place; and in place of the gradient, which the layer behind it made."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCTF: Tensor) -> Tensor:
+        ctx.mark_dirty(x_BCTF.relu_())
+        ctx.save_for_backward(x_BCTF)
+        return x_BCTF
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_BCTF: Tensor) -> Tensor:
+        (x_BCTF,) = ctx.saved_tensors
+        torch.ops.aten.threshold_backward.grad_input(d_BCTF, x_BCTF, 0, grad_input=d_BCTF)
+        return d_BCTF
+
+
+class Ended(torch.autograd.Function):
+    """`apply(x, lengths)`: times a mask in place; times its ones nothing changes, so these are left out."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCTF: Tensor, lengths: list[int]) -> Tensor:
+        ctx.mark_dirty(x_BCTF)
+        ctx.lengths = lengths
+        return _end_(x_BCTF, lengths)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_BCTF: Tensor) -> tuple[Tensor, None]:
+        return _end_(d_BCTF, ctx.lengths), None
+
+
+def _end_(x_BCTF: Tensor, lengths: list[int]) -> Tensor:
+    """Multiply what is beyond each utterance's end by zero, so that zeros have the signs of a product."""
+    for x_CTF, length in zip(x_BCTF, lengths, strict=True):
+        x_CTF[:, length:].mul_(0.0)
+    return x_BCTF
 
 
 def _mask_if_needed(x_BCTF: Tensor, lengths_B: Tensor, time_mask: Mask) -> Tensor | None:
