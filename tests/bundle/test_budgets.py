@@ -36,7 +36,8 @@ WINGS = {
     # 300 for issue 14: the settings of a model with a list of losses, of convolutional encoders and of perturbations.
     # 30 for issue 9: evidence side by side, no evidence that the disk has no room for, a floor worked out in pieces.
     # 30 more for issue 9: what evidence writes is held against the disk together; what a side's level does not have.
-    "trainer": (6_500, "config train run cli".split()),
+    # 100 more for issue 12: ranks of several nodes, which find each other and end together.
+    "trainer": (6_600, "config train run cli".split()),
     # On a GPU and on a CPU. 250 for issues 11 and 15: the fast mode beside both, where forward takes its time, a curve.
     "bench": (1_750, ["bench"]),
     "matrix": (600, ["matrix"]),  # variants as data, and both sides beside each other
