@@ -77,7 +77,13 @@ def ended_file(folder: Path, node: int) -> Path:
 
 
 def store_of_torchrun(nodes: int, which: int) -> Any:
-    """A torch.distributed.Store that all nodes reach, once on each, else None: torchrun's own store where it shares it with what it starts."""
+    """What all nodes reach, a `torch.distributed.Store`, in one process of each; None in the others.
+
+    It is torchrun's own where that shares it with what it starts.
+
+    Raises:
+        UserError: the first node's cannot be reached.
+    """
     if nodes == 1 or os.environ["LOCAL_RANK"] != "0":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
