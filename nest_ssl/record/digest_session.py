@@ -60,7 +60,7 @@ class OperatorSession(Session):
         """What would be in it is not even made."""
 
     def _own(self, value: Any) -> Any:
-        """As it is: nobody writes it."""
+        """As it is: it is not written."""
         return value
 
 
