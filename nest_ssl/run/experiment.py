@@ -197,7 +197,7 @@ def _train(
                 raise
             raise bad from error
         except (RuntimeError, AssertionError) as error:
-            if (told := stop_behind(error)) is None:
+            if (stop := stop_behind(error)) is None:
                 raise
-            raise told from error
+            raise stop from error
     return trainer

@@ -44,7 +44,7 @@ FILES = ("contrastive.py", "ssl_quantizers.py")
 
 
 def stop_behind(error: Exception) -> UserError | None:
-    """What a person is told of an error that NeMo raised in training; None of one that is not known."""
+    """What is said of an error that NeMo raised in training; None of one that is not known."""
     frames = traceback.extract_tb(error.__traceback__)
     functions = {frame.name for frame in frames if frame.filename.endswith(FILES)}
     for stop in STOPS:

@@ -28,7 +28,7 @@ from nest_ssl.run.experiment import run
 from nest_ssl.run.floor import repeats, state
 from nest_ssl.run.floor.deviations import Tally, rounding_of_a_sum
 from nest_ssl.run.floor.margins import Margins
-from nest_ssl.run.floor.state import SavedState, copied, live_weights, move_by_one_ulp, write_weights
+from nest_ssl.run.floor.state import SavedState, move_by_one_ulp
 from nest_ssl.run.floor.values import StepValues
 from nest_ssl.train.module import NestModule
 from tests import test_planted_faults as planted
@@ -397,14 +397,3 @@ def test_another_shape_is_no_rounding() -> None:
 def test_a_repeat_that_computes_other_things_is_an_error() -> None:
     with pytest.raises(ValueError, match="is not"):
         Tally().add(values(1.0, 0), StepValues([], {}, {}, {}, {}, {}, {"c": torch.ones(2)}, {}, set()))
-
-
-def test_a_buffer_that_the_first_forward_makes_stays_when_a_step_is_repeated() -> None:
-    """As that of NeMo's convolutional encoders: what is put back was taken before it was there."""
-    model = torch.nn.Linear(2, 2)
-    saved = copied(live_weights(model))
-    model.register_buffer("made", torch.arange(3), persistent=False)
-    with torch.no_grad():
-        model.weight += 1
-        write_weights(model, saved)
-    assert torch.equal(model.weight, saved["weight"]) and model.made.tolist() == [0, 1, 2]
