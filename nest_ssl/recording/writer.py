@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -28,6 +28,7 @@ from nest_ssl.recording.saving import after_what_is_queued, save
 from nest_ssl.recording.tensors import describe_tensor, storable, tensor_digest
 
 HASHERS = min(8, os.cpu_count() or 1)  # threads that hash what is written
+R = TypeVar("R")
 Tensors = dict[str, tuple[dict[str, Any], Future[str]]]  # of a file, by their paths: shape and dtype, and digest
 
 
@@ -95,6 +96,10 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
     def save_builtins(self, name: str, value: Any) -> None:
         """Write plain builtins with `pickle` (the name `model_structure.pkl` is a contract)."""
         self._write(name, lambda path: path.write_bytes(pickle.dumps(value, protocol=4)))
+
+    def beside(self, job: Callable[[], R]) -> Future[R]:
+        """Do `job` in a thread that hashes; what it reads of a device is as it is now."""
+        return self._hasher.submit(after_what_is_queued(job))
 
     def wait(self, hashed: bool = True) -> None:
         """Until all that was saved is on the disk, and hashed.
