@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pydantic import ValidationError
 
 from nest_ssl.base.errors import UserError, write_errors
@@ -29,7 +30,9 @@ from nest_ssl.recording.tensors import describe_tensor, storable, tensor_digest
 
 HASHERS = min(8, os.cpu_count() or 1)  # threads that hash what is written
 R = TypeVar("R")
-Tensors = dict[str, tuple[dict[str, Any], Future[str]]]  # of a file, by their paths: shape and dtype, and digest
+TOGETHER = 1 << 22  # bytes of tensors that are hashed in one go: handing over each small one would take longer
+# Of a file, by their paths: shape and dtype, and digests of several with the place among them.
+Tensors = dict[str, tuple[dict[str, Any], Future[list[str]], int]]
 
 
 class RecordingWriter(AbstractContextManager["RecordingWriter"]):
@@ -73,16 +76,31 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
             UserError: it cannot be written, or a file before it could not.
         """
 
-        def write(path: Path) -> Tensors:
-            save(storable(value() if callable(value) else value), path)
-            # Of what is on the disk: the values in memory may be the model's own, and training goes on.
-            found, digests = dict(tensors(load_tensors(path, mapped=True))), {}
-            for tensor in found.values():
-                if id(tensor) not in digests:  # one tensor may stand in many places: hash it once
-                    digests[id(tensor)] = self._hasher.submit(tensor_digest, tensor)
-            return {place: (describe_tensor(tensor), digests[id(tensor)]) for place, tensor in found.items()}
+        def write(path: Path) -> tuple[Tensors, str]:
+            made = storable(value() if callable(value) else value)
+            written = save(made, path)
+            found = dict(tensors(made))
+            if not owned or any(tensor.device.type != "cpu" for tensor in found.values()):
+                # What is on the disk: training goes on with what is in memory.
+                found = dict(tensors(load_tensors(path, mapped=True)))
+            places = self._hashed({id(tensor): tensor for tensor in found.values()})  # once what stands in many places
+            return {place: (describe_tensor(each), *places[id(each)]) for place, each in found.items()}, written
 
         self._write(name, write, owned)
+
+    def _hashed(self, found: Mapping[int, torch.Tensor]) -> dict[int, tuple[Future[list[str]], int]]:
+        """Digests in the making of tensors by their ids."""
+        places: dict[int, tuple[Future[list[str]], int]] = {}
+        group: list[torch.Tensor] = []
+        size = 0
+        for number, tensor in enumerate(found.values(), 1):
+            group.append(tensor)
+            size += tensor.numel() * tensor.itemsize
+            if number == len(found) or size >= TOGETHER:
+                digests = self._hasher.submit(lambda group=group: [tensor_digest(each) for each in group])
+                places |= {id(each): (digests, place) for place, each in enumerate(group)}
+                group, size = [], 0
+        return places
 
     def save_json(self, name: str, value: Any) -> None:
         """Write builtins as JSON."""
@@ -110,7 +128,7 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         for written in self._written.values():
             content, whole = written.result()
             if hashed:
-                wait([*(digest for _, digest in (content or {}).values())])
+                wait([digests for _, digests, _ in (content or {}).values()])
                 wait([whole])
 
     def finish(self, index: Mapping[str, Any]) -> Path:
@@ -126,7 +144,10 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         for name, (content, hashed) in ((name, written.result()) for name, written in self._written.items()):
             made["files"][name] = hashed.result()
             if content is not None:
-                described = {place: {**facts, "digest": digest.result()} for place, (facts, digest) in content.items()}
+                described = {
+                    place: {**facts, "digest": digests.result()[number]}
+                    for place, (facts, digests, number) in content.items()
+                }
                 made["tensors"][name] = described
         whole = {"schema": files.SCHEMA, **index, **made}
         try:
@@ -159,8 +180,12 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
             with write_errors(f"{self.target / name}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 made = write(path)
-            content = made if isinstance(made, dict) else None
-            return content, self._hasher.submit(lambda: {"bytes": path.stat().st_size, "sha256": sha256_of(path)})
+            content, known = made if isinstance(made, tuple) else (None, "")
+
+            def described() -> dict[str, Any]:
+                return {"bytes": path.stat().st_size, "sha256": known or sha256_of(path)}
+
+            return content, self._hasher.submit(described)
 
         if later:
             self._written[name] = self._background.submit(after_what_is_queued(job))
