@@ -278,6 +278,10 @@ def test_activation_checkpointing_is_recorded_apart(again: str) -> None:
     assert any(call.raised for call in later) == (again == "not reentrant")
 
 
+def test_an_observer_that_never_watched_may_be_ended() -> None:
+    assert CallObserver(nn.Linear(2, 2)).detach() == []
+
+
 @pytest.mark.parametrize("first_out", [0, 1])
 def test_two_observers_of_one_model_may_end_in_any_order(first_out: int) -> None:
     """Nothing of either is left on the model, and the one that goes on sees every call once."""

@@ -128,7 +128,7 @@ class CallObserver:
 
         Where another observer was put around this one, it stays until that one ends.
         """
-        observer: CallObserver | None = self
+        observer: CallObserver | None = self if self._wrapper else None  # it may never have been attached
         while observer is not None and observer._detached and self.root.__dict__.get("forward") is observer._wrapper:
             inner = observer._own_forward.get("forward")
             self.root.__dict__.pop("forward")
