@@ -97,7 +97,7 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
             group.append(tensor)
             size += tensor.numel() * tensor.itemsize
             if number == len(found) or size >= TOGETHER:
-                digests = self._hasher.submit(lambda group=group: [tensor_digest(each) for each in group])
+                digests = self._hasher.submit(list, map(tensor_digest, group))  # lazily: in the thread
                 places |= {id(each): (digests, place) for place, each in enumerate(group)}
                 group, size = [], 0
         return places
