@@ -17,7 +17,6 @@ from nest_ssl.compare.rules.known import Used, used_by_any
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.index import Index
 
-# What a rank does by itself.
 _BEFORE = ("initial_weights", "batch", "draws", "forward", "loss")  # what a rank does before gradients are added up
 # From the worst: what is not the same experiment says nothing, and a difference more than too little compared.
 _SEVERITY = (EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK)
@@ -108,19 +107,21 @@ def _name_the_one_rank(ranks: Sequence[Comparison]) -> None:
 
 def _over_ranks(indexes: Sequence[Index], steps: Sequence[int]) -> SideRanks:
     """What the recordings of one side's ranks have in common."""
-    first, parted, own = indexes[0], None, 0
+    first, parted = indexes[0], None
+    buffers = set[str]()
     trained = set(_digests(first, files.INITIAL_WEIGHTS)) & set(_digests(first, _last(first, steps, files.GRADIENTS)))
     for step in steps:
         name = f"{files.step_folder(step)}/{files.WEIGHTS}"
         all_of_first = _digests(first, name)
+        buffers = set()
         for rank, index in enumerate(indexes[1:], start=1):
             found = _digests(index, name)
             unlike = [each for each, digest in all_of_first.items() if found.get(each) != digest]
             parameters = [each for each in unlike if each in trained]
-            own = len(unlike) - len(parameters)
+            buffers |= {*unlike} - trained
             if parameters and parted is None:
                 parted = Parted(step, rank, parameters[0], len(parameters) - 1)
-    return SideRanks(first.world_size, tuple(steps), len(trained), parted, own)
+    return SideRanks(first.world_size, tuple(steps), len(trained), parted, len(buffers))
 
 
 def _digests(index: Index, name: str) -> dict[str, str]:

@@ -177,7 +177,7 @@ def reserved(target: Path, overwrite: bool) -> Iterator[Path]:
     check_target(target, overwrite)
     with ExitStack() as held:
         with write_errors(str(target)):
-            held.enter_context(lock(target.with_name(f".{target.name}.lock"), "recording"))
+            held.enter_context(lock(target.with_name(f".{target.name}.lock"), "recording", target))
             remove_leftovers(target)
             check_target(target, overwrite)  # again: an earlier one may have been put back
             folder.mkdir()

@@ -71,15 +71,18 @@ def record(subject: Subject, cfg: DictConfig, words: Sequence[str]) -> int:
     Raises:
         UserError: as `run`.
     """
-    if (several := of_torchrun(cfg)) is not None:
+    if (node := of_torchrun(cfg)) is not None:
         if os.environ["LOCAL_RANK"] != "0":
             return EXIT_OK
-        cfg.trainer.devices, words = several, [*words, f"trainer.devices={several}"]
+        started = {"trainer.devices": node.ranks} | ({"trainer.num_nodes": node.nodes} if node.nodes > 1 else {})
+        for key, value in started.items():
+            OmegaConf.update(cfg, key, value, force_add=True)
+        words = [*words, *(f"{key}={value}" for key, value in started.items())]
     notes = check_settings(subject, cfg)
     rank, number = own_rank(), processes(cfg)
     if rank is not None:
         return rank.reporting(lambda: _record(subject, cfg, notes, rank))
-    return launch(subject, cfg, words, number) if number > 1 else _record(subject, cfg, notes)
+    return launch(subject, cfg, words, number, node) if number > 1 else _record(subject, cfg, notes)
 
 
 def _record(subject: Subject, cfg: DictConfig, notes: list[str], rank: Rank | None = None) -> int:

@@ -71,6 +71,13 @@ def test_all_alike(tmp_path: Path) -> None:
     assert "of another comparison" not in page and said[0] in page and "进程 1" in page
 
 
+@pytest.mark.parametrize("differing", [(1,), (2,), (1, 2)])
+def test_a_buffer_counts_once_whichever_rank_has_it_otherwise(differing: tuple[int, ...]) -> None:
+    changed = [{"b_1": "c", "b_2": "c"} if number in differing else {} for number in range(3)]
+    over, _ = judged(*(rank(number, one, one, **SAME) for number, one in enumerate(changed)))
+    assert (over.reference.buffers, over.candidate.buffers) == (1, 1)
+
+
 def test_equivalent_is_no_longer_identical() -> None:
     over, said = judged(rank(0, **SAME), rank(1, verdict=Status.EQUIVALENT, exit_code=0))
     assert (over.verdict, over.exit_code) == (Status.EQUIVALENT, 0)

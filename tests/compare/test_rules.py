@@ -123,6 +123,12 @@ def test_a_token_may_flip_where_rounding_moves_its_margin_as_far(flipped: list[i
     assert (judged is not None and judged.within) is within
 
 
+def test_no_token_of_a_validation_is_excused_by_a_margin_of_training() -> None:
+    one, other = torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 3, 0])
+    there = Spot("validation", Moment(0, Phase.VALIDATION), TOKENS)
+    assert NoiseFloorRule(evidence()).judge_whole(there, measure(one, other, 0.0, 0.0)) is None
+
+
 def test_no_other_rule_lets_whole_numbers_differ() -> None:
     metrics = measure(torch.tensor([1]), torch.tensor([2]), 1.0, 1.0)
     assert FixedTolerance(9.0, 9.0).judge_whole(spot(), metrics) is None

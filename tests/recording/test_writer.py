@@ -49,7 +49,7 @@ def test_once_and_nothing_left_beside(tmp_path: Path, end: str) -> None:
 
 def test_two_do_not_record_into_one_place(tmp_path: Path) -> None:
     with fill(RecordingWriter(tmp_path / "run")) as writer:
-        with pytest.raises(UserError, match=rf"another process writes here \(recording, pid {os.getpid()}@"):
+        with pytest.raises(UserError, match=rf"this process writes here already \(recording, pid {os.getpid()}@"):
             RecordingWriter(tmp_path / "run")
         writer.finish({"trainer": TRAINER})
     with RecordingWriter(tmp_path / "run", overwrite=True):

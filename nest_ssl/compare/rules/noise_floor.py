@@ -129,7 +129,12 @@ class NoiseFloorRule:
         return Judgement(ratio <= LOOK, "noise floor", {"relative": relative}, ratio)
 
     def judge_whole(self, spot: Spot, metrics: Metrics) -> Judgement | None:
-        """Of whole numbers: a token may become the runner-up where rounding alone moves their distance as far."""
+        """Of whole numbers: a token may become the runner-up where rounding alone moves their distance as far.
+
+        What was measured is how far the tokens of the training batch are from the next ones, not those of a validation.
+        """
+        if spot.rung == "validation":
+            return None
         found = [self.evidence.margin(spot.moment.step, spot.address, place) for place in metrics.places]
         margins = [margin for margin in found if margin is not None]
         if not margins or len(margins) < metrics.differing:
