@@ -20,7 +20,9 @@ from nest_ssl.cli.data import main as data
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
 from nest_ssl.data.check import check_dataset
+from nest_ssl.data.lines import Entry, Place
 from nest_ssl.data.loader import AudioNoiseLoader, build_dataloader
+from nest_ssl.data.sources import tarred
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of workers on few cores, and of tar files that stay open
 RATE = 16_000
@@ -212,3 +214,13 @@ def test_lines_of_no_use_are_left_out_and_other_transcripts_come_too(corpus: Pat
     section = {**LHOTSE, "manifest_filepath": str(tmp_path / "a.json"), "batch_duration": 60.0, "sample_rate": RATE}
     (batch,) = epoch_of(loader_of({**section, "shuffle": False}), 0)
     assert batch.audio_len.tolist() == [round(RATE * lines[number]["duration"]) for number in (1, 2, 2)]
+
+
+def test_lines_are_found_by_name_where_hashes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [Entry(path, 1.0, None, Place("m", number)) for number, path in enumerate(["b.wav", "x/a.flac", "b.mp3"])]
+    for _ in range(2):
+        lines = tarred.LinesByName(entries)
+        assert [lines.get(name) for name in ("a", "b", "c")] == [[entries[1]], [entries[0], entries[2]], []]
+        monkeypatch.setattr(tarred, "_hash_of_name", lambda name: 5)
+    with pytest.raises(UserError, match="several files for an utterance of a tarred set"):
+        tarred.LinesByName([Entry(["l.wav", "r.wav"], 1.0, None, Place("m", 1))])
