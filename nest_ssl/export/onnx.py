@@ -57,6 +57,7 @@ def write_onnx(model_path: str, folder: Path) -> tuple[float, int]:
                     input_names=names[:2], output_names=names[2:],
                     dynamic_axes={name: {0: "batch"} if "length" in name else axes for name in names},
                 )  # fmt: skip
+            longest = encoder.max_audio_length * settings.subsampling_factor  # a table of so many positions
             onnx.checker.check_model(str(partial))
             session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
             worst = max(difference(encoder, session, batch_of(frames, settings.feat_in)) for frames in COMPARED)
@@ -67,7 +68,7 @@ def write_onnx(model_path: str, folder: Path) -> tuple[float, int]:
             raise UserError(what, f"{model_path}: {reason}", fix) from error
         if not worst < NEAR:
             raise UserError(what, f"{model_path}: its encodings differ by {worst:.2g} there", fix)
-    return worst, settings.pos_emb_max_len * settings.subsampling_factor
+    return worst, longest
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ ONE_LAYER = ["size=tiny", "model.train_ds=null", "model.validation_ds=null", "mo
 def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Of an encoder as trained ones are: biases and statistics are no zeros."""
     torch.manual_seed(1)
-    model = NestModule(compose([*ONE_LAYER, "model.encoder.pos_emb_max_len=100"]).model)
+    model = NestModule(compose([*ONE_LAYER, "model.encoder.pos_emb_max_len=200"]).model)
     for name, tensor in model.encoder.state_dict().items():
         if tensor.is_floating_point():
             noise = torch.rand_like(tensor) * 0.2
@@ -40,7 +41,7 @@ def test_onnxruntime_computes_the_same(
     import onnxruntime
 
     assert main([archive, "--to", "onnx", "--out", str(tmp_path / "out")]) == 0
-    assert "for up to 800 frames of features an utterance; onnxruntime's encodings differ by at most" in (
+    assert "for up to 1,600 frames of features an utterance; onnxruntime's encodings differ by at most" in (
         capsys.readouterr().out
     )
     assert [path.name for path in (tmp_path / "out").iterdir()] == [NAME]
@@ -50,9 +51,13 @@ def test_onnxruntime_computes_the_same(
     with torch.no_grad():
         encoder.layers[0].self_attn.linear_pos.weight.mul_(1.1)
     assert difference(encoder, session, batch_of((800, 17, 256), 80)) > 1e-3
-    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException):
-        difference(encoder, session, batch_of((816,), 80))
+    with pytest.raises(Exception, match="onnxruntime"):  # longer than its table of positions
+        difference(encoder, session, batch_of((1_608,), 80))
 
+    def export_again(*given: object, **settings: object) -> None:
+        shutil.copy(tmp_path / "out" / NAME, str(given[2]))
+
+    monkeypatch.setattr(exporting.torch.onnx, "export", export_again)
     monkeypatch.setattr(exporting, "NEAR", 1e-9)
     with pytest.raises(UserError, match="an encoder that cannot be written as ONNX: .*its encodings differ by"):
         write_onnx(archive, tmp_path / "other")

@@ -264,12 +264,14 @@ def test_audio_that_cannot_be_read(kind: str, workers: int, one_bad: Path) -> No
 
     keys = {"batch_size": 2, "shuffle": False, "sample_rate": RATE, "num_workers": workers}
     section = read(Dataset, {**keys, **{key: located(value) for key, value in WITH_ONE_BAD[kind].items()}})
+    strict, skipped = build_dataloader(section, RATE), SkippedAudio()
+    assert strict is not None
     if not section.use_lhotse or kind == "cuts":  # of which the header is read for each line
         with pytest.raises(UserError, match="u1.wav"):
-            list(build_dataloader(section, RATE) or ())
+            for _ in strict:
+                pass
     if kind == "cuts":
         return
-    skipped = SkippedAudio()
     loader = build_dataloader(section, RATE, skipped=skipped)
     assert loader is not None
     heard = sorted(round(float(row[0]), 1) for batch in loader for row in batch.audio)
