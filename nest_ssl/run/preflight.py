@@ -27,7 +27,14 @@ from nest_ssl.model.encoder.graphs import is_alike
 from nest_ssl.model.models import model_of
 from nest_ssl.releases import NEWEST, generation, generation_of, unlisted
 from nest_ssl.run.ranks import own_rank, processes
-from nest_ssl.run.shares import check_shares, check_training, check_validation, say_shares, share_out_limit
+from nest_ssl.run.shares import (
+    check_shares,
+    check_training,
+    check_validation,
+    refuse_idle_workers,
+    say_shares,
+    share_out_limit,
+)
 from nest_ssl.run.subject import Inputs, Subject
 from nest_ssl.train.checkpoint.init_from import load_sources
 from nest_ssl.train.optim import build_optimizer
@@ -138,6 +145,7 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
     if "validation" in checked:
         check_validation(cfg, corpora)
     length = planned_length(cfg, min(shares, key=lambda share: share.batches), train.batch_size or 1)
+    refuse_idle_workers("model.train_ds", train, corpora, len(shares), length.batches / max(1, length.epoch))
     if cfg.seeded_data and (train.is_concat or (train.is_tarred and train.shuffle is not False)):
         drawn = "the order of tar files, and of a mixture's sets,"
         notes.append(f"{drawn} follows from the seed; NeMo's own follows from the clock (seeded_data=false)")

@@ -39,9 +39,9 @@ WINGS = {
     # 30 for issue 9: evidence side by side, no evidence that the disk has no room for, a floor worked out in pieces.
     # 30 more for issue 9: what evidence writes is held against the disk together; what a side's level does not have.
     # 60 for issue 11: AdamW in pieces that caches hold.
-    # 100 more for issue 12: ranks of several nodes, which find each other and end together.
+    # 120 more for issue 12: ranks of several nodes, which find each other and end together; workers without utterances.
     # 30 more for issue 13: sizes of batches for each bucket, forms of features and exports.
-    "trainer": (6_690, "config train run cli".split()),
+    "trainer": (6_710, "config train run cli".split()),
     # On a GPU and on a CPU. 250 for issues 11 and 15: the fast mode beside both, where forward takes its time, a curve.
     # 150 for issue 11: the loader by stage, start-up, and each target as met or not.
     "bench": (1_900, ["bench"]),
