@@ -14,8 +14,8 @@ from typing import Any
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
 from nest_ssl.data.files import where_to_look
-from nest_ssl.data.lines import Joined, within
-from nest_ssl.data.manifest import Entry, Manifest, NoiseClip, manifest_paths, read_noise, read_speech
+from nest_ssl.data.lines import Entry, Joined, within
+from nest_ssl.data.manifest import Manifest, NoiseClip, manifest_paths, read_noise, read_speech
 from nest_ssl.data.sources.shards import buckets_of, expand, is_sharded, tars_of
 
 

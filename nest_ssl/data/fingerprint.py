@@ -19,7 +19,8 @@ from typing import Any
 
 from nest_ssl.data.corpus import Corpus
 from nest_ssl.data.files import FileState, file_sha256, relative_name, state_of
-from nest_ssl.data.manifest import Entry, Manifest, NoiseClip, parts_of
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import Manifest, NoiseClip, parts_of
 from nest_ssl.data.skipping import SkippedAudio
 
 HASHED_IN_FULL = 2_000  # files; of larger corpora the size, the first and the last MiB of each

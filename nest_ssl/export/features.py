@@ -21,7 +21,8 @@ from nest_ssl.base.files import replacing, write_atomically
 from nest_ssl.data.audio import Decoding
 from nest_ssl.data.dataset import load_utterance
 from nest_ssl.data.files import file_sha256
-from nest_ssl.data.manifest import Entry, parts_of, read_speech
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import parts_of, read_speech
 from nest_ssl.data.sources.making import source_of
 from nest_ssl.export.safetensors import safetensors
 from nest_ssl.export.trained import load_model

@@ -18,8 +18,9 @@ from nest_ssl.data import manifest as module
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.fingerprint import DataRecord
+from nest_ssl.data.lines import Entry, Place
 from nest_ssl.data.loader import build_dataloader
-from nest_ssl.data.manifest import Entry, Manifest, Place
+from nest_ssl.data.manifest import Manifest
 
 Section = dict[str, Any]
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from nest_ssl.base.errors import UserError, from_os_error
 from nest_ssl.base.files import partial_path, remove_leftovers, replace_folder
-from nest_ssl.data.manifest import Entry, Manifest, parts_of
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import Manifest, parts_of
 
 KINDS = ("tarred", "shar")
 MANIFEST = "tarred_audio_manifest.json"  # the name by which NeMo knows a tarred set

@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
 from nest_ssl.data.dataset import Utterances
-from nest_ssl.data.manifest import Entry
+from nest_ssl.data.lines import Entry
 from nest_ssl.data.skipping import LoadFailure
 from nest_ssl.data.sources.seeding import SeededShuffle
 from nest_ssl.data.sources.shards import own_share
