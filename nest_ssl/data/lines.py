@@ -121,7 +121,7 @@ class Lines(Entries):
             if self._texts is not None:
                 self._texts.append(entry.text)
             self._numbers.append(entry.place.line)
-            kinds = several
+            kinds = int(several)
             for column, value in zip(seconds, (entry.duration, entry.offset), strict=True):
                 column.append(math.nan if value is None else value)
                 kinds = kinds << 2 | (ABSENT if value is None else WHOLE if isinstance(value, int) else FRACTION)
