@@ -45,6 +45,7 @@ class Metrics:
     candidate: float | int | bool | complex | None = None
     unused: tuple[int, int] = (0, 0)  # low bits of the significand that are zero in all values of each side
     places: tuple[tuple[int, ...], ...] = ()  # of whole numbers, all that differ; empty where they are many
+    became: tuple[int, ...] = ()  # the candidate's values in these places
 
 
 def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> Metrics:
@@ -65,8 +66,9 @@ def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> M
     metrics.index = tuple(int(place) for place in np.unravel_index(sums.worst[1], tuple(sides[0].shape)))
     metrics.reference, metrics.candidate = (side[metrics.index].item() for side in sides)
     if not floating and metrics.differing <= MOST_PLACES:
-        unlike = (sides[0] != sides[1]).nonzero().tolist()
-        metrics.places = tuple(tuple(place) for place in unlike)
+        unlike = sides[0] != sides[1]
+        metrics.places = tuple(tuple(place) for place in unlike.nonzero().tolist())
+        metrics.became = tuple(map(int, sides[1][unlike].tolist()))
     return metrics
 
 
