@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
+import runpy
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from filelock import FileLock
 
 from nest_ssl.config import compose
+
+HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,32 +40,33 @@ def _what_is_imported_is_no_garbage() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _garbage_goes() -> Iterator[None]:
-    """A trainer and its model refer to each other: few objects, so that Python sees no need, and megabytes each."""
+    """A trainer and its model refer to each other: few objects, so that Python sees no need, and megabytes each.
+
+    What is left then lasts for the session, and is not looked through again.
+    """
     yield
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _files_composed_once() -> Iterator[None]:
     """Hydra reads our files and merges the groups in half a second: once for each choice of groups, then copies."""
-    original, composed = compose._compose_groups, dict[tuple[str, ...], DictConfig]()
-
-    def compose_once(folder: Path, name: str, groups: list[str]) -> DictConfig:
-        if folder != compose.ROOT / "conf":
-            return original(folder, name, groups)
-        if (key := (name, *groups)) not in composed:
-            composed[key] = original(folder, name, groups)
-        return copy.deepcopy(composed[key])
-
+    once = runpy.run_path(str(HERE / "warmed.py"))["composing_once"]  # NeMo before 3.0 hides our `tests`
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compose, "_compose_groups", compose_once)
+        patch.setattr(compose, "_compose_groups", once(compose._compose_groups))
         yield
 
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Python for programs that need torch: see `warm.py`."""
-    from tests.warm import warm_python  # NeMo before 3.0 installs a package called `tests`, and hides this one
-
-    with warm_python(tmp_path_factory.mktemp("python")) as executable:
+    """A Python for programs that need torch: see `warm.py`. Processes that share the tests have one together."""
+    warm_python = runpy.run_path(str(HERE / "warm.py"))["warm_python"]
+    folder, owner = tmp_path_factory.getbasetemp(), os.getpid()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder, owner = folder.parent, os.getppid()
+    (folder := folder / "python").mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        with FileLock(folder / "lock"):
+            executable = stack.enter_context(warm_python(folder, owner=owner))
         yield executable

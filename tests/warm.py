@@ -27,7 +27,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = ("torch", "lightning.pytorch", "librosa.filters", "nest_ssl.run.experiment", "nest_ssl.train.module",
-             "nest_ssl.record.lightning", "nest_ssl.compare.ladder", "nest_ssl.report.write")  # fmt: skip
+             "nest_ssl.record.lightning", "nest_ssl.compare.ladder", "nest_ssl.report.write", "nest_ssl.cli.main",
+             "nest_ssl.cli.train", "warmed:warm_up")  # fmt: skip
 CLIENT = """\
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
@@ -48,40 +49,50 @@ sys.exit(code)
 
 
 @contextmanager
-def warm_python(folder: Path, preloaded: Iterable[str] = PRELOADED) -> Iterator[str]:
+def warm_python(folder: Path, preloaded: Iterable[str] = PRELOADED, owner: int | None = None) -> Iterator[str]:
     """The path of an executable that is called as Python is (with a script, or `-m`), while the block runs.
 
     Where processes cannot be forked it is this Python.
 
     Args:
-        folder: for the executable and its socket.
-        preloaded: names of the modules that programs find imported.
+        folder: for the executable and its socket; where there is one already, it is taken as it is.
+        preloaded: names of the modules that programs find imported, or `module:function` of what is called as well.
+        owner: id of the process with which it ends, of all that share the folder; this one when None.
     """
     if sys.platform != "linux":  # on macOS, what has imported its frameworks cannot be forked
         yield sys.executable
         return
-    (folder / "client.py").write_text(CLIENT)
     place, executable = folder / "server", folder / "python"
-    executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" -ISE "{folder}/client.py" "{place}" "$@"\n')
-    executable.chmod(0o755)
+    if executable.exists():
+        yield str(executable)
+        return
+    (folder / "client.py").write_text(CLIENT)
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__)), str(place), *preloaded]
+    command = [sys.executable, str(Path(__file__)), str(place), str(owner or os.getpid()), *preloaded]
     # Python asks once whether its streams can seek, and a program's may not: a pipe for all.
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, env=environment, **pipes) as server:  # type: ignore[call-overload]
         assert server.stdin is not None and server.stdout is not None
         said = list(iter(server.stdout.readline, b"ready\n"))
         assert server.poll() is None, b"".join(said)
+        executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" -ISE "{folder}/client.py" "{place}" "$@"\n')
+        executable.chmod(0o755)
         yield str(executable)
-        server.stdin.close()  # it ends with this process too, however that ends
-        server.terminate()  # a loader's worker that still lives has the other end of the pipe as well
+        if owner in (None, os.getpid()):
+            server.terminate()
+        else:
+            server.returncode = 0  # others may still need it, and it needs no end by this process
 
 
-def serve(place: str, *preloaded: str) -> None:
-    """Answer callers until stdin is closed."""
+def serve(place: str, owner: str, *preloaded: str) -> None:
+    """Answer callers until the owner has ended."""
+    until = os.pidfd_open(int(owner))
     for name in preloaded:
-        importlib.import_module(name)
+        module, _, function = name.partition(":")
+        imported = importlib.import_module(module)
+        if function:
+            getattr(imported, function)()
     gc.collect()  # what is imported is no garbage: a program need not look through it, which would also copy it
     gc.freeze()
     os.fsync = lambda _: None  # as in the tests' own process
@@ -91,15 +102,16 @@ def serve(place: str, *preloaded: str) -> None:
         print("ready", flush=True)
         children = 0
         while True:
-            readable, *_ = select.select([listener, 0], [], [])
-            while children and os.waitpid(-1, 0 if 0 in readable else os.WNOHANG)[0]:
+            readable, *_ = select.select([listener, until], [], [])
+            while children and os.waitpid(-1, 0 if until in readable else os.WNOHANG)[0]:
                 children -= 1
-            if 0 in readable:
+            if until in readable:
                 return
             caller, _ = listener.accept()
             children += 1
             if os.fork() == 0:
                 listener.close()
+                os.close(until)
                 _attend(caller)
                 os._exit(0)
             caller.close()

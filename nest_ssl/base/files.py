@@ -87,14 +87,15 @@ def remove_leftovers(target: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str, where: Path | None = None) -> Iterator[None]:
     """Hold `path` as a lock file; it ends with the process at the latest.
 
     Args:
         what: what is done under it, e.g. ``"training"``.
+        where: what it locks, for the message; by default its folder.
 
     Raises:
-        UserError: another process holds it; names that process.
+        UserError: another process, or this one, holds it; names that process.
     """
     import filelock  # here alone: writing the practice data needs no package
 
@@ -107,8 +108,11 @@ def lock(path: Path, what: str) -> Iterator[None]:
         # Loader workers keep the lock of a killed process for the seconds until they notice.
         held.acquire(timeout=10 if _is_alive(holder) is False else 0)
     except filelock.Timeout as error:
-        fix = "Wait until it has ended, or choose another folder."
-        raise UserError(f"another process writes here ({holder or what})", str(path.parent), fix) from error
+        own = f"pid {_process()}," in holder
+        who, fix = "another process writes here", "Wait until it has ended, or choose another folder."
+        if own:
+            who, fix = "this process writes here already", "End that first, or choose another folder."
+        raise UserError(f"{who} ({holder or what})", str(where or path.parent), fix) from error
     try:
         path.write_text(f"{what}, pid {_process()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
         yield

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nest_ssl.base.home import ROOT
+from nest_ssl.bench import loading
 from nest_ssl.bench.trainings import Bench
 from nest_ssl.bench.workers import LEVELS, Worker, WorkerEnded
 
@@ -56,6 +57,14 @@ QUICK = (
     Case("tiny", "tiny", (2, 3.0), 3, 20),
     Case("large, 3 of 17 layers", "large", (2, 3.0), 2, 3, LAYERS),
 )
+TARGETS = (  # what the page's targets are about, in minutes
+    Case("large", "large", (2, 3.0), 3, 3),
+    Case("large, fast", "large", (2, 3.0), 3, 3, of_port=FAST),
+    Case("large", "large", (8, 16.0), 1, 2),
+    Case("large, fast", "large", (8, 16.0), 1, 2, of_port=FAST),
+    Case("large, fast in bf16-mixed and NeMo in fp32", "large", (8, 16.0), 1, 2, of_port=(*FAST, *BF16)),
+    Case("large, bf16-mixed, fast", "large", (8, 16.0), 1, 1, BF16, of_port=FAST),
+)
 FULL = (
     Case("tiny", "tiny", (2, 3.0), 5, 20),
     Case("medium", "medium", (2, 3.0), 5, 5),
@@ -63,47 +72,66 @@ FULL = (
     Case("large", "large", (8, 16.0), 5, 2),
     Case("large, NeMo without type checks", "large", (8, 16.0), 3, 2, (), ("--no-type-checks",)),
     Case("large, bf16-mixed", "large", (8, 16.0), 3, 2, BF16),
-    Case("large, fast", "large", (2, 3.0), 3, 5, of_port=FAST),
-    Case("large, fast", "large", (8, 16.0), 3, 2, of_port=FAST),
+    Case("large, fast", "large", (2, 3.0), 5, 5, of_port=FAST),
+    Case("large, fast", "large", (8, 16.0), 5, 2, of_port=FAST),
     Case("large, bf16-mixed, fast", "large", (8, 16.0), 3, 2, BF16, of_port=FAST),
-    Case("large, fast in bf16-mixed and NeMo in fp32", "large", (8, 16.0), 3, 2, of_port=(*FAST, *BF16)),
+    Case("large, fast in bf16-mixed and NeMo in fp32", "large", (8, 16.0), 5, 2, of_port=(*FAST, *BF16)),
     *(Case(f"{layers} layers", "large", (4, 8.0), 3, 2, (f"model.encoder.n_layers={layers}",)) for layers in (1, 4, 8)),
     *(Case(f"{seconds} s", "medium", (4, float(seconds)), 3, 2) for seconds in (2, 4, 8, 16)),
     *(Case(f"{batch} utterances", "medium", (batch, 4.0), 3, 2) for batch in (1, 2, 4, 8)),
 )
 
 
+def groups(cases: Sequence[Case]) -> list[list[Case]]:
+    """Cases that differ in their names and in the port's settings alone: NeMo is timed once for all of them."""
+    by_rival: dict[Case, list[Case]] = {}
+    for case in cases:
+        by_rival.setdefault(replace(case, name="", of_port=()), []).append(case)
+    return list(by_rival.values())
+
+
 def steps(bench: Bench, cases: Sequence[Case]) -> list[Row]:
-    """A row for each case: by part, the port's median, and the median, least and largest ratio of the port to NeMo."""
-    return [_by_turns(bench, case) for case in cases]
+    """A row for each case of a group: by part, the port's median, and the median, least and largest ratio of the port
+    to NeMo."""
+    rounds: list[dict[Case | None, Mapping[str, Any]]] = []
+    for number in range(cases[0].rounds):
+        turns: list[Case | None] = [None, *cases]  # NeMo first, and last in the next round
+        rounds.append({case: _timed(bench, cases[0], case) for case in (turns if number % 2 == 0 else turns[::-1])})
+    return [_row(case, [(found[None], found[case]) for found in rounds]) for case in cases]
 
 
-def _by_turns(bench: Bench, case: Case) -> Row:
+def _timed(bench: Bench, first: Case, case: Case | None) -> Mapping[str, Any]:
+    """Milliseconds of a step and its parts, of the port in this case, or of NeMo in the group of the first."""
+    side, own = ("nemo", first.of_nemo) if case is None else ("nest", case.of_port)
+    settings = (*own, *first.overrides)
+    flags = "fast" if {*FAST} & {*settings} else "deterministic"
+    try:
+        with Worker(replace(bench, size=first.size), side, *settings) as worker:
+            found = dict(worker.ask(do="steps", warm=1, count=first.steps, batch=first.batch, flags=flags))
+            if case is not None:
+                rate = matrix_rate("bfloat16" if {*BF16} & {*settings} else "float32")
+                found[PRODUCTS] = worker.ask(do="flops", batch=first.batch)["flops"] / rate / 1e6
+    except WorkerEnded as ended:
+        return {"error": str(ended)}
+    return found
+
+
+def _row(case: Case, rounds: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Row:
     row: Row = {"name": case.name, "batch": list(case.batch)}
-    dtype = "bfloat16" if {*BF16} & {*case.overrides, *case.of_port} else "float32"
-    ratios: dict[str, list[float]] = {part: [] for part in (*PARTS, PRODUCTS)}
-    port: dict[str, list[float]] = {part: [] for part in ratios}
-    for number in range(case.rounds):
-        found: dict[str, Mapping[str, Any]] = {}
-        for side in ("nemo", "nest") if number % 2 == 0 else ("nest", "nemo"):
-            settings = (*(case.of_nemo if side == "nemo" else case.of_port), *case.overrides)
-            flags = "fast" if {*FAST} & {*settings} else "deterministic"
-            try:
-                with Worker(replace(bench, size=case.size), side, *settings) as worker:
-                    found[side] = worker.ask(do="steps", warm=1, count=case.steps, batch=case.batch, flags=flags)
-                    arithmetic = worker.ask(do="flops", batch=case.batch) if side == "nest" else {}
-                    found[side] = {**arithmetic, **found[side]}
-            except WorkerEnded as ended:
-                return {**row, "error": str(ended)}
-        for part in PARTS:
-            if found["nemo"][part] and found["nest"][part]:
-                ratios[part].append(found["nest"][part] / found["nemo"][part])
-                port[part].append(found["nest"][part])
-        port[PRODUCTS].append(found["nest"]["flops"] / matrix_rate(dtype) / 1e6)
-        ratios[PRODUCTS].append(port[PRODUCTS][-1] / found["nemo"]["step_ms"])
-    for part, values in ratios.items():
-        if values:
-            row[part] = [statistics.median(port[part]), statistics.median(values), min(values), max(values)]
+    for nemo, port in rounds:
+        if "error" in nemo or "error" in port:
+            return {**row, "error": nemo.get("error") or port["error"]}
+    for part in (*PARTS, PRODUCTS):
+        rival = "step_ms" if part == PRODUCTS else part
+        taken = [(port[part], nemo[rival]) for nemo, port in rounds if port[part] and nemo[rival]]
+        if taken:
+            ratios = [own / other for own, other in taken]
+            row[part] = [
+                statistics.median(own for own, _ in taken),
+                statistics.median(ratios),
+                min(ratios),
+                max(ratios),
+            ]
     return row
 
 
@@ -139,19 +167,49 @@ def recorder(bench: Bench) -> list[Row]:
     return rows
 
 
-def start_up(bench: Bench) -> list[Row]:
-    """CPU seconds of commands that compute nothing."""
+def loader(bench: Bench, batches: int = 6) -> Row:
+    """CPU milliseconds of a loaded item, of NeMo and of the port, by stage, and whether the bits are the same."""
+    settings = loading.write_corpus(bench.folder / "corpus")
+    found = []
+    for side in ("nemo", "nest"):
+        try:
+            with Worker(replace(bench, size="tiny"), side, *settings) as worker:
+                found.append(worker.ask(do="load", count=batches))
+        except WorkerEnded as ended:
+            return {"error": str(ended)}
+    stages = {stage: [each["stages"][stage] for each in found] for stage in loading.STAGES}
+    total = [each["item_ms"] for each in found]
+    return {"item_ms": total, "stages": stages, "same": found[0]["sha256"] == found[1]["sha256"]}
+
+
+def start_up(bench: Bench, aligned: bool) -> list[Row]:
+    """Seconds, by CPU time and by the clock, of commands that compute nothing, of the first batch of a large model, and
+    if `aligned`, of recording both trainers and comparing them."""
     python = bench.sides["nest"].python
+    align = ["make", "--no-print-directory", "align", "SIZE=large", "RUNTIME=local", f"OUT={bench.folder / 'align'}"]
     commands = {
-        "nest-ssl --help": ["-m", "nest_ssl.cli.main", "--help"],
-        "nest-ssl compare, bad usage": ["-m", "nest_ssl.cli.main", "compare", "--nonsense"],
-        "train_nest.py --help": ["scripts/train_nest.py", "--help"],
-        "train_nest.py, bad usage": ["scripts/train_nest.py", "siz=tiny"],
+        "nest-ssl --help": [python, "-m", "nest_ssl.cli.main", "--help"],
+        "nest-ssl compare, bad usage": [python, "-m", "nest_ssl.cli.main", "compare", "--nonsense"],
+        "train_nest.py --help": [python, "scripts/train_nest.py", "--help"],
+        "train_nest.py, bad usage": [python, "scripts/train_nest.py", "siz=tiny"],
+        **({"make align SIZE=large": align} if aligned else {}),
     }
     rows: list[Row] = []
-    for name, words in commands.items():
-        took = [_cpu_seconds([python, *words]) for _ in range(3)]
-        rows.append({"name": name, "seconds": statistics.median(took)})
+    for name, command in commands.items():
+        took = sorted(_seconds(command) for _ in range(1 if command is align else 3))
+        seconds, clock, code = took[len(took) // 2]
+        error = {"error": f"exit code {code}"} if command is align and code else {}
+        rows.append({"name": name, "seconds": seconds, "clock": clock, **error})
+    for side, label in (("nemo", "NeMo"), ("nest", "the port")):
+        row: Row = {"name": f"first batch of {label}, large"}
+        before, started = _cpu_seconds(), time.perf_counter()
+        try:
+            with Worker(replace(bench, size="large"), side) as worker:
+                worker.ask(do="load", count=1)
+                row["clock"] = time.perf_counter() - started
+            rows.append({**row, "seconds": _cpu_seconds() - before})
+        except WorkerEnded as ended:
+            rows.append({**row, "error": str(ended)})
     return rows
 
 
@@ -180,9 +238,15 @@ def seconds_to_write(path: Path, size: int) -> float:
     return seconds
 
 
-def _cpu_seconds(command: Sequence[str]) -> float:
-    """User and system time of a process and of those that it waits for."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def _seconds(command: Sequence[str]) -> tuple[float, float, int]:
+    """CPU time of a process and of those that it waits for, seconds by the clock, and the exit code."""
+    before, started = _cpu_seconds(), time.perf_counter()
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    ended = subprocess.run(command, cwd=ROOT, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return _cpu_seconds() - before, time.perf_counter() - started, ended.returncode
+
+
+def _cpu_seconds() -> float:
+    """Of all processes that were waited for."""
+    taken = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return taken.ru_utime + taken.ru_stime

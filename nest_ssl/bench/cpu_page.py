@@ -10,6 +10,7 @@ from typing import Any
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import write_atomically
+from nest_ssl.bench.targets import judged
 from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Figure, Heading, Paragraph, table
 from nest_ssl.report.pictures.svg import Paper
 from nest_ssl.report.render.markdown import render_markdown
@@ -90,11 +91,14 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     cells = [(row["name"], f"{row['batch'][0]} x {row['batch'][1]:g} s", *map(_ratio, _parts(row))) for row in rows]
     yield table(("model", "batch", *PARTS.values()), cells, right=len(PARTS))
     yield from _missing(results["steps"])
+    yield from _against_targets(results)
     for unit, title in CURVES.items():
         if len(_points(results["steps"], unit)) > 1:
             yield Figure(f"benchmarks-{unit}.svg", (f"CPU time and memory of the port by NeMo's, by {title}",))
     if "losses" in results.get("curve", {}):
         yield from _said_of_curve(results["curve"])
+    if "stages" in results.get("loader", {}):
+        yield from _said_of_loader(results["loader"])
     recorded = [row for row in results["recorder"] if "bytes_alone" in row]
     if recorded:
         yield Heading(("The recorder",))
@@ -105,8 +109,40 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     yield from _missing(results["recorder"])
     if results["start"]:
         yield Heading(("Start-up",))
-        shown = [(Code(row["name"]), f"{row['seconds']:.2f}") for row in results["start"]]
-        yield table(("command", "CPU seconds"), shown, right=1)
+        numbers = [
+            [f"{row[key]:.2f}" if key in row else "" for key in ("seconds", "clock")] for row in results["start"]
+        ]
+        shown = [(Code(row["name"]), *both) for row, both in zip(results["start"], numbers, strict=True)]
+        yield table(("command", "CPU seconds", "by the clock"), shown, right=2)
+    yield from _missing(results["start"])
+    yield from _missing([{"name": part, **results.get(part, {})} for part in ("loader", "curve")])
+
+
+def _against_targets(results: dict[str, Any]) -> Iterator[Block]:
+    found = list(judged(results))
+    if not found:
+        return
+    yield Heading(("Targets",))
+    yield table(("what", "at most", "measured", "met"), [
+        (target.what, f"{target.most:g}", f"{value:.2f}", "yes" if value <= target.most else "no")
+        for target, value in found], right=2)  # fmt: skip
+    missed = [target for target, value in found if value > target.most and target.reason]
+    if missed:
+        yield Paragraph(("Why those that are not met are not, and what was tried:",))
+        yield Bullets(tuple((f"{target.what}: {target.reason}",) for target in missed))
+
+
+def _said_of_loader(loader: Row) -> Iterator[Block]:
+    same = "the same bits on both sides" if loader["same"] else "other bits on both sides"
+    nemo, port = loader["item_ms"]
+    yield Heading(("The loader",))
+    yield Paragraph((
+        f"CPU milliseconds of an item, an utterance of 16 s with a piece of a noise clip of 30 s (batches of 8, WAV in "
+        f"the file system's cache), {same}: {1000 / nemo:,.0f} and {1000 / port:,.0f} items a second.",
+    ))  # fmt: skip
+    rows = {**loader["stages"], "all": loader["item_ms"]}
+    cells = [(stage, f"{nemo:.2f}", f"{port:.2f}", f"{port / nemo:.2f}") for stage, (nemo, port) in rows.items()]
+    yield table(("stage", "NeMo", "port", "ratio"), cells, right=3)
 
 
 def _said_of_curve(curve: Row) -> Iterator[Block]:

@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nest_ssl.base.determinism import seed_all, set_determinism
 from nest_ssl.base.errors import run_command
-from nest_ssl.bench import orders
+from nest_ssl.bench import loading, orders
 from nest_ssl.bench.orders import Moments
 from nest_ssl.bench.workers import LEVELS
 from nest_ssl.config.compose import data_paths
@@ -77,6 +77,9 @@ class Conductor(Callback):
             orders.set_flags(self.order.get("flags", "deterministic"), self.order.get("tf32", False))
             if self.order["do"] in ("ready", "limits"):
                 self._answer(orders.limits(model.device) if self.order["do"] == "limits" else {})
+                continue
+            if self.order["do"] == "load":
+                self._answer(loading.load(model.train_dataloader(), self.order["count"]))
                 continue
             if self.order["do"] == "curve":
                 losses: list[torch.Tensor] = []

@@ -1,8 +1,9 @@
 """Time both trainers on this machine's CPU, by turns, and write docs/benchmarks.md.
 
     nest-ssl bench --quick --nemo-python .venv/nemo-3.0.0/bin/python      # make bench QUICK=1
+    nest-ssl bench --targets --nemo-python ...                            # what targets are about: 12 minutes
     nest-ssl bench --only large                                           # cases of that name; the others stay
-    nest-ssl bench --only curve                                           # losses of 300 steps, and their picture
+    nest-ssl bench --only curve                                           # or a part: curve, loader, recorder, start
 
 Exit codes: 0 all was measured; 1 something could not be had; 3 bad usage.
 """
@@ -14,16 +15,22 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import ROOT
 from nest_ssl.base.spelling import did_you_mean
 
-CURVE, LEARNT = "curve", 300  # its name, and steps
+if TYPE_CHECKING:
+    from nest_ssl.bench.cpu import Case
+    from nest_ssl.bench.trainings import Bench
+
+PARTS = ("curve", "loader", "recorder", "start")  # besides the cases
+LEARNT = 300  # steps of the curve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: no such case, a trainer's Python that is not there, or a file that holds other results.
     """
     parser = Parser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few and small: 3 minutes (default: all, hours)")
-    parser.add_argument("--only", default="", help="cases of this name alone, without recorder and start-up")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="few and small: 3 minutes (default: all, hours)")
+    size.add_argument("--targets", action="store_true", help="what the page's targets are about: 12 minutes")
+    parser.add_argument("--only", default="", help=f"cases of this name alone, or a part: {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=_positive, help="how often both are started (default: by case)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the page (default: docs)")
     parser.add_argument("--nemo-python", default=sys.executable, help="that of NeMo's environment (default: this one)")
@@ -50,9 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nest_ssl.bench.trainings import Bench, Side, machine
     from nest_ssl.record.provenance import describe_run
 
-    cases = [case for case in (cpu.QUICK if options.quick else cpu.FULL) if options.only in ("", case.name)]
-    if not cases and options.only != CURVE:
-        names = [*dict.fromkeys(case.name for case in cpu.FULL), CURVE]
+    preset = cpu.QUICK if options.quick else cpu.TARGETS if options.targets else cpu.FULL
+    cases = [case for case in preset if options.only in ("", case.name)]
+    parts = [part for part in PARTS if options.only in ("", part)]
+    if options.targets and not options.only:
+        parts.remove("curve")  # which learns the same on any machine
+    if not cases and not parts:
+        names = [*dict.fromkeys(case.name for case in preset), *PARTS]
         raise UserError("no such case", repr(options.only), did_you_mean(options.only, names))
     if options.rounds:
         cases = [replace(case, rounds=options.rounds) for case in cases]
@@ -65,19 +78,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     sides = {name: Side(os.path.abspath(python), f"scripts/train_{name}.py") for name, python in pythons.items()}  # type: ignore[type-var]
     with tempfile.TemporaryDirectory(prefix="nest-ssl-bench-") as folder:
         bench = Bench(sides=sides, accelerator="cpu", size="tiny", folder=Path(folder))
-        for case in cases:
-            results["steps"] = cpu_page.merge(results["steps"], found := cpu.steps(bench, [case]))
-            cpu_page.save(results, options.out)
-            print(f"bench: {case.name}, {case.batch}: {found[0].get('step_ms') or found[0].get('error')}", flush=True)
-        if options.only in ("", CURVE):
-            results["curve"] = cpu.curve(bench, LEARNT)
-            cpu_page.save(results, options.out)
-            print(f"bench: curve: {results['curve'].get('error', 'learnt')}", flush=True)
-        if not options.only:
-            results["recorder"] = cpu.recorder(bench)
-            results["start"] = cpu.start_up(bench)
-            cpu_page.save(results, options.out)
-    return any("error" in row for row in (*results["steps"], *results["recorder"], results.get("curve", {})))
+        measure(bench, cases, parts, results, options)
+    alone = (results.get(part, {}) for part in ("curve", "loader"))
+    return any("error" in row for row in (*results["steps"], *results["recorder"], *results["start"], *alone))
+
+
+def measure(
+    bench: Bench, cases: Sequence[Case], parts: Sequence[str], results: dict[str, Any], options: argparse.Namespace
+) -> None:
+    """Add to the results what is measured of cases and parts, and write them as they come."""
+    from nest_ssl.bench import cpu, cpu_page
+
+    for group in cpu.groups(cases):
+        found = cpu.steps(bench, group)
+        results["steps"] = cpu_page.merge(results["steps"], found)
+        cpu_page.save(results, options.out)
+        for row in found:
+            print(f"bench: {row['name']}, {row['batch']}: {row.get('step_ms') or row.get('error')}", flush=True)
+    measured: dict[str, Callable[[], Any]] = {
+        "loader": lambda: cpu.loader(bench),
+        "start": lambda: cpu.start_up(bench, aligned=not options.quick),
+        "recorder": lambda: cpu.recorder(bench),
+        "curve": lambda: cpu.curve(bench, LEARNT),
+    }
+    for part in [part for part in measured if part in parts]:
+        results[part] = measured[part]()
+        cpu_page.save(results, options.out)
+        print(f"bench: {part}: measured", flush=True)
 
 
 def _positive(text: str) -> int:

@@ -32,12 +32,12 @@ from nest_ssl.compare.gaps import Part
 from nest_ssl.compare.kinds.likely import kinds_of
 from nest_ssl.compare.known import known_differences
 from nest_ssl.compare.names import Renamed
-from nest_ssl.compare.narrow import Narrowed
+from nest_ssl.compare.narrow import Narrowed, seen_by
 from nest_ssl.compare.proof import Agreement, Float64, Proof, weigh
 from nest_ssl.compare.roots import roots_of
 from nest_ssl.compare.rules import Rule
 from nest_ssl.compare.rules.bits import SameBits
-from nest_ssl.compare.rules.float64 import Float64Rule
+from nest_ssl.compare.rules.float64 import Float64Rule, shown_by
 from nest_ssl.compare.rules.known import Known, KnownRule
 from nest_ssl.compare.rules.noise_floor import NoiseFloorRule, excuse_flips, growth_of
 from nest_ssl.compare.rules.same_function import AGREE, has_float32_values
@@ -63,6 +63,7 @@ from nest_ssl.compare.values import Comparer
 from nest_ssl.recording import layout
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import BEFORE_STEPS
+from nest_ssl.recording.index import of_another_kind
 from nest_ssl.recording.reader import Recording
 
 RUN_RUNGS: tuple[RungName, ...] = ("contract", "structure", "initial_weights", "draws")
@@ -122,9 +123,9 @@ def compare_recordings(
         draws=[*before, *(draw for result in results for draw in result.draws)],
         losses=[result.loss for result in results if result.loss and result.rank == 0],
         explanations=explanations, declared=excused, known=known_differences(reference, candidate),
-        rule=comparer.rule.describe(), facts=_facts(reference, comparer, explanations),
+        rule=comparer.rule.describe(), facts=_facts(reference, comparer, explanations), ledger=ledger.used(),
         notes=[note for tally in whole for note in chain(tally.absent, tally.notes)],
-        proof=proof, unseen=unseen_by(reference, candidate, shared, evidence), ledger=ledger.used(),
+        proof=proof, unseen=[*unseen_by(reference, candidate, shared, evidence), *ledger.undecided()],
     )  # fmt: skip
     one, other = ({m.name: m.module_class for m in side.structure.modules} for side in (reference, candidate))
     comparison.kinds = kinds_of(comparison, (one, other))
@@ -183,22 +184,45 @@ def _in_float64(
         return Float64()
     inner = compare_recordings(*both, Float64Rule(evidence), shared, declared, known=known)
     made = [tally for rung in inner.rungs if rung.name not in _NO_NUMBERS for tally in rung.tallies]
+    made = [tally for tally in made if tally.rung != "validation"]
+    validated = _validations_in_float64(evidence, both, tallies, made, known)
+    made += validated
     found = [one for tally in made for one in tally.findings]
     compared = {_part(tally): tally for tally in made if tally.compared and not tally.absent}
     covers = {part for part, tally in compared.items() if all(_agreeing(one) is not None for one in tally.findings)}
     largest = max(filter(None, map(_agreeing, found)), default=0.0)
     wanted = [_part(tally) for tally in tallies if tally.compared and tally.rung not in _NO_NUMBERS]
     without = min((part for part in wanted if part not in compared), key=_causally, default=None)
-    first = min((one for one in found if not one.within), key=lambda one: one.moment, default=None)
+    beyond = sorted((one for one in found if not one.within), key=lambda one: one.moment)
     agreement = Agreement.AGREES if without is None else Agreement.PARTLY if covers else Agreement.NOT_HAD
-    if first is not None:
-        float32 = has_float32_values(both[0], first.moment.step, first.address)
-        agreement = Agreement.FLOAT32 if float32 else Agreement.DIFFERS
-    # A validation, of the steps that are compared or behind the last; weights that are apart say nothing of it.
-    validated = validation.compare_validations(Comparer(Float64Rule(evidence)), *both, None)
-    alike = both[0].index.weights_at_end == both[1].index.weights_at_end
-    same = {one.step for one in validated if one.compared and (not alike or all(each.within for each in one.findings))}
+    if beyond and has_float32_values(both[0], beyond[0].moment.step, beyond[0].address):
+        agreement = Agreement.FLOAT32
+        beyond.sort(key=lambda one: one.rung != "validation")  # it was held against what those values did to the steps
+    if beyond and (agreement is not Agreement.FLOAT32 or beyond[0].rung == "validation"):
+        agreement = Agreement.DIFFERS
+    same = {tally.step for tally in validated if tally.compared and all(one.within for one in tally.findings)}
+    first = beyond[0] if beyond else None
     return Float64(agreement, largest, first, frozenset(covers), without, frozenset(same))
+
+
+def _validations_in_float64(
+    evidence: Evidence,
+    both: tuple[Recording, Recording],
+    here: Sequence[Tally],
+    steps: Sequence[Tally],
+    known: Sequence[Known],
+) -> list[Tally]:
+    """The validations that are compared here, judged by what the steps of float64, `steps`, show."""
+    rule = Float64Rule(evidence, shown_by(one for tally in steps for one in tally.findings))
+    judge = KnownRule(rule, known, whole=False)
+    found = validation.compare_validations(
+        Comparer(judge), *both, [t.step for t in here if t.rung == "validation" and t.step is not None]
+    )
+    for one in (one for tally in steps for one in tally.findings if one.judgement and one.judgement.rule == "known"):
+        for entry in (entry for entry in known if entry.matches(one.address)):
+            judge.since[entry] = min(one.moment, judge.since.get(entry, one.moment))
+    judge.follow(found)
+    return found
 
 
 def _part(tally: Tally) -> Part:
@@ -257,11 +281,11 @@ def _compare_step(
     batch.compare_batch(sheets["batch"], *sides)
     calls: tuple[list[Call], list[Call]] = ([], [])
     if sheets["forward"].both_have(layout.CALLS, *sides):
-        calls = sides[0].calls(), sides[1].calls()
+        calls = seen_by(candidate, sides[0].calls()), seen_by(reference, sides[1].calls())
         result.spans = forward.compare_calls(sheets["forward"], *calls)
     if sheets["draws"].both_have(layout.RNG, *sides):
         event = draws.same_event(*calls)
-        other_device = reference.index.device.type != candidate.index.device.type
+        other_device = of_another_kind(reference.index.device.type, candidate.index.device.type)
         result.draws = draws.compare_draws_of_step(sheets["draws"], sides[0].rng(), sides[1].rng(), event, other_device)
     forward.compare_forward_output(sheets["forward"], *sides)
     result.loss = loss.compare_loss(sheets["loss"], *sides)
@@ -315,4 +339,5 @@ def _facts(reference: Recording, comparer: Comparer, explanations: Sequence[Expl
 def _side(recording: Recording) -> Side:
     trainer = recording.index.trainer
     name = "NeMo" if trainer.name == "nemo" else trainer.package or trainer.name
-    return Side(f"{name} {trainer.version}".strip(), str(recording.path), recording.index, recording.config)
+    buffers = frozenset(buffer.name for buffer in recording.structure.buffers)
+    return Side(f"{name} {trainer.version}".strip(), str(recording.path), recording.index, recording.config, buffers)

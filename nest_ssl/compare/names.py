@@ -35,7 +35,7 @@ def uncompiled(reference: Recording, candidate: Recording) -> Names | None:
 
 def compiled_in(recording: Recording) -> list[str]:
     """What torch.compile wraps in it, as it is read; empty where that is the model itself."""
-    found = recording._original if isinstance(recording, Renamed) else recording
+    found = recording.original if isinstance(recording, Renamed) else recording
     names = [entry.name.split(".") for entry in found.structure.modules]
     return [".".join(part for part in parts if part != COMPILED) for parts in names if parts[-1] == COMPILED]
 
@@ -62,6 +62,11 @@ class Renamed(Recording):
             for step, pairs in called.items()
         }
         self.index = original.index.model_copy(update={"calls": calls, "ledger": ledger})
+
+    @property
+    def original(self) -> Recording:
+        """As it was recorded."""
+        return self._original
 
     def is_read(self, module: str) -> bool:
         """Whether calls of it are: not those of a wrapper, but for the model's own where nothing else stands for it."""

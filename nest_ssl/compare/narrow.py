@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from nest_ssl.compare.names import Renamed
+from nest_ssl.compare.values import flatten
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.importing import INITIAL
 from nest_ssl.recording.index import ParameterEntry, Structure
@@ -22,6 +24,25 @@ from nest_ssl.recording.step_files import StepFiles
 # Facts of the experiment that a folder of tensors does not say.
 _UNKNOWN = ("generation", "data", "flags", "init_from", "packages", "device", "cuda", "threads", "environment", "rng",
             "ledger")  # fmt: skip
+
+
+def seen_by(other: Recording, calls: list[Call]) -> list[Call]:
+    """Those of one side's calls that the recorder of the other side would have recorded, by its level.
+
+    A call of a module that the other side does not have at all is kept: that is a difference.
+    """
+    level = other.index.level
+    if level is None:
+        return calls
+    recorded = other.original if isinstance(other, Renamed) else other  # under the names that its level was given for
+    modules = {entry.name: entry.module_class for entry in recorded.structure.modules}
+    lists = [name for name, of in modules.items() if of.rpartition(".")[2] == "ModuleList"]
+    chosen = level.chosen([*modules], lists)
+    if chosen is None:
+        return calls
+    left_out = {other.names.rename(n) if isinstance(other, Renamed) else n for n in modules.keys() - chosen - {""}}
+    left_out -= {other.names.rename(n) for n in chosen} if isinstance(other, Renamed) else chosen
+    return [call for call in calls if call.module not in left_out]
 
 
 class Narrowed(Recording):
@@ -83,5 +104,14 @@ class _NarrowedStep(StepFiles):
             inputs = {name: value for name, value in call.inputs.items() if name in twin.inputs}
             grads = {path: gradient for path, gradient in call.output_grads.items() if path in twin.output_grads}
             bare = replace(call, training=twin.training, args=[], arg_names=[], producers={})
+            bare = replace(bare, output=_as_far_as(call.output, twin.output))
             kept.append(replace(bare, kwargs=inputs, output_grads=grads))
         return kept
+
+
+def _as_far_as(output: Any, imported: Any) -> Any:
+    """Of several outputs those that were imported; nothing of a call of which only inputs were."""
+    if imported is None:
+        return None
+    found, had = flatten(output), flatten(imported)
+    return {path: found[path] for path in had if path in found} if had.keys() < found.keys() else output

@@ -45,7 +45,7 @@ class Float64:
         first: the first tensor that does not.
         covers: rungs of a step and rank that were compared there as a whole and agree, each tensor, to `AGREE`.
         without: the first that was compared here and not there.
-        validated: of validations that agree there too, or there had other weights, the steps that come next.
+        validated: of validations that agree there too, the steps that come next.
     """
 
     agreement: Agreement = Agreement.NOT_HAD
@@ -145,6 +145,7 @@ def weigh(
     parted = [one for one in rates if one.first < 0 or one.largest > ROUNDING]
     if parted and not any(one.phase == "schedule" for one in proof.born):  # also after the recorded steps
         proof.born.append(Born("schedule", None, step=max(0, parted[0].first), size=parted[0].largest, by=By.RATES))
+    proof.born += _born_in_validation(in64, proof.born)
     if findings:
         updated = {number: facts.optimizer_stepped for number, facts in reference.index.steps.items()}
         proof.lacking = _lacking(evidence, proof, findings, gaps(steps, units, in64.covers, updated))
@@ -155,10 +156,25 @@ def weigh(
     return proof
 
 
+def _born_in_validation(in64: Float64, found: Sequence[Born]) -> list[Born]:
+    """Where float64 parts in a validation alone, and agrees at all steps up to it: no weights explain that."""
+    at = in64.first
+    if at is None or at.rung != "validation" or at.moment.step - 1 not in {step for step, _, _ in in64.covers}:
+        return []
+    if any(one.phase == "validation" for one in found):
+        return []
+    size, place = at.metrics.relative if at.metrics else None, (at.address.module, at.address.call, at.moment.step)
+    return [Born("validation", *place, in_float64=size, by=By.FLOAT64, address=at.address)]
+
+
 def _lacking(evidence: Evidence, proof: Proof, findings: Sequence[Finding], left: Sequence[Gap]) -> list[Note]:
     notes, in64 = [], proof.float64
     if in64.agreement is Agreement.DIFFERS:
         notes.append(Note("lacks_float64", {"at": in64.first}))
+    unsettled = [one for one in findings if one.rung == "validation" and one.moment.step not in in64.validated]
+    unsettled = [one for one in unsettled if one.judgement and one.judgement.rule != "known"]
+    if unsettled and evidence.float64 and in64.agreement is not Agreement.DIFFERS:
+        notes.append(Note("lacks_validation", {"at": unsettled[0]}))
     if left and evidence.replay is None and in64.agreement in (Agreement.NOT_HAD, Agreement.FLOAT32):
         notes.append(Note("lacks_function"))
     elif left:

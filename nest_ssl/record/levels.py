@@ -11,6 +11,7 @@ from torch import nn
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.spelling import did_you_mean
+from nest_ssl.recording import index
 
 Record = Literal["digest", "operators", "boundaries", "modules"]
 
@@ -27,7 +28,7 @@ class Level:
         exclude: patterns of names of modules that are not.
 
     Raises:
-        UserError: there is no such level.
+        UserError: there is no such level, or patterns are a text.
     """
 
     record: Record = "modules"
@@ -38,6 +39,10 @@ class Level:
         if self.record not in get_args(Record):
             known = get_args(Record)
             raise UserError("no such level", f"record={self.record}", did_you_mean(self.record, known, str(known)))
+        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
+            if isinstance(patterns, str):
+                fix = f"Give a list: {option}=[{patterns!r}]."
+                raise UserError("a text in place of a list of patterns", f"{option}={patterns!r}", fix)
 
     def refuse_what_fits_nothing(self, model: nn.Module) -> None:
         """A pattern without a module is a slip of the pen: what it was meant for would be missing, or be recorded.
@@ -55,15 +60,9 @@ class Level:
 
     def modules(self, model: nn.Module) -> frozenset[str] | None:
         """Names of the modules whose calls are recorded, besides the model's own; None: all."""
-        if self.record != "boundaries" and not self.include and not self.exclude:
-            return None
-        names = [name for name, _ in model.named_modules()]
-        if self.include:
-            names = [name for name in names if any(fnmatchcase(name, pattern) for pattern in self.include)]
-        elif self.record == "boundaries":
-            lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-            names = [name for name in names if "." not in name or name.rpartition(".")[0] in lists]
-        return frozenset(name for name in names if not any(fnmatchcase(name, pattern) for pattern in self.exclude))
+        lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+        described = index.Level(record=self.record, include=[*self.include], exclude=[*self.exclude])
+        return described.chosen([name for name, _ in model.named_modules()], lists)
 
     def described(self) -> dict[str, Any] | None:
         """For the index; None where all is recorded, as without a level."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,7 @@ def rank_writer(out: Path | str, overwrite: bool) -> Iterator[RecordingWriter]:
             if failed:
                 raise failed from error
             raise
-        if together.rank == 0:
-            together.complete(Path(out).absolute())
-        torch.distributed.barrier()  # it is in its place
+        together.complete(Path(out).absolute())
 
 
 def _meet(held: ExitStack, target: Path, overwrite: bool) -> _Together:
@@ -134,7 +132,9 @@ class _Together:
     def leave(self, error: BaseException) -> None:
         """Say what happened, and, before the first takes the folder away, let the others read it."""
         lines = str(error).splitlines()
-        write_atomically(self.end(self.rank), f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+        with suppress(OSError):  # as on a full disk: `error` says it, and the others see that this rank is gone
+            said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+            write_atomically(self.end(self.rank), said)
         deadline = time.monotonic() + (GRACE_S if self.rank == 0 else 0.0)
         while time.monotonic() < deadline and not all(
             self.end(rank).read_text("utf-8") if self.end(rank).exists() else self._is_gone(rank)
@@ -143,10 +143,29 @@ class _Together:
             time.sleep(POLL_S)
 
     def complete(self, target: Path) -> None:
-        """Put the whole into its place."""
+        """Put the whole into its place, as the first does; the others wait for what became of it.
+
+        Raises:
+            UserError: it cannot be written, or the first was killed while it did that.
+        """
+        said: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                self._put(target)
+            except UserError as error:
+                said = [error]
+        try:
+            torch.distributed.broadcast_object_list(said)
+        except RuntimeError as error:  # as of a connection that broke
+            what = f"rank 0 of {self.world_size} ended while it put the recording into its place"
+            raise UserError(what, str(target), "If it is not whole, record again.") from error
+        if isinstance(said[0], UserError):
+            raise said[0]
+
+    def _put(self, target: Path) -> None:
         write_ranks(self.folder, self.world_size)
-        for rank in range(self.world_size):
-            self.here(rank).unlink(missing_ok=True)
-            self.end(rank).unlink()
         with write_errors(str(target)):
+            for rank in range(self.world_size):
+                self.here(rank).unlink(missing_ok=True)
+                self.end(rank).unlink()
             replace_folder(self.folder, target)

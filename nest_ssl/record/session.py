@@ -23,7 +23,7 @@ from nest_ssl.base.safe_load import load_tensors
 from nest_ssl.record.levels import ALL, Level
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.changes import changes
-from nest_ssl.record.observers.copies import Copies
+from nest_ssl.record.observers.copies import Copies, room
 from nest_ssl.record.observers.draws import DrawObserver
 from nest_ssl.record.observers.operators import OperatorObserver
 from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
@@ -37,9 +37,10 @@ from nest_ssl.record.step import Step, describe, modes
 from nest_ssl.record.structure import describe_sources, describe_structure, qualified_name
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.evidence import LearningRates, Rates
-from nest_ssl.recording.tensors import tensor_digest
+from nest_ssl.recording.tensors import storable, tensor_digest
 from nest_ssl.recording.writer import RecordingWriter
 
+COPIED = 4  # copies of the size of the model: weights, gradients, and two moments of an optimizer
 WATCHED = 2  # validations of which the first batches are recorded; of later ones only what they gave in all
 Mark = Literal["before_model", "after_model", "before_first_batch"]
 # What draws before each of them; from the first that is marked on, every number drawn is accounted for.
@@ -87,7 +88,8 @@ class Session(AbstractContextManager["Session"]):
         # Files with the weights and the optimizer's state as the next step should find them; empty where unknown.
         self._last_weights = self._last_optimizer = ""
         self._modes: dict[str, bool] = {}  # of modules, as the structure has them
-        self._behind = False  # whether all is written behind training, as what lies on a device is
+        self._remote = False  # whether the model lies on a device that computes on while the host goes on
+        self._behind = False  # whether all is written behind training: there is room for copies of what it changes
         self._validation: ValidationObserver | None = None
         self._validations = 0
         self._fetch: dict[str, str] | None = None  # states from which the batch of `_draws` is made
@@ -130,7 +132,9 @@ class Session(AbstractContextManager["Session"]):
         self.initial_weights(model)
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._index |= {"world_size": world_size, "device": describe_device(device)}
-        self._behind = device.type == "cuda"
+        self._remote = device.type == "cuda"
+        size = sum(tensor.numel() * tensor.itemsize for tensor in weights(model).values())
+        self._behind = self._remote or COPIED * size <= room(device)
         if self.writer.rank is not None:
             self._index["rank"] = self.writer.rank
         self._index["sources"] = describe_sources(model)  # now: a file edited meanwhile is not what trained
@@ -190,9 +194,9 @@ class Session(AbstractContextManager["Session"]):
         """Gradients are complete, neither clipped nor used."""
         if self._step and self._step.gradients is None:
             self._step.boundary("backward_done", "optimizer_step")
-            self._step.gradients = gradients(self._step.calls.root)
-            kept = self._step.gradients
-            self._save(files.GRADIENTS, lambda: kept)  # now: they are the model's own, and clipped in place
+            # Now: they are the model's own, and clipped in place.
+            kept = self._step.gradients = storable(self._own(gradients(self._step.calls.root)))
+            self._save(files.GRADIENTS, lambda: kept, owned=self._behind)
 
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer is about to change the model: what it has to do that with, as nothing between here and the
@@ -200,26 +204,28 @@ class Session(AbstractContextManager["Session"]):
         assert self._step is not None
         if self._step.operators:
             self._step.operators.update_begins(optimizer)
-        root, has_gradients, folder = self._step.calls.root, self._step.gradients is not None, self.writer.folder
-
+        root, kept, folder = self._step.calls.root, self._step.gradients, self.writer.folder
         base, name = self._last_optimizer, f"{files.step_folder(self._number)}/{files.GRADIENTS}"
 
-        def started() -> Callable[[], dict[str, Any]]:
-            found = self._own(optimizer_state(root, optimizer))
-            state, groups = found["state"].items(), found["param_groups"]
-            return lambda: {**changes(state, folder, base, lambda old: old["state"]), "param_groups": groups}
+        def started(found: dict[str, Any]) -> dict[str, Any]:
+            changed = changes(found["state"].items(), folder, base, lambda old: old["state"])
+            return {**changed, "param_groups": found["param_groups"]}
 
-        def used() -> Callable[[], dict[str, Any]]:  # beside what is recorded: the model's own may have been clipped
-            found = self._own(gradients(root))
+        def used(found: dict[str, Any]) -> dict[str, Any]:  # beside what is recorded: they may have been clipped
+            at_hand = self._behind and not self._remote
+            of_backward = kept if at_hand or not kept else load_tensors(folder / name, mapped=True)
+            return applied({n: None if g is None else g.cpu() for n, g in found.items()}, of_backward or {})
 
-            def compared() -> dict[str, Any]:
-                recorded = load_tensors(folder / name, mapped=True) if has_gradients else {}
-                return applied({n: None if g is None else g.cpu() for n, g in found.items()}, recorded)
+        def behind(found: dict[str, Any], compared: Callable[[dict[str, Any]], Any]) -> Any:
+            """On a CPU comparing at once costs less than copying, and little has changed; a device is not waited for,
+            and what it holds is compared with what is on the disk by then."""
+            if not self._remote:
+                return compared(found)
+            own = self._own(found)
+            return lambda: compared(own)
 
-            return compared
-
-        self._save(files.OPTIMIZER_START, started)
-        self._save(files.APPLIED_GRADIENTS, used)
+        self._save(files.OPTIMIZER_START, lambda: behind(optimizer_state(root, optimizer), started))
+        self._save(files.APPLIED_GRADIENTS, lambda: behind(gradients(root), used))
 
     def step_done(
         self,
@@ -353,17 +359,26 @@ class Session(AbstractContextManager["Session"]):
         """Write what `make` gives, or what a function gives that it returns, as a file of the step.
 
         Args:
-            owned: whether nothing changes it any more. On a device nothing does: what lies there is held in copies.
+            owned: whether nothing changes it any more. On a device nothing does: what lies there is held in copies; and
+                where there is room, of what lies on the CPU copies are written behind training too.
         """
         value = make()
         value = value if owned or callable(value) else self._own(value)
         self.writer.save_tensors(f"{files.step_folder(self._number)}/{name}", value, owned or self._behind)
 
     def _own(self, value: Any) -> Any:
-        """What may be written behind training: an optimizer counts its steps on the CPU, wherever the model lies."""
-        if not self._behind:
-            return value
-        return to_builtins(value, lambda tensor: tensor.clone() if tensor.device.type == "cpu" else tensor)
+        """What may be written behind training: what lies on the CPU (an optimizer counts its steps there, wherever the
+        model lies) is copied, each tensor once."""
+        made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.device.type != "cpu":
+                return tensor
+            if id(tensor) not in made:
+                made[id(tensor)] = tensor, tensor.clone()
+            return made[id(tensor)][1]
+
+        return to_builtins(value, copied) if self._behind else value
 
     def _await_batch(self, number: int) -> None:
         """Watch the generators from here on if the next batch is one to record."""

@@ -182,7 +182,9 @@ class Margin(Strict):
     """Of a discrete value that is the best of several: how far the runner-up is, and how far rounding moves that.
 
     Args:
-        flips: repeats in which the runner-up came first.
+        flips: repeats in which another one came first.
+        others: the runner-up, and all others that rounding may put first; None in a file of before they were named, or
+            where they are too many, as for silence.
     """
 
     place: Place
@@ -190,6 +192,7 @@ class Margin(Strict):
     margin: Size
     floor: Size
     flips: Count = 0
+    others: list[Count] | None = None
 
 
 class NoiseFloor(Bound):

@@ -59,7 +59,12 @@ def import_folder(source: Path, out: Path, overwrite: bool = False) -> list[str]
     if unknown := next((key for key in facts if key not in FACTS), None):
         fix = did_you_mean(unknown, FACTS, f"It may have {', '.join(FACTS)}.")
         raise UserError("an unknown fact", f"{source / 'import.yaml'}: {unknown}", fix)
-    folders = {int(p.name[5:]): p for p in source.glob("step_*") if p.is_dir() and p.name[5:].isdecimal()}
+    named = sorted(p for p in source.glob("step_*") if p.is_dir() and p.name[5:].isdecimal())
+    folders = {int(path.name[5:]): path for path in named}
+    if twin := next((path for path in named if path not in folders.values()), None):
+        raise UserError(
+            "two folders of one step", f"{twin} and {folders[int(twin.name[5:])]}", "Leave one of them out."
+        )
     if not folders:
         fix = "Make a folder step_0 with batch.npz, activations.npz, ... in it; see nest-ssl import --help."
         raise UserError("nothing to import", f"{source} has no folder step_0", fix)
@@ -177,8 +182,13 @@ def _tables(folder: Path, kinds: tuple[str, ...]) -> Tables:
 
 
 def calls_of(activations: Mapping[str, Tensor], gradients: Mapping[str, Tensor], where: Path) -> list[Call]:
-    """Calls in the order in which their first tensor stands."""
+    """Calls in the order in which their first tensor stands.
+
+    Of several outputs the number or name in `output/...` says which one it is, whatever the order in the file.
+    """
     calls: dict[tuple[str, int], Call] = {}
+    outputs: dict[tuple[str, int], dict[str, Tensor]] = {}  # of each call by slot; "" for the whole
+    seen = set[tuple[object, ...]]()
     for table, is_gradient in ((activations, False), (gradients, True)):
         for name, tensor in table.items():
             place = _PLACE.fullmatch(name)
@@ -187,19 +197,32 @@ def calls_of(activations: Mapping[str, Tensor], gradients: Mapping[str, Tensor],
                 what = "a gradient of no activation" if place else "no name of an activation"
                 fix = "Write module, module#1, module/output/0 or module/inputs/x; see nest-ssl import --help."
                 raise UserError(what, f"{where}: {name!r}", fix)
+            what, slot = place["what"] or "output", place["slot"] or ""
+            if (is_gradient, key, what, slot) in seen or (
+                not is_gradient and not _fits(what, slot, outputs.get(key, {}))
+            ):
+                fix = "Write a module's whole output, or each of several by its number: module/output/0."
+                raise UserError("two tensors for one place", f"{where}: {name!r}", fix)
+            seen.add((is_gradient, key, what, slot))
             if key not in calls:
                 number = len(calls)
                 calls[key] = Call(number, *key, True, [], [], {}, start=2 * number, end=2 * number + 1)
-            call, slot = calls[key], place["slot"]
             if is_gradient:
-                call.output_grads[slot or ""] = tensor
-            elif place["what"] == "inputs":
-                call.kwargs[slot] = tensor
-            elif slot is None:
-                call.output = tensor
+                calls[key].output_grads[slot] = tensor
+            elif what == "inputs":
+                calls[key].kwargs[slot] = tensor
             else:
-                call.output = [*(call.output or []), tensor]
+                outputs.setdefault(key, {})[slot] = tensor
+    for key, slots in outputs.items():
+        numbers = [str(number) for number in range(len(slots))]
+        whole = [slots[number] for number in numbers] if slots.keys() == {*numbers} else slots
+        calls[key].output = slots.get("", whole)
     return list(calls.values())
+
+
+def _fits(what: str, slot: str, outputs: Mapping[str, Tensor]) -> bool:
+    """Whether an output may stand beside those that are there: the whole stands alone."""
+    return what != "output" or not outputs or (bool(slot) and "" not in outputs)
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from nest_ssl.base.renaming import COMPILED
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{1,128}$")]  # of whatever kind another trainer takes
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -65,6 +68,14 @@ class Device(_Strict):
     type: str = ""
     name: str = ""
     index: Count | None = None
+
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")  # kinds, as torch spells them
+
+
+def of_another_kind(one: str, other: str) -> bool:
+    """Whether these are two kinds of device for certain: what is not said, or not known, excuses nothing."""
+    return one != other and one in DEVICES and other in DEVICES
 
 
 class Git(_Strict):
@@ -249,6 +260,29 @@ class Level(_Strict):
     record: Literal["digest", "operators", "boundaries", "modules"]
     include: list[str] = []
     exclude: list[str] = []
+
+    def chosen(self, names: Sequence[str], lists: Collection[str]) -> frozenset[str] | None:
+        """Which of these modules have their calls recorded, besides the model's own; None: all.
+
+        What torch.compile wraps goes by its own name as well, without the wrapper's.
+
+        Args:
+            lists: those of them that are an `nn.ModuleList`.
+        """
+        if self.record != "boundaries" and not self.include and not self.exclude:
+            return None
+        plain = {name: ".".join(part for part in name.split(".") if part != COMPILED) for name in names}
+        blocks = {plain[name] for name in lists}
+
+        def fits(name: str, patterns: Sequence[str]) -> bool:
+            return any(fnmatchcase(each, pattern) for each in (name, plain[name]) for pattern in patterns)
+
+        found = list(names)
+        if self.include:
+            found = [name for name in found if fits(name, self.include)]
+        elif self.record == "boundaries":
+            found = [n for n in found if "." not in plain[n] or plain[n].rpartition(".")[0] in blocks]
+        return frozenset(name for name in found if not fits(name, self.exclude))
 
 
 class Index(_Strict):

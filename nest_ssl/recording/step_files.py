@@ -39,6 +39,12 @@ class StepFiles:
         """Whether the file, named as in `layout`, was recorded."""
         return f"{self.folder}/{name}" in self._recording.index.files
 
+    @property
+    def of_operators_alone(self) -> bool:
+        """Whether the recorder was asked for the operators and draws of a step alone."""
+        level = self._recording.index.level
+        return level is not None and level.record == "operators"
+
     def batch(self) -> Any:
         return self._load(files.BATCH, contents.NESTED)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.renaming import Rename
 from nest_ssl.recording.evidence import Replay, Unit, seal_of
+from nest_ssl.recording.index import of_another_kind
 from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
 from nest_ssl.recording.tensors import tensor_digest
@@ -54,10 +55,10 @@ def replay(
     Raises:
         UserError: the recording is damaged, or is of some modules alone.
     """
+    refuse_what_has_no_calls(recording)
     started = time.perf_counter()
     interception, units = Interception(module, rename), list[Unit]()
-    replayed: dict[int, CallReplay] = {}
-    loops: dict[int, LoopReplay] = {}
+    replayed, loops = dict[int, CallReplay](), dict[int, LoopReplay]()
     with as_it_was(module, recording.index.threads.torch):
         for number in recording.steps if steps is None else steps:
             weights = recording.step(number).start_weights()
@@ -97,9 +98,7 @@ def replay_calls(
     Raises:
         UserError: the recording is damaged, or is of some modules alone.
     """
-    if recording.index.level is not None:  # what was not recorded would be run, and be blamed for being called
-        fix = "Record all modules: record=modules, without include and exclude."
-        raise UserError("a recording of some modules cannot be replayed", str(recording.path), fix)
+    refuse_what_has_no_calls(recording)
     step = recording.step(number)
     load_weights(interception, weights)
     facts = step.facts()
@@ -109,13 +108,27 @@ def replay_calls(
             interception.modules[name].training = mode
     gradients = Gradients(interception.parameters(), step.gradients(), gradients_before(recording, step, number))
     own = next((parameter.device.type for parameter in interception.root.parameters()), "")
-    other_device = own not in ("", recording.index.device.type)
+    other_device = of_another_kind(own, recording.index.device.type)
     calls = CallReplay(number, RecordedCalls(step, other_device), interception, precision, gradients)
     with gradients.collecting():
         calls.run()
         calls.judge_gradients()
     calls.judge_buffers(step.weights())
     return calls
+
+
+def refuse_what_has_no_calls(recording: Recording) -> None:
+    """What was not recorded would be run, and be blamed for being called.
+
+    Raises:
+        UserError: the recording is of some modules alone, or of no tensors.
+    """
+    level = recording.index.level
+    if level is not None:
+        whole = level.record in ("digest", "operators")
+        what = f"a recording of {level.record}" if whole else "a recording of some modules"
+        fix = "Record all modules: record=modules, without include and exclude."
+        raise UserError(f"{what} cannot be replayed", str(recording.path), fix)
 
 
 def gradients_before(recording: Recording, step: StepFiles, number: int) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Single settings are the schema's matter (`nest_ssl.config`), which has refused w
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,15 @@ from nest_ssl.data.sources.seeding import seed_lhotse
 from nest_ssl.model.encoder.graphs import is_alike
 from nest_ssl.model.models import model_of
 from nest_ssl.releases import NEWEST, generation, generation_of, unlisted
-from nest_ssl.run.ranks import processes
-from nest_ssl.run.shares import check_shares, check_training, check_validation, say_shares, share_out_limit
+from nest_ssl.run.ranks import own_rank, processes
+from nest_ssl.run.shares import (
+    check_shares,
+    check_training,
+    check_validation,
+    refuse_idle_workers,
+    say_shares,
+    share_out_limit,
+)
 from nest_ssl.run.subject import Inputs, Subject
 from nest_ssl.train.checkpoint.init_from import load_sources
 from nest_ssl.train.optim import build_optimizer
@@ -137,6 +145,7 @@ def check_data(subject: Subject, cfg: DictConfig) -> tuple[Inputs, DataRecord, L
     if "validation" in checked:
         check_validation(cfg, corpora)
     length = planned_length(cfg, min(shares, key=lambda share: share.batches), train.batch_size or 1)
+    refuse_idle_workers("model.train_ds", train, corpora, len(shares), length.batches / max(1, length.epoch))
     if cfg.seeded_data and (train.is_concat or (train.is_tarred and train.shuffle is not False)):
         drawn = "the order of tar files, and of a mixture's sets,"
         notes.append(f"{drawn} follows from the seed; NeMo's own follows from the clock (seeded_data=false)")
@@ -267,13 +276,13 @@ def check_processes(cfg: DictConfig) -> list[str]:
     """Refuse what several processes cannot do, and turn `auto` into what NeMo's recipe has; a line for that.
 
     Raises:
-        UserError: several nodes (a second one would be waited for), a strategy that is not `ddp`, or something that is
-            offered in one process alone.
+        UserError: several nodes that torchrun did not start (a second one would be waited for), a strategy that is not
+            `ddp`, or something that is offered in one process alone.
     """
     strategy, nodes = str(cfg.trainer.get("strategy", "auto")), cfg.trainer.get("num_nodes", 1)
-    if nodes != 1:
-        where = f"trainer.num_nodes={nodes}"
-        raise UserError("training on several nodes is not offered", where, "Give trainer.num_nodes=1.")
+    if nodes not in (1, None) and own_rank() is None and os.environ.get("GROUP_WORLD_SIZE") != str(nodes):
+        fix = "Start torchrun on each node (--nnodes), or give trainer.num_nodes=1."
+        raise UserError("nothing started several nodes", f"trainer.num_nodes={nodes}", fix)
     if any(word in strategy for word in ("spawn", "fork", "notebook", "fsdp", "deepspeed", "xla", "model_parallel")):
         raise UserError("not offered", f"trainer.strategy={strategy}", "Give trainer.strategy=auto.")
     number = processes(cfg)

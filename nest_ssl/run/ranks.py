@@ -2,7 +2,8 @@
 
 The command that is called trains nothing. It starts itself once for each rank, as Lightning's own launcher does, waits
 until all have recorded into `rank_R`, and puts the whole into its place in one step. A rank that fails ends the others,
-and the message says which it was.
+and the message says which it was. On several nodes each has such a command, started by torchrun, and the first node's
+does all of this; the others start their ranks and say how these ended, in the folder that all share.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from nest_ssl.config.section import plain
 from nest_ssl.recording.layout import rank_folder
 from nest_ssl.recording.ranks import write_ranks
 from nest_ssl.recording.writer import reserved
+from nest_ssl.run.nodes import Node, ended_file, store_of_torchrun
 from nest_ssl.run.stall import ANSWER_S, Stalls, stall_file
 from nest_ssl.run.subject import Subject
 
@@ -116,7 +117,11 @@ def stall_watch(seconds: float | None, rank: Rank | None, say: Callable[[str], N
 
 
 def processes(cfg: DictConfig) -> int:
-    """How many processes `cfg.trainer.devices` asks for."""
+    """How many processes are asked for: `cfg.trainer.devices` on each of `cfg.trainer.num_nodes`."""
+    return _of_a_node(cfg) * int(cfg.trainer.get("num_nodes") or 1)
+
+
+def _of_a_node(cfg: DictConfig) -> int:
     devices = plain(cfg.trainer.get("devices"))
     if str(devices) in ("-1", "auto", "None"):
         return max(1, torch.cuda.device_count())
@@ -131,16 +136,17 @@ def own_rank() -> Rank | None:
     """This process, where it was started as one of several by `launch`."""
     if FOLDER not in os.environ:
         return None
-    return Rank(int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]), Path(os.environ[FOLDER]))
+    number = int(os.environ.get("RANK", os.environ["LOCAL_RANK"]))
+    return Rank(number, int(os.environ["WORLD_SIZE"]), Path(os.environ[FOLDER]))
 
 
-def of_torchrun(cfg: DictConfig) -> int | None:
-    """How many processes torchrun started, this one among them; None where it started none.
+def of_torchrun(cfg: DictConfig) -> Node | None:
+    """The node that torchrun started this process on; None where it started none.
 
-    The first one then starts the ranks as it would without torchrun, and the others have nothing to do.
+    The first process of a node then starts its ranks as it would without torchrun, and the others have nothing to do.
 
     Raises:
-        UserError: on several nodes, as another number of devices, or by another launcher.
+        UserError: as another number of devices or nodes, as many as other nodes have not, or by another launcher.
     """
     number = int(os.environ.get("WORLD_SIZE", "1"))
     if FOLDER in os.environ or "LOCAL_RANK" not in os.environ or number == 1:
@@ -148,29 +154,51 @@ def of_torchrun(cfg: DictConfig) -> int | None:
     where, here = f"WORLD_SIZE={number}", os.environ.get("LOCAL_WORLD_SIZE")
     if here is None:
         raise UserError("started by another launcher than torchrun", where, "Start one process: trainer.devices=N.")
-    if int(here) != number:
-        where += f", LOCAL_WORLD_SIZE={here}"
-        raise UserError("training on several nodes is not offered", where, "Give torchrun --nproc-per-node alone.")
-    if processes(cfg) not in (1, number):
+    each, nodes, which = int(here), int(os.environ.get("GROUP_WORLD_SIZE", "1")), int(os.environ.get("GROUP_RANK", "0"))
+    if each * nodes != number:
+        where += f", LOCAL_WORLD_SIZE={here} on node {which} of {nodes}"
+        raise UserError("the nodes have different numbers of processes", where, "Give all --nproc-per-node=N.")
+    if _of_a_node(cfg) not in (1, each):
         where = f"trainer.devices={plain(cfg.trainer.devices)}"
-        raise UserError(f"torchrun started {number} processes", where, f"Give trainer.devices={number}.")
-    return number
+        raise UserError(f"torchrun started {each} processes", where, f"Give trainer.devices={each}.")
+    if (asked := cfg.trainer.get("num_nodes") or 1) not in (1, nodes):
+        raise UserError(
+            f"torchrun started {nodes} nodes", f"trainer.num_nodes={asked}", f"Give {nodes}, or leave it out."
+        )
+    return Node(which, nodes, each, os.environ.get("MASTER_ADDR", "127.0.0.1"), store_of_torchrun(nodes, which))
 
 
-def launch(subject: Subject, cfg: DictConfig, words: Sequence[str], number: int) -> int:
-    """Start `number` ranks with the command line `words`, and complete their recording; returns the exit code.
+def launch(subject: Subject, cfg: DictConfig, words: Sequence[str], number: int, node: Node | None = None) -> int:
+    """Start this node's ranks with the command line `words`; the first node completes the recording of all.
+
+    Args:
+        number: of ranks, on all nodes.
+
+    Returns:
+        The exit code.
 
     Raises:
         UserError: what a rank reports, or one was killed.
         RuntimeError: a rank crashed; it has the traceback.
     """
-    target, started = Path(cfg.output_dir).absolute(), time.perf_counter()
-    with reserved(target, cfg.overwrite) as folder, ExitStack() as running:
-        ranks = _start(running, [str(ROOT / "scripts" / f"train_{subject.name}.py"), *words], folder, number)
-        with _handing_on_signals(ranks) as caught:
-            failed = _wait(ranks, folder)
+    target, started, node = Path(cfg.output_dir).absolute(), time.perf_counter(), node or Node()
+    with ExitStack() as running:
+        own = running.enter_context(reserved(target, cfg.overwrite)) if node.number == 0 else None
+        folder, port = node.meet(own)
+        command = [str(ROOT / "scripts" / f"train_{subject.name}.py"), *words]
+        ranks = _start(running, command, folder, number, node, port)
+        with _handing_on_signals(list(ranks.values())) as caught:
+            codes = _wait(ranks, folder, range(number) if node.number == 0 else ranks, number)
+        failed = _first_that_failed(codes, folder)
+        if node.number > 0:
+            _say_ended(folder, node, ranks, codes)
         if caught:
             return EXIT_SIGNAL + caught[0]
+        if node.number > 0:
+            if failed is None and None not in codes.values():
+                return EXIT_OK
+            where = f"node {node.number} of {node.nodes}, ranks {min(ranks)} to {max(ranks)}"
+            raise UserError("the run has failed", where, "The first node says what happened.")
         if stalled := {rank for rank in range(number) if stall_file(folder, rank).exists()}:
             for rank in range(number):
                 lines = stall_file(folder, rank).read_text() if rank in stalled else f"rank {rank}: no answer\n"
@@ -179,7 +207,7 @@ def launch(subject: Subject, cfg: DictConfig, words: Sequence[str], number: int)
             fix = "Above is where each of them was. Nothing was recorded."
             raise UserError("a step stalled", where, fix)
         if failed is not None:
-            _raise_failure(failed, ranks, folder, cfg.output_dir)
+            _raise_failure(failed, codes, number, folder, cfg.output_dir)
         if not (folder / rank_folder(0)).exists():  # nothing was left to train, and the first has said so
             return EXIT_OK
         write_ranks(folder, number)
@@ -199,20 +227,22 @@ def said_file(folder: Path, rank: int) -> Path:
     return folder / f"said_{rank}.txt"
 
 
-def _start(running: ExitStack, command: list[str], folder: Path, number: int) -> list[subprocess.Popen[bytes]]:
-    """The ranks. The first writes to this process's terminal; each is its own session, for signals come from here."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def _start(
+    running: ExitStack, command: list[str], folder: Path, number: int, node: Node, port: int
+) -> dict[int, subprocess.Popen[bytes]]:
+    """The ranks of this node. The very first writes to this process's terminal; each is its own session, for signals
+    come from here."""
     # Lightning would take a job of SLURM's, or torchrun, for the launcher.
     inherited = {name: value for name, value in os.environ.items()
                  if name not in OF_LAUNCHERS and not name.startswith("TORCHELASTIC_")}  # fmt: skip
-    addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-    if sys.platform == "linux":  # gloo would look for this machine's name, which a container without a network lacks
+    addresses = {"MASTER_ADDR": node.address, "MASTER_PORT": str(port), "NODE_RANK": str(node.number)}
+    if sys.platform == "linux" and node.address in ("127.0.0.1", "localhost"):
+        # gloo would look for this machine's name, which a container without a network lacks
         inherited.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    ranks = []
-    for rank in range(number):
-        place = {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(number), FOLDER: str(folder)}
+    ranks, each = {}, node.ranks or number
+    for local in range(each):
+        rank = node.number * each + local
+        place = {"LOCAL_RANK": str(local), "RANK": str(rank), "WORLD_SIZE": str(number), FOLDER: str(folder)}
         streams: dict[str, Any] = {}
         if rank:
             said = running.enter_context(said_file(folder, rank).open("wb"))
@@ -222,21 +252,43 @@ def _start(running: ExitStack, command: list[str], folder: Path, number: int) ->
         )
         running.enter_context(process)
         running.callback(process.kill)  # before it is waited for
-        ranks.append(process)
+        ranks[rank] = process
     return ranks
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]], folder: Path) -> int | None:
-    """Wait for all ranks; the one that failed, if one did: others then fail because of it."""
+def _wait(
+    ranks: dict[int, subprocess.Popen[bytes]], folder: Path, awaited: Iterable[int], number: int
+) -> dict[int, int | None]:
+    """Wait for the ranks `awaited`, on whichever node, of `number`; how each has ended. If one fails, others do because
+    of it."""
     deadline = float("inf")
-    while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
+    while True:
+        codes = dict.fromkeys(awaited) | {rank: process.poll() for rank, process in ranks.items()}
+        for ended in folder.glob("ended_*.txt"):  # of other nodes
+            codes |= {int(rank): code for rank, code in json.loads(ended.read_text()).items() if int(rank) in codes}
         said = len(list(folder.glob("stall_*.txt")))
-        if said == len(ranks):
-            break
-        if deadline == float("inf") and (said or any(process.poll() for process in ranks)):
+        all_done = all(code is not None for code in codes.values())
+        if all_done or said == number or time.monotonic() > deadline or not folder.is_dir():
+            return codes
+        if deadline == float("inf") and (said or any(codes.values())):
             deadline = time.monotonic() + (ANSWER_S if said else GRACE_S)
         time.sleep(0.05)
-    failed = [rank for rank, process in enumerate(ranks) if process.poll()]
+
+
+def _say_ended(
+    folder: Path, node: Node, ranks: dict[int, subprocess.Popen[bytes]], codes: dict[int, int | None]
+) -> None:
+    """For the first node; a rank that still waits for another one ends here."""
+    for process in ranks.values():
+        process.kill()
+    if folder.is_dir():
+        write_atomically(
+            ended_file(folder, node.number), json.dumps({r: code for r, code in codes.items() if code is not None})
+        )
+
+
+def _first_that_failed(codes: dict[int, int | None], folder: Path) -> int | None:
+    failed = [rank for rank, code in codes.items() if code]
 
     def first(rank: int) -> tuple[bool, bool, float]:
         """One that was killed left nothing; one with something to mend is the cause of connections that broke."""
@@ -248,9 +300,9 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], folder: Path) -> int | None:
     return min(failed, key=first, default=None)
 
 
-def _raise_failure(rank: int, ranks: Sequence[subprocess.Popen[bytes]], folder: Path, output_dir: str) -> None:
-    which, code = f"rank {rank} of {len(ranks)}", ranks[rank].returncode
-    reports = [path.read_text() for path in (failure_file(folder, each) for each in range(len(ranks))) if path.exists()]
+def _raise_failure(rank: int, codes: dict[int, int | None], number: int, folder: Path, output_dir: str) -> None:
+    which, code = f"rank {rank} of {number}", codes[rank] or 0
+    reports = [path.read_text() for path in (failure_file(folder, each) for each in range(number)) if path.exists()]
     if not failure_file(folder, rank).exists():
         log = Path(f"{output_dir}.{rank_folder(rank)}.log")
         if code < 0:
@@ -262,7 +314,7 @@ def _raise_failure(rank: int, ranks: Sequence[subprocess.Popen[bytes]], folder: 
     failure = json.loads(failure_file(folder, rank).read_text())
     if "error" in failure:
         what, where, fix = failure["error"]
-        same = len(reports) == len(ranks) and len(set(reports)) == 1
+        same = len(reports) == number and len(set(reports)) == 1
         raise UserError(what if same else f"{which}: {what}", where, fix)
     text = failure["traceback"][0]
     raise RuntimeError(f"{which}: {text.strip().splitlines()[-1]}\n{text}")

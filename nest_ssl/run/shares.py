@@ -15,7 +15,7 @@ from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
 from nest_ssl.data.corpus import Corpora, is_stream, sets_of
 from nest_ssl.data.loader import validation_sections
-from nest_ssl.data.shares import Share, shares_of
+from nest_ssl.data.shares import Share, first_without_any, shares_of
 from nest_ssl.run.ranks import processes
 
 
@@ -114,16 +114,19 @@ def check_training(cfg: DictConfig, shares: Sequence[Share]) -> None:
 
 
 def check_validation(cfg: DictConfig, corpora: Corpora) -> None:
-    """Whether several ranks have as many batches of each validation set as are validated.
+    """Whether several ranks have as many batches of each validation set as are validated, and each worker any.
 
     Raises:
-        UserError: as `refuse_uneven`.
+        UserError: as `refuse_uneven` and `refuse_idle_workers`.
     """
     trainer, ranks = cfg.trainer, processes(cfg)
-    if ranks == 1 or trainer.get("limit_val_batches") == 0:
+    if trainer.get("limit_val_batches") == 0:
         return
     for section in validation_sections(cfg.model.validation_ds):
         dataset = read(Dataset, section, "model.validation_ds")
+        refuse_idle_workers("model.validation_ds", dataset, corpora, ranks)
+        if ranks == 1:
+            continue
         shares = shares_of(dataset, corpora, ranks)
         share_out_limit(cfg, "validation", dataset, shares, corpora)
         limit = trainer.get("limit_val_batches")
@@ -133,3 +136,31 @@ def check_validation(cfg: DictConfig, corpora: Corpora) -> None:
             sanity = trainer.get("num_sanity_val_steps", 2)
             most = min(most, {None: 2, -1: math.inf}.get(sanity, sanity))
         refuse_uneven("model.validation_ds", shares, most, "trainer.limit_val_batches")
+
+
+def refuse_idle_workers(section: str, dataset: Dataset, corpora: Corpora, ranks: int, passes: float = 1) -> None:
+    """Of a mixture of manifests each rank and worker makes its part of an epoch's utterances, of its part of each
+    manifest. Where that is none, NeMo looks for one without end, or stops at a probability that is NaN.
+
+    Args:
+        section: of the data, for the message.
+        passes: how often an epoch of it begins.
+
+    Raises:
+        UserError: there is such a worker.
+    """
+    found = first_without_any(dataset, corpora, ranks, passes)
+    if found is None:
+        return
+    number, rank, worker = found
+    where, workers = f"{section}, rank {rank} of {ranks}", dataset.num_workers
+    if workers:
+        raise UserError(
+            "a loader worker has no utterance to make a batch of",
+            f"{where}, worker {worker} of {workers}",
+            f"Give {section}.num_workers={worker or 1}, or mix larger manifests.",
+        )
+    fix = (
+        f"Without workers each epoch shares out what the one before had left, as in NeMo: give {section}.num_workers=1."
+    )
+    raise UserError("no utterance is left of a mixture", f"{where}, epoch {number}", fix)

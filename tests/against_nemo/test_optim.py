@@ -148,7 +148,9 @@ def test_rates_weights_and_states_are_nemos(
     case: str, models: SimpleNamespace, set_up: Callable[..., Any], same_bits: Callable[[Any, Any], None]
 ) -> None:
     reference, reference_schedule, candidate, candidate_schedule = set_up(*CASES[case])
-    assert type(reference) is type(candidate) and type(reference_schedule).__name__ == type(candidate_schedule).__name__
+    assert isinstance(candidate, type(reference))
+    for one, other in ((reference, candidate), (reference_schedule, candidate_schedule)):
+        assert type(one).__name__ == type(other).__name__
     for step in range(STEPS):
         rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in (reference, candidate)]
         assert repr(rates[0]) == repr(rates[1]), step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.bench import cpu, cpu_page
 from nest_ssl.bench.trainings import Bench, Side
 from nest_ssl.cli.bench import main
+from nest_ssl.report.render.markdown import render_markdown
 
 
 def row(name: str, ratio: float) -> dict[str, object]:
@@ -36,14 +38,39 @@ def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
     results["steps"] = cpu_page.merge(first, [row("tiny", 0.5)])
     recorded = {"seconds": 3.0, "written": 5.0, "cpu": 6.0, "bare": 1.0, "bytes_alone": 2.0}
     results["recorder"] = [{"name": "modules", "bytes": 2e6, **recorded}]
-    results["start"] = [{"name": "nest-ssl --help", "seconds": 0.05}]
+    results["start"] = [
+        {"name": "nest-ssl --help", "seconds": 0.05},
+        {"name": "make align", "seconds": 50, "clock": 29},
+    ]
+    results["loader"] = {"item_ms": [50.0, 5.0], "stages": {"reading audio": [4.0, 2.0]}, "same": True}
     cpu_page.save(results, tmp_path)
     text = (tmp_path / "benchmarks.md").read_text()
     assert "| tiny | 2 x 3 s | 0.50 (0.40 to 0.60) |" in text and "| tiny | 2 x 3 s | 0.90" not in text
     assert "large: not had (no memory)" in text and "| modules | 2 | 3.00 | 5.00 | 6.00 | 1.00 | 2.00 |" in text
+    assert "| `make align` | 50.00 | 29.00 |" in text and "| reading audio | 4.00 | 2.00 | 0.50 |" in text
+    assert "the same bits on both sides: 20 and 200 items a second" in text
     assert "benchmarks-layers.svg" in text and "benchmarks-s.svg" not in text
     assert (tmp_path / "benchmarks-layers.svg").read_text().startswith("<svg")
     assert cpu_page.load(tmp_path / "benchmarks.json") == results
+
+
+def test_a_target_is_met_or_the_reason_is_said() -> None:
+    large = {"name": "large", "batch": [8, 16.0], "step_ms": [1.0, 0.75, 0.7, 0.9], "peak_bytes": [1, 0.61, 0.6, 0.7]}
+    recorded = [{"name": "digest, size small", "cpu": 2.6, "bare": 2.0}]
+    results = {"steps": [large], "recorder": recorded, "start": [], "loader": {"error": "no memory"}}
+    text = "".join(render_markdown(list(cpu_page.page(results))))
+    assert "| exact: step, large, 8 x 16 s, by NeMo's | 0.75 | 0.75 | yes |" in text
+    assert "| exact: memory, large, 8 x 16 s, by NeMo's | 0.6 | 0.61 | no |" in text
+    reasons = [line for line in text.splitlines() if line.startswith("- ")]
+    assert len(reasons) == 2 and reasons[0].startswith("- exact: memory") and len(reasons[0]) > 100
+    assert reasons[1] == "- loader: not had (no memory)"
+    assert "by bare | 1.3 | 1.30 | yes |" in text and "loader: CPU" not in text and "2 x 3 s" not in text
+
+
+def test_cases_of_one_rival_are_timed_together() -> None:
+    grouped = cpu.groups(cpu.TARGETS)
+    assert [len(group) for group in grouped] == [2, 3, 1] and {*chain(*grouped)} == {*cpu.TARGETS}
+    assert max(len(group) for group in cpu.groups(cpu.FULL)) == 3
 
 
 @pytest.mark.parametrize("content", ["no JSON", json.dumps({"schema": "other"}), "[]"])
@@ -72,6 +99,6 @@ def test_a_gross_regression_is_seen_by_ratio(tmp_path: Path, python: str) -> Non
     same, more = (
         cpu.Case("tiny", "tiny", (2, 3.0), 1, 10, (), of_nemo) for of_nemo in ((), ("model.encoder.n_layers=12",))
     )
-    even, faster = cpu.steps(bench, [same, more])
+    even, faster = (row for group in cpu.groups([same, more]) for row in cpu.steps(bench, group))
     assert 0.5 < even["step_ms"][1] < 2 and 0.5 < even["peak_bytes"][1] < 2
     assert faster["step_ms"][1] < 0.5

@@ -372,3 +372,11 @@ def test_batches_do_not_draw_from_the_global_generators() -> None:
     before = torch.get_rng_state()
     batch_of(0)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", ["", "CPU", "meta"])
+def test_a_device_that_is_not_known_excuses_no_draw(reference: Path, make: Make, kind: str) -> None:
+    candidate = make(on_loss=lambda step, loss: torch.rand(3).sum() * 0 + loss)
+    edit_index(candidate, lambda index: index["device"].update(type=kind))
+    comparison = judge(reference, candidate)
+    assert statuses(comparison)["draws"] == "diverged" and not noted(comparison, "other_device")

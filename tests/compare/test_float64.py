@@ -10,14 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nest_ssl.compare import compare_recordings
+from nest_ssl.compare.evidence import open_evidence
 from nest_ssl.compare.rules.known import Known
 from nest_ssl.recording import evidence as files
-from nest_ssl.recording.evidence import Check, Observer, seal_of, write_evidence
+from nest_ssl.recording.evidence import Check, FloorEntry, Observer, seal_of, write_evidence
+from nest_ssl.recording.layout import validation_file
 from nest_ssl.recording.reader import open_recording
 from nest_ssl.report.document import plain
 from nest_ssl.report.sections.headline import title
-from tests.compare.builder import Plan, edit_config, record, remove
-from tests.compare.evidence import explained, write_replay
+from tests.compare.builder import Model, Plan, edit_config, record, remove
+from tests.compare.evidence import entry, explained, write_floor, write_replay
+from tests.compare.test_between import run
 from tests.compare.test_proof import ONE_STEP, floors, folder, lacking, nest, reference, rewritten, rounded
 
 __all__ = ["floors", "folder", "reference"]
@@ -133,6 +137,58 @@ def test_what_is_known_is_known_in_float64_as_well(reference: Path, folder: Path
     assert explained(reference, candidate, folder).proof.float64.agreement == "differs"
     found = explained(reference, candidate, folder, known=[entry]).proof.float64
     assert found.agreement == "agrees" and (0, 0, "forward") not in found.covers  # which only the user says
+
+
+# --- validations, with other weights
+
+
+def trained(out: Path, eval_only: float = 0.0, rewrite: bool = True, double: bool = False) -> Path:
+    """Four steps and a validation; in evaluation the last layer gives `eval_only` of itself too much."""
+
+    def build() -> nn.Module:
+        model = Model()
+        split(model) if rewrite else None
+        layer, features = model.encoder.layers[1], model.preprocessor.forward
+        forward = layer.forward
+        layer.forward = lambda x, pad_mask=None: forward(x, pad_mask) * (1.0 if layer.training else 1.0 + eval_only)
+        if double:
+            model.double()
+            model.preprocessor.forward = lambda audio, length: features(audio.double(), length)
+        return model
+
+    return run(out, build=build)
+
+
+@pytest.mark.parametrize(("eval_only", "verdict"), [(0.0, "equivalent"), (1e-7, "diverged"), (1e-9, "diverged")])
+def test_a_bug_of_evaluation_alone_beside_a_correct_rewrite(tmp_path: Path, eval_only: float, verdict: str) -> None:
+    """Weights that are apart by rounding excuse no validation that float64 shows to be another function."""
+    reference, correct = trained(tmp_path / "nemo", rewrite=False), trained(tmp_path / "correct")
+    candidate = trained(tmp_path / "nest", eval_only)
+    rows: dict[int, list[FloorEntry]] = {step: [] for step in range(4)}
+    for rung in compare_recordings(open_recording(reference), open_recording(correct), declared=[]).rungs:
+        for one in rung.findings:
+            if one.metrics and rung.name != "validation":
+                sizes = one.metrics.relative or 0.0, float(one.metrics.max_abs or 0.0), one.metrics.norm or 0.0
+                rows[one.moment.step].append(entry(one.address, 3 * sizes[0], 3 * sizes[1], sizes[2]))
+    for step, entries in rows.items():
+        write_floor(tmp_path / "evidence", reference, step, entries)
+    sides = open_recording(reference), open_recording(candidate)
+    evidence = open_evidence(tmp_path / "evidence", *sides)
+    doubles = trained(tmp_path / "a", rewrite=False, double=True), trained(tmp_path / "b", eval_only, double=True)
+    evidence.float64 = open_recording(doubles[0]), open_recording(doubles[1])
+    found = compare_recordings(*sides, declared=[], evidence=evidence)
+    assert found.verdict == verdict, found.proof.float64
+    first = found.proof.float64.first
+    assert (first and (first.rung, first.address.module)) == (("validation", "encoder") if eval_only else None)
+    assert ("lacks_float64" in lacking(found)) is (eval_only > 0)
+    assert [one.phase for one in found.proof.born] == (["validation"] if eval_only else [])
+    if eval_only == 1e-9:
+        assert lacking(found) == ["lacks_float64"], "in float32 it is no difference"
+    for made in doubles:  # what float64 does not have is not waived either
+        remove(made, validation_file(0))
+    evidence.float64 = open_recording(doubles[0]), open_recording(doubles[1])
+    found = compare_recordings(*sides, declared=[], evidence=evidence)
+    assert found.verdict == "diverged" and "lacks_validation" in lacking(found)
 
 
 # --- what the runs certify about themselves

@@ -95,6 +95,8 @@ def test_an_entry_that_one_rank_alone_uses_applies() -> None:
         rule = KnownRule(SameBits(), [used, unused], whole=False)
         rule.counts.update(counts)
         assert not rule.out_of_date()
+        here = [unused] if counts else [used, unused]  # which a report on this rank alone says
+        assert [note.values["address"] for note in rule.undecided()] == [entry.address for entry in here]
         ledgers.append(rule.used())
     assert [(one.entry, one.count, one.fault) for one in used_by_any(ledgers)] == [
         (used, 2, ""), (unused, 0, "no longer a difference"),

@@ -43,6 +43,7 @@ def rank(
     made = comparison(steps=[0, 1, 2], **fields)
     for side, name, changed in ((made.reference, "nemo", reference), (made.candidate, "nest", candidate)):
         side.index = index(name, world_size=2, rank=number, tensors=weights(**changed or {}))
+        side.buffers = frozenset("b")
     return made
 
 
@@ -69,6 +70,13 @@ def test_all_alike(tmp_path: Path) -> None:
     assert (written["passed"], [each["verdict"] for each in written["ranks"]]) == (True, ["identical"] * 2)
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "of another comparison" not in page and said[0] in page and "进程 1" in page
+
+
+@pytest.mark.parametrize("differing", [(1,), (2,), (1, 2)])
+def test_a_buffer_counts_once_whichever_rank_has_it_otherwise(differing: tuple[int, ...]) -> None:
+    changed = [{"b_1": "c", "b_2": "c"} if number in differing else {} for number in range(3)]
+    over, _ = judged(*(rank(number, one, one, **SAME) for number, one in enumerate(changed)))
+    assert (over.reference.buffers, over.candidate.buffers) == (1, 1)
 
 
 def test_equivalent_is_no_longer_identical() -> None:
@@ -110,8 +118,10 @@ def test_ranks_that_part_on_both_sides_are_no_pass(tmp_path: Path) -> None:
 
 
 def test_what_is_not_trained_may_differ() -> None:
-    over, _ = judged(rank(0, **SAME), rank(1, {"f_2": "d"}, {"f_2": "d"}, **SAME))
+    over, said = judged(rank(0, **SAME), rank(1, {"f_2": "d"}, {"f_2": "d"}, **SAME))
     assert over.reference.parted is None and over.exit_code == 0
+    assert (over.reference.buffers, over.reference.frozen) == (0, 1), "a frozen parameter is no buffer"
+    assert "1 parameter that nobody trains" in said[-1]
 
 
 @pytest.mark.parametrize(

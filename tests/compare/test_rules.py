@@ -123,6 +123,24 @@ def test_a_token_may_flip_where_rounding_moves_its_margin_as_far(flipped: list[i
     assert (judged is not None and judged.within) is within
 
 
+@pytest.mark.parametrize(("became", "within"), [(3, True), (5, True), (4, False)])
+def test_a_token_that_becomes_a_third_value_is_no_flip(became: int, within: bool) -> None:
+    """However near the runner-up is: codes 3 and 5 are as near as rounding moves them."""
+    found, one = evidence(), torch.zeros(4, dtype=torch.int64)
+    (place, margin), *_ = found.floors[0, 0].margins.items()
+    found.floors[0, 0] = Floors({}, {place: margin.model_copy(update={"others": [3, 5]})}, 4)
+    other = one.clone()
+    other[2] = became
+    judged = NoiseFloorRule(found).judge_whole(spot(TOKENS), measure(one, other, 0.0, 0.0))
+    assert judged is not None and judged.within is within
+
+
+def test_no_token_of_a_validation_is_excused_by_a_margin_of_training() -> None:
+    one, other = torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 3, 0])
+    there = Spot("validation", Moment(0, Phase.VALIDATION), TOKENS)
+    assert NoiseFloorRule(evidence()).judge_whole(there, measure(one, other, 0.0, 0.0)) is None
+
+
 def test_no_other_rule_lets_whole_numbers_differ() -> None:
     metrics = measure(torch.tensor([1]), torch.tensor([2]), 1.0, 1.0)
     assert FixedTolerance(9.0, 9.0).judge_whole(spot(), metrics) is None

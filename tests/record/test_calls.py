@@ -276,3 +276,23 @@ def test_activation_checkpointing_is_recorded_apart(again: str) -> None:
     assert {call.module for call in later} >= {"layers.0", "layers.0.0"}
     assert all(call.end > call.start for call in later)
     assert any(call.raised for call in later) == (again == "not reentrant")
+
+
+def test_an_observer_that_never_watched_may_be_ended() -> None:
+    assert CallObserver(nn.Linear(2, 2)).detach() == []
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_two_observers_of_one_model_may_end_in_any_order(first_out: int) -> None:
+    """Nothing of either is left on the model, and the one that goes on sees every call once."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    both = CallObserver(model).attach(), CallObserver(model).attach()
+    model(torch.ones(1, 2))
+    ended, goes_on = both[first_out], both[1 - first_out]
+    ended.detach()
+    model(torch.ones(1, 2))
+    assert [call.name for call in ended.calls] == ["#0", "0#0"]
+    assert [call.name for call in goes_on.detach()] == ["#0", "0#0", "#1", "0#1"]
+    assert "forward" not in model.__dict__
+    model(torch.ones(1, 2))
+    assert len(ended.calls) == 2 and len(goes_on.calls) == 4

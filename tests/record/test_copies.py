@@ -111,10 +111,22 @@ def test_a_recording_of_a_device_is_the_same_files(tmp_path: Path, monkeypatch: 
 
     def begin_behind(session: Session, *arguments: Any) -> None:
         begin(session, *arguments)
-        session._behind = True
+        session._behind = session._remote = True
 
     monkeypatch.setattr(Session, "begin", begin_behind)
     behind, _ = train(tmp_path / "behind", steps=3)
     assert list(plain.index.files) == list(behind.index.files) and plain.index.tensors == behind.index.tensors
     steps = [name for name in plain.index.files if name.endswith((".pt", ".pkl"))]
     assert len(steps) > 30 and all(plain.index.files[n].sha256 == behind.index.files[n].sha256 for n in steps)
+
+
+def test_without_room_for_copies_the_files_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written behind training, while it goes on changing the model, is what is written at once."""
+    job_later = "nest_ssl.recording.writer.after_what_is_queued"
+    monkeypatch.setattr(job_later, lambda job: lambda: time.sleep(0.03) or job())
+    behind, _ = train(tmp_path / "behind", steps=3)
+    monkeypatch.setattr("nest_ssl.record.session.room", lambda device: 0)
+    at_once, _ = train(tmp_path / "at_once", steps=3)
+    assert behind.index.tensors == at_once.index.tensors
+    steps = [name for name in behind.index.files if name.endswith((".pt", ".pkl"))]
+    assert len(steps) > 30 and all(behind.index.files[n].sha256 == at_once.index.files[n].sha256 for n in steps)

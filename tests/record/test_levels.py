@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.digests import compare_digests
 from nest_ssl.compare.findings import Status
+from nest_ssl.record.observers.digests import Hashing
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.digests import HEX, digest_steps, digests, fingerprint
 from nest_ssl.recording.reader import Recording, open_recording
@@ -77,6 +80,29 @@ def test_a_fingerprint_depends_on_place_and_sees_what_is_no_number() -> None:
     )
 
 
+@pytest.mark.parametrize("room", [0, 1 << 17, 1 << 20])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_thread_hashes_what_was_there(room: int, remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied, on a device too, and hashed while training goes on; or at once, where there is no room for the copy."""
+    monkeypatch.setattr("nest_ssl.record.observers.digests.remote", lambda tensor: remote)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    big = torch.randn(2, 100, 100)
+    given = [big.clone(), big.transpose(1, 2), big.bfloat16(), big > 0, torch.view_as_complex(big.view(-1, 2)).conj(),
+             big[0], torch.zeros(0), big.flatten()[1:].clone(), big.to_sparse()]  # fmt: skip
+    wanted = [fingerprint(tensor) for tensor in given]
+    given[0] = given[0].clone()
+    with ThreadPoolExecutor(2) as pool:
+        gate = pool.submit(time.sleep, 0.02)
+        hashing = Hashing(lambda job: pool.submit(lambda: gate.result() or job()), room)
+        for _ in range(3):
+            found = [hashing.of(tensor) for tensor in given]
+            before = given[0].clone()
+            given[0].zero_()
+            assert [each.result() if isinstance(each, Future) else each for each in found] == wanted
+            given[0].copy_(before)
+    assert any(isinstance(each, Future) for each in found) == (room > 0)
+
+
 def test_operators_alone_are_those_of_a_whole_recording_and_never_a_pass(tmp_path: Path) -> None:
     whole, trained = train(tmp_path / "whole", steps=2, operators=True)
     alone, other = train(tmp_path / "alone", steps=2, record="operators")
@@ -108,6 +134,8 @@ def test_hashes_are_those_of_what_is_recorded_whole_and_training_is_not_changed(
     kinds = [place.kind for place in found]
     assert kinds.index(Kind.OUTPUT) < kinds.index(Kind.LOSS) < kinds.index(Kind.GRADIENT) < kinds.index(Kind.PARAMETER)
     assert nest_ssl.compare(tmp_path / "hashed", tmp_path / "hashed").verdict == "inconclusive"
+    with pytest.raises(UserError, match="a recording of digest cannot be replayed"):
+        replay(hashed, Net())
 
 
 def test_the_first_step_and_module_that_differ(tmp_path: Path) -> None:
@@ -156,6 +184,71 @@ def test_what_one_side_alone_did_not_record_is_said(tmp_path: Path) -> None:
         assert [note.values["side"] for note in comparison.unseen] == [side]
 
 
+SOME: list[dict[str, Any]] = [
+    {"record": "boundaries"}, {"include": ["layers.0*"]}, {"exclude": ["*.act"]}, {"record": "operators"},
+    {"record": "digest"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SOME, ids=str)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_trainer_with_less_recorded_is_no_other_trainer(
+    tmp_path: Path, settings: dict[str, Any], swapped: bool
+) -> None:
+    """Of what one side alone left out nothing can be said, and nothing bad is; what it has is compared."""
+    train(tmp_path / "whole", steps=2)
+    train(tmp_path / "part", steps=2, **settings)
+    sides = ("part", "whole") if swapped else ("whole", "part")
+    found = nest_ssl.compare(*(tmp_path / name for name in sides)).comparison
+    said = [note.kind for note in found.unseen]
+    whole = settings.get("record") in ("operators", "digest")
+    assert found.verdict == ("inconclusive" if whole else "identical"), (found.verdict, found.first)
+    assert found.exit_code != 4 and said[0] in ("unseen_level_side", "unseen_digest_side")
+    if not whole:
+        train(tmp_path / "part", steps=2, fault=1, overwrite=True, **settings)
+        assert nest_ssl.compare(*(tmp_path / name for name in sides)).verdict == "diverged"
+
+
+def test_a_call_outside_of_the_models_forward_is_left_out_too(tmp_path: Path) -> None:
+    """The loss is a module that the loop calls: no call around it agrees."""
+    for name, settings in (("whole", {}), ("part", {"include": ["front"]})):
+        model = nn.ModuleDict({"front": nn.Linear(WIDTH, WIDTH), "loss": nn.MSELoss()})
+        torch.manual_seed(0)
+        nn.init.normal_(model["front"].weight)
+        nn.init.zeros_(model["front"].bias)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with nest_ssl.recording(tmp_path / name, model, steps=[0], **settings) as r:
+            x = torch.ones(2, WIDTH)
+            r.batch(x)
+            loss = model["loss"](model["front"](x), x)
+            r.loss(loss)
+            optimizer.zero_grad()
+            loss.backward()
+            r.backward_done()
+            optimizer.step()
+            r.step_done(optimizer)
+    for sides in (("whole", "part"), ("part", "whole")):
+        assert nest_ssl.compare(*(tmp_path / side for side in sides)).exit_code != 1
+
+
+@pytest.mark.parametrize(
+    "settings", [{"record": "boundaries"}, {"include": ["front"]}, {"exclude": ["layers.0", "layers.0.*"]}], ids=str
+)
+def test_a_compiled_part_is_chosen_by_its_own_name(tmp_path: Path, settings: dict[str, Any]) -> None:
+    calls = []
+    for compiled in (False, True):
+        model = Net()
+        model.front = torch.compile(model.front, backend="eager") if compiled else model.front  # type: ignore[assignment]
+        optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(2, WIDTH)
+        with nest_ssl.recording(tmp_path / "one", model, steps=[0], overwrite=True, **settings) as r:
+            r.batch(x)
+            recorded_step(r, model, optimizer, x)
+        calls.append(
+            [call.module.replace("._orig_mod", "") for call in open_recording(tmp_path / "one").step(0).calls()]
+        )
+    assert calls[0] == calls[1] and "front" in calls[0]
+
+
 def test_a_pattern_that_fits_no_module_is_one_line(tmp_path: Path) -> None:
     for option, pattern, said in (("include", "layer.1", "Did you mean layers.1"), ("exclude", "*x", "with . and ?")):
         with pytest.raises(UserError, match=f"fits no module: {option}=.*{said}"):
@@ -166,5 +259,7 @@ def test_a_pattern_that_fits_no_module_is_one_line(tmp_path: Path) -> None:
 def test_a_level_that_there_is_not_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such level: record=digests. Did you mean digest"):
         train(tmp_path / "one", record="digests")
+    with pytest.raises(UserError, match=r"a text in place of a list of patterns: include='front'"):
+        train(tmp_path / "one", include="front")
     with pytest.raises(UserError, match="a digest has no operators"):
         train(tmp_path / "one", record="digest", operators=True)

@@ -10,7 +10,12 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+import torch
+
+from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import ROOT
+from nest_ssl.record.ranks import _Together
 from nest_ssl.recording.ranks import read_ranks
 from nest_ssl.recording.reader import open_recording
 
@@ -62,6 +67,24 @@ try:
 except nest_ssl.base.errors.UserError as error:
     print(error, flush=True)
 fail(no_data)
+ranks = sys.modules["nest_ssl.record.ranks"]
+place, write = ranks.replace_folder, ranks.write_atomically
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+ranks.replace_folder = full
+try:
+    with nest_ssl.recording(out, model, overwrite=True) as r:
+        r.batch(batch)
+        r.loss(model(batch).sum())
+        r.step_done(optimizer)
+except Exception as error:
+    print(f"not moved: {type(error).__name__}: {error}", flush=True)
+ranks.replace_folder = place
+ranks.write_atomically = full if rank == 1 else write
+fail(no_data)
+ranks.write_atomically = write
 fail(killed)
 os._exit(0)
 """
@@ -84,8 +107,10 @@ def test_two_processes_record_as_one(python: str, tmp_path: Path) -> None:
     refused = f"an earlier recording is there: {tmp_path / 'run'}. "
     assert said[0][0].startswith(refused) and said[1][0].startswith(refused)
     assert said[0][1].startswith("no_data: UserError: rank 1 of 2 failed: ValueError: no more data.")
-    assert said[1][1:] == ["no_data: ValueError: no more data"]
-    assert said[0][2].startswith("killed: UserError: rank 1 of 2 ended before it was done")
+    assert all(each[2].startswith("not moved: UserError: ") and "Free some space" in each[2] for each in said), said
+    assert said[0][3].startswith("no_data: UserError: rank 1 of 2 ended before it was done")
+    assert [said[1][1], *said[1][3:]] == ["no_data: ValueError: no more data"] * 2
+    assert said[0][4].startswith("killed: UserError: rank 1 of 2 ended before it was done")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["program.py", "run", "run.meet"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["rank_0", "rank_1", "ranks.json"]
     one, other = (open_recording(path) for path in read_ranks(tmp_path / "run") or ())
@@ -98,3 +123,14 @@ def test_two_processes_record_as_one(python: str, tmp_path: Path) -> None:
         for kind in ("gradients", "weights"):
             tables = [getattr(each.step(number), kind)() for each in (one, other)]
             assert tables[0] and all((tensor == tables[1][name]).all() for name, tensor in tables[0].items()), kind
+
+
+def test_the_first_rank_is_killed_while_it_puts_the_whole_into_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(said: list[object]) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broken)
+    with pytest.raises(UserError, match="rank 0 of 2 ended while it put the recording into its place"):
+        _Together(tmp_path / "run", 1, 2).complete(tmp_path / "run")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import nest_ssl
 from nest_ssl.base.errors import UserError
 from nest_ssl.cli import main as command
-from nest_ssl.recording.importing import read_tensors
+from nest_ssl.recording.importing import import_folder, read_tensors
 from nest_ssl.recording.reader import open_recording
 
 GUARD = 2.0**-24
@@ -210,3 +210,80 @@ def test_without_initial_weights_names_are_those_of_what_is_there(
     assert command.dispatch(["import", str(folder), "--out", str(tmp_path / "two")]) == 0
     with pytest.raises(UserError, match="two things one name"):
         nest_ssl.compare(tmp_path / "reference", tmp_path / "two", names=tmp_path / "names.yaml")
+
+
+class Pair(nn.Module):
+    """Returns two tensors of two types, and is followed by a module that takes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two, self.out = Two(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.two(x)[0])
+
+
+class Two(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return 2 * x, torch.full((3,), 4)
+
+
+def pairs_recorded(out: Path) -> dict[str, Any]:
+    """The names that an import has for what its calls were given and returned."""
+    torch.manual_seed(0)
+    model = Pair()
+    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.arange(12.0).reshape(3, 4)
+    with nest_ssl.recording(out, model, steps=[0]) as r:
+        r.batch({"x": x})
+        loss = model(x).square().mean()
+        r.loss(loss)
+        loss.backward()
+        r.backward_done()
+        optimizer.step()
+        r.step_done(optimizer)
+    calls = {call.module: call for call in open_recording(out).step(0).calls()}
+    first, second = calls["two"].output
+    (given,) = calls["out"].inputs.values()
+    (name,) = calls["out"].inputs
+    tables = {"two/output/0": first, "two/output/1": second, "out": calls["out"].output, f"out/inputs/{name}": given}
+    return {name: tensor.numpy() for name, tensor in tables.items()}
+
+
+def imported(tmp_path: Path, tables: dict[str, Any], folder: str = "step_0") -> Path:
+    (tmp_path / "made" / folder).mkdir(parents=True, exist_ok=True)
+    np.savez(tmp_path / "made" / folder / "activations.npz", **tables)
+    import_folder(tmp_path / "made", tmp_path / "imported", overwrite=True)
+    return tmp_path / "imported"
+
+
+INPUT = "out/inputs/input"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("two/output/0", "two/output/1"), ("two/output/1", "two/output/0"), ("two/output/1",), ("two/output/0",), (INPUT,),
+     ("two/output/0", INPUT), ("out", INPUT)],
+)  # fmt: skip
+def test_an_output_is_the_one_that_its_number_says(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """In whatever order a file has them; what it does not have is left out on both sides."""
+    made = pairs_recorded(tmp_path / "reference")
+    good = imported(tmp_path, {name: made[name] for name in names})
+    assert nest_ssl.compare(tmp_path / "reference", good).exit_code == 2
+    bad = imported(tmp_path, {name: made[name] + (name == names[0]) for name in names})
+    assert nest_ssl.compare(tmp_path / "reference", bad).exit_code == 1
+
+
+@pytest.mark.parametrize("names", [("two", "two/output/1"), ("two/output/1", "two"), ("two", "two#0")])
+def test_two_tensors_for_one_place_are_one_line(tmp_path: Path, names: tuple[str, ...]) -> None:
+    (tmp_path / "made" / "step_0").mkdir(parents=True)
+    np.savez(tmp_path / "made" / "step_0" / "activations.npz", **dict.fromkeys(names, np.ones(2)))
+    with pytest.raises(UserError, match="two tensors for one place"):
+        import_folder(tmp_path / "made", tmp_path / "imported")
+
+
+def test_two_folders_of_one_step_are_one_line(tmp_path: Path) -> None:
+    for folder in ("step_0", "step_00"):
+        (tmp_path / "made" / folder).mkdir(parents=True)
+        np.savez(tmp_path / "made" / folder / "activations.npz", two=np.ones(2))
+    with pytest.raises(UserError, match="two folders of one step"):
+        import_folder(tmp_path / "made", tmp_path / "imported")

@@ -64,7 +64,7 @@ def refused(subject: Subject, *overrides: str) -> str:
         (["trainer.stall_timeout=60", "noise_floor=1"], "repeats of a step would pass .*trainer.stall_timeout=60"),
         (["trainer.devices=two"], "not a number of devices: trainer.devices=two"),
         (["trainer.devices=2", "run=full"], "no batch is full.*batch_size=8, 5 utterances"),
-        (["trainer.num_nodes=2"], "several nodes is not offered: .*num_nodes=2"),
+        (["trainer.num_nodes=2"], "nothing started several nodes: trainer.num_nodes=2"),
         (["trainer.strategy=ddp_spawn", "trainer.accelerator=gpu"], "no GPU that torch can use"),
         (["trainer.strategy=fsdp"], "not offered: trainer.strategy=fsdp"),
         (["trainer.accelerator=tpu"], "trainer.accelerator"),

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from train_nest import NEST
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.recording.ranks import read_ranks
+from nest_ssl.run import nodes
 from nest_ssl.run import ranks as module
+from nest_ssl.run.nodes import Node
 from nest_ssl.run.ranks import Rank, Together, launch, of_torchrun, own_rank, processes
 
-# What a rank does: an index as a recording has it, or what `FAULT` says on rank 1.
+# What a rank does: an index as a recording has it, or a fault: the last rank the first word, all others the second.
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
-rank, folder = int(os.environ["LOCAL_RANK"]), Path(os.environ["NEST_SSL_RANKS"])
+rank, folder = int(os.environ["RANK"]), Path(os.environ["NEST_SSL_RANKS"])
 print("rank", rank, "of", os.environ["WORLD_SIZE"], *sys.argv[1:], flush=True)
-fault = sys.argv[1] if rank == 1 else sys.argv[2]
+fault = sys.argv[1] if rank == int(os.environ["WORLD_SIZE"]) - 1 else sys.argv[2]
 if fault == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if fault in ("mistake", "crash"):
@@ -61,7 +68,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
         {"output_dir": str(tmp_path / "out" / "run"), "overwrite": True, "trainer": {"stall_timeout": 3}}
     )
     (tmp_path / "out").mkdir()
-    return lambda *faults: launch(NEST, cfg, faults, 2)
+    return lambda *faults, number=2, node=None: launch(NEST, cfg, faults, number, node)
 
 
 def left(tmp_path: Path) -> list[str]:
@@ -118,6 +125,86 @@ def test_a_step_that_stalls(
     assert left(tmp_path) == []
 
 
+@pytest.fixture
+def start_two_nodes(
+    start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Any, int]]:
+    """`start_two_nodes("killed", "waits")`: two ranks on each of two nodes, the second one a fork of this process; what
+    the first one returns or raises, and the second one's exit code."""
+    monkeypatch.setattr(nodes, "MEET_S", 20.0)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
+
+    def on(number: int, faults: tuple[str, ...]) -> int:
+        return start(*faults, number=4, node=Node(number, 2, 2, "127.0.0.1", store))
+
+    def second(faults: tuple[str, ...]) -> None:
+        try:
+            sys.exit(on(1, faults))
+        except UserError:
+            sys.exit(3)
+
+    def both(*faults: str) -> tuple[Any, int]:
+        other = multiprocessing.get_context("fork").Process(target=second, args=(faults,))
+        other.start()
+        try:
+            found: Any = on(0, faults)
+        except UserError as error:
+            found = str(error)
+        other.join(20)
+        return found, other.exitcode if other.exitcode is not None else -1
+
+    return both
+
+
+def test_ranks_of_two_nodes_are_one_recording(start_two_nodes: Callable[..., tuple[Any, int]], tmp_path: Path) -> None:
+    assert start_two_nodes("", "") == (0, 0)
+    names = [*(f"rank_{rank}" for rank in range(4)), "ranks.json"]
+    assert sorted(path.name for path in (tmp_path / "out/run").iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("faults", "line", "code"),
+    [
+        (("mistake", "waits"), "rank 3 of 4: no such file: a.json. Look.", 3),
+        (("killed", "waits"), "rank 3 of 4 was killed: SIGKILL", 3),
+        (("", "mistake"), "no such file: a.json. Look.", 3),  # rank 2 is the second node's, too
+    ],
+)
+def test_a_rank_of_another_node_that_fails_ends_all(
+    start_two_nodes: Callable[..., tuple[Any, int]], tmp_path: Path, faults: tuple[str, str], line: str, code: int
+) -> None:
+    began = time.monotonic()
+    said, ended = start_two_nodes(*faults)
+    assert line in said and ended == code and left(tmp_path) == [] and time.monotonic() - began < 20
+
+
+def test_nodes_without_a_folder_in_common(start: Callable[..., int], tmp_path: Path) -> None:
+    """Each of them says so, and starts nothing."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
+    store.set("nest_ssl", json.dumps([str(tmp_path / "elsewhere"), 1]))
+    with pytest.raises(
+        UserError, match="not a folder that all nodes share: .*elsewhere. Start the same command on all"
+    ):
+        start("", "", number=4, node=Node(1, 2, 2, "127.0.0.1", store))
+    with pytest.raises(UserError, match="not a folder that all nodes share: .*: node 1 has none"):
+        start("", "", number=4, node=Node(0, 2, 2, "127.0.0.1", store))
+    assert left(tmp_path) == []
+
+
+def test_a_node_that_does_not_come(start: Callable[..., int], tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
+    store.set_timeout(timedelta(seconds=0.1))
+    for number, line in ((0, "node 1 is not there: 127.0.0.1, node 0"), (1, "the first node is not there")):
+        with pytest.raises(UserError, match=line):
+            start(
+                "",
+                "",
+                number=4,
+                node=Node(number, 2, 2, "127.0.0.1", torch.distributed.PrefixStore(str(number), store)),
+            )
+    assert left(tmp_path) == []
+
+
 def test_an_earlier_recording_stays_when_a_rank_fails(start: Callable[..., int], tmp_path: Path) -> None:
     start("", "")
     before = (tmp_path / "out/run/ranks.json").read_text()
@@ -165,34 +252,49 @@ def test_which_rank_this_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert of_torchrun(OmegaConf.create({"trainer": {"devices": 3}})) is None
 
 
+NODES = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "GROUP_RANK": "1"}
+
+
 @pytest.mark.parametrize(
-    ("environment", "devices", "found"),
+    ("environment", "trainer", "found"),
     [
-        ({}, 2, None),
-        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, 1, None),
-        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 1, 2),
-        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 2, 2),
+        ({}, {"devices": 2}, None),
+        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, {"devices": 1}, None),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, {"devices": 1}, Node(ranks=2)),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, {"devices": 2}, Node(ranks=2)),
         (
             {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-            3,
+            {"devices": 3},
             "torchrun started 2 processes: trainer.devices=3. Give trainer",
         ),
         (
-            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
-            1,
-            "several nodes is not offered: WORLD_SIZE=4, .*nproc-per-node alone",
+            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"},
+            {"devices": 1},
+            "numbers of processes: WORLD_SIZE=4, LOCAL_WORLD_SIZE=2 on node 0 of 1. Give all --nproc",
         ),
-        ({"WORLD_SIZE": "2"}, 1, "another launcher than torchrun: WORLD_SIZE=2. Start one process: trainer.devices=N"),
+        ({"WORLD_SIZE": "2"}, {"devices": 1}, "another launcher than torchrun: WORLD_SIZE=2. Start one process: "),
+        (NODES, {"devices": 2, "num_nodes": 3}, "torchrun started 2 nodes: trainer.num_nodes=3. Give 2, or leave it"),
+        (NODES | {"MASTER_PORT": "1"}, {"devices": 2}, "the first node cannot be reached: 127.0.0.1:1. Start torchrun"),
+        (NODES | {"LOCAL_RANK": "1"}, {"devices": 1, "num_nodes": 2}, Node(1, 2, 2)),
     ],
 )
 def test_started_by_torchrun(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], devices: int, found: int | str | None
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], trainer: dict[str, int], found: Node | str | None
 ) -> None:
-    for name, value in {"LOCAL_RANK": "0", **environment}.items() if environment else ():
+    monkeypatch.setattr(nodes, "MEET_S", 0.2)
+    around = {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (around | environment).items() if environment else ():
         monkeypatch.setenv(name, value)
-    cfg = OmegaConf.create({"trainer": {"devices": devices}})
+    cfg = OmegaConf.create({"trainer": trainer})
     with pytest.raises(UserError, match=found) if isinstance(found, str) else nullcontext():
         assert of_torchrun(cfg) == found
+
+
+def test_processes_of_several_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert processes(OmegaConf.create({"trainer": {"devices": 2, "num_nodes": 3}})) == 6
+    for name, value in {"LOCAL_RANK": "1", "RANK": "3", "WORLD_SIZE": "4", "NEST_SSL_RANKS": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    assert own_rank() == Rank(3, 4, tmp_path)
 
 
 @pytest.mark.parametrize(

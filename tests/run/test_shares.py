@@ -19,7 +19,15 @@ from nest_ssl.config.section import read
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.loader import build_dataloader
 from nest_ssl.data.shares import Share, shares_of
-from nest_ssl.run.shares import check_shares, check_training, check_validation, say_shares, share_out_limit
+from nest_ssl.data.sources.mixed import Mixture
+from nest_ssl.run.shares import (
+    check_shares,
+    check_training,
+    check_validation,
+    refuse_idle_workers,
+    say_shares,
+    share_out_limit,
+)
 
 TARS = {"is_tarred": True, "manifest_filepath": "a.json", "tarred_audio_filepaths": "audio__OP_0..4_CL_.tar",
         "batch_size": 2}  # fmt: skip
@@ -226,6 +234,41 @@ def test_a_limit_that_is_a_part_of_data_that_share_themselves_out(tmp_path: Path
         cfg = OmegaConf.create({"trainer": {"limit_train_batches": part}})
         share_out_limit(cfg, "train", dataset, shares_of(dataset, Corpora(), 2), Corpora())
         assert cfg.trainer.limit_train_batches == expected
+
+
+@pytest.mark.parametrize(
+    ("ranks", "workers", "passes", "said"),
+    [
+        (1, 0, 9, None),
+        (1, 3, 9, None),
+        (
+            1,
+            4,
+            1,
+            "worker has no utterance to make a batch of: model.train_ds, rank 0 of 1, worker 3 of 4. Give .*=3, or",
+        ),
+        (2, 1, 9, None),
+        (2, 2, 1, "rank 0 of 2, worker 1 of 2. Give model.train_ds.num_workers=1, or"),
+        (2, 0, 1, None),
+        (2, 0, 1.5, "no utterance is left of a mixture: model.train_ds, rank 0 of 2, epoch 1. Without workers each"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")
+def test_a_mixture_of_which_a_worker_has_nothing(
+    tmp_path: Path, ranks: int, workers: int, passes: float, said: str | None
+) -> None:
+    """It is refused where the mixture that would be made stops (as it would in a worker), and nowhere else."""
+    # Of three utterances each: a rank of two has one of them, and the other rank two.
+    manifests = [write_bucket(tmp_path / str(n), (3,))["manifest_filepath"] for n in range(2)]
+    mixed = {"is_concat": True, "manifest_filepath": manifests, "batch_size": 1, "num_workers": workers,
+             "concat_sampling_technique": "temperature", "concat_sampling_temperature": 5}  # fmt: skip
+    dataset = read(Dataset, mixed)
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        refuse_idle_workers("model.train_ds", dataset, Corpora(), ranks, passes)
+    if not workers:
+        mixture = Mixture([[*range(3)], [*range(3)]], dataset, rank=0, world_size=ranks)
+        with pytest.raises(ValueError, match="NaN") if said else nullcontext():
+            assert all(len(list(mixture)) == len(mixture) for _ in range(math.ceil(passes)))
 
 
 def test_a_tar_file_that_is_none(tmp_path: Path) -> None:

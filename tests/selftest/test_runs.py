@@ -67,7 +67,7 @@ def test_a_second_one_in_the_same_folder_is_refused_and_leaves_it_alone(tmp_path
     reference = tmp_path / runs.REFERENCES / "plain" / "reference" / "recording.json"
     reference.parent.mkdir(parents=True)
     reference.touch()
-    with lock(tmp_path / ".lock", "self-test"), pytest.raises(UserError, match="another process writes here"):
+    with lock(tmp_path / ".lock", "self-test"), pytest.raises(UserError, match="this process writes here already"):
         Runner(tmp_path, 1, said.append).run(cases_of_one_size())
     assert reference.exists() and said == []
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.train import optim
 from nest_ssl.train.optim import build_optimizer
 
 SCHED = {"name": "NoamAnnealing", "d_model": 64, "warmup_steps": 10}
@@ -63,3 +65,57 @@ def test_optimizers_that_cannot_be_right(section: dict[str, Any], told: str) -> 
     with pytest.raises(UserError, match="model.optim") as error:
         build_optimizer(nn.Linear(1, 1), section)
     assert told in str(error.value)
+
+
+class Seen(TorchDispatchMode):
+    """How many operators ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def updated(optimizer: torch.optim.Optimizer, steps: int = 3) -> list[torch.Tensor]:
+    """Parameters and all of their state after some steps, the gradients drawn."""
+    torch.manual_seed(1)
+    parameters = optimizer.param_groups[0]["params"]
+    for _ in range(steps):
+        for number, parameter in enumerate(parameters):
+            gradient = torch.randn_like(parameter) * 10.0**-number
+            parameter.grad = gradient.t().contiguous().t() if gradient.dim() == 2 and number % 2 else gradient
+        optimizer.step()
+    return [*parameters, *(value for each in parameters for value in optimizer.state[each].values())]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.0, "eps": 1e-6}, {"amsgrad": True}, {"maximize": True}])
+def test_an_update_in_pieces_has_the_bits_of_torchs_own(
+    settings: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    whole = optim.update_in_pieces
+    monkeypatch.setattr(optim, "CHUNK", 1 << 12)
+    monkeypatch.setattr(optim, "update_in_pieces", lambda *each: made.append(len(each[1])) or whole(*each))
+    found, before = [], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for kind in (torch.optim.AdamW, optim.AdamW):
+        torch.manual_seed(0)
+        shapes = [(7,), (1 << 12,), (33, 300), (65, 257), ((1 << 14) + 31,)]
+        parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+        found.append(updated(kind(parameters, lr=0.01, betas=(0.9, 0.98), **settings)))
+    torch.set_num_threads(before)
+    assert made == ([] if settings.keys() & {"amsgrad", "maximize"} else [5] * 3)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_an_update_whose_operators_are_seen_is_torchs_own() -> None:
+    counts = []
+    for kind in (torch.optim.AdamW, optim.AdamW):
+        with Seen() as seen:
+            updated(kind([nn.Parameter(torch.ones(optim.CHUNK + 1))]), steps=1)
+        counts.append(seen.count)
+    assert counts[0] == counts[1]

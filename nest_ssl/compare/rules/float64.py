@@ -6,15 +6,16 @@ no size has a meaning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nest_ssl.compare.evidence import Evidence
-from nest_ssl.compare.findings import Judgement, Spot
+from nest_ssl.compare.findings import Finding, Judgement, Spot
 from nest_ssl.compare.metrics import Metrics
-from nest_ssl.compare.rules.noise_floor import is_noise
+from nest_ssl.compare.rules.noise_floor import LOOK, is_noise
 from nest_ssl.compare.rules.same_function import AGREE, VANISHES
-from nest_ssl.recording.address import Kind
+from nest_ssl.recording.address import Address, Kind
 
 # Adam divides by the gradient's own size, so that elements whose gradient is zero move by noise in any precision.
 _DIVIDED = (Kind.UPDATE, Kind.OPTIMIZER_STATE, Kind.PARAMETER)
@@ -26,9 +27,13 @@ class Float64Rule:
 
     Args:
         evidence: whose floors say which tensors are noise.
+        shown: by step and address, how far apart the training steps are in float64. A validation may be `LOOK` times as
+            far apart as the same call of the steps up to it, and no further: neither other weights nor a batch of its
+            own make a correct rewrite another function.
     """
 
     evidence: Evidence
+    shown: Mapping[tuple[int, Address], float] = field(default_factory=dict)
 
     def bound(self, spot: Spot) -> tuple[float, float]:
         return 0.0, 0.0
@@ -36,6 +41,8 @@ class Float64Rule:
     def judge(self, spot: Spot, metrics: Metrics, source: float = 0.0) -> Judgement:
         floor = self.evidence.floor(spot.moment.step, spot.address)
         bound, size = AGREE, metrics.relative if metrics.relative is not None else float("inf")
+        if spot.rung == "validation":
+            bound = max(bound, LOOK * self._in_training(spot))
         if floor and spot.address.kind in _DIVIDED:
             bound = max(bound, floor.relative_largest)
         if floor and is_noise(floor) and (metrics.max_abs or 0.0) <= VANISHES * floor.max_abs_largest:
@@ -43,8 +50,25 @@ class Float64Rule:
         within = size <= bound and not metrics.nonfinite_disagree
         return Judgement(within, "float64", {"relative": bound}, size / bound)
 
+    def _in_training(self, spot: Spot) -> float:
+        """How far apart the same call, or the loss, is at the steps up to this validation."""
+        named = Address(Kind.LOSS, slot="loss") if spot.address.kind == Kind.METRIC else spot.address
+        return max(
+            (size for (step, at), size in self.shown.items() if at == named and step <= spot.moment.step), default=0.0
+        )
+
     def judge_whole(self, spot: Spot, metrics: Metrics) -> Judgement | None:
         return None
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "float64", "relative": AGREE}
+
+
+def shown_by(findings: Iterable[Finding]) -> dict[tuple[int, Address], float]:
+    """How far apart the outputs of calls and the losses of training steps are, by step and address."""
+    kinds = (Kind.OUTPUT, Kind.LOSS)
+    return {
+        (one.moment.step, one.address): one.metrics.relative
+        for one in findings
+        if one.rung != "validation" and one.address.kind in kinds and one.metrics and one.metrics.relative is not None
+    }

@@ -23,7 +23,7 @@ from typing import Any
 
 from nest_ssl.base.errors import UserError, from_os_error
 from nest_ssl.base.safe_load import load_yaml
-from nest_ssl.compare.findings import Difference, Finding, Judgement, Spot, Tally
+from nest_ssl.compare.findings import Difference, Finding, Judgement, Note, Spot, Tally
 from nest_ssl.compare.metrics import Metrics
 from nest_ssl.compare.rules import Rule
 from nest_ssl.recording.address import Address, Kind
@@ -142,6 +142,11 @@ class KnownRule:
         moment, address = Moment(BEFORE_STEPS, Phase.STRUCTURE), Address(Kind.SETTING, slot="known")
         faults = [(used.fault, used.entry.address) for used in self.used() if used.fault]
         return [Finding("structure", moment, address, Difference.SETTING, *fault) for fault in faults]
+
+    def undecided(self) -> list[Note]:
+        """The entries that this one rank does not show to apply, and of which others may."""
+        unused = [used.entry for used in self.used() if not (used.count or used.fault)]
+        return [Note("unseen_known", {"address": entry.address}) for entry in unused]
 
     def used(self, today: datetime.date | None = None) -> list[Used]:
         """All entries with what they let pass; call it when all is compared."""

@@ -18,6 +18,8 @@ from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.rungs.surroundings import note_surroundings
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.clock import Phase
+from nest_ssl.recording.digests import digest_steps
+from nest_ssl.recording.index import of_another_kind
 from nest_ssl.recording.reader import Recording
 
 # By setting: no number changes with where a run writes and what it saves; the generation, the steps saved and what was
@@ -64,7 +66,7 @@ def compare_contract(
     same_batches = bool(batches) and all(tally.status == Status.IDENTICAL for tally in batches)
     noted, hardware = _shown(sides, same_batches, hashed), ["device.*"]
     devices = [side["device.type"] for side in sides]
-    if devices[0] != devices[1]:  # a build for another kind of device, of the same version
+    if of_another_kind(*devices):  # a build for another kind of device, of the same version
         versions = [str(side["versions.torch"]).partition("+")[0] for side in sides]
         hardware += ["versions.cuda", "versions.cudnn", *(["versions.torch"] if versions[0] == versions[1] else [])]
         sheet.note("other_device", reference=devices[0], candidate=devices[1])
@@ -107,6 +109,7 @@ def _experiment(recording: Recording, steps: Sequence[int] | None) -> Settings:
     precision = config.get("trainer.precision")
     config |= {"trainer.precision": _SPELLINGS.get(str(precision), precision)} if precision is not None else {}
     versions = {name: index.packages.get(name) for name in _NUMERIC_PACKAGES}
+    trained = sorted({*recording.steps, *digest_steps(recording)})  # of some it may have hashes alone
     return {
         "generation": index.generation.name if index.generation else "",
         "seed": index.seed,
@@ -114,7 +117,7 @@ def _experiment(recording: Recording, steps: Sequence[int] | None) -> Settings:
         **{k: v for k, v in _flat(index.data.model_dump(), "data").items() if not fnmatchcase(k, "*.changed")},
         **_flat(index.init_from, "init_from"),
         "resumed_from": resumed,
-        "steps": ", ".join(str(step) for step in recording.steps if steps is None or step in steps) or "none",
+        "steps": ", ".join(str(step) for step in trained if steps is None or step in steps) or "none",
         "world_size": index.world_size,
         **_flat(index.flags, "flags"),
         **_flat(index.threads.model_dump(), "threads"),

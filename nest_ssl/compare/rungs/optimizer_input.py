@@ -30,6 +30,8 @@ def compare_optimizer_input(sheet: Sheet, reference: StepFiles, candidate: StepF
     groups, other_groups = reference.start_groups(), candidate.start_groups()
     setting = partial(Address, Kind.OPTIMIZER_SETTING, None, None)
     if groups is None or other_groups is None:
+        if any(side.of_operators_alone for side in (reference, candidate)):
+            return  # it has none of them, whatever step was made
         made = ["no step" if side is None else "a step" for side in (groups, other_groups)]
         spot = sheet.spot(Address(Kind.UPDATE), Phase.OPTIMIZER_INPUT)
         sheet.item("steps", [spot.finding(Difference.SETTING, *made)] if made[0] != made[1] else [])

@@ -51,7 +51,7 @@ class CallObserver:
         root: nn.Module,
         draws: DrawObserver | None = None,
         modules: Container[str] | None = None,
-        copies: type[Copies] = Copies,
+        copies: Callable[[], Copies] = Copies,
     ) -> None:
         self.root, self._modules = root, modules
         self.draws = draws
@@ -62,6 +62,8 @@ class CallObserver:
         self._hooks: dict[nn.Module, tuple[RemovableHandle, RemovableHandle]] = {}
         self._tensor_hooks: list[RemovableHandle] = []
         self._own_forward: dict[str, Any] = {}
+        self._wrapper: Callable[..., Any] | None = None  # of the root's forward
+        self._detached = False
         self._gradients = 0  # calls that backward has reached
         self.enclosing: dict[str, str] = {}  # of each call by its name, the call that it was made in; "" for none
 
@@ -83,6 +85,8 @@ class CallObserver:
         self._own_forward = {k: v for k, v in self.root.__dict__.items() if k == "forward"}  # not the class's
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._detached:  # another observer was put around this one, and is still there
+                return original(*args, **kwargs)
             for module in self._hooks:
                 self._come_last(module)
             self._start("", self.root, args, kwargs)
@@ -93,7 +97,9 @@ class CallObserver:
             finally:
                 self._end("", self.root, args, kwargs, output)
 
+        self._wrapper = forward
         self.root.__dict__["forward"] = forward
+        forward.__dict__["_observer"] = self
         return self
 
     def loss_reached(self) -> None:
@@ -106,8 +112,8 @@ class CallObserver:
             handle.remove()
         self._hooks.clear()
         self._tensor_hooks.clear()
-        self.root.__dict__.pop("forward", None)
-        self.root.__dict__.update(self._own_forward)
+        self._detached = True
+        self._unwrap()
         for sequence in (self._forward, self._later):
             for call, _ in sequence.open:  # something else than an exception went through it
                 call.end, call.raised = sequence.events, True
@@ -116,6 +122,18 @@ class CallObserver:
         self._copies.trace(self.calls)
         self._copies = self._new_copies()
         return self.calls
+
+    def _unwrap(self) -> None:
+        """Give the model its own forward back, and that of every observer inside which ended before this one.
+
+        Where another observer was put around this one, it stays until that one ends.
+        """
+        observer: CallObserver | None = self if self._wrapper else None  # it may never have been attached
+        while observer is not None and observer._detached and self.root.__dict__.get("forward") is observer._wrapper:
+            inner = observer._own_forward.get("forward")
+            self.root.__dict__.pop("forward")
+            self.root.__dict__.update(observer._own_forward)
+            observer = getattr(inner, "_observer", None)
 
     def _come_last(self, module: nn.Module) -> None:
         """Hooks run in the order of registration; what a later one changed would seem to come from nowhere."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,8 +153,17 @@ def remote(tensor: torch.Tensor) -> bool:
 
 
 def room(device: torch.device) -> int:
-    """Bytes that copies of a step may take on the device: a quarter of what is free, for the step may yet grow."""
-    return int(torch.cuda.mem_get_info(device)[0]) // 4
+    """Bytes that copies of a step may take there: a quarter of what is free, for the step may yet grow."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 4
+    with suppress(OSError, ValueError, StopIteration):  # not Linux: nothing is known
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+        limit, used = (Path("/sys/fs/cgroup/memory." + name) for name in ("max", "current"))
+        if limit.is_file() and (most := limit.read_text().strip()) != "max":
+            free = min(free, int(most) - int(used.read_text()))
+        return max(0, free) // 4
+    return 0
 
 
 def holder(values: Iterable[Any]) -> Callable[[torch.Tensor], torch.Tensor]:

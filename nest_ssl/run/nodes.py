@@ -1,0 +1,96 @@
+"""Several machines that train together (`torchrun --nnodes`): how they find each other.
+
+On each, torchrun starts the command, which starts the ranks of that machine (`ranks`). The first one makes the folder
+in which all record, and picks the port at which the ranks meet; the others ask for both, through a store of torch that
+all reach. From then on they speak through files in that folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from nest_ssl.base.errors import UserError
+
+MEET_S = 300.0  # within which all nodes have to be there
+
+
+@dataclass(frozen=True)
+class Node:
+    """This machine, where several train together; the default is one that trains alone.
+
+    Args:
+        number: which, from 0.
+        nodes: how many there are.
+        ranks: how many ranks each of them has; 0: all that are asked for.
+        address: of the first one.
+    """
+
+    number: int = 0
+    nodes: int = 1
+    ranks: int = 0
+    address: str = "127.0.0.1"
+    _store: Any = field(default=None, repr=False)  # a torch.distributed.Store that all nodes reach
+
+    def meet(self, folder: Path | None) -> tuple[Path, int]:
+        """Where all record, and the port at which the ranks meet; of the first node is both.
+
+        Args:
+            folder: where all record, on the first node; None on another.
+
+        Raises:
+            UserError: another node is not there, or has not got that folder.
+        """
+        fix = f"Start the same command on all nodes within {MEET_S:.0f} s, with output_dir in a folder that they share."
+        if folder is not None:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1" if self.nodes == 1 else "", 0))
+                port = free.getsockname()[1]
+            if self.nodes > 1:
+                self._store.set("nest_ssl", json.dumps([str(folder), port]))
+        other = "the first node"
+        try:
+            if folder is None:
+                place, port = json.loads(self._store.get("nest_ssl"))
+                found = (folder := Path(place)).is_dir()
+                self._store.set(f"nest_ssl {self.number}", "there" if found else "")
+                if not found:
+                    raise UserError("not a folder that all nodes share", place, fix)
+            for other in (f"node {number}" for number in range(1, self.nodes) if not self.number):
+                if not self._store.get(f"nest_ssl {other.removeprefix('node ')}"):
+                    raise UserError("not a folder that all nodes share", f"{folder}: {other} has none", fix)
+        except RuntimeError as error:  # of the store: its other end is gone, or it was waited for too long
+            raise UserError(f"{other} is not there", f"{self.address}, node {self.number}", fix) from error
+        return folder, port
+
+
+def ended_file(folder: Path, node: int) -> Path:
+    """With what exit code each rank of a node has ended."""
+    return folder / f"ended_{node}.txt"
+
+
+def store_of_torchrun(nodes: int, which: int) -> Any:
+    """What all nodes reach, a `torch.distributed.Store`, in one process of each; None in the others.
+
+    It is torchrun's own where that shares it with what it starts.
+
+    Raises:
+        UserError: the first node's cannot be reached.
+    """
+    if nodes == 1 or os.environ["LOCAL_RANK"] != "0":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    own = which == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        store = TCPStore(address, port, None, own, timedelta(seconds=MEET_S), wait_for_workers=False)
+    except RuntimeError as error:
+        fix = "Start torchrun on all nodes, with the address of the first."
+        raise UserError("the first node cannot be reached", f"{address}:{port}", fix) from error
+    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
