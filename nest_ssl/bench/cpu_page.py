@@ -84,7 +84,7 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     """The whole document."""
     yield Heading(("Speed and memory on a CPU",), 1)
     yield Paragraph((ABOUT,))
-    yield CodeBlock(("make bench", "make bench QUICK=1"))
+    yield CodeBlock(("make bench", "make bench ARGS=--targets", "make bench QUICK=1"))
     if machine := results.get("machine"):
         yield Paragraph((f"{machine}; {results['day']}.",))
     rows = [row for row in results["steps"] if "step_ms" in row]
