@@ -60,7 +60,7 @@ PRODUCTS = (
     "come one after another, 6 %; `products alone` is reckoned at the rate of a large product. What is beside them was "
     "cut: the quantizer, residual branches as one function each with dropout kept as booleans, masks where a frame is "
     "padded alone, ReLU's gradient in place, AdamW in pieces that caches hold. Tried and left, for the sums come out "
-    "otherwise: decoder and loss of masked tokens alone, pointwise convolutions as one product over the batch, channels "
+    "otherwise: decoder and loss of masked tokens alone, pointwise convolutions as one product over a batch, channels "
     "side by side in memory, attention by torch's own function; for they are no faster: foreach, the same draws by "
     "NumPy's generator."
 )
