@@ -114,6 +114,8 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
         ]
         shown = [(Code(row["name"]), *both) for row, both in zip(results["start"], numbers, strict=True)]
         yield table(("command", "CPU seconds", "by the clock"), shown, right=2)
+    yield from _missing(results["start"])
+    yield from _missing([{"name": part, **results.get(part, {})} for part in ("loader", "curve")])
 
 
 def _against_targets(results: dict[str, Any]) -> Iterator[Block]:

@@ -37,7 +37,9 @@ def ratio(name: str, utterances: int, part: str) -> Callable[[Results], float]:
 def start(name: str, clock: bool = False) -> Callable[[Results], float]:
     """Seconds of a command."""
     return lambda results: float(
-        next(row for row in results["start"] if row["name"] == name)["clock" if clock else "seconds"]
+        next(row for row in results["start"] if row["name"] == name and "error" not in row)[
+            "clock" if clock else "seconds"
+        ]
     )
 
 
@@ -66,16 +68,24 @@ KEPT = (
     "again as well would cost the time that is saved elsewhere."
 )
 BEFORE = (
-    "torch, Lightning and the libraries that check a configuration are loaded before a setting can be refused, or "
-    "listed, by the name of what knows it."
+    "Hydra, OmegaConf and the settings' schema are loaded (0.4 s) before a key can be listed, or refused with the "
+    "nearest name; torch and Lightning are not."
 )
+HALVED = (
+    "on a processor without a matrix unit products are 2.3 times as fast in bfloat16 as in float32, so that they alone "
+    "take what `products alone` says; dropout's draws, which are NeMo's and come one after another, take 0.05. Tried "
+    "and kept: masked tokens alone, the fused AdamW, channels side by side, depthwise convolutions backward in "
+    "float32, masks and ReLU in place. Tried and left: dropout by booleans (its draws are all of its cost), pointwise "
+    "convolutions as linear layers (8 % of such a convolution)."
+)
+NEMO = "NeMo's own start, step and recording are most of it, and nothing here makes them shorter."
 
 TARGETS = (
     Target("exact: step, large, 8 x 16 s, by NeMo's", 0.75, ratio(LARGE, 8, "step_ms"), PRODUCTS),
     Target("exact: memory, large, 8 x 16 s, by NeMo's", 0.6, ratio(LARGE, 8, "peak_bytes"), KEPT),
     Target("exact: step, large, 2 x 3 s, by NeMo's", 0.9, ratio(LARGE, 2, "step_ms"), PRODUCTS),
     Target("exact: memory, large, 2 x 3 s, by NeMo's", 0.75, ratio(LARGE, 2, "peak_bytes"), KEPT),
-    Target("fast in bf16: step, large, 8 x 16 s, by NeMo's in float32", 0.4, ratio(FAST, 8, "step_ms")),
+    Target("fast in bf16: step, large, 8 x 16 s, by NeMo's in float32", 0.4, ratio(FAST, 8, "step_ms"), HALVED),
     Target("fast in bf16: step, large, 8 x 16 s, by NeMo's bf16", 1.0, ratio("large, bf16-mixed, fast", 8, "step_ms")),
     Target("loader: CPU time of an item with noise of 30 s, by NeMo's", 0.2,
            lambda results: float(results["loader"]["item_ms"][1] / results["loader"]["item_ms"][0])),
@@ -83,10 +93,10 @@ TARGETS = (
     Target("recorder: CPU time of a step with boundaries, by bare", 1.02, recorded("boundaries", "cpu", "bare")),
     Target("recorder: a step with all tensors, by writing bytes", 1.3, recorded("modules", "written", "bytes_alone")),
     Target("nest-ssl --help, CPU seconds", 0.3, start("nest-ssl --help")),
-    Target("train_nest.py --help, CPU seconds", 0.3, start("train_nest.py --help")),
-    Target("train_nest.py, bad usage, CPU seconds", 0.3, start("train_nest.py, bad usage")),
+    Target("train_nest.py --help, CPU seconds", 0.3, start("train_nest.py --help"), BEFORE),
+    Target("train_nest.py, bad usage, CPU seconds", 0.3, start("train_nest.py, bad usage"), BEFORE),
     Target("first batch of the port, large, seconds", 5.0, start("first batch of the port, large", clock=True)),
-    Target("make align SIZE=large, warm, seconds on 2 cores", 30.0, start("make align SIZE=large", clock=True)),
+    Target("make align SIZE=large, warm, seconds on 2 cores", 30.0, start("make align SIZE=large", clock=True), NEMO),
 )  # fmt: skip
 
 
