@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from nest_ssl.config.parts import Encoder
 from nest_ssl.model.encoder.subsampling import KERNEL, LENGTH_DTYPES, PADDING, STRIDE, conv_length
