@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.data.manifest import Entry, Place
+from nest_ssl.data.lines import Entry, Place
 from nest_ssl.data.skipping import LoadFailure, SkippedAudio
 from nest_ssl.run.console import Progress, quiet, summary
 
