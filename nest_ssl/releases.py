@@ -8,7 +8,7 @@ nothing asks for a version. Found by reading, side by side, NeMo 2.3.3, 2.4.1, 2
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nest_ssl.base.errors import UserError
@@ -41,7 +41,7 @@ class Generation:
         "standard deviation by which the only frame of an utterance is normalised", FEATURES
     )
     torchaudio_option: Literal["obeyed", "ignored"] = _named(
-        "use_torchaudio: ignored, or computes other features (refused; 2.7.3 ignores it)", FEATURES
+        "use_torchaudio: ignored, or computes other features (refused)", FEATURES
     )
     # masking
     block_draw: Literal["whole_batch", "per_utterance"] = _named(
@@ -100,6 +100,28 @@ class Generation:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {choices}")
 
 
+SINCE_2_5 = Generation(
+    stft_padding="constant",
+    mask_waveform=True,
+    extra_frames=0,
+    std_of_one_frame="zero",
+    torchaudio_option="obeyed",
+    block_draw="per_utterance",
+    block_count="torch",
+    block_device="cpu",
+    short_audio_rule="float64",
+    short_audio_offset="zero",
+    mask_writing="indices",
+    float64="fails",
+    unified_contexts="unknown",
+    subsampling_mask=True,
+    subsampled_length="int64",
+    few_negatives="fail",
+    augmentation_draws="python",
+    noisy_length="noise",
+    far_shift="ignored",
+    audio_reader="pydub",
+)
 GENERATIONS = {
     "2.4": Generation(
         stft_padding="reflect",
@@ -123,28 +145,8 @@ GENERATIONS = {
         far_shift="ignored",
         audio_reader="pydub",
     ),
-    "2.7": Generation(
-        stft_padding="constant",
-        mask_waveform=True,
-        extra_frames=0,
-        std_of_one_frame="zero",
-        torchaudio_option="obeyed",
-        block_draw="per_utterance",
-        block_count="torch",
-        block_device="cpu",
-        short_audio_rule="float64",
-        short_audio_offset="zero",
-        mask_writing="indices",
-        float64="fails",
-        unified_contexts="unknown",
-        subsampling_mask=True,
-        subsampled_length="int64",
-        few_negatives="fail",
-        augmentation_draws="python",
-        noisy_length="noise",
-        far_shift="ignored",
-        audio_reader="pydub",
-    ),
+    "2.6": SINCE_2_5,
+    "2.7": replace(SINCE_2_5, torchaudio_option="ignored"),
     "3.0": Generation(
         stft_padding="constant",
         mask_waveform=True,
@@ -170,11 +172,11 @@ GENERATIONS = {
 }
 NEWEST = "3.0"
 # The release that stands for each generation where one has to be installed, and the one that is installed by default.
-RELEASES = {"2.4": "2.4.1", "2.7": "2.7.3", "3.0": "3.0.0"}
+RELEASES = {"2.4": "2.4.1", "2.6": "2.6.2", "2.7": "2.7.3", "3.0": "3.0.0"}
 DEFAULT_RELEASE = RELEASES[NEWEST]
 
 # The first two numbers of a release -> its generation. Releases of one line have the same numbers.
-RELEASE_LINES = {"2.3": "2.4", "2.4": "2.4", "2.5": "2.7", "2.6": "2.7", "2.7": "2.7", "3.0": "3.0"}
+RELEASE_LINES = {"2.3": "2.4", "2.4": "2.4", "2.5": "2.6", "2.6": "2.6", "2.7": "2.7", "3.0": "3.0"}
 
 
 def generation(name: str) -> Generation:
@@ -189,7 +191,7 @@ def generation(name: str) -> Generation:
 
 
 def generation_of(release: str | float) -> str:
-    """The name of the generation that a release of NeMo belongs to: `2.7` for `2.5.3`, `2.7.3`, `2.7` (also a float).
+    """The name of the generation that a release of NeMo belongs to: `2.6` for `2.5.3`, `2.6.2`, `2.6` (also a float).
 
     A release that is not in the table is of the generation of the nearest one that is; see `unlisted`.
 

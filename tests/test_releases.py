@@ -37,8 +37,8 @@ NAMES = [f.name for f in fields(Generation)]
     ("release", "name"),
     [
         ("2.3.3", "2.4"), ("2.4.0", "2.4"), ("2.4.1", "2.4"), ("2.4", "2.4"), (2.4, "2.4"),
-        ("2.5.3", "2.7"), ("2.6.2", "2.7"), ("2.7.3", "2.7"), ("2.7.0rc1", "2.7"), ("v2.7.3", "2.7"), (2.7, "2.7"),
-        (2.5, "2.7"), ("3.0.0", "3.0"), ("3.0.0+cu130", "3.0"), (3.0, "3.0"), ("3.0", "3.0"),
+        ("2.5.3", "2.6"), ("2.6.2", "2.6"), ("2.7.3", "2.7"), ("2.7.0rc1", "2.7"), ("v2.7.3", "2.7"), (2.7, "2.7"),
+        (2.5, "2.6"), ("3.0.0", "3.0"), ("3.0.0+cu130", "3.0"), (3.0, "3.0"), ("3.0", "3.0"),
     ],
 )  # fmt: skip
 def test_which_release_belongs_to_which_generation(release: str | float, name: str) -> None:
@@ -60,7 +60,7 @@ def test_nothing_is_said_of_a_known_release() -> None:
 
 @pytest.mark.parametrize("release", ["3", 3, "", None, "2.7x", "newest", "x2.7"])
 def test_what_is_no_release_is_refused(release: Any) -> None:
-    with pytest.raises(UserError, match=r"no such generation of NeMo: nemo=.*Known: 2\.4, 2\.7, 3\.0 \(2\.3\.x"):
+    with pytest.raises(UserError, match=r"no such generation of NeMo: nemo=.*Known: 2\.4, 2\.6, 2\.7, 3\.0 \(2\.3\.x"):
         generation_of(release)
 
 

@@ -109,6 +109,7 @@ def write_errors(where: str) -> Iterator[None]:
 EXTRAS = {
     **dict.fromkeys("lightning hydra omegaconf librosa soundfile jaxtyping deepdiff tensorboard tqdm".split(), "train"),
     "wandb": "wandb",
+    **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
     "cryptography": "sign",
 }
 

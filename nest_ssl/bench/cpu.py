@@ -197,7 +197,9 @@ def start_up(bench: Bench, aligned: bool) -> list[Row]:
     rows: list[Row] = []
     for name, command in commands.items():
         took = sorted(_seconds(command) for _ in range(1 if command is align else 3))
-        rows.append({"name": name, "seconds": took[len(took) // 2][0], "clock": took[len(took) // 2][1]})
+        seconds, clock, code = took[len(took) // 2]
+        error = {"error": f"exit code {code}"} if command is align and code else {}
+        rows.append({"name": name, "seconds": seconds, "clock": clock, **error})
     for side, label in (("nemo", "NeMo"), ("nest", "the port")):
         row: Row = {"name": f"first batch of {label}, large"}
         before, started = _cpu_seconds(), time.perf_counter()
@@ -236,11 +238,12 @@ def seconds_to_write(path: Path, size: int) -> float:
     return seconds
 
 
-def _seconds(command: Sequence[str]) -> tuple[float, float]:
-    """CPU time of a process and of those that it waits for, and seconds by the clock."""
+def _seconds(command: Sequence[str]) -> tuple[float, float, int]:
+    """CPU time of a process and of those that it waits for, seconds by the clock, and the exit code."""
     before, started = _cpu_seconds(), time.perf_counter()
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    return _cpu_seconds() - before, time.perf_counter() - started
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    ended = subprocess.run(command, cwd=ROOT, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return _cpu_seconds() - before, time.perf_counter() - started, ended.returncode
 
 
 def _cpu_seconds() -> float:

@@ -9,7 +9,7 @@ from nest_ssl.base.arguments import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a file for each line of the manifest; returns the exit code.
+    """Write the features of each line of the manifest; returns the exit code.
 
     Raises:
         UserError: as `export.features.extract`.
@@ -20,10 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a .nemo archive, or a checkpoint")
     parser.add_argument("manifest", help="one JSON object a line, as NeMo has it")
     parser.add_argument("--layers", default="-1", help="numbers from 0, or from the end: 0,5,-1 (default the last)")
+    form = "a file each; or shar: a thousand in a tar file, with Lhotse's cuts (default npy)"
+    parser.add_argument("--format", choices=("npy", "safetensors", "shar"), default="npy", help=form)
     parser.add_argument("--out", type=Path, required=True, help="the folder")
     given = parser.parse_args(argv)
     from nest_ssl.export.features import extract
 
-    written, there = extract(given.model, given.manifest, given.layers, given.out)
-    print(f"features: wrote {written:,} files to {given.out}; {there:,} were there")
+    written, there = extract(given.model, given.manifest, given.layers, given.out, given.format)
+    print(f"features: wrote those of {written:,} utterances to {given.out}; {there:,} were there")
     return 0

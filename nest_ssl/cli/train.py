@@ -22,7 +22,7 @@ def train(subject: Subject, argv: Sequence[str] | None = None) -> int:
     do not wait for them.
 
     Raises:
-        UserError: whatever the user can mend; of several runs the first that was refused.
+        UserError: whatever the user can mend; of several runs the first that was refused, with what the others were.
     """
     runs: list[list[str]] = [[]]
     for word in sys.argv[1:] if argv is None else argv:
@@ -42,8 +42,9 @@ def train(subject: Subject, argv: Sequence[str] | None = None) -> int:
                 return code
         except UserError as error:
             refused.append(error)
-    if refused:
-        raise refused[0]
+    for first, *others in [refused] if refused else ():
+        also = [f"Refused as well: {error.what}: {error.where}." for error in others]
+        raise UserError(first.what, first.where, " ".join([first.fix, *also])) from first
     return EXIT_OK
 
 

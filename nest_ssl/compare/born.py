@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nest_ssl.compare.findings import Finding
-from nest_ssl.compare.operators import Change, diff
+from nest_ssl.compare.operators import Change, diff, moved_in
 from nest_ssl.compare.roots import Root
 from nest_ssl.compare.rules.same_function import By, Function, UnitJudgement
 from nest_ssl.recording.address import Address, Kind
@@ -39,6 +39,7 @@ class Born:
         decided: False where only other bits are known, and nothing says yet what they mean.
         why: of what raised, the error.
         operators, changes: that differ, as text and as they are.
+        moved: modules that it calls at another place among its operators, which are the same.
         source: ``file:line`` of the reference's and the candidate's code, empty where it is not known.
     """
 
@@ -58,6 +59,7 @@ class Born:
     why: str = ""
     operators: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
+    moved: tuple[str, ...] = ()
     source: tuple[str, str] = ("", "")
 
     def merged(self, other: Born) -> Born:
@@ -253,11 +255,12 @@ def with_lines(
             itself = any(each.module == one.module and each.changes for each in apart)
             if len(modules) == 1 and not itself and not modules & own:
                 one = replace(one, module=modules.pop())
-        lines, changes = sources.get(one.module or "", ("", "")), list[Change]()
+        lines, changes, moved = sources.get(one.module or "", ("", "")), list[Change](), tuple[str, ...]()
         if operators and one.module is not None and one.phase in ("forward", "backward"):
             differences = diff(*operators, [one.module])
             here = [each for each in differences if (each.phase, each.module) == (one.phase, one.module)]
             changes = [change for each in here[:1] for change in each.changes]
+            moved = moved_in(one.module, *operators) if one.phase == "forward" and not changes else ()
         names = [(change, (change.reference or change.candidate)) for change in changes]
         ranked = sorted(
             [(change, operator.name) for change, operator in names if operator and change.kind != "tensors"],
@@ -272,6 +275,6 @@ def with_lines(
             else f"{change.kind} {name}"
             for change, name in ranked
         ]
-        shown = tuple(dict.fromkeys(texts))[:OPERATORS]
-        found.append(replace(one, source=lines, operators=shown, changes=tuple(changes)))
+        shown = tuple(dict.fromkeys([*texts, *(f"moved {name}" for name in moved)]))[:OPERATORS]
+        found.append(replace(one, source=lines, operators=shown, changes=tuple(changes), moved=moved))
     return found

@@ -70,6 +70,7 @@ class Side:
     path: str
     index: Index
     config: dict[str, Any]
+    buffers: frozenset[str] = frozenset()  # of the model
 
 
 @dataclass(slots=True)

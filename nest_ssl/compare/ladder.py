@@ -339,4 +339,5 @@ def _facts(reference: Recording, comparer: Comparer, explanations: Sequence[Expl
 def _side(recording: Recording) -> Side:
     trainer = recording.index.trainer
     name = "NeMo" if trainer.name == "nemo" else trainer.package or trainer.name
-    return Side(f"{name} {trainer.version}".strip(), str(recording.path), recording.index, recording.config)
+    buffers = frozenset(buffer.name for buffer in recording.structure.buffers)
+    return Side(f"{name} {trainer.version}".strip(), str(recording.path), recording.index, recording.config, buffers)

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.nested import ABSENT, Absent, pairs
 from nest_ssl.base.spelling import did_you_mean
-from nest_ssl.compare.alignment import aligned
+from nest_ssl.compare.alignment import Tokens, aligned, tokens
 from nest_ssl.recording.evidence import Operator, Operators, StepOperators, read_evidence, seal_of
 from nest_ssl.recording.index import Scalar
 from nest_ssl.recording.layout import OPERATORS
@@ -104,6 +104,35 @@ def diff(
         if changes or one.calls or other.calls:
             found.append(OperatorDifference(phase, module, call, same, changes, tuple(one.calls), tuple(other.calls)))
     return sorted(found, key=lambda each: get_args(Phase).index(each.phase))
+
+
+def moved_in(module: str, reference: StepOperators, candidate: StepOperators) -> tuple[str, ...]:
+    """The modules that a module calls at another place among its own operators, where these are the same.
+
+    No operator is another one then, and what comes before which is all that can make the function another.
+    """
+    (own, places), (other, other_places) = (_order_in(module, side) for side in (reference, candidate))
+    if own != other or places.keys() != other_places.keys():
+        return ()
+    return tuple(dict.fromkeys(inner.rpartition("#")[0] for (outer, inner), place in places.items()
+                               if other_places[outer, inner] != place))  # fmt: skip
+
+
+def _order_in(module: str, side: StepOperators) -> tuple[dict[str, list[Tokens]], dict[tuple[str, str], int]]:
+    """Of the forward calls of a module its own operators, and how many of them had run when it called another one."""
+    own: dict[str, list[Tokens]] = {}
+    places: dict[tuple[str, str], int] = {}
+    for operator in side.operators:
+        if operator.phase != "forward" or operator.module is None or operator.call is None:
+            continue
+        inner, outer = "", f"{operator.module}#{operator.call}"
+        while outer and outer.rpartition("#")[0] != module:
+            inner, outer = outer, side.enclosing.get(outer, "")
+        if outer and inner:
+            places.setdefault((outer, inner), len(own.get(outer, [])))
+        elif outer:
+            own.setdefault(outer, []).append(tokens(operator))
+    return own, places
 
 
 def bind(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nest_ssl.base.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK
-from nest_ssl.compare.comparison import Comparison
+from nest_ssl.compare.comparison import Comparison, Side
 from nest_ssl.compare.findings import Note, Status
 from nest_ssl.compare.kinds import FaultKind, Likely
 from nest_ssl.compare.rules.known import Used, used_by_any
@@ -39,9 +39,10 @@ class SideRanks:
     Args:
         world_size: of the run.
         steps: of which the parameters were compared.
-        parameters: how many each rank has.
+        parameters: how many each rank trains.
         parted: the first difference between ranks; None: at no step.
         buffers: that are not the same on all ranks after the last step; batch statistics are each rank's own.
+        frozen: parameters that are not trained, and that are not the same on all ranks after the last step.
     """
 
     world_size: int
@@ -49,6 +50,7 @@ class SideRanks:
     parameters: int
     parted: Parted | None
     buffers: int
+    frozen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,8 @@ def compare_over_ranks(ranks: Sequence[Comparison]) -> OverRanks:
         ranks: the comparisons of rank 0, rank 1 and so on; of the side with more ranks the others are not compared, and
             the contract of each says that their number differs.
     """
-    sides = [_over_ranks([comparison.reference.index for comparison in ranks], ranks[0].steps)]
-    sides.append(_over_ranks([comparison.candidate.index for comparison in ranks], ranks[0].steps))
+    sides = [_over_ranks([each.reference for each in ranks], ranks[0].steps)]
+    sides.append(_over_ranks([each.candidate for each in ranks], ranks[0].steps))
     worst = min(ranks, key=lambda comparison: _SEVERITY.index(comparison.exit_code))
     verdict, code = worst.verdict, worst.exit_code
     if code == EXIT_OK:
@@ -105,30 +107,31 @@ def _name_the_one_rank(ranks: Sequence[Comparison]) -> None:
             each.kinds = [Likely(FaultKind.RANKS, reason, born=each.kinds[0].born, own=own)]
 
 
-def _over_ranks(indexes: Sequence[Index], steps: Sequence[int]) -> SideRanks:
+def _over_ranks(ranks: Sequence[Side], steps: Sequence[int]) -> SideRanks:
     """What the recordings of one side's ranks have in common."""
-    first, parted = indexes[0], None
-    buffers = set[str]()
+    indexes, parted, others = [rank.index for rank in ranks], None, set[str]()
+    first = indexes[0]
     trained = set(_digests(first, files.INITIAL_WEIGHTS)) & set(_digests(first, _last(first, steps, files.GRADIENTS)))
     for step in steps:
         name = f"{files.step_folder(step)}/{files.WEIGHTS}"
         all_of_first = _digests(first, name)
-        buffers = set()
+        others = set()
         for rank, index in enumerate(indexes[1:], start=1):
             found = _digests(index, name)
             unlike = [each for each, digest in all_of_first.items() if found.get(each) != digest]
             parameters = [each for each in unlike if each in trained]
-            buffers |= {*unlike} - trained
+            others |= {*unlike} - trained
             if parameters and parted is None:
                 parted = Parted(step, rank, parameters[0], len(parameters) - 1)
-    return SideRanks(first.world_size, tuple(steps), len(trained), parted, len(buffers))
-
-
-def _digests(index: Index, name: str) -> dict[str, str]:
-    return {path: entry.digest for path, entry in index.tensors.get(name, {}).items()}
+    frozen = len(others - ranks[0].buffers)
+    return SideRanks(first.world_size, tuple(steps), len(trained), parted, len(others) - frozen, frozen)
 
 
 def _last(index: Index, steps: Sequence[int], name: str) -> str:
     """The file of this name of the last step that has one."""
     named = [f"{files.step_folder(step)}/{name}" for step in steps]
     return next((each for each in reversed(named) if each in index.tensors), "")
+
+
+def _digests(index: Index, name: str) -> dict[str, str]:
+    return {path: entry.digest for path, entry in index.tensors.get(name, {}).items()}

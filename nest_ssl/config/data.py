@@ -139,7 +139,6 @@ class Dataset(Section):
         " lang_field pretokenize cuda_expandable_segments metadata_only"
     )
     REFUSED: ClassVar = {
-        "bucket_batch_size": "Give batch_duration, or batch_size.",
         "multi_config": "Name the sets in input_cfg.",
         **dict.fromkeys(
             "noise_path perturb_speed concatenate_samples truncate_duration cut_into_windows_duration rir_enabled"
@@ -204,6 +203,7 @@ class Dataset(Section):
     use_bucketing: bool = False
     num_buckets: Annotated[int, Gt(1)] = 30
     bucket_duration_bins: list[Number] | None = None  # s
+    bucket_batch_size: list[Positive] | None = None  # utterances in a batch of each bucket
     bucket_buffer_size: Positive = 10_000
     num_cuts_for_bins_estimate: Positive = 10_000
     concurrent_bucketing: bool = True
@@ -230,9 +230,16 @@ class Dataset(Section):
             if not any((self.input_cfg, self.shar_path, self.cuts_path, self.manifest_filepath)):
                 fix = "Give manifest_filepath, shar_path, cuts_path or input_cfg."
                 raise Unfit("no data is named", "use_lhotse=true", fix)
-            if self.batch_size is None and self.batch_duration is None:
+            sizes = self.bucket_batch_size
+            if self.batch_size is None and self.batch_duration is None and not (sizes and self.bucket_duration_bins):
                 raise Unfit("no size of a batch is given", "batch_duration", "Give it, or batch_size.")
             _check_lists(self)
+            if sizes is not None and self.bucket_duration_bins is None and self.max_duration is None:
+                fix = "Give bucket_duration_bins, or max_duration; NeMo stops at it, too."
+                raise Unfit("sizes of batches without the buckets that they are of", "bucket_batch_size", fix)
+            ends = self.num_buckets - 1 if self.bucket_duration_bins is None else len(self.bucket_duration_bins)
+            if sizes is not None and len(sizes) < ends:
+                raise Unfit(f"fewer sizes than buckets ({ends})", "bucket_batch_size", "Give a size for each.")
             if self.force_map_dataset and self.force_iterable_dataset:
                 fix = "Give one of them."
                 raise Unfit("force_map_dataset and force_iterable_dataset", "force_map_dataset=true", fix)

@@ -9,6 +9,7 @@ what to do instead. Whatever else stands in a section is a mistake, and the near
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
@@ -51,7 +52,8 @@ class Section(BaseModel):
         """Raise `Unfit` if the section is of a kind that is not offered: said before its keys are called unknown."""
 
     @classmethod
-    def fields(cls) -> dict[str, FieldInfo]:
+    @functools.cache
+    def fields(cls) -> Mapping[str, FieldInfo]:
         """The fields by their keys."""
         return {field.alias or name: field for name, field in cls.model_fields.items()}
 

@@ -21,7 +21,8 @@ from nest_ssl.data.corpus import Corpora, Corpus
 from nest_ssl.data.dataset import load_utterance
 from nest_ssl.data.files import where_to_look
 from nest_ssl.data.header import check_header
-from nest_ssl.data.manifest import Entry, is_seconds
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import is_seconds
 from nest_ssl.data.problems import AudioProblem, BadAudio, ReaderProblem, UnfitAudio, as_user_error
 from nest_ssl.data.torch_internals import raised_in_a_dataset
 

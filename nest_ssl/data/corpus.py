@@ -14,7 +14,8 @@ from typing import Any
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
 from nest_ssl.data.files import where_to_look
-from nest_ssl.data.manifest import Entry, Manifest, NoiseClip, manifest_paths, read_noise, read_speech
+from nest_ssl.data.lines import Entry, Joined, within
+from nest_ssl.data.manifest import Manifest, NoiseClip, manifest_paths, read_noise, read_speech
 from nest_ssl.data.sources.shards import buckets_of, expand, is_sharded, tars_of
 
 
@@ -221,15 +222,8 @@ def parts_of_set(dataset: Dataset) -> list[Part]:
     return [part for parts in sets_of(dataset) for part in parts]
 
 
-def within_limits(speech: Sequence[Manifest[Entry]], dataset: Dataset) -> tuple[list[Entry], int, int]:
+def within_limits(speech: Sequence[Manifest[Entry]], dataset: Dataset) -> tuple[Sequence[Entry], int, int]:
     """The utterances that the section's limits leave (of unknown duration: all); how many are shorter, and longer."""
-    kept: list[Entry] = []
-    shorter = longer = 0
-    for entry in (entry for manifest in speech for entry in manifest.lines):
-        if entry.duration is not None and dataset.min_duration is not None and entry.duration < dataset.min_duration:
-            shorter += 1
-        elif entry.duration is not None and dataset.max_duration is not None and entry.duration > dataset.max_duration:
-            longer += 1
-        else:
-            kept.append(entry)
-    return kept, shorter, longer
+    parts = [within(manifest.lines, dataset.min_duration, dataset.max_duration) for manifest in speech]
+    kept = parts[0][0] if len(parts) == 1 else Joined([entries for entries, _, _ in parts])
+    return kept, sum(shorter for _, shorter, _ in parts), sum(longer for _, _, longer in parts)

@@ -30,7 +30,8 @@ from nest_ssl.data.batch import (
     collate_transcribed,
 )
 from nest_ssl.data.header import as_problem
-from nest_ssl.data.manifest import Entry, NoiseClip
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import NoiseClip
 from nest_ssl.data.noise import draw_noise
 from nest_ssl.data.perturb import Perturbations
 from nest_ssl.data.problems import AudioProblem, BadAudio, ReaderProblem, as_user_error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,12 @@ from typing import Any
 
 from nest_ssl.data.corpus import Corpus
 from nest_ssl.data.files import FileState, file_sha256, relative_name, state_of
-from nest_ssl.data.manifest import Entry, Manifest, NoiseClip, parts_of
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import Manifest, NoiseClip, parts_of
 from nest_ssl.data.skipping import SkippedAudio
 
 HASHED_IN_FULL = 2_000  # files; of larger corpora the size, the first and the last MiB of each
+LOOKED_AT = 20_000  # lines whose files are hashed; of larger corpora so many at even distances
 
 
 class DataRecord:
@@ -42,7 +45,9 @@ class DataRecord:
         Returns:
             For each section ``{"manifests": [{"name", "sha256"}], "audio": {name: sha256}, "audio_hash": "full" |
             "sampled", "content": sha256, "changed": [name]}``, with the same of the noise manifests under ``"noise"``
-            if there are any. A file that cannot be read has None. And what was ``"skipped"``, if that was allowed.
+            if there are any. A file that cannot be read has None. Of more than `LOOKED_AT` lines every n-th one's file
+            is here; `content` follows from them, and from what all lines say of times. And what was ``"skipped"``,
+            if that was allowed.
         """
         data: dict[str, Any] = {name: files.describe() for name, files in self._speech.items()}
         for name, files in self._noise.items():
@@ -62,7 +67,8 @@ class _Files:
         self._manifests = manifests
         names: dict[str, str] = {}  # path -> name
         taken: Counter[str] = Counter()
-        one_each = ((path, line.place.manifest) for line in lines for path in parts_of(line))
+        looked_at = lines[:: max(1, math.ceil(len(lines) / LOOKED_AT))]
+        one_each = ((path, line.place.manifest) for line in looked_at for path in parts_of(line))
         beside = manifests[0].path if manifests else os.path.join(os.path.dirname(min(archives, default="")), "")
         for path, manifest in ((path, beside) for path in archives) if archives else one_each:
             if path in names:
@@ -77,7 +83,7 @@ class _Files:
         self._hashes = {path: file_sha256(path, self._sampled) for path in names}
         digest = hashlib.sha256("".join(str(self._hashes[path]) for path in archives).encode())
         for line in lines:
-            hashes = [os.path.basename(p) if archives else self._hashes[p] for p in parts_of(line)]
+            hashes = [os.path.basename(p) if archives else self._hashes.get(p) for p in parts_of(line)]
             digest.update(json.dumps([hashes, line.offset or 0, line.duration]).encode() + b"\n")
         self._content = digest.hexdigest()
 

@@ -20,7 +20,8 @@ from nest_ssl.config.data import Dataset
 from nest_ssl.data.audio import Decoding
 from nest_ssl.data.check import bad_files
 from nest_ssl.data.corpus import Corpora
-from nest_ssl.data.manifest import Entry, parts_of
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import parts_of
 
 ANY_RATE = 16_000  # Hz; whether a file can be read does not depend on what it is resampled to
 Seconds = np.ndarray[Any, np.dtype[np.float64]]

@@ -27,7 +27,8 @@ from nest_ssl.data.augment import build_augmentor
 from nest_ssl.data.corpus import Corpora, is_endless, sets_of, within_limits
 from nest_ssl.data.dataset import AudioNoiseDataset, TranscribedDataset, Utterances
 from nest_ssl.data.epoch import Epoch
-from nest_ssl.data.manifest import Entry, is_url
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import is_url
 from nest_ssl.data.perturb import Perturbations
 from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.data.sources.mixed import Mixture, chain, place_in

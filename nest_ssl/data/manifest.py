@@ -15,44 +15,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 from urllib.parse import urlparse
 
 from nest_ssl.base.errors import UserError, from_os_error
 from nest_ssl.base.files import is_regular
 from nest_ssl.data.files import FileState, where_to_look
+from nest_ssl.data.lines import Entry, Lines, Place
 
 LONGEST_RELATIVE = 255  # characters; a longer path is never taken relative to the manifest
+READ_AT_ONCE = 1 << 20  # bytes of a manifest
 MOST_SECONDS = 1e9  # 31 years; more is no place in a recording, and overflows when counted in samples
-
-
-class Place(NamedTuple):
-    """A line of a manifest, counted from 1."""
-
-    manifest: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.manifest}, line {self.line}"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A piece of speech.
-
-    Args:
-        audio_file: path, or paths of single-channel files that together make one recording.
-        duration: seconds to read from `offset`; None or 0: to the end.
-        offset: seconds from the start; None is 0.
-        place: the line that names it.
-        text: its transcript, where transcripts are asked for.
-    """
-
-    audio_file: str | list[str]
-    duration: float | None
-    offset: float | None
-    place: Place
-    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +86,10 @@ def read_speech(path: str, transcripts: bool = False) -> Manifest[Entry]:
         text = _transcript(item, place) if transcripts else ""
         return Entry(audio_file, _seconds(item, "duration", place), _seconds(item, "offset", place), place, text)
 
-    return _read_manifest(path, os.path.expanduser(path), entry)
+    def entries(items: Iterator[tuple[dict[str, Any], Place]]) -> Lines:
+        return Lines(path, (entry(*each) for each in items), transcripts)
+
+    return _read_manifest(path, os.path.expanduser(path), entries)
 
 
 def read_noise(path: str) -> Manifest[NoiseClip]:
@@ -127,7 +103,7 @@ def read_noise(path: str) -> Manifest[NoiseClip]:
         audio_file = _audio_files(item.get("audio_filepath"), place)
         return NoiseClip(audio_file, item.get("duration"), item.get("offset", 0.0), place)
 
-    return _read_manifest(path, path, clip)
+    return _read_manifest(path, path, lambda items: [clip(*each) for each in items])
 
 
 def full_path(audio_file: str, manifest: str) -> str:
@@ -157,6 +133,8 @@ def parts_of(line: Entry | NoiseClip) -> list[str]:
 
 def is_url(path: str) -> bool:
     """Whether NeMo would look for it in an object store: anything like scheme://host/..."""
+    if ":" not in path:  # asked for each line of a manifest, and urlparse takes as long as parsing the line
+        return False
     try:
         parts = urlparse(path)
     except ValueError:  # brackets that are no IPv6 address
@@ -172,25 +150,22 @@ def is_seconds(value: Any) -> bool:
 # --- lines ------------------------------------------------------------------------------------------------------------
 
 
-def _read_manifest(path: str, location: str, parse: Callable[[dict[str, Any], Place], Line]) -> Manifest[Line]:
+def _read_manifest(
+    path: str, location: str, parse: Callable[[Iterator[tuple[dict[str, Any], Place]]], Sequence[Line]]
+) -> Manifest[Line]:
     if is_url(path):
         raise UserError("a manifest in an object store", path, "Copy it to a disk and name the copy.")
-    data, state = _read_bytes(path, location)
-    try:
-        lines = [parse(item, place) for item, place in _items(data, path)]
-    except UnicodeDecodeError as error:
-        raise UserError("a manifest that is not UTF-8 text", path, "Write one JSON object a line.") from error
-    return Manifest(path, lines, hashlib.sha256(data).hexdigest(), (location, state))
-
-
-def _read_bytes(path: str, location: str) -> tuple[bytes, FileState | None]:
     fix = "Check the path; `make data` writes data/dummy_ssl."
     try:
         if os.path.exists(location) and not is_regular(location):
             raise UserError("a manifest that is not a regular file", path, fix)
         with open(location, "rb") as file:
             state = FileState.of(os.fstat(file.fileno()))
-            return (file.read() if state.size else b""), state  # files of /proc have no size, and may not end
+            hashed = Hashed(file if state.size else io.BytesIO())  # files of /proc have no size, and may not end
+            lines = parse(_items(io.BufferedReader(hashed, READ_AT_ONCE), path))
+            return Manifest(path, lines, hashed.digest.hexdigest(), (location, state))
+    except UnicodeDecodeError as error:
+        raise UserError("a manifest that is not UTF-8 text", path, "Write one JSON object a line.") from error
     except FileNotFoundError as error:
         raise UserError("no such manifest", path or "''", where_to_look(fix)) from error
     except ValueError as error:  # a character that no path can have
@@ -199,12 +174,28 @@ def _read_bytes(path: str, location: str) -> tuple[bytes, FileState | None]:
         raise from_os_error(error, path) from error
 
 
-def _items(data: bytes, path: str) -> Iterator[tuple[dict[str, Any], Place]]:
+class Hashed(io.RawIOBase):
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.file.read(len(buffer))
+        buffer[: len(content)] = content
+        self.digest.update(content)
+        return len(content)
+
+
+def _items(file: io.BufferedReader, path: str) -> Iterator[tuple[dict[str, Any], Place]]:
     """Every line's object and its place; blank lines are skipped."""
-    if data.startswith(b"\xef\xbb\xbf"):
+    if file.peek(3).startswith(b"\xef\xbb\xbf"):
         fix = "Save the file as UTF-8 without it (in an editor: UTF-8, not UTF-8 with BOM)."
         raise UserError("a manifest that begins with a byte-order mark", path, fix)
-    for number, line in enumerate(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"), start=1):
+    for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8"), start=1):
         if not line.strip():
             continue
         place, fix = Place(path, number), "Write one JSON object a line."

@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.data.manifest import Entry, NoiseClip
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import NoiseClip
 
 
 class AudioProblem(Exception):

@@ -18,7 +18,8 @@ from typing import Any
 from nest_ssl.base.errors import UserError
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.data.files import relative_name
-from nest_ssl.data.manifest import Entry, parts_of
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import parts_of
 
 log = logging.getLogger(__name__)
 

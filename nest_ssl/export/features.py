@@ -1,70 +1,38 @@
-"""What chosen layers of a trained encoder make of every utterance of a manifest, a file each.
+"""What chosen layers of a trained encoder make of every utterance of a manifest: a file each, or Lhotse's shar.
 
 Utterances are encoded one by one, so that none depends on its neighbours in a batch. Layers are numbered from 0, and
 from the end with a minus, as NeMo has it (3.0.0 `ConformerMultiLayerFeatureExtractor`); what it extracts of the same
-batch of one has the same bits.
+batch of one has the same bits, in whatever form it is written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from nest_ssl.base.errors import UserError, write_errors
-from nest_ssl.base.files import replacing
-from nest_ssl.config.schema import class_of
+from nest_ssl.base.files import replacing, write_atomically
 from nest_ssl.data.audio import Decoding
 from nest_ssl.data.dataset import load_utterance
 from nest_ssl.data.files import file_sha256
-from nest_ssl.data.manifest import Entry, parts_of, read_speech
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import parts_of, read_speech
+from nest_ssl.data.sources.making import source_of
+from nest_ssl.export.safetensors import safetensors
+from nest_ssl.export.trained import load_model
 from nest_ssl.model.encoder.encoder import ConformerEncoder
 from nest_ssl.model.speech import SpeechModel
-from nest_ssl.train.checkpoint.lightning_checkpoint import load_checkpoint
-from nest_ssl.train.checkpoint.nemo_archive import load_nemo
-from nest_ssl.train.module import MODULES
 
 SETTINGS = "features.json"  # in the folder: what all of its files were made with
-
-
-def load_model(path: str) -> tuple[SpeechModel, int]:
-    """The model of a `.nemo` archive or a Lightning checkpoint, ready to encode, and its sample rate in Hz.
-
-    Raises:
-        UserError: no such file, a damaged one, one that does not say which model it is of, or of another model.
-    """
-    config, weights = weights_of(path)
-    model = MODULES[class_of(config.get("target"))](
-        OmegaConf.create({**config, "train_ds": None, "validation_ds": None})
-    )
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        what = str(error).splitlines()[-1].strip()
-        raise UserError("weights that do not fit this model", f"{path}: {what}", "Give another file.") from error
-    if not isinstance(model.encoder, ConformerEncoder):
-        raise UserError(
-            "an encoder without layers", f"{path}: ConvASREncoder", "Give an archive with a ConformerEncoder."
-        )
-    return model.eval(), int(config["sample_rate"])
-
-
-def weights_of(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The settings (NeMo's `model` section) and the weights in a `.nemo` archive or a Lightning checkpoint.
-
-    Raises:
-        UserError: no such file, a damaged one, or one that does not say which model it is of.
-    """
-    config, weights = load_nemo(path) if path.endswith(".nemo") else load_checkpoint(path)
-    if config is None:
-        raise UserError("a checkpoint without its settings", path, "Give the .nemo archive of the run.")
-    return config, weights
+FORMATS = ("npy", "safetensors", "shar")
+SHARD = 1000  # utterances in a file of shar
+Encode = Callable[[Entry], Tensor]
 
 
 def chosen(layers: str, count: int) -> list[int]:
@@ -102,38 +70,87 @@ def encode(model: SpeechModel, audio_T: Tensor, layers: Sequence[int]) -> Tensor
     return torch.stack([found[number] for number in layers])
 
 
-def extract(model_path: str, manifest_path: str, layers: str, folder: Path) -> tuple[int, int]:
-    """Write `NNNNNNNN_name.npy`, float32 [L, D, S], for each line of a manifest; what is there already stays.
+def extract(model_path: str, manifest_path: str, layers: str, folder: Path, form: str = "npy") -> tuple[int, int]:
+    """Write float32 [L, D, S] for each line of a manifest; what is there already stays.
+
+    Args:
+        model_path: a `.nemo` archive or a checkpoint.
+        manifest_path: of the utterances.
+        layers: see `chosen`.
+        folder: where to.
+        form: one of `FORMATS`; `npy` and `safetensors` are a file each, `NNNNNNNN_name`, `shar` a tar file and a
+            manifest of cuts for every `SHARD` lines, whose field `layers` it is.
 
     Returns:
-        how many were written, and how many were there.
+        how many utterances were written, and how many were there.
 
     Raises:
         UserError: a model, manifest or audio file that cannot be used; a folder of other settings; a full disk.
     """
-    (model, rate), manifest = load_model(model_path), read_speech(manifest_path)
+    (model, config), manifest = load_model(model_path), read_speech(manifest_path)
     assert isinstance(model.encoder, ConformerEncoder)
-    numbers = chosen(layers, len(model.encoder.layers))
-    settings = {"model": file_sha256(model_path), "manifest": manifest.sha256, "layers": numbers}
+    numbers, decoding = chosen(layers, len(model.encoder.layers)), Decoding(int(config["sample_rate"]))
+    settings = {"model": file_sha256(model_path), "manifest": manifest.sha256, "layers": numbers, "format": form}
     with write_errors(str(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / SETTINGS).exists():
-            if any(folder.glob("*.npy")):
-                raise UserError("files whose settings are not there", str(folder), "Choose an empty folder.")
-            with replacing(folder / SETTINGS) as partial:
-                partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        elif json.loads((folder / SETTINGS).read_text(encoding="utf-8")) != settings:
-            what = "features of another model, manifest, or of other layers"
-            raise UserError(what, str(folder / SETTINGS), "Choose another folder.")
-        decoding = Decoding(rate)
-        missing = [entry for entry in manifest.lines if not name_of(entry, folder).exists()]
-        for entry in missing:
-            features = encode(model, load_utterance(entry, decoding, shortest_seconds=0.0), numbers)
-            with replacing(name_of(entry, folder)) as partial, partial.open("wb") as file:
+        _settle(folder, settings)
+
+        def encoded(entry: Entry) -> Tensor:
+            return encode(model, load_utterance(entry, decoding, shortest_seconds=0.0), numbers)
+
+        write = _write_shar if form == "shar" else _write_files
+        written = sum(write(manifest.lines, encoded, folder, form))
+    return written, len(manifest.lines) - written
+
+
+def _settle(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or see to it that what is there was made with the same settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / SETTINGS).exists():
+        if any(folder.iterdir()):
+            raise UserError("files whose settings are not there", str(folder), "Choose an empty folder.")
+        with replacing(folder / SETTINGS) as partial:
+            partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    elif {"format": "npy", **json.loads((folder / SETTINGS).read_text(encoding="utf-8"))} != settings:
+        what = "features of another model, manifest, of other layers, or in another format"
+        raise UserError(what, str(folder / SETTINGS), "Choose another folder.")
+
+
+def _write_files(lines: Sequence[Entry], encoded: Encode, folder: Path, form: str) -> Iterator[int]:
+    """1 for each line whose file was written."""
+    for entry in lines:
+        target = folder / f"{entry.place.line:08d}_{Path(parts_of(entry)[0]).stem}.{form}"
+        if target.exists():
+            continue
+        features = encoded(entry)
+        with replacing(target) as partial, partial.open("wb") as file:
+            if form == "npy":
                 np.save(file, features.numpy())
-    return len(missing), len(manifest.lines) - len(missing)
+            else:
+                file.write(safetensors({"layers": features}))
+        yield 1
 
 
-def name_of(entry: Entry, folder: Path) -> Path:
-    """The file of a line: its number, and the name of its audio."""
-    return folder / f"{entry.place.line:08d}_{Path(parts_of(entry)[0]).stem}.npy"
+def _write_shar(lines: Sequence[Entry], encoded: Encode, folder: Path, form: str) -> Iterator[int]:
+    """How many lines each shard has that was written; one is there when its cuts are, which are written last."""
+    from lhotse import Recording
+    from lhotse.array import Array
+    from lhotse.shar.utils import to_shar_placeholder
+    from lhotse.shar.writers.array import ArrayTarWriter
+
+    for number, first in enumerate(range(0, len(lines), SHARD)):
+        target, shard, cuts = folder / f"cuts.{number:06d}.jsonl", lines[first : first + SHARD], []
+        if target.exists():
+            continue
+        tar_path = folder / f"layers.{number:06d}.tar"
+        with replacing(tar_path) as partial, ArrayTarWriter(str(partial), shard_size=None) as tar:
+            for entry in shard:
+                features, cut = encoded(entry).numpy(), Recording.from_file(source_of(entry)).to_cut()
+                if entry.offset or entry.duration:
+                    cut = cut.truncate(offset=entry.offset or 0.0, duration=entry.duration, preserve_id=True)
+                cut.id = f"{entry.place.line:08d}_{cut.id}"
+                array = to_shar_placeholder(Array("shar", "", "", list(features.shape)))
+                tar.write(cut.id, features, array)
+                cut.custom = {"layers": array}
+                cuts.append(json.dumps(cut.to_dict()) + "\n")
+        write_atomically(target, "".join(cuts))
+        yield len(shard)

@@ -3,24 +3,20 @@
 The same function in other operators: its outputs agree to rounding, not to the bit. What is left out are the features
 (`ParakeetFeatureExtractor` has its own) and the heads of pre-training.
 
-Source of the names: transformers 5 `models.parakeet`; of the file: the safetensors format, version 0.
+Source of the names: transformers 5 `models.parakeet`.
 """
 
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from nest_ssl.base.errors import UserError, write_errors
+from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import replacing
 from nest_ssl.config.parts import Encoder
 from nest_ssl.config.section import read
-from nest_ssl.export.features import weights_of
+from nest_ssl.export.safetensors import safetensors
+from nest_ssl.export.trained import new_folder, weights_of
 
 # NeMo's name of a part -> the one there.
 RENAMED = {"pre_encode.conv.": "subsampling.layers.", "pre_encode.out.": "subsampling.linear.",
@@ -31,7 +27,6 @@ RENAMED = {"pre_encode.conv.": "subsampling.layers.", "pre_encode.out.": "subsam
 # What that encoder is; another one has no place there.
 FIXED = {"subsampling": "dw_striding", "self_attention_model": "rel_pos", "conv_norm_type": "batch_norm",
          "untie_biases": True, "reduction": None, "feat_out": -1, "conv_context_size": None}  # fmt: skip
-DTYPES = {"torch.float32": "F32", "torch.int64": "I64"}
 
 
 def write_parakeet(model_path: str, folder: Path) -> int:
@@ -41,7 +36,7 @@ def write_parakeet(model_path: str, folder: Path) -> int:
         the number of tensors.
 
     Raises:
-        UserError: as `features.weights_of`; an encoder with no place there; a folder that is not empty; a full disk.
+        UserError: as `trained.weights_of`; an encoder with no place there; a folder that is not empty; a full disk.
     """
     config, weights = weights_of(model_path)
     encoder = read(Encoder, config["encoder"], "encoder")
@@ -52,8 +47,6 @@ def write_parakeet(model_path: str, folder: Path) -> int:
     if encoder.att_context_size not in (None, [-1, -1]):
         where = f"{model_path}: encoder.att_context_size={encoder.att_context_size}"
         raise UserError("ParakeetEncoder sees the whole utterance", where, "Use the .nemo archive with NeMo.")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError("the folder is not empty", str(folder), "Choose another one.")
     settings = {
         "model_type": "parakeet_encoder", "architectures": ["ParakeetEncoder"], "dtype": "float32",
         "hidden_size": encoder.d_model, "num_hidden_layers": encoder.n_layers, "num_attention_heads": encoder.n_heads,
@@ -68,7 +61,7 @@ def write_parakeet(model_path: str, folder: Path) -> int:
     # float32, as `config.json` says: an encoder that was trained in another precision is rounded, or filled up.
     tensors = {renamed(name): tensor.float() if tensor.is_floating_point() else tensor
                for name, tensor in weights.items() if name.startswith("encoder.")}  # fmt: skip
-    with write_errors(str(folder)):
+    with new_folder(folder):
         with replacing(folder / "model.safetensors") as partial:
             partial.write_bytes(safetensors(tensors))
         with replacing(folder / "config.json") as partial:
@@ -82,18 +75,3 @@ def renamed(name: str) -> str:
     for given, wanted in RENAMED.items():
         name = name.replace(given, wanted)
     return name
-
-
-def safetensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """A file's content: the length of a header, the header as JSON, and the tensors' bytes one after another."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    parts, end = [], 0
-    for name, tensor in sorted(tensors.items()):
-        content = tensor.contiguous().numpy().tobytes()
-        place = [end, end + len(content)]
-        header[name] = {"dtype": DTYPES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": place}
-        parts.append(content)
-        end += len(content)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + b"".join(parts)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from nest_ssl.base.rng import rng_digests
 from nest_ssl.record.levels import Level
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.copies import Unkept
-from nest_ssl.record.observers.digests import Digests
+from nest_ssl.record.observers.digests import Digests, Hashed, Hashing
 from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
 from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
@@ -23,7 +25,7 @@ from nest_ssl.recording.calls import Call
 from nest_ssl.recording.digests import HEX, Fingerprint, StepDigests
 from nest_ssl.recording.writer import RecordingWriter
 
-Entries = list[tuple[Address, Fingerprint]]
+Entries = list[tuple[Address, Hashed]]
 
 
 def open_session(
@@ -72,15 +74,20 @@ class DigestSession(Session):
 
     _calls: CallObserver | None = None  # of the step that is being recorded
 
+    def __init__(self, writer: RecordingWriter, *arguments: Any, **settings: Any) -> None:
+        super().__init__(writer, *arguments, **settings)
+        self._hashing = Hashing(writer.beside)
+
     def batch(self, batch: Any, number: int | None = None, epoch: int = 0, position: int | None = None) -> None:
         assert self._model is not None, "begin(model) comes first"
         self._leave_step()
         self._number = self._number if number is None else number
         if self.steps is None or self._number in self.steps:
-            self._seen = Digests()
+            self._seen = Digests(self._hashing)
             self._before = [*self._generators("start"), *self._nested(Address(Kind.FIELD), batch)]
             self._loss, self._gradients = Entries(), Entries()
-            self._calls = CallObserver(self._model, None, self.level.modules(self._model), Digests).attach()
+            digests = partial(Digests, self._hashing)
+            self._calls = CallObserver(self._model, None, self.level.modules(self._model), digests).attach()
 
     def loss(self, loss: torch.Tensor) -> None:
         if self._calls and not self._loss:
@@ -104,9 +111,15 @@ class DigestSession(Session):
             after = self._by_name(Kind.PARAMETER, weights(model))
             if optimizer is not None:
                 after += self._by_name(Kind.OPTIMIZER_STATE, optimizer_state(model, optimizer)["state"])
-            order = [*self._before, *forward(calls), *self._loss, *backward(calls), *self._gradients, *after]
-            name = f"{files.step_folder(self._number)}/{files.DIGESTS}"
-            self.writer.save_text(name, StepDigests.of([*order, *self._generators("end")]).model_dump_json() + "\n")
+            parts, end = (self._before, calls, self._loss, self._gradients, after), self._generators("end")
+
+            def text() -> str:  # in the background, where the last hashes are waited for
+                before, calls, loss, gradients, after = parts
+                order = [*before, *forward(calls), *loss, *backward(calls), *gradients, *after, *end]
+                found = [(place, hashed.result() if isinstance(hashed, Future) else hashed) for place, hashed in order]
+                return StepDigests.of(found).model_dump_json() + "\n"
+
+            self.writer.save_text(f"{files.step_folder(self._number)}/{files.DIGESTS}", text)
             self.recorded.append(self._number)
         self._number += 1
 
@@ -115,7 +128,7 @@ class DigestSession(Session):
 
     def _nested(self, place: Address, value: Any) -> Entries:
         found = leaves(to_builtins(value, self._seen.copy))
-        return [(place.at(path), leaf) for path, leaf in found if isinstance(leaf, Fingerprint)]
+        return [(place.at(path), leaf) for path, leaf in found if isinstance(leaf, (Fingerprint, Future))]
 
     def _by_name(self, kind: Kind, values: dict[str, Any]) -> Entries:
         return [entry for name, value in values.items() for entry in self._nested(of_entry(kind, name), value)]
@@ -142,7 +155,7 @@ def forward(calls: Sequence[Call]) -> Entries:
         returned = [(Address(Kind.OUTPUT, call.module, call.call), call.output)]
         for event, values in ((call.start, given), (call.end, returned)):
             found = [(place.at(path), leaf) for place, value in values for path, leaf in leaves(value)]
-            events.append((event, [(place, leaf) for place, leaf in found if isinstance(leaf, Fingerprint)]))
+            events.append((event, [(place, leaf) for place, leaf in found if isinstance(leaf, (Fingerprint, Future))]))
     return [entry for _, entries in sorted(events, key=lambda one: one[0]) for entry in entries]
 
 

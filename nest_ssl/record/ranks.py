@@ -146,7 +146,7 @@ class _Together:
         """Put the whole into its place, as the first does; the others wait for what became of it.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or the first was killed while it did that.
         """
         said: list[Any] = [None]
         if self.rank == 0:
@@ -154,7 +154,11 @@ class _Together:
                 self._put(target)
             except UserError as error:
                 said = [error]
-        torch.distributed.broadcast_object_list(said)
+        try:
+            torch.distributed.broadcast_object_list(said)
+        except RuntimeError as error:  # as of a connection that broke
+            what = f"rank 0 of {self.world_size} ended while it put the recording into its place"
+            raise UserError(what, str(target), "If it is not whole, record again.") from error
         if isinstance(said[0], UserError):
             raise said[0]
 

@@ -17,7 +17,9 @@ from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.tensors import describe_tensor, storable
 
-AT_ONCE = 1 << 16  # elements that are hashed and then looked at while they are still in the processor's cache
+# Elements that are hashed and then looked at while they are still in the processor's cache; from 1 << 15 on torch would
+# start threads for them, in each thread that hashes.
+AT_ONCE = 1 << 14
 HEX = 32  # digits of the hash that are kept: 128 bits of a SHA-256 over the bytes in their order
 
 

@@ -89,6 +89,7 @@ class Deviation(Strict):
         max_abs: largest difference of one element.
         nonfinite_disagree: elements of which only one is finite; the sizes run over the others.
         shape: of the recorded one, or None where they differ in shape or type: then no size has a meaning.
+        eps: of its type; 0 for whole numbers, and in a file of before it was kept.
     """
 
     place: Place
@@ -99,6 +100,7 @@ class Deviation(Strict):
     differing: Count = 0
     nonfinite_disagree: Count = 0
     shape: list[Count] | None = None
+    eps: Size = 0.0
     why: str = ""  # what differs where it is no number: "shape [2, 3] against [2, 4]"
 
 
@@ -182,7 +184,9 @@ class Margin(Strict):
     """Of a discrete value that is the best of several: how far the runner-up is, and how far rounding moves that.
 
     Args:
-        flips: repeats in which the runner-up came first.
+        flips: repeats in which another one came first.
+        others: the runner-up, and all others that rounding may put first; None in a file of before they were named, or
+            where they are too many, as for silence.
     """
 
     place: Place
@@ -190,6 +194,7 @@ class Margin(Strict):
     margin: Size
     floor: Size
     flips: Count = 0
+    others: list[Count] | None = None
 
 
 class NoiseFloor(Bound):

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from pydantic import ValidationError
 
 from nest_ssl.base.errors import UserError, write_errors
@@ -28,7 +29,10 @@ from nest_ssl.recording.saving import after_what_is_queued, save
 from nest_ssl.recording.tensors import describe_tensor, storable, tensor_digest
 
 HASHERS = min(8, os.cpu_count() or 1)  # threads that hash what is written
-Tensors = dict[str, tuple[dict[str, Any], Future[str]]]  # of a file, by their paths: shape and dtype, and digest
+R = TypeVar("R")
+TOGETHER = 1 << 22  # bytes of tensors that are hashed in one go: handing over each small one would take longer
+# Of a file, by their paths: shape and dtype, and digests of several with the place among them.
+Tensors = dict[str, tuple[dict[str, Any], Future[list[str]], int]]
 
 
 class RecordingWriter(AbstractContextManager["RecordingWriter"]):
@@ -72,16 +76,31 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
             UserError: it cannot be written, or a file before it could not.
         """
 
-        def write(path: Path) -> Tensors:
-            save(storable(value() if callable(value) else value), path)
-            # Of what is on the disk: the values in memory may be the model's own, and training goes on.
-            found, digests = dict(tensors(load_tensors(path, mapped=True))), {}
-            for tensor in found.values():
-                if id(tensor) not in digests:  # one tensor may stand in many places: hash it once
-                    digests[id(tensor)] = self._hasher.submit(tensor_digest, tensor)
-            return {place: (describe_tensor(tensor), digests[id(tensor)]) for place, tensor in found.items()}
+        def write(path: Path) -> tuple[Tensors, str]:
+            made = storable(value() if callable(value) else value)
+            written = save(made, path)
+            found = dict(tensors(made))
+            if not owned or any(tensor.device.type != "cpu" for tensor in found.values()):
+                # What is on the disk: training goes on with what is in memory.
+                found = dict(tensors(load_tensors(path, mapped=True)))
+            places = self._hashed({id(tensor): tensor for tensor in found.values()})  # once what stands in many places
+            return {place: (describe_tensor(each), *places[id(each)]) for place, each in found.items()}, written
 
         self._write(name, write, owned)
+
+    def _hashed(self, found: Mapping[int, torch.Tensor]) -> dict[int, tuple[Future[list[str]], int]]:
+        """Digests in the making of tensors by their ids."""
+        places: dict[int, tuple[Future[list[str]], int]] = {}
+        group: list[torch.Tensor] = []
+        size = 0
+        for number, tensor in enumerate(found.values(), 1):
+            group.append(tensor)
+            size += tensor.numel() * tensor.itemsize
+            if number == len(found) or size >= TOGETHER:
+                digests = self._hasher.submit(list, map(tensor_digest, group))  # lazily: in the thread
+                places |= {id(each): (digests, place) for place, each in enumerate(group)}
+                group, size = [], 0
+        return places
 
     def save_json(self, name: str, value: Any) -> None:
         """Write builtins as JSON."""
@@ -96,6 +115,10 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         """Write plain builtins with `pickle` (the name `model_structure.pkl` is a contract)."""
         self._write(name, lambda path: path.write_bytes(pickle.dumps(value, protocol=4)))
 
+    def beside(self, job: Callable[[], R]) -> Future[R]:
+        """Do `job` in a thread that hashes; what it reads of a device is as it is now."""
+        return self._hasher.submit(after_what_is_queued(job))
+
     def wait(self, hashed: bool = True) -> None:
         """Until all that was saved is on the disk, and hashed.
 
@@ -105,7 +128,7 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         for written in self._written.values():
             content, whole = written.result()
             if hashed:
-                wait([*(digest for _, digest in (content or {}).values())])
+                wait([digests for _, digests, _ in (content or {}).values()])
                 wait([whole])
 
     def finish(self, index: Mapping[str, Any]) -> Path:
@@ -121,7 +144,10 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         for name, (content, hashed) in ((name, written.result()) for name, written in self._written.items()):
             made["files"][name] = hashed.result()
             if content is not None:
-                described = {place: {**facts, "digest": digest.result()} for place, (facts, digest) in content.items()}
+                described = {
+                    place: {**facts, "digest": digests.result()[number]}
+                    for place, (facts, digests, number) in content.items()
+                }
                 made["tensors"][name] = described
         whole = {"schema": files.SCHEMA, **index, **made}
         try:
@@ -154,8 +180,12 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
             with write_errors(f"{self.target / name}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 made = write(path)
-            content = made if isinstance(made, dict) else None
-            return content, self._hasher.submit(lambda: {"bytes": path.stat().st_size, "sha256": sha256_of(path)})
+            content, known = made if isinstance(made, tuple) else (None, "")
+
+            def described() -> dict[str, Any]:
+                return {"bytes": path.stat().st_size, "sha256": known or sha256_of(path)}
+
+            return content, self._hasher.submit(described)
 
         if later:
             self._written[name] = self._background.submit(after_what_is_queued(job))

@@ -117,6 +117,7 @@ def _together(label: str, side: SideRanks) -> Text:
         values = {"step": found.step, "rank": found.rank, "parameter": (Code(found.parameter),)}
         return say("ranks.parted", side=label, more=number(found.more), **values)
     own = say("ranks.buffers", buffers=counted(side.buffers, "buffers")) if side.buffers else ()
+    own += say("ranks.frozen", parameters=counted(side.frozen, "parameters")) if side.frozen else ()
     parameters = counted(side.parameters, "parameters")
     return say("ranks.together", side=label, steps=steps_text(side.steps), parameters=parameters, own=own)
 

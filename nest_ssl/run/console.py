@@ -28,7 +28,12 @@ class Progress(Callback):
     Args:
         console: what a person sees.
         name: of the trainer.
+
+    Attributes:
+        outputs: of the last training batch.
     """
+
+    outputs: STEP_OUTPUT = None
 
     def __init__(self, console: TextIO, name: str) -> None:
         self._console, self._name = console, name
@@ -51,12 +56,14 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
+        step, self.outputs = trainer.global_step, outputs
         if self._bar is not None:
             if self._bar.update():  # redrawn: reading the loss at every batch would make the host wait for the device
-                self._bar.set_postfix({"step": step, "loss": _loss(outputs), "lr": f"{_learning_rate(trainer):.3e}"})
+                self._bar.set_postfix(
+                    {"step": step, "loss": loss_of(trainer, outputs), "lr": f"{_learning_rate(trainer):.3e}"}
+                )
         elif (trainer.fit_loop.total_batch_idx + 1) % BATCHES_A_LINE == 0:
-            self.say(f"step {step}: loss {_loss(outputs)}, lr {_learning_rate(trainer):.3e}")
+            self.say(f"step {step}: loss {loss_of(trainer, outputs)}, lr {_learning_rate(trainer):.3e}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and trainer.is_global_zero:
@@ -82,15 +89,18 @@ class Progress(Callback):
             self._bar = None
 
 
-def summary(trainer: Trainer, skipped: SkippedAudio | None, log: Path) -> str:
+def summary(trainer: Trainer, skipped: SkippedAudio | None, log: Path, outputs: STEP_OUTPUT = None) -> str:
     """A run in one line: steps, last losses, files left out, and where to read more.
 
     Args:
         trainer: after training.
         skipped: what was left out; None where that is not allowed.
         log: the file that everything else was written to.
+        outputs: of the last training batch: its loss, for models that log the parts of it alone, as NeMo's with a list.
     """
     parts = [f"trained {trainer.global_step} steps", _losses(trainer, "train_loss", "val_loss")]
+    if outputs is not None and "train_loss" not in trainer.callback_metrics:
+        parts.insert(1, f"train_loss {loss_of(trainer, outputs)}")
     if skipped is not None:
         files = "1 audio file" if len(skipped.files) == 1 else f"{len(skipped.files)} audio files"
         parts.append(f"skipped {files} ({skipped.utterances} times)" if skipped.files else "skipped no audio file")
@@ -106,8 +116,10 @@ def _losses(trainer: Trainer, *endings: str) -> str:
     return ", ".join(f"{name} {value:.6f}" for name, value in named)
 
 
-def _loss(outputs: STEP_OUTPUT) -> str:
-    return f"{float(torch.as_tensor(outputs['loss'] if isinstance(outputs, dict) else outputs)):.6f}"
+def loss_of(trainer: Trainer, outputs: STEP_OUTPUT) -> str:
+    """The loss of a batch as text; Lightning hands it on as its part of the batches that are accumulated."""
+    part = float(torch.as_tensor(outputs["loss"] if isinstance(outputs, dict) else outputs))
+    return f"{part * trainer.accumulate_grad_batches:.6f}"
 
 
 def _learning_rate(trainer: Trainer) -> float:

@@ -36,7 +36,7 @@ from nest_ssl.run.ranks import Rank
 from nest_ssl.train.checkpoint.archiving import Archives
 from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO, Found, check_fits, examine, newest_whole
 from nest_ssl.train.checkpoint.checkpoints import Checkpoints
-from nest_ssl.train.checkpoint.resume import ExactState, differing_settings
+from nest_ssl.train.checkpoint.resume import EXACT, ExactState, differing_settings
 from nest_ssl.train.lightning_internals import ResumableEpochLoop
 
 LOCK = ".training.lock"
@@ -149,7 +149,9 @@ def open_experiment(cfg: DictConfig, length: Length, rank: Rank | None = None) -
                 stack.enter_context(lock(place / LOCK, "training"))
         resumed, said = _find(section, folder)
         if resumed is not None:
-            said += differing_settings(resumed.content, cfg.model, length.steps, rank.world_size if rank else 1)
+            said += differing_settings(
+                resumed.content, cfg.model, length.steps, rank.world_size if rank else 1, cfg.get("numerics", EXACT)
+            )
         done = resumed is not None and (resumed.batches >= length.batches or resumed.steps >= length.steps)
         yield Experiment(log_dir, callbacks, resumed, done, notes + said)
 

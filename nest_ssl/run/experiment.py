@@ -44,6 +44,7 @@ from nest_ssl.run.loggers import build_loggers, closing
 from nest_ssl.run.preflight import check_data, check_settings, data_sections
 from nest_ssl.run.ranks import Rank, Together, launch, of_torchrun, own_rank, processes, stall_watch
 from nest_ssl.run.same_experiment import other_experiment
+from nest_ssl.run.stops import stop_behind
 from nest_ssl.run.subject import Inputs, Subject
 
 # What `forward` returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`; its parent's, with a list of losses).
@@ -128,7 +129,7 @@ def _record(subject: Subject, cfg: DictConfig, notes: list[str], rank: Rank | No
                 **experiment.describe(),
             )
     recorded = ", ".join(map(str, recorder.session.recorded)) or "none"
-    print(f"{subject.name}: {summary(trainer, skipped, log)}")
+    print(f"{subject.name}: {summary(trainer, skipped, log, progress.outputs)}")
     print(f"{subject.name}: recorded step {recorded} in {place} ({time.perf_counter() - started:.1f} s)")
     return EXIT_OK
 
@@ -159,7 +160,8 @@ def _train(
     Raises:
         InterruptedRun: a signal stopped training.
         UserError: `exp_manager` and `trainer.logger` both ask for loggers; an audio file that NeMo cannot decode; a
-            setting that Lightning refuses only now, such as a metric to monitor that nothing logs.
+            batch at which NeMo stops; a setting that Lightning refuses only now, such as a metric to monitor that
+            nothing logs.
     """
     subject.load()
     set_determinism()
@@ -194,4 +196,8 @@ def _train(
             if bad is None:
                 raise
             raise bad from error
+        except (RuntimeError, AssertionError) as error:
+            if (stop := stop_behind(error)) is None:
+                raise
+            raise stop from error
     return trainer

@@ -22,7 +22,9 @@ CATALOGUE = Path(__file__).with_name("catalogue")
 PLACEHOLDER = "SIZE"  # in the new line of a fault that has a size
 REWRITES = ("rewrites", "refactorings")  # files of cases that are no faults
 PAIRS = "pairs"
-Recipe = Literal["plain", "full", "accumulated", "half", "resumed", "started", "ranks"]
+Recipe = Literal[
+    "plain", "full", "accumulated", "half", "resumed", "started", "ranks", "listed", "convolutional", "local"
+]
 Places = frozenset[tuple[str, str | None]]  # phase and module
 
 

@@ -46,6 +46,11 @@ SMALL = [
     *("model.train_ds.batch_size=4", "model.validation_ds.batch_size=2", "trainer.accelerator=cpu"),
 ]
 ONE_STEP = ["batches=1", "save_steps=0", "trainer.limit_val_batches=0", "operators=true"]
+LISTED, MODULES = "model.loss_list", "nemo.collections.asr.modules"
+BLOCK = "filters:{},repeat:{},kernel:[{}],stride:[{}],residual:{},dilation:[1],dropout:0.0,separable:true,se:true"
+BLOCKS = [(48, 1, 5, 2, "false"), *[(48, 1, 3, 2, "false")] * 2, (48, 2, 5, 1, "true"), (64, 1, 1, 1, "false")]
+JASPER = ",".join(f"{{{BLOCK.format(*each)}}}" for each in BLOCKS)
+CITRINET = f"_target_:{MODULES}.ConvASREncoder,feat_in:80,activation:relu,jasper:[{JASPER}]"
 # The experiments, each the smallest in which its faults can be seen. The batch of four has padding.
 RECIPES: dict[Recipe, list[str]] = {
     # Nothing but weights and masks is random.
@@ -65,6 +70,25 @@ RECIPES: dict[Recipe, list[str]] = {
     "ranks": [
         *SMALL, "batches=2", "save_steps=0,1", "trainer.limit_val_batches=0", "model.train_ds.batch_size=2",
         "trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true",
+    ],
+    # Two losses, codes that are learned, masks in patches, attention within chunks.
+    "listed": [
+        *SMALL, *ONE_STEP, "recipe=wav2vec-bert", f"{LISTED}.contrastive.loss.quantized_targets=true",
+        f"{LISTED}.contrastive.loss.codebook_size=16", f"{LISTED}.mlm.is_active=true",
+        f"{LISTED}.mlm.decoder.num_classes=256", "model.encoder.att_context_style=chunked_limited",
+        "model.encoder.att_context_size=[8,3]", f"model.encoder._target_={MODULES}.ConformerEncoderAdapter",
+    ],
+    # Blocks of convolutions, some with residuals, all weighed by channel.
+    "convolutional": [
+        *SMALL, *ONE_STEP, "~model.encoder", f"model.encoder={{{CITRINET}}}", "model.decoder.feat_in=64",
+        *(f"model.{part}.combine_time_steps=8" for part in ("quantizer", "loss")), "model.optim.sched.d_model=64",
+    ],
+    # Tokens of the speech itself; stacked frames, and attention within a window and to a few global tokens.
+    "local": [
+        *SMALL, *ONE_STEP, "recipe=best-rq", "model.encoder.subsampling=stacking_norm",
+        "model.encoder.self_attention_model=rel_pos_local_attn", "model.encoder.att_context_size=[8,4]",
+        "model.encoder.global_tokens=2", "model.encoder.global_tokens_spacing=3",
+        "model.encoder.global_attn_separate=true",
     ],
 }  # fmt: skip
 EARLIER = [*SMALL, "run=full", "batches=2", "save_steps=none", "trainer.limit_val_batches=0"]

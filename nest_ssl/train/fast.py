@@ -38,6 +38,8 @@ class FastNestModule(NestModule):
         others: as of `NestModule`.
     """
 
+    numerics = "fast"
+
     def __init__(self, *others: Any, cuda_graphs: bool = False, **named: Any) -> None:
         super().__init__(*others, **named)
         allow_fast_kernels()

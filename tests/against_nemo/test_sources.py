@@ -123,6 +123,12 @@ CUT_CASES: dict[str, dict[str, Any]] = {
     "manifest, bins, two workers": {
         **MANIFEST, **MIXED, **SECONDS, "bucket_duration_bins": [2.5, 4.2], "concurrent_bucketing": False,
         "num_workers": 2},
+    "manifest, a size for each bucket": {
+        **MANIFEST, **MIXED, "batch_size": None, "bucket_duration_bins": [2.5, 4.2], "bucket_batch_size": [3, 2],
+        "concurrent_bucketing": False},
+    "shar, sizes of buckets up to the longest, two workers": {
+        **SHAR, **MIXED, "max_duration": 6.0, "num_buckets": 3, "bucket_batch_size": [3, 1], "num_workers": 2,
+        "concurrent_bucketing": False},
     "shar, with noise": {**SHAR, **MIXED},
     "shar, two workers": {**SHAR, **MIXED, "num_workers": 2, "shard_seed": 3},
     "shar, mixed by weight": {**SHAR, **MIXED, "shar_path": [["plain_shar", 0.7], ["other_shar", 0.3]]},

@@ -7,11 +7,13 @@ import runpy
 from typing import Any
 
 import pytest
+import torch
 
 from nest_ssl.config.compose import ROOT
 from nest_ssl.matrix.step import first_difference
 from nest_ssl.matrix.variants import STOPPED, VARIANTS, pairs, pairs_of_listed
 from nest_ssl.matrix.worker import answer
+from nest_ssl.run.stops import stop_behind
 from nest_ssl.run.subject import Subject
 
 # One for each class and function that only a variant uses.
@@ -64,3 +66,24 @@ def test_what_nemo_cannot_train_is_refused(sides: list[Subject], release: str, t
     if release == "3.0":
         assert "error" in reference, "this release can train it: the port has to learn it"
         assert "error" in candidate
+
+
+@pytest.mark.parametrize("words", ["evenly", "codes to draw", "before 3.0"])
+def test_a_batch_at_which_nemo_stops_is_a_line(pair: Any, release: str, words: str) -> None:
+    from nemo.collections.asr.losses import ContrastiveLoss
+
+    more: dict[str, Any] = {"num_negatives": 9} if words == "before 3.0" else {"num_negatives": 1}
+    if words == "codes to draw":
+        more |= {"quantized_targets": True, "codebook_size": 2, "sample_from_codebook": True}
+        more |= {"sample_from_same_utterance_only": False}
+    loss, masks = ContrastiveLoss(in_dim=4, proj_dim=6, combine_time_steps=2, **more), torch.ones(2, 4, 8)
+    if words == "evenly":
+        masks[1, :, 6:] = 0
+    given = {"spectrograms": torch.randn(2, 4, 8), "spec_masks": masks, "decoder_outputs": torch.randn(2, 4, 6)}
+    if words == "before 3.0" and release == "3.0":
+        assert loss(**given).isfinite()
+        return
+    with pytest.raises((RuntimeError, AssertionError)) as stopped:
+        loss(**given)
+    assert words in str(stop_behind(stopped.value))
+    assert stop_behind(RuntimeError("shape is invalid for input of size 7")) is None, "an error of elsewhere"

@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -147,13 +146,14 @@ class Workflow:
 
     Args:
         inputs: as a workflow gives them; the action's defaults for the others.
+        python: runs its program.
     """
 
-    def __init__(self, workspace: Path, inputs: dict[str, str]) -> None:
+    def __init__(self, workspace: Path, inputs: dict[str, str], python: str) -> None:
         self.workspace, self.place, self.page = workspace, workspace / "an action", workspace / "page.md"
         program = self.place / ".venv" / "nest" / "bin" / "nest-ssl"
         program.parent.mkdir(parents=True)
-        program.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m nest_ssl.cli.main "$@"\n')
+        program.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{python}" -m nest_ssl.cli.main "$@"\n')
         program.chmod(0o755)
         (self.place / "Makefile").write_text("setup-nest:\n\t@touch made\n")
         self.inputs = {name: entry["default"] for name, entry in ACTION["inputs"].items()} | inputs
@@ -168,12 +168,12 @@ class Workflow:
 
 
 @pytest.mark.slow
-def test_the_actions_steps_do_what_they_say(tmp_path: Path) -> None:
+def test_the_actions_steps_do_what_they_say(tmp_path: Path, python: str) -> None:
     """With names that a shell would take apart; of two that diverged there is a report, a page and a bundle too."""
     record(tmp_path / "two words", Plan(steps=(0,)))
     record(tmp_path / "$(touch pwned)", Plan(name="port", steps=(0,), after_build=_louder))
     inputs = {"reference": "two words", "candidate": "$(touch pwned)", "out": "the; report", "bundle": "all of it.tar"}
-    workflow = Workflow(tmp_path, inputs)
+    workflow = Workflow(tmp_path, inputs, python)
     setup, compare, bundle = ACTION["runs"]["steps"]
     assert workflow.run(setup) == 0 and (workflow.place / "made").exists()
     assert workflow.run(compare) == errors.EXIT_DIVERGED

@@ -262,6 +262,18 @@ def test_what_a_dropout_keeps_scaled_once_more(
 
 
 @pytest.mark.parametrize(
+    ("module", "moved", "kind"),
+    [
+        ("body.blocks.0", "body.blocks.0.drop", K.DROPOUT_AND_FLAGS),
+        ("body.blocks.0", "body.blocks.0.ln", K.FEED_FORWARD_AND_RESIDUAL),  # no dropout
+        ("body.blocks.0.att", "body.blocks.0.drop", K.ATTENTION),  # which stands in another module
+    ],
+)
+def test_a_dropout_at_another_place_among_the_same_operators(module: str, moved: str, kind: FaultKind) -> None:
+    assert kind_of(made(born("forward", module, at(Kind.OUTPUT, module), moved=(moved,)))) is kind
+
+
+@pytest.mark.parametrize(
     ("module", "candidate", "kind"),
     [
         ("body.blocks.0.att", "ba", K.ATTENTION),

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from nest_ssl.base.errors import UserError
 from nest_ssl.compare import alignment
 from nest_ssl.compare.alignment import aligned
-from nest_ssl.compare.operators import Change, OperatorDifference, bind, diff, read_operators, select
+from nest_ssl.compare.operators import Change, OperatorDifference, bind, diff, moved_in, read_operators, select
 from nest_ssl.record.loop import recording
 from nest_ssl.recording.evidence import Operator, StepOperators, seal_of, write_evidence
 from nest_ssl.recording.reader import open_recording
@@ -156,6 +156,29 @@ def test_several_modules_replaced_by_one_are_compared_where_both_sides_call(foun
     names = [(c.kind, (c.reference or c.candidate).name) for c in layer.changes]
     assert names.count(("missing", "aten.addmm.default")) == 1 and ("added", "aten.cat.default") in names
     assert {d.module for d in differences if d.phase != "optimizer"} <= {"layers.1", "layers.1.q", "layers.1.k"}
+
+
+def in_order(*names: str) -> StepOperators:
+    """The operators of a call of ``m`` and of its dropout, ``m.drop``, in the order of these names."""
+    modules = ["m.drop" if "dropout" in name else "m" for name in names]
+    made = [Operator(name=name, phase="forward", module=module, call=0)
+            for name, module in zip(names, modules, strict=True)]  # fmt: skip
+    return StepOperators(step=0, enclosing={"": "", "m#0": "", "m.drop#0": "m#0"}, operators=made)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "moved"),
+    [
+        (("add", "native_dropout", "_softmax", "mm"), ("m.drop",)),
+        (("add", "_softmax", "native_dropout", "mm"), ()),
+        (("_softmax", "add", "native_dropout", "mm"), ()),  # other operators than these: they say more
+        (("add", "_softmax", "mm"), ()),  # it is not called at all
+    ],
+)
+def test_a_module_that_is_called_at_another_place(candidate: tuple[str, ...], moved: tuple[str, ...]) -> None:
+    reference = in_order("add", "_softmax", "native_dropout", "mm")
+    assert moved_in("m", reference, in_order(*candidate)) == moved
+    assert moved_in("m.drop", reference, in_order(*candidate)) == ()
 
 
 class Inside(nn.Module):

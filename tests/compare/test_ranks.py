@@ -43,6 +43,7 @@ def rank(
     made = comparison(steps=[0, 1, 2], **fields)
     for side, name, changed in ((made.reference, "nemo", reference), (made.candidate, "nest", candidate)):
         side.index = index(name, world_size=2, rank=number, tensors=weights(**changed or {}))
+        side.buffers = frozenset("b")
     return made
 
 
@@ -117,8 +118,10 @@ def test_ranks_that_part_on_both_sides_are_no_pass(tmp_path: Path) -> None:
 
 
 def test_what_is_not_trained_may_differ() -> None:
-    over, _ = judged(rank(0, **SAME), rank(1, {"f_2": "d"}, {"f_2": "d"}, **SAME))
+    over, said = judged(rank(0, **SAME), rank(1, {"f_2": "d"}, {"f_2": "d"}, **SAME))
     assert over.reference.parted is None and over.exit_code == 0
+    assert (over.reference.buffers, over.reference.frozen) == (0, 1), "a frozen parameter is no buffer"
+    assert "frozen, and each rank has its own: 1 parameter" in said[-1]
 
 
 @pytest.mark.parametrize(

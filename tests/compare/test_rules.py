@@ -123,6 +123,18 @@ def test_a_token_may_flip_where_rounding_moves_its_margin_as_far(flipped: list[i
     assert (judged is not None and judged.within) is within
 
 
+@pytest.mark.parametrize(("became", "within"), [(3, True), (5, True), (4, False)])
+def test_a_token_that_becomes_a_third_value_is_no_flip(became: int, within: bool) -> None:
+    """However near the runner-up is: codes 3 and 5 are as near as rounding moves them."""
+    found, one = evidence(), torch.zeros(4, dtype=torch.int64)
+    (place, margin), *_ = found.floors[0, 0].margins.items()
+    found.floors[0, 0] = Floors({}, {place: margin.model_copy(update={"others": [3, 5]})}, 4)
+    other = one.clone()
+    other[2] = became
+    judged = NoiseFloorRule(found).judge_whole(spot(TOKENS), measure(one, other, 0.0, 0.0))
+    assert judged is not None and judged.within is within
+
+
 def test_no_token_of_a_validation_is_excused_by_a_margin_of_training() -> None:
     one, other = torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 3, 0])
     there = Spot("validation", Moment(0, Phase.VALIDATION), TOKENS)
@@ -164,6 +176,22 @@ def judged(one: Unit, in_float64: Unit | None = None, found: Evidence | None = N
 
 def other_bits(relative: float, **fields: Any) -> Unit:
     return unit("m", outcome="other bits", deviations=[apart(M, relative, **{"max_abs": relative, **fields})])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "relative", "function"),
+    [
+        (torch.bfloat16, 3e-3, Function.SAME),  # one rounding more, as of x * sigmoid(x)
+        (torch.bfloat16, 5e-2, Function.ANOTHER),
+        (torch.float32, 3e-3, Function.ANOTHER),  # as of a cast to bf16 and back
+    ],
+)
+def test_a_replayed_tensor_may_be_off_by_the_last_place_of_its_own_type(
+    dtype: torch.dtype, relative: float, function: Function
+) -> None:
+    one = other_bits(relative, norm=8**0.5, eps=torch.finfo(dtype).eps)
+    exact = unit("m", outcome="other bits", deviations=[apart(M, 1e-16, max_abs=1e-16)])
+    assert judged(one, exact, evidence(1e-4, 1e-4))[0] is function
 
 
 def test_the_same_bits_are_the_same_function() -> None:

@@ -18,8 +18,9 @@ from nest_ssl.data import manifest as module
 from nest_ssl.data.check import check_dataset
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.fingerprint import DataRecord
+from nest_ssl.data.lines import Entry, Place
 from nest_ssl.data.loader import build_dataloader
-from nest_ssl.data.manifest import Entry, Manifest, Place
+from nest_ssl.data.manifest import Manifest
 
 Section = dict[str, Any]
 
@@ -77,13 +78,13 @@ def test_a_manifest_is_read_once(
     """By the check, two loaders and the record of the data; after the check, nothing that happens to it is noticed."""
     section["noise_manifest"] = manifest({"audio_filepath": "a.wav"}, name="noise.json")
     opened: list[str] = []
-    original = module._read_bytes
+    original = module._read_manifest
 
-    def count(path: str, location: str) -> Any:
+    def count(path: str, *rest: Any) -> Any:
         opened.append(path)
-        return original(path, location)
+        return original(path, *rest)
 
-    monkeypatch.setattr(module, "_read_bytes", count)
+    monkeypatch.setattr(module, "_read_manifest", count)
     corpora = Corpora()
     corpus = check_dataset(read(Dataset, section), 16_000, corpora=corpora)
     for path in (section["manifest_filepath"], section["noise_manifest"]):

@@ -20,7 +20,8 @@ from nest_ssl.config.section import read
 from nest_ssl.data.audio import Decoding
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.dataset import AudioNoiseDataset, AudioNoiseItem, load_utterance, repeat_short
-from nest_ssl.data.manifest import Entry, read_noise
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import read_noise
 from nest_ssl.data.problems import BadAudio
 
 HOW = Decoding(16_000, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -57,6 +58,20 @@ def test_an_empty_piece_is_left_out_or_kept() -> None:
     np.random.seed(0)
     assert 0 not in DRAWS["python"].cut(2, 5)
     assert len(DRAWS["numpy"].cut(2, 5)) == 5
+
+
+@given(seed=st.integers(0, 9999), before=st.integers(0, 700), length=st.integers(0, 2000), parts=st.integers(1, 5))
+def test_pieces_are_cut_as_by_as_many_choices(seed: int, before: int, length: int, parts: int) -> None:
+    """Of Python's generator, wherever in its 624 words it stands; the one of NumPy stays as it is."""
+    random.seed(seed)
+    random.gauss(0, 1)  # keeps a second number
+    [random.getrandbits(32) for _ in range(before)]
+    start, of_numpy = random.getstate(), np.random.get_state()[2]
+    expected = list(Counter(random.choices(range(parts), k=length)).values())
+    after = random.getstate()
+    random.setstate(start)
+    assert DRAWS["python"].cut(length, parts) == expected and random.getstate() == after
+    assert np.random.get_state()[2] == of_numpy
 
 
 def test_nobody_to_choose_from() -> None:

@@ -85,6 +85,24 @@ def test_large_corpora_are_sampled(section: Section, tmp_path: Path, monkeypatch
     assert fingerprint(section) != before, "another size"
 
 
+def test_of_huge_corpora_every_nth_file_is_hashed(
+    section: Section, tmp_path: Path, manifest: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what all lines say of times counts."""
+    monkeypatch.setattr(module, "LOOKED_AT", 2)
+    lines = [{"audio_filepath": f"{name}.wav", "duration": 1.0} for name in "abc"]
+    section["manifest_filepath"] = manifest(*lines)
+    before = fingerprint(section)
+    assert list(before["audio"]) == ["a.wav", "c.wav"]
+    (tmp_path / "b.wav").write_bytes(b"")
+    assert fingerprint(section) == before
+    manifest(lines[0], {**lines[1], "duration": 1.25}, lines[2])
+    assert fingerprint(section)["content"] != before["content"]
+    manifest(*lines)
+    (tmp_path / "c.wav").write_bytes(b"")
+    assert fingerprint(section)["content"] != before["content"]
+
+
 # --- when the hashes are taken ----------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,8 @@ from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
 from nest_ssl.data import manifest as manifest_module
 from nest_ssl.data.corpus import Corpora
-from nest_ssl.data.manifest import Entry, NoiseClip, full_path, is_url, manifest_paths
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import NoiseClip, full_path, is_url, manifest_paths
 
 Manifest = Callable[..., str]
 GOOD = {"audio_filepath": "/x/good.wav"}

@@ -16,7 +16,8 @@ from hypothesis.extra.numpy import arrays
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.data import noise
-from nest_ssl.data.manifest import NoiseClip, Place, read_noise
+from nest_ssl.data.lines import Place
+from nest_ssl.data.manifest import NoiseClip, read_noise
 from nest_ssl.data.problems import BadAudio
 
 RATE = 16_000

@@ -92,3 +92,17 @@ def test_silence_has_no_order_as_in_nemo() -> None:
 def test_a_mistake_in_a_perturbation_names_its_section() -> None:
     with pytest.raises(UserError, match=r"model\.validation_ds\.augmentor\.gain\.prob"):
         read(Dataset, {**SECTION, "augmentor": {"gain": {"prob": 2}}}, "model.validation_ds")
+
+
+def test_sizes_for_each_bucket() -> None:
+    """Lhotse's, with the buckets that they are of; where NeMo stops, the line says so."""
+    lhotse, bins = {**SECTION, "use_lhotse": True, "bucket_batch_size": [3, 2]}, {"bucket_duration_bins": [1.0, 2.0]}
+    assert read(Dataset, {**lhotse, **bins, "batch_size": None}).bucket_batch_size == [3, 2]
+    assert read(Dataset, {**lhotse, "max_duration": 5.0, "num_buckets": 3}).bucket_batch_size == [3, 2]
+    for change, message in (
+        ({}, "sizes of batches without the buckets that they are of"),
+        ({**bins, "bucket_batch_size": [3]}, r"fewer sizes than buckets \(2\)"),
+        ({"max_duration": 5.0, "num_buckets": 3, "batch_size": None}, "no size of a batch is given"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(Dataset, {**lhotse, **change})

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import time
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,10 @@ SEEDING = partial(pl_worker_init_function, rank=1)
 class Draws(Dataset[list[float]]):
     """From each generator a number."""
 
-    def __init__(self, seconds: float = 0) -> None:
-        self.seconds = seconds
-
     def __len__(self) -> int:
         return 6
 
     def __getitem__(self, index: int) -> list[float]:
-        time.sleep(self.seconds)
         return [random.random(), float(np.random.rand()), float(torch.rand(1))]
 
 
@@ -66,18 +60,6 @@ def test_a_signal_that_is_not_the_trainers_is_outlived(name: str) -> None:
     assert worker.exitcode == 0
 
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch.utils.data", "lightning.fabric.utilities.seed"])
-
-
-def trainer(there: Connection, hangs: bool) -> None:
-    multiprocessing.set_start_method("fork", force=True)  # of its workers, as in a process that no server forked
-    with shielded_workers():
-        batches = iter(DataLoader(Draws(1000 if hangs else 0), num_workers=1))
-    there.send(batches._workers[0].pid)
-    time.sleep(1 if hangs else 1000)  # until the worker has begun
-
-
 def gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -87,17 +69,16 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("hangs", [False, True], ids=["the trainer is killed", "the trainer ends, the worker hangs"])
-def test_no_worker_stays_behind(hangs: bool) -> None:
-    here, there = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=trainer, args=(there, hangs))
-    process.start()
-    there.close()
-    worker = here.recv()
-    if not hangs:
-        time.sleep(1)
-        os.kill(process.pid, signal.SIGKILL)
-    process.join(30)
-    assert process.exitcode == (0 if hangs else -signal.SIGKILL)
+def test_no_worker_stays_behind(python: str, hangs: bool) -> None:
+    command = [python, str(Path(__file__).with_name("abandoned.py")), "ends" if hangs else "waits"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        trainer, worker = map(int, process.stdout.readline().split())
+        assert not gone(worker)
+        if not hangs:
+            time.sleep(1)
+            os.kill(trainer, signal.SIGKILL)
+        assert process.wait(30) == (0 if hangs else -signal.SIGKILL)
     deadline = time.monotonic() + 15
     while not gone(worker) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -12,7 +12,8 @@ import torch
 from nest_ssl.base.errors import UserError
 from nest_ssl.cli.export import main
 from nest_ssl.config.compose import compose
-from nest_ssl.export.parakeet import renamed, safetensors
+from nest_ssl.export.parakeet import renamed
+from nest_ssl.export.safetensors import safetensors
 from nest_ssl.train.checkpoint.nemo_archive import save_nemo
 from nest_ssl.train.module import NestModule
 

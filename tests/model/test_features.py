@@ -124,6 +124,8 @@ def test_a_single_frame_is_nan_where_its_deviation_is() -> None:
 
 
 def test_torchaudios_features_are_refused_where_nemo_would_compute_them() -> None:
-    preprocessor(use_torchaudio=True)
-    with pytest.raises(UserError, match="torchaudio"):
-        preprocessor(GENERATIONS["2.7"], use_torchaudio=True)
+    for ignores_it in ("2.7", "3.0"):
+        preprocessor(GENERATIONS[ignores_it], use_torchaudio=True)
+    for obeys_it in ("2.4", "2.6"):
+        with pytest.raises(UserError, match="torchaudio"):
+            preprocessor(GENERATIONS[obeys_it], use_torchaudio=True)

@@ -10,6 +10,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.config.parts import Encoder
 from nest_ssl.config.section import read
 from nest_ssl.model.encoder import subsampling
+from nest_ssl.model.encoder.fused.subsampling import Depthwise
 from nest_ssl.model.encoder.subsampling import ConvSubsampling
 from nest_ssl.releases import GENERATIONS, Generation
 
@@ -89,3 +90,43 @@ def test_plain_convolutions_see_padding_and_count_the_same_lengths(kind: str, ch
     assert torch.equal(seen[0], hidden[0]) and not torch.equal(seen[1], hidden[1])
     assert (seen_lengths.dtype, hidden_lengths.dtype) == (torch.int32, torch.int64)
     assert seen_lengths.tolist() == hidden_lengths.tolist() == [20, 13, 1, 0]
+
+
+@pytest.mark.parametrize("kind", ["dw_striding", "striding"])
+@pytest.mark.parametrize("lengths", [(160, 93, 8, 0), (160, 160, 160, 160)])
+def test_in_place_it_has_the_bits_of_the_open_way_and_leaves_a_gradient_as_it_is(
+    kind: str, lengths: tuple[int, ...]
+) -> None:
+    found = []
+    for watched in (False, True):
+        module = make(kind).conv
+        handles = [module[1].register_forward_hook(lambda *_: None)] if watched else []
+        torch.manual_seed(1)
+        x = torch.randn(4, 160, 80, requires_grad=True)
+        out, _ = module(x, torch.tensor(lengths))
+        given = torch.randn_like(out)
+        before = given.clone()
+        out.backward(given)
+        assert torch.equal(given, before)
+        tensors = [out.detach(), x.grad, *(parameter.grad for parameter in module.parameters())]
+        found.append([tensor.contiguous().numpy().tobytes() for tensor in tensors if tensor is not None])
+        assert bool(module[1]._forward_hooks) == bool(handles)
+    assert len(found[0]) == 2 + len(list(module.parameters())) and found[0] == found[1]
+
+
+def test_depthwise_gradients_are_float32s_where_all_else_is_bfloat16() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(6, 6, 3, 2, 1, groups=6), torch.randn(3, 6, 20, 10).bfloat16()
+    d = torch.randn(3, 6, 10, 5).bfloat16()
+    found, expected = (x.clone().requires_grad_(), x.float().requires_grad_())
+    out = Depthwise.apply(found, layer.weight, layer.bias, layer.stride, layer.padding)
+    out.backward(d)
+    grads = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    wide = layer(expected)
+    wide.backward(d.float())
+    torch.testing.assert_close(out, wide.bfloat16(), atol=0.01, rtol=0.01)
+    assert found.grad is not None and expected.grad is not None
+    assert torch.equal(found.grad, expected.grad.bfloat16())
+    for grad, parameter in zip(grads, layer.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad, atol=1e-5, rtol=1e-5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.digests import compare_digests
 from nest_ssl.compare.findings import Status
+from nest_ssl.record.observers.digests import Hashing
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.digests import HEX, digest_steps, digests, fingerprint
 from nest_ssl.recording.reader import Recording, open_recording
@@ -75,6 +78,29 @@ def test_a_fingerprint_depends_on_place_and_sees_what_is_no_number() -> None:
         fingerprint(torch.full((2,), torch.nan)).nans == 2
         and fingerprint(torch.ones(2, dtype=torch.bfloat16)).most == 1
     )
+
+
+@pytest.mark.parametrize("room", [0, 1 << 17, 1 << 20])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_thread_hashes_what_was_there(room: int, remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied, on a device too, and hashed while training goes on; or at once, where there is no room for the copy."""
+    monkeypatch.setattr("nest_ssl.record.observers.digests.remote", lambda tensor: remote)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    big = torch.randn(2, 100, 100)
+    given = [big.clone(), big.transpose(1, 2), big.bfloat16(), big > 0, torch.view_as_complex(big.view(-1, 2)).conj(),
+             big[0], torch.zeros(0), big.flatten()[1:].clone(), big.to_sparse()]  # fmt: skip
+    wanted = [fingerprint(tensor) for tensor in given]
+    given[0] = given[0].clone()
+    with ThreadPoolExecutor(2) as pool:
+        gate = pool.submit(time.sleep, 0.02)
+        hashing = Hashing(lambda job: pool.submit(lambda: gate.result() or job()), room)
+        for _ in range(3):
+            found = [hashing.of(tensor) for tensor in given]
+            before = given[0].clone()
+            given[0].zero_()
+            assert [each.result() if isinstance(each, Future) else each for each in found] == wanted
+            given[0].copy_(before)
+    assert any(isinstance(each, Future) for each in found) == (room > 0)
 
 
 def test_operators_alone_are_those_of_a_whole_recording_and_never_a_pass(tmp_path: Path) -> None:

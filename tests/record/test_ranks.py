@@ -10,7 +10,12 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+import torch
+
+from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import ROOT
+from nest_ssl.record.ranks import _Together
 from nest_ssl.recording.ranks import read_ranks
 from nest_ssl.recording.reader import open_recording
 
@@ -118,3 +123,14 @@ def test_two_processes_record_as_one(python: str, tmp_path: Path) -> None:
         for kind in ("gradients", "weights"):
             tables = [getattr(each.step(number), kind)() for each in (one, other)]
             assert tables[0] and all((tensor == tables[1][name]).all() for name, tensor in tables[0].items()), kind
+
+
+def test_the_first_rank_is_killed_while_it_puts_the_whole_into_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(said: list[object]) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broken)
+    with pytest.raises(UserError, match="rank 0 of 2 ended while it put the recording into its place"):
+        _Together(tmp_path / "run", 1, 2).complete(tmp_path / "run")

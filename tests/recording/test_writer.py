@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 import torch
 
 from nest_ssl.base import files as base_files
+from nest_ssl.base import tensor_writer
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.nested import tensors
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.reader import open_recording
-from nest_ssl.recording.tensors import check_storable
+from nest_ssl.recording.tensors import check_storable, tensor_digest
 from nest_ssl.recording.writer import RecordingWriter
 
 from .conftest import TRAINER
@@ -151,15 +154,34 @@ def test_what_goes_wrong_in_the_background_is_said(tmp_path: Path) -> None:
             writer.save_text("step_0/rng.json", "{}")
 
 
-def test_tensors_are_stored_as_torch_stores_them(tmp_path: Path) -> None:
-    base = torch.arange(6.0)
-    value = {"x": [base, base, base[2:4]], "y": torch.ones(2, 3, dtype=torch.bfloat16).t(), "z": {"n": 1, "t": None}}
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64])  # of the latter torch writes the file
+@pytest.mark.parametrize("most", [None, 100])  # bytes from which on a zip has wider fields: four billion are too many
+def test_tensors_are_stored_as_torch_stores_them(
+    tmp_path: Path, dtype: torch.dtype, most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if most:
+        monkeypatch.setattr(tensor_writer, "MOST", most)
+        monkeypatch.setattr(tensor_writer, "MOST_RECORDS", 5)
+    base, large = torch.arange(6.0), torch.randn(1 << 19)
+    value = {"x": [base, base, base[2:4]], "y": torch.ones(2, 3, dtype=dtype).t(), "z": {"n": 1, "": "日本"},
+             "w": [large, large[7:], torch.zeros(0), torch.tensor(True), [1.5, -(2**40)], {}]}  # fmt: skip
     (tmp_path / "torch").mkdir()
     torch.save(value, tmp_path / "torch" / "batch.pt")
     with fill(RecordingWriter(tmp_path / "run")) as writer:
         writer.save_tensors("step_0/batch.pt", value, owned=True)
         writer.finish({"trainer": TRAINER})
-    assert (tmp_path / "run/step_0/batch.pt").read_bytes() == (tmp_path / "torch" / "batch.pt").read_bytes()
+    path = tmp_path / "run/step_0/batch.pt"
+    records = []
+    for file in (path, tmp_path / "torch" / "batch.pt"):
+        with zipfile.ZipFile(file) as archive:
+            assert archive.testzip() is None
+            named = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+            records.append({name: content for name, content in named.items() if name[0] != "."})
+    assert records[0] == records[1], "the pickle and every storage"
+    for found in (torch.load(path, weights_only=True), torch.load(path, weights_only=True, mmap=True)):
+        stored = dict(tensors(found))
+        assert all(torch.equal(stored[place], tensor) for place, tensor in tensors(value)) and len(stored) == 8
+    assert open_recording(tmp_path / "run").index.tensors["step_0/batch.pt"]["w.1"].digest == tensor_digest(large[7:])
 
 
 @pytest.mark.parametrize("wording", ["PytorchStreamWriter failed writing file", "basic_ios::clear: iostream error"])
@@ -169,5 +191,11 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="is the disk full"), RecordingWriter(tmp_path / "run") as writer:
-        writer.save_tensors("step_0/batch.pt", {"x": torch.ones(1)})
+        writer.save_tensors("step_0/batch.pt", {"x": torch.ones(1, dtype=torch.complex64)})
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line_where_torch_does_not_write(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        tensor_writer.write_tensors(Path("/dev/full"), {"x": torch.ones(1 << 20)})

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.data.manifest import Entry, Place
+from nest_ssl.data.lines import Entry, Place
 from nest_ssl.data.skipping import LoadFailure, SkippedAudio
 from nest_ssl.run.console import Progress, quiet, summary
 
@@ -97,6 +97,7 @@ def finished(**metrics: float) -> Any:
     """What is read of a Trainer."""
     return SimpleNamespace(
         global_step=7, callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
+        accumulate_grad_batches=1,
         loggers=[_Logger()], sanity_checking=False, is_global_zero=True,
         optimizers=[SimpleNamespace(param_groups=[{"lr": 0.00125}])],
     )  # fmt: skip
@@ -108,6 +109,11 @@ def test_the_last_line_tells_what_there_is_to_tell() -> None:
     trainer = finished(val_loss=2.5, dev_val_loss=2.5, train_loss=1.5, epoch=3.0)
     losses = "trained 7 steps, train_loss 1.500000, val_loss 2.500000, dev_val_loss 2.500000"
     assert summary(trainer, skipped, Path("run.log")) == f"{losses}, skipped no audio file, log: run.log, logs"
+    parts = finished(val_loss=2.5, train_contrastive=1.5)  # of a list, without their sum
+    parts.accumulate_grad_batches = 2
+    told = summary(parts, None, Path("run.log"), {"loss": torch.tensor(0.75)})
+    assert told.startswith("trained 7 steps, train_loss 1.500000, val_loss 2.500000")
+    assert "train_loss" not in summary(parts, None, Path("run.log"))
     for line in (1, 2, 2):
         entry = Entry("/data/a.wav", None, None, Place("/data/m.json", line))
         skipped.add([LoadFailure(UserError("bad", f"/data/a.wav ({entry.place})", "Mend it."), entry)])

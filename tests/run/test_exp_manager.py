@@ -178,6 +178,8 @@ def test_settings_that_are_not_the_checkpoints_are_named(tmp_path: Path) -> None
     save(tmp_path / "x" / "checkpoints" / "a-last.ckpt", 4, hyper_parameters={"cfg": saved},
          lr_schedulers=[{"max_steps": 100}])  # fmt: skip
     assert len(opened(section, model=saved).notes) == 1
+    save(tmp_path / "x" / "checkpoints" / "a-last.ckpt", 4, nest_ssl={"numerics": "fast"})
+    assert opened(section).notes[1].startswith("numerics is fast in the checkpoint and exact in this run: this run's")
 
 
 def test_nothing_left_is_known_before_loggers_open(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def recording(folder: Path, **index: Any) -> str:
 
 @pytest.mark.parametrize(
     ("override", "name"),
-    [(None, "3.0"), ("nemo=2.4", "2.4"), ("nemo=2.7", "2.7"), ("++nemo=2.7.3", "2.7"), ("nemo='2.6'", "2.7"),
+    [(None, "3.0"), ("nemo=2.4", "2.4"), ("nemo=2.7", "2.7"), ("++nemo=2.7.3", "2.7"), ("nemo='2.6'", "2.6"),
      ("nemo=3.0", "3.0")],
 )  # fmt: skip
 def test_the_resolved_configuration_has_the_generations_name(override: str | None, name: str) -> None:
@@ -44,7 +44,7 @@ def test_nemos_own_config_means_the_newest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("typo", ["2,7", "27", "newest", "nemo3"])
 def test_a_typo_is_told(typo: str) -> None:
-    with pytest.raises(UserError, match=r"no such generation of NeMo: nemo=.*Known: 2\.4, 2\.7, 3\.0"):
+    with pytest.raises(UserError, match=r"no such generation of NeMo: nemo=.*Known: 2\.4, 2\.6, 2\.7, 3\.0"):
         read_command_line("nest", ["size=tiny", f"nemo={typo}"])
 
 

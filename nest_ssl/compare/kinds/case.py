@@ -93,6 +93,14 @@ class Case:
                 return module
         return None
 
+    def moved(self) -> str | None:
+        """A dropout directly in the module that it calls at another place among its operators."""
+        for name in (name for each in self.births for name in each.moved):
+            role = role_of(name, self.all_classes) if name.rpartition(".")[0] == self.born.module else None
+            if role and role.kind is FaultKind.DROPOUT_AND_FLAGS:
+                return name
+        return None
+
     def rates(self) -> set[float]:
         """Probabilities of dropout in the settings, if one stands directly in the module."""
         classes, config = self.all_classes, self.comparison.reference.config

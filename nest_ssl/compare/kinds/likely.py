@@ -337,6 +337,8 @@ def of_part(case: Case) -> Answer:
     dropped = case.dropped() if born.phase == "forward" and (not role or role.kind in LAYERS) else None
     if dropped:
         return FaultKind.DROPOUT_AND_FLAGS, Note("kind_dropped", {"module": own, "draws": dropped})
+    if moved := case.moved() if not role or role.kind in LAYERS else None:
+        return FaultKind.DROPOUT_AND_FLAGS, Note("kind_moved", {"module": own, "dropout": moved})
     kept = kept_in([change for each in case.births for change in each.changes], case.rates())
     if kept and (not role or role.kind in LAYERS):
         return FaultKind.DROPOUT_AND_FLAGS, kept

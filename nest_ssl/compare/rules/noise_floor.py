@@ -131,15 +131,19 @@ class NoiseFloorRule:
     def judge_whole(self, spot: Spot, metrics: Metrics) -> Judgement | None:
         """Of whole numbers: a token may become the runner-up where rounding alone moves their distance as far.
 
-        What was measured is how far the tokens of the training batch are from the next ones, not those of a validation.
+        A third value is no flip, however near the runner-up is. What was measured is how far the tokens of the training
+        batch are from the next ones, not those of a validation.
         """
         if spot.rung == "validation":
             return None
         found = [self.evidence.margin(spot.moment.step, spot.address, place) for place in metrics.places]
-        margins = [margin for margin in found if margin is not None]
-        if not margins or len(margins) < metrics.differing:
+        flips = [(margin, one) for margin, one in zip(found, metrics.became, strict=True) if margin is not None]
+        if not flips or len(flips) < metrics.differing:
             return None
+        margins = [margin for margin, _ in flips]
         ratio = max(margin.margin / margin.floor if margin.floor else math.inf for margin in margins)
+        if any(margin.others is not None and one not in margin.others for margin, one in flips):
+            ratio = math.inf
         return Judgement(ratio <= ROUNDING, "margin", {"floor": margins[0].floor, "margin": margins[0].margin}, ratio)
 
     def describe(self) -> dict[str, Any]:

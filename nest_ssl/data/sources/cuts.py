@@ -15,6 +15,7 @@ from typing import Any
 import soundfile
 from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio.backend import LibsndfileBackend
+from lhotse.audio.utils import AudioLoadingError
 from lhotse.cut import Cut
 from lhotse.dataset.dataloading import resolve_seed
 from lhotse.lazy import LazyIteratorChain, LazyJsonlIterator
@@ -128,7 +129,11 @@ class NemoManifest:
             rate = line.get("sample_rate") if rate is None else rate
             offset, duration = line.get("offset"), line["duration"]
             if rate is None:
-                recording = Recording.from_file(audio)
+                try:
+                    recording = Recording.from_file(audio)
+                except (AudioLoadingError, OSError) as error:
+                    fix = "Copy it again, or remove its line; NeMo stops at it, too, whatever bad_audio says."
+                    raise UserError("audio whose header cannot be read", f"{audio} ({self.path})", fix) from error
             else:
                 samples = compute_num_samples(duration, rate)
                 source = AudioSource(type="file", channels=[0], source=audio)

@@ -15,7 +15,8 @@ from typing import Any
 
 from nest_ssl.base.errors import UserError, from_os_error
 from nest_ssl.base.files import partial_path, remove_leftovers, replace_folder
-from nest_ssl.data.manifest import Entry, Manifest, parts_of
+from nest_ssl.data.lines import Entry
+from nest_ssl.data.manifest import Manifest, parts_of
 
 KINDS = ("tarred", "shar")
 MANIFEST = "tarred_audio_manifest.json"  # the name by which NeMo knows a tarred set
@@ -70,10 +71,10 @@ def write_tarred(groups: Sequence[Sequence[Entry]], folder: Path) -> None:
         lines = []
         written: set[str] = set()
         with tarfile.open(folder / f"audio_{number}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for entry in sorted(group, key=lambda entry: names[_source(entry)]):  # lines of one file side by side
-                name = names[_source(entry)]
+            for entry in sorted(group, key=lambda entry: names[source_of(entry)]):  # lines of one file side by side
+                name = names[source_of(entry)]
                 if name not in written:
-                    content = Path(_source(entry)).read_bytes()
+                    content = Path(source_of(entry)).read_bytes()
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -100,7 +101,7 @@ def write_shar(groups: Sequence[Sequence[Entry]], folder: Path) -> None:
             AudioTarWriter(str(folder / f"recording.{number:06d}.tar"), shard_size=None, format="wav") as tar,
         ):
             for entry in group:
-                recording = Recording.from_file(_source(entry), recording_id=Path(names[_source(entry)]).stem)
+                recording = Recording.from_file(source_of(entry), recording_id=Path(names[source_of(entry)]).stem)
                 cut = recording.to_cut()
                 if entry.offset or entry.duration:
                     cut = cut.truncate(offset=entry.offset or 0.0, duration=entry.duration, preserve_id=True)
@@ -111,7 +112,12 @@ def write_shar(groups: Sequence[Sequence[Entry]], folder: Path) -> None:
                 manifest.write(fastcopy(cut, recording=placed, start=0.0))
 
 
-def _source(entry: Entry) -> str:
+def source_of(entry: Entry) -> str:
+    """The file that an entry is a piece of.
+
+    Raises:
+        UserError: there are several.
+    """
     files = parts_of(entry)
     if len(files) > 1:
         raise UserError("several files for an utterance", str(entry.place), "Join them to one file first.")
@@ -123,7 +129,7 @@ def _flat_names(entries: Sequence[Entry]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken: set[str] = set()
     for entry in entries:
-        source = Path(_source(entry))
+        source = Path(source_of(entry))
         if str(source) in names:
             continue
         stem = source.stem.replace(".", "_")

@@ -27,6 +27,7 @@ from lhotse.dataset import (
 )
 from lhotse.dataset.dataloading import resolve_seed
 from lhotse.dataset.sampling.base import TimeConstraint
+from lhotse.dataset.sampling.dynamic_bucketing import FixedBucketBatchSizeConstraint
 from lhotse.lazy import LazyFlattener
 from lhotse.utils import fix_random_seed
 from torch.utils.data import get_worker_info
@@ -91,17 +92,21 @@ def lhotse_arguments(
     cuts = CutSet(LazyFlattener(cuts.map(with_alternatives, apply_fn=None)))
     cuts = cuts.filter(Lasting(dataset.min_duration, dataset.max_duration)).filter(passed)
     bins = duration_bins(dataset)
-    constraint = TimeConstraint(
-        max_cuts=dataset.batch_size,
-        max_duration=dataset.batch_duration,
-        quadratic_duration=dataset.quadratic_duration,
-    )
+    if dataset.bucket_batch_size is not None and bins is not None:
+        cuts = cuts.filter(Lasting(None, bins[-1]))  # what no bucket takes
+        constraint: Any = FixedBucketBatchSizeConstraint(bins, dataset.bucket_batch_size)
+    else:
+        constraint = TimeConstraint(
+            max_cuts=dataset.batch_size,
+            max_duration=dataset.batch_duration,
+            quadratic_duration=dataset.quadratic_duration,
+        )
     common = {
         "constraint": constraint, "shuffle": section["shuffle"], "drop_last": dataset.drop_last,
         "shuffle_buffer_size": dataset.shuffle_buffer_size, "seed": section["shard_seed"],
         "rank": 0 if streams else rank, "world_size": 1 if streams else world_size,
     }  # fmt: skip
-    if dataset.use_bucketing or dataset.bucket_duration_bins is not None:
+    if dataset.use_bucketing or dataset.bucket_duration_bins is not None or dataset.bucket_batch_size is not None:
         sampler: Any = DynamicBucketingSampler(
             cuts, num_buckets=dataset.num_buckets, duration_bins=bins, buffer_size=dataset.bucket_buffer_size,
             num_cuts_for_bins_estimate=dataset.num_cuts_for_bins_estimate,

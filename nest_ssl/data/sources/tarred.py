@@ -8,19 +8,21 @@ Source of the behaviour: NeMo 3.0.0 `ssl_dataset.TarredAudioNoiseDataset`, `audi
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import soundfile
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.data import Dataset
 from nest_ssl.data.dataset import Utterances
-from nest_ssl.data.manifest import Entry
+from nest_ssl.data.lines import Entry
 from nest_ssl.data.skipping import LoadFailure
 from nest_ssl.data.sources.seeding import SeededShuffle
 from nest_ssl.data.sources.shards import own_share
@@ -42,7 +44,7 @@ class TarredAudio(IterableDataset[Any]):
         import webdataset
 
         self.items = items
-        self.lines = lines_by_name(items.entries)
+        self.lines = LinesByName(items.entries)
         self.collate = items.collate
         self._pipeline = webdataset.DataPipeline(
             webdataset.SimpleShardList(urls=list(tars)),
@@ -75,7 +77,7 @@ class TarredAudio(IterableDataset[Any]):
                 said = "; ".join(str(part) for part in error.args if isinstance(part, str)) or repr(error)
                 yield _failure(UserError("a tar file that cannot be read", said, "Copy it again."))
                 return
-            lines = self.lines.get(os.path.splitext(os.path.basename(name))[0], [])
+            lines = self.lines.get(os.path.splitext(os.path.basename(name))[0])
             if lines and "/" in name:
                 what, fix = "audio in a folder of a tar file", "Write the set again: nest-ssl data convert --to tarred."
                 yield _failure(UserError(what, f"{name} ({lines[0].place})", fix))
@@ -91,18 +93,36 @@ def _failure(error: UserError) -> LoadFailure:
     return LoadFailure(error)
 
 
-def lines_by_name(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """The lines of each file, by its name without folder and suffix, as NeMo finds them.
+class LinesByName:
+    """The lines of each file, by its name without folder and suffix, as NeMo finds them; 16 bytes a line.
 
     Raises:
         UserError: a line that names several files; tar files have one for each.
     """
-    lines: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if isinstance(entry.audio_file, list):
-            raise UserError("several files for an utterance of a tarred set", str(entry.place), "Name one.")
-        lines.setdefault(os.path.splitext(os.path.basename(entry.audio_file))[0], []).append(entry)
-    return lines
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = entries
+        hashes = np.fromiter(map(_hash_of_name, map(_stem, entries)), np.uint64, len(entries))
+        self.order = np.argsort(hashes, kind="stable")
+        self.hashes = hashes[self.order]
+
+    def get(self, name: str) -> list[Entry]:
+        """A file's lines, in their order; none where no line names it."""
+        wanted = np.uint64(_hash_of_name(name))
+        first, last = np.searchsorted(self.hashes, wanted), np.searchsorted(self.hashes, wanted, "right")
+        found = [self.entries[int(number)] for number in self.order[first:last]]
+        return [entry for entry in found if _stem(entry) == name]
+
+
+def _stem(entry: Entry) -> str:
+    if isinstance(entry.audio_file, list):
+        raise UserError("several files for an utterance of a tarred set", str(entry.place), "Name one.")
+    return os.path.splitext(os.path.basename(entry.audio_file))[0]
+
+
+def _hash_of_name(name: str) -> int:
+    """The same in every process, unlike Python's own."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little")
 
 
 def shares_of_ranks(
@@ -117,7 +137,7 @@ def shares_of_ranks(
         ranks: how many share them out.
 
     Raises:
-        UserError: a tar file that cannot be read; and as `lines_by_name`.
+        UserError: a tar file that cannot be read; and as `LinesByName`.
     """
     weights, workers = dataset.bucketing_weights or [1] * len(tars), max(1, dataset.num_workers)
     drawn = sum(weights) > 1 and dataset.bucketing_strategy != "fixed_order"  # see `mixed.chain`: cut off at its length
@@ -139,16 +159,16 @@ def lines_in(entries: Sequence[Entry], tars: Sequence[str]) -> dict[str, int]:
     """How many of the lines each tar file has the audio of; headers alone are read.
 
     Raises:
-        UserError: a tar file that cannot be read; and as `lines_by_name`.
+        UserError: a tar file that cannot be read; and as `LinesByName`.
     """
-    lines, endings, held = lines_by_name(entries), SUFFIXES.split(";"), {}
+    lines, endings, held = LinesByName(entries), SUFFIXES.split(";"), {}
     for tar in tars:
         try:
             with tarfile.open(tar) as archive:
                 names = [os.path.splitext(os.path.basename(member.name)) for member in archive]
         except tarfile.TarError as error:
             raise UserError("a tar file that cannot be read", f"{tar}: {error}", "Copy it again.") from error
-        held[tar] = sum(len(lines.get(name, ())) for name, ending in names if ending[1:].lower() in endings)
+        held[tar] = sum(len(lines.get(name)) for name, ending in names if ending[1:].lower() in endings)
     return held
 
 

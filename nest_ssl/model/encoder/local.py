@@ -218,7 +218,8 @@ class RelPositionMultiHeadAttentionLongformer(RelPositionMultiHeadAttention):
         scores_BhGT = torch.bmm(q_XGk, k_XTk.transpose(1, 2)).view(batch, self.h, tokens, -1)
         scores_BhGT = scores_BhGT.masked_fill(beyond_BT[:, None, None, :], torch.finfo(scores_BhGT.dtype).min)
         scores_XGT = scores_BhGT.view(batch * self.h, tokens, -1)
-        dtype = torch.float32 if self.training else None
+        # NeMo's is float32, so that it stops in float64.
+        dtype = torch.promote_types(scores_XGT.dtype, torch.float32) if self.training else None
         attention_XGT = self.dropout(torch.softmax(scores_XGT, dim=-1, dtype=dtype))
         x_BhGk = torch.bmm(attention_XGT, v_XTk).view(batch, self.h, tokens, self.d_k)
         return x_BhGk.transpose(1, 2).reshape(batch, tokens, -1)

@@ -51,7 +51,7 @@ class CallObserver:
         root: nn.Module,
         draws: DrawObserver | None = None,
         modules: Container[str] | None = None,
-        copies: type[Copies] = Copies,
+        copies: Callable[[], Copies] = Copies,
     ) -> None:
         self.root, self._modules = root, modules
         self.draws = draws

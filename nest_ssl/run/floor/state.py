@@ -30,8 +30,11 @@ def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Give parameters and buffers the saved values, in place; a buffer of another shape meanwhile is replaced."""
+    """Give parameters and buffers the saved values, in place; a buffer of another shape meanwhile is replaced, and one
+    that the first forward made stays: it makes none again."""
     for name, tensor in live_weights(model).items():
+        if name not in saved:
+            continue
         if tensor.shape == saved[name].shape:
             tensor.copy_(saved[name])
         else:

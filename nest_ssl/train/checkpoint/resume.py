@@ -27,11 +27,12 @@ from nest_ssl.train.checkpoint.nemo_archive import nemo_config
 from nest_ssl.train.checkpoint.weights import plain_settings
 from nest_ssl.train.lightning_internals import accumulates, begin_epoch_again
 
+EXACT = "exact"  # numerics of checkpoints that do not say, NeMo's among them
 OPTIMIZER = "optim."  # settings below it come back with the checkpoint's optimizer and schedule
 
 
 def differing_settings(
-    checkpoint: Mapping[str, Any], model: Mapping[str, Any], steps: float, ranks: int = 1
+    checkpoint: Mapping[str, Any], model: Mapping[str, Any], steps: float, ranks: int = 1, numerics: str = EXACT
 ) -> list[str]:
     """Lines about settings that are not those of the checkpoint, and which of the two holds.
 
@@ -40,9 +41,13 @@ def differing_settings(
         model: the `model` section of this run.
         steps: of the optimizer in this run, from the very beginning.
         ranks: processes that train in this run.
+        numerics: of this run.
     """
-    lines = []
-    saved_by = len(checkpoint.get(KEY, {}).get("ranks", ())) or 1
+    lines, kept = [], checkpoint.get(KEY, {})
+    before, saved_by = kept.get("numerics", EXACT), len(kept.get("ranks", ())) or 1
+    if before != numerics:
+        what = f"numerics is {before} in the checkpoint and {numerics} in this run: this run's holds from here on"
+        lines.append(f"{what}, and neither training throughout gives what comes of it")
     if saved_by != ranks:
         what = f"the checkpoint is of {saved_by} ranks and this run has {ranks}"
         lines.append(f"{what}: all go on with the generators of the first, so this is not the same training")
@@ -87,6 +92,7 @@ class ExactState(Callback):
             "generators": self._generators,
             "gradients": {n: p.grad for n, p in trained if p.grad is not None} if accumulates(trainer) else {},
             "metrics": dict(trainer.callback_metrics),
+            "numerics": getattr(pl_module, "numerics", EXACT),  # NeMo's module has no choice
         }
         midst_of_validation = trainer.validating and not trainer.fit_loop.epoch_loop.validated
         _settle(checkpoint["loops"]["fit_loop"], midst_of_validation)

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from nest_ssl.base.determinism import seed_all
 from nest_ssl.base.errors import UserError
@@ -20,7 +22,12 @@ from nest_ssl.cli.data import main as data
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
 from nest_ssl.data.check import check_dataset
+from nest_ssl.data.lines import Entry, Place
 from nest_ssl.data.loader import AudioNoiseLoader, build_dataloader
+from nest_ssl.data.manifest import read_speech
+from nest_ssl.data.skipping import SkippedAudio
+from nest_ssl.data.sources import tarred
+from nest_ssl.data.sources.making import convert
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of workers on few cores, and of tar files that stay open
 RATE = 16_000
@@ -212,3 +219,72 @@ def test_lines_of_no_use_are_left_out_and_other_transcripts_come_too(corpus: Pat
     section = {**LHOTSE, "manifest_filepath": str(tmp_path / "a.json"), "batch_duration": 60.0, "sample_rate": RATE}
     (batch,) = epoch_of(loader_of({**section, "shuffle": False}), 0)
     assert batch.audio_len.tolist() == [round(RATE * lines[number]["duration"]) for number in (1, 2, 2)]
+
+
+@pytest.fixture(scope="module")
+def one_bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four utterances in every kind, the second of which is no audio any more."""
+    folder = tmp_path_factory.mktemp("bad")
+    for number in range(4):
+        soundfile.write(folder / f"u{number}.wav", np.full(RATE, 0.1 + 0.1 * number), RATE)
+    lines = [json.dumps({"audio_filepath": f"u{number}.wav", "duration": 1.0}) + "\n" for number in range(4)]
+    (folder / "m.json").write_text("".join(lines))
+    convert(read_speech(str(folder / "m.json")), "shar", folder / "shar", 1)
+    recordings = folder / "shar" / "recording.000000.tar"
+    content, good = recordings.read_bytes(), (folder / "u1.wav").read_bytes()[44:]
+    start = content.index(good)
+    recordings.write_bytes(content[: start - 44] + bytes(44 + len(good)) + content[start + len(good) :])
+    (folder / "u1.wav").write_bytes(b"no audio" * 100)
+    convert(read_speech(str(folder / "m.json")), "tarred", folder / "tarred", 1)
+    return folder
+
+
+OF_TARS = {"manifest_filepath": "tarred/tarred_audio_manifest.json", "tarred_audio_filepaths": "tarred/audio_0.tar"}
+WITH_ONE_BAD: dict[str, dict[str, Any]] = {
+    "tarred": {"is_tarred": True, **OF_TARS},
+    "buckets": {"is_tarred": True, **{key: [[path], [path]] for key, path in OF_TARS.items()},
+                "bucketing_strategy": "fixed_order"},
+    "concat": {"is_concat": True, "manifest_filepath": ["m.json", "m.json"]},
+    "cuts": {"use_lhotse": True, "manifest_filepath": "m.json"},
+    "tars of cuts": {"use_lhotse": True, "force_finite": True, **OF_TARS},
+    "shar": {"use_lhotse": True, "force_finite": True, "shar_path": "shar"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in WITH_ONE_BAD), ("tarred", 1), ("concat", 1)])
+def test_audio_that_cannot_be_read(kind: str, workers: int, one_bad: Path) -> None:
+    """The run stops at it, or goes on without it, whatever kind of data it is in; Lhotse goes on by itself."""
+
+    def located(value: Any) -> Any:
+        if isinstance(value, list):
+            return [located(part) for part in value]
+        return (
+            str(one_bad / value) if isinstance(value, str) and ("/" in value or value in ("m.json", "shar")) else value
+        )
+
+    keys = {"batch_size": 2, "shuffle": False, "sample_rate": RATE, "num_workers": workers}
+    section = read(Dataset, {**keys, **{key: located(value) for key, value in WITH_ONE_BAD[kind].items()}})
+    strict, skipped = build_dataloader(section, RATE), SkippedAudio()
+    assert strict is not None
+    if not section.use_lhotse or kind == "cuts":  # of which the header is read for each line
+        with pytest.raises(UserError, match="u1.wav"):
+            for _ in strict:
+                pass
+    if kind == "cuts":
+        return
+    loader = build_dataloader(section, RATE, skipped=skipped)
+    assert loader is not None
+    heard = sorted(round(float(row[0]), 1) for batch in loader for row in batch.audio)
+    times = 1 if section.use_lhotse or kind == "tarred" else 2
+    assert heard == sorted([0.1, 0.3, 0.4] * times)
+    assert skipped.utterances == (0 if section.use_lhotse else times)
+
+
+def test_lines_are_found_by_name_where_hashes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [Entry(path, 1.0, None, Place("m", number)) for number, path in enumerate(["b.wav", "x/a.flac", "b.mp3"])]
+    for _ in range(2):
+        lines = tarred.LinesByName(entries)
+        assert [lines.get(name) for name in ("a", "b", "c")] == [[entries[1]], [entries[0], entries[2]], []]
+        monkeypatch.setattr(tarred, "_hash_of_name", lambda name: 5)
+    with pytest.raises(UserError, match="several files for an utterance of a tarred set"):
+        tarred.LinesByName([Entry(["l.wav", "r.wav"], 1.0, None, Place("m", 1))])
