@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, finfo, float64
+from torch import Tensor, dot, finfo, float64, from_numpy
 
 from nest_ssl.compare.bits import as_integers, as_real, chunks
 
@@ -113,12 +113,14 @@ class _Floats(_Integers):
         bits = [side.view(_SIGNED[side.itemsize]) for side in patterns]
         self.used = tuple(old | int(np.bitwise_or.reduce(side)) for old, side in zip(self.used, bits, strict=True))  # type: ignore[assignment]
         unlike = bits[0] != bits[1]
-        metrics.differing += int(np.count_nonzero(unlike))
-        if unlike.any():
+        count = int(np.count_nonzero(unlike))
+        metrics.differing += count
+        if count:
             self.show(_BITS, 0.0, int(unlike.argmax()))
         a, b = (side.to(float64).numpy() for side in (reference, candidate))
-        finite = np.isfinite(a) & np.isfinite(b)
-        if not finite.all():
+        squares = _dot(a, a), _dot(b, b)
+        if not all(map(math.isfinite, squares)):  # else no element is infinite or NaN
+            finite = np.isfinite(a) & np.isfinite(b)
             metrics.nan_reference += int(np.count_nonzero(np.isnan(a)))
             metrics.nan_candidate += int(np.count_nonzero(np.isnan(b)))
             disagree = ~(finite | (np.isnan(a) & np.isnan(b)) | (a == b))
@@ -129,19 +131,25 @@ class _Floats(_Integers):
             if not finite.any():
                 return
             a, b, *bits = (np.where(finite, values, 0) for values in (a, b, *bits))
-        difference = np.abs(b - a)
-        added = (float(a @ a), float(b @ b), float(a @ b), float(difference @ difference))
+            squares = _dot(a, a), _dot(b, b)
+        difference = np.subtract(b, a)
+        np.abs(difference, out=difference)
+        added = (*squares, _dot(a, b), _dot(difference, difference))
         self.squares = tuple(old + new for old, new in zip(self.squares, added, strict=True))
         at = int(difference.argmax())
         metrics.max_abs = max(metrics.max_abs or 0.0, float(difference[at]))
-        metrics.max_ulp = max(metrics.max_ulp or 0, int(_distance(_ranks(bits[0]), _ranks(bits[1])).max()))
+        if np.bitwise_or.reduce(bits[0] ^ bits[1]) < 0:  # else of like signs, whose bit patterns are as far apart
+            bits = [_ranks(side) for side in bits]
+        metrics.max_ulp = max(metrics.max_ulp or 0, int(_distance(bits[0], bits[1]).max()))
         if difference[at] > 0:
             self.show(_NUMBER, float(difference[at]), at)
+        if not (atol or rtol):
+            metrics.outside += int(np.count_nonzero(difference))
+            return
         allowed = atol + rtol * np.abs(a)
         metrics.outside += int(np.count_nonzero(difference > allowed))
-        if atol or rtol:
-            share = np.divide(difference, allowed, out=np.zeros_like(a), where=difference > 0)
-            metrics.ratio = max(metrics.ratio or 0.0, float(share.max()))
+        share = np.divide(difference, allowed, out=np.zeros_like(a), where=difference > 0)
+        metrics.ratio = max(metrics.ratio or 0.0, float(share.max()))
 
     def finish(self) -> Metrics:
         if self.metrics.max_abs is not None:
@@ -158,6 +166,11 @@ class _Floats(_Integers):
 def _low_zeros(bits: int, width: int) -> int:
     """How many of the lowest `width` bits are zero below the first that is set."""
     return width if bits & ((1 << width) - 1) == 0 else (bits & -bits).bit_length() - 1
+
+
+def _dot(a: Array, b: Array) -> float:
+    """NumPy's own would start threads for so few elements, which on a busy machine wait for each other."""
+    return float(dot(from_numpy(a), from_numpy(b)))
 
 
 def _distance(a: Array, b: Array) -> Array:
