@@ -67,7 +67,7 @@ def test_a_target_is_met_or_the_reason_is_said() -> None:
     reasons = [line for line in text.splitlines() if line.startswith("- ")]
     assert len(reasons) == 2 and reasons[0].startswith("- exact: memory") and len(reasons[0]) > 100
     assert reasons[1] == "- loader: not had (no memory)"
-    assert "by bare | 1.3 | 1.30 | yes |" in text and "loader: CPU" not in text and "2 x 3 s" not in text
+    assert "by bare | 1.3 | 1.30 | yes |" in text and "loader: CPU" not in text and "large, 2 x 3 s" not in text
 
 
 def test_cases_of_one_rival_are_timed_together() -> None:
