@@ -24,11 +24,13 @@ PARTS = {
     "peak_bytes": "peak memory",
     "products_ms": "products alone",
 }
-RECORDED = {"seconds": "seconds", "seconds until written": "written", "CPU seconds": "cpu",
-            "CPU seconds of a bare step": "bare", "writing as many bytes": "bytes_alone"}  # fmt: skip
+RECORDED = {"a bare step": "bare_clock", "recorded": "seconds", "until written": "written", "bare, CPU": "bare",
+            "its thread, CPU": "thread", "all threads, CPU": "cpu", "writing as many bytes": "bytes_alone"}  # fmt: skip
 ABOUT_RECORDER = (
-    "One step recorded by each level, by the clock: until training goes on, and until all of it is written and hashed; "
-    "its CPU time with that of the threads that write and hash; and what writing as many bytes to the disk takes alone."
+    "Seconds of one step by the clock: bare, and recorded by each level, until training goes on and until all of it is "
+    "written and hashed; CPU time of a bare step, of the thread that trains while it is recorded, and with the threads "
+    "that write and hash; and what writing as many bytes to the disk takes alone. A bare step takes the fast path "
+    "through a layer, which calls no module; levels that record every module take the one that does."
 )
 CURVE = "benchmarks-curve.svg"
 CURVES = {"layers": "layers of the large model", "s": "seconds of audio, medium", "utterances": "utterances, medium"}
@@ -104,9 +106,13 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
         yield Heading(("The recorder",))
         yield Paragraph((ABOUT_RECORDER,))
         yield table(("level", "MB", *RECORDED), [
-            (row["name"], f"{row['bytes'] / 1e6:,.0f}", *(f"{row[key]:.2f}" for key in RECORDED.values()))
+            (row["name"], f"{row['bytes'] / 1e6:,.1f}", *(f"{row[key]:.3g}" for key in RECORDED.values()))
             for row in recorded], right=1 + len(RECORDED))  # fmt: skip
     yield from _missing(results["recorder"])
+    if results.get("comparer"):
+        yield Heading(("The comparer",))
+        yield Paragraph(("One core, files mapped from the disk's cache; bytes of one side.",))
+        yield table(("tensors", "GB/s"), [(row["name"], f"{row['gbs']:.2f}") for row in results["comparer"]], right=1)
     if results["start"]:
         yield Heading(("Start-up",))
         numbers = [
