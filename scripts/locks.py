@@ -30,6 +30,8 @@ from pins import CPU_WHEELS, LOCKS, ROOT, Pin, cpu_wheels, default_nemo, read_lo
 SUMS = "SHA256SUMS"
 OLDEST_PYTHON = "3.10"
 EXTRAS = ("--extra=train",)  # of our own package: what both trainers need of it
+# Of a release whose lock is made on the spot: NeMo before 2.6 holds NumPy down, and with it ml-dtypes.
+WITHOUT = "# It takes any ml-dtypes, and cannot be imported with one before 0.5.\nonnx!=1.19.*\n"
 NOT_SHARED = ("fsspec",)  # torch asks for it, but releases of NeMo do not agree on its version
 JSON_INDEX = "application/vnd.pypi.simple.v1+json"
 
@@ -48,7 +50,7 @@ def write(uv: str, nemo_version: str, upgrade: bool) -> None:
             sys.exit(f"error: no release of NeMo: NEMO_VERSION={nemo_version}. Give all of it, as 2.6.2")
         asked = (LOCKS / f"nemo-{nearest_release(nemo_version)}.in").read_text(encoding="utf-8")
         asked = re.sub(r"(?<=nemo_toolkit\[asr\]==)\S+", nemo_version, asked)
-        (LOCKS / f"nemo-{nemo_version}.in").write_text(asked, encoding="utf-8")
+        (LOCKS / f"nemo-{nemo_version}.in").write_text(asked + WITHOUT, encoding="utf-8")
     _write_environments(uv, nemo_version, upgrade)
     _write_images(uv, nemo_version)
     lines = [f"{_sha256(path)}  {path.name}\n" for path in locks()]
@@ -56,10 +58,18 @@ def write(uv: str, nemo_version: str, upgrade: bool) -> None:
 
 
 def nearest_release(nemo_version: str) -> str:
-    """The release with a list of what is asked for whose number is nearest: what 2.3.3 needs is what 2.4.1 needs."""
-    known = [path.stem.removeprefix("nemo-") for path in LOCKS.glob("nemo-*.in")]
-    numbers = [int(part) for part in re.findall(r"\d+", nemo_version)]
-    return min(known, key=lambda one: [abs(int(a) - b) for a, b in zip(one.split("."), numbers, strict=False)])
+    """The release with a list of what is asked for whose line is nearest: what 2.3.3 needs is what 2.4.1 needs.
+
+    Of two as near, the older one: 2.5.3 needs what 2.4.1 needs, also where 2.6.2 has got a list.
+    """
+    known = sorted((path.stem.removeprefix("nemo-") for path in LOCKS.glob("nemo-*.in")), key=_numbers)
+    return min(
+        known, key=lambda one: [abs(a - b) for a, b in zip(_numbers(one)[:2], _numbers(nemo_version), strict=False)]
+    )
+
+
+def _numbers(release: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", release)]
 
 
 def _write_environments(uv: str, nemo_version: str, upgrade: bool) -> None:

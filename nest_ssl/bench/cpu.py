@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import time
@@ -151,19 +152,63 @@ def curve(bench: Bench, batches: int) -> Row:
     return {"losses": losses, "settings": list(LEARNING)}
 
 
-def recorder(bench: Bench) -> list[Row]:
-    """By level: seconds of a recorded step, of a bare one, and of writing as many bytes; CPU seconds of the first."""
-    batch, rows = (2, 3.0), []
-    try:
-        with Worker(replace(bench, size="small"), "nest", record=bench.folder / "recorded") as worker:
-            for level, count in LEVELS.items():
-                bare = worker.ask(do="steps", warm=1, count=3, batch=batch)
-                found = worker.ask(do="record", level=level, count=count, batch=batch)
-                seconds = seconds_to_write(bench.folder / "written", found["bytes"])
-                row = {"name": f"{level}, size small", "batch": list(batch), "bare": bare["step_ms"] / 1000}
-                rows.append({**row, **found, "bytes_alone": seconds})
-    except WorkerEnded as ended:
-        rows.append({"name": "recorder, size small", "error": str(ended)})
+RECORDED = {  # by name: size, batch and settings of the steps that are recorded; from the fewest bytes to the most
+    "tiny": ("tiny", (2, 3.0), ()),
+    "large, 3 of 17 layers": ("large", (4, 8.0), LAYERS),
+    "large": ("large", (8, 16.0), ()),  # 7 GB a step at level modules
+}
+
+
+def recorder(bench: Bench, names: Sequence[str] = tuple(RECORDED)) -> list[Row]:
+    """By level and model: a recorded step's seconds by the clock, of the thread that trains and of all threads; a bare
+    step's, and those of writing as many bytes."""
+    rows: list[Row] = []
+    for name in names:
+        size, batch, settings = RECORDED[name]
+        try:
+            with Worker(replace(bench, size=size), "nest", *settings, record=bench.folder / "recorded") as worker:
+                for level, count in LEVELS.items():
+                    bare = worker.ask(do="steps", warm=1, count=3, batch=batch)
+                    found = worker.ask(do="record", level=level, count=count, batch=batch)
+                    row = {"name": f"{level}, {name}", "batch": list(batch), "bare": bare["step_ms"] / 1000}
+                    alone = seconds_to_write(bench.folder / "written", found["bytes"])
+                    rows.append({**row, **found, "bare_clock": bare["clock"], "bytes_alone": alone})
+        except WorkerEnded as ended:
+            rows.append({"name": f"recorder, {name}", "error": str(ended)})
+        shutil.rmtree(bench.folder / "recorded", ignore_errors=True)
+    return rows
+
+
+def comparer(bench: Bench, size: int = 1 << 28) -> list[Row]:
+    """GB a second of one core, of one side's bytes: tensors that are equal, that all differ, and `cmp` of equal."""
+    import torch
+
+    from nest_ssl.base.safe_load import load_tensors
+    from nest_ssl.base.tensor_writer import write_tensors
+    from nest_ssl.compare.findings import Spot
+    from nest_ssl.compare.rules.bits import SameBits
+    from nest_ssl.compare.values import Comparer
+    from nest_ssl.recording.address import Address, Kind
+    from nest_ssl.recording.clock import Moment, Phase
+
+    torch.set_num_threads(1)
+    place, rows = Spot("forward", Moment(0, Phase.FORWARD), Address(Kind.OUTPUT, "m", 0)), []
+    one = [torch.randn(1 << 20) for _ in range(size >> 22)]
+    values = {"reference": one, "equal": one, "all different": [value + 1e-6 * torch.randn(1 << 20) for value in one]}
+    paths = {name: bench.folder / name / "tensors.pt" for name in values}  # of one name, which is in the file
+    for name, path in paths.items():
+        path.parent.mkdir()
+        write_tensors(path, values[name])
+    del one, values
+    for name in ("equal", "all different"):
+        before = time.process_time()
+        sides = [load_tensors(paths[side], mapped=True) for side in ("reference", name)]
+        Comparer(SameBits()).nested(place, *sides)
+        rows.append({"name": name, "gbs": size / 1e9 / (time.process_time() - before)})
+    before = _cpu_seconds()
+    if shutil.which("cmp"):
+        subprocess.run(["cmp", paths["equal"], paths["reference"]], stdout=subprocess.DEVNULL, check=False)
+        rows.append({"name": "cmp, equal", "gbs": size / 1e9 / (_cpu_seconds() - before)})
     return rows
 
 

@@ -24,11 +24,13 @@ PARTS = {
     "peak_bytes": "peak memory",
     "products_ms": "products alone",
 }
-RECORDED = {"seconds": "seconds", "seconds until written": "written", "CPU seconds": "cpu",
-            "CPU seconds of a bare step": "bare", "writing as many bytes": "bytes_alone"}  # fmt: skip
+RECORDED = {"a bare step": "bare_clock", "recorded": "seconds", "until written": "written", "bare, CPU": "bare",
+            "its thread, CPU": "thread", "all threads, CPU": "cpu", "writing as many bytes": "bytes_alone"}  # fmt: skip
 ABOUT_RECORDER = (
-    "One step recorded by each level, by the clock: until training goes on, and until all of it is written and hashed; "
-    "its CPU time with that of the threads that write and hash; and what writing as many bytes to the disk takes alone."
+    "Seconds of one step by the clock: bare, and recorded by each level, until training goes on and until all of it is "
+    "written and hashed; CPU time of a bare step, of the thread that trains while it is recorded, and with the threads "
+    "that write and hash; and what writing as many bytes to the disk takes alone. A bare step takes the fast path "
+    "through a layer, which calls no module; levels that record every module take the one that does."
 )
 CURVE = "benchmarks-curve.svg"
 CURVES = {"layers": "layers of the large model", "s": "seconds of audio, medium", "utterances": "utterances, medium"}
@@ -36,7 +38,7 @@ ABOUT = (
     "Written by the command below, not by hand. Both trainers train by turns, each time in a process of its own, with "
     "the same constant batch, everything random on, one thread, and the same settings and allocator. Times are the "
     "process's CPU time, so that others on the machine disturb little. A ratio is the port's number divided by NeMo "
-    "3.0.0's of the same round: median (least to largest); below 1 the port needs less. `products alone` is what the "
+    "3.0.0's of the same round: median (least to largest); below 1 the port needs less. Products alone is what the "
     "port's matrix products and convolutions would take at the rate of a large matrix product, measured behind each "
     "round, divided by NeMo's step: no step that keeps the products, and with them the bits, can have a smaller ratio."
 )
@@ -84,7 +86,7 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     """The whole document."""
     yield Heading(("Speed and memory on a CPU",), 1)
     yield Paragraph((ABOUT,))
-    yield CodeBlock(("make bench", "make bench QUICK=1"))
+    yield CodeBlock(("make bench", "make bench ARGS=--targets", "make bench QUICK=1"))
     if machine := results.get("machine"):
         yield Paragraph((f"{machine}; {results['day']}.",))
     rows = [row for row in results["steps"] if "step_ms" in row]
@@ -104,9 +106,13 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
         yield Heading(("The recorder",))
         yield Paragraph((ABOUT_RECORDER,))
         yield table(("level", "MB", *RECORDED), [
-            (row["name"], f"{row['bytes'] / 1e6:,.0f}", *(f"{row[key]:.2f}" for key in RECORDED.values()))
+            (row["name"], f"{row['bytes'] / 1e6:,.1f}", *(f"{row[key]:.3g}" for key in RECORDED.values()))
             for row in recorded], right=1 + len(RECORDED))  # fmt: skip
     yield from _missing(results["recorder"])
+    if results.get("comparer"):
+        yield Heading(("The comparer",))
+        yield Paragraph(("One core, files mapped from the disk's cache; bytes of one side.",))
+        yield table(("tensors", "GB/s"), [(row["name"], f"{row['gbs']:.2f}") for row in results["comparer"]], right=1)
     if results["start"]:
         yield Heading(("Start-up",))
         numbers = [
@@ -126,10 +132,13 @@ def _against_targets(results: dict[str, Any]) -> Iterator[Block]:
     yield table(("what", "at most", "measured", "met"), [
         (target.what, f"{target.most:g}", f"{value:.2f}", "yes" if value <= target.most else "no")
         for target, value in found], right=2)  # fmt: skip
-    missed = [target for target, value in found if value > target.most and target.reason]
+    missed: dict[str, list[str]] = {}
+    for target, value in found:
+        if value > target.most and target.reason:
+            missed.setdefault(target.reason, []).append(target.what)
     if missed:
         yield Paragraph(("Why those that are not met are not, and what was tried:",))
-        yield Bullets(tuple((f"{target.what}: {target.reason}",) for target in missed))
+        yield Bullets(tuple((f"{'; '.join(names)}: {reason}",) for reason, names in missed.items()))
 
 
 def _said_of_loader(loader: Row) -> Iterator[Block]:

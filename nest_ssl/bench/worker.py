@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import runpy
+import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -93,10 +94,13 @@ class Conductor(Callback):
                 yield batch
                 yield from self._recorded(batch, self.order.get("level", "modules"), self.order.get("count", 1))
             else:
-                self.moments.begin(self.order.get("warm", 0))
-                for _ in range(self.order.get("warm", 0) + self.order.get("count", 1)):
+                warm, clock = self.order.get("warm", 0), []
+                self.moments.begin(warm)
+                for _ in range(warm + self.order.get("count", 1)):
+                    started = self.moments.wall()
                     yield batch
-                self._found = {**self.moments.end(), **self._found}
+                    clock.append(self.moments.wall() - started)
+                self._found = {**self.moments.end(), "clock": statistics.median(clock[warm:]), **self._found}
             del batch
             self._answer(self._found)
         raise Finished
@@ -110,16 +114,20 @@ class Conductor(Callback):
         steps = []
         for step in range(number + 1, number + 1 + count):
             orders.wait(self.moments.device)
-            started, computed = self.moments.wall(), time.process_time()
+            started, computed, own = self.moments.wall(), time.process_time(), time.thread_time()
             yield batch
             orders.wait(self.moments.device)
-            ended = self.moments.wall()
+            ended, own = self.moments.wall(), time.thread_time() - own
             session.writer.wait()
             folder = session.writer.folder / step_folder(step)
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             (folder / CALLS).unlink(missing_ok=True)  # most of the bytes; the next step is compared with the others
             found = {"seconds": ended - started, "written": self.moments.wall() - started, "bytes": size}
-            found |= {"cpu": time.process_time() - computed, "peak": orders.peak_bytes(self.moments.device) or 0}
+            found |= {
+                "thread": own,
+                "cpu": time.process_time() - computed,
+                "peak": orders.peak_bytes(self.moments.device) or 0,
+            }
             steps.append(found)
         with orders.warnings_by_place(set()) as places:
             yield batch

@@ -3,7 +3,7 @@
     nest-ssl bench --quick --nemo-python .venv/nemo-3.0.0/bin/python      # make bench QUICK=1
     nest-ssl bench --targets --nemo-python ...                            # what targets are about: 12 minutes
     nest-ssl bench --only large                                           # cases of that name; the others stay
-    nest-ssl bench --only curve                                           # or a part: curve, loader, recorder, start
+    nest-ssl bench --only curve                                           # or a part, as curve or recorder
 
 Exit codes: 0 all was measured; 1 something could not be had; 3 bad usage.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nest_ssl.bench.cpu import Case
     from nest_ssl.bench.trainings import Bench
 
-PARTS = ("curve", "loader", "recorder", "start")  # besides the cases
+PARTS = ("curve", "loader", "comparer", "recorder", "start")  # besides the cases
 LEARNT = 300  # steps of the curve
 
 
@@ -98,7 +98,8 @@ def measure(
     measured: dict[str, Callable[[], Any]] = {
         "loader": lambda: cpu.loader(bench),
         "start": lambda: cpu.start_up(bench, aligned=not options.quick),
-        "recorder": lambda: cpu.recorder(bench),
+        "comparer": lambda: cpu.comparer(bench),
+        "recorder": lambda: cpu.recorder(bench, list(cpu.RECORDED)[: 2 if options.quick else None]),
         "curve": lambda: cpu.curve(bench, LEARNT),
     }
     for part in [part for part in measured if part in parts]:

@@ -40,11 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from nest_ssl.base.files import write_atomically
     from nest_ssl.matrix.page import page, summary
-    from nest_ssl.matrix.runs import cells_of_all, run_matrix
+    from nest_ssl.matrix.runs import run_matrix
     from nest_ssl.matrix.variants import STOPPED, VARIANTS, pairs, pairs_of_listed
     from nest_ssl.record.provenance import describe_run
-    from nest_ssl.releases import RELEASES
-    from nest_ssl.report.render.markdown import render_markdown
 
     pythons = {}
     for name in ("nemo", "nest"):
@@ -65,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"matrix: {cell.group}: {cell.name}: {cell.verdict}: {why}")
     if not options.only:
         commit = describe_run()["git"]["commit"] or ""
-        releases = sorted({*RELEASES.values(), options.nemo}, reverse=True)
-        every = cells_of_all(variants, releases, options.out.absolute())
-        write_atomically(options.page, render_markdown(list(page(every, commit))))
+        before = options.page.read_text("utf-8") if options.page.exists() else ""
+        write_atomically(options.page, page(options.nemo, cells, commit, before))
     return EXIT_OK if all(cell.is_right for cell in cells) and not unforeseen else EXIT_DIVERGED

@@ -42,7 +42,7 @@ class SideRanks:
         parameters: how many each rank trains.
         parted: the first difference between ranks; None: at no step.
         buffers: that are not the same on all ranks after the last step; batch statistics are each rank's own.
-        frozen: parameters that nobody trains, and that are not the same on all ranks after the last step.
+        frozen: parameters that are not trained, and that are not the same on all ranks after the last step.
     """
 
     world_size: int

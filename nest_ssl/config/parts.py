@@ -155,9 +155,16 @@ class Encoder(Section):
     n_layers: Positive
     d_model: Positive
     feat_out: int = -1  # width of a last linear layer; -1 for none
-    subsampling: Literal["dw_striding", "striding", "stacking", "stacking_norm"] | None = "striding"
+    # The last three before NeMo 2.5 alone.
+    subsampling: (
+        Literal[
+            "dw_striding", "striding", "stacking", "stacking_norm", "vggnet", "striding_conv1d", "dw_striding_conv1d"
+        ]
+        | None
+    ) = "striding"
     subsampling_factor: Positive = 4  # frames for one output vector; a power of two
-    subsampling_conv_chunking_factor: int = 1  # 1: split a batch only if it is too large; else into so many parts
+    # 1: split a batch only if it is too large; -1 (before NeMo 2.5): never; else into so many parts
+    subsampling_conv_chunking_factor: int = 1
     subsampling_conv_channels: int = -1  # -1: d_model
     reduction: Literal["pooling", "striding"] | None = None  # a second subsampling,
     reduction_position: int | None = None  # behind the layer of this number; -1: behind all
@@ -200,11 +207,12 @@ class Encoder(Section):
         if self.d_model % self.n_heads:
             what = f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}"
             raise Unfit(what, "n_heads", "Change one of the two.")
-        conv = self.subsampling in ("dw_striding", "striding")
+        conv = self.subsampling not in (None, "stacking", "stacking_norm")
         powers = {"subsampling_factor": 1, "reduction_factor": 1} if conv else {"reduction_factor": 1}
         for key, least in (powers | {"subsampling_conv_chunking_factor": 1}).items():
             value = getattr(self, key)
-            if value < least or value & (value - 1):
+            whole = key == "subsampling_conv_chunking_factor" and value == -1
+            if not whole and (value < least or value & (value - 1)):
                 raise Unfit(f"not a power of two: {value}", key, f"Give a power of two from {least} on.")
         if (
             self.reduces

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 
 from nest_ssl.matrix.runs import Cell
-from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Heading, Paragraph, Text, table
+from nest_ssl.report.document import Block, Code, CodeBlock, Heading, Paragraph, Text, table
+from nest_ssl.report.render.markdown import render_markdown
 
 LEGEND = (
     "Written by the command below; not by hand. Each variant is one change of the tiny model of conf/ with everything "
@@ -21,26 +23,35 @@ LEGEND = (
 WHY = 160  # characters of a reason
 
 
-def page(cells: Mapping[str, Sequence[Cell]], commit: str) -> Iterator[Block]:
-    """The whole document, from the cells of each release of NeMo."""
-    yield Heading(("Which models train with NeMo's bits",), 1)
-    yield Paragraph((LEGEND,))
-    yield CodeBlock(("make matrix",))
-    yield Bullets(tuple((summary(release, each),) for release, each in cells.items()))
-    yield Paragraph((f"Measured {date.today()} at commit {commit[:7]}, torch on one CPU thread a side.",))
-    for release, of_release in cells.items():
-        yield Heading((f"NeMo {release}",))
-        trained = [cell for cell in of_release if cell.verdict != "refused"]
-        refused = [cell for cell in of_release if cell.verdict == "refused"]
-        rows = [(*_named(cell), *_found(cell)) for cell in trained]
-        columns = ("choice", "variant", "verdict", "first difference, or why not", "places", "seconds")
-        yield table(columns, rows, right=2)
-        if refused:
-            yield Heading((f"What NeMo {release} does not train",), 3)
-            reasons = [
-                (*_named(cell), (Code(cell.reference[:WHY]),), (Code(cell.candidate[:WHY]),)) for cell in refused
-            ]
-            yield table(("choice", "variant", "NeMo says", "the port says"), reasons)
+def page(release: str, cells: Sequence[Cell], commit: str, before: str = "") -> str:
+    """The whole document: the part of a release, and those of the others as they were `before`, each of its day."""
+    blocks = list(part(release, cells, commit))
+    parts = {**parts_of(before), release: render_markdown(blocks)}
+    command = CodeBlock(("make matrix  # of NEMO_VERSION; what is here of other releases stays",))
+    head = render_markdown([Heading(("Which models train with NeMo's bits",), 1), Paragraph((LEGEND,)), command])
+    return "\n".join([head, *(parts[each] for each in sorted(parts, reverse=True))])
+
+
+def parts_of(document: str) -> dict[str, str]:
+    """The part of each release in it, its heading first."""
+    _, *found = re.split(r"^(?=## NeMo )", document, flags=re.MULTILINE)
+    return {text.split()[2]: f"{text.rstrip()}\n" for text in found}
+
+
+def part(release: str, cells: Sequence[Cell], commit: str) -> Iterator[Block]:
+    """What there is of one release of NeMo."""
+    yield Heading((f"NeMo {release}",))
+    when = f"Measured {date.today()} at commit {commit[:7]}, torch on one CPU thread a side."
+    yield Paragraph((f"{summary(release, cells)} {when}",))
+    trained = [cell for cell in cells if cell.verdict != "refused"]
+    refused = [cell for cell in cells if cell.verdict == "refused"]
+    rows = [(*_named(cell), *_found(cell)) for cell in trained]
+    columns = ("choice", "variant", "verdict", "first difference, or why not", "places", "seconds")
+    yield table(columns, rows, right=2)
+    if refused:
+        yield Heading((f"What NeMo {release} does not train",), 3)
+        reasons = [(*_named(cell), (Code(cell.reference[:WHY]),), (Code(cell.candidate[:WHY]),)) for cell in refused]
+        yield table(("choice", "variant", "NeMo says", "the port says"), reasons)
 
 
 def summary(release: str, cells: Sequence[Cell]) -> str:

@@ -182,13 +182,6 @@ def cell_of(key: str, variant: Variant, reference: dict[str, Any], candidate: di
     )
 
 
-def cells_of_all(variants: Sequence[Variant], releases: Sequence[str], folder: Path) -> dict[str, list[Cell]]:
-    """The cells of each release that has them all, of today's source."""
-    known = {cell.key: cell for cell in read_cells(folder / RESULTS)}
-    keys = {release: keys_of(variants, release) for release in releases}
-    return {release: [known[key] for key in each] for release, each in keys.items() if known.keys() >= set(each)}
-
-
 def keys_of(variants: Sequence[Variant], release: str) -> list[str]:
     """What a cell is known by: settings, release and source."""
     source = source_hash()

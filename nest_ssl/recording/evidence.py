@@ -89,6 +89,7 @@ class Deviation(Strict):
         max_abs: largest difference of one element.
         nonfinite_disagree: elements of which only one is finite; the sizes run over the others.
         shape: of the recorded one, or None where they differ in shape or type: then no size has a meaning.
+        eps: of its type; 0 for whole numbers, and in a file of before it was kept.
     """
 
     place: Place
@@ -99,6 +100,7 @@ class Deviation(Strict):
     differing: Count = 0
     nonfinite_disagree: Count = 0
     shape: list[Count] | None = None
+    eps: Size = 0.0
     why: str = ""  # what differs where it is no number: "shape [2, 3] against [2, 4]"
 
 

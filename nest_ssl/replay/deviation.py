@@ -61,6 +61,7 @@ def deviation_of(
         differing=max(1, int((recorded != found).sum())),  # one: zeros of unlike signs, NaNs of unlike bits
         nonfinite_disagree=int(disagree.sum()),
         shape=list(recorded.shape),
+        eps=torch.finfo(recorded.dtype).eps if recorded.is_floating_point() or recorded.is_complex() else 0.0,
     )
 
 

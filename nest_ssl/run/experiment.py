@@ -197,7 +197,8 @@ def _train(
                 raise
             raise bad from error
         except (RuntimeError, AssertionError) as error:
-            if (stop := stop_behind(error)) is None:
+            known = stop_behind(error)
+            if known is None:
                 raise
-            raise stop from error
+            raise known from error
     return trainer

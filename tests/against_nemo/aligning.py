@@ -15,6 +15,8 @@ from train_nemo import NEMO
 from train_nest import NEST
 
 from nest_ssl.releases import generation_of
+from nest_ssl.report import write_reports
+from nest_ssl.run.compared import Asked, compare_as_asked, ranks_of
 from nest_ssl.run.experiment import Subject, run
 
 RELEASE = importlib.metadata.version("nemo_toolkit")  # whichever is installed: the port must be exact with it
@@ -44,11 +46,16 @@ def align(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
 
 
 def compare(folder: Path, reference: str | Path, candidate: str | Path) -> tuple[int, dict[str, Any]]:
-    """Compare two recordings, in `folder` or at their own paths; the exit code and the report, in `folder` too."""
-    out = folder / "report"
-    code = compare_outputs(
-        ["--reference", str(folder / reference), "--candidate", str(folder / candidate), "--out", str(out)]
-    )
+    """Compare two recordings, in `folder` or at their own paths; the exit code and the report, in `folder` too.
+
+    As the command does, without a page and its pictures: they show what is found here already.
+    """
+    out, sides = folder / "report", (folder / reference, folder / candidate)
+    if ranks_of(*sides) is None:
+        comparison = compare_as_asked(*sides, Asked())
+        code, _ = comparison.exit_code, write_reports(comparison, out)
+    else:
+        code = compare_outputs([f"--reference={sides[0]}", f"--candidate={sides[1]}", f"--out={out}"])
     return code, json.loads((out / "report.json").read_text())
 
 

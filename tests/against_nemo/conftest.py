@@ -5,11 +5,13 @@ Whichever release is installed there, the port is built for its generation.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import importlib.metadata
 import importlib.util
 import runpy
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,10 +48,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("default"))  # NeMo's warnings are not for us to mend
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nemo_is_imported() -> None:
+    """Before the first test, so that its million objects are no garbage to look through in that test's file either."""
+    if importlib.util.find_spec("nemo") is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("nemo.collections.asr.models")
+    gc.set_threshold(10_000, 20, 20)  # what is left of a trainer goes at the end of a file, if not before
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _what_stays_is_no_garbage() -> None:
+def _what_stays_is_no_garbage(_nemo_is_imported: None) -> None:
     """NeMo's models and loaders that outlive a file are hundreds of thousands of objects to look through again."""
     gc.freeze()
+
+
+@pytest.fixture
+def memory_goes_back() -> Iterator[None]:
+    """A large model's is the system's again: else every loader's worker, a fork, would copy its page tables."""
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

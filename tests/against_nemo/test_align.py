@@ -10,6 +10,7 @@ import pytest
 import torch
 from aligning import (
     GENERATION,
+    NARROW,
     ONE_PROCESS,
     RELEASE,
     SMALL,
@@ -20,6 +21,7 @@ from aligning import (
     compare,
     record,
 )
+from compare_outputs import main as compare_outputs
 from lightning.pytorch import Callback, Trainer
 from train_nemo import NEMO
 from train_nest import NEST
@@ -41,11 +43,16 @@ LAYER_DROPOUTS = ("feed_forward1.dropout#0", "dropout#0", "self_attn.dropout#0",
 
 
 def test_tiny_over_three_steps(tmp_path: Path) -> None:
+    """And by the command, with its page."""
     assert_identical(*align(tmp_path, "size=tiny", "save_steps=0,1,2", "batches=3"))
+    sides = [f"--{side}={tmp_path / name}" for side, name in (("reference", "nemo"), ("candidate", "nest"))]
+    assert compare_outputs([*sides, f"--out={tmp_path / 'page'}"]) == 0
+    page, report = ((tmp_path / place / "report.json").read_bytes() for place in ("page", "report"))
+    assert page == report and (tmp_path / "page" / "report.html").is_file()
 
 
-def test_large_one_step(tmp_path: Path) -> None:
-    code, report = align(tmp_path, "size=large", "model.train_ds.batch_size=2", "batches=1")
+def test_large_one_step(tmp_path: Path, memory_goes_back: None) -> None:
+    code, report = align(tmp_path, "size=large", *STARTS, "model.train_ds.batch_size=2", "batches=1")
     assert_identical(code, report)
     compared = {rung["name"]: rung["compared"] for rung in report["rungs"]}
     parameters = open_recording(tmp_path / "nest", verify=False).initial_weights()
@@ -115,7 +122,8 @@ def test_other_settings(tmp_path: Path, overrides: list[str]) -> None:
 
 
 def test_everything_random_on(tmp_path: Path) -> None:
-    overrides = ["size=tiny", "run=full", *ONE_PROCESS, "model.train_ds.batch_size=4", "save_steps=all", "batches=2"]
+    small = ["size=tiny", NARROW, *STARTS, *ONE_PROCESS]  # of two layers
+    overrides = [*small, "run=full", "model.train_ds.batch_size=4", "save_steps=all", "batches=2"]
     assert_identical(*align(tmp_path, *overrides))
     ledgers = [[open_recording(tmp_path / name).step(step).rng().ledger for step in range(2)]
                for name in ("nemo", "nest")]  # fmt: skip

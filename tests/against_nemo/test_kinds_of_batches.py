@@ -16,11 +16,12 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.releases import generation
 
 RATE = 16_000
-SECONDS = {"a": 1.6, "b": 4.1, "c": 0.35, "d": 2.5, "e": 1.0, "long": 70.0}
+SECONDS = {"a": 1.6, "b": 4.1, "c": 0.35, "d": 2.5, "e": 1.0, "middle": 12.0, "long": 70.0}
 MANIFESTS = {
     "speech": ["a", "b", "c", "d", "e"],
     "silence": ["a", "silence", "silence", "silence", "b", "c"],
     "long": ["long", "b", "long"],
+    "middle": ["middle", "b"],
     "texts": ["c", "a", "d", "b"],
 }
 TEXTS = {"a": "Ünlike  words, 3!", "b": "", "d": "one\ttwo"}  # of the manifest "texts"
@@ -76,8 +77,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
          f"{LISTED}mlm.decoder.num_classes=100", f"{LISTED}mlm.targets_from_loss=null", "model.feature_penalty=0.1",
          "model.spec_augment.patch_size=16", "model.train_ds.augmentor={gain:{prob:0.5},white_noise:{prob:0.5}}"]),
     "long, beyond the positions prepared": (
-        "long", ["model.train_ds.batch_size=2", "model.train_ds.max_duration=80", "model.encoder.pos_emb_max_len=100",
-                 "batches=1"]),
+        "middle", ["model.train_ds.batch_size=2", "model.encoder.pos_emb_max_len=100", "batches=1"]),  # of 150 frames
 }  # fmt: skip
 
 

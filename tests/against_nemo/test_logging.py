@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from aligning import GENERATION
+from aligning import GENERATION, NARROW, ONE_LAYER
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train_nemo import NEMO
 from train_nest import NEST
@@ -22,7 +22,7 @@ Scalars = dict[str, list[tuple[int, float]]]  # tag -> step and value, in the or
 
 def logged(subject: Subject, folder: Path, *overrides: str) -> Scalars:
     """The scalars of a short run with validation in it."""
-    cfg = data_paths(compose([f"nemo={GENERATION}", "size=tiny", "batches=5", *overrides]))
+    cfg = data_paths(compose([f"nemo={GENERATION}", "size=tiny", ONE_LAYER, NARROW, "batches=5", *overrides]))
     set_determinism()
     trainer = build_trainer(cfg, [])
     trainer.loggers = build_loggers({"create_tensorboard_logger": True}, folder / subject.name)

@@ -36,8 +36,9 @@ def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
     results = cpu_page.load(tmp_path / "benchmarks.json")
     first = [row("tiny", 0.9), row("1 layers", 0.8), row("4 layers", 0.7), {"name": "large", "error": "no memory"}]
     results["steps"] = cpu_page.merge(first, [row("tiny", 0.5)])
-    recorded = {"seconds": 3.0, "written": 5.0, "cpu": 6.0, "bare": 1.0, "bytes_alone": 2.0}
-    results["recorder"] = [{"name": "modules", "bytes": 2e6, **recorded}]
+    recorded = {"seconds": 3.0, "written": 5.0, "cpu": 6.0, "thread": 2.5, "bare": 1.0, "bytes_alone": 2.0}
+    results["comparer"] = [{"name": "equal", "gbs": 2.5}]
+    results["recorder"] = [{"name": "modules", "bytes": 2e6, "bare_clock": 1.1, **recorded}]
     results["start"] = [
         {"name": "nest-ssl --help", "seconds": 0.05},
         {"name": "make align", "seconds": 50, "clock": 29},
@@ -46,7 +47,7 @@ def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
     cpu_page.save(results, tmp_path)
     text = (tmp_path / "benchmarks.md").read_text()
     assert "| tiny | 2 x 3 s | 0.50 (0.40 to 0.60) |" in text and "| tiny | 2 x 3 s | 0.90" not in text
-    assert "large: not had (no memory)" in text and "| modules | 2 | 3.00 | 5.00 | 6.00 | 1.00 | 2.00 |" in text
+    assert "large: not had (no memory)" in text and "| modules | 2.0 | 1.1 | 3 | 5 | 1 | 2.5 | 6 | 2 |" in text
     assert "| `make align` | 50.00 | 29.00 |" in text and "| reading audio | 4.00 | 2.00 | 0.50 |" in text
     assert "the same bits on both sides: 20 and 200 items a second" in text
     assert "benchmarks-layers.svg" in text and "benchmarks-s.svg" not in text
@@ -56,7 +57,9 @@ def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
 
 def test_a_target_is_met_or_the_reason_is_said() -> None:
     large = {"name": "large", "batch": [8, 16.0], "step_ms": [1.0, 0.75, 0.7, 0.9], "peak_bytes": [1, 0.61, 0.6, 0.7]}
-    recorded = [{"name": "digest, size small", "cpu": 2.6, "bare": 2.0}]
+    recorded = [
+        {"name": f"digest, {size}", "seconds": 2.6, "bare_clock": bare} for size, bare in (("a", 1.0), ("b", 2.0))
+    ]
     results = {"steps": [large], "recorder": recorded, "start": [], "loader": {"error": "no memory"}}
     text = "".join(render_markdown(list(cpu_page.page(results))))
     assert "| exact: step, large, 8 x 16 s, by NeMo's | 0.75 | 0.75 | yes |" in text
@@ -64,7 +67,7 @@ def test_a_target_is_met_or_the_reason_is_said() -> None:
     reasons = [line for line in text.splitlines() if line.startswith("- ")]
     assert len(reasons) == 2 and reasons[0].startswith("- exact: memory") and len(reasons[0]) > 100
     assert reasons[1] == "- loader: not had (no memory)"
-    assert "by bare | 1.3 | 1.30 | yes |" in text and "loader: CPU" not in text and "2 x 3 s" not in text
+    assert "by bare | 1.3 | 1.30 | yes |" in text and "loader: CPU" not in text and "large, 2 x 3 s" not in text
 
 
 def test_cases_of_one_rival_are_timed_together() -> None:

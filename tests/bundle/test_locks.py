@@ -190,6 +190,17 @@ def test_a_new_release_starts_from_the_default_ones_versions(copy: Path, uv: Pat
     assert (copy / "nemo-3.0.0.txt").read_text() == f"# preferred: {0 if upgrade else size}\n"
 
 
+@pytest.mark.parametrize(("there", "of_2_4"), [([], True), (["2.6.2"], True), (["2.5.0", "2.6.2"], False)])
+def test_what_a_release_without_a_list_asks_for(copy: Path, uv: Path, there: list[str], of_2_4: bool) -> None:
+    """What the nearest one does, and never an onnx that cannot be imported beside an early NumPy."""
+    for release in there:
+        (copy / f"nemo-{release}.in").write_text(f"nemo_toolkit[asr]=={release}\n")
+    locks.write(str(uv), "2.5.3", False)
+    asked = (copy / "nemo-2.5.3.in").read_text().splitlines()
+    assert "nemo_toolkit[asr]==2.5.3" in asked and "onnx!=1.19.*" in asked
+    assert any(one.startswith("pyarrow") for one in asked) == of_2_4
+
+
 def test_a_resolution_that_fails_changes_nothing(copy: Path, uv: Path) -> None:
     uv.write_text(f"#!{sys.executable}\nimport sys; sys.exit('no version of a fits b')\n")
     before = contents(copy)

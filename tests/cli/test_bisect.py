@@ -20,7 +20,8 @@ from nest_ssl.run.evidence import Job
 from nest_ssl.run.experiment import run
 
 FIRST, STEPS = 3, 5
-TINY = ["size=tiny", "overwrite=true", "save_steps=0", "batches=1", "model.train_ds.batch_size=2"]
+TINY = ["size=tiny", "overwrite=true", "save_steps=0", "batches=1", "model.train_ds.batch_size=2",
+        "model.encoder.subsampling_conv_channels=4"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

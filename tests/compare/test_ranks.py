@@ -121,7 +121,7 @@ def test_what_is_not_trained_may_differ() -> None:
     over, said = judged(rank(0, **SAME), rank(1, {"f_2": "d"}, {"f_2": "d"}, **SAME))
     assert over.reference.parted is None and over.exit_code == 0
     assert (over.reference.buffers, over.reference.frozen) == (0, 1), "a frozen parameter is no buffer"
-    assert "1 parameter that nobody trains" in said[-1]
+    assert "frozen, and each rank has its own: 1 parameter" in said[-1]
 
 
 @pytest.mark.parametrize(

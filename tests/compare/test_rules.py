@@ -178,6 +178,22 @@ def other_bits(relative: float, **fields: Any) -> Unit:
     return unit("m", outcome="other bits", deviations=[apart(M, relative, **{"max_abs": relative, **fields})])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "relative", "function"),
+    [
+        (torch.bfloat16, 3e-3, Function.SAME),  # one rounding more, as of x * sigmoid(x)
+        (torch.bfloat16, 5e-2, Function.ANOTHER),
+        (torch.float32, 3e-3, Function.ANOTHER),  # as of a cast to bf16 and back
+    ],
+)
+def test_a_replayed_tensor_may_be_off_by_the_last_place_of_its_own_type(
+    dtype: torch.dtype, relative: float, function: Function
+) -> None:
+    one = other_bits(relative, norm=8**0.5, eps=torch.finfo(dtype).eps)
+    exact = unit("m", outcome="other bits", deviations=[apart(M, 1e-16, max_abs=1e-16)])
+    assert judged(one, exact, evidence(1e-4, 1e-4))[0] is function
+
+
 def test_the_same_bits_are_the_same_function() -> None:
     assert judged(unit("m")) == (Function.SAME, By.BITS)
 

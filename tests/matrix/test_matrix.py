@@ -17,7 +17,6 @@ from nest_ssl.matrix.runs import RESULTS, Cell, read_cells
 from nest_ssl.matrix.step import digest_of, first_difference
 from nest_ssl.matrix.variants import PAIRS, VARIANTS, Variant, pairs
 from nest_ssl.matrix.worker import answer
-from nest_ssl.report.render.markdown import render_markdown
 from nest_ssl.run.subject import Subject
 
 CELL = Cell("key", "norm", "layer norm", "", "", None, 990, 1.5)
@@ -71,7 +70,16 @@ def test_names_are_unlike_and_the_recipe_is_right() -> None:
 def test_verdicts(change: dict[str, str], verdict: str) -> None:
     cell = replace(CELL, **change)  # type: ignore[arg-type]
     assert cell.verdict == verdict and cell.is_right == (verdict in ("same bits", "refused"))
-    assert verdict in render_markdown(list(page({"3.0.0": [cell]}, "0" * 40)))
+    assert verdict in page("3.0.0", [cell], "0" * 40)
+
+
+def test_a_release_has_its_part_of_the_page_and_leaves_those_of_others() -> None:
+    one = page("2.4.1", [CELL, replace(CELL, reference="TypeError", candidate="refused")], "a" * 40)
+    both = page("3.0.0", [CELL], "b" * 40, one)
+    assert both.index("## NeMo 3.0.0") < both.index("## NeMo 2.4.1") and both.endswith(one[one.index("## NeMo") :])
+    assert page("2.4.1", [CELL], "c" * 40, both).count("## NeMo ") == 2 and "ccccccc" in page(
+        "2.4.1", [CELL], "c" * 40, both
+    )
 
 
 def test_what_was_found_isread_cells_again_but_for_a_line_cut_short(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_keys_that_nemo_takes_are_known_and_others_are_not() -> None:
         ("encoder.conv_norm_type", "group_norm", "group_normN"),
         ("encoder.conv_norm_type", "group_norm7", "group_normN"),
         ("encoder.reduction", "averaging", "Supported: pooling, striding"),
-        ("encoder.subsampling", "vggnet", "Supported: dw_striding, striding"),
+        ("encoder.subsampling", "resnet", "Supported: dw_striding, striding"),
         ("encoder.causal_downsampling", True, "not supported: true"),
         ("encoder.use_pytorch_sdpa_backends", ["METAL"], "a list of MATH or FLASH_ATTENTION"),
         ("encoder.stochastic_depth_drop_prob", 1.1, "any number from 0 to 1"),

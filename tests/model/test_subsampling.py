@@ -11,6 +11,7 @@ from nest_ssl.config.parts import Encoder
 from nest_ssl.config.section import read
 from nest_ssl.model.encoder import subsampling
 from nest_ssl.model.encoder.fused.subsampling import Depthwise
+from nest_ssl.model.encoder.kinds import UNMASKED, subsampling_of
 from nest_ssl.model.encoder.subsampling import ConvSubsampling
 from nest_ssl.releases import GENERATIONS, Generation
 
@@ -19,9 +20,12 @@ def make(
     kind: str = "dw_striding", factor: int = 8, differences: Generation = GENERATIONS["3.0"], **options: Any
 ) -> ConvSubsampling:
     torch.manual_seed(0)
+    return ConvSubsampling(settings(kind, factor, **options), differences)
+
+
+def settings(kind: str, factor: int = 8, **options: Any) -> Encoder:
     given = {"subsampling": kind, "subsampling_factor": factor, "feat_in": 80, "n_layers": 1, "d_model": 32}
-    settings = read(Encoder, {**given, "subsampling_conv_channels": 16, **options})
-    return ConvSubsampling(settings, differences)
+    return read(Encoder, {**given, "subsampling_conv_channels": 16, **options})
 
 
 @pytest.mark.parametrize("kind", ["dw_striding", "striding"])
@@ -71,7 +75,7 @@ def test_the_linear_layer_fits_the_features_that_are_left() -> None:
     assert isinstance(make(factor=4).out, nn.Linear)
 
 
-@pytest.mark.parametrize("options", [{"factor": 6}, {"factor": 12}, {"subsampling_conv_chunking_factor": -1}])
+@pytest.mark.parametrize("options", [{"factor": 6}, {"factor": 12}, {"subsampling_conv_chunking_factor": -2}])
 def test_factors_are_powers_of_two(options: dict[str, int]) -> None:
     with pytest.raises(UserError, match="power of two"):
         make(**options)
@@ -90,6 +94,15 @@ def test_plain_convolutions_see_padding_and_count_the_same_lengths(kind: str, ch
     assert torch.equal(seen[0], hidden[0]) and not torch.equal(seen[1], hidden[1])
     assert (seen_lengths.dtype, hidden_lengths.dtype) == (torch.int32, torch.int64)
     assert seen_lengths.tolist() == hidden_lengths.tolist() == [20, 13, 1, 0]
+
+
+@pytest.mark.parametrize(("kind", "parts"), [*((kind, 1) for kind in UNMASKED), ("striding", -1)])
+def test_what_nemo_trains_before_it_masks(kind: str, parts: int) -> None:
+    given = settings(kind, subsampling_conv_chunking_factor=parts)
+    out, lengths = subsampling_of(given, GENERATIONS["2.4"])(torch.randn(2, 160, 80), torch.tensor([160, 93]))
+    assert out.shape == (2, 20, 32) and lengths.tolist() == [20, 12]
+    with pytest.raises(UserError, match=r"NeMo since 2\.5 stops at it, too"):
+        subsampling_of(given, GENERATIONS["2.7"])
 
 
 @pytest.mark.parametrize("kind", ["dw_striding", "striding"])

@@ -119,7 +119,7 @@ class SameFunctionRule:
         floor = self.evidence.floor(unit.step, deviation.place.address)
         if floor is None:
             return None
-        own = deviation.norm, finfo(float32).eps, deviation.elements
+        own = deviation.norm, deviation.eps or finfo(float32).eps, deviation.elements
         return floors_of(deviation.relative, deviation.max_abs, floor, *own)
 
     def _apart_in_float64(self, unit: Unit) -> float | None:

@@ -24,10 +24,9 @@ from nest_ssl.config.parts import Encoder, EncoderWithAdapters
 from nest_ssl.model.encoder.context import AttentionContext
 from nest_ssl.model.encoder.convolutional import ConvASREncoder
 from nest_ssl.model.encoder.depth import drop_probabilities, left_out
-from nest_ssl.model.encoder.kinds import positions_of
+from nest_ssl.model.encoder.kinds import positions_of, subsampling_of
 from nest_ssl.model.encoder.layer import ConformerLayer, Swish
 from nest_ssl.model.encoder.reduction import SubsamplingReductionModule
-from nest_ssl.model.encoder.subsampling import subsampling_of
 from nest_ssl.releases import DEFAULT_RELEASE, GENERATIONS, NEWEST, Generation
 
 if TYPE_CHECKING:

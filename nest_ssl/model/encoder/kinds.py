@@ -1,4 +1,4 @@
-"""Which attention, which positions and which norm the settings ask for: tables, by NeMo's names."""
+"""Which subsampling, attention, positions and norm the settings ask for, by NeMo's names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,36 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.config.parts import Encoder
-from nest_ssl.model.encoder import absolute, sdpa
+from nest_ssl.model.encoder import absolute, over_time, sdpa
 from nest_ssl.model.encoder.attention import RelPositionalEncoding, RelPositionMultiHeadAttention
 from nest_ssl.model.encoder.local import LocalAttRelPositionalEncoding, RelPositionMultiHeadAttentionLongformer
+from nest_ssl.model.encoder.subsampling import ConvSubsampling, StackingSubsampling
+from nest_ssl.releases import GENERATIONS, NEWEST, Generation
 
 Bias = nn.Parameter | None
+UNMASKED = "vggnet", "striding_conv1d", "dw_striding_conv1d"  # their convolutions are given no lengths
+
+
+def subsampling_of(settings: Encoder, differences: Generation = GENERATIONS[NEWEST]) -> nn.Module:
+    """The module between features and layers; a linear layer where nothing is subsampled.
+
+    Raises:
+        UserError: convolutions that this generation of NeMo cannot train.
+    """
+    if not settings.subsampling or settings.subsampling_factor == 1:
+        return nn.Linear(settings.feat_in, settings.d_model)
+    if settings.subsampling.startswith("stacking"):
+        return StackingSubsampling(settings)
+    whole = settings.subsampling_conv_chunking_factor == -1
+    if differences.subsampling_mask and (whole or settings.subsampling in UNMASKED):
+        key = "subsampling_conv_chunking_factor=-1" if whole else f"subsampling={settings.subsampling}"
+        what, fix = "NeMo since 2.5 stops at it, too: it gives these convolutions no lengths", "Give another."
+        raise UserError(what, f"model.encoder.{key}", fix)
+    if settings.subsampling.endswith("conv1d"):
+        return over_time.ConvSubsampling(settings, differences)
+    return ConvSubsampling(settings, differences)
 
 
 def attention_of(settings: Encoder, pos_bias_u: Bias = None, pos_bias_v: Bias = None) -> nn.Module:

@@ -1,7 +1,8 @@
 """Convolutional subsampling: features in, one vector of the model's width for every 2^n frames out.
 
 Source: FastConformer (arXiv 2305.05084, section 2.1) for `dw_striding`; NeMo 3.0.0
-`nemo.collections.asr.parts.submodules.subsampling` (before 2.5 frames beyond an utterance are not masked).
+`nemo.collections.asr.parts.submodules.subsampling` (before 2.5 frames beyond an utterance are not masked, and there are
+`vggnet` and convolutions over time alone).
 
 Shapes: B batch, T frames and F features (S and G of them after the strided convolutions), C channels, D model width.
 """
@@ -45,12 +46,17 @@ class ConvSubsampling(nn.Module):
         stages = int(math.log2(settings.subsampling_factor))
         activation = nn.ReLU(inplace=in_place)  # one module for all stages, as in NeMo
         layers = list(_layers(settings.subsampling, stages, self.conv_channels, activation))  # drawn before `out`
-        features = settings.feat_in
-        for _ in range(stages):
-            features = conv_length(features, KERNEL, STRIDE, PADDING)
+        self.stages, self.pools = stages, settings.subsampling == "vggnet"
+        features = self.subsampled(settings.feat_in)
         self.out = nn.Linear(self.conv_channels * features, settings.d_model)
         self.conv = MaskedConvSequential(*layers) if differences.subsampling_mask else nn.Sequential(*layers)
-        self.stages, self.length_dtype = stages, LENGTH_DTYPES[differences.subsampled_length]
+        self.length_dtype = LENGTH_DTYPES[differences.subsampled_length]
+
+    def subsampled(self, length: Length) -> Length:
+        """What all stages leave of so many frames or features."""
+        for _ in range(self.stages):
+            length = -(-length // STRIDE) if self.pools else conv_length(length, KERNEL, STRIDE, PADDING)
+        return length
 
     def forward(
         self, x: Float[Tensor, "B T F"], lengths: Int[Tensor, " B"]
@@ -73,13 +79,14 @@ class ConvSubsampling(nn.Module):
         if isinstance(self.conv, MaskedConvSequential):
             masked: tuple[Tensor, Tensor] = self.conv(x_BTF, lengths_B)
             return masked
-        for _ in range(self.stages):
-            lengths_B = conv_length(lengths_B, KERNEL, STRIDE, PADDING)
-        return self.conv(x_BTF.unsqueeze(1)), lengths_B
+        return self.conv(x_BTF.unsqueeze(1)), self.subsampled(lengths_B)
 
     def part_size(self, x_BTF: Float[Tensor, "B T F"]) -> int:
-        """Utterances to convolve at once: so few that the first convolution's output stays below 2^31 elements."""
+        """Utterances to convolve at once: so few that the first convolution's output stays below 2^31 elements; all,
+        if the factor is -1."""
         batch, parts = x_BTF.size(0), self.chunking_factor
+        if parts == -1:
+            return batch
         limit = MAX_ELEMENTS / self.conv_channels * STRIDE * STRIDE
         if parts <= 1:
             parts = 2 ** math.ceil(math.log2(x_BTF.numel() / limit)) if x_BTF.numel() > limit else 1
@@ -114,15 +121,6 @@ class StackingSubsampling(nn.Module):
             x_BTF = self.pre_norm(x_BTF)
         stacked = x_BTF.reshape(x_BTF.size(0), x_BTF.size(1) // self.factor, -1)
         return self.proj_out(stacked), (lengths + missing) // self.factor
-
-
-def subsampling_of(settings: Encoder, differences: Generation = GENERATIONS[NEWEST]) -> nn.Module:
-    """The module between features and layers; a linear layer where nothing is subsampled."""
-    if not settings.subsampling or settings.subsampling_factor == 1:
-        return nn.Linear(settings.feat_in, settings.d_model)
-    if settings.subsampling.startswith("stacking"):
-        return StackingSubsampling(settings)
-    return ConvSubsampling(settings, differences)
 
 
 class MaskedConvSequential(nn.Sequential):
@@ -165,7 +163,15 @@ def _time_mask(x_BCTF: Float[Tensor, "B C T F"], lengths_B: Int[Tensor, " B"]) -
 
 
 def _layers(subsampling: str | None, stages: int, channels: int, activation: nn.Module) -> Iterator[nn.Module]:
-    """One strided convolution and ReLU a stage; `dw_striding` splits all but the first into depthwise and pointwise."""
+    """One strided convolution and ReLU a stage; `dw_striding` splits all but the first into depthwise and pointwise,
+    `vggnet` has two that are not strided, and a maximum over 2 x 2 places."""
+    if subsampling == "vggnet":
+        for stage in range(stages):
+            for inputs in (channels if stage else 1, channels):
+                yield nn.Conv2d(inputs, channels, KERNEL, padding=PADDING)
+                yield activation
+            yield nn.MaxPool2d(STRIDE, STRIDE, ceil_mode=True)
+        return
     yield nn.Conv2d(1, channels, KERNEL, STRIDE, PADDING)
     yield activation
     for _ in range(stages - 1):

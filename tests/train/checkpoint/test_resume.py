@@ -86,13 +86,18 @@ def test_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: st
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.fixture(scope="module")
+def shar(tmp_path_factory: pytest.TempPathFactory) -> str:
+    data(["--out", str(folder := tmp_path_factory.mktemp("shar") / "data"), "--kind", "shar"])
+    return f"{folder}_shar"
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of workers on few cores, and of tar files that stay open
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_endless_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+def test_an_endless_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shar: str, workers: int) -> None:
     """Lightning takes a batch of it ahead; the second epoch begins behind that, also where training was stopped."""
-    data(["--out", str(tmp_path / "data"), "--kind", "shar"])
-    settings = ("kind=shar", f"model.train_ds.shar_path={tmp_path / 'data'}_shar", "model.train_ds.batch_size=null",
+    settings = ("kind=shar", f"model.train_ds.shar_path={shar}", "model.train_ds.batch_size=null",
                 f"model.train_ds.num_workers={workers}", "trainer.limit_train_batches=3", "trainer.max_steps=6",
                 *NO_VALIDATION, f"{EVERY}=3")  # fmt: skip
     train(tmp_path / "whole", *settings)
