@@ -1,4 +1,4 @@
-"""Tensors and builtins, written as `torch.save` writes them, and hashed on the way, in a third of its time.
+"""Tensors and builtins, written as `torch.save` writes them, and hashed on the way.
 
 `torch.save` takes most of its time for checksums of its own making, and for questions that it asks of every value. What
 stands in the file is the same: the pickle byte by byte, a record for each storage, and each record's CRC-32. Only the
@@ -23,10 +23,8 @@ import torch
 
 CHUNK = 1 << 20  # bytes that are hashed and written at a time: they stay in the cache
 ALIGNED = 64  # bytes, as torch has it: what is mapped can be computed with
-MOST, MOST_RECORDS = (
-    0xFFFFFFFF,
-    0xFFFF,
-)  # of the archive's first form; from here on a field says so, and the next has it
+# Of the archive's first form: from here on a field says so, and the next has it.
+MOST, MOST_RECORDS = 0xFFFFFFFF, 0xFFFF
 _ELSEWHERE, _UTF8, _FIRST_DAY = 0xFFFFFFFF, 0x800, 0x21
 _STORAGES = {dtype: getattr(torch, f"{name}Storage") for name, dtype in {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,

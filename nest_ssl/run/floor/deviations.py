@@ -147,7 +147,7 @@ def _pieces(recorded: Tensor | Update, repeated: Tensor | Update) -> Iterator[tu
         flat = [t.reshape(-1) for t in (*recorded, *repeated)]
         small = recorded.after.numel() <= PIECE  # as most are: to split them would take longer than to measure them
         for one, one_before, other, other_before in (
-            [flat] if small else zip(*(t.split(PIECE) for t in flat), strict=True)
+            [flat] if small else zip(*(torch.split(t, PIECE) for t in flat), strict=True)
         ):
             yield one.double().sub_(one_before), other.double().sub_(other_before)
     elif isinstance(recorded, Tensor) and isinstance(repeated, Tensor):
