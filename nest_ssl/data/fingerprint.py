@@ -84,7 +84,8 @@ class _Files:
         digest = hashlib.sha256("".join(str(self._hashes[path]) for path in archives).encode())
         parts_of_lines = [parts_of(line) for line in lines]
         # The folder that all are in may be another one elsewhere; what is below it tells files that are not hashed.
-        above = len(os.path.dirname(os.path.commonprefix([path for parts in parts_of_lines for path in parts])))
+        alike = os.path.commonprefix([path for parts in parts_of_lines for path in parts])  # noqa: RUF071
+        above = len(os.path.dirname(alike))
         for line, parts in zip(lines, parts_of_lines, strict=True):
             hashes = [os.path.basename(p) if archives else self._hashes.get(p, p[above:]) for p in parts]
             digest.update(json.dumps([hashes, line.offset or 0, line.duration]).encode() + b"\n")
