@@ -5,12 +5,12 @@ Source: the constructors of NeMo 3.0.0, `nemo.collections.asr.modules` and `.los
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Ge
 from pydantic import model_validator
 
-from nest_ssl.config.section import Number, Positive, Section, Unfit, Whole
+from nest_ssl.config.section import Number, Positive, Probability, Section, Unfit, Whole, silent
 
 InitMode = (
     Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "tds_uniform", "tds_normal"] | None
@@ -80,6 +80,89 @@ class Reconstruction(Section):
         return self
 
 
+class PredictionNet(Section):
+    """An LSTM that reads tokens."""
+
+    pred_hidden: Positive
+    pred_rnn_layers: Positive
+    forget_gate_bias: Number | None = 1.0
+    t_max: Annotated[int, Ge(2)] | None = None  # steps to remember: drawn biases, in place of forget_gate_bias
+    weights_init_scale: Number = 1.0
+    hidden_hidden_bias_scale: Number = 0.0
+    dropout: Probability = 0.0
+    rnn_hidden_size: int = -1  # above pred_hidden it is projected to that; below 1: pred_hidden
+
+    @property
+    def hidden(self) -> int:
+        """Width of the states."""
+        return self.rnn_hidden_size if self.rnn_hidden_size > 0 else self.pred_hidden
+
+
+class RnntDecoder(Section):
+    """The prediction network of a transducer."""
+
+    TARGETS = ("RNNTDecoder",)
+
+    prednet: PredictionNet
+    vocab_size: Positive  # tokens without the blank
+    normalization_mode: None = None
+    random_state_sampling: bool = False  # first states are drawn in training
+    blank_as_pad: bool = True
+
+
+class JointNet(Section):
+    """Sizes of a joint network."""
+
+    encoder_hidden: Positive
+    pred_hidden: Positive
+    joint_hidden: Positive
+    activation: Literal["relu", "sigmoid", "tanh"]
+    dropout: Probability = 0.0
+
+
+class RnntJoint(Section):
+    """The joint network of a transducer."""
+
+    TARGETS = ("RNNTJoint",)
+    ACCEPTED = silent("vocabulary preserve_memory fused_batch_size")
+    REFUSED: ClassVar = {
+        "num_extra_outputs": "They are another loss's. Remove it.",
+        "fuse_loss_wer": "NeMo stops at it, too: this model gives it no loss. Set it to false.",
+        "experimental_fuse_loss_wer": "NeMo stops at it, too: this model gives it no loss. Set it to false.",
+    }
+
+    jointnet: JointNet
+    num_classes: Positive  # tokens without the blank
+    log_softmax: bool | None = None
+    masking_prob: Number = -1.0  # of a token not to be seen in training
+
+
+class Transducer(Section):
+    """Log-probabilities of tokens and of a blank, behind the tokens so far."""
+
+    TARGETS = ("RNNTDecoderJointSSL",)
+
+    decoder: RnntDecoder
+    joint: RnntJoint
+
+    @model_validator(mode="after")
+    def _networks_fit(self) -> Transducer:
+        prediction, joint = self.decoder.prednet, self.joint
+        for key, value, other, wanted in (
+            ("joint.jointnet.pred_hidden", joint.jointnet.pred_hidden, "decoder.prednet",
+             min(prediction.hidden, prediction.pred_hidden)),
+            ("joint.num_classes", joint.num_classes, "decoder.vocab_size", self.decoder.vocab_size),
+        ):  # fmt: skip
+            if value != wanted:
+                raise Unfit(f"it does not fit {other}={wanted}", f"{key}={value}", "Change one of the two.")
+        if self.decoder.random_state_sampling and prediction.hidden != prediction.pred_hidden:
+            what, key = "NeMo stops at it, too: it draws states of another width", "decoder.prednet.rnn_hidden_size"
+            raise Unfit(what, key, "Leave it out, or set random_state_sampling=false.")
+        if joint.masking_prob >= 1:
+            raise Unfit("NeMo stops at it, too: no token is seen", "joint.masking_prob", "Give less than 1.")
+        return self
+
+
 class Mlm(Section):
     """Negative log-likelihood of the tokens of masked frames."""
 
@@ -97,6 +180,14 @@ class Ctc(Section):
     num_classes: Positive  # without the blank
     zero_infinity: bool = True
     reduction: Literal["none", "mean", "sum", "mean_batch", "mean_volume"] = "mean_batch"
+
+
+class Rnnt(Section):
+    """The loss of a transducer: of a sequence of tokens, of a quantizer or of the transcript."""
+
+    TARGETS = ("RNNTLossForSSL",)
+
+    num_classes: Positive  # without the blank
 
 
 class Contrastive(Section):
@@ -143,22 +234,19 @@ class ListedLoss(Section):
     """An entry of `loss_list`: a loss, and the head that it looks at."""
 
     is_active: bool = True
-    decoder: Reconstruction | OneSoftmax
-    loss: Contrastive | Mlm | Ctc
+    decoder: Reconstruction | OneSoftmax | Transducer
+    loss: Contrastive | Mlm | Ctc | Rnnt
     loss_alpha: Number = 1.0  # its factor in the sum
     output_from_layer: str | None = None  # `layers.N` of the encoder; null: what the encoder gives
     transpose_encoded: bool = False  # as such a layer's output needs it
     targets_from_loss: str | None = None  # whose codes are its targets; null: the transcript's characters
     start_step: Whole = 0  # from which it is summed
 
-    @classmethod
-    def check_kind(cls, given: Mapping[str, Any]) -> None:
-        if "RNNT" in str(given.get("loss")) or "RNNT" in str(given.get("decoder")):
-            raise Unfit("a transducer is not offered", "decoder", "Take ConvASRDecoder with CTCLossForSSL or MLMLoss.")
-
     @property
     def classes(self) -> int:
         """Numbers that the decoder gives for a step."""
+        if isinstance(self.decoder, Transducer):
+            return self.decoder.joint.num_classes + 1
         return self.decoder.outputs if isinstance(self.decoder, OneSoftmax) else self.decoder.feat_out
 
     @property

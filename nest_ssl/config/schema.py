@@ -15,7 +15,18 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.base.steps import MOST, parse_steps
 from nest_ssl.config.convolutional import ConvEncoder
 from nest_ssl.config.data import Dataset
-from nest_ssl.config.losses import Contrastive, Ctc, Decoder, ListedLoss, Loss, Mlm, OneSoftmax, Reconstruction
+from nest_ssl.config.losses import (
+    Contrastive,
+    Ctc,
+    Decoder,
+    ListedLoss,
+    Loss,
+    Mlm,
+    OneSoftmax,
+    Reconstruction,
+    Rnnt,
+    Transducer,
+)
 from nest_ssl.config.optim import Optim
 from nest_ssl.config.parts import (
     Cuts,
@@ -161,8 +172,8 @@ class ListedArchitecture(Section):
     spec_augment: Patches | Cuts
     encoder: Encoder | EncoderWithAdapters | ConvEncoder
     loss_list: Annotated[dict[str, ListedLoss] | None, BeforeValidator(_listed)] = None
-    decoder: Reconstruction | OneSoftmax | None = None
-    loss: Contrastive | Mlm | Ctc | None = None
+    decoder: Reconstruction | OneSoftmax | Transducer | None = None
+    loss: Contrastive | Mlm | Ctc | Rnnt | None = None
     dropout_features: Probability | None = None  # on the features that are masked and encoded
     dropout_features_q: Probability | None = None  # on those that the contrastive loss looks at
     feature_penalty: Number | None = None  # of the features' power, added to the loss
@@ -205,6 +216,9 @@ class ListedArchitecture(Section):
             what = f"NeMo stops at it, too: {output} output has its channels elsewhere"
             raise Unfit(what, f"{where}transpose_encoded", f"Set it to {fix}.")
         width = encoder.feat_out if encoder.feat_out > 0 and layer is None else encoder.d_model
+        if isinstance(decoder, Transducer) or isinstance(loss, Rnnt):
+            self._transducer_fits(decoder, loss, width, where)
+            return
         probabilities = isinstance(decoder, OneSoftmax) or decoder.apply_softmax
         if probabilities == isinstance(loss, Contrastive):
             what = f"this loss takes {'vectors' if probabilities else 'log-probabilities'}; NeMo stops at it, too"
@@ -235,6 +249,20 @@ class ListedArchitecture(Section):
         if isinstance(loss, Mlm) and (not self.preprocessor.pad_to or self.preprocessor.pad_to % steps):
             what, key = f"it does not fit {steps} frames in a token", "preprocessor.pad_to"
             raise Unfit(what, f"{key}={self.preprocessor.pad_to}", f"Give a multiple of {steps}.")
+
+    @staticmethod
+    def _transducer_fits(decoder: Section, loss: Section, width: int, where: str) -> None:
+        """Raise `Unfit` where one of the two is no transducer's, or does not fit the other or encodings so wide."""
+        if not isinstance(decoder, Transducer) or not isinstance(loss, Rnnt):
+            what = "a transducer's networks go with its loss; NeMo stops at it, too"
+            raise Unfit(what, f"{where}decoder", "Take RNNTDecoderJointSSL with RNNTLossForSSL, or neither.")
+        joint, of_joint = decoder.joint, f"{where}decoder.joint"
+        if joint.jointnet.encoder_hidden != width:
+            what, key = f"it does not fit encoder.d_model or feat_out={width}", f"{of_joint}.jointnet.encoder_hidden"
+            raise Unfit(what, f"{key}={joint.jointnet.encoder_hidden}", "Change one of the two.")
+        if loss.num_classes != joint.num_classes:
+            what = f"it does not fit {of_joint}.num_classes={joint.num_classes}"
+            raise Unfit(what, f"{where}loss.num_classes={loss.num_classes}", "Change one of the two.")
 
 
 class ListedModel(ListedArchitecture, Training):

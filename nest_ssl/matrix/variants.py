@@ -128,6 +128,38 @@ OF_LISTED: tuple[Variant, ...] = (
     ),
 )  # fmt: skip
 
+
+def _transducer(classes: int, read: str = "", first: str = "", joint: str = "activation:relu", seen: str = "") -> str:
+    """A transducer's networks: more keys of the prediction network, of what is around it, of the joint network and of
+    what is around that."""
+    sizes = "encoder_hidden:64,pred_hidden:32,joint_hidden:48"
+    network = f"{{_target_:{MODULES}RNNTDecoder,vocab_size:{classes},prednet:{{pred_hidden:32{read}}}{first}}}"
+    both = f"{{_target_:{MODULES}RNNTJoint,num_classes:{classes},jointnet:{{{sizes},{joint}}}{seen}}}"
+    return f"{{_target_:{MODULES}RNNTDecoderJointSSL,decoder:{network},joint:{both}}}"
+
+
+def _reads_codes(decoder: str) -> str:
+    """The recipe's second loss as a transducer of the first one's codes."""
+    loss = f"{{_target_:{LOSSES}RNNTLossForSSL,num_classes:256}}"
+    return _with_codes(f"loss.reduce_ids=true ~{MLM}decoder {MLM}decoder={decoder} ~{MLM}loss {MLM}loss={loss}")
+
+
+# Transducers among the losses; and one alone, of the transcript, with everything drawn that can be.
+TRANSDUCERS: tuple[Variant, ...] = (
+    *_of_listed(
+        "transducer", CONTRASTIVE,
+        of_codes=_reads_codes(_transducer(256, ",pred_rnn_layers:1")),
+        wide_states=_reads_codes(
+            _transducer(256, ",pred_rnn_layers:2,rnn_hidden_size:40,forget_gate_bias:2,hidden_hidden_bias_scale:0.5",
+                        ",blank_as_pad:false", "activation:sigmoid", ",log_softmax:false")
+        ),
+        alone_with_all_draws="~model.loss_list model.decoder="
+        + _transducer(100, ",pred_rnn_layers:2,dropout:0.1,t_max:20,weights_init_scale:0.9",
+                      ",random_state_sampling:true", "activation:tanh,dropout:0.2", ",masking_prob:0.3")
+        + f" model.loss={{_target_:{LOSSES}RNNTLossForSSL,num_classes:100}}",
+    ),
+)  # fmt: skip
+
 BLOCK = "filters:48,repeat:{repeat},kernel:[{kernel}],stride:[{stride}],dilation:[1],dropout:0.1,residual:{residual}"
 
 
@@ -277,6 +309,7 @@ VARIANTS: tuple[Variant, ...] = (
     *_in("", "recipe", **{"128 bands": "recipe=nest-128", "without noise": "recipe=best-rq"}),
     *CONVOLUTIONAL,
     *OF_LISTED,
+    *TRANSDUCERS,
 )  # fmt: skip
 
 
@@ -291,9 +324,8 @@ augmentation: none|contrastive: all codes of two groups as negatives|contrastive
 prediction: without tokens
 """.strip().replace("\n", "|").split("|")
 )  # fmt: skip
-TRAINED = tuple(
-    variant for variant in VARIANTS if variant.title not in STOPPED and variant not in (*CONVOLUTIONAL, *OF_LISTED)
-)
+OTHERS = {*CONVOLUTIONAL, *OF_LISTED, *TRANSDUCERS}
+TRAINED = tuple(variant for variant in VARIANTS if variant.title not in STOPPED and variant not in OTHERS)
 
 
 def pairs(variants: tuple[Variant, ...] = TRAINED, number: int = PAIRS, seed: int = PAIRS_SEED) -> list[Variant]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.config.losses import Decoder, OneSoftmax, Reconstruction
+from nest_ssl.config.losses import Decoder, OneSoftmax, Reconstruction, Transducer
+from nest_ssl.model.transducer import RNNTDecoderJointSSL
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -60,6 +61,8 @@ class MultiSoftmaxDecoder(nn.Module):
 class ConvASRDecoder(nn.Module):
     """One linear layer and its softmax."""
 
+    needs_labels = False
+
     def __init__(self, settings: OneSoftmax) -> None:
         super().__init__()
         layer = nn.Conv1d(settings.feat_in, settings.outputs, kernel_size=1)
@@ -80,6 +83,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class ConvASRDecoderReconstruction(nn.Module):
     """Convolutions to vectors of any width, at the encoder's rate or at another: each of `stride_layers` has twice as
     many frames, or half as many."""
+
+    needs_labels = False
 
     def __init__(self, settings: Reconstruction) -> None:
         super().__init__()
@@ -108,9 +113,11 @@ class ConvASRDecoderReconstruction(nn.Module):
         return torch.log_softmax(out_BSX, dim=-1) if self.apply_softmax else out_BSX
 
 
-Head = ConvASRDecoder | ConvASRDecoderReconstruction
+Head = ConvASRDecoder | ConvASRDecoderReconstruction | RNNTDecoderJointSSL
 
 
-def head_of(settings: OneSoftmax | Reconstruction) -> Head:
+def head_of(settings: OneSoftmax | Reconstruction | Transducer) -> Head:
     """The head that the settings name."""
+    if isinstance(settings, Transducer):
+        return RNNTDecoderJointSSL(settings)
     return ConvASRDecoder(settings) if isinstance(settings, OneSoftmax) else ConvASRDecoderReconstruction(settings)

@@ -11,6 +11,7 @@ Drawn by torch's CPU generator while the model is built, in this order (the enco
     encoder          once
     decoder_losses   each, in the order of `loss_list`: its decoder, then its loss; or the one pair, likewise
                      decoder: each convolution torch's own, in order; then each weight again, init_mode
+                     or as in `transducer.py`
                      contrastive loss: see `gumbel.py`, or target_proj, torch's own
 
 Shapes: B batch, N samples, F features, T frames, D model width, S steps.
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nest_ssl.config.losses import Contrastive, Ctc, Mlm
+from nest_ssl.config.losses import Contrastive, Ctc, Mlm, Rnnt
 from nest_ssl.config.schema import ListedArchitecture
 from nest_ssl.config.section import plain, read
 from nest_ssl.model.contrastive import ContrastiveLoss
@@ -36,6 +37,7 @@ from nest_ssl.model.heads import Head, head_of
 from nest_ssl.model.loss import CTCLossForSSL, MLMLoss
 from nest_ssl.model.masking.patches import augmentation_of
 from nest_ssl.model.speech import SpeechModel
+from nest_ssl.model.transducer import RNNTLossForSSL
 from nest_ssl.releases import NEWEST, Generation
 from nest_ssl.releases import generation as differences_of
 
@@ -137,7 +139,8 @@ class Wav2VecBertModel(SpeechModel):
     ) -> tuple[Float[Tensor, "*1"], dict[str, Tensor]]:
         """What `forward` gives, and transcripts, to the sum of all losses and to each by its name."""
         if self.decoder_losses is None:
-            outputs = self.decoder_ssl(encoder_output=encoded)
+            read = {"targets": targets, "target_lengths": target_lengths} if self.decoder_ssl.needs_labels else {}
+            outputs = self.decoder_ssl(encoder_output=encoded, **read)
             if self.loss.needs_labels:
                 labels = {"targets": targets, "decoder_lengths": encoded_len, "target_lengths": target_lengths}
                 return self.loss(spec_masks=spec_masks, decoder_outputs=outputs, **labels), {}
@@ -148,11 +151,13 @@ class Wav2VecBertModel(SpeechModel):
                 continue
             pair: Any = self.decoder_losses[name]
             heard = encoded if settings.layer is None else kept[settings.layer]
-            outputs = pair["decoder"](encoder_output=heard.transpose(-2, -1) if settings.transpose_encoded else heard)
             if settings.targets_from_loss is not None:  # they stay for the losses behind this one, as in NeMo
                 source: Any = self.decoder_losses[settings.targets_from_loss]
                 targets, target_lengths = source["loss"].target_ids, source["loss"].target_lengths
                 target_lengths = encoded_len if target_lengths is None else target_lengths
+            read = {"targets": targets, "target_lengths": target_lengths} if pair["decoder"].needs_labels else {}
+            heard = heard.transpose(-2, -1) if settings.transpose_encoded else heard
+            outputs = pair["decoder"](encoder_output=heard, **read)
             inputs = {"spec_masks": spec_masks, "decoder_outputs": outputs, "decoder_lengths": encoded_len}
             if pair["loss"].needs_labels:
                 losses[name] = pair["loss"](**inputs, targets=targets, target_lengths=target_lengths)
@@ -164,8 +169,13 @@ class Wav2VecBertModel(SpeechModel):
         return total, losses
 
 
-def loss_of(settings: Contrastive | Mlm | Ctc, differences: Generation) -> ContrastiveLoss | MLMLoss | CTCLossForSSL:
+ListedLossModule = ContrastiveLoss | MLMLoss | CTCLossForSSL | RNNTLossForSSL
+
+
+def loss_of(settings: Contrastive | Mlm | Ctc | Rnnt, differences: Generation) -> ListedLossModule:
     """The loss that the settings name."""
     if isinstance(settings, Contrastive):
         return ContrastiveLoss(settings, differences)
+    if isinstance(settings, Rnnt):
+        return RNNTLossForSSL(settings)
     return CTCLossForSSL(settings) if isinstance(settings, Ctc) else MLMLoss(settings)

@@ -1,7 +1,7 @@
 """Where NeMo stops at a batch that no setting foretells: in one line, as the port says it, in place of a traceback.
 
-Source: NeMo 2.4.1, 2.7.3 and 3.0.0 `nemo.collections.asr`, `losses.ssl_losses.contrastive` and
-`parts.submodules.ssl_quantizers`.
+Source: NeMo 2.4.1, 2.7.3 and 3.0.0 `nemo.collections.asr`, `losses.ssl_losses.contrastive`,
+`parts.submodules.ssl_quantizers` and `parts.numba.rnnt_loss.rnnt_pytorch`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,13 @@ STOPS = (
         "NeMo stops at a batch with as many steps masked as there are codes to draw", "sample_from_codebook=true",
         "Raise codebook_size, num_groups or combine_time_steps, or leave sample_from_codebook out.",
     ),
+    Stop(
+        ValueError, "certify_inputs", "Output length mismatch",
+        "NeMo stops at a batch with more tokens than its longest utterance has", "RNNTLossForSSL",
+        "Give reduce_ids=true to the loss whose tokens they are.",
+    ),
 )  # fmt: skip
-FILES = ("contrastive.py", "ssl_quantizers.py")
+FILES = ("contrastive.py", "ssl_quantizers.py", "rnnt_pytorch.py")
 
 
 def stop_behind(error: Exception) -> UserError | None:

@@ -27,7 +27,7 @@ class: adapters|features: exact padding|features: narrow band|initialisation: td
 recipe: 128 bands|recipe: without noise|contrastive: codes and their prediction|prediction: of a layer
 contrastive: negatives from the codebook|contrastive: decoder that doubles the rate|prediction: ctc without repeats
 patches: stretches drawn one by one|patches: rectangles|convolutional: squeezed over a stretch
-convolutional: dense residuals|convolutional: groups|convolutional: little future
+convolutional: dense residuals|convolutional: groups|convolutional: little future|transducer: alone with all draws
 """.strip()
     .replace("\n", "|")
     .split("|")
@@ -87,3 +87,13 @@ def test_a_batch_at_which_nemo_stops_is_a_line(pair: Any, release: str, words: s
         loss(**given)
     assert words in str(stop_behind(stopped.value))
     assert stop_behind(RuntimeError("shape is invalid for input of size 7")) is None, "an error of elsewhere"
+
+
+def test_a_batch_with_more_tokens_than_any_utterance_has_is_a_line(pair: Any) -> None:
+    from nemo.collections.asr.losses import RNNTLossForSSL
+
+    given = {"spec_masks": torch.zeros(2, 4, 8), "decoder_outputs": torch.randn(2, 5, 4, 6)}
+    lengths = {"decoder_lengths": torch.tensor([5, 4]), "target_lengths": torch.tensor([2, 1])}
+    with pytest.raises(ValueError, match="Output length mismatch") as stopped:
+        RNNTLossForSSL(num_classes=5)(**given, **lengths, targets=torch.zeros(2, 3, dtype=torch.long))
+    assert "reduce_ids=true" in str(stop_behind(stopped.value))

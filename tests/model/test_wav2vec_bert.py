@@ -172,7 +172,6 @@ def test_how_many_patches(asked: float, number: int) -> None:
         ([f"{LIST}.contrastive.start_step=1"], "no loss is left at the first step: model.loss_list"),
         ([f"{LIST}=[]"], "no losses by name: model.loss_list"),
         (["model.encoder=[]"], "cannot be resolved: model.optim.sched.d_model"),
-        ([f"{LIST}.contrastive.decoder._target_=nemo.collections.asr.modules.RNNTDecoderJointSSL"], "transducer"),
         (["~model.loss_list"], "no loss and its decoder: model.decoder"),
         (["model.spec_augment=null"], "a section is null: model.spec_augment"),
         (["model.train_ds.noise_manifest=a.json"], "given no noise: model.train_ds.noise_manifest"),

@@ -42,8 +42,8 @@ HERE = ["model.train_ds.num_workers=0", "model.validation_ds.num_workers=0", "mo
         "model.validation_ds.pin_memory=false"]  # fmt: skip
 KINDS = {
     "quick": [],
-    "everything random, clipped, accumulated": [
-        "run=full", *HERE, "model.train_ds.batch_size=2",
+    "everything random, clipped, accumulated, positions extended": [
+        "run=full", *HERE, "model.train_ds.batch_size=2", "model.encoder.pos_emb_max_len=100",
         "trainer.gradient_clip_val=0.01", "trainer.accumulate_grad_batches=2", "batches=4",
     ],
     "bf16-mixed": ["trainer.precision=bf16-mixed"],
@@ -98,6 +98,7 @@ def test_training_has_the_bits_that_it_has_without(
     assert all((measured.path / f"step_{step}" / "noise_floor.json").is_file() for step in measured.steps)
     assert [read(measured.path, step).restart_differing for step in measured.steps] == [0] * len(measured.steps)
     assert [read(measured.path, step).since for step in measured.steps] == [0, 0, 2, 2][: len(measured.steps)]
+    assert all(read(measured.path, step).making for step in measured.steps)
 
 
 LARGE_STEPS = ["run=full", *HERE, "model.optim.lr=100", "batches=2", "save_steps=0,1"]

@@ -31,7 +31,7 @@ def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def write_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
     """Give parameters and buffers the saved values, in place; a buffer of another shape meanwhile is replaced, and one
-    that the first forward made stays: it makes none again."""
+    that the first forward made stays: it may make none again."""
     for name, tensor in live_weights(model).items():
         if name not in saved:
             continue
@@ -42,12 +42,20 @@ def write_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
             setattr(model.get_submodule(module), own, saved[name].clone())
 
 
+def plain_numbers(model: nn.Module) -> list[tuple[nn.Module, dict[str, float]]]:
+    """Of every module the attributes that are numbers or flags: a forward may count in them, or keep there for how long
+    an input a buffer suffices (as `max_audio_length` of the encoder, in NeMo and here)."""
+    plain = (bool, int, float)
+    return [(one, {name: own for name, own in vars(one).items() if type(own) in plain}) for one in model.modules()]
+
+
 @dataclass
 class SavedState:
     """All that a step reads and changes, but for the batch.
 
     Args:
         weights: parameters and buffers, copied.
+        numbers: plain ones, by module.
         gradients: as they stood, in the order of the parameters.
         optimizer: its state, by parameter.
         groups: settings of its groups.
@@ -56,6 +64,7 @@ class SavedState:
     """
 
     weights: dict[str, Tensor]
+    numbers: list[tuple[nn.Module, dict[str, float]]]
     gradients: list[Tensor | None]
     optimizer: dict[Any, Any]
     groups: list[dict[str, Any]]
@@ -73,6 +82,7 @@ class SavedState:
         state = dict(optimizer.state)
         return cls(
             copied(live_weights(model)),
+            plain_numbers(model),
             copy.deepcopy(gradients) if lasting else gradients,
             {parameter: copy.deepcopy(entries) for parameter, entries in state.items()} if lasting else state,
             settings_of(optimizer),
@@ -88,6 +98,8 @@ class SavedState:
         """
         optimizer = trainer.optimizers[0]
         write_weights(model, self.weights)
+        for module, numbers in self.numbers:
+            vars(module).update(numbers)
         gradients = copy.deepcopy(self.gradients) if again else self.gradients
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient
