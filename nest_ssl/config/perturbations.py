@@ -59,21 +59,32 @@ class WhiteNoise(Perturbation):
         return self
 
 
-class Speed(Perturbation):
-    """Faster and higher, or slower and lower: resampled."""
+class Tempo(Perturbation):
+    """Faster or slower, at one of some rates; what has rate 1 stays as it is."""
 
-    sr: Positive  # Hz, of the audio
-    # kaiser_best and kaiser_fast take resampy. NeMo 3.0.0 comes without, and then leaves audio as it is.
-    resample_type: Literal["fft", "scipy"]
     min_speed_rate: Annotated[Number, Gt(0)] = 0.9
     max_speed_rate: Annotated[Number, Gt(0)] = 1.1
     num_rates: int = 5  # so many rates; below 0: any
 
     @model_validator(mode="after")
-    def _has_rates(self) -> Speed:
+    def _has_rates(self) -> Tempo:
         if self.num_rates == 0:
             raise Unfit("no rates; NeMo stops at it, too", "num_rates=0", "Give -1 for any rate.")
         return self
+
+
+class Speed(Tempo):
+    """Faster and higher, or slower and lower: resampled."""
+
+    sr: Positive  # Hz, of the audio
+    # kaiser_best and kaiser_fast take resampy. NeMo 3.0.0 comes without, and then leaves audio as it is.
+    resample_type: Literal["fft", "scipy"]
+
+
+class TimeStretch(Tempo):
+    """Faster or slower at the same pitch: a phase vocoder."""
+
+    n_fft: Annotated[int, Ge(2)] = 512  # of its spectrum; twice as many where audio becomes slower
 
 
 class Segment(Perturbation):
@@ -93,7 +104,17 @@ NAMES: dict[str, type[Perturbation]] = {
     "shift": Shift,
     "silence": Silence,
     "speed": Speed,
+    "time_stretch": TimeStretch,
     "white_noise": WhiteNoise,
+}
+OWN_MANIFEST = "reads audio of a manifest of its own, which is not checked or hashed before training: "
+NOISE = f"{OWN_MANIFEST}noise_manifest and batch_augmentor mix noise in."
+REFUSED = {  # the other names that NeMo's registry has, and why
+    "impulse": f"{OWN_MANIFEST}convolve the audio before training.",
+    "noise": NOISE,
+    "noise_norm": NOISE,
+    "rir_noise_aug": NOISE,
+    "transcode_aug": "is computed by the program sox, by the codecs of its build: transcode before training.",
 }
 
 
@@ -108,6 +129,8 @@ def _by_name(value: Any) -> Any:
     if not isinstance(value, dict):
         raise Unfit(f"not supported: {in_yaml(value)}", "augmentor", "Give each perturbation by its name.")
     for name in value:
+        if name in REFUSED:
+            raise Unfit(f"not supported: {in_yaml(name)}", "augmentor", f"It {REFUSED[name]}")
         if name not in NAMES:
             fix = f"Supported: {', '.join(NAMES)}; noise and speakers are mixed in by batch_augmentor."
             raise Unfit(f"not supported: {in_yaml(name)}", "augmentor", fix)

@@ -8,6 +8,7 @@ A section of the configuration (`nest_ssl.config.data.Dataset`) goes through it 
     header.py           what its header promises, and whether that can be true
     channels.py         which channel of it is left
     perturb.py          the samples changed at random, as each is read
+    vocoder.py          what of it makes audio slower or faster at its own pitch
     problems.py         what can be wrong with a file, and how far that goes: a table
     noise.py            a clip of noise for an utterance, drawn from NumPy's global generator
     draws.py            the draws of the augmentation, from Python's `random` or NumPy's

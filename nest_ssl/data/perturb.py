@@ -1,4 +1,4 @@
-"""Utterances changed as they are read: louder, later, faster, noisier, cut out (`augmentor`).
+"""Utterances changed as they are read: louder, later, faster, noisier, stretched, cut out (`augmentor`).
 
 Source of the behaviour: NeMo 3.0.0 `nemo.collections.asr.parts.preprocessing.perturb`. Whether one happens, and how, is
 drawn from Python's global generator; how white noise is, from NumPy's.
@@ -15,8 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from nest_ssl.config.perturbations import Gain, Perturbation, Segment, Shift, Silence, Speed, WhiteNoise
+from nest_ssl.config.perturbations import (
+    Gain,
+    Perturbation,
+    Segment,
+    Shift,
+    Silence,
+    Speed,
+    Tempo,
+    TimeStretch,
+    WhiteNoise,
+)
 from nest_ssl.data.channels import Samples
+from nest_ssl.data.vocoder import vocoded
 from nest_ssl.releases import Generation
 
 log = logging.getLogger(__name__)
@@ -86,14 +97,17 @@ def with_white_noise(settings: WhiteNoise, samples_T: Samples, of: Perturbations
     return samples_T
 
 
-def resampled(settings: Speed, samples_T: Samples, of: Perturbations) -> Samples:
-    """At another rate, and taken for the old one; audio that cannot be resampled stays as it is."""
+def drawn_rate(settings: Tempo) -> float:
     slowest, fastest = settings.min_speed_rate, settings.max_speed_rate
     if settings.num_rates < 0:
-        speed = random.uniform(slowest, fastest)
-    else:
-        speed = random.choice(np.linspace(slowest, fastest, settings.num_rates, endpoint=True))  # type: ignore[arg-type]
-    if speed == 1.0:
+        return random.uniform(slowest, fastest)
+    rate: float = random.choice(np.linspace(slowest, fastest, settings.num_rates, endpoint=True))  # type: ignore[arg-type]
+    return rate
+
+
+def resampled(settings: Speed, samples_T: Samples, of: Perturbations) -> Samples:
+    """At another rate, and taken for the old one; audio that cannot be resampled stays as it is."""
+    if (speed := drawn_rate(settings)) == 1.0:
         return samples_T
     import librosa  # slow to import
 
@@ -103,6 +117,22 @@ def resampled(settings: Speed, samples_T: Samples, of: Perturbations) -> Samples
     except Exception as error:  # noqa: BLE001  (as NeMo does, whatever it is)
         log.warning("audio that cannot be resampled from %d to %d Hz stays as it is: %s", settings.sr, rate, error)
         return samples_T
+
+
+def stretched(settings: TimeStretch, samples_T: Samples, of: Perturbations) -> Samples:
+    """So much longer or shorter, by its spectrum; of audio that becomes slower, one of twice the size."""
+    if (rate := drawn_rate(settings)) == 1.0:
+        return samples_T
+    import librosa  # slow to import
+
+    faster = rate >= 1.0
+    hop = settings.n_fft // 2 if faster else settings.n_fft // 2 * 2
+    n_fft = settings.n_fft if faster else settings.n_fft * 2
+    last = hop if faster else settings.n_fft  # one less than bins
+    spectrum_FN = librosa.stft(samples_T, n_fft=n_fft, hop_length=hop)
+    spectrum_FM = vocoded(spectrum_FN, rate, np.linspace(0, np.pi * last, last + 1))
+    length = round(len(samples_T) / rate)
+    return librosa.istft(spectrum_FM, hop_length=hop, dtype=samples_T.dtype, length=length)
 
 
 def cut_out(settings: Segment, samples_T: Samples, of: Perturbations) -> Samples:
@@ -124,5 +154,6 @@ PERTURBED: dict[type[Perturbation], Callable[[Any, Samples, Perturbations], Samp
     Silence: with_silence,
     WhiteNoise: with_white_noise,
     Speed: resampled,
+    TimeStretch: stretched,
     Segment: cut_out,
 }

@@ -237,6 +237,8 @@ CASES: dict[str, dict[str, Any]] = {
     "any speed": {"augmentor": {"speed": {"prob": 1.0, "sr": 8000, "resample_type": "scipy", "num_rates": -1}}},
     "segment": {"augmentor": {"random_segment": {
         "prob": 1.0, "duration_sec": 1.1, "min_rms_db": -22, "verbose": True}}},
+    "stretched, of an odd number of samples in the spectrum": {"augmentor": {"time_stretch": {
+        "prob": 0.9, "min_speed_rate": 0.5, "max_speed_rate": 2, "num_rates": -1, "n_fft": 301}}},
     "all perturbations": {
         "augmentor": {"silence": {"prob": 0.5, "max_start_silence_secs": 0.2},
                       "white_noise": {"prob": 0.5, "rng": 7}, "shift": {"prob": 0.5}, "gain": {"prob": 0.5, "rng": 3},

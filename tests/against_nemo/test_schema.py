@@ -13,6 +13,7 @@ from nest_ssl.config.compose import compose
 from nest_ssl.config.data import BatchAugmentor, MultiBatchAugmentor
 from nest_ssl.config.losses import Decoder, Loss
 from nest_ssl.config.parts import Encoder, Masking, Preprocessor, Quantizer
+from nest_ssl.config.perturbations import NAMES, REFUSED
 from nest_ssl.config.section import Section
 from nest_ssl.config.strict import read_config
 from nest_ssl.config.trainer import CheckpointParams, ExpManager
@@ -47,6 +48,18 @@ def test_the_defaults_are_nemos(release: str, section: type[Section]) -> None:
     for key, field in section.fields().items():
         if key in reference and not field.is_required():
             assert field.default == reference[key], key
+
+
+def test_every_perturbation_of_nemos_registry_is_supported_or_refused() -> None:
+    """A release with another one fails here; and what is supported has the keys and the defaults of NeMo's class."""
+    from nemo.collections.asr.parts.preprocessing.perturb import perturbation_types
+
+    assert set(perturbation_types) == {*NAMES, *REFUSED} and not set(NAMES) & set(REFUSED)
+    for name, section in NAMES.items():
+        reference = {n: p.default for n, p in inspect.signature(perturbation_types[name]).parameters.items()}
+        assert set(reference) == section.known() - {"prob"}, name
+        for key, field in section.fields().items():
+            assert key == "prob" or field.is_required() or field.default == reference[key], (name, key)
 
 
 def test_the_keys_of_the_experiment_manager(release: str) -> None:

@@ -284,8 +284,9 @@ def test_the_floor_is_bound_and_the_run_certifies_itself(
 
 
 def test_a_reference_that_does_not_repeat_itself_has_no_floor(
-    copied: Path, explain: Explain, capsys: pytest.CaptureFixture[str]
+    copied: Path, explain: Explain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("nest_ssl.run.evidence.REPEATS", 1)
     edit_tensors(copied / "nemo", "step_1/parameter_weights.pt", lambda w: next(iter(w.values())).view(-1)[0].add_(1))
     assert explain(copied, "--evidence=floor") != 0
     assert (
@@ -299,7 +300,10 @@ def test_a_reference_that_does_not_repeat_itself_has_no_floor(
     )
 
 
-def test_operators_and_learning_rates_of_both_sides_are_bound(copied: Path, explain: Explain) -> None:
+def test_operators_and_learning_rates_of_both_sides_are_bound(
+    copied: Path, explain: Explain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nest_ssl.run.evidence.RATES", 1000)
     explain(copied, "--evidence=operators,schedule")
     reference, candidate = opened(copied)
     for name, kind in (("operators", Operators), ("schedule", Schedule)):

@@ -51,6 +51,8 @@ def test_gain_silence_and_noise() -> None:
 def test_speed_and_segments() -> None:
     rates = {"min_speed_rate": 0.5, "max_speed_rate": 0.5, "num_rates": 1}
     assert len(perturbed({"speed": {"prob": 1, "sr": RATE, "resample_type": "fft", **rates}})) == 500
+    stretched = perturbed({"time_stretch": {"prob": 1, "n_fft": 16, **rates}})
+    assert len(stretched) == 2000 and stretched.dtype == np.float32
     assert len(perturbed({"random_segment": {"prob": 1, "duration_sec": 0.25}})) == 250
     assert len(perturbed({"random_segment": {"prob": 1, "duration_sec": 1.5}})) == 1000
     loud = perturbed({"random_segment": {"prob": 1, "duration_sec": 0.25, "min_rms_db": 57.5, "max_trials": 200}})

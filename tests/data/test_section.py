@@ -70,6 +70,10 @@ def test_our_config_is_a_section() -> None:
     ("augmentor", "said"),
     [
         ({"white": {"prob": 1}}, "not supported: white: .*augmentor. Supported: gain, "),
+        ({"impulse": {"prob": 1}}, "not supported: impulse: .*augmentor. It reads audio of a manifest of its own"),
+        ({"transcode_aug": {"prob": 1}}, "not supported: transcode_aug: .*It is computed by the program sox"),
+        ({"time_stretch": {"prob": 1, "num_rates": 0}}, "no rates; NeMo stops at it"),
+        ({"time_stretch": {"prob": 1, "n_fft": 1}}, r"augmentor\.time_stretch\.n_fft"),
         ({"gain": {}}, r"a key is missing: augmentor\.gain\.prob"),
         ({"gain": {"prob": 1, "gain": 3}}, r"unknown key: augmentor\.gain\.gain"),
         ({"white_noise": {"prob": 1, "min_level": -46}}, "no whole dB below max_level -46"),

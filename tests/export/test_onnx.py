@@ -20,18 +20,21 @@ from nest_ssl.train.module import NestModule
 ONE_LAYER = ["size=tiny", "model.train_ds=null", "model.validation_ds=null", "model.encoder.n_layers=1"]
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
+def archive_of(folder: Path, *overrides: str) -> str:
     """Of an encoder as trained ones are: biases and statistics are no zeros."""
     torch.manual_seed(1)
-    model = NestModule(compose([*ONE_LAYER, "model.encoder.pos_emb_max_len=200"]).model)
+    model = NestModule(compose([*ONE_LAYER, "model.encoder.pos_emb_max_len=200", *overrides]).model)
     for name, tensor in model.encoder.state_dict().items():
         if tensor.is_floating_point():
             noise = torch.rand_like(tensor) * 0.2
             tensor.add_(noise if "running_var" in name else noise - 0.1)
-    path = tmp_path_factory.mktemp("archive") / "a.nemo"
-    save_nemo(model, path)
-    return str(path)
+    save_nemo(model, folder / "a.nemo")
+    return str(folder / "a.nemo")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return archive_of(tmp_path_factory.mktemp("archive"))
 
 
 def test_onnxruntime_computes_the_same(
@@ -62,3 +65,32 @@ def test_onnxruntime_computes_the_same(
     with pytest.raises(UserError, match="an encoder that cannot be written as ONNX: .*its encodings differ by"):
         write_onnx(archive, tmp_path / "other")
     assert not list((tmp_path / "other").iterdir())
+
+
+ABSOLUTE = ["model.encoder.self_attention_model=abs_pos"]
+CHUNKED = ["model.encoder.att_context_size=[10,4]", "model.encoder.att_context_style=chunked_limited"]
+
+
+@pytest.mark.parametrize("overrides", [ABSOLUTE, ["model.encoder.att_context_size=[10,5]"], CHUNKED])
+def test_other_positions_and_limited_contexts(tmp_path: Path, overrides: list[str]) -> None:
+    worst, longest = write_onnx(archive_of(tmp_path, *overrides), tmp_path / "out")
+    assert worst < 1e-5 and longest == 1600
+
+
+POOLED = [f"model.encoder.reduction{key}" for key in ("=pooling", "_position=-1", "_factor=2")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.encoder.self_attention_model=rel_pos_local_attn", "model.encoder.att_context_size=[16,16]"],
+         "a.nemo: self_attention_model=rel_pos_local_attn"),
+        (POOLED, "its encodings differ by inf there"),  # of an utterance of one frame: rounded to another length
+    ],
+)  # fmt: skip
+def test_what_onnx_does_not_have_is_refused(
+    tmp_path: Path, overrides: list[str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=f"an encoder that cannot be written as ONNX: .*{said}"):
+        write_onnx(archive_of(tmp_path, *overrides), tmp_path / "out")
+    assert not list(tmp_path.glob("out/*")) and not capfd.readouterr().out

@@ -62,9 +62,9 @@ def within_frames(
     distance_TT = key_1T - query_T1
     visible_TT = torch.ones_like(distance_TT, dtype=torch.bool)
     if left >= 0:
-        visible_TT &= distance_TT >= -left
+        visible_TT = visible_TT & (distance_TT >= -left)  # in place it could not be written as ONNX
     if right >= 0:
-        visible_TT &= distance_TT <= right
+        visible_TT = visible_TT & (distance_TT <= right)
     return visible_TT
 
 
