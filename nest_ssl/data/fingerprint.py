@@ -83,7 +83,7 @@ class _Files:
         self._hashes = {path: file_sha256(path, self._sampled) for path in names}
         digest = hashlib.sha256("".join(str(self._hashes[path]) for path in archives).encode())
         parts_of_lines = [parts_of(line) for line in lines]
-        # The folder that all are in may be another one elsewhere; what is below it tells files that are not hashed.
+        # The folder that all are in may be another one elsewhere; what is below it names the files that are not hashed.
         alike = os.path.commonprefix([path for parts in parts_of_lines for path in parts])  # noqa: RUF071
         above = len(os.path.dirname(alike))
         for line, parts in zip(lines, parts_of_lines, strict=True):
