@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import date
+from typing import Any
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.matrix.runs import Cell
 from nest_ssl.report.document import Block, Code, CodeBlock, Heading, Paragraph, Text, table
 from nest_ssl.report.render.markdown import render_markdown
@@ -21,37 +24,94 @@ LEGEND = (
     "say why."
 )
 WHY = 160  # characters of a reason
+HOW = "torch on one CPU thread a side."
+SIDES = {"other bits": "difference", "only NeMo trains": "candidate", "only the port trains": "reference"}
 
 
 def page(release: str, cells: Sequence[Cell], commit: str, before: str = "") -> str:
     """The whole document: the part of a release, and those of the others as they were `before`, each of its day."""
-    blocks = list(part(release, cells, commit))
-    parts = {**parts_of(before), release: render_markdown(blocks)}
+    return document({**parts_of(before), release: part(release, cells, f"{measured(commit)}, {HOW}")})
+
+
+def amended(release: str, cells: Sequence[Cell], order: Sequence[str], commit: str, before: str) -> str:
+    """The document with these cells in place of what it says `before` of their variants, and when they were measured.
+
+    Args:
+        release: whose part.
+        cells: some of it.
+        order: the titles of all variants.
+        commit: they were measured at.
+        before: the document.
+
+    Raises:
+        UserError: nothing of the release was measured before.
+    """
+    parts = parts_of(before)
+    if release not in parts:
+        raise UserError("nothing of this release is there", f"--amend, NeMo {release}", "Leave out --only and --amend.")
+    kept = {title_of(cell): cell for cell in cells_of(parts[release])} | {title_of(cell): cell for cell in cells}
+    rows = sorted(
+        kept.values(), key=lambda cell: order.index(title_of(cell)) if title_of(cell) in order else len(order)
+    )
+    when = parts[release].splitlines()[2].partition(" values compared. ")[2]
+    return document(
+        {**parts, release: part(release, rows, f"{when} {measured(commit)}: {', '.join(map(title_of, cells))}.")}
+    )
+
+
+def document(parts: dict[str, str]) -> str:
+    """What all releases share, and the part of each."""
     command = CodeBlock(("make matrix  # of NEMO_VERSION; what is here of other releases stays",))
     head = render_markdown([Heading(("Which models train with NeMo's bits",), 1), Paragraph((LEGEND,)), command])
     return "\n".join([head, *(parts[each] for each in sorted(parts, reverse=True))])
 
 
-def parts_of(document: str) -> dict[str, str]:
-    """The part of each release in it, its heading first."""
-    _, *found = re.split(r"^(?=## NeMo )", document, flags=re.MULTILINE)
-    return {text.split()[2]: f"{text.rstrip()}\n" for text in found}
+def parts_of(text: str) -> dict[str, str]:
+    """The part of each release in a document, its heading first."""
+    _, *found = re.split(r"^(?=## NeMo )", text, flags=re.MULTILINE)
+    return {each.split()[2]: f"{each.rstrip()}\n" for each in found}
 
 
-def part(release: str, cells: Sequence[Cell], commit: str) -> Iterator[Block]:
-    """What there is of one release of NeMo."""
-    yield Heading((f"NeMo {release}",))
-    when = f"Measured {date.today()} at commit {commit[:7]}, torch on one CPU thread a side."
-    yield Paragraph((f"{summary(release, cells)} {when}",))
+def cells_of(text: str) -> Iterator[Cell]:
+    """The cells that a part shows, as far as it shows them."""
+    for line in text.splitlines():
+        columns = line[2:-2].split(" | ") if line.startswith("| ") else []
+        if len(columns) < 4 or columns[0] in ("choice", "---"):
+            continue
+        group, name, *found = (column.strip("`") for column in columns)
+        cell = Cell("", group.strip("-"), name, "", "", None, 0, 0.0)
+        if len(found) == 2:
+            yield replace(cell, reference=found[0], candidate=found[1])
+        else:
+            verdict, why, places, seconds = found
+            cell = replace(cell, places=int(places.replace(",", "")), seconds=float(seconds))
+            reason: dict[str, Any] = {SIDES[verdict]: why} if verdict in SIDES else {}
+            yield replace(cell, **reason)
+
+
+def part(release: str, cells: Sequence[Cell], when: str) -> str:
+    """What there is of one release of NeMo, measured `when`."""
     trained = [cell for cell in cells if cell.verdict != "refused"]
     refused = [cell for cell in cells if cell.verdict == "refused"]
     rows = [(*_named(cell), *_found(cell)) for cell in trained]
     columns = ("choice", "variant", "verdict", "first difference, or why not", "places", "seconds")
-    yield table(columns, rows, right=2)
+    heading, sentence = Heading((f"NeMo {release}",)), Paragraph((f"{summary(release, cells)} {when}",))
+    blocks: list[Block] = [heading, sentence, table(columns, rows, right=2)]
     if refused:
-        yield Heading((f"What NeMo {release} does not train",), 3)
         reasons = [(*_named(cell), (Code(cell.reference[:WHY]),), (Code(cell.candidate[:WHY]),)) for cell in refused]
-        yield table(("choice", "variant", "NeMo says", "the port says"), reasons)
+        blocks.append(Heading((f"What NeMo {release} does not train",), 3))
+        blocks.append(table(("choice", "variant", "NeMo says", "the port says"), reasons))
+    return render_markdown(blocks)
+
+
+def measured(commit: str) -> str:
+    """Today, and of which source."""
+    return f"Measured {date.today()} at commit {commit[:7]}"
+
+
+def title_of(cell: Cell) -> str:
+    """Its variant's."""
+    return f"{cell.group}: {cell.name}"
 
 
 def summary(release: str, cells: Sequence[Cell]) -> str:

@@ -12,7 +12,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.cli.matrix import main
 from nest_ssl.config.strict import read_config
 from nest_ssl.matrix import runs
-from nest_ssl.matrix.page import page
+from nest_ssl.matrix.page import amended, cells_of, page, part, parts_of
 from nest_ssl.matrix.runs import RESULTS, Cell, read_cells
 from nest_ssl.matrix.step import digest_of, first_difference
 from nest_ssl.matrix.variants import PAIRS, VARIANTS, Variant, pairs
@@ -80,6 +80,28 @@ def test_a_release_has_its_part_of_the_page_and_leaves_those_of_others() -> None
     assert page("2.4.1", [CELL], "c" * 40, both).count("## NeMo ") == 2 and "ccccccc" in page(
         "2.4.1", [CELL], "c" * 40, both
     )
+
+
+def test_some_cells_are_put_in_place_of_their_rows_and_the_rest_stays() -> None:
+    rows = [
+        replace(CELL, group="", name="the recipe"),
+        replace(CELL, group="class", name="adapters", candidate="no `a`|b", places=0),
+        replace(CELL, difference="loss"),
+        replace(CELL, name="group norm of 7", reference="TypeError", candidate="refused", places=0),
+    ]
+    before = page("2.7.3", rows, "a" * 40, page("3.0.0", [CELL], "b" * 40))
+    assert part("2.7.3", [*cells_of(parts_of(before)["2.7.3"])], "") == part("2.7.3", rows, "")
+    order = [": the recipe", "norm: layer norm", "norm: new", "norm: group norm of 7"]
+    after = amended("2.7.3", [replace(CELL, name="new"), CELL], order, "c" * 40, before)
+    found = [*cells_of(parts_of(after)["2.7.3"])]
+    assert [cell.name for cell in found] == ["the recipe", "layer norm", "new", "adapters", "group norm of 7"]
+    assert [cell.verdict for cell in found[1:4]] == ["same bits", "same bits", "only NeMo trains"]
+    assert "5 variants: 3 same bits, 1 refused, 1 only NeMo trains; 2,970 values compared." in after
+    assert "commit aaaaaaa, torch on one CPU thread a side. Measured" in after
+    assert "at commit ccccccc: norm: new, norm: layer norm." in after
+    assert parts_of(after)["3.0.0"] == parts_of(before)["3.0.0"]
+    with pytest.raises(UserError, match="nothing of this release"):
+        amended("2.4.1", [CELL], order, "c" * 40, before)
 
 
 def test_what_was_found_isread_cells_again_but_for_a_line_cut_short(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from nest_ssl.compare.proof import Agreement, Float64, Proof
 from nest_ssl.compare.rules.known import Known, Used
 from nest_ssl.compare.rules.noise_floor import Band
 from nest_ssl.compare.rules.same_function import By, Function
+from nest_ssl.data.fingerprint import HASHED_IN_FULL, LOOKED_AT
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.evidence import Check
 from nest_ssl.report.document import Bullets, plain
@@ -27,7 +28,7 @@ from nest_ssl.report.render.json import render_json
 from nest_ssl.report.sections import details, summary
 from nest_ssl.report.sections.proof import born_sentence
 from nest_ssl.report.write import report_text
-from tests.report.builder import comparison, diverged, finding, measured, other_experiment, setting
+from tests.report.builder import comparison, diverged, finding, measured, other_experiment, setting, side
 from tests.report.test_headline import lines
 
 NORM = Born(
@@ -208,6 +209,14 @@ def test_what_a_run_could_not_see_stands_below_a_pass_alone() -> None:
         " warm-up steps."
     )
     assert not any("could not see" in line for line in lines(diverged(unseen=unseen)))
+
+
+def test_a_large_corpus_is_not_hashed_whole_and_that_is_said() -> None:
+    data = {"train": {"noise": {"audio_hash": "sampled"}}}
+    said = lines(comparison(candidate=side("nest-ssl 0.1.0", "nest", data=data)))[2]
+    assert said.startswith("What this run could not see: audio of which neither side took a hash (of more than")
+    assert f"than {HASHED_IN_FULL:,} files" in said and f"than {LOOKED_AT:,} lines" in said
+    assert not any("took a hash" in line for line in lines(comparison()))
 
 
 def test_known_differences_are_named() -> None:

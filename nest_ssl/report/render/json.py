@@ -15,6 +15,7 @@ from nest_ssl.compare.kinds import Likely
 from nest_ssl.compare.proof import Proof
 from nest_ssl.report.document import plain
 from nest_ssl.report.sections.causes import cause_text, consequence_texts, note_text, remainder_text
+from nest_ssl.report.sections.headline import unseen
 from nest_ssl.report.words import word
 from nest_ssl.report.words.names import own_name
 
@@ -50,7 +51,7 @@ def as_tree(comparison: Comparison) -> Tree:
         "kinds": comparison.kinds,
         "proof": comparison.proof,
         "patterns": comparison.proof.patterns,
-        "unseen": comparison.unseen,
+        "unseen": unseen(comparison),
         "known": comparison.ledger,
         "tolerance": comparison.rule,
         "losses": [{**counted.get(loss.step, {}), **asdict(loss)} for loss in comparison.losses],

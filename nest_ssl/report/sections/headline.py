@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Birth, Status
+from nest_ssl.compare.findings import Birth, Note, Status
 from nest_ssl.report.document import Block, Code, Heading, Paragraph, StatusWord, Text, initial, join, table
 from nest_ssl.report.sections import proof
 from nest_ssl.report.sections.causes import cause_text, consequence_texts, note_text, remainder_text
@@ -31,9 +31,18 @@ def headline(comparison: Comparison) -> list[Block]:
     texts += [proof.check_sentence(check) for check in comparison.proof.checks if check.differing or not check.compared]
     same = [note_text(note) for note in comparison.notes if note.kind == "same_recording"]
     blocks: list[Block] = [Heading(title(comparison), 1), Paragraph(join([*texts, *same], " "))]
-    if comparison.unseen and comparison.verdict in (Status.IDENTICAL, Status.EQUIVALENT):
-        blocks.append(Paragraph(say("unseen", what=join(map(note_text, comparison.unseen)))))
+    if (notes := unseen(comparison)) and comparison.verdict in (Status.IDENTICAL, Status.EQUIVALENT):
+        blocks.append(Paragraph(say("unseen", what=join(map(note_text, notes)))))
     return blocks
+
+
+def unseen(comparison: Comparison) -> list[Note]:
+    """What this run could not see; of a large corpus also whether all of its audio is the same on both sides."""
+    data = [side.index.data for side in (comparison.reference, comparison.candidate)]
+    sections = [section for each in data for section in (each.train, each.validation) if section is not None]
+    sections += [section.noise for section in sections if section.noise is not None]
+    sampled = any(section.audio_hash == "sampled" for section in sections)
+    return [*comparison.unseen, *([Note("unseen_audio")] if sampled else [])]
 
 
 def title(comparison: Comparison) -> Text:
