@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"matrix: NeMo {options.nemo}: the page has every variant")
         return EXIT_OK
     if not variants:
-        names = {name for each in known for name in (f"{each.group}: *", each.title)}
+        names = [*known, *(f"{each.group}: *" for each in known.values())]
         fix = did_you_mean(options.only, names, "See docs/parity-matrix.md.")
         raise UserError("no such variant", f"--only '{options.only}'", fix)
     if options.jobs < 1:

@@ -65,10 +65,10 @@ class Node:
                 folder, refused = Path(place), self._refused(Path(place), first, settings)
                 self._store.set(f"nest_ssl {self.number}", json.dumps(refused))
                 if refused:
-                    raise UserError(*refused, fix)
+                    raise UserError(refused[0], refused[1], fix)
             for other in (f"node {number}" for number in range(1, self.nodes) if not self.number):
                 if refused := json.loads(self._store.get(f"nest_ssl {other.removeprefix('node ')}")):
-                    raise UserError(*refused, fix)
+                    raise UserError(refused[0], refused[1], fix)
         except RuntimeError as error:  # of the store: its other end is gone, or it was waited for too long
             raise UserError(f"{other} is not there", f"{self.address}, node {self.number}", fix) from error
         return folder, port
