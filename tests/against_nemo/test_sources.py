@@ -154,6 +154,10 @@ CUT_CASES: dict[str, dict[str, Any]] = {
         {"type": "lhotse_shar", "weight": 2, "shar_path": "plain_shar"},
         {"type": "lhotse_shar", "weight": 1, "shar_path": "other_shar"}]},
 }  # fmt: skip
+# Mixtures are drawn from in the workers, each by a seed of its own.
+CUT_CASES |= {f"{case}, two workers": {**CUT_CASES[case], "num_workers": 2}
+              for case in ("manifests, mixed", "shar, mixed by weight", "tars, mixed by weight",
+                           "mux of few open streams")}  # fmt: skip
 FROM_THE_CLOCK = {"tarred, shuffled, with noise": False, "tarred": True, "concat, a seed given": True}
 
 
