@@ -161,4 +161,4 @@ def _made(kind: Any, arguments: Any) -> Any:
     storage, offset, size, stride, gradient, hooks = arguments
     if kind != "tensor" or type(storage) is not _Storage or gradient is not False or hooks != {}:
         raise ValueError("it is made of something else")
-    return torch.empty(0, dtype=storage.dtype).set_(storage.content, offset, size, stride)
+    return torch.empty(0, dtype=storage.dtype, device="cpu").set_(storage.content, offset, size, stride)

@@ -1,8 +1,8 @@
 """Tensors and builtins, written as `torch.save` writes them, and hashed on the way.
 
 `torch.save` takes most of its time for checksums of its own making, and for questions that it asks of every value. What
-stands in the file is the same: the pickle byte by byte, a record for each storage, and each record's CRC-32. Only the
-two records are left out in which torch says how it lays records out.
+stands in the file is the same: the pickle byte by byte, a record for each storage, and each record's CRC-32. Only
+records are left out that reading does without: in which torch says how it lays records out, and a hash of its own.
 
 Source: PKWARE's APPNOTE for the archive, Python's `pickle` and `torch.serialization` for what is in it.
 """
@@ -51,7 +51,7 @@ def write_tensors(path: Path, value: Any) -> str:
         archive.add("data.pkl", pickled.getvalue())
         archive.add("byteorder", sys.byteorder.encode())
         for key, storage in pickler.storages():
-            content = torch.empty(0, dtype=torch.uint8).set_(storage)
+            content = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
             archive.add(f"data/{key}", content.numpy().data if content.numel() else b"")
         archive.add("version", b"3\n")
         return archive.end()

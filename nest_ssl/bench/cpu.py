@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nest_ssl.base.errors import EXIT_BAD_INPUT, EXIT_OK
 from nest_ssl.base.home import ROOT
 from nest_ssl.bench import loading
 from nest_ssl.bench.trainings import Bench
@@ -85,10 +86,10 @@ FULL = (
 
 def groups(cases: Sequence[Case]) -> list[list[Case]]:
     """Cases that differ in their names and in the port's settings alone: NeMo is timed once for all of them."""
-    by_rival: dict[Case, list[Case]] = {}
+    by_nemo: dict[Case, list[Case]] = {}
     for case in cases:
-        by_rival.setdefault(replace(case, name="", of_port=()), []).append(case)
-    return list(by_rival.values())
+        by_nemo.setdefault(replace(case, name="", of_port=()), []).append(case)
+    return list(by_nemo.values())
 
 
 def steps(bench: Bench, cases: Sequence[Case]) -> list[Row]:
@@ -103,8 +104,8 @@ def steps(bench: Bench, cases: Sequence[Case]) -> list[Row]:
 
 def _timed(bench: Bench, first: Case, case: Case | None) -> Mapping[str, Any]:
     """Milliseconds of a step and its parts, of the port in this case, or of NeMo in the group of the first."""
-    side, own = ("nemo", first.of_nemo) if case is None else ("nest", case.of_port)
-    settings = (*own, *first.overrides)
+    side, alone = ("nemo", first.of_nemo) if case is None else ("nest", case.of_port)
+    settings = (*alone, *first.overrides)
     flags = "fast" if {*FAST} & {*settings} else "deterministic"
     try:
         with Worker(replace(bench, size=first.size), side, *settings) as worker:
@@ -118,21 +119,17 @@ def _timed(bench: Bench, first: Case, case: Case | None) -> Mapping[str, Any]:
 
 
 def _row(case: Case, rounds: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Row:
-    row: Row = {"name": case.name, "batch": list(case.batch)}
+    row: Row = {"name": case.name, "batch": list(case.batch), "rounds": len(rounds)}
     for nemo, port in rounds:
         if "error" in nemo or "error" in port:
             return {**row, "error": nemo.get("error") or port["error"]}
     for part in (*PARTS, PRODUCTS):
-        rival = "step_ms" if part == PRODUCTS else part
-        taken = [(port[part], nemo[rival]) for nemo, port in rounds if port[part] and nemo[rival]]
+        of_nemo = "step_ms" if part == PRODUCTS else part
+        taken = [(port[part], nemo[of_nemo]) for nemo, port in rounds if port[part] and nemo[of_nemo]]
         if taken:
-            ratios = [own / other for own, other in taken]
-            row[part] = [
-                statistics.median(own for own, _ in taken),
-                statistics.median(ratios),
-                min(ratios),
-                max(ratios),
-            ]
+            ratios = [port / nemo for port, nemo in taken]
+            median = statistics.median(port for port, _ in taken)
+            row[part] = [median, statistics.median(ratios), min(ratios), max(ratios)]
     return row
 
 
@@ -232,18 +229,18 @@ def start_up(bench: Bench, aligned: bool) -> list[Row]:
     if `aligned`, of recording both trainers and comparing them."""
     python = bench.sides["nest"].python
     align = ["make", "--no-print-directory", "align", "SIZE=large", "RUNTIME=local", f"OUT={bench.folder / 'align'}"]
-    commands = {
-        "nest-ssl --help": [python, "-m", "nest_ssl.cli.main", "--help"],
-        "nest-ssl compare, bad usage": [python, "-m", "nest_ssl.cli.main", "compare", "--nonsense"],
-        "train_nest.py --help": [python, "scripts/train_nest.py", "--help"],
-        "train_nest.py, bad usage": [python, "scripts/train_nest.py", "siz=tiny"],
-        **({"make align SIZE=large": align} if aligned else {}),
+    commands = {  # and the exit code of each
+        "nest-ssl --help": ([python, "-m", "nest_ssl.cli.main", "--help"], EXIT_OK),
+        "nest-ssl compare, bad usage": ([python, "-m", "nest_ssl.cli.main", "compare", "--nonsense"], EXIT_BAD_INPUT),
+        "train_nest.py --help": ([python, "scripts/train_nest.py", "--help"], EXIT_OK),
+        "train_nest.py, bad usage": ([python, "scripts/train_nest.py", "siz=tiny"], EXIT_BAD_INPUT),
+        **({"make align SIZE=large": (align, EXIT_OK)} if aligned else {}),
     }
     rows: list[Row] = []
-    for name, command in commands.items():
+    for name, (command, expected) in commands.items():
         took = sorted(_seconds(command) for _ in range(1 if command is align else 3))
         seconds, clock, code = took[len(took) // 2]
-        error = {"error": f"exit code {code}"} if command is align and code else {}
+        error = {"error": f"exit code {code}"} if code != expected else {}
         rows.append({"name": name, "seconds": seconds, "clock": clock, **error})
     for side, label in (("nemo", "NeMo"), ("nest", "the port")):
         row: Row = {"name": f"first batch of {label}, large"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import write_atomically
 from nest_ssl.bench.targets import judged
-from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Figure, Heading, Paragraph, table
+from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Figure, Heading, Inline, Paragraph, Text, table
 from nest_ssl.report.pictures.svg import Paper
 from nest_ssl.report.render.markdown import render_markdown
 
@@ -38,9 +38,10 @@ ABOUT = (
     "Written by the command below, not by hand. Both trainers train by turns, each time in a process of its own, with "
     "the same constant batch, everything random on, one thread, and the same settings and allocator. Times are the "
     "process's CPU time, so that others on the machine disturb little. A ratio is the port's number divided by NeMo "
-    "3.0.0's of the same round: median (least to largest); below 1 the port needs less. Products alone is what the "
-    "port's matrix products and convolutions would take at the rate of a large matrix product, measured behind each "
-    "round, divided by NeMo's step: no step that keeps the products, and with them the bits, can have a smaller ratio."
+    "3.0.0's of the same round: median (least to largest) of so many rounds; below 1 the port needs less. Products "
+    "alone is what the port's matrix products and convolutions would take at the rate of a large matrix product, "
+    "measured behind each round, divided by NeMo's step: no step that keeps the products, and with them the bits, can "
+    "have a smaller ratio."
 )
 
 
@@ -58,6 +59,11 @@ def load(path: Path) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, AssertionError) as error:
         raise UserError("not results of this command", str(path), "Name another folder, or delete it.") from error
     return dict(found)
+
+
+def dated(rows: Sequence[Row], results: dict[str, Any]) -> list[Row]:
+    """Rows with the day and the commit on which they are measured."""
+    return [{**row, "day": results["day"]} for row in rows]
 
 
 def merge(earlier: Sequence[Row], found: Sequence[Row]) -> list[Row]:
@@ -88,10 +94,11 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     yield Paragraph((ABOUT,))
     yield CodeBlock(("make bench", "make bench ARGS=--targets", "make bench QUICK=1"))
     if machine := results.get("machine"):
-        yield Paragraph((f"{machine}; {results['day']}.",))
+        yield Paragraph((f"{machine}; {results['day']}. Rows of another day or commit say so.",))
     rows = [row for row in results["steps"] if "step_ms" in row]
-    cells = [(row["name"], f"{row['batch'][0]} x {row['batch'][1]:g} s", *map(_ratio, _parts(row))) for row in rows]
-    yield table(("model", "batch", *PARTS.values()), cells, right=len(PARTS))
+    cells = [(_named(row, results), f"{row['batch'][0]} x {row['batch'][1]:g} s", str(row.get("rounds", "")),
+              *map(_ratio, _parts(row))) for row in rows]  # fmt: skip
+    yield table(("model", "batch", "rounds", *PARTS.values()), cells, right=1 + len(PARTS))
     yield from _missing(results["steps"])
     yield from _against_targets(results)
     for unit, title in CURVES.items():
@@ -106,36 +113,35 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
         yield Heading(("The recorder",))
         yield Paragraph((ABOUT_RECORDER,))
         yield table(("level", "MB", *RECORDED), [
-            (row["name"], f"{row['bytes'] / 1e6:,.1f}", *(f"{row[key]:.3g}" for key in RECORDED.values()))
+            (_named(row, results), f"{row['bytes'] / 1e6:,.1f}", *(f"{row[key]:.3g}" for key in RECORDED.values()))
             for row in recorded], right=1 + len(RECORDED))  # fmt: skip
     yield from _missing(results["recorder"])
     if results.get("comparer"):
         yield Heading(("The comparer",))
         yield Paragraph(("One core, files mapped from the disk's cache; bytes of one side.",))
-        yield table(("tensors", "GB/s"), [(row["name"], f"{row['gbs']:.2f}") for row in results["comparer"]], right=1)
+        rates = [(_named(row, results), f"{row['gbs']:.2f}") for row in results["comparer"]]
+        yield table(("tensors", "GB/s"), rates, right=1)
     if results["start"]:
         yield Heading(("Start-up",))
         numbers = [
             [f"{row[key]:.2f}" if key in row else "" for key in ("seconds", "clock")] for row in results["start"]
         ]
-        shown = [(Code(row["name"]), *both) for row, both in zip(results["start"], numbers, strict=True)]
+        shown = [(_named(row, results, Code), *both) for row, both in zip(results["start"], numbers, strict=True)]
         yield table(("command", "CPU seconds", "by the clock"), shown, right=2)
     yield from _missing(results["start"])
     yield from _missing([{"name": part, **results.get(part, {})} for part in ("loader", "curve")])
 
 
 def _against_targets(results: dict[str, Any]) -> Iterator[Block]:
-    found = list(judged(results))
-    if not found:
-        return
     yield Heading(("Targets",))
+    found = list(judged(results))
     yield table(("what", "at most", "measured", "met"), [
-        (target.what, f"{target.most:g}", f"{value:.2f}", "yes" if value <= target.most else "no")
-        for target, value in found], right=2)  # fmt: skip
+        (target.what, f"{target.most:g}", *(("not measured", "") if value is None else
+         (f"{value:.2f}", "yes" if value <= target.most else "no"))) for target, value in found], right=2)  # fmt: skip
     missed: dict[str, list[str]] = {}
     for target, value in found:
-        if value > target.most and target.reason:
-            missed.setdefault(target.reason, []).append(target.what)
+        if value is not None and value > target.most:
+            missed.setdefault(target.why(results), []).append(target.what)
     if missed:
         yield Paragraph(("Why those that are not met are not, and what was tried:",))
         yield Bullets(tuple((f"{'; '.join(names)}: {reason}",) for reason, names in missed.items()))
@@ -199,6 +205,12 @@ def _missing(rows: Sequence[Row]) -> Iterator[Block]:
         yield Bullets(tuple(lost))
 
 
+def _named(row: Row, results: dict[str, Any], style: Callable[[str], Inline] = str) -> Text:
+    """A row's name, and its day and commit, where they are others than of what was measured last."""
+    day = row.get("day", "an earlier commit")
+    return (style(row["name"]), *([] if day == results.get("day", day) else [f" ({day})"]))
+
+
 def _parts(row: Row) -> list[list[float] | None]:
     return [row.get(part) for part in PARTS]
 
@@ -236,6 +248,6 @@ def plot(points: Sequence[tuple[float, float, float | None]], name: str) -> str:
     return paper.svg(f"CPU time and peak memory by {name}", style=True) + "\n"
 
 
-def today() -> str:
-    """The day of a run."""
-    return str(date.today())
+def today(commit: str | None) -> str:
+    """The day and the commit of a run."""
+    return str(date.today()) + (f", commit {commit[:7]}" if commit else "")

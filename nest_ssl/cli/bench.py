@@ -65,36 +65,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.targets and not options.only:
         parts.remove("curve")  # which learns the same on any machine
     if not cases and not parts:
+        presets = {"--quick": cpu.QUICK, "--targets": cpu.TARGETS, "neither --quick nor --targets": cpu.FULL}
         names = [*dict.fromkeys(case.name for case in preset), *PARTS]
-        raise UserError("no such case", repr(options.only), did_you_mean(options.only, names))
+        fix = did_you_mean(options.only.lower(), names, f"One of: {'; '.join(names)}.")
+        if found := [words for words, cases in presets.items() if options.only in {case.name for case in cases}]:
+            fix = f"Give {found[0]}."
+        raise UserError("no such case", repr(options.only), fix)
     if options.rounds:
         cases = [replace(case, rounds=options.rounds) for case in cases]
     results = cpu_page.load(options.out / "benchmarks.json")
-    if cases:  # what a curve learns is no matter of the machine
-        where = machine(describe_run())
+    where = machine(describe_run())
+    if cases or parts != ["curve"]:  # what a curve learns is no matter of the machine
+        results["day"] = cpu_page.today(where["commit"])
         rate = f"{cpu.matrix_rate():.0f} GFLOP/s in float32 matrix products"
         results["machine"] = f"{where['card']}, {where['cores']} cores, {rate}, torch {where['torch']}"
-        results["day"] = cpu_page.today()
     sides = {name: Side(os.path.abspath(python), f"scripts/train_{name}.py") for name, python in pythons.items()}  # type: ignore[type-var]
     with tempfile.TemporaryDirectory(prefix="nest-ssl-bench-") as folder:
         bench = Bench(sides=sides, accelerator="cpu", size="tiny", folder=Path(folder))
-        measure(bench, cases, parts, results, options)
-    alone = (results.get(part, {}) for part in ("curve", "loader"))
-    return any("error" in row for row in (*results["steps"], *results["recorder"], *results["start"], *alone))
+        return measure(bench, cases, parts, results, options)
 
 
 def measure(
     bench: Bench, cases: Sequence[Case], parts: Sequence[str], results: dict[str, Any], options: argparse.Namespace
-) -> None:
-    """Add to the results what is measured of cases and parts, and write them as they come."""
+) -> bool:
+    """Add to the results what is measured of cases and parts, and write them as they come; whether one is an error."""
     from nest_ssl.bench import cpu, cpu_page
 
+    lost = False
     for group in cpu.groups(cases):
-        found = cpu.steps(bench, group)
+        found = cpu_page.dated(cpu.steps(bench, group), results)
         results["steps"] = cpu_page.merge(results["steps"], found)
         cpu_page.save(results, options.out)
         for row in found:
             print(f"bench: {row['name']}, {row['batch']}: {row.get('step_ms') or row.get('error')}", flush=True)
+            lost |= "error" in row
     measured: dict[str, Callable[[], Any]] = {
         "loader": lambda: cpu.loader(bench),
         "start": lambda: cpu.start_up(bench, aligned=not options.quick),
@@ -103,9 +107,12 @@ def measure(
         "curve": lambda: cpu.curve(bench, LEARNT),
     }
     for part in [part for part in measured if part in parts]:
-        results[part] = measured[part]()
+        rows = measured[part]()
+        results[part] = cpu_page.dated(rows, results) if isinstance(rows, list) else rows
         cpu_page.save(results, options.out)
         print(f"bench: {part}: measured", flush=True)
+        lost |= any("error" in row for row in (rows if isinstance(rows, list) else [rows]))
+    return lost
 
 
 def _positive(text: str) -> int:

@@ -26,7 +26,7 @@ VERBS = {
     "bundle": "put a comparison into one file that others can check",
     "verify": "check such a file offline: what is shown again, and what is only claimed",
     "features": "write what layers of a trained encoder make of each utterance of a manifest",
-    "export": "write a trained encoder as another library opens it: Hugging Face's ParakeetEncoder",
+    "export": "write a trained encoder as another library opens it: Hugging Face's ParakeetEncoder, or ONNX",
     "selftest": "plant faults and rewrites in the port, and measure what the comparer catches",
     "matrix": "train every variant of NeMo's model on both sides, and write docs/parity-matrix.md",
     "completion": "make a shell complete these verbs and their options",

@@ -6,7 +6,7 @@ comparison = compare_recordings(open_recording("outputs/nemo"), open_recording("
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, takewhile
 
 from torch import Size
 
@@ -213,7 +213,10 @@ def _validations_in_float64(
     known: Sequence[Known],
 ) -> list[Tally]:
     """The validations that are compared here, judged by what the steps of float64, `steps`, show."""
-    rule = Float64Rule(evidence, shown_by(one for tally in steps for one in tally.findings))
+    shown = [one for tally in steps for one in tally.findings]
+    beyond = sorted((one for one in shown if not one.within), key=lambda one: one.moment)
+    silent = takewhile(lambda one: has_float32_values(both[0], one.moment.step, one.address), beyond)
+    rule = Float64Rule(evidence, shown_by(shown), frozenset(one.address for one in silent))
     judge = KnownRule(rule, known, whole=False)
     found = validation.compare_validations(
         Comparer(judge), *both, [t.step for t in here if t.rung == "validation" and t.step is not None]
@@ -281,7 +284,7 @@ def _compare_step(
     batch.compare_batch(sheets["batch"], *sides)
     calls: tuple[list[Call], list[Call]] = ([], [])
     if sheets["forward"].both_have(layout.CALLS, *sides):
-        calls = seen_by(candidate, sides[0].calls()), seen_by(reference, sides[1].calls())
+        calls = (seen_by(reference, candidate, sides[0].calls()), seen_by(candidate, reference, sides[1].calls()))
         result.spans = forward.compare_calls(sheets["forward"], *calls)
     if sheets["draws"].both_have(layout.RNG, *sides):
         event = draws.same_event(*calls)

@@ -26,13 +26,14 @@ _UNKNOWN = ("generation", "data", "flags", "init_from", "packages", "device", "c
             "ledger")  # fmt: skip
 
 
-def seen_by(other: Recording, calls: list[Call]) -> list[Call]:
+def seen_by(own: Recording, other: Recording, calls: list[Call]) -> list[Call]:
     """Those of one side's calls that the recorder of the other side would have recorded, by its level.
 
-    A call of a module that the other side does not have at all is kept: that is a difference.
+    A call of a module that the other side does not have at all is kept: that is a difference. So is any of a module
+    of which the other side has calls, whatever its level says: what is a list of blocks is known here by name alone.
     """
     level = other.index.level
-    if level is None:
+    if level is None or level == own.index.level:
         return calls
     recorded = other.original if isinstance(other, Renamed) else other  # under the names that its level was given for
     modules = {entry.name: entry.module_class for entry in recorded.structure.modules}
@@ -42,6 +43,7 @@ def seen_by(other: Recording, calls: list[Call]) -> list[Call]:
         return calls
     left_out = {other.names.rename(n) if isinstance(other, Renamed) else n for n in modules.keys() - chosen - {""}}
     left_out -= {other.names.rename(n) for n in chosen} if isinstance(other, Renamed) else chosen
+    left_out -= {name.rpartition("#")[0] for names in other.index.calls.values() for name in names}
     return [call for call in calls if call.module not in left_out]
 
 

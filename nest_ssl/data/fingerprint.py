@@ -46,8 +46,8 @@ class DataRecord:
             For each section ``{"manifests": [{"name", "sha256"}], "audio": {name: sha256}, "audio_hash": "full" |
             "sampled", "content": sha256, "changed": [name]}``, with the same of the noise manifests under ``"noise"``
             if there are any. A file that cannot be read has None. Of more than `LOOKED_AT` lines every n-th one's file
-            is here; `content` follows from them, and from what all lines say of times. And what was ``"skipped"``,
-            if that was allowed.
+            is here; `content` follows from them, from the names of the others below the folder that all are in, and
+            from what all lines say of times. And what was ``"skipped"``, if that was allowed.
         """
         data: dict[str, Any] = {name: files.describe() for name, files in self._speech.items()}
         for name, files in self._noise.items():
@@ -82,8 +82,12 @@ class _Files:
         self._states = {path: state_of(path) for path in names}
         self._hashes = {path: file_sha256(path, self._sampled) for path in names}
         digest = hashlib.sha256("".join(str(self._hashes[path]) for path in archives).encode())
-        for line in lines:
-            hashes = [os.path.basename(p) if archives else self._hashes.get(p) for p in parts_of(line)]
+        parts_of_lines = [parts_of(line) for line in lines]
+        # The folder that all are in may be another one elsewhere; what is below it names the files that are not hashed.
+        alike = os.path.commonprefix([path for parts in parts_of_lines for path in parts])  # noqa: RUF071
+        above = len(os.path.dirname(alike))
+        for line, parts in zip(lines, parts_of_lines, strict=True):
+            hashes = [os.path.basename(p) if archives else self._hashes.get(p, p[above:]) for p in parts]
             digest.update(json.dumps([hashes, line.offset or 0, line.duration]).encode() + b"\n")
         self._content = digest.hexdigest()
 

@@ -25,18 +25,20 @@ from nest_ssl.data.lines import Entry
 from nest_ssl.data.manifest import parts_of, read_speech
 from nest_ssl.data.sources.making import source_of
 from nest_ssl.export.safetensors import safetensors
-from nest_ssl.export.trained import load_model
+from nest_ssl.export.trained import load_model, remove_unfinished
 from nest_ssl.model.encoder.encoder import ConformerEncoder
 from nest_ssl.model.speech import SpeechModel
 
-SETTINGS = "features.json"  # in the folder: what all of its files were made with
-FORMATS = ("npy", "safetensors", "shar")
+# In the folder, by format: what all of its files were made with. Lhotse takes what is before the first dot of a name
+# for a field of the cuts, unless it is `cuts`.
+SETTINGS = {"npy": "features.json", "safetensors": "features.json", "shar": "cuts.settings.json"}
+FORMATS = tuple(SETTINGS)
 SHARD = 1000  # utterances in a file of shar
 Encode = Callable[[Entry], Tensor]
 
 
 def chosen(layers: str, count: int) -> list[int]:
-    """`0,5,-1` as indices of `count` layers, in order.
+    """`0,5,-1` as indices of `count` layers, in the encoder's order.
 
     Raises:
         UserError: no numbers, or not of layers that there are.
@@ -45,9 +47,9 @@ def chosen(layers: str, count: int) -> list[int]:
     try:
         given = [int(number) for number in layers.split(",")]
     except ValueError as error:
-        raise UserError("no numbers of layers", f"--layers {layers}", fix) from error
+        raise UserError("no numbers of layers", f"--layers={layers!r}", fix) from error
     if not all(-count <= number < count for number in given):
-        raise UserError(f"the encoder has {count} layers", f"--layers {layers}", fix)
+        raise UserError(f"the encoder has {count} layers", f"--layers={layers!r}", fix)
     return sorted({number % count for number in given})
 
 
@@ -70,7 +72,9 @@ def encode(model: SpeechModel, audio_T: Tensor, layers: Sequence[int]) -> Tensor
     return torch.stack([found[number] for number in layers])
 
 
-def extract(model_path: str, manifest_path: str, layers: str, folder: Path, form: str = "npy") -> tuple[int, int]:
+def extract(
+    model_path: str, manifest_path: str, layers: str, folder: Path, form: str = "npy", channel: int | str | None = None
+) -> tuple[int, int]:
     """Write float32 [L, D, S] for each line of a manifest; what is there already stays.
 
     Args:
@@ -79,7 +83,8 @@ def extract(model_path: str, manifest_path: str, layers: str, folder: Path, form
         layers: see `chosen`.
         folder: where to.
         form: one of `FORMATS`; `npy` and `safetensors` are a file each, `NNNNNNNN_name`, `shar` a tar file and a
-            manifest of cuts for every `SHARD` lines, whose field `layers` it is.
+            manifest of cuts for every `SHARD` lines, whose field `layers` it is: `CutSet.from_shar(in_dir=folder)`.
+        channel: see `Decoding.channel_selector`.
 
     Returns:
         how many utterances were written, and how many were there.
@@ -89,8 +94,12 @@ def extract(model_path: str, manifest_path: str, layers: str, folder: Path, form
     """
     (model, config), manifest = load_model(model_path), read_speech(manifest_path)
     assert isinstance(model.encoder, ConformerEncoder)
-    numbers, decoding = chosen(layers, len(model.encoder.layers)), Decoding(int(config["sample_rate"]))
-    settings = {"model": file_sha256(model_path), "manifest": manifest.sha256, "layers": numbers, "format": form}
+    if not manifest.lines:
+        raise UserError("a manifest without utterances", manifest_path, "Write one JSON object a line.")
+    numbers = chosen(layers, len(model.encoder.layers))
+    decoding = Decoding(config["sample_rate"], channel_selector=channel, strict=True)
+    settings = {"model": file_sha256(model_path), "manifest": manifest.sha256, "layers": numbers, "format": form,
+                "channel_selector": channel}  # fmt: skip
     with write_errors(str(folder)):
         _settle(folder, settings)
 
@@ -105,14 +114,20 @@ def extract(model_path: str, manifest_path: str, layers: str, folder: Path, form
 def _settle(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or see to it that what is there was made with the same settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / SETTINGS).exists():
+    remove_unfinished(folder)
+    there = [folder / name for name in {*SETTINGS.values()} if (folder / name).exists()]
+    if not there:
         if any(folder.iterdir()):
             raise UserError("files whose settings are not there", str(folder), "Choose an empty folder.")
-        with replacing(folder / SETTINGS) as partial:
-            partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    elif {"format": "npy", **json.loads((folder / SETTINGS).read_text(encoding="utf-8"))} != settings:
-        what = "features of another model, manifest, of other layers, or in another format"
-        raise UserError(what, str(folder / SETTINGS), "Choose another folder.")
+        write_atomically(folder / SETTINGS[settings["format"]], json.dumps(settings, indent=1) + "\n")
+        return
+    try:
+        found = {"format": "npy", "channel_selector": None} | json.loads(there[0].read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:
+        raise UserError("settings that are damaged", str(there[0]), "Choose another folder, or delete it.") from error
+    if found != settings:
+        what = "features of another model, manifest, of other layers, another channel, or in another format"
+        raise UserError(what, str(there[0]), "Choose another folder.")
 
 
 def _write_files(lines: Sequence[Entry], encoded: Encode, folder: Path, form: str) -> Iterator[int]:

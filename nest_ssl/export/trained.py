@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from nest_ssl.base.errors import UserError, write_errors
+from nest_ssl.base.files import remove_leftovers
 from nest_ssl.config.schema import class_of
 from nest_ssl.model.encoder.encoder import ConformerEncoder
 from nest_ssl.model.speech import SpeechModel
@@ -48,8 +49,12 @@ def weights_of(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         UserError: no such file, a damaged one, or one that does not say which model it is of.
     """
     config, weights = load_nemo(path) if path.endswith(".nemo") else load_checkpoint(path)
+    fix = "Give the .nemo archive of the run."
     if config is None:
-        raise UserError("a checkpoint without its settings", path, "Give the .nemo archive of the run.")
+        raise UserError("a checkpoint without its settings", path, fix)
+    for key, kind in (("sample_rate", int), ("preprocessor", dict), ("encoder", dict)):
+        if not isinstance(config.get(key), kind):
+            raise UserError(f"a model whose settings have no {key}", path, fix)
     return config, weights
 
 
@@ -60,7 +65,14 @@ def new_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: the folder is not empty; a full disk.
     """
+    remove_unfinished(folder)
     if folder.exists() and any(folder.iterdir()):
         raise UserError("the folder is not empty", str(folder), "Choose another one.")
     with write_errors(str(folder)):
         yield
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete from the folder what commands that were killed had half written."""
+    for left in folder.glob(".*.partial-*"):
+        remove_leftovers(folder / left.name[1:].partition(".partial-")[0])

@@ -162,7 +162,7 @@ class Session(AbstractContextManager["Session"]):
             calls = CallObserver(self._model, self._draws, self.level.modules(self._model), self._copies)
             update = UpdateObserver(self._model, self._before_update)
             live, last = to_builtins(batch, lambda tensor: tensor), self._last_weights
-            self.writer.wait(hashed=False)  # of no more than one step there is anything in memory
+            self.writer.keep_up()  # of no more than two steps there is anything in memory
             self._step = Step(
                 place, self._draws, calls, update, live, to_builtins(live, lambda tensor: Copies().copy(tensor))
             )

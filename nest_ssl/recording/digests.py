@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.reader import Recording
-from nest_ssl.recording.tensors import describe_tensor, storable
+from nest_ssl.recording.tensors import describe_tensor, row_major, storable
 
 # Elements that are hashed and then looked at while they are still in the processor's cache; from 1 << 15 on torch would
 # start threads for them, in each thread that hashes.
@@ -50,8 +50,9 @@ class Fingerprint:
 def fingerprint(tensor: torch.Tensor) -> Fingerprint:
     """Of a tensor on any device; its elements are read once."""
     dense = storable(tensor.detach()).cpu()
+    flat: Any = row_major(dense)
     made, least, most, squares, nans = hashlib.sha256(), math.inf, -math.inf, 0.0, 0
-    for part in dense.contiguous().reshape(-1).split(AT_ONCE) if dense.numel() else ():
+    for part in flat.split(AT_ONCE) if dense.numel() else ():
         made.update(part.view(torch.uint8).numpy().data)
         numbers = torch.view_as_real(part) if part.is_complex() else part
         numbers = numbers if numbers.is_floating_point() else numbers.double()

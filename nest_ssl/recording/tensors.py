@@ -14,8 +14,15 @@ ELSEWHERE = "a tensor that is not on the CPU"
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """SHA-256 of a tensor's raw bytes in row-major order."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = row_major(tensor.detach().cpu())
     return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
+
+
+def row_major(tensor: torch.Tensor) -> torch.Tensor:
+    """Its elements in their order, each next to the last, so that they can be seen as bytes."""
+    flat = tensor.contiguous().reshape(-1)
+    # One element may keep any stride, and torch sees no bytes in it then.
+    return flat.clone(memory_format=torch.contiguous_format) if flat.numel() == 1 else flat
 
 
 def describe_tensor(tensor: torch.Tensor) -> dict[str, Any]:

@@ -60,12 +60,13 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
             held.callback(self._background.shutdown, cancel_futures=True)
             self._held = held.pop_all()
         self._written: dict[str, Future[tuple[Tensors | None, Future[dict[str, Any]]]]] = {}
+        self._before = 0  # files that there were at the last `keep_up`
 
     def __exit__(self, *error: object) -> None:
         self.abort()
 
     def save_tensors(self, name: str, value: Any, owned: bool = False) -> None:
-        """Write nested tensors and builtins with `torch.save`; their digests go to the index.
+        """Write nested tensors and builtins as `torch.save` does; their digests go to the index.
 
         Args:
             value: or a function that makes it, when all that was saved before is on the disk.
@@ -130,6 +131,18 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
             if hashed:
                 wait([digests for _, digests, _ in (content or {}).values()])
                 wait([whole])
+
+    def keep_up(self) -> None:
+        """Until all that was saved is on the disk, and what was saved before the last call of this is hashed too: what
+        is hashed is in memory until then, and hashing may be slower than training.
+
+        Raises:
+            UserError: some of it could not be written.
+        """
+        self.wait(hashed=False)
+        for written in list(self._written.values())[: self._before]:
+            wait([digests for _, digests, _ in (written.result()[0] or {}).values()])
+        self._before = len(self._written)
 
     def finish(self, index: Mapping[str, Any]) -> Path:
         """Write `recording.json` and put the recording in its place; returns the place. Once is enough.

@@ -11,16 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from nest_ssl.compare import compare_recordings
-from nest_ssl.compare.evidence import open_evidence
+from nest_ssl.compare.evidence import Evidence, Floors, open_evidence
+from nest_ssl.compare.findings import Difference, Spot
+from nest_ssl.compare.metrics import measure
+from nest_ssl.compare.rules.float64 import Float64Rule, shown_by
 from nest_ssl.compare.rules.known import Known
 from nest_ssl.recording import evidence as files
+from nest_ssl.recording.clock import Moment, Phase
 from nest_ssl.recording.evidence import Check, FloorEntry, Observer, seal_of, write_evidence
 from nest_ssl.recording.layout import validation_file
 from nest_ssl.recording.reader import open_recording
 from nest_ssl.report.document import plain
 from nest_ssl.report.sections.headline import title
 from tests.compare.builder import Model, Plan, edit_config, record, remove
-from tests.compare.evidence import entry, explained, write_floor, write_replay
+from tests.compare.evidence import entry, explained, output, write_floor, write_replay
 from tests.compare.test_between import run
 from tests.compare.test_proof import ONE_STEP, floors, folder, lacking, nest, reference, rewritten, rounded
 
@@ -189,6 +193,43 @@ def test_a_bug_of_evaluation_alone_beside_a_correct_rewrite(tmp_path: Path, eval
     evidence.float64 = open_recording(doubles[0]), open_recording(doubles[1])
     found = compare_recordings(*sides, declared=[], evidence=evidence)
     assert found.verdict == "diverged" and "lacks_validation" in lacking(found)
+
+
+M = output("m")
+
+
+def floor(relative: float = 1e-7, max_abs: float = 1e-7) -> Evidence:
+    return Evidence(floors={(0, 0): Floors({M: entry(M, relative, max_abs)}, {}, 4)})
+
+
+def test_what_is_noise_in_training_is_no_measure_of_a_validation() -> None:
+    noise, one = torch.full((8,), 1e-18, dtype=torch.float64), torch.ones(8, dtype=torch.float64)
+    place, there = Spot("forward", Moment(0, Phase.FORWARD), M), Spot("validation", Moment(1, Phase.VALIDATION), M)
+    for (given, off), measured in (((noise, -2 * noise), False), ((one, 1e-7 * one), True)):
+        metrics = measure(given, given + off, 0.0, 0.0)
+        judgement = Float64Rule(floor(relative=1.4, max_abs=1e-9)).judge(place, metrics)
+        found = place.finding(Difference.VALUES, 0, 0, metrics=metrics, judgement=judgement)
+        shown = shown_by([found])
+        assert bool(shown) is measured
+        assert not Float64Rule(floor(), shown).judge(there, measure(one, one + 1e-6, 0.0, 0.0)).within
+        assert Float64Rule(floor(), shown).judge(there, measure(one, one + 2e-7, 0.0, 0.0)).within is measured
+
+
+@pytest.mark.parametrize(("features", "off", "within"), [
+    (1e-7, 2e-7, True), (1e-7, 4e-7, False), (8e-7, 2e-6, True), (8e-7, 4e-6, False), (0.0, 4e-7, False),
+])  # fmt: skip
+def test_a_validation_may_be_further_apart_as_far_as_its_features_are(
+    features: float, off: float, within: bool
+) -> None:
+    """Quiet audio: what float32 makes of it is further apart, whoever computes it."""
+    one, first = torch.ones(8, dtype=torch.float64), output("features")
+    rule = Float64Rule(floor(), {(0, first): 1e-7, (0, M): 1e-7}, frozenset({first}))
+    at = Moment(1, Phase.VALIDATION)
+    assert rule.judge(Spot("validation", at, first), measure(one, one + features, 0.0, 0.0)).within
+    assert rule.judge(Spot("validation", at, M), measure(one, one + off, 0.0, 0.0)).within is within
+    later = Spot("validation", Moment(2, Phase.VALIDATION), M)  # whose own features are not
+    assert not rule.judge(later, measure(one, one + 4e-7, 0.0, 0.0)).within
+    assert not rule.judge(Spot("validation", at, first), measure(one, one * torch.nan, 0.0, 0.0)).within
 
 
 # --- what the runs certify about themselves

@@ -88,7 +88,7 @@ def test_large_corpora_are_sampled(section: Section, tmp_path: Path, monkeypatch
 def test_of_huge_corpora_every_nth_file_is_hashed(
     section: Section, tmp_path: Path, manifest: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what all lines say of times counts."""
+    """What all lines say of times counts, and which files they name, wherever the folder of all lies."""
     monkeypatch.setattr(module, "LOOKED_AT", 2)
     lines = [{"audio_filepath": f"{name}.wav", "duration": 1.0} for name in "abc"]
     section["manifest_filepath"] = manifest(*lines)
@@ -98,6 +98,14 @@ def test_of_huge_corpora_every_nth_file_is_hashed(
     assert fingerprint(section) == before
     manifest(lines[0], {**lines[1], "duration": 1.25}, lines[2])
     assert fingerprint(section)["content"] != before["content"]
+    manifest(lines[0], {**lines[1], "audio_filepath": "d.wav"}, lines[2])
+    assert fingerprint(section)["content"] != before["content"], "other speech"
+    (tmp_path / "deep/er").mkdir(parents=True)
+    for name in "abc":
+        shutil.copy(tmp_path / f"{name}.wav", tmp_path / "deep")
+    moved = [{**line, "audio_filepath": f"../{line['audio_filepath']}"} for line in lines]
+    elsewhere = {**section, "manifest_filepath": manifest(*moved, name="deep/er/manifest.json")}
+    assert fingerprint(elsewhere)["content"] == before["content"]
     manifest(*lines)
     (tmp_path / "c.wav").write_bytes(b"")
     assert fingerprint(section)["content"] != before["content"]

@@ -17,10 +17,11 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.digests import compare_digests
 from nest_ssl.compare.findings import Status
-from nest_ssl.record.observers.digests import Hashing
+from nest_ssl.record.observers.digests import Digests, Hashing
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.digests import HEX, digest_steps, digests, fingerprint
 from nest_ssl.recording.reader import Recording, open_recording
+from nest_ssl.recording.tensors import tensor_digest
 from nest_ssl.replay import replay
 from tests.record.loop import recorded_step
 
@@ -207,6 +208,45 @@ def test_a_trainer_with_less_recorded_is_no_other_trainer(
     if not whole:
         train(tmp_path / "part", steps=2, fault=1, overwrite=True, **settings)
         assert nest_ssl.compare(*(tmp_path / name for name in sides)).verdict == "diverged"
+
+
+class Blocks(nn.ModuleList):
+    """A list by another name, as recordings have it."""
+
+
+def test_what_both_recorded_is_compared_whatever_its_list_is_called(tmp_path: Path) -> None:
+    """A block whose output nothing reads: its own call alone shows the fault."""
+    made = {"whole": (0.0, {}), "part": (0.0, {"record": "boundaries"}), "fault": (1e-3, {"record": "boundaries"})}
+    for name, (off, settings) in made.items():
+        torch.manual_seed(0)
+        model = nn.Module()
+        model.part = nn.Module()
+        model.part.layers = Blocks([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
+        model.part.layers[1].register_forward_hook(lambda *given, off=off: given[-1] + off)
+
+        def forward(x: Tensor, layers: Any = model.part.layers) -> Tensor:
+            layers[1](x)
+            return layers[0](x)  # type: ignore[no-any-return]
+
+        model.forward = forward
+        optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(2, WIDTH)
+        with nest_ssl.recording(tmp_path / name, model, **settings) as r:
+            r.batch(x)
+            recorded_step(r, model, optimizer, x)
+    for one, other, verdict in (("part", "fault", "diverged"), ("whole", "fault", "diverged"),
+                                ("whole", "part", "identical")):  # fmt: skip
+        assert nest_ssl.compare(tmp_path / one, tmp_path / other).verdict == verdict, (one, other)
+
+
+def test_a_single_number_of_a_column_and_of_inference_mode_is_hashed() -> None:
+    one = torch.arange(2).view(1, 2)[:, 0]
+    assert one.stride() == (2,) and fingerprint(one).digest == tensor_digest(one)[:HEX]
+    with torch.inference_mode(), ThreadPoolExecutor(1) as pool:
+        kept, large = Digests(Hashing(pool.submit)), torch.ones(1 << 15)
+        before = kept.copy(large)
+        large.zero_()  # which torch does not count
+        found = [each.result() if isinstance(each, Future) else each for each in (before, kept.copy(large))]
+    assert [each.most for each in found] == [1.0, 0.0]
 
 
 def test_a_call_outside_of_the_models_forward_is_left_out_too(tmp_path: Path) -> None:

@@ -142,6 +142,27 @@ def test_one_tensor_in_two_places_is_stored_once(tmp_path: Path) -> None:
     assert a is b and c is d and (tmp_path / "run/step_0/batch.pt").stat().st_size < 11_000
 
 
+def test_what_waits_to_be_hashed_is_of_two_steps_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, hashed = threading.Event(), []
+    monkeypatch.setattr(
+        "nest_ssl.recording.writer.tensor_digest", lambda each: (gate.wait(30) and hashed.append(float(each))) or "0"
+    )
+    with RecordingWriter(tmp_path / "run") as writer:
+        for step in (0, 1):
+            writer.save_tensors(f"step_{step}/batch.pt", torch.tensor(float(step)), owned=True)
+            writer.keep_up() if step == 0 else None
+        assert not hashed, "of the last step nothing is waited for"
+        threading.Timer(0.05, gate.set).start()
+        writer.keep_up()
+        assert 0.0 in hashed
+
+
+def test_tensors_are_written_and_read_whatever_the_default_device_is(tmp_path: Path) -> None:
+    with fill(RecordingWriter(tmp_path / "run")) as writer, torch.device("meta"):
+        writer.save_tensors("step_0/batch.pt", torch.ones(3, device="cpu"))
+        writer.finish({"trainer": TRAINER})
+
+
 def test_what_goes_wrong_in_the_background_is_said(tmp_path: Path) -> None:
     def full() -> None:
         raise OSError(28, "No space left on device")

@@ -6,7 +6,7 @@ no size has a meaning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +29,16 @@ class Float64Rule:
         evidence: whose floors say which tensors are noise.
         shown: by step and address, how far apart the training steps are in float64. A validation may be `LOOK` times as
             far apart as the same call of the steps up to it, and no further: neither other weights nor a batch of its
-            own make a correct rewrite another function.
+            own make a correct rewrite another function, unless what it begins with is further apart.
+        silent: outputs that are of float32 even there, as features are. How far rounding takes these depends on the
+            batch (quiet audio: ten times as far), so float64 says nothing of them, and what comes behind them in a
+            validation may be as many times further apart as they are.
     """
 
     evidence: Evidence
     shown: Mapping[tuple[int, Address], float] = field(default_factory=dict)
+    silent: Collection[Address] = ()
+    _grown: dict[int, float] = field(default_factory=dict)  # by validation: how many times further apart `silent` is
 
     def bound(self, spot: Spot) -> tuple[float, float]:
         return 0.0, 0.0
@@ -42,7 +47,11 @@ class Float64Rule:
         floor = self.evidence.floor(spot.moment.step, spot.address)
         bound, size = AGREE, metrics.relative if metrics.relative is not None else float("inf")
         if spot.rung == "validation":
-            bound = max(bound, LOOK * self._in_training(spot))
+            before, step = self._in_training(spot), spot.moment.step
+            if spot.address in self.silent and before and size < float("inf"):
+                self._grown[step] = max(self._grown.get(step, 1.0), size / before)
+                bound = size
+            bound = max(bound, LOOK * before * self._grown.get(step, 1.0))
         if floor and spot.address.kind in _DIVIDED:
             bound = max(bound, floor.relative_largest)
         if floor and is_noise(floor) and (metrics.max_abs or 0.0) <= VANISHES * floor.max_abs_largest:
@@ -65,10 +74,14 @@ class Float64Rule:
 
 
 def shown_by(findings: Iterable[Finding]) -> dict[tuple[int, Address], float]:
-    """How far apart the outputs of calls and the losses of training steps are, by step and address."""
-    kinds = (Kind.OUTPUT, Kind.LOSS)
+    """How far apart the outputs of calls and the losses of training steps are, by step and address.
+
+    Not what is noise there, or known: that is as large as may be, and no measure of anything.
+    """
+    judged = [(one, one.judgement) for one in findings if one.judgement and one.judgement.rule == "float64"]
     return {
         (one.moment.step, one.address): one.metrics.relative
-        for one in findings
-        if one.rung != "validation" and one.address.kind in kinds and one.metrics and one.metrics.relative is not None
-    }
+        for one, judgement in judged
+        if one.rung != "validation" and one.address.kind in (Kind.OUTPUT, Kind.LOSS) and judgement.ratio
+        and one.metrics and one.metrics.relative is not None
+    }  # fmt: skip

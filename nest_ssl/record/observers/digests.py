@@ -72,7 +72,8 @@ class Hashing:
             if size > self._room:
                 return None
             self._room -= size
-        return torch.empty(size, dtype=torch.uint8, device=device)
+        with torch.inference_mode(False):  # it is used again outside of that
+            return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 class Digests(Copies):
@@ -88,6 +89,8 @@ class Digests(Copies):
         self._made: dict[int, tuple[weakref.ref[torch.Tensor], int, Hashed]] = {}
 
     def copy(self, tensor: torch.Tensor) -> Any:
+        if tensor.is_inference():  # torch does not count its edits
+            return self._hashing.of(tensor)
         seen = self._made.get(id(tensor))
         if seen is not None and seen[0]() is tensor and seen[1] == tensor._version:
             return seen[2]
