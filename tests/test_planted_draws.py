@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import random
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Fate
-from nest_ssl.data import draws as draws_of_data
+from nest_ssl.data.draws import DRAWS
 from nest_ssl.releases import generation
 from nest_ssl.train.module import NestModule
 from tests.test_planted_faults import EXPECTED, Plant, compare, judged, named, patch_forward, record, recorded_once
@@ -114,10 +114,10 @@ def test_an_extra_draw_to_shuffle_is_found(
 def test_augmentation_from_another_generator_is_found(
     random_reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def choices(population: range, k: int) -> list[int]:
-        return (np.random.uniform(size=k) * len(population)).astype(int).tolist()
+    def cut(length: int, parts: int) -> list[int]:
+        return [*Counter((np.random.uniform(size=length) * parts).astype(int).tolist()).values()]
 
-    monkeypatch.setattr(draws_of_data, "random", SimpleNamespace(**{**vars(random), "choices": choices}))
+    monkeypatch.setitem(DRAWS, "python", replace(DRAWS["python"], cut=cut))
     record(tmp_path / "nest", None, *EVERYTHING)
     comparison = compare(random_reference, tmp_path / "nest")
     assert judged(comparison) == EXPECTED["augmentation_from_numpy"]

@@ -1,8 +1,8 @@
 """Train every variant of NeMo's model on both sides, compare all bits, and write which are the same.
 
     nest-ssl matrix --nemo-python .venv/nemo-3.0.0/bin/python     # make matrix: all; writes docs/parity-matrix.md
-    nest-ssl matrix --only 'attention: *' --jobs 2                # some, by choice and name; writes no page,
-                                                                  # with --amend their rows of it
+    nest-ssl matrix --only 'attention: *' --jobs 2                # some, by choice and name; writes no page
+    nest-ssl matrix --amend                                       # those that the page lacks; with --only: those
 
 Exit codes: 0 every variant trains with the same bits, or is one that NeMo stops at; 1 not every one; 3 bad usage.
 Interrupted, it goes on where it stopped.
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="variants, as 'choice: name', with * and ?")
-    parser.add_argument("--amend", action="store_true", help="with --only: put them in place of their rows of the page")
+    parser.add_argument("--amend", action="store_true", help="put those of --only, or those it lacks, into the page")
     parser.add_argument("--nemo", default="3.0.0", help="NeMo's release (default 3.0.0)")
     parser.add_argument("--nemo-python", default=sys.executable, help="that of NeMo's environment (default: this one)")
     parser.add_argument("--nest-python", default=sys.executable, help="that of the port's (default: this one)")
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     from nest_ssl.base.files import write_atomically
-    from nest_ssl.matrix.page import amended, page, summary
+    from nest_ssl.matrix.page import amended, cells_of, page, parts_of, summary, title_of
     from nest_ssl.matrix.runs import run_matrix
     from nest_ssl.matrix.variants import STOPPED, VARIANTS, pairs, pairs_of_listed
     from nest_ssl.record.provenance import describe_run
@@ -51,8 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         pythons[name] = shutil.which(getattr(options, f"{name}_python")) or ""
         if not pythons[name]:
             raise UserError("no such Python", getattr(options, f"{name}_python"), "Make them with make setup.")
-    known = (*VARIANTS, *pairs(), *pairs_of_listed())
-    variants = [each for each in known if fnmatch(each.title, options.only or "*")]
+    known = {each.title: each for each in (*VARIANTS, *pairs(), *pairs_of_listed())}
+    before = options.page.read_text("utf-8") if options.page.exists() else ""
+    if options.amend and options.nemo not in parts_of(before):
+        raise UserError(
+            "nothing of this release is there", f"{options.page}, NeMo {options.nemo}", "Leave out --amend."
+        )
+    shown = {title_of(cell) for cell in cells_of(parts_of(before)[options.nemo])} if options.amend else set()
+    asked = [title for title in known if (fnmatch(title, options.only) if options.only else title not in shown)]
+    variants = [known[title] for title in asked]
+    if not variants and not options.only:
+        print(f"matrix: NeMo {options.nemo}: the page has every variant")
+        return EXIT_OK
     if not variants:
         raise UserError("no such variant", f"--only {options.only}", "See docs/parity-matrix.md.")
     cells = run_matrix(variants, pythons, options.nemo, options.out.absolute(), max(1, options.jobs))
@@ -65,10 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             why = cell.difference or cell.candidate or cell.reference
             print(f"matrix: {cell.group}: {cell.name}: {cell.verdict}: {why}")
     commit = describe_run()["git"]["commit"] or ""
-    before = options.page.read_text("utf-8") if options.page.exists() else ""
-    if not options.only:
+    if options.amend:
+        write_atomically(options.page, amended(options.nemo, cells, [*known], commit, before))
+    elif not options.only:
         write_atomically(options.page, page(options.nemo, cells, commit, before))
-    elif options.amend:
-        order = [each.title for each in known]
-        write_atomically(options.page, amended(options.nemo, cells, order, commit, before))
     return EXIT_OK if all(cell.is_right for cell in cells) and not unforeseen else EXIT_DIVERGED

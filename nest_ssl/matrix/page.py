@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
-from nest_ssl.base.errors import UserError
 from nest_ssl.matrix.runs import Cell
 from nest_ssl.report.document import Block, Code, CodeBlock, Heading, Paragraph, Text, table
 from nest_ssl.report.render.markdown import render_markdown
@@ -39,24 +38,16 @@ def amended(release: str, cells: Sequence[Cell], order: Sequence[str], commit: s
     Args:
         release: whose part.
         cells: some of it.
-        order: the titles of all variants.
-        commit: they were measured at.
+        order: the titles of all variants; what it says of others goes.
+        commit: the cells were measured at.
         before: the document.
-
-    Raises:
-        UserError: nothing of the release was measured before.
     """
     parts = parts_of(before)
-    if release not in parts:
-        raise UserError("nothing of this release is there", f"--amend, NeMo {release}", "Leave out --only and --amend.")
-    kept = {title_of(cell): cell for cell in cells_of(parts[release])} | {title_of(cell): cell for cell in cells}
-    rows = sorted(
-        kept.values(), key=lambda cell: order.index(title_of(cell)) if title_of(cell) in order else len(order)
-    )
+    kept = {title_of(cell): cell for cell in (*cells_of(parts[release]), *cells)}
     when = parts[release].splitlines()[2].partition(" values compared. ")[2]
-    return document(
-        {**parts, release: part(release, rows, f"{when} {measured(commit)}: {', '.join(map(title_of, cells))}.")}
-    )
+    choices = ", ".join(dict.fromkeys(cell.group or "the recipe" for cell in cells))
+    when += f" {measured(commit)}: {len(cells)} of them ({choices})."
+    return document({**parts, release: part(release, [kept[title] for title in order if title in kept], when)})
 
 
 def document(parts: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ from nest_ssl.matrix import runs
 from nest_ssl.matrix.page import amended, cells_of, page, part, parts_of
 from nest_ssl.matrix.runs import RESULTS, Cell, read_cells
 from nest_ssl.matrix.step import digest_of, first_difference
-from nest_ssl.matrix.variants import PAIRS, VARIANTS, Variant, pairs
+from nest_ssl.matrix.variants import PAIRS, VARIANTS, Variant, pairs, pairs_of_listed
 from nest_ssl.matrix.worker import answer
 from nest_ssl.run.subject import Subject
 
@@ -94,14 +94,32 @@ def test_some_cells_are_put_in_place_of_their_rows_and_the_rest_stays() -> None:
     order = [": the recipe", "norm: layer norm", "norm: new", "norm: group norm of 7"]
     after = amended("2.7.3", [replace(CELL, name="new"), CELL], order, "c" * 40, before)
     found = [*cells_of(parts_of(after)["2.7.3"])]
-    assert [cell.name for cell in found] == ["the recipe", "layer norm", "new", "adapters", "group norm of 7"]
-    assert [cell.verdict for cell in found[1:4]] == ["same bits", "same bits", "only NeMo trains"]
-    assert "5 variants: 3 same bits, 1 refused, 1 only NeMo trains; 2,970 values compared." in after
+    assert [cell.name for cell in found] == ["the recipe", "layer norm", "new", "group norm of 7"]
+    assert "4 variants: 3 same bits, 1 refused; 2,970 values compared." in after
     assert "commit aaaaaaa, torch on one CPU thread a side. Measured" in after
-    assert "at commit ccccccc: norm: new, norm: layer norm." in after
+    assert "at commit ccccccc: 2 of them (norm)." in after
     assert parts_of(after)["3.0.0"] == parts_of(before)["3.0.0"]
+
+
+@pytest.mark.parametrize("only", ["", "norm: layer norm"])
+def test_what_the_page_lacks_is_measured(only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, titles = tmp_path / "page.md", [variant.title for variant in (*VARIANTS, *pairs(), *pairs_of_listed())]
+    arguments = ["--amend", "--page", str(where), *(["--only", only] if only else [])]
     with pytest.raises(UserError, match="nothing of this release"):
-        amended("2.4.1", [CELL], order, "c" * 40, before)
+        main(arguments)
+    there = [replace(CELL, group=group, name=name) for group, _, name in (title.partition(": ") for title in titles)]
+    where.write_text(page("3.0.0", [replace(CELL, name="of before"), *there[:3], *there[5:]], "a" * 40))
+
+    def measured(variants: list[Variant], *_: object) -> list[Cell]:
+        return [replace(CELL, group=variant.group, name=variant.name, seconds=9.5) for variant in variants]
+
+    monkeypatch.setattr(runs, "run_matrix", measured)
+    assert main(arguments) == 0
+    found = {cell.group + ": " + cell.name: cell.seconds for cell in cells_of(where.read_text())}
+    assert [title for title in found if found[title] == 9.5] == ([only] if only else titles[3:5])
+    assert [*found] == [title for title in titles if not only or title not in titles[3:5]]
+    monkeypatch.setattr(runs, "run_matrix", lambda *_: pytest.fail("nothing is lacking"))
+    assert only or main(arguments) == 0
 
 
 def test_what_was_found_isread_cells_again_but_for_a_line_cut_short(tmp_path: Path) -> None:
