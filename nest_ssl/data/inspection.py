@@ -87,7 +87,9 @@ def inspect(dataset: Dataset, ranks: int, seed: int, show: int = 5, sample: int 
     """
     corpus = Corpora().read(dataset)
     entries, types = corpus.entries, np.dtype([("piece", "u8"), ("seconds", "f8")])
-    columns = np.fromiter(((piece_of(entry), entry.duration or _length(entry)) for entry in entries), types, len(entries))
+    columns = np.fromiter(
+        ((piece_of(entry), entry.duration or _length(entry)) for entry in entries), types, len(entries)
+    )
     _, firsts, counts = np.unique(columns["piece"], return_index=True, return_counts=True)
     order = np.argsort(firsts)
     firsts, counts = firsts[order], counts[order]
