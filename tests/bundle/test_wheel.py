@@ -88,11 +88,14 @@ for name, bias in ("one", True), ("other", True), ("third", False):
 found = nest_ssl.compare("one", "other")
 nest_ssl.report(found, "report")
 assert found.verdict == "identical", found
-from nest_ssl.cli.main import dispatch
-assert dispatch(["compare", "--reference", "one", "--candidate", "other"]) == 0
+import sys
+from nest_ssl.cli.main import main
+sys.argv = ["nest-ssl", "compare", "--reference", "one", "--candidate", "other"]
+main()  # as the installed command, and ends the process
+raise SystemExit("main came back")
 """
     done = run(python, "-c", program, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "") and "train identically" in done.stdout, done.stderr
     nest_ssl = python.with_name("nest-ssl")
     nest_ssl.write_text("from nest_ssl.cli.main import main; main()")
     done = run(python, str(nest_ssl), "compare", "--reference", "one", "--candidate", "third", cwd=tmp_path)

@@ -52,7 +52,7 @@ def masked_in_place(
     on_cpu = x_BCTF.device.type == lengths_B.device.type == "cpu"
     for number, layer in enumerate(layers, start=1):
         if on_cpu and isinstance(layer, nn.ReLU) and number < len(layers):  # the last one's gradient may be anybody's
-            x_BCTF = Rectified.apply(x_BCTF)  # type: ignore[no-untyped-call]
+            x_BCTF = ReLUInPlace.apply(x_BCTF)  # type: ignore[no-untyped-call]
         elif widened and isinstance(layer, nn.Conv2d) and layer.groups > 1:
             x_BCTF = Depthwise.apply(x_BCTF, layer.weight, layer.bias, layer.stride, layer.padding)  # type: ignore[no-untyped-call]
         else:
@@ -62,7 +62,7 @@ def masked_in_place(
                 lengths_B = conv_length(lengths_B, layer.kernel_size[0], layer.stride[0], int(layer.padding[0]))
                 mask = _mask_if_needed(x_BCTF, lengths_B, time_mask)
             if mask is not None:
-                x_BCTF = Ended.apply(x_BCTF, lengths_B.tolist()) if on_cpu else x_BCTF.mul_(mask)  # type: ignore[no-untyped-call]
+                x_BCTF = MaskInPlace.apply(x_BCTF, lengths_B.tolist()) if on_cpu else x_BCTF.mul_(mask)  # type: ignore[no-untyped-call]
     return x_BCTF, lengths_B
 
 
@@ -93,7 +93,7 @@ class Depthwise(torch.autograd.Function):
         return d_x_BCTF, torch.stack(d_weights).sum(0), torch.stack(d_biases).sum(0), None, None
 
 
-class Rectified(torch.autograd.Function):
+class ReLUInPlace(torch.autograd.Function):
     """ReLU of what a convolution returned, in place; and in place of the gradient, which the layer behind it made."""
 
     @staticmethod
@@ -110,7 +110,7 @@ class Rectified(torch.autograd.Function):
         return d_BCTF
 
 
-class Ended(torch.autograd.Function):
+class MaskInPlace(torch.autograd.Function):
     """`apply(x, lengths)`: times a mask in place; times its ones nothing changes, so these are left out."""
 
     @staticmethod
