@@ -90,14 +90,17 @@ def inspect(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=42, help="of that order (default 42)")
     parser.add_argument("--drop-last", action="store_true", help="without an incomplete last batch")
     parser.add_argument("--show", type=int, default=5, help="duplicates and unreadable files to name (default 5)")
+    parser.add_argument("--sample", type=int, help="of more files than so many, read every n-th header (default: all)")
     given = parser.parse_args(argv)
     if given.ranks < 1:
         raise UserError("no number of processes", f"--ranks {given.ranks}", "Give 1 or more.")
     names = ("batch_size", "shuffle", "drop_last", "min_duration", "max_duration")
     section = {"manifest_filepath": given.manifest} | {name: getattr(given, name) for name in names}
-    found = inspection.inspect(read(Dataset, section), given.ranks, given.seed)
+    if given.sample is not None and given.sample < 1:
+        raise UserError("no number of files", f"--sample {given.sample}", "Give 1 or more.")
+    found = inspection.inspect(read(Dataset, section), given.ranks, given.seed, given.show, given.sample)
     print(*inspection.lines(found, given.show), sep="\n")
-    return 1 if found.unreadable else 0
+    return 1 if found.unreadable[0] else 0
 
 
 def write_kind(kind: str, plain: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import soundfile
@@ -117,7 +117,7 @@ def _distinct_pieces(entries: Sequence[Entry]) -> list[Entry]:
     return list(pieces.values())
 
 
-def bad_files(entries: Sequence[Entry], decoding: Decoding) -> Iterator[UserError]:
+def bad_files(entries: Iterable[Entry], decoding: Decoding) -> Iterator[UserError]:
     """What is wrong with each audio file that cannot be used: its header is read, and of floating-point files some.
 
     Raises:

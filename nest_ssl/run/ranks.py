@@ -165,7 +165,9 @@ def of_torchrun(cfg: DictConfig) -> Node | None:
         raise UserError(
             f"torchrun started {nodes} nodes", f"trainer.num_nodes={asked}", f"Give {nodes}, or leave it out."
         )
-    return Node(which, nodes, each, os.environ.get("MASTER_ADDR", "127.0.0.1"), store_of_torchrun(nodes, which))
+    # One node needs no name of itself: torchrun gives one that a container without a network cannot look up.
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1") if nodes > 1 else "127.0.0.1"
+    return Node(which, nodes, each, address, store_of_torchrun(nodes, which))
 
 
 def launch(subject: Subject, cfg: DictConfig, words: Sequence[str], number: int, node: Node | None = None) -> int:

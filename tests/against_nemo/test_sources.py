@@ -154,6 +154,10 @@ CUT_CASES: dict[str, dict[str, Any]] = {
         {"type": "lhotse_shar", "weight": 2, "shar_path": "plain_shar"},
         {"type": "lhotse_shar", "weight": 1, "shar_path": "other_shar"}]},
 }  # fmt: skip
+# With workers: mixed manifests are drawn from in the main process, few open streams by a mux of their own in each
+# worker. Sets of shar or tar files by weight are drawn from by what "mux of groups, two workers" has: no case for them.
+CUT_CASES |= {f"{case}, two workers": {**CUT_CASES[case], "num_workers": 2}
+              for case in ("manifests, mixed", "mux of few open streams")}  # fmt: skip
 FROM_THE_CLOCK = {"tarred, shuffled, with noise": False, "tarred": True, "concat, a seed given": True}
 
 

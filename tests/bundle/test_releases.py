@@ -87,10 +87,11 @@ def test_a_release_follows_the_ports_environment(made: list[str], monkeypatch: p
 # --- Versions -------------------------------------------------------------------------------------------------------
 
 # Where a release insists on another version than the port has. Of these only NumPy computes, and it has its own bits.
+# The port has onnx for exports alone; older releases have the one that goes with their protobuf.
 OTHERWISE = {
     "3.0.0": set(),
-    "2.7.3": {"fsspec", "protobuf", "tensorboard", "googleapis-common-protos"},
-    "2.4.1": {"fsspec", "protobuf", "tensorboard", "googleapis-common-protos", "numpy"},
+    "2.7.3": {"fsspec", "protobuf", "tensorboard", "googleapis-common-protos", "onnx"},
+    "2.4.1": {"fsspec", "protobuf", "tensorboard", "googleapis-common-protos", "numpy", "onnx", "ml-dtypes"},
 }
 NUMERIC = {"torch", "lightning", "numpy", "scipy", "numba", "llvmlite", "librosa", "soxr", "soundfile", "audioread"}
 

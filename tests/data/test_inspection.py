@@ -36,7 +36,7 @@ def test_each_rank_gets_what_lightning_gives_it(section: dict[str, Any], shuffle
     settings: dict[str, Any] = {"mode": RunningStage.TRAINING, "num_replicas": 2, "seed": 7, "overfit_batches": 0}
     for rank in range(2):
         sampler = _get_distributed_sampler(loader, shuffle, rank=rank, **settings)
-        assert shares_of(3, rank, 2, shuffle, 7) == list(sampler)
+        assert shares_of(3, rank, 2, shuffle, 7).tolist() == list(sampler)
 
 
 def test_the_worst_batch_and_the_last() -> None:
@@ -65,7 +65,10 @@ def test_duplicates_and_unreadable_files(
     assert data(["inspect", path, "--batch-size", "2"]) == 1
     said = capsys.readouterr().out
     assert "4 utterances" in said and "duplicates: 1" in said and "2 times" in said and "line 1)" in said
-    assert "unreadable: 1" in said and "bad.wav" in said and "2 batches an epoch" in said
+    assert "unreadable: 1 of 3 whose headers were read" in said and "bad.wav" in said and "2 batches an epoch" in said
+    assert data(["inspect", path, "--sample", "2", "--show", "0"]) == 1  # every second
+    said = capsys.readouterr().out
+    assert "unreadable: 1 of 2 whose headers were read" in said and "bad.wav" not in said
     manifest(*lines[:3])
     assert data(["inspect", path, "--ranks", "2", "--shuffle"]) == 0
     assert "rank 1: 1 batches an epoch" in capsys.readouterr().out

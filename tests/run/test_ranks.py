@@ -261,7 +261,7 @@ NODES = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "G
         ({}, {"devices": 2}, None),
         ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, {"devices": 1}, None),
         ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, {"devices": 1}, Node(ranks=2)),
-        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, {"devices": 2}, Node(ranks=2)),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "no.such.name"}, {"devices": 2}, Node(ranks=2)),
         (
             {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
             {"devices": 3},
