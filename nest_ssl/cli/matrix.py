@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import EXIT_DIVERGED, EXIT_OK, UserError
+from nest_ssl.base.spelling import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,8 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"matrix: NeMo {options.nemo}: the page has every variant")
         return EXIT_OK
     if not variants:
-        raise UserError("no such variant", f"--only {options.only}", "See docs/parity-matrix.md.")
-    cells = run_matrix(variants, pythons, options.nemo, options.out.absolute(), max(1, options.jobs))
+        names = [*known, *(f"{each.group}: *" for each in known.values())]
+        fix = did_you_mean(options.only, names, "See docs/parity-matrix.md.")
+        raise UserError("no such variant", f"--only '{options.only}'", fix)
+    if options.jobs < 1:
+        raise UserError("not a number of pairs", f"--jobs {options.jobs}", "Give a whole number from 1.")
+    cells = run_matrix(variants, pythons, options.nemo, options.out.absolute(), options.jobs)
     print(f"matrix: {summary(options.nemo, cells)}")
     # What stops both may be a mistake in the settings of a variant: of this release it is known what NeMo stops at.
     refused = [cell for cell in cells if cell.verdict == "refused" and options.nemo == "3.0.0"]

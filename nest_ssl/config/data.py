@@ -230,7 +230,10 @@ class Dataset(Section):
             if not any((self.input_cfg, self.shar_path, self.cuts_path, self.manifest_filepath)):
                 fix = "Give manifest_filepath, shar_path, cuts_path or input_cfg."
                 raise Unfit("no data is named", "use_lhotse=true", fix)
-            sizes = self.bucket_batch_size
+            sizes, ends_of_bins = self.bucket_batch_size, self.bucket_duration_bins or []
+            if ends_of_bins != sorted(ends_of_bins):
+                fix = "Sort them, and bucket_batch_size with them; NeMo stops at it, too."
+                raise Unfit("not from the shortest to the longest", "bucket_duration_bins", fix)
             if self.batch_size is None and self.batch_duration is None and not (sizes and self.bucket_duration_bins):
                 raise Unfit("no size of a batch is given", "batch_duration", "Give it, or batch_size.")
             _check_lists(self)
@@ -251,6 +254,9 @@ class Dataset(Section):
                 what, fix = "Lhotse reads audio as it is", "Leave out trim_silence, int_values, channel_selector."
                 raise Unfit(what, "use_lhotse=true", fix)
             return self
+        if self.bucket_batch_size is not None:
+            fix = "Set use_lhotse=true, or remove it."
+            raise Unfit("only Lhotse's sampler has buckets of so many utterances", "bucket_batch_size", fix)
         if self.manifest_filepath in (None, "", "???"):
             what, fix = "no manifest is given", "Give its path, or set the whole section to null."
             raise Unfit(what, "manifest_filepath", fix)

@@ -155,7 +155,7 @@ def _read_manifest(
 ) -> Manifest[Line]:
     if is_url(path):
         raise UserError("a manifest in an object store", path, "Copy it to a disk and name the copy.")
-    fix = "Check the path; `make data` writes data/dummy_ssl."
+    fix = "Check the path; `make data` writes data/dummy_ssl, with KIND=K also what conf/kind/K.yaml names."
     try:
         if os.path.exists(location) and not is_regular(location):
             raise UserError("a manifest that is not a regular file", path, fix)
@@ -223,6 +223,8 @@ def _audio_files(value: Any, place: Place) -> str | list[str]:
             has_bad_character = True
         if has_bad_character:
             raise UserError("audio_filepath has a character that no path can have", str(place), "Correct it.")
+        if is_url(part):
+            raise UserError("audio in an object store", f"{part} ({place})", "Copy it to a disk and name the copy.")
     found = [full_path(part, place.manifest) for part in parts]
     return found if isinstance(value, list) else found[0]
 
@@ -233,7 +235,8 @@ def _seconds(item: dict[str, Any], key: str, place: Place) -> float | None:
         return value
     if isinstance(value, (str, list, dict)):
         raise UserError(f"{key} is not a number", str(place), f"Give {key} in seconds, without quotes.")
-    raise UserError(f"{key} is not a number of seconds", str(place), f"Give {key} in seconds, from 0; or leave it out.")
+    fix = f"Give {key} in seconds, from 0 to {MOST_SECONDS:,.0f}; or leave it out."
+    raise UserError(f"{key} is not a number of seconds", str(place), fix)
 
 
 def _transcript(item: dict[str, Any], place: Place) -> str:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -25,8 +26,9 @@ from nest_ssl.matrix.step import first_difference
 from nest_ssl.matrix.variants import Variant
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("nest_ssl/model", "nest_ssl/config", "nest_ssl/matrix", "nest_ssl/record", "nest_ssl/train",
-           "nest_ssl/releases.py", "conf", "scripts/train_nemo.py", "scripts/train_nest.py")  # fmt: skip
+SOURCES = ("nest_ssl/base", "nest_ssl/recording", "nest_ssl/record", "nest_ssl/config", "nest_ssl/model",
+           "nest_ssl/train", "nest_ssl/run/subject.py", "nest_ssl/matrix", "nest_ssl/releases.py", "conf",
+           "scripts/train_nemo.py", "scripts/train_nest.py")  # fmt: skip
 RESULTS = "results.jsonl"
 
 
@@ -196,8 +198,8 @@ def read_cells(results: Path) -> Iterator[Cell]:
 
 
 def source_hash() -> str:
-    """Of all that a cell depends on, but for NeMo."""
+    """Of all that a cell depends on, but for NeMo and what is installed beside torch."""
     places = [ROOT / source for source in SOURCES]
     files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
     read = [path.read_bytes() for path in files if path.suffix in (".py", ".yaml")]
-    return hashlib.sha256(b"".join(read)).hexdigest()[:16]
+    return hashlib.sha256(b"".join([version("torch").encode(), *read])).hexdigest()[:16]

@@ -2,7 +2,7 @@
 
 On each, torchrun starts the command, which starts the ranks of that machine (`ranks`). The first one makes the folder
 in which all record, and picks the port at which the ranks meet; the others ask for both, through a store of torch that
-all reach. From then on they speak through files in that folder.
+all reach, and see there whether their settings are its settings. From then on they speak through files in that folder.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.nested import ABSENT, leaves, pairs
 
 MEET_S = 300.0  # within which all nodes have to be there
 
@@ -39,14 +41,15 @@ class Node:
     address: str = "127.0.0.1"
     _store: Any = field(default=None, repr=False)  # a torch.distributed.Store that all nodes reach
 
-    def meet(self, folder: Path | None) -> tuple[Path, int]:
+    def meet(self, folder: Path | None, settings: Mapping[str, Any]) -> tuple[Path, int]:
         """Where all record, and the port at which the ranks meet; of the first node is both.
 
         Args:
             folder: where all record, on the first node; None on another.
+            settings: that this node was started with: have to be the first node's.
 
         Raises:
-            UserError: another node is not there, or has not got that folder.
+            UserError: another node is not there, has not got that folder, or has other settings.
         """
         fix = f"Start the same command on all nodes within {MEET_S:.0f} s, with output_dir in a folder that they share."
         if folder is not None:
@@ -54,21 +57,33 @@ class Node:
                 free.bind(("127.0.0.1" if self.nodes == 1 else "", 0))
                 port = free.getsockname()[1]
             if self.nodes > 1:
-                self._store.set("nest_ssl", json.dumps([str(folder), port]))
+                self._store.set("nest_ssl", json.dumps([str(folder), port, settings]))
         other = "the first node"
         try:
             if folder is None:
-                place, port = json.loads(self._store.get("nest_ssl"))
-                found = (folder := Path(place)).is_dir()
-                self._store.set(f"nest_ssl {self.number}", "there" if found else "")
-                if not found:
-                    raise UserError("not a folder that all nodes share", place, fix)
+                place, port, first = json.loads(self._store.get("nest_ssl"))
+                folder, refused = Path(place), self._refused(Path(place), first, settings)
+                self._store.set(f"nest_ssl {self.number}", json.dumps(refused))
+                if refused:
+                    raise UserError(refused[0], refused[1], fix)
             for other in (f"node {number}" for number in range(1, self.nodes) if not self.number):
-                if not self._store.get(f"nest_ssl {other.removeprefix('node ')}"):
-                    raise UserError("not a folder that all nodes share", f"{folder}: {other} has none", fix)
+                if refused := json.loads(self._store.get(f"nest_ssl {other.removeprefix('node ')}")):
+                    raise UserError(refused[0], refused[1], fix)
         except RuntimeError as error:  # of the store: its other end is gone, or it was waited for too long
             raise UserError(f"{other} is not there", f"{self.address}, node {self.number}", fix) from error
         return folder, port
+
+    def _refused(self, folder: Path, first: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, str] | None:
+        """What keeps this node from training with the first one, and where it is."""
+        if not folder.is_dir():
+            return "not a folder that all nodes share", f"{folder}: node {self.number} has none"
+        sides = [dict(leaves(json.loads(json.dumps(each)))) for each in (first, settings)]
+        for key, there, here in pairs(*sides):
+            if there != here:
+                there, here = ("not given" if each is ABSENT else each for each in (there, here))
+                where = f"{key}: {there} on the first node, {here} on node {self.number}"
+                return "the nodes have different settings", where
+        return None
 
 
 def ended_file(folder: Path, node: int) -> Path:
@@ -82,10 +97,13 @@ def store_of_torchrun(nodes: int, which: int) -> Any:
     It is torchrun's own where that shares it with what it starts.
 
     Raises:
-        UserError: the first node's cannot be reached.
+        UserError: the first node's cannot be reached; MASTER_PORT is no number.
     """
     if nodes == 1 or os.environ["LOCAL_RANK"] != "0":
         return None
+    if not os.environ["MASTER_PORT"].isdecimal():
+        given = f"MASTER_PORT={os.environ['MASTER_PORT']}"
+        raise UserError("not the number of a port", given, "Start torchrun with --master-port=N, or without it.")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     own = which == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -186,7 +186,7 @@ def launch(subject: Subject, cfg: DictConfig, words: Sequence[str], number: int,
     target, started, node = Path(cfg.output_dir).absolute(), time.perf_counter(), node or Node()
     with ExitStack() as running:
         own = running.enter_context(reserved(target, cfg.overwrite)) if node.number == 0 else None
-        folder, port = node.meet(own)
+        folder, port = node.meet(own, plain(cfg))
         command = [str(ROOT / "scripts" / f"train_{subject.name}.py"), *words]
         ranks = _start(running, command, folder, number, node, port)
         with _handing_on_signals(list(ranks.values())) as caught:
@@ -283,10 +283,10 @@ def _say_ended(
     """For the first node; a rank that still waits for another one ends here."""
     for process in ranks.values():
         process.kill()
-    if folder.is_dir():
-        write_atomically(
-            ended_file(folder, node.number), json.dumps({r: code for r, code in codes.items() if code is not None})
-        )
+    written = folder / f".ended_{node.number}"
+    with suppress(FileNotFoundError):  # the first node deletes the folder when it has given up
+        written.write_text(json.dumps({rank: code for rank, code in codes.items() if code is not None}))
+        written.replace(ended_file(folder, node.number))
 
 
 def _first_that_failed(codes: dict[int, int | None], folder: Path) -> int | None:

@@ -74,7 +74,7 @@ def test_audio_filename_goes_before_audio_filepath(manifest: Manifest) -> None:
     ({"audio_filepath": ["a.wav", 3]}, "audio_filepath is not a path: .*line 2"),
     ({"audio_filepath": "a.wav", "duration": "3"}, "duration is not a number: .*line 2"),
     ({"audio_filepath": "a.wav", "offset": [1]}, "offset is not a number: .*line 2"),
-    ({"audio_filepath": "s3://bucket/a.wav"}, "audio in an object store: s3://bucket/a.wav"),
+    ({"audio_filepath": "s3://bucket/a.wav"}, r"audio in an object store: s3://bucket/a.wav \(.*, line 2\)"),
     ({"audio_filepath": []}, "audio_filepath is not a path: .*line 2"),
     ({"audio_filepath": {"a": "b"}}, "audio_filepath is not a path: .*line 2"),
     ({"audio_filepath": [["a.wav"]]}, "audio_filepath is not a path: .*line 2"),

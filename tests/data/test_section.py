@@ -107,6 +107,8 @@ def test_sizes_for_each_bucket() -> None:
         ({}, "sizes of batches without the buckets that they are of"),
         ({**bins, "bucket_batch_size": [3]}, r"fewer sizes than buckets \(2\)"),
         ({"max_duration": 5.0, "num_buckets": 3, "batch_size": None}, "no size of a batch is given"),
+        ({"bucket_duration_bins": [2.0, 1.0]}, "not from the shortest to the longest: bucket_duration_bins"),
+        ({"use_lhotse": False}, "only Lhotse's sampler has buckets of so many utterances: bucket_batch_size"),
     ):
         with pytest.raises(UserError, match=message):
             read(Dataset, {**lhotse, **change})

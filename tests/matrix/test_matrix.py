@@ -163,3 +163,16 @@ def test_what_stops_both_sides_is_known(title: str, release: str, code: int, mon
     refused = replace(CELL, group=group, name=name, reference="KeyError", candidate="KeyError")
     monkeypatch.setattr(runs, "run_matrix", lambda *_: [refused])
     assert main(["--only", title, "--nemo", release]) == code
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "atention: *"], r"no such variant: --only 'atention: \*'. Did you mean attention: \*"),
+        (["--only", "zzz"], "no such variant: --only 'zzz'. See docs/parity-matrix.md"),
+        (["--jobs", "-1"], "not a number of pairs: --jobs -1. Give a whole number"),
+    ],
+)
+def test_what_cannot_be_is_said(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        main(words)

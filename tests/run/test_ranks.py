@@ -181,13 +181,26 @@ def test_a_rank_of_another_node_that_fails_ends_all(
 def test_nodes_without_a_folder_in_common(start: Callable[..., int], tmp_path: Path) -> None:
     """Each of them says so, and starts nothing."""
     store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
-    store.set("nest_ssl", json.dumps([str(tmp_path / "elsewhere"), 1]))
-    with pytest.raises(
-        UserError, match="not a folder that all nodes share: .*elsewhere. Start the same command on all"
-    ):
+    store.set("nest_ssl", json.dumps([str(tmp_path / "elsewhere"), 1, {}]))
+    with pytest.raises(UserError, match="not a folder that all nodes share: .*elsewhere: node 1 has none. Start the"):
         start("", "", number=4, node=Node(1, 2, 2, "127.0.0.1", store))
     with pytest.raises(UserError, match="not a folder that all nodes share: .*: node 1 has none"):
         start("", "", number=4, node=Node(0, 2, 2, "127.0.0.1", store))
+    assert left(tmp_path) == []
+
+
+def test_nodes_with_other_settings(start: Callable[..., int], tmp_path: Path) -> None:
+    """Each of them says which, and starts nothing."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
+    own = {"output_dir": str(tmp_path / "out" / "run"), "overwrite": True, "trainer": {"stall_timeout": 3}}
+    for first, said in (
+        ({**own, "trainer": {"stall_timeout": 4}}, "trainer.stall_timeout: 4 on the first node, 3 on node 1"),
+        ({**own, "seed": 1}, "seed: 1 on the first node, not given on node 1"),
+    ):
+        store.set("nest_ssl", json.dumps([str(tmp_path), 1, first]))
+        for number in (1, 0):
+            with pytest.raises(UserError, match=f"the nodes have different settings: {said}. Start the same command"):
+                start("", "", number=4, node=Node(number, 2, 2, "127.0.0.1", store))
     assert left(tmp_path) == []
 
 
@@ -274,6 +287,7 @@ NODES = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "G
         ),
         ({"WORLD_SIZE": "2"}, {"devices": 1}, "another launcher than torchrun: WORLD_SIZE=2. Start one process: "),
         (NODES, {"devices": 2, "num_nodes": 3}, "torchrun started 2 nodes: trainer.num_nodes=3. Give 2, or leave it"),
+        (NODES | {"MASTER_PORT": "x"}, {"devices": 2}, "not the number of a port: MASTER_PORT=x. Start torchrun with"),
         (NODES | {"MASTER_PORT": "1"}, {"devices": 2}, "the first node cannot be reached: 127.0.0.1:1. Start torchrun"),
         (NODES | {"LOCAL_RANK": "1"}, {"devices": 1, "num_nodes": 2}, Node(1, 2, 2)),
     ],
