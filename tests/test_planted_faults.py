@@ -29,7 +29,7 @@ from nest_ssl.compare import FixedTolerance, compare_recordings
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.data.dataset import AudioNoiseDataset
 from nest_ssl.model.encoder import attention
-from nest_ssl.recording.reader import open_recording
+from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.run.experiment import Subject, run
 from nest_ssl.run.nest_report import explain_nest
 from nest_ssl.train.module import NestModule
@@ -72,7 +72,12 @@ def recorded_once(factory: pytest.TempPathFactory, plant: Plant | None = None, *
 EXPECTED = json.loads(Path(__file__).with_name("planted_verdicts.json").read_text())
 
 
-opened_once = functools.cache(open_recording)  # a reference is compared many times
+@functools.cache
+def opened_once(folder: Path) -> Recording:
+    """A reference, which is compared many times: what it holds is read and checked once."""
+    recording = open_recording(folder)
+    recording.load = functools.cache(recording.load)  # type: ignore[method-assign]
+    return recording
 
 
 def compare(reference: Path, candidate: Path, tolerance: float | None = None) -> Comparison:

@@ -50,7 +50,7 @@ WINGS = {
     # 60 for issue 14: batches at which NeMo stops in a line, the last loss of a list, numerics in checkpoints.
     # 30 more for issue 13: sizes of batches for each bucket, forms of features and exports.
     # 100 for issue 14: the settings of a transducer; some cells of the matrix into its page.
-    # 20 for issue 13: each perturbation of NeMo's registry, and why not.
+    # 40 for issue 13: each perturbation of NeMo's registry, and why not; inspecting a part of the headers.
     # 20 for issue 13: features of one channel, layers counted from the end.
     # 30 for issue 12: nodes are held to the first one's settings; the nearest of the matrix's variants.
     "trainer": (6_960, "config train run cli".split()),

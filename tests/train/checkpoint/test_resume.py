@@ -109,14 +109,21 @@ def test_an_endless_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shar
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_resumed_run_is_recorded_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tmp_path / "whole", "trainer.max_epochs=1", "save_steps=all")
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    train(folder := tmp_path_factory.mktemp("whole"), "trainer.max_epochs=1", "save_steps=all")
+    return folder
+
+
+def test_a_resumed_run_is_recorded_as_what_it_is(
+    one_epoch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with signal_at(monkeypatch, "training_step", 3), pytest.raises(InterruptedRun):
         train(tmp_path / "parts", "trainer.max_epochs=1")
     with pytest.raises(UserError, match="save_steps names 2, and this run goes on at 3"):
         train(tmp_path / "parts", "trainer.max_epochs=1", "save_steps=2-4")
     train(tmp_path / "parts", "trainer.max_epochs=1", "save_steps=all")
-    whole, parts = (open_recording(tmp_path / name / "recording") for name in ("whole", "parts"))
+    whole, parts = (open_recording(folder / "recording") for folder in (one_epoch, tmp_path / "parts"))
     assert parts.steps == [3, 4] and parts.index.resumed_from.batches == 3
     before, after = whole.step(2).weights(), parts.initial_weights()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -204,12 +211,11 @@ def test_a_metric_that_is_not_known_yet_is_left_out_of_the_name(tmp_path: Path) 
     assert [path.name for path in (tmp_path / "x" / "checkpoints").glob("*.ckpt")] == ["x--epoch=0-last.ckpt"]
 
 
-def test_time_that_is_up_ends_a_run_well(tmp_path: Path) -> None:
-    train(tmp_path / "whole", "trainer.max_epochs=1")
-    train(tmp_path / "parts", "trainer.max_epochs=1", "exp_manager.max_time_per_run=0")
-    assert last(tmp_path / "parts")["global_step"] == 1
-    train(tmp_path / "parts", "trainer.max_epochs=1")
-    assert_same(tmp_path / "whole", tmp_path / "parts")
+def test_time_that_is_up_ends_a_run_well(one_epoch: Path, tmp_path: Path) -> None:
+    train(tmp_path, "trainer.max_epochs=1", "exp_manager.max_time_per_run=0")
+    assert last(tmp_path)["global_step"] == 1
+    train(tmp_path, "trainer.max_epochs=1")
+    assert_same(one_epoch, tmp_path)
 
 
 def test_a_metric_that_nothing_logs_is_told_in_one_line(tmp_path: Path) -> None:
