@@ -94,6 +94,8 @@ def inspect(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if given.ranks < 1:
         raise UserError("no number of processes", f"--ranks {given.ranks}", "Give 1 or more.")
+    if given.show < 0:
+        raise UserError("no number of files", f"--show {given.show}", "Give 0 or more.")
     names = ("batch_size", "shuffle", "drop_last", "min_duration", "max_duration")
     section = {"manifest_filepath": given.manifest} | {name: getattr(given, name) for name in names}
     if given.sample is not None and given.sample < 1:

@@ -55,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = {each.title: each for each in (*VARIANTS, *pairs(), *pairs_of_listed())}
     before = options.page.read_text("utf-8") if options.page.exists() else ""
     if options.amend and options.nemo not in parts_of(before):
-        raise UserError(
-            "nothing of this release is there", f"{options.page}, NeMo {options.nemo}", "Leave out --amend."
-        )
+        where = f"{options.page}, NeMo {options.nemo}"
+        raise UserError("nothing of this release is there", where, "Leave out --amend.")
     shown = {title_of(cell) for cell in cells_of(parts_of(before)[options.nemo])} if options.amend else set()
     asked = [title for title in known if (fnmatch(title, options.only) if options.only else title not in shown)]
     variants = [known[title] for title in asked]

@@ -82,12 +82,10 @@ class _Files:
         self._states = {path: state_of(path) for path in names}
         self._hashes = {path: file_sha256(path, self._sampled) for path in names}
         digest = hashlib.sha256("".join(str(self._hashes[path]) for path in archives).encode())
-        parts_of_lines = [parts_of(line) for line in lines]
         # The folder that all are in may be another one elsewhere; what is below it names the files that are not hashed.
-        alike = os.path.commonprefix([path for parts in parts_of_lines for path in parts])  # noqa: RUF071
-        above = len(os.path.dirname(alike))
-        for line, parts in zip(lines, parts_of_lines, strict=True):
-            hashes = [os.path.basename(p) if archives else self._hashes.get(p, p[above:]) for p in parts]
+        above = 0 if archives or len(looked_at) == len(lines) else _length_of_folder(lines)
+        for line in lines:
+            hashes = [os.path.basename(p) if archives else self._hashes.get(p, p[above:]) for p in parts_of(line)]
             digest.update(json.dumps([hashes, line.offset or 0, line.duration]).encode() + b"\n")
         self._content = digest.hexdigest()
 
@@ -101,6 +99,15 @@ class _Files:
             "content": self._content,
             "changed": [*_changed(parsed, sampled=False), *sorted(_changed(hashed, self._sampled))],
         }
+
+
+def _length_of_folder(lines: Sequence[Entry | NoiseClip]) -> int:
+    """Characters in the name of the folder that the files of all lines are in; nothing is kept of a line."""
+    alike: str | None = None
+    for path in (path for line in lines for path in parts_of(line)):
+        if alike is None or not path.startswith(alike):
+            alike = path if alike is None else os.path.commonprefix([alike, path])  # noqa: RUF071
+    return len(os.path.dirname(alike or ""))
 
 
 def _changed(files: Sequence[tuple[str, str, FileState | None, str | None]], sampled: bool) -> list[str]:

@@ -61,6 +61,8 @@ def write_onnx(model_path: str, folder: Path) -> tuple[float, int]:
     names, axes = ("audio_signal", "length", "outputs", "encoded_lengths"), {0: "batch", 2: "time"}
     frames_of_a_vector = settings.subsampling_factor if settings.subsampling else 1
     longest = encoder.max_audio_length * frames_of_a_vector  # a table of so many positions
+    if longest < min(map(max, COMPARED)):
+        raise UserError(what, f"{model_path}: positions for {longest} frames, too few to be compared", fix)
     with new_folder(folder), replacing(folder / NAME) as partial:
         try:
             # With gradients, layers would be fused. Where it fails, the exporter prints its graph, from C++.
@@ -87,7 +89,7 @@ def write_onnx(model_path: str, folder: Path) -> tuple[float, int]:
 
 @torch.no_grad()
 def difference(encoder: ConformerEncoder, session: Any, batch: tuple[Tensor, Tensor]) -> float:
-    """The largest of one batch's encodings, within the utterances; infinite where lengths differ."""
+    """The largest of one batch's encodings, within the utterances; infinite where lengths differ, or one is NaN."""
     features_BFT, length_B = batch
     expected_BDS, expected_len_B = encoder(audio_signal=features_BFT, length=length_B)
     given = {"audio_signal": features_BFT.numpy(), "length": length_B.numpy()}
@@ -95,7 +97,8 @@ def difference(encoder: ConformerEncoder, session: Any, batch: tuple[Tensor, Ten
     if not torch.equal(expected_len_B, got_len_B) or expected_BDS.shape != got_BDS.shape:
         return float("inf")
     rows = zip(expected_BDS, got_BDS, expected_len_B.tolist(), strict=True)
-    return max(float((one[:, :count] - other[:, :count]).abs().max()) for one, other, count in rows if count)
+    largest = torch.stack([(one[:, :count] - other[:, :count]).abs().max() for one, other, count in rows if count])
+    return float(largest.nan_to_num(nan=float("inf")).max())
 
 
 def batch_of(frames: tuple[int, ...], features: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,8 @@ from typing import Any
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.nested import ABSENT, leaves, pairs
+from nest_ssl.base.nested import leaves, pairs
+from nest_ssl.record.secrets import masked
 
 MEET_S = 300.0  # within which all nodes have to be there
 
@@ -74,13 +75,14 @@ class Node:
         return folder, port
 
     def _refused(self, folder: Path, first: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, str] | None:
-        """What keeps this node from training with the first one, and where it is."""
+        """What keeps this node from training with the first one, and where it is; secrets are masked."""
         if not folder.is_dir():
             return "not a folder that all nodes share", f"{folder}: node {self.number} has none"
-        sides = [dict(leaves(json.loads(json.dumps(each)))) for each in (first, settings)]
-        for key, there, here in pairs(*sides):
-            if there != here:
-                there, here = ("not given" if each is ABSENT else each for each in (there, here))
+        sides = [json.loads(json.dumps(each)) for each in (first, settings)]
+        shown = [dict(leaves(masked(each))) for each in sides]
+        for key, there, here in pairs(*(dict(leaves(each)) for each in sides)):
+            if there != here and (there == there or here == here):  # NaN is not itself
+                there, here = (each.get(key, "not given") for each in shown)
                 where = f"{key}: {there} on the first node, {here} on node {self.number}"
                 return "the nodes have different settings", where
         return None
@@ -97,14 +99,14 @@ def store_of_torchrun(nodes: int, which: int) -> Any:
     It is torchrun's own where that shares it with what it starts.
 
     Raises:
-        UserError: the first node's cannot be reached; MASTER_PORT is no number.
+        UserError: the first node's cannot be reached; MASTER_PORT is no port.
     """
     if nodes == 1 or os.environ["LOCAL_RANK"] != "0":
         return None
-    if not os.environ["MASTER_PORT"].isdecimal():
-        given = f"MASTER_PORT={os.environ['MASTER_PORT']}"
-        raise UserError("not the number of a port", given, "Start torchrun with --master-port=N, or without it.")
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    given = os.environ["MASTER_PORT"]
+    if not given.isdecimal() or not 1 <= int(given) <= 65_535:
+        raise UserError("not the number of a port", f"MASTER_PORT={given}", "Start torchrun with --master-port=N.")
+    address, port = os.environ["MASTER_ADDR"], int(given)
     own = which == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         store = TCPStore(address, port, None, own, timedelta(seconds=MEET_S), wait_for_workers=False)

@@ -95,11 +95,12 @@ main()  # as the installed command, and ends the process
 raise SystemExit("main came back")
 """
     done = run(python, "-c", program, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "") and "train identically" in done.stdout, done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr  # others may warn
+    assert "train identically" in done.stdout, done.stderr
     nest_ssl = python.with_name("nest-ssl")
     nest_ssl.write_text("from nest_ssl.cli.main import main; main()")
     done = run(python, str(nest_ssl), "compare", "--reference", "one", "--candidate", "third", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (1, ""), done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     done = run(python, str(nest_ssl), "train", "nest", "size=tiny", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1) and "pip install 'nest_ssl[train]'" in done.stderr
     done = run(python, str(nest_ssl), "data", cwd=tmp_path)

@@ -11,6 +11,7 @@ import pytest
 from lightning.pytorch.trainer.connectors.data_connector import _get_distributed_sampler
 from lightning.pytorch.trainer.states import RunningStage
 
+from nest_ssl.base.errors import UserError
 from nest_ssl.cli.data import main as data
 from nest_ssl.config.data import Dataset
 from nest_ssl.config.section import read
@@ -69,6 +70,8 @@ def test_duplicates_and_unreadable_files(
     assert data(["inspect", path, "--sample", "2", "--show", "0"]) == 1  # every second
     said = capsys.readouterr().out
     assert "unreadable: 1 of 2 whose headers were read" in said and "bad.wav" not in said
+    with pytest.raises(UserError, match="no number of files: --show -1. Give 0 or more"):
+        data(["inspect", path, "--show", "-1"])
     manifest(*lines[:3])
     assert data(["inspect", path, "--ranks", "2", "--shuffle"]) == 0
     assert "rank 1: 1 batches an epoch" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,18 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
     return archive_of(tmp_path_factory.mktemp("archive"))
 
 
+class LastIsNaN:
+    """A session that has lost the last utterance of a batch."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def run(self, *given: Any) -> list[Any]:
+        outputs, lengths = self._session.run(*given)
+        outputs[-1] = float("nan")
+        return [outputs, lengths]
+
+
 def test_onnxruntime_computes_the_same(
     archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +67,7 @@ def test_onnxruntime_computes_the_same(
     with torch.no_grad():
         encoder.layers[0].self_attn.linear_pos.weight.mul_(1.1)
     assert difference(encoder, session, batch_of((800, 17, 256), 80)) > 1e-3
+    assert difference(encoder, LastIsNaN(session), batch_of((64, 40), 80)) == float("inf")
     with pytest.raises(Exception, match="onnxruntime"):  # longer than its table of positions
         difference(encoder, session, batch_of((1_608,), 80))
 
@@ -81,6 +95,7 @@ POOLED = [f"model.encoder.reduction{key}" for key in ("=pooling", "_position=-1"
     [
         (["model.encoder.self_attention_model=rel_pos_local_attn", "model.encoder.att_context_size=[16,16]"],
          "a.nemo: self_attention_model=rel_pos_local_attn"),
+        (["model.encoder.pos_emb_max_len=9"], "a.nemo: positions for 72 frames, too few to be compared"),
         (POOLED, "its encodings differ by inf there"),  # of an utterance of one frame: rounded to another length
     ],
 )  # fmt: skip

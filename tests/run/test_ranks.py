@@ -204,6 +204,15 @@ def test_nodes_with_other_settings(start: Callable[..., int], tmp_path: Path) ->
     assert left(tmp_path) == []
 
 
+def test_settings_of_nodes_are_shown_without_secrets(tmp_path: Path) -> None:
+    """And what is not a number is the same on both."""
+    first, own = ({"wandb": {"api_key": f"hidden {side}"}, "eps": float("nan")} for side in "ab")
+    refused = Node(1, 2)._refused(tmp_path, first, own)
+    assert refused == ("the nodes have different settings", "wandb.api_key: *** on the first node, *** on node 1")
+    assert Node(1, 2)._refused(tmp_path, own, own) is None
+    assert Node(1, 2)._refused(tmp_path, own, {**own, "eps": 1.0}) is not None
+
+
 def test_a_node_that_does_not_come(start: Callable[..., int], tmp_path: Path) -> None:
     store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
     store.set_timeout(timedelta(seconds=0.1))
@@ -288,6 +297,7 @@ NODES = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "G
         ({"WORLD_SIZE": "2"}, {"devices": 1}, "another launcher than torchrun: WORLD_SIZE=2. Start one process: "),
         (NODES, {"devices": 2, "num_nodes": 3}, "torchrun started 2 nodes: trainer.num_nodes=3. Give 2, or leave it"),
         (NODES | {"MASTER_PORT": "x"}, {"devices": 2}, "not the number of a port: MASTER_PORT=x. Start torchrun with"),
+        (NODES | {"MASTER_PORT": "65536"}, {"devices": 2}, "not the number of a port: MASTER_PORT=65536. Start"),
         (NODES | {"MASTER_PORT": "1"}, {"devices": 2}, "the first node cannot be reached: 127.0.0.1:1. Start torchrun"),
         (NODES | {"LOCAL_RANK": "1"}, {"devices": 1, "num_nodes": 2}, Node(1, 2, 2)),
     ],
