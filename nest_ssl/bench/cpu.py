@@ -239,8 +239,8 @@ def start_up(bench: Bench, aligned: bool) -> list[Row]:
     rows: list[Row] = []
     for name, (command, expected) in commands.items():
         took = sorted(_seconds(command) for _ in range(1 if command is align else 3))
-        seconds, clock, code = took[len(took) // 2]
-        error = {"error": f"exit code {code}"} if code != expected else {}
+        seconds, clock, _ = took[len(took) // 2]
+        error = next(({"error": f"exit code {code}"} for *_, code in took if code != expected), {})
         rows.append({"name": name, "seconds": seconds, "clock": clock, **error})
     for side, label in (("nemo", "NeMo"), ("nest", "the port")):
         row: Row = {"name": f"first batch of {label}, large"}

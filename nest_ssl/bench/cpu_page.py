@@ -38,7 +38,8 @@ ABOUT = (
     "Written by the command below, not by hand. Both trainers train by turns, each time in a process of its own, with "
     "the same constant batch, everything random on, one thread, and the same settings and allocator. Times are the "
     "process's CPU time, so that others on the machine disturb little. A ratio is the port's number divided by NeMo "
-    "3.0.0's of the same round: median (least to largest) of so many rounds; below 1 the port needs less. Products "
+    "3.0.0's of the same round: median (least to largest) of so many rounds, where it was noted; below 1 the port "
+    "needs less. Products "
     "alone is what the port's matrix products and convolutions would take at the rate of a large matrix product, "
     "measured behind each round, divided by NeMo's step: no step that keeps the products, and with them the bits, can "
     "have a smaller ratio."
@@ -94,7 +95,7 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     yield Paragraph((ABOUT,))
     yield CodeBlock(("make bench", "make bench ARGS=--targets", "make bench QUICK=1"))
     if machine := results.get("machine"):
-        yield Paragraph((f"{machine}; {results['day']}. Rows of another day or commit say so.",))
+        yield Paragraph((f"{machine}; {results['day']}. Rows of another day or commit say so; not loader and curve.",))
     rows = [row for row in results["steps"] if "step_ms" in row]
     cells = [(_named(row, results), f"{row['batch'][0]} x {row['batch'][1]:g} s", str(row.get("rounds", "")),
               *map(_ratio, _parts(row))) for row in rows]  # fmt: skip
@@ -124,7 +125,8 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     if results["start"]:
         yield Heading(("Start-up",))
         numbers = [
-            [f"{row[key]:.2f}" if key in row else "" for key in ("seconds", "clock")] for row in results["start"]
+            [f"{row[key]:.2f}" if key in row and "error" not in row else "" for key in ("seconds", "clock")]
+            for row in results["start"]
         ]
         shown = [(_named(row, results, Code), *both) for row, both in zip(results["start"], numbers, strict=True)]
         yield table(("command", "CPU seconds", "by the clock"), shown, right=2)

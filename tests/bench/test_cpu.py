@@ -45,6 +45,7 @@ def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
     results["start"] = [
         {"name": "nest-ssl --help", "seconds": 0.05},
         {"name": "make align", "seconds": 50, "clock": 29},
+        {"name": "make nothing", "seconds": 1, "clock": 1, "error": "exit code 2"},
     ]
     results["loader"] = {"item_ms": [50.0, 5.0], "stages": {"reading audio": [4.0, 2.0]}, "same": True}
     cpu_page.save(results, tmp_path)
@@ -52,6 +53,7 @@ def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
     assert "| tiny | 2 x 3 s | 3 | 0.50 (0.40 to 0.60) |" in text and "| tiny | 2 x 3 s | 3 | 0.90" not in text
     assert "large: not had (no memory)" in text and "| modules | 2.0 | 1.1 | 3 | 5 | 1 | 2.5 | 6 | 2 |" in text
     assert "| `make align` | 50.00 | 29.00 |" in text and "| reading audio | 4.00 | 2.00 | 0.50 |" in text
+    assert "| `make nothing` |  |  |" in text and "make nothing: not had (exit code 2)" in text
     assert "the same bits on both sides: 20 and 200 items a second" in text
     assert "benchmarks-layers.svg" in text and "benchmarks-s.svg" not in text
     assert (tmp_path / "benchmarks-layers.svg").read_text().startswith("<svg")
