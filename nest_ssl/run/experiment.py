@@ -44,7 +44,7 @@ from nest_ssl.run.loggers import build_loggers, closing
 from nest_ssl.run.preflight import check_data, check_settings, data_sections
 from nest_ssl.run.ranks import Rank, Together, launch, of_torchrun, own_rank, processes, stall_watch
 from nest_ssl.run.same_experiment import other_experiment
-from nest_ssl.run.stops import stop_behind
+from nest_ssl.run.stops import KINDS, stop_behind
 from nest_ssl.run.subject import Inputs, Subject
 
 # What `forward` returns (NeMo 3.0.0 `EncDecDenoiseMaskedTokenPredModel.forward`; its parent's, with a list of losses).
@@ -196,9 +196,8 @@ def _train(
             if bad is None:
                 raise
             raise bad from error
-        except (RuntimeError, AssertionError) as error:
-            known = stop_behind(error)
-            if known is None:
+        except KINDS as error:
+            if (known := stop_behind(error)) is None:
                 raise
             raise known from error
     return trainer

@@ -45,6 +45,7 @@ STOPS = (
         "Give reduce_ids=true to the loss whose tokens they are.",
     ),
 )  # fmt: skip
+KINDS = tuple({stop.kind for stop in STOPS})
 FILES = ("contrastive.py", "ssl_quantizers.py", "rnnt_pytorch.py")
 
 
