@@ -61,13 +61,17 @@ MODULES, LOSSES = "nemo.collections.asr.modules.", "nemo.collections.asr.losses.
 
 
 def _of_listed(group: str, prefix: str = "", **named: str) -> list[Variant]:
-    """Variants of the model with a list of losses; an override that is no section's goes without the prefix."""
+    """Variants of the model with a list of losses; an override that is no section's goes without the prefix.
+
+    NeMo before 3.0 stops where fewer steps are masked than negatives are drawn: so few that all its releases train.
+    """
 
     def key(override: str) -> str:
         is_whole = override.startswith(("model.", "~", "recipe="))
         return override if is_whole else f"{prefix}{override}"
 
-    return [Variant(group, name.replace("_", " "), (LISTED, *map(key, text.split()))) for name, text in named.items()]
+    first = LISTED, f"{CONTRASTIVE}loss.num_negatives=8"
+    return [Variant(group, name.replace("_", " "), (*first, *map(key, text.split()))) for name, text in named.items()]
 
 
 def _with_codes(override: str = "", classes: int = 256) -> str:
@@ -79,7 +83,8 @@ def _with_codes(override: str = "", classes: int = 256) -> str:
 OF_LISTED: tuple[Variant, ...] = (
     *_of_listed(
         "contrastive", CONTRASTIVE,
-        projected_targets="", codes=CODES, codes_and_their_prediction=_with_codes(),
+        projected_targets="", more_negatives_than_steps="loss.num_negatives=100",
+        codes=CODES, codes_and_their_prediction=_with_codes(),
         negatives_from_all_steps="loss.sample_from_non_masked=true",
         negatives_from_the_batch="loss.sample_from_same_utterance_only=false",
         negatives_from_all_steps_of_the_batch="loss.sample_from_same_utterance_only=false"
@@ -107,7 +112,7 @@ OF_LISTED: tuple[Variant, ...] = (
                                         f" ~{MLM}loss {MLM}loss={{_target_:{LOSSES}CTCLossForSSL,num_classes:256}}"),
         alone="~model.loss_list"
         f" model.decoder={{_target_:{MODULES}ConvASRDecoderReconstruction,feat_in:64,feat_hidden:32,feat_out:128}}"
-        f" model.loss={{_target_:{LOSSES}ContrastiveLoss,in_dim:80,combine_time_steps:8}}",
+        f" model.loss={{_target_:{LOSSES}ContrastiveLoss,in_dim:80,combine_time_steps:8,num_negatives:8}}",
     ),
     *_of_listed(
         "patches", "model.spec_augment.",
