@@ -16,7 +16,7 @@ from nest_ssl.matrix.worker import answer
 from nest_ssl.run.stops import stop_behind
 from nest_ssl.run.subject import Subject
 
-# One for each class and function that only a variant uses.
+# One for each class and function that only a variant uses; every release trains them.
 OF_EACH_KIND = (
     """
 subsampling: stacking norm|reduction: striding behind the first layer|reduction: pooling behind all
@@ -53,7 +53,7 @@ def both(sides: list[Subject], title: str, release: str) -> list[Any]:
 def test_a_variant_has_nemos_bits(sides: list[Subject], release: str, title: str) -> None:
     reference, candidate = both(sides, title, release)
     if "error" in reference:
-        assert "error" in candidate, reference["error"]
+        assert title not in OF_EACH_KIND and "error" in candidate, reference["error"]
         return
     assert "error" not in candidate, candidate["error"]
     assert len(reference["digests"]) > 800
