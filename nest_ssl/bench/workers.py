@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,10 +75,21 @@ class Worker:
         finally:
             alarm.cancel()
         if not line:
-            lines = self._log.read_text(errors="replace").strip().splitlines() or ["no output"]
-            raise WorkerEnded(f"{self.name}: {lines[-1][:300] if self._bench.seconds_left else 'no time was left'}")
+            raise WorkerEnded(f"{self.name}: {self._end() if self._bench.seconds_left else 'no time was left'}")
         answer: Mapping[str, Any] = json.loads(line)
         return answer
+
+    def _end(self) -> str:
+        """The signal that ended it, for then its log speaks of something else; or the log's last line."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        code = self._process.returncode
+        if code == -signal.SIGKILL:
+            return "killed from outside, as where the machine's memory is gone"
+        if code is not None and code < 0:
+            return f"ended by {signal.Signals(-code).name}"
+        lines = self._log.read_text(errors="replace").strip().splitlines() or ["no output"]
+        return lines[-1][:300]
 
     def __enter__(self) -> Worker:
         return self

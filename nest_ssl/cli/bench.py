@@ -1,7 +1,7 @@
 """Time both trainers on this machine's CPU, by turns, and write docs/benchmarks.md.
 
     nest-ssl bench --quick --nemo-python .venv/nemo-3.0.0/bin/python      # make bench QUICK=1
-    nest-ssl bench --targets --nemo-python ...                            # what targets are about: 12 minutes
+    nest-ssl bench --targets --nemo-python ...                            # what targets are about: half an hour
     nest-ssl bench --only large                                           # cases of that name; the others stay
     nest-ssl bench --only curve                                           # or a part, as curve or recorder
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="few and small: 3 minutes (default: all, hours)")
-    size.add_argument("--targets", action="store_true", help="what the page's targets are about: 12 minutes")
+    size.add_argument("--targets", action="store_true", help="what the page's targets are about: half an hour")
     parser.add_argument("--only", default="", help=f"cases of this name alone, or a part: {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=_positive, help="how often both are started (default: by case)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the page (default: docs)")

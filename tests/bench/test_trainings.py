@@ -101,6 +101,18 @@ def test_each_worker_has_a_log_of_its_own(bench: Bench, tmp_path: Path) -> None:
     assert set(logs) == {"worker-nest-x=1.log", "worker-nest-x=1-recorder.log"} and all(logs.values())
 
 
+@pytest.mark.parametrize(("signal", "said"), [("KILL", "killed from outside"), ("SEGV", "ended by SIGSEGV")])
+def test_a_worker_that_is_killed_is_not_explained_by_its_log(
+    bench: Bench, tmp_path: Path, signal: str, said: str
+) -> None:
+    stub = tmp_path / "python"
+    stub.write_text(f"#!/bin/sh\necho 'a warning' >&2\nread order\nkill -{signal} $$\n")
+    stub.chmod(0o755)
+    killed = Bench({"nest": Side(str(stub), "train.py")}, "cpu", "tiny", tmp_path)
+    with Worker(killed, "nest") as worker, pytest.raises(WorkerEnded, match=f"^nest: {said}"):
+        worker.ask(do="ready")
+
+
 def test_without_a_gpu_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     refuse_without_gpu("cpu")
