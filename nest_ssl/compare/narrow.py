@@ -17,7 +17,7 @@ from nest_ssl.compare.names import Renamed
 from nest_ssl.compare.values import flatten
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.importing import INITIAL
-from nest_ssl.recording.index import ParameterEntry, Structure
+from nest_ssl.recording.index import ModuleEntry, ParameterEntry, Structure
 from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
 
@@ -33,11 +33,16 @@ def seen_by(own: Recording, other: Recording, calls: list[Call]) -> list[Call]:
     of which the other side has calls, whatever its level says: what is a list of blocks is known here by name alone.
     """
     level = other.index.level
-    if level is None or level == own.index.level:
+    if level is None:
         return calls
     recorded = other.original if isinstance(other, Renamed) else other  # under the names that its level was given for
-    modules = {entry.name: entry.module_class for entry in recorded.structure.modules}
-    lists = [name for name, of in modules.items() if of.rpartition(".")[2] == "ModuleList"]
+    modules = {entry.name: _class_of(entry) for entry in recorded.structure.modules}
+    lists = [name for name, of in modules.items() if of == "ModuleList"]
+    if level == own.index.level:  # then of what one recorder takes for a list of blocks the other takes the like
+        around = {name.rpartition("#")[0].rpartition(".")[0] for names in own.index.calls.values() for name in names}
+        alike = {entry.name: _class_of(entry) for entry in own.structure.modules if entry.name in around}
+        read = {name: other.names.rename(name) if isinstance(other, Renamed) else name for name in modules}
+        lists += [name for name, of in modules.items() if alike.get(read[name]) == of]
     chosen = level.chosen([*modules], lists)
     if chosen is None:
         return calls
@@ -45,6 +50,10 @@ def seen_by(own: Recording, other: Recording, calls: list[Call]) -> list[Call]:
     left_out -= {other.names.rename(n) for n in chosen} if isinstance(other, Renamed) else chosen
     left_out -= {name.rpartition("#")[0] for names in other.index.calls.values() for name in names}
     return [call for call in calls if call.module not in left_out]
+
+
+def _class_of(entry: ModuleEntry) -> str:
+    return entry.module_class.rpartition(".")[2]
 
 
 class Narrowed(Recording):

@@ -238,6 +238,51 @@ def test_what_both_recorded_is_compared_whatever_its_list_is_called(tmp_path: Pa
         assert nest_ssl.compare(tmp_path / one, tmp_path / other).verdict == verdict, (one, other)
 
 
+def blocks(out: Path, kind: Any, off: float = 0.0, called: int = 2) -> Path:
+    """Boundaries of two blocks in one part, in a list of this kind; the part adds `off` to what they give."""
+    torch.manual_seed(0)
+    model, part = nn.Module(), nn.Module()
+    layers = [nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)]
+    model.part, part.layers = part, nn.Sequential(*layers) if kind is nn.Sequential else kind(layers)
+
+    def forward(x: Tensor) -> Tensor:
+        for layer in list(part.layers)[:called]:
+            x = layer(x)
+        return x * part.scale + off
+
+    part.scale = nn.Parameter(torch.ones(()))
+    part.forward, model.forward = forward, lambda x: part(x)
+    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(2, WIDTH)
+    with nest_ssl.recording(out, model, record="boundaries") as r:
+        r.batch(x)
+        recorded_step(r, model, optimizer, x)
+    return out
+
+
+@pytest.mark.parametrize("kinds", [(nn.ModuleList, nn.Sequential), (nn.Sequential, nn.ModuleList),
+                                   (Blocks, nn.Sequential)])  # fmt: skip
+def test_blocks_that_one_side_has_in_no_list_are_not_missing(tmp_path: Path, kinds: tuple[Any, Any]) -> None:
+    """Of the same level, too, one side may leave out what the other has: that is no call which was not made."""
+    one, other = blocks(tmp_path / "one", kinds[0]), blocks(tmp_path / "other", kinds[1])
+    found = nest_ssl.compare(one, other).comparison
+    assert found.rung("forward").status == "identical" and found.rung("structure").status == "diverged"
+    assert "computed_otherwise" not in [note.kind for note in found.notes]
+    found = nest_ssl.compare(one, blocks(tmp_path / "fault", kinds[1], off=1e-3)).comparison
+    apart = found.rung("forward").findings
+    assert (apart[0].address.kind, apart[0].address.module) == (Kind.OUTPUT, "part")
+    assert not [one for one in apart if one.missing]
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleList, Blocks])
+@pytest.mark.parametrize("called", [0, 1])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_block_that_is_really_not_called_is_missing(tmp_path: Path, kind: Any, called: int, swapped: bool) -> None:
+    sides = [blocks(tmp_path / "one", kind), blocks(tmp_path / "other", kind, called=called)]
+    found = nest_ssl.compare(*(reversed(sides) if swapped else sides)).comparison
+    missing = [one.address.module for one in found.rung("forward").findings if one.missing]
+    assert found.verdict == "diverged" and missing == [f"part.layers.{number}" for number in range(called, 2)]
+
+
 def test_a_single_number_of_a_column_and_of_inference_mode_is_hashed() -> None:
     one = torch.arange(2).view(1, 2)[:, 0]
     assert one.stride() == (2,) and fingerprint(one).digest == tensor_digest(one)[:HEX]
@@ -247,6 +292,23 @@ def test_a_single_number_of_a_column_and_of_inference_mode_is_hashed() -> None:
         large.zero_()  # which torch does not count
         found = [each.result() if isinstance(each, Future) else each for each in (before, kept.copy(large))]
     assert [each.most for each in found] == [1.0, 0.0]
+
+
+def test_what_inference_mode_shows_again_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it was edited, another tensor, or there is no room for a copy to compare it with."""
+    hashed: list[int] = []
+    monkeypatch.setattr(Hashing, "of", lambda self, tensor: hashed.append(tensor.numel()) or len(hashed))
+    with torch.inference_mode():
+        kept, large, other = Digests(Hashing(lambda job: Future())), torch.ones(1 << 15), torch.ones(1 << 15)
+        seen = [kept.copy(each) for each in (large, large, other, other, large)]
+        large[7] = -0.0
+        seen += [kept.copy(large), kept.copy(large)]
+        large[7] = 0.0
+        seen.append(kept.copy(large))
+        kept._spare = 0
+        large[7] = 1.0
+        seen += [kept.copy(large), kept.copy(large)]
+    assert seen == [1, 1, 2, 2, 1, 3, 3, 4, 5, 6]
 
 
 def test_a_call_outside_of_the_models_forward_is_left_out_too(tmp_path: Path) -> None:

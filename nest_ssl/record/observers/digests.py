@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from nest_ssl.record.observers.copies import Copies, remote
+from nest_ssl.record.observers.copies import Copies, remote, same_bits
 from nest_ssl.recording.calls import Producer
 from nest_ssl.recording.digests import Fingerprint, fingerprint
 
@@ -80,22 +80,29 @@ class Digests(Copies):
     """As `Copies`, but each tensor is its `Fingerprint`, or what will be it.
 
     A tensor that is seen again is not read again, unless torch says that it was edited: an edit through ``.data`` is
-    not noticed until the tensor goes through an operator.
+    not noticed until the tensor goes through an operator. Edits in inference mode are not counted: a large tensor of it
+    is held against a copy, which costs a tenth of the hash.
     """
 
     def __init__(self, hashing: Hashing) -> None:
         super().__init__()
         self._hashing = hashing
         self._made: dict[int, tuple[weakref.ref[torch.Tensor], int, Hashed]] = {}
+        self._spare = ROOM  # bytes that copies to compare with may still take in this step
 
     def copy(self, tensor: torch.Tensor) -> Any:
-        if tensor.is_inference():  # torch does not count its edits
-            return self._hashing.of(tensor)
-        seen = self._made.get(id(tensor))
-        if seen is not None and seen[0]() is tensor and seen[1] == tensor._version:
+        seen, kept = self._made.get(id(tensor)), self._kept.get(id(tensor))
+        version = -1 if tensor.is_inference() else tensor._version
+        counted = version >= 0 or (kept is not None and kept[0]() is tensor and same_bits(tensor, kept[1]))
+        if seen is not None and seen[0]() is tensor and seen[1] == version and counted:
             return seen[2]
         made = self._hashing.of(tensor)
-        self._made[id(tensor)] = weakref.ref(tensor), tensor._version, made
+        self._made[id(tensor)] = weakref.ref(tensor), version, made
+        size = tensor.numel() * tensor.itemsize
+        self._kept.pop(id(tensor), None)
+        if version < 0 and SMALL < size <= self._spare and not remote(tensor) and tensor.layout is torch.strided:
+            self._spare -= size
+            self._kept[id(tensor)] = self._made[id(tensor)][0], tensor.clone()
         return made
 
     def returned(self, kept: Any, call: int) -> None:
