@@ -88,6 +88,8 @@ class Evidence:
     # By step and rank: by how much the weights of the two sides were apart already when the step began, in the floor's
     # own unit, where the floor's repeats began with that step.
     growths: dict[tuple[int, int], float] = field(default_factory=dict)
+    unweighted: frozenset[str] = frozenset()  # what a validation calls before anything that has weights
+    quieter: dict[int, float] = field(default_factory=dict)  # by validation: how many times quieter than the steps
 
     @property
     def had(self) -> list[Had]:

@@ -58,7 +58,7 @@ from nest_ssl.compare.rungs import (
 )
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.rungs.steps import compare_steps
-from nest_ssl.compare.unseen import unseen_by
+from nest_ssl.compare.unseen import unseen_by, widest_of
 from nest_ssl.compare.values import Comparer
 from nest_ssl.recording import layout
 from nest_ssl.recording.calls import Call
@@ -125,7 +125,7 @@ def compare_recordings(
         explanations=explanations, declared=excused, known=known_differences(reference, candidate),
         rule=comparer.rule.describe(), facts=_facts(reference, comparer, explanations), ledger=ledger.used(),
         notes=[note for tally in whole for note in chain(tally.absent, tally.notes)],
-        proof=proof, unseen=[*unseen_by(reference, candidate, shared, evidence), *ledger.undecided()],
+        proof=proof, unseen=[*unseen_by(reference, candidate, shared, evidence, in64), *ledger.undecided()],
     )  # fmt: skip
     one, other = ({m.name: m.module_class for m in side.structure.modules} for side in (reference, candidate))
     comparison.kinds = kinds_of(comparison, (one, other))
@@ -143,6 +143,8 @@ def _compare_all(
 ) -> tuple[list[Tally], list[Declared], list[Draw], list[StepFindings]]:
     """What was found of the run as a whole, the declared differences, the draws before the steps, and every step."""
     run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
+    if evidence:
+        evidence.unweighted, evidence.quieter = validation.without_weights(reference)
     excused = structure.compare_structure(run["structure"], reference, candidate, declared)
     if isinstance(reference, Narrowed):
         run["structure"].nothing("imported", **reference.described(shared))
@@ -181,7 +183,7 @@ def _in_float64(
     both = evidence.float64 if evidence else None
     shared = [step for step in steps if both and all(step in side.steps for side in both)]
     if evidence is None or both is None or not shared:
-        return Float64()
+        return Float64(blind=widest_of(one for tally in tallies for one in tally.findings))
     inner = compare_recordings(*both, Float64Rule(evidence), shared, declared, known=known)
     made = [tally for rung in inner.rungs if rung.name not in _NO_NUMBERS for tally in rung.tallies]
     made = [tally for tally in made if tally.rung != "validation"]
@@ -202,7 +204,8 @@ def _in_float64(
         agreement = Agreement.DIFFERS
     same = {tally.step for tally in validated if tally.compared and all(one.within for one in tally.findings)}
     first = beyond[0] if beyond else None
-    return Float64(agreement, largest, first, frozenset(covers), without, frozenset(same))
+    blind = widest_of(one for tally in validated for one in tally.findings)
+    return Float64(agreement, largest, first, frozenset(covers), without, frozenset(same), blind)
 
 
 def _validations_in_float64(

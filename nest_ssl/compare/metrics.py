@@ -19,6 +19,7 @@ Array = np.ndarray[Any, Any]
 _SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 MOST_PLACES = 64
+PLACES, SEVERAL = 8, 1000  # last places that constants leave a factor; elements whose rounding averages out
 _BITS, _NUMBER, _NONFINITE = 1, 2, 3  # what a position shows; a higher one is shown first
 
 
@@ -46,6 +47,17 @@ class Metrics:
     unused: tuple[int, int] = (0, 0)  # low bits of the significand that are zero in all values of each side
     places: tuple[tuple[int, ...], ...] = ()  # of whole numbers, all that differ; empty where they are many
     became: tuple[int, ...] = ()  # the candidate's values in these places
+
+
+def is_scaled(metrics: Metrics | None, eps: float = 0.0) -> bool:
+    """Whether most of a difference is one factor, further from 1 than the last places of a few constants make it.
+
+    Args:
+        eps: of a coarser type, which the numbers were worked out in.
+    """
+    if metrics is None or metrics.factor is None or metrics.relative is None or metrics.elements < SEVERAL:
+        return False
+    return abs(metrics.factor - 1) > max(PLACES * max(metrics.eps, eps), metrics.relative / 2)
 
 
 def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> Metrics:

@@ -16,11 +16,12 @@ from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.evidence import Evidence, Had
 from nest_ssl.compare.findings import Finding, Note
 from nest_ssl.compare.gaps import Gap, Part, gaps
+from nest_ssl.compare.metrics import is_scaled
 from nest_ssl.compare.patterns import Pattern, patterns_of
 from nest_ssl.compare.roots import Root
 from nest_ssl.compare.rules.known import Known
 from nest_ssl.compare.rules.noise_floor import BEHIND_A_FLIP, ENOUGH, Band, band, is_table
-from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, has_float32_values, is_scaled
+from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, has_float32_values
 from nest_ssl.compare.schedules import ROUNDING, compare_rates
 from nest_ssl.recording.evidence import Check
 from nest_ssl.recording.reader import Recording
@@ -46,6 +47,7 @@ class Float64:
         covers: rungs of a step and rank that were compared there as a whole and agree, each tensor, to `AGREE`.
         without: the first that was compared here and not there.
         validated: of validations that agree there too, the steps that come next.
+        blind: what may be furthest apart in a validation, and agree.
     """
 
     agreement: Agreement = Agreement.NOT_HAD
@@ -54,6 +56,7 @@ class Float64:
     covers: frozenset[Part] = frozenset()
     without: Part | None = None
     validated: frozenset[int | None] = frozenset()
+    blind: Finding | None = None
 
 
 @dataclass(slots=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
 from nest_ssl.base.nested import leaves
 from nest_ssl.compare.evidence import Evidence
-from nest_ssl.compare.findings import Note
+from nest_ssl.compare.findings import Finding, Note
 from nest_ssl.compare.names import compiled_in
+from nest_ssl.compare.proof import Float64
+from nest_ssl.compare.rules.noise_floor import LOOK
+from nest_ssl.compare.rules.same_function import AGREE
 from nest_ssl.compare.values import flatten
 from nest_ssl.recording import layout
 from nest_ssl.recording.reader import Recording
@@ -18,7 +21,11 @@ MOST = 5  # names that are listed
 
 
 def unseen_by(
-    reference: Recording, candidate: Recording, steps: Sequence[int], evidence: Evidence | None
+    reference: Recording,
+    candidate: Recording,
+    steps: Sequence[int],
+    evidence: Evidence | None = None,
+    in64: Float64 | None = None,
 ) -> list[Note]:
     """What the recorded steps hold nothing of: by either side's level, and by what the reference never did.
 
@@ -60,4 +67,25 @@ def unseen_by(
     ]
     if margins and not any(margin.margin <= margin.floor for margin in margins):
         notes.append(Note("unseen_flips", {"margin": f"{min(margin.margin for margin in margins):.1e}"}))
+    if at := in64 and in64.blind:
+        values = {"size": f"{_allowed(at):.0e}", "place": at.address.module or at.address.own_name}
+        notes.append(Note("unseen_evaluation", values))
     return notes
+
+
+def widest_of(findings: Iterable[Finding]) -> Finding | None:
+    """What may be furthest apart in a validation, and pass; None where all has the same bits, or to agree in float64.
+
+    Validations are not repeated: what rounding did to the steps is their measure, and a fault of evaluation
+    alone that is smaller is hidden by it.
+    """
+    found = (one for one in findings if one.rung == "validation" and _allowed(one) > AGREE)
+    return max(found, key=_allowed, default=None)
+
+
+def _allowed(finding: Finding) -> float:
+    """How far apart, relative, it may be by evidence."""
+    judgement = finding.judgement
+    if judgement is None or not judgement.within or judgement.rule not in ("float64", "noise floor"):
+        return 0.0
+    return judgement.bound["relative"] * (LOOK if judgement.rule == "noise floor" else 1.0)

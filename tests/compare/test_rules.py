@@ -10,11 +10,11 @@ import torch
 
 from nest_ssl.compare.evidence import Evidence, Floors
 from nest_ssl.compare.findings import Difference, Judgement, Spot, Tally
-from nest_ssl.compare.metrics import Metrics, measure
+from nest_ssl.compare.metrics import Metrics, is_scaled, measure
 from nest_ssl.compare.rules.fixed import FixedTolerance
 from nest_ssl.compare.rules.float64 import Float64Rule
 from nest_ssl.compare.rules.noise_floor import Band, NoiseFloorRule, band, floors_of, growth_of, is_noise
-from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule, is_scaled
+from nest_ssl.compare.rules.same_function import By, Function, SameFunctionRule
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import Moment, Phase

@@ -10,10 +10,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from nest_ssl.compare.evidence import Evidence
 from nest_ssl.compare.findings import Finding, Judgement, Spot
-from nest_ssl.compare.metrics import Metrics
-from nest_ssl.compare.rules.noise_floor import LOOK, is_noise
+from nest_ssl.compare.metrics import Metrics, is_scaled
+from nest_ssl.compare.rules.noise_floor import LOOK, is_noise, quieter_at_most
 from nest_ssl.compare.rules.same_function import AGREE, VANISHES
 from nest_ssl.recording.address import Address, Kind
 
@@ -31,8 +33,9 @@ class Float64Rule:
             far apart as the same call of the steps up to it, and no further: neither other weights nor a batch of its
             own make a correct rewrite another function, unless what it begins with is further apart.
         silent: outputs that are of float32 even there, as features are. How far rounding takes these depends on the
-            batch (quiet audio: ten times as far), so float64 says nothing of them, and what comes behind them in a
-            validation may be as many times further apart as they are.
+            batch (quiet audio: ten times as far). They may be as many times further apart as their audio is quieter,
+            never as the reference times one number (rounding has no direction), and what comes behind them as many
+            times further as they are.
     """
 
     evidence: Evidence
@@ -48,10 +51,12 @@ class Float64Rule:
         bound, size = AGREE, metrics.relative if metrics.relative is not None else float("inf")
         if spot.rung == "validation":
             before, step = self._in_training(spot), spot.moment.step
-            if spot.address in self.silent and before and size < float("inf"):
-                self._grown[step] = max(self._grown.get(step, 1.0), size / before)
-                bound = size
-            bound = max(bound, LOOK * before * self._grown.get(step, 1.0))
+            most = LOOK * before * self._grown.get(step, 1.0)
+            if spot.address in self.silent and before:
+                most = before * quieter_at_most(self.evidence, step)
+                most = 0.0 if is_scaled(metrics, torch.finfo(torch.float32).eps) else most
+                self._grown[step] = max(self._grown.get(step, 1.0), size / before if size <= most else 1.0)
+            bound = max(bound, most)
         if floor and spot.address.kind in _DIVIDED:
             bound = max(bound, floor.relative_largest)
         if floor and is_noise(floor) and (metrics.max_abs or 0.0) <= VANISHES * floor.max_abs_largest:

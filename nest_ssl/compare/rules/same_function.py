@@ -14,7 +14,6 @@ from torch import Tensor, finfo, float32, float64
 
 from nest_ssl.base.nested import tensors
 from nest_ssl.compare.evidence import Evidence, UnitKey, by_key, key_of
-from nest_ssl.compare.metrics import Metrics
 from nest_ssl.compare.rules.known import Known
 from nest_ssl.compare.rules.noise_floor import LOOK, floors_of, is_noise
 from nest_ssl.recording.address import Address, Kind
@@ -23,7 +22,6 @@ from nest_ssl.recording.evidence import Deviation, Unit
 from nest_ssl.recording.reader import Recording
 
 AGREE = 1e-10  # relative, in float64; 13 correct rewrites lie within 1.4e-13, the smallest faults at 2.2e-9
-PLACES, SEVERAL = 8, 1000  # last places that constants leave a factor; elements whose rounding averages out
 VANISHES = 1e-6  # of its size in float32: what so little is left of in float64 has the true value zero
 
 
@@ -154,13 +152,6 @@ class SameFunctionRule:
                 for one in apart
             )
         return self._float32_values[key]
-
-
-def is_scaled(metrics: Metrics | None) -> bool:
-    """Whether most of a difference is one factor, further from 1 than the last places of a few constants make it."""
-    if metrics is None or metrics.factor is None or metrics.relative is None or metrics.elements < SEVERAL:
-        return False
-    return abs(metrics.factor - 1) > max(PLACES * metrics.eps, metrics.relative / 2)
 
 
 def has_float32_values(recording: Recording, step: int, address: Address) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import chain, takewhile, zip_longest
+from typing import Any
+
+from torch import Tensor
 
 from nest_ssl.base.nested import pairs
 from nest_ssl.compare.findings import Difference, Tally
@@ -35,6 +38,38 @@ def compare_validations(
             _compare(sheet, one, other)
             tallies.append(sheet.tally)
     return tallies
+
+
+def without_weights(reference: Recording) -> tuple[frozenset[str], dict[int, float]]:
+    """What the batch alone makes: the parts of the model that a validation calls before any that has weights, such as
+    features. And how many times quieter each validation is than the steps up to it, by the step that comes next.
+
+    That is of the quietest utterance of both: what is nearly silent comes furthest apart in features.
+    """
+    found = reference.validations() or []
+    owners = {entry.name.partition(".")[0] for entry in reference.structure.parameters}
+    called = [[output["module"] for output in batch["outputs"]] for each in found for batch in each["batches"]]
+    loud = {step: _quietest(reference.step(step).batch()) for step in reference.steps} if found else {}
+    quieter: dict[int, float] = {}
+    for each in found:
+        step = each["before_step"]
+        before = [sizes for number, sizes in loud.items() if number <= step]
+        for name, size in (pair for batch in each["batches"] for pair in _quietest(batch["fields"]).items()):
+            trained = min((sizes[name] for sizes in before if name in sizes), default=0.0)
+            quieter[step] = max(quieter.get(step, 1.0), trained / size)
+    first = [takewhile(lambda name: name and name.partition(".")[0] not in owners, names) for names in called]
+    return frozenset(chain.from_iterable(first)), quieter
+
+
+def _quietest(fields: Any) -> dict[str, float]:
+    """Of every table of real numbers the root mean square of its smallest row, but for what is zero."""
+    found: dict[str, float] = {}
+    for name, value in flatten(fields).items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1:
+            rows = value.double().flatten(1).square()
+            sizes = (rows.sum(1) / (rows > 0).sum(1)).sqrt()
+            found |= {name: float(sizes[sizes > 0].min())} if bool((sizes > 0).any()) else {}
+    return found
 
 
 def _compare(sheet: Sheet, reference: Validation | None, candidate: Validation | None) -> None:
