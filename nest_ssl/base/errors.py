@@ -12,12 +12,13 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,9 @@ def write_errors(where: str) -> Iterator[None]:
     """Turns what goes wrong while writing to `where`, a full disk above all, into one line.
 
     Raises:
-        UserError: the operating system refuses, or torch does: its file writer reports a full disk as a RuntimeError
-            in several wordings, so every RuntimeError counts and its own words are kept.
+        UserError: the operating system refuses, or torch does: its file writer reports what the system refuses, a full
+            disk for one, as a RuntimeError in several wordings. So every RuntimeError counts; its own words are kept,
+            and how much is free then is said, for that is all that is known.
     """
     try:
         yield
@@ -101,8 +103,11 @@ def write_errors(where: str) -> Iterator[None]:
         raise from_os_error(error, where) from error
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        what = f"could not write (is the disk full? {reason})"
-        raise UserError(what, where, "Free some space or choose another disk.") from error
+        place, known = Path(where).absolute(), ""
+        with suppress(OSError, ValueError, StopIteration):  # what was half written may have been removed by now
+            found = next(folder for folder in (place, *place.parents) if folder.exists())
+            known = f" {shutil.disk_usage(found).free / 1e6:,.0f} MB are free there now."
+        raise UserError(f"could not write ({reason})", where, f"Check the path and the disk.{known}") from error
 
 
 # Packages that only an extra of pyproject.toml brings, by the names that are imported.

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -60,7 +61,11 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
             held.callback(self._background.shutdown, cancel_futures=True)
             self._held = held.pop_all()
         self._written: dict[str, Future[tuple[Tensors | None, Future[dict[str, Any]]]]] = {}
-        self._before = 0  # files that there were at the last `keep_up`
+        # Of these files those that may not be on the disk yet, and those that may not be hashed: at no step are all
+        # files of the run gone through.
+        self._writing: deque[str] = deque()
+        self._hashing: deque[str] = deque()
+        self._before = 0  # of the latter, those that there were at the last `keep_up`
 
     def __exit__(self, *error: object) -> None:
         self.abort()
@@ -126,11 +131,11 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         Raises:
             UserError: some of it could not be written.
         """
-        for written in self._written.values():
-            content, whole = written.result()
-            if hashed:
-                wait([digests for _, digests, _ in (content or {}).values()])
-                wait([whole])
+        while self._writing:
+            self._one_written()
+        for content, whole in (written.result() for written in self._written.values()) if hashed else ():
+            wait([digests for _, digests, _ in (content or {}).values()])
+            wait([whole])
 
     def keep_up(self) -> None:
         """Until all that was saved is on the disk, and what was saved before the last call of this is hashed too: what
@@ -139,10 +144,17 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         Raises:
             UserError: some of it could not be written.
         """
-        self.wait(hashed=False)
-        for written in list(self._written.values())[: self._before]:
-            wait([digests for _, digests, _ in (written.result()[0] or {}).values()])
-        self._before = len(self._written)
+        while self._writing:
+            self._one_written()
+        for _ in range(self._before):
+            content, _ = self._written[self._hashing.popleft()].result()
+            wait([digests for _, digests, _ in (content or {}).values()])
+        self._before = len(self._hashing)
+
+    def _one_written(self) -> None:
+        """Until the next file is on the disk; one that could not be written stays the next."""
+        self._written[self._writing[0]].result()
+        self._hashing.append(self._writing.popleft())
 
     def finish(self, index: Mapping[str, Any]) -> Path:
         """Write `recording.json` and put the recording in its place; returns the place. Once is enough.
@@ -184,9 +196,8 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
     def _write(self, name: str, write: Callable[[Path], Any], later: bool = False) -> None:
         """Have `write` make the file, now or in the background, and the file hashed when it is there."""
         assert name not in self._written, f"{name} is written twice"
-        for written in self._written.values():
-            if written.done():
-                written.result()
+        while self._writing and self._written[self._writing[0]].done():
+            self._one_written()
         path = self.folder / name
 
         def job() -> tuple[Tensors | None, Future[dict[str, Any]]]:
@@ -206,6 +217,7 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
             done: Future[Any] = Future()
             done.set_result(job())
             self._written[name] = done
+        self._writing.append(name)
 
 
 @contextmanager

@@ -118,9 +118,13 @@ def test_what_the_system_refuses(number: int, what: str) -> None:
     "wording",
     ["basic_ios::clear: iostream error", "[enforce fail at inline_container.cc:672] PytorchStreamWriter failed", ""],
 )
-def test_every_wording_of_a_full_disk_is_one_line(wording: str) -> None:
-    with pytest.raises(UserError, match=r"could not write \(is the disk full\?.*out/x"), write_errors("out/x"):
+def test_every_wording_of_a_full_disk_is_one_line(wording: str, tmp_path: Path) -> None:
+    """And no disk is called full that was not looked at: what is free there is said."""
+    place = tmp_path / "out/x"
+    said = rf"could not write \(.*{place}.* [\d,]+ MB are free"
+    with pytest.raises(UserError, match=said) as raised, write_errors(str(place)):
         raise RuntimeError(wording)
+    assert "full" not in str(raised.value).replace(str(place), "") and (wording or "RuntimeError") in str(raised.value)
 
 
 # --- a process of its own: what happens to its terminal must not change its code

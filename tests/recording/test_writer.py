@@ -157,6 +157,33 @@ def test_what_waits_to_be_hashed_is_of_two_steps_at_most(tmp_path: Path, monkeyp
         assert 0.0 in hashed
 
 
+def test_each_file_is_waited_for_once_however_many_steps_there_are(tmp_path: Path) -> None:
+    """What keeping up takes is counted in looks at files, per step: it must not grow with the steps before."""
+
+    class Counted(dict[str, Any]):
+        looks = 0
+
+        def __getitem__(self, name: str) -> Any:
+            type(self).looks += 1
+            return super().__getitem__(name)
+
+        def values(self) -> Any:
+            type(self).looks += len(self)
+            return super().values()
+
+    taken = []
+    with RecordingWriter(tmp_path / "run") as writer:
+        writer._written = Counted()
+        for step in range(40):
+            before = Counted.looks
+            for number in range(3):
+                writer.save_tensors(f"step_{step}/{number}.pt", torch.ones(1), owned=True)
+            writer.keep_up()
+            writer.wait(hashed=False)
+            taken.append(Counted.looks - before)
+    assert 0 < max(taken[20:]) <= max(taken[2:20]) <= 30
+
+
 def test_tensors_are_written_and_read_whatever_the_default_device_is(tmp_path: Path) -> None:
     with fill(RecordingWriter(tmp_path / "run")) as writer, torch.device("meta"):
         writer.save_tensors("step_0/batch.pt", torch.ones(3, device="cpu"))
@@ -211,7 +238,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise RuntimeError(wording)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="is the disk full"), RecordingWriter(tmp_path / "run") as writer:
+    with pytest.raises(UserError, match="could not write"), RecordingWriter(tmp_path / "run") as writer:
         writer.save_tensors("step_0/batch.pt", {"x": torch.ones(1, dtype=torch.complex64)})
     assert names(tmp_path) == []
 
