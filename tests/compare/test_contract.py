@@ -261,6 +261,24 @@ def test_what_is_shown_or_how_data_is_fetched_is_a_note(
     assert noted(comparison, "setting") == [said]
 
 
+@pytest.mark.parametrize(("one", "other", "code"), [
+    ({"devices": 1, "num_nodes": 2}, {"devices": 2, "num_nodes": 1}, 0),
+    ({"devices": 2}, {"devices": 1, "num_nodes": 2}, 0),
+    ({"devices": 1}, {"devices": 2}, 4), ({"devices": 1, "num_nodes": 2}, {"devices": 2, "num_nodes": 2}, 4),
+    ({"devices": "auto"}, {"devices": 1}, 4), ({"devices": -1, "num_nodes": -1}, {"devices": True}, 4),
+])  # fmt: skip
+def test_as_many_ranks_on_other_nodes_are_one_experiment(
+    reference: Path, tmp_path: Path, one: dict[str, Any], other: dict[str, Any], code: int
+) -> None:
+    sides = [Path(shutil.copytree(reference, tmp_path / name)) for name in ("one", "other")]
+    for side, trainer in zip(sides, (one, other), strict=True):
+        edit_config(side, set_at("trainer", trainer))
+    comparison = judge(*sides, steps=[0])
+    assert comparison.exit_code == code
+    changed = {f"config.trainer.{key}" for key in {**one, **other} if one.get(key) != other.get(key)}
+    assert {note["path"] for note in noted(comparison, "setting")} == (set() if code else changed)
+
+
 def test_numbers_rounded_otherwise_on_purpose_are_judged(reference: Path, tmp_path: Path) -> None:
     """`numerics=fast` is no other experiment; TF32 is one, unless it comes with that."""
     fast = Path(shutil.copytree(reference, tmp_path / "fast"))

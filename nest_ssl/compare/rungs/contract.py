@@ -138,6 +138,9 @@ def _flat(tree: Mapping[str, Any], name: str = "") -> Settings:
 def _shown(sides: Sequence[Settings], same_batches: bool, hashed: bool) -> list[str]:
     """Patterns of the settings that change no number in this pair of recordings."""
     noted = [f"config.{p}" for p in (*_SHOWN, *(_LOADING if same_batches else ()), *(_PATHS if hashed else ()))]
+    ranks = [(side.get("config.trainer.devices"), side.get("config.trainer.num_nodes", 1)) for side in sides]
+    if all(type(n) is int for side in ranks for n in side) and len({devices * nodes for devices, nodes in ranks}) == 1:
+        noted += ["config.trainer.devices", "config.trainer.num_nodes"]  # as many, divided otherwise over nodes
     limits = [side.get("config.trainer.max_steps") for side in sides]
     if limits[0] == limits[1] and isinstance(limits[0], int) and limits[0] > 0:
         noted.append("config.trainer.max_epochs")  # both stop at the same batch
