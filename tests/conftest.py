@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import runpy
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from nest_ssl.config import compose
 
@@ -47,6 +49,18 @@ def _garbage_goes() -> Iterator[None]:
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _loader_workers_go() -> Iterator[None]:
+    """Those of a loader left in the middle of an epoch are sent away while it is whole.
+
+    As garbage it would send them nothing: its queues are closed first, and it waits 5 s for each worker.
+    """
+    yield
+    if multiprocessing.active_children():
+        for left in [one for one in gc.get_objects() if type(one) is _MultiProcessingDataLoaderIter]:
+            left._shutdown_workers()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -46,14 +46,15 @@ HOSTILE = {
     "twice": member("a") + member("A") + END,
     "a file that is a folder": member("a") + member("a/b") + END,
     "something behind": member() + END + member("b") + END,
-    "too many": member() + b"".join(member(f"f{i}") for i in range(20_001)) + END,
+    "too many": b"",  # made when it is asked for, for that takes as long as all the others
     "compressed": gzip.compress(member() + END),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_container_is_refused_and_nothing_lands_outside(tmp_path: Path, name: str) -> None:
-    (tmp_path / "bundle.tar").write_bytes(HOSTILE[name])
+    many = member() + b"".join(member(f"f{i}") for i in range(20_001)) + END if name == "too many" else b""
+    (tmp_path / "bundle.tar").write_bytes(many or HOSTILE[name])
     inside = tmp_path / "deep" / "inside"
     inside.mkdir(parents=True)
     with pytest.raises(UserError) as refused:

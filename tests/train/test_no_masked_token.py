@@ -145,7 +145,7 @@ def test_two_ranks_of_which_one_has_no_masked_token(audio: Path, python: str) ->
 @pytest.mark.slow
 def test_a_loss_that_hangs_on_nothing_would_stop_them(audio: Path, python: str) -> None:
     """Why the zero is attached: a detached one leaves the other rank waiting for gradients that never come."""
-    ranks = train_on_two_ranks(python, audio, "detached", wait=15)
+    ranks = train_on_two_ranks(python, audio, "detached", wait=6)
     said = "".join(done.stdout for done in ranks)
     assert all(done.returncode != 0 for done in ranks) and "gloo" in said, said[-3000:]
     assert not (audio / "rank_0.pt").exists()
