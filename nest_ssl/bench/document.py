@@ -64,9 +64,10 @@ def parity_section(rows: list[Row]) -> Iterator[Block]:
         ],
         right=2,
     )
-    firsts = [(f"{row['name']}: first difference at {row['first']}",) for row in rows if row["first"]]
-    if firsts:
-        yield Bullets(tuple(firsts))
+    said = [(f"{row['name']}: first difference at {row['first']}",) for row in rows if row["first"]]
+    said += [(f"{row['name']}: {row['replayed']} steps replayed",) for row in rows if "replayed" in row]
+    if said:
+        yield Bullets(tuple(said))
     yield Paragraph(("Each is both trainers with these settings and no loader workers, then the comparison:",))
     settings = {row["settings"]: row["name"] for row in reversed(rows)}
     yield CodeBlock(tuple(f"{text}    # {name}" for text, name in reversed(settings.items())))
@@ -113,10 +114,8 @@ def explain_section(rows: list[Row]) -> Iterator[Block]:
         yield from (row["size"].removeprefix("size="), row["planted"] or row["name"], row["verdict"])
         yield Code(", ".join(row["born"])) if row["born"] else "nothing"
         yield f"{row['largest_floors']:.3g}" if row["born"] else ""
-        had = (
-            f"{kind} {how:.0f} s" if isinstance(how, (int, float)) else f"no {kind}"
-            for kind, how in row["gathered"].items()
-        )
+        kinds = row["gathered"].items()
+        had = (f"{kind} {how:.0f} s" if isinstance(how, (int, float)) else f"no {kind}" for kind, how in kinds)
         yield from (f"{row['tensors_same']:,} of {row['tensors']:,}", ", ".join(had))
 
     if not rows:
@@ -124,11 +123,8 @@ def explain_section(rows: list[Row]) -> Iterator[Block]:
     columns = ("model", "candidate", "verdict", "another function in", "floors", "the same bits", "evidence")
     yield table(columns, [tuple(cells(row)) for row in rows])
     wrong = [row for row in rows if (row["verdict"], row["born"]) != (row["expected"], row["planted_in"])]
-    yield (
-        Bullets(tuple((f"{row['name']}: {row['expected']} was expected",) for row in wrong))
-        if wrong
-        else Paragraph(("Each verdict and each place is the one expected.",))
-    )
+    said = tuple((f"{row['name']}: {row['expected']} was expected",) for row in wrong)
+    yield Bullets(said) if wrong else Paragraph(("Each verdict and each place is the one expected.",))
 
 
 def repeat_section(rows: list[Row]) -> Iterator[Block]:
@@ -170,7 +166,7 @@ def sync_section(rows: list[Row]) -> Iterator[Block]:
 
 
 # Of the timed trainers, the columns' names.
-NAMES = {"nemo": "NeMo", "nest": "exact", "fast": "fast", "graphs": "fast, graphs"}
+NAMES = {"nemo": "NeMo", "nest": "exact", "replayed": "exact, graphs", "fast": "fast", "graphs": "fast, graphs"}
 
 
 def speed_section(rows: list[Row]) -> Iterator[Block]:
@@ -259,7 +255,7 @@ def share_of_limit(row: Row, side: str, flops: dict[tuple[Any, ...], float], lim
     done = flops.get(("nemo" if side == "nemo" else "nest", *row["batch"]))  # the fast mode leaves some of it out
     if not done or not limits:
         return ""
-    tf32 = "TF32" in row["name"] or side not in ("nemo", "nest")
+    tf32 = "TF32" in row["name"] or side in ("fast", "graphs")
     rate = limits["bf16_tflops" if "bf16" in row["name"] else "tf32_tflops" if tf32 else "fp32_tflops"]
     return f"{100 * done / (row[side]['step_ms'] / 1000) / 1e12 / rate:.0f} %"
 
@@ -308,7 +304,8 @@ SECTIONS: dict[str, Section] = {
     "parity": (
         "The same bits",
         "NeMo against the port, and each against itself in another process, all with deterministic kernels and without "
-        "TF32.",
+        "TF32. Where a run's name ends in “graphs”, the port replays its encoder (cuda_graphs=true) until the last "
+        "step, which is recorded and so runs as it is: its bits are NeMo's if those of all steps before it were.",
         parity_section,
     ),
     "repeat": (
@@ -354,11 +351,11 @@ SECTIONS: dict[str, Section] = {
     ),
     "speed": (
         "Speed and memory",
-        "NeMo, the port, the port with numerics=fast (TF32 in all its runs) and with cuda_graphs=true too, by turns "
-        "(twice each, once with any kernel; 6 steps after some to warm up, medians) in Lightning's loop, everything "
-        "random on, timed by the device's events. The batch is constant and lies on the device: utterances of the "
-        "practice corpus, repeated to the length. No loader, no logger, no progress bar. A ratio is the port's time "
-        "divided by NeMo's.",
+        "NeMo, the port, the port with numerics=fast (TF32 in all its runs), and both of these with cuda_graphs=true "
+        "(graphs), by turns (twice each, once with any kernel; 6 steps after some to warm up, medians) in Lightning's "
+        "loop, everything random on, timed by the device's events. The batch is constant and lies on the device: "
+        "utterances of the practice corpus, repeated to the length. No loader, no logger, no progress bar. A ratio is "
+        "the port's time divided by NeMo's.",
         speed_section,
     ),
     "recorder": (

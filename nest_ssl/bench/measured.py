@@ -16,10 +16,11 @@ from nest_ssl.bench.workers import LEVELS, Worker, WorkerEnded
 
 Rows = list[dict[str, Any]]
 SIDES = ("nemo", "nest")
-# Also of the port: numerics=fast, and with the encoder's kernels replayed.
+# Also of the port: numerics=fast, and both with the encoder's kernels replayed.
 TRAINERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nemo": ("nemo", ()),
     "nest": ("nest", ()),
+    "replayed": ("nest", ("cuda_graphs=true",)),
     "fast": ("nest", ("numerics=fast",)),
     "graphs": ("nest", ("numerics=fast", "cuda_graphs=true")),
 }
@@ -83,12 +84,13 @@ def sync(bench: Bench, workers: Workers) -> Rows:
 # Name: precision, flags, TF32, and who is timed; the fast mode has flags of its own, and TF32.
 MODES: dict[str, tuple[str, str, bool, tuple[str, ...]]] = {
     "fp32": (FP32, "deterministic", False, tuple(TRAINERS)),
-    "TF32": (FP32, "deterministic", True, SIDES),
+    "TF32": (FP32, "deterministic", True, (*SIDES, "replayed")),
     "bf16-mixed": (BF16, "deterministic", False, tuple(TRAINERS)),
     "fp32, any kernel": (FP32, "free", False, SIDES),
     "bf16-mixed, any kernel": (BF16, "free", False, SIDES),
 }
-WARM = {"graphs": 4}  # steps that are not timed, else 2: a shape is captured when it comes for the third time
+# Steps that are not timed, else 2: a shape is captured when it comes for the third time.
+WARM = {"replayed": 4, "graphs": 4}
 
 
 def speed(bench: Bench, workers: Workers) -> Rows:
@@ -109,7 +111,7 @@ def speed(bench: Bench, workers: Workers) -> Rows:
 
 def _by_turns(bench: Bench, workers: Workers, name: str, batch: tuple[int, float]) -> dict[str, Any]:
     """One after the other, and again, once where any kernel may be taken: medians of the step and its parts, and the
-    most memory. What a fast side lacks is in its `error`, and the others' are timed."""
+    most memory. What another side lacks is in its `error`, and the others' are timed."""
     precision, flags, tf32, sides = MODES[name]
     row: dict[str, Any] = {"name": name, "batch": list(batch)}
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
@@ -118,7 +120,7 @@ def _by_turns(bench: Bench, workers: Workers, name: str, batch: tuple[int, float
             return {**row, "error": "no time was left"}
         if any("error" in answer for answer in found[side]):
             continue
-        own = (flags, tf32) if side in SIDES else ("fast", True)
+        own = ("fast", True) if "numerics=fast" in TRAINERS[side][1] else (flags, tf32)
         order: dict[str, Any] = {"do": "steps", "warm": WARM.get(side, 2), "count": 6, "batch": batch}
         found[side].append(workers.ask(side, precision, **order, flags=own[0], tf32=own[1]))
         if side in SIDES and "error" in found[side][-1]:

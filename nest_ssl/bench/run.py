@@ -97,6 +97,8 @@ def faults(name: str, rows: Rows) -> list[str]:
         ):
             found = row.get("first") or row.get("parted") or row.get("verdict")
             wrong.append(f"{row['name']}: differs ({found})")
+        elif row.get("replayed") == 0:
+            wrong.append(f"{row['name']}: nothing was replayed")
         elif name == "generator" and not row["calls"][0]:
             wrong.append(f"{row['name']}: nothing was drawn from {row['generator']}")
         elif name == "repeat" and row["name"] == "deterministic" and row["parameter_gradients"][1]:

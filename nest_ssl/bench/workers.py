@@ -39,16 +39,10 @@ class Worker:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         script = str(ROOT / bench.sides[side].script)
         recorded = ["--record", str(record)] if record else []
-        settings = [
-            f"trainer.accelerator={bench.accelerator}",
-            f"size={bench.size}",
-            "run=full",
-            *NO_WORKERS,
-            *overrides,
-        ]
+        settings = [f"trainer.accelerator={bench.accelerator}", f"size={bench.size}", "run=full", *NO_WORKERS]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [bench.sides[side].python, "-m", "nest_ssl.bench.worker", script, *recorded, *settings],
+                [bench.sides[side].python, "-m", "nest_ssl.bench.worker", script, *recorded, *settings, *overrides],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": python_path()},
                 stdin=subprocess.PIPE,

@@ -311,7 +311,7 @@ class Experiment(Section):
     batches: Positive | None = None
     no_masked_token: Literal["nan", "zero"] = "nan"
     numerics: Literal["exact", "fast"] = "exact"  # of the port: NeMo's bits, or less time, see `train.fast`
-    cuda_graphs: bool = False  # of `fast` on a GPU: replay the encoder's kernels, captured once for each shape
+    cuda_graphs: bool = False  # of the port on a GPU: replay the encoder's kernels, captured once for each shape
     bad_audio: Literal["stop", "skip"] = "stop"
     seeded_data: bool = True  # whether draws that NeMo seeds from the clock follow from the seed
     init_from_nemo_model: str | dict[str, Any] | None = None  # a path, or `InitFrom` sections by any names
@@ -328,16 +328,12 @@ class Experiment(Section):
             parse_steps(self.save_steps)
         except UserError as error:
             raise Unfit(error.what, f"save_steps={self.save_steps}", error.fix) from error
-        if self.numerics == "fast" and (
-            isinstance(self.model, ListedModel) or isinstance(self.model.encoder, ConvEncoder)
-        ):
+        asked = {"numerics=fast": self.numerics == "fast", "cuda_graphs=true": self.cuda_graphs}
+        if any(asked.values()) and (isinstance(self.model, ListedModel) or isinstance(self.model.encoder, ConvEncoder)):
+            where, *_ = (setting for setting, holds in asked.items() if holds)
             what = "it computes NEST and BEST-RQ with a Conformer alone"
-            raise Unfit(what, "numerics=fast", "Give numerics=exact.")
-        if self.cuda_graphs and self.numerics != "fast":
-            raise Unfit("not offered with numerics=exact", "cuda_graphs=true", "Give numerics=fast too.")
-        if (
-            self.cuda_graphs and self.trainer.accumulate_grad_batches > 1
-        ):  # a replay writes over the gradients of the last
+            raise Unfit(what, where, "Give numerics=exact and cuda_graphs=false.")
+        if self.cuda_graphs and self.trainer.accumulate_grad_batches > 1:  # a replay writes over the gradients
             where = f"accumulate_grad_batches={self.trainer.accumulate_grad_batches}"
             raise Unfit("not offered with cuda_graphs=true", f"trainer.{where}", "Give 1, or cuda_graphs=false.")
         given = sorted(self.model_fields_set & {"init_from_nemo_model", "init_from_ptl_ckpt"})

@@ -43,6 +43,8 @@ from torch import Tensor
 from nest_ssl.config.schema import Architecture
 from nest_ssl.config.section import plain, read
 from nest_ssl.model.encoder.encoder import encoder_of
+from nest_ssl.model.encoder.fused.choice import is_watched
+from nest_ssl.model.encoder.graphs import GraphedEncoder
 from nest_ssl.model.features import AudioToMelSpectrogramPreprocessor
 from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.loss import MultiMLMLoss
@@ -65,7 +67,12 @@ class NestModel(SpeechModel):
 
     Raises:
         UserError: a key or value that is unknown, missing or not supported.
+
+    Attributes:
+        graphed: what stands for the encoder where no hook looks; None: nothing.
     """
+
+    graphed: GraphedEncoder | None = None
 
     def __init__(self, cfg: Mapping[str, Any], generation: str = NEWEST) -> None:
         super().__init__()
@@ -135,6 +142,7 @@ class NestModel(SpeechModel):
             heard_BFT, masks_BFT = self.mask_processor(input_feats=heard_BFT, input_lengths=length_B)
         else:
             masks_BFT = torch.zeros_like(heard_BFT)
-        encoded_BDS, encoded_length_B = self.encoder(audio_signal=heard_BFT, length=length_B)
+        encoder = self.encoder if self.graphed is None or is_watched(self) else self.graphed
+        encoded_BDS, encoded_length_B = encoder(audio_signal=heard_BFT, length=length_B)
         log_probs_BSCH = self.decoder(encoder_output=encoded_BDS)
         return log_probs_BSCH, encoded_length_B, masks_BFT, tokens_BSH

@@ -90,7 +90,7 @@ class Progress(Callback):
 
 
 def summary(trainer: Trainer, skipped: SkippedAudio | None, log: Path, outputs: STEP_OUTPUT = None) -> str:
-    """A run in one line: steps, last losses, files left out, and where to read more.
+    """A run in one line: steps, last losses, files left out, steps replayed, and where to read more.
 
     Args:
         trainer: after training.
@@ -104,6 +104,8 @@ def summary(trainer: Trainer, skipped: SkippedAudio | None, log: Path, outputs: 
     if skipped is not None:
         files = "1 audio file" if len(skipped.files) == 1 else f"{len(skipped.files)} audio files"
         parts.append(f"skipped {files} ({skipped.utterances} times)" if skipped.files else "skipped no audio file")
+    if (graphed := getattr(trainer.lightning_module, "graphed", None)) is not None:
+        parts.append(f"replayed {graphed.replayed} steps of {graphed.shapes} shapes")
     places = {str(Path(place)) for logger in trainer.loggers if (place := logger.log_dir or logger.save_dir)}
     parts.append("log: " + ", ".join([str(log), *sorted(places)]))
     return ", ".join(part for part in parts if part)

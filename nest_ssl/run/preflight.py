@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,7 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
     build_schedule(optimizer, section.get("sched"), SOME_STEPS)
     if cfg.cuda_graphs and subject.package != "nemo_toolkit":
         on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-        notes += without_graphs(model.encoder, on_gpu, processes(cfg))
+        notes += without_graphs(model.encoder, on_gpu, processes(cfg), cfg.trainer)
     if cfg.model.preprocessor.get("nb_augmentation_prob"):
         how = "follows from the seed; NeMo's own follows from the clock (seeded_data=false)"
         unseeded = "follows from the clock in both trainers, so no two runs agree (seeded_data=true)"
@@ -105,6 +106,8 @@ def check_settings(subject: Subject, cfg: DictConfig) -> list[str]:
             notes.append(f"no_masked_token={cfg.no_masked_token} is the port's alone: NeMo's loss stays NaN there")
         if cfg.numerics != "exact":
             notes.append(f"numerics={cfg.numerics} is the port's alone: NeMo computes as it always does")
+        if cfg.cuda_graphs:
+            notes.append("cuda_graphs=true is the port's alone: NeMo launches its kernels as it always does")
         if cfg.bad_audio == "skip":
             notes.append("bad_audio=skip is the port's alone: NeMo stops at a file that cannot be used")
         if cfg.get("exp_manager"):
@@ -245,9 +248,7 @@ def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
     if not (accelerator == "cpu" or (accelerator in ("auto", None) and not cuda_devices)):
         return []
     one = str(trainer.get("devices")) in ("1", "-1", "auto", "None")
-    wanted: dict[str, Any] = {}
-    if one:
-        wanted["devices"] = 1
+    wanted: dict[str, Any] = {"devices": 1} if one else {}
     if one and str(trainer.get("strategy", "auto")).startswith("ddp"):
         wanted["strategy"] = "auto"
     if trainer.get("sync_batchnorm"):
@@ -260,14 +261,14 @@ def adapt_to_machine(cfg: DictConfig, cuda_devices: int) -> list[str]:
     return changes
 
 
-def without_graphs(encoder: Any, on_gpu: bool, ranks: int) -> list[str]:
+def without_graphs(encoder: Any, on_gpu: bool, ranks: int, trainer: Mapping[str, Any]) -> list[str]:
     """A line if `cuda_graphs=true` changes nothing in this run, and why."""
     reasons = {
         "none is used": not on_gpu,
         "in several processes nothing is captured": ranks > 1,
-        "only a Conformer of the paper is captured, with full attention and without stochastic depth or reduction": (
-            not is_alike(encoder)
-        ),
+        "with trainer.stall_timeout every call is watched": trainer.get("stall_timeout") is not None,
+        "with trainer.detect_anomaly every gradient is asked of the device": bool(trainer.get("detect_anomaly")),
+        "only a Conformer of the paper is captured, of one width, depth, rate and context": not is_alike(encoder),
     }
     return [f"cuda_graphs=true is of a GPU and has no effect: {why}" for why, holds in reasons.items() if holds][:1]
 

@@ -3,7 +3,7 @@
 - Decoder and loss of masked tokens only (`model/masked_tokens.py`), the softmax in float32.
 - The optimizer's own fused kernel, one for all parameters.
 - On a CPU: subsampling with its channels side by side in memory, and its depthwise convolutions always in float32.
-- On a GPU: no wait of the host for it, TF32, and the encoder's kernels as CUDA graphs if asked.
+- On a GPU: no wait of the host for it, and TF32.
 - Fresh memory is not filled (`base.determinism.allow_fast_kernels`); kernels stay repeatable.
 
 A step that is recorded takes the open way through decoder and loss, as any step that somebody looks into: recordings of
@@ -22,7 +22,6 @@ from nest_ssl.base.determinism import allow_fast_kernels
 from nest_ssl.config.schema import BEST_RQ, NEST
 from nest_ssl.data.batch import AudioNoiseBatch, TranscribedBatch
 from nest_ssl.model.encoder.fused.choice import is_watched
-from nest_ssl.model.encoder.graphs import GraphedEncoder
 from nest_ssl.model.encoder.subsampling import MaskedConvSequential
 from nest_ssl.model.masked_tokens import MaskedTokens, masked_token_loss
 from nest_ssl.train.module import BestRqModule, NestModule
@@ -34,13 +33,12 @@ class FastNestModule(NestModule):
     """`NestModule`, faster. torch's flags are set for the whole process.
 
     Args:
-        cuda_graphs: replay the encoder's kernels on a GPU.
         others: as of `NestModule`.
     """
 
     numerics = "fast"
 
-    def __init__(self, *others: Any, cuda_graphs: bool = False, **named: Any) -> None:
+    def __init__(self, *others: Any, **named: Any) -> None:
         super().__init__(*others, **named)
         allow_fast_kernels()
         self.quantizer.may_wait = False
@@ -48,7 +46,6 @@ class FastNestModule(NestModule):
         convolutions = getattr(encoder.pre_encode, "conv", None)
         if isinstance(convolutions, MaskedConvSequential):
             convolutions.channels_last = True
-        self._graphed = GraphedEncoder(encoder) if cuda_graphs else None
 
     def heard(self, batch: Any) -> Heard:
         """The features of a batch."""
@@ -69,10 +66,7 @@ class FastNestModule(NestModule):
         heard_BFT, masks_BFT = self.mask_processor(input_feats=heard_BFT, input_lengths=length_B)
         settings = self.loss.mlm_loss
         masked = MaskedTokens(masks_BFT, settings.combine_time_steps, settings.mask_threshold)
-        if self._graphed is not None:
-            encoded_BDS = self._graphed(heard_BFT, length_B)
-        else:
-            encoded_BDS, _ = self.encoder(audio_signal=heard_BFT, length=length_B)
+        encoded_BDS, _ = (self.graphed or self.encoder)(audio_signal=heard_BFT, length=length_B)
         return masked_token_loss(self.decoder, self.loss, encoded_BDS, tokens_BSH, masked)
 
 

@@ -26,6 +26,7 @@ from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.model.best_rq import BestRqModel
+from nest_ssl.model.encoder.graphs import GraphedEncoder
 from nest_ssl.model.loss import MLMLoss
 from nest_ssl.model.nest import NestModel
 from nest_ssl.model.wav2vec_bert import Wav2VecBertModel
@@ -150,7 +151,17 @@ class Training(Lightning):
 
 
 class NestModule(Training, NestModel, LightningModule):  # type: ignore[misc]
-    """Trains on batches of clean and noisy audio to predict the clean audio's tokens where the noisy one is masked."""
+    """Trains on batches of clean and noisy audio to predict the clean audio's tokens where the noisy one is masked.
+
+    Args:
+        cuda_graphs: replay the encoder's kernels on a GPU.
+        others: as of `Training`.
+    """
+
+    def __init__(self, *others: Any, cuda_graphs: bool = False, **named: Any) -> None:
+        super().__init__(*others, **named)
+        encoder: Any = self.encoder
+        self.graphed = GraphedEncoder(encoder) if cuda_graphs else None
 
     def signals(self, batch: AudioNoiseBatch) -> dict[str, torch.Tensor]:
         """What of a batch `forward` takes, by name."""

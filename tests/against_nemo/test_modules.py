@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.config.compose import compose
+from nest_ssl.config.compose import ROOT, compose
+from nest_ssl.model.encoder.graphs import GraphedEncoder
 from nest_ssl.model.nest import NestModel
 
 TINY, RANDOM = ("size=tiny", "run=full"), ("size=tiny", "run=full", "model.encoder.dropout_emb=0.2")
@@ -93,6 +95,30 @@ def test_training_step(pair: Any, same_bits: Any, training_step: Any, step_batch
         assert len(reference["calls"]) > 80
         same_bits(reference, candidate)
     same_bits(dict(models.nemo.named_buffers()), dict(models.nest.named_buffers()))
+
+
+@pytest.mark.parametrize("variant", ["full", "shared position biases", "nothing frozen"])
+def test_steps_whose_encoder_is_replayed(
+    pair: Any, same_bits: Any, seeded: Any, step_batch: Any, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    """Weights and buffers behind five steps, of which the port replays three (CUDA graphs, stood in for on a CPU)."""
+    capture_on_cpu = runpy.run_path(str(ROOT / "tests" / "replayed.py"))["capture_on_cpu"]  # as in conftest.py
+    capture_on_cpu(monkeypatch.setattr)
+    models = pair(*TINY, "model.masking.mask_prob=0.03", *VARIANTS[variant])
+    models.nest.graphed = GraphedEncoder(models.nest.encoder)
+    for model in (models.nemo, models.nest):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        seeded(1)
+        for _ in range(5):
+            batch = {name: tensor.clone() for name, tensor in step_batch.items()}
+            log_probs, encoded_len, masks, tokens = model.forward(**batch, apply_mask=True)
+            loss = model.loss(masks=masks, decoder_outputs=log_probs, targets=tokens, decoder_lengths=encoded_len)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert models.nest.graphed.replayed == 3
+    for tensors in ("named_parameters", "named_buffers"):
+        same_bits(dict(getattr(models.nemo, tensors)()), dict(getattr(models.nest, tensors)()))
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ COMPARED = {"reference": "NeMo 3.0.0", "candidate": "nest-ssl", "verdict": "iden
 TIMES = {"forward_ms": 30.0, "backward_ms": 50.0, "optimizer_ms": 10.0}
 RUNGS = {name: ["not judged", 3] for name in ("initial_weights", "draws", "forward", "loss", "gradients", "weights")}
 ROWS: dict[str, list[dict[str, Any]]] = {
-    "parity": [{"name": "tiny, quick", **COMPARED}],
+    "parity": [{"name": "tiny, quick", **COMPARED}, {"name": "tiny, graphs", **COMPARED, "replayed": 7}],
     "generator": [{"name": "size=tiny", "generator": "torch_cuda", "calls": [9, 9], "same": True, "parted": None,
                    "kinds": {"dropout": [8, 32]}}],
     "resume": [{"name": "stopped", "values": 1201, "differing": 0, "first": [], "generators": ["torch_cuda"]},
@@ -46,6 +46,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
               {"name": "arithmetic", "side": "nest", "batch": [8, 16.0], "flops": 1e12},
               {"name": "fp32", "batch": [8, 16.0], "nemo": {"step_ms": 100.0, "peak_bytes": 2**34, **TIMES},
                "nest": {"step_ms": 80.0, "peak_bytes": 2**33, **TIMES}, "graphs": {"error": "capture failed"},
+               "replayed": {"step_ms": 50.0, "peak_bytes": 2**33, **TIMES},
                "fast": {"step_ms": 25.0, "peak_bytes": 2**33, **TIMES}},
               {"name": "fp32, any kernel", "batch": [8, 16.0], "nemo": {"step_ms": 80.0, "peak_bytes": 2**34, **TIMES},
                "nest": {"step_ms": 80.0, "peak_bytes": 2**33, **TIMES}},
@@ -66,7 +67,7 @@ SAID = {
     "explain": "| tiny | scale | diverged | `forward encoder` | 4 | 800 of 900 | floor 3 s, no float64 |",
     "repeat": "| free | nemo | 0 of 96 | 1 of 79 | 2 of 88 | 1e-07 |",
     "sync": "| nemo | 3 | 6 |",
-    "speed": "| fp32 | 8 x 16 s | 100.0 | 80.0 | 0.80 | 25.0 | 0.25 |  |  |",
+    "speed": "| fp32 | 8 x 16 s | 100.0 | 80.0 | 0.80 | 50.0 | 0.50 | 25.0 | 0.25 |  |  |",
     "recorder": "| modules, 8 x 16 s | 5.00 | 0.200 | 0.70 | 0.500 | 2.50 | 0.100 | 9.0 | 20.0 | 8.0 |",
 }
 
@@ -97,7 +98,8 @@ def test_what_could_not_be_had_is_said() -> None:
     assert "fp32, 8 x 16 s: nemo +25.0 %, nest +0.0 %" in text  # what deterministic kernels cost
     assert "- digest, 8 x 16 s: not had (no time was left)" in text and "- modules, 2 times: `nest_ssl/a.py:3`" in text
     assert "- fast, graphs, fp32, 8 x 16 s: not had (capture failed)" in text
-    assert "| fp32 | 8 x 16 s | 20 % | 16.0 | 25 % | 8.0 | 10 % | 8.0 |" in text
+    assert "| fp32 | 8 x 16 s | 20 % | 16.0 | 25 % | 8.0 | 40 % | 8.0 | 10 % | 8.0 |" in text
+    assert "- tiny, graphs: 7 steps replayed" in text
     assert "| 32 | 8 x 16 s | mask | 2.0 | 0.5 | 1.0 | 0.4 |" in text
 
 
@@ -137,6 +139,7 @@ def test_what_is_no_result_is_refused_before_anything_runs(tmp_path: Path, edit:
     ("part", "change", "fault"),
     [
         ("parity", {"verdict": "equivalent", "first": "step 0: x"}, "tiny, quick: differs (step 0: x)"),
+        ("parity", {"replayed": 0}, "tiny, quick: nothing was replayed"),
         ("generator", {"same": False, "parted": "draw 3"}, "size=tiny: differs (draw 3)"),
         ("explain", {"born": []}, "a fault: diverged, born nothing in place of forward encoder"),
         ("explain", {"verdict": "equivalent"}, "a fault: equivalent, born forward encoder in place of forward encoder"),

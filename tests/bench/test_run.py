@@ -83,6 +83,36 @@ def test_recorded_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
+def test_graphs_are_proved_by_a_last_step_without(
+    bench: Bench, python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replays that are not the encoder's steps make the last step another; so does nothing that was replayed fail."""
+    one_shape = ("model.train_ds.batch_size=10", "batches=6", "save_steps=5", "trainer.check_val_every_n_epoch=100")
+    plan = {
+        "six steps, graphs": (
+            recorded.TINY,
+            *recorded.FULL,
+            *one_shape,
+            *SMALL[:2],
+            "record=boundaries",
+            recorded.GRAPHS,
+        )
+    }
+    monkeypatch.setattr(recorded, "PARITY", plan)
+    faulty = tmp_path / "faulty.py"
+    faulty.write_text("from nest_ssl.model.encoder import graphs\nfrom tests.replayed import main\n"
+                      "graphs.restore_generators = lambda states: None\nmain()\n")  # fmt: skip
+    found = []
+    for script in ("scripts/train_nest.py", "tests/replayed.py", str(faulty)):
+        sides = {"nemo": bench.sides["nemo"], "nest": Side(python, script)}
+        place = Bench(sides, "cpu", "tiny", bench.folder / Path(script).stem)
+        code = run_parts(place, ["parity"], tmp_path / "gpu.json", tmp_path / "gpu.md")
+        (row,) = json.loads((tmp_path / "gpu.json").read_text())["parts"]["parity"]["rows"]
+        found.append((code, row["verdict"], row["replayed"]))
+    assert found == [(1, "identical", 0), (0, "identical", 3), (1, "diverged", 3)]
+
+
+@pytest.mark.slow
 def test_measured_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nest_ssl.bench.measured.MODES", {"fp32": ("32", "deterministic", False, tuple(TRAINERS))})
     file, document = tmp_path / "gpu.json", tmp_path / "gpu.md"

@@ -251,6 +251,21 @@ def test_what_cannot_be_right(override: str, told: str) -> None:
     assert told in refusal(override)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("recipe=wav2vec-bert",), "it computes NEST and BEST-RQ with a Conformer alone: cuda_graphs=true"),
+        (
+            ("trainer.accumulate_grad_batches=2",),
+            "not offered with cuda_graphs=true: trainer.accumulate_grad_batches=2",
+        ),
+    ],
+)
+def test_what_is_not_replayed(overrides: tuple[str, ...], said: str) -> None:
+    assert read_config(["cuda_graphs=true"]) and read_config(["cuda_graphs=true", "numerics=fast"])
+    assert said in refusal("cuda_graphs=true", *overrides)
+
+
 def test_weights_come_from_one_place() -> None:
     assert "only one source of weights" in refusal("init_from_nemo_model=a", "init_from_ptl_ckpt=null")
 

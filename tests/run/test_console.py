@@ -97,7 +97,7 @@ def finished(**metrics: float) -> Any:
     """What is read of a Trainer."""
     return SimpleNamespace(
         global_step=7, callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
-        accumulate_grad_batches=1,
+        accumulate_grad_batches=1, lightning_module=None,
         loggers=[_Logger()], sanity_checking=False, is_global_zero=True,
         optimizers=[SimpleNamespace(param_groups=[{"lr": 0.00125}])],
     )  # fmt: skip
@@ -118,6 +118,8 @@ def test_the_last_line_tells_what_there_is_to_tell() -> None:
         entry = Entry("/data/a.wav", None, None, Place("/data/m.json", line))
         skipped.add([LoadFailure(UserError("bad", f"/data/a.wav ({entry.place})", "Mend it."), entry)])
     assert "skipped 2 audio files (3 times)" in summary(trainer, skipped, Path("run.log"))
+    trainer.lightning_module = SimpleNamespace(graphed=SimpleNamespace(replayed=5, shapes=2))
+    assert ", replayed 5 steps of 2 shapes, log:" in summary(trainer, None, Path("run.log"))
 
 
 def test_a_line_a_validation() -> None:

@@ -214,15 +214,19 @@ def test_two_trainings_differ_in_nothing_but_their_scripts() -> None:
         ([], True, 1, None),
         ([], False, 1, "none is used"),
         ([], True, 2, "in several processes"),
+        (["trainer.stall_timeout=60"], True, 1, "every call is watched"),
+        (["trainer.detect_anomaly=true"], True, 1, "asked of the device"),
         (["model.encoder.stochastic_depth_drop_prob=0.1"], True, 1, "a Conformer of the paper"),
+        (["model.encoder.feat_out=48", "model.decoder.feat_in=48"], True, 1, "of one width"),
     ],
 )
 def test_graphs_that_are_never_captured_are_said(
     overrides: list[str], on_gpu: bool, ranks: int, why: str | None
 ) -> None:
+    cfg = read_config(["size=tiny", *overrides])[0]
     with torch.device("meta"):
-        encoder = model_of(read_config(["size=tiny", *overrides])[0].model, NEWEST).encoder
-    notes = without_graphs(encoder, on_gpu, ranks)
+        encoder = model_of(cfg.model, NEWEST).encoder
+    notes = without_graphs(encoder, on_gpu, ranks, cfg.trainer)
     assert (why in notes[0] and "no effect" in notes[0]) if why else notes == []
 
 
