@@ -19,10 +19,21 @@ from nest_ssl.config import compose
 HERE = Path(__file__).parent
 
 
+# Files that take more than ten seconds of a core, longest first.
+LONG = [HERE / name for name in (
+    "selftest/test_quick.py", "test_planted_faults.py", "bench/test_run.py", "train/checkpoint/test_resume.py",
+    "train/checkpoint/test_killed.py", "run/test_noise_floor.py", "cli/test_explain.py", "bench/test_cpu.py",
+    "bundle/test_setup.py", "bundle/test_wheel.py",
+)]  # fmt: skip
+assert [path.name for path in LONG if not path.is_file()] == [], "named here, and gone"
+gc.disable()  # until all is imported, which makes a million objects and no garbage
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: where processes share the files, no long one is left to the end."""
+    """Long files first, then others with slow tests: where processes share them, no long one is left to the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    rank = {path: number for number, path in enumerate(LONG)}
+    items.sort(key=lambda item: (rank.get(item.path, len(LONG)), item.path not in slow))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +49,7 @@ def _what_is_imported_is_no_garbage() -> None:
     """Modules are a million objects, which the garbage collector need not look through again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
