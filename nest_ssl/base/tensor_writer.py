@@ -1,5 +1,7 @@
 """Tensors and builtins, written as `torch.save` writes them, and hashed on the way.
 
+What is written before all of a file is known stands before the pickle: readers find every record by its name.
+
 `torch.save` takes most of its time for checksums of its own making, and for questions that it asks of every value. What
 stands in the file is the same: the pickle byte by byte, a record for each storage, and each record's CRC-32. Only
 records are left out that reading does without: in which torch says how it lays records out, and a hash of its own.
@@ -16,6 +18,8 @@ import struct
 import sys
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,21 +44,60 @@ def write_tensors(path: Path, value: Any) -> str:
     """Write nested tensors and builtins; returns the SHA-256 of the file.
 
     Raises:
-        UnfitError: a tensor is of another type, or not plain, dense and on the CPU. The file was not begun.
+        UnfitError: as of `takes`. The file was not begun.
         OSError: the system refuses.
     """
-    pickled = io.BytesIO()
-    pickler = _Pickler(pickled)
-    pickler.dump(value)
-    with path.open("wb", buffering=0) as stream:
-        archive = _Archive(stream, path.stem)
-        archive.add("data.pkl", pickled.getvalue())
-        archive.add("byteorder", sys.byteorder.encode())
-        for key, storage in pickler.storages():
-            content = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
-            archive.add(f"data/{key}", content.numpy().data if content.numel() else b"")
-        archive.add("version", b"3\n")
-        return archive.end()
+    return TensorFile(path).end(value)
+
+
+def takes(tensor: torch.Tensor) -> bool:
+    """Whether it is of a type that is written here: plain, dense, and on the CPU."""
+    plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return plain and tensor.dtype in _STORAGES and not tensor.requires_grad and not tensor.is_neg()
+
+
+class TensorFile:
+    """A file of tensors, of which some may be written before it is known what they belong to.
+
+    Between two calls it is closed. What is there already is lost with the first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._archive = path, _Archive(path.stem)
+        self._added = 0  # storages
+
+    def add(self, storages: Sequence[torch.UntypedStorage]) -> list[int]:
+        """Write these; returns the place in the file at which each begins.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        with self._archive.into(self.path):
+            places = [self._archive.add(f"data/{self._added + n}", _content(each)) for n, each in enumerate(storages)]
+        self._added += len(storages)
+        return places
+
+    def end(self, value: Any, added: Iterable[torch.Tensor] = ()) -> str:
+        """Write all else; returns the SHA-256 of the file.
+
+        Args:
+            added: of each storage that was added, in that order, the tensor that it is of; its memory may be another by
+                now, with the same bytes.
+
+        Raises:
+            UnfitError: as `write_tensors`. No more was written.
+            OSError: the system refuses.
+        """
+        pickled = io.BytesIO()
+        pickler = _Pickler(pickled, added)
+        pickler.dump(value)
+        with self._archive.into(self.path):
+            self._archive.add("data.pkl", pickled.getvalue())
+            self._archive.add("byteorder", sys.byteorder.encode())
+            for key, storage in pickler.storages()[self._added :]:
+                self._archive.add(f"data/{key}", _content(storage))
+            self._archive.add("version", b"3\n")
+            return self._archive.end()
 
 
 class _Stored:
@@ -67,9 +110,12 @@ class _Stored:
 class _Pickler(pickle.Pickler):
     """Pickles as torch does, and notes the storages."""
 
-    def __init__(self, stream: io.BytesIO) -> None:
+    def __init__(self, stream: io.BytesIO, added: Iterable[torch.Tensor]) -> None:
         super().__init__(stream, protocol=2)
         self._found: dict[int, tuple[str, torch.dtype, torch.UntypedStorage]] = {}
+        for number, tensor in enumerate(added):
+            storage = tensor.untyped_storage()
+            self._found[storage._cdata] = str(number), tensor.dtype, storage
 
     def storages(self) -> list[tuple[str, torch.UntypedStorage]]:
         return [(key, storage) for key, _, storage in self._found.values()]
@@ -80,15 +126,13 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return NotImplemented
-        kind = _STORAGES.get(value.dtype)
-        plain = type(value) is torch.Tensor and value.layout is torch.strided and value.device.type == "cpu"
-        if kind is None or not plain or value.requires_grad or value.is_neg():
+        if not takes(value):
             raise UnfitError
         storage = value.untyped_storage()
         key, dtype, _ = self._found.setdefault(storage._cdata, (str(len(self._found)), value.dtype, storage))
         if dtype != value.dtype:
             raise UnfitError
-        stored = _Stored("storage", kind, key, "cpu", storage.nbytes() // dtype.itemsize)
+        stored = _Stored("storage", _STORAGES[dtype], key, "cpu", storage.nbytes() // dtype.itemsize)
         layout = value.storage_offset(), tuple(value.size()), value.stride()
         return torch._utils._rebuild_tensor_v2, (stored, *layout, False, OrderedDict())
 
@@ -96,12 +140,22 @@ class _Pickler(pickle.Pickler):
 class _Archive:
     """A zip of records that are stored as they are, hashed as it is written."""
 
-    def __init__(self, stream: BinaryIO, folder: str) -> None:
-        self._stream, self._folder = stream, folder
+    _stream: BinaryIO
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
         self._hash, self._at, self._pending = hashlib.sha256(), 0, bytearray()
         self._contents: list[bytes] = []
 
-    def add(self, name: str, content: bytes | memoryview) -> None:
+    @contextmanager
+    def into(self, path: Path) -> Iterator[None]:
+        """What is added meanwhile is in the file afterwards."""
+        with path.open("ab" if self._at else "wb", buffering=0) as self._stream:
+            yield
+            self._flush()
+
+    def add(self, name: str, content: bytes | memoryview) -> int:
+        """Returns the place of the content in the file."""
         whole, size, crc, begin = f"{self._folder}/{name}".encode(), len(content), zlib.crc32(content), self._at
         wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= MOST else b""
         gap = -(begin + 30 + len(whole) + len(wide) + 4) % ALIGNED
@@ -109,11 +163,13 @@ class _Archive:
         sizes = (_field(size),) * 2
         common = (45 if wide else 20, _UTF8, 0, 0, _FIRST_DAY, crc, *sizes, len(whole))
         self._put(struct.pack("<4sHHHHHIIIHH", b"PK\3\4", *common, len(extra)) + whole + extra)
+        place = self._at
         self._put(content)
         large = [number for number in (size, size, begin) if number >= MOST]
         extra = struct.pack(f"<HH{len(large)}Q", 1, 8 * len(large), *large) if large else b""
         entry = struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 45, *common, len(extra), 0, 0, 0, 0, _field(begin))
         self._contents.append(entry + whole + extra)
+        return place
 
     def end(self) -> str:
         """Write the table of contents; returns the SHA-256 of all."""
@@ -146,6 +202,11 @@ class _Archive:
         left = memoryview(data)
         while left:  # an unbuffered stream may take a part of it
             left = left[self._stream.write(left) :]
+
+
+def _content(storage: torch.UntypedStorage) -> bytes | memoryview:
+    content = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
+    return content.numpy().data if content.numel() else b""
 
 
 def _field(value: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from types import CodeType, MappingProxyType
 from typing import Any, Literal
 
@@ -159,7 +160,8 @@ class Session(AbstractContextManager["Session"]):
             self._await_batch(number)
         if self._draws:
             place = {"epoch": epoch, "batch": self._number if position is None else position}
-            calls = CallObserver(self._model, self._draws, self.level.modules(self._model), self._copies)
+            copies = partial(self._copies, self.writer.spill(f"{files.step_folder(self._number)}/{files.CALLS}").put)
+            calls = CallObserver(self._model, self._draws, self.level.modules(self._model), copies)
             update = UpdateObserver(self._model, self._before_update)
             live, last = to_builtins(batch, lambda tensor: tensor), self._last_weights
             self.writer.keep_up()  # of no more than two steps there is anything in memory
@@ -391,5 +393,6 @@ class Session(AbstractContextManager["Session"]):
         """A step that did not come to its end is not recorded; its hooks go."""
         if self._step:
             self._step.leave()
+            self.writer.leave(f"{files.step_folder(self._number)}/{files.CALLS}")
             self._last_weights = self._last_optimizer = ""
         self._step = None

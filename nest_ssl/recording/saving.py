@@ -18,6 +18,7 @@ from torch.utils.serialization import config
 
 from nest_ssl.base.files import sha256_of
 from nest_ssl.base.tensor_writer import UnfitError, write_tensors
+from nest_ssl.recording.spill import Spill
 
 R = TypeVar("R")
 
@@ -36,14 +37,18 @@ class Pickler(pickle.Pickler):
         super().__init__(*arguments, **settings)
 
 
-def save(value: Any, path: Path) -> str:
+def save(value: Any, path: Path, spill: Spill | None = None) -> str:
     """Write tensors and builtins that `recording.tensors.storable` made; returns the SHA-256 of the file.
+
+    Args:
+        spill: what was put there of the file already.
 
     Raises:
         OSError, RuntimeError: as `torch.save`.
     """
     with suppress(UnfitError):
-        return write_tensors(path, value)
+        return spill.end(value) if spill else write_tensors(path, value)
+    path.unlink(missing_ok=True)  # not written over: tensors of `value` may lie in it
     pinned: Any = config.save
     before, pinned.use_pinned_memory_for_d2h = pinned.use_pinned_memory_for_d2h, True
     try:

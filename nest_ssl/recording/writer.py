@@ -27,6 +27,7 @@ from nest_ssl.base.safe_load import load_tensors
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.index import Index, sealed
 from nest_ssl.recording.saving import after_what_is_queued, save
+from nest_ssl.recording.spill import Digests, Spill
 from nest_ssl.recording.tensors import describe_tensor, storable, tensor_digest
 
 HASHERS = min(8, os.cpu_count() or 1)  # threads that hash what is written
@@ -61,6 +62,7 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
             held.callback(self._background.shutdown, cancel_futures=True)
             self._held = held.pop_all()
         self._written: dict[str, Future[tuple[Tensors | None, Future[dict[str, Any]]]]] = {}
+        self._spills: dict[str, Spill] = {}
         # Of these files those that may not be on the disk yet, and those that may not be hashed: at no step are all
         # files of the run gone through.
         self._writing: deque[str] = deque()
@@ -81,22 +83,35 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         Raises:
             UserError: it cannot be written, or a file before it could not.
         """
+        spill = self._spills.pop(name, None)
 
         def write(path: Path) -> tuple[Tensors, str]:
             made = storable(value() if callable(value) else value)
-            written = save(made, path)
+            written = save(made, path, spill)
             found = dict(tensors(made))
             if not owned or any(tensor.device.type != "cpu" for tensor in found.values()):
                 # What is on the disk: training goes on with what is in memory.
                 found = dict(tensors(load_tensors(path, mapped=True)))
-            places = self._hashed({id(tensor): tensor for tensor in found.values()})  # once what stands in many places
+            known = spill.digests if spill else {}
+            places = known | self._hashed({id(each): each for each in found.values() if id(each) not in known})
             return {place: (describe_tensor(each), *places[id(each)]) for place, each in found.items()}, written
 
         self._write(name, write, owned)
 
-    def _hashed(self, found: Mapping[int, torch.Tensor]) -> dict[int, tuple[Future[list[str]], int]]:
-        """Digests in the making of tensors by their ids."""
-        places: dict[int, tuple[Future[list[str]], int]] = {}
+    def spill(self, name: str) -> Spill:
+        """For tensors of a file before `save_tensors` is given all of it, or `leave` says that it never will be."""
+        made = Spill(self.folder / name, f"{self.target / name}", self._background.submit, self._hashed)
+        self._spills[name] = made
+        return made
+
+    def leave(self, name: str) -> None:
+        """The file is not written: what went to the disk of it goes."""
+        if name in self._spills:
+            self._spills.pop(name).drop()
+
+    def _hashed(self, found: Mapping[int, torch.Tensor]) -> Digests:
+        """Digests in the making of tensors by their ids: once what stands in many places."""
+        places: Digests = {}
         group: list[torch.Tensor] = []
         size = 0
         for number, tensor in enumerate(found.values(), 1):

@@ -63,8 +63,10 @@ def test_two_do_not_record_into_one_place(tmp_path: Path) -> None:
 def test_a_killed_one_is_cleared_by_the_next(
     tmp_path: Path, python: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    script = "import os, sys; from nest_ssl.recording.writer import RecordingWriter as W\n"
-    script += "writer = W(sys.argv[1]); writer.save_text('config.yaml', 'x'); os._exit(9)"
+    script = "import os, sys, torch; from nest_ssl.recording import spill\n"
+    script += "from nest_ssl.recording.writer import RecordingWriter as W\n"
+    script += "writer, spill.PIECE = W(sys.argv[1]), 1; writer.save_text('config.yaml', 'x')\n"
+    script += "writer.spill('step_0/layer_outputs.pkl').put(torch.ones(9)); os._exit(9)"
     (program := tmp_path_factory.mktemp("killed") / "program.py").write_text(script)
     assert subprocess.run([python, program, tmp_path / "run"]).returncode == 9
     assert len(names(tmp_path)) == 2, "the half-written folder and the lock"

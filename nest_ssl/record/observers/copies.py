@@ -3,6 +3,7 @@
 Of a tensor on a device the copy is made there, at the speed of its memory, and the host waits for nothing: whether a
 tensor that is seen again holds what it did is asked of the device, and known some hooks later. The copies go to the
 disk behind the step, see `recording.saving`. Where the device has no room for them, they come to the CPU at once.
+What a CPU computes is handed on as soon as it is copied, see `recording.spill`: a step may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ class Copies:
     One module's output is the next one's input, so a tensor that is seen again is kept again only if its bits have
     changed since. They are compared each time: an address is reused after a tensor dies, and an edit through ``.data``
     leaves no trace in a tensor's version. Comparing costs less than copying, which also has to find the memory.
+
+    Args:
+        put: is given every copy of what lies on a CPU; may move its bytes elsewhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, put: Callable[[torch.Tensor], None] | None = None) -> None:
+        self._put = put
         self._kept: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
         self._returned: dict[int, tuple[torch.Tensor, Producer]] = {}
         self._room: int | None = None  # bytes that copies may still take on the device; None: not asked yet
@@ -60,6 +65,8 @@ class Copies:
             if len(self._doubts) == AT_ONCE:
                 self._ask()
         self._kept[id(tensor)] = weakref.ref(tensor), copied
+        if self._put and not remote(tensor):
+            self._put(copied)
         return copied
 
     def settled(self, calls: Sequence[Call]) -> None:
