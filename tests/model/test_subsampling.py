@@ -10,7 +10,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.config.parts import Encoder
 from nest_ssl.config.section import read
 from nest_ssl.model.encoder import subsampling
-from nest_ssl.model.encoder.fused.subsampling import Depthwise
+from nest_ssl.model.encoder.fused.subsampling import ByChannels, Depthwise, may_go_by_channels
 from nest_ssl.model.encoder.kinds import UNMASKED, subsampling_of
 from nest_ssl.model.encoder.subsampling import ConvSubsampling
 from nest_ssl.releases import GENERATIONS, Generation
@@ -125,6 +125,49 @@ def test_in_place_it_has_the_bits_of_the_open_way_and_leaves_a_gradient_as_it_is
         found.append([tensor.contiguous().numpy().tobytes() for tensor in tensors if tensor is not None])
         assert bool(module[1]._forward_hooks) == bool(handles)
     assert len(found[0]) == 2 + len(list(module.parameters())) and found[0] == found[1]
+
+
+@pytest.mark.parametrize("lengths", [(160, 93, 8, 0), (160, 160, 160, 160)])
+def test_channel_by_channel_it_has_the_bits_of_the_open_way(
+    lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing asks for a gradient of the features, and on one thread alone."""
+    calls: list[int] = []
+    apply = ByChannels.apply
+    monkeypatch.setattr(ByChannels, "apply", lambda *arguments: calls.append(1) or apply(*arguments))
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number, watched in ((1, False), (1, True), (2, False)):
+            torch.set_num_threads(number)
+            module = make(subsampling_conv_channels=48).conv
+            torch.manual_seed(1)
+            if watched:
+                module[1].register_forward_hook(lambda *_: None)
+            out, _ = module(torch.randn(4, 160, 80), torch.tensor(lengths))
+            out.backward(torch.randn_like(out))
+            tensors = [out.detach(), *(parameter.grad for parameter in module.parameters())]
+            found.append([tensor.contiguous().numpy().tobytes() for tensor in tensors if tensor is not None])
+    finally:
+        torch.set_num_threads(threads)
+    assert calls == [1, 1] and len(found[0]) == 1 + len(list(module.parameters())) and found[0] == found[1]
+
+
+@pytest.mark.parametrize("change", ["frozen", "few channels", "float64", "features"])
+def test_what_is_not_the_same_channel_by_channel_is_not_computed_so(change: str) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        layers, x = (
+            make(subsampling_conv_channels=24 if change == "few channels" else 48).conv,
+            torch.zeros(1, 1, 16, 80),
+        )
+        assert may_go_by_channels(layers, x) is (change != "few channels")
+        layers[2].bias.requires_grad_(change != "frozen")
+        x = x.requires_grad_(change == "features").to(torch.float64 if change == "float64" else torch.float32)
+        assert not may_go_by_channels(layers, x)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_depthwise_gradients_are_float32s_where_all_else_is_bfloat16() -> None:

@@ -142,7 +142,7 @@ class MaskedConvSequential(nn.Sequential):
             if otherwise:
                 x_BCTF = x.contiguous().unsqueeze(-1).permute(0, 3, 1, 2)
             widened = otherwise and torch.is_autocast_enabled("cpu")
-            return masked_in_place(self, x_BCTF, lengths, _time_mask, conv_length, widened)
+            return masked_in_place(self, x_BCTF, lengths, _time_mask, conv_length, widened, not otherwise)
         mask_B1T1 = _time_mask(x_BCTF, lengths)
         for layer in self:
             x_BCTF = layer(x_BCTF * mask_B1T1)

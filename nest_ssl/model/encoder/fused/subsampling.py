@@ -4,7 +4,10 @@
 - what is multiplied by a mask of ones is itself, and where no frame is padded there are only ones;
 - ReLU leaves the zeros of a mask as they are, so behind it the same mask changes nothing; in backward its gradient is
   zero there, masked or not;
-- no backward needs what a convolution returned, and nothing else the gradient that the layer behind it made.
+- no backward needs what a convolution returned, and nothing else the gradient that the layer behind it made;
+- of the first convolution, and of a depthwise one, no channel reads another one's, so that they can be computed one
+  after another: in pieces that caches hold, and in memory that is used again, where the whole is hundreds of megabytes
+  of fresh memory, several times.
 
 Shapes: B batch, T frames, F features, C channels.
 """
@@ -21,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from nest_ssl.model.encoder.fused.choice import is_watched
 
+CHANNELS = 16  # at a time: as many as a kernel of oneDNN takes together, so that its sums stay as they are
 Mask = Callable[[Tensor, Tensor], Tensor]
 Lengths = Callable[[Tensor, int, int, int], Tensor]
 
@@ -38,6 +42,7 @@ def masked_in_place(
     time_mask: Mask,
     conv_length: Lengths,
     widened: bool = False,
+    alone: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """What `layers` make of features (B, 1, T, F), and lengths (B).
 
@@ -46,12 +51,22 @@ def masked_in_place(
         conv_length: gives, of lengths, kernel, stride and padding, lengths after a convolution.
         widened: on a CPU, take depthwise convolutions back in float32 where all else is in bfloat16, in which they are
             three times slower.
+        alone: each channel lies by itself in memory, so that some can be computed at a time.
     """
     mask = _mask_if_needed(x_BCTF, lengths_B, time_mask)
     x_BCTF = x_BCTF if mask is None else x_BCTF * mask
     on_cpu = x_BCTF.device.type == lengths_B.device.type == "cpu"
+    in_parts = on_cpu and alone and may_go_by_channels(layers, x_BCTF)
     for number, layer in enumerate(layers, start=1):
-        if on_cpu and isinstance(layer, nn.ReLU) and number < len(layers):  # the last one's gradient may be anybody's
+        if in_parts and number < 3:  # with the depthwise convolution behind them
+            continue
+        if in_parts and isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            begun: list[Any] = [layers[0]] if number == 3 else []
+            for conv in begun:
+                lengths_B = conv_length(lengths_B, conv.kernel_size[0], conv.stride[0], int(conv.padding[0]))
+            weights = [parameter for conv in (*begun, layer) for parameter in (conv.weight, conv.bias)]
+            x_BCTF = ByChannels.apply(x_BCTF, lengths_B.tolist(), (layer.stride, layer.padding), *weights)  # type: ignore[no-untyped-call]
+        elif on_cpu and isinstance(layer, nn.ReLU) and number < len(layers):  # the last one's gradient may be anybody's
             x_BCTF = ReLUInPlace.apply(x_BCTF)  # type: ignore[no-untyped-call]
         elif widened and isinstance(layer, nn.Conv2d) and layer.groups > 1:
             x_BCTF = Depthwise.apply(x_BCTF, layer.weight, layer.bias, layer.stride, layer.padding)  # type: ignore[no-untyped-call]
@@ -64,6 +79,87 @@ def masked_in_place(
             if mask is not None:
                 x_BCTF = MaskInPlace.apply(x_BCTF, lengths_B.tolist()) if on_cpu else x_BCTF.mul_(mask)  # type: ignore[no-untyped-call]
     return x_BCTF, lengths_B
+
+
+def may_go_by_channels(layers: nn.Sequential, x_B1TF: Tensor) -> bool:
+    """Whether `ByChannels` is what the first three layers compute, and depthwise convolutions behind them, to the last
+    bit. On one thread: several share the sums among them by the number of channels."""
+    if len(layers) < 3 or x_B1TF.requires_grad or x_B1TF.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.get_num_threads() > 1 or not torch.backends.mkldnn.enabled:
+        return False
+    convs = [each for each in layers if isinstance(each, nn.Conv2d) and each.kernel_size != (1, 1)]
+    first, *others = convs
+    depthwise = first is layers[0] and first.groups == 1 and others[:1] == [layers[2]] and type(layers[1]) is nn.ReLU
+    same = all(each.groups == len(first.weight) and each.stride == first.stride for each in others)
+    trained = all(each.bias is not None for each in convs) and all(p.requires_grad for p in layers.parameters())
+    return depthwise and same and trained and len(first.weight) % CHANNELS == 0
+
+
+class ByChannels(torch.autograd.Function):
+    """`apply(x, lengths behind the first convolution, stride and padding, weights and biases)`: a depthwise
+    convolution, some channels of an utterance at a time; with four weights the first convolution, a mask and ReLU
+    before it, which are computed again in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCTF: Tensor, lengths: list[int], settings: Any, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x_BCTF, *weights)
+        ctx.lengths, ctx.settings = lengths, settings
+        *begun, weight, bias = weights
+        stride, padding = settings
+        out_BCTF: Tensor | None = None
+        for part in _parts(weight):
+            for number, length in enumerate(lengths):
+                read_1CTF = _read(x_BCTF[number : number + 1], part, length, begun, settings)
+                made_1CTF = F.conv2d(read_1CTF, weight[part], bias[part], stride, padding, groups=CHANNELS)
+                if out_BCTF is None:
+                    out_BCTF = made_1CTF.new_empty(len(x_BCTF), len(weight), *made_1CTF.shape[2:])
+                out_BCTF[number, part] = made_1CTF[0]
+        assert out_BCTF is not None
+        return out_BCTF
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_BCTF: Tensor) -> tuple[Tensor | None, ...]:
+        x_BCTF, *begun, weight, _ = ctx.saved_tensors
+        settings, back = (*ctx.settings, (1, 1), False, (0, 0)), torch.ops.aten.convolution_backward
+        d_x_BCTF = None if begun else torch.empty_like(x_BCTF)
+        found: list[list[Tensor]] = []
+        between: Tensor | None = None  # what the depthwise convolution read, and then its gradient
+        for part in _parts(weight):
+            d_part, size = d_BCTF[:, part].contiguous(), [CHANNELS]
+            for number, length in enumerate(ctx.lengths):
+                read_1CTF = _read(x_BCTF[number : number + 1], part, length, begun, ctx.settings)
+                if between is None:
+                    between = read_1CTF.new_empty(len(x_BCTF), *read_1CTF.shape[1:])
+                between[number] = read_1CTF[0]
+            assert between is not None  # all of the batch, as sums over it need it
+            _, *deep = back(d_part, between, weight[part], size, *settings, CHANNELS, [False, True, True])
+            for number, into_CTF in enumerate(between):
+                given, read = d_part[number : number + 1], between[number : number + 1]
+                d_1CTF, *_ = back(given, read, weight[part], None, *settings, CHANNELS, [True, False, False])
+                if d_x_BCTF is None:
+                    torch.ops.aten.threshold_backward.grad_input(d_1CTF[0], into_CTF, 0, grad_input=into_CTF)
+                else:
+                    d_x_BCTF[number, part] = d_1CTF[0]
+            first: list[Tensor] = []
+            if begun:
+                _end_(between, ctx.lengths)
+                _, *first = back(between, x_BCTF, begun[0][part], size, *settings, 1, [False, True, True])
+            found.append([*first, *deep])
+        return d_x_BCTF, None, None, *(torch.cat(each) for each in zip(*found, strict=True))
+
+
+def _parts(weight: Tensor) -> list[slice]:
+    return [slice(first, first + CHANNELS) for first in range(0, len(weight), CHANNELS)]
+
+
+def _read(x_1CTF: Tensor, part: slice, length: int, begun: list[Tensor], settings: Any) -> Tensor:
+    """What some channels of a depthwise convolution read of an utterance."""
+    if not begun:
+        return x_1CTF[:, part]
+    weight, bias = begun
+    return _end_(F.conv2d(x_1CTF, weight[part], bias[part], *settings), [length]).relu_()
 
 
 class Depthwise(torch.autograd.Function):
