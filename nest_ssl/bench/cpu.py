@@ -133,13 +133,37 @@ def _row(case: Case, rounds: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]
     return row
 
 
+TRAINERS = {"nemo": ("nemo", ()), "exact": ("nest", ()), "fast": ("nest", FAST)}
+# Name, size, batch and settings; and whether hooks may look into the port's layers, which are open then.
+PROFILED = (
+    ("large, 3 of 17 layers", "large", (8, 16.0), LAYERS, False),
+    ("large", "large", (2, 3.0), (), True),  # open by itself, so small is it
+)
+
+
+def profile(bench: Bench, cases: Sequence[tuple[str, str, tuple[int, float], tuple[str, ...], bool]]) -> list[Row]:
+    """A row for each case: of a step of each trainer, milliseconds by kind of operator and by part of the model."""
+    rows: list[Row] = []
+    for name, size, batch, settings, opened in cases:
+        row: Row = {"name": name, "batch": list(batch)}
+        for trainer, (side, own) in TRAINERS.items():
+            try:
+                with Worker(replace(bench, size=size), side, *own, *settings) as worker:
+                    flags, inside = "fast" if own else "deterministic", opened or side == "nemo"
+                    row[trainer] = worker.ask(do="profile", batch=batch, flags=flags, inside=inside)
+            except WorkerEnded as ended:
+                row["error"] = str(ended)
+        rows.append(row)
+    return rows
+
+
 LEARNING = ("model.optim.lr=0.2", "model.optim.sched.warmup_steps=100")  # so that a few hundred steps learn something
 
 
 def curve(bench: Bench, batches: int) -> Row:
     """The losses of so many steps of the tiny model on the practice corpus: NeMo's, and the port's in both modes."""
     losses = {}
-    for name, side, settings in (("nemo", "nemo", ()), ("exact", "nest", ()), ("fast", "nest", FAST)):
+    for name, (side, settings) in TRAINERS.items():
         try:
             with Worker(replace(bench, size="tiny"), side, *settings, *LEARNING) as worker:
                 found = worker.ask(do="curve", count=batches, flags="fast" if settings else "deterministic")

@@ -32,6 +32,16 @@ ABOUT_RECORDER = (
     "that write and hash; and what writing as many bytes to the disk takes alone. A bare step takes the fast path "
     "through a layer, which calls no module; levels that record every module take the one that does."
 )
+ABOUT_PROFILE = (
+    "Milliseconds of one step, of each trainer in a process of its own: NeMo's is the profile before, the port's the "
+    "one after. The CPU time of forward, backward and optimizer is shared out among operators as they took it by "
+    "torch's profiler, each without those that it calls. Operators of features, of the search for the nearest codes "
+    "and of the optimizer are together, whatever they are; views are among the copies. A part's backward is what its "
+    "forward's operators run there; where each branch of a layer of the port is one function, some of its forward is "
+    "computed there again. It is measured by"
+)
+PHASES = ("forward", "backward", "optimizer")
+GAINS = 3  # of which the numbers before and after are said
 CURVE = "benchmarks-curve.svg"
 CURVES = {"layers": "layers of the large model", "s": "seconds of audio, medium", "utterances": "utterances, medium"}
 ABOUT = (
@@ -102,6 +112,7 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     yield table(("model", "batch", "rounds", *PARTS.values()), cells, right=1 + len(PARTS))
     yield from _missing(results["steps"])
     yield from _against_targets(results)
+    yield from said_of_profiles(results)
     for unit, title in CURVES.items():
         if len(_points(results["steps"], unit)) > 1:
             yield Figure(f"benchmarks-{unit}.svg", (f"CPU time and memory of the port by NeMo's, by {title}",))
@@ -130,7 +141,7 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
         ]
         shown = [(_named(row, results, Code), *both) for row, both in zip(results["start"], numbers, strict=True)]
         yield table(("command", "CPU seconds", "by the clock"), shown, right=2)
-    yield from _missing(results["start"])
+    yield from _missing([*results.get("profile", []), *results["start"]])
     yield from _missing([{"name": part, **results.get(part, {})} for part in ("loader", "curve")])
 
 
@@ -147,6 +158,41 @@ def _against_targets(results: dict[str, Any]) -> Iterator[Block]:
     if missed:
         yield Paragraph(("Why those that are not met are not, and what was tried:",))
         yield Bullets(tuple((f"{'; '.join(names)}: {reason}",) for reason, names in missed.items()))
+
+
+def said_of_profiles(results: dict[str, Any]) -> Iterator[Block]:
+    """By kind of operator and by part: a table each, and where most was gained."""
+    rows = [row for row in results.get("profile", []) if "error" not in row]
+    if rows:
+        yield Heading(("Where a step takes its time",))
+        yield Paragraph((ABOUT_PROFILE, " ", Code("nest-ssl bench --only profile"), "."))
+    for row in rows:
+        name = "".join(map(str, _named(row, results)))
+        for of, what in (("kinds", "operators"), ("parts", "parts of the model")):
+            sides = [row[side][of] for side in ("nemo", "exact", "fast")]
+            took = {key: [sum(side.get(key, {}).values()) for side in sides] for key in {**sides[0], **sides[1]}}
+            took = dict(sorted(took.items(), key=lambda item: -item[1][0]))
+            took["all"] = [sum(column) for column in zip(*took.values(), strict=True)]
+            cells = [
+                (key, *(_milliseconds(side, key, phase) for phase in PHASES[:2] for side in sides[:2]),
+                 *(f"{each:,.0f}" for each in whole), f"{whole[1] / whole[0]:.2f}" if whole[0] >= 1 else "",
+                 f"{100 * whole[1] / took['all'][1]:.0f} %")
+                for key, whole in took.items()
+            ]  # fmt: skip
+            batch = f"{row['batch'][0]} x {row['batch'][1]:g} s"
+            of_all = took.pop("all")
+            most = sorted(took, key=lambda key: took[key][1] - took[key][0])[:GAINS]
+            gains = "; ".join(f"{key}, {took[key][0]:,.0f} before and {took[key][1]:,.0f} after" for key in most)
+            yield Paragraph(
+                (f"{name}, {batch}, by {what}. The {GAINS} largest gains of {of_all[0] - of_all[1]:,.0f} ms: {gains}.",)
+            )
+            columns = ("NeMo's forward", "the port's", "NeMo's backward", "the port's", "NeMo", "exact", "fast")
+            yield table((what, *columns, "exact by NeMo", "of exact's step"), cells, right=len(columns) + 2)
+
+
+def _milliseconds(side: Row, key: str, phase: str) -> str:
+    took = side.get(key, {}).get(phase, 0.0) if key != "all" else sum(each.get(phase, 0.0) for each in side.values())
+    return f"{took:,.0f}" if took >= 0.5 else ""
 
 
 def _said_of_loader(loader: Row) -> Iterator[Block]:

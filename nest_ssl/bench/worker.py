@@ -27,6 +27,7 @@ from nest_ssl.base.determinism import seed_all, set_determinism
 from nest_ssl.base.errors import run_command
 from nest_ssl.bench import loading, orders
 from nest_ssl.bench.orders import Moments
+from nest_ssl.bench.profiled import Profiled
 from nest_ssl.bench.workers import LEVELS
 from nest_ssl.config.compose import data_paths
 from nest_ssl.data.batch import AudioNoiseBatch
@@ -64,6 +65,7 @@ class Conductor(Callback):
         self.order: dict[str, Any] = {}
         self._found: dict[str, Any] = {}
         self._losses: list[torch.Tensor] | None = None
+        self._profiled: Profiled | None = None
 
     def __len__(self) -> int:
         return ENDLESS
@@ -93,6 +95,11 @@ class Conductor(Callback):
             if self.order["do"] == "record":
                 yield batch
                 yield from self._recorded(batch, self.order.get("level", "modules"), self.order.get("count", 1))
+            elif self.order["do"] == "profile":
+                yield batch
+                with Profiled(model, self.order["inside"]) as self._profiled:
+                    yield batch
+                self._found, self._profiled = dict(self._profiled.found()), None
             else:
                 warm, clock = self.order.get("warm", 0), []
                 self.moments.begin(warm)
@@ -155,20 +162,25 @@ class Conductor(Callback):
         pl_module.training_step = training_step  # type: ignore[method-assign]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.moments.mark("start")
+        self._mark("start")
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        self.moments.mark("forward")
+        self._mark("forward")
         if self._losses is not None:
             self._losses.append(loss.detach())
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.moments.mark("backward")
+        self._mark("backward")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.moments.mark("end")
+        self._mark("end")
+
+    def _mark(self, moment: str) -> None:
+        self.moments.mark(moment)
+        if self._profiled is not None:
+            self._profiled.mark(moment)
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:

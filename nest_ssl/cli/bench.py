@@ -3,7 +3,7 @@
     nest-ssl bench --quick --nemo-python .venv/nemo-3.0.0/bin/python      # make bench QUICK=1
     nest-ssl bench --targets --nemo-python ...                            # what targets are about: half an hour
     nest-ssl bench --only large                                           # cases of that name; the others stay
-    nest-ssl bench --only curve                                           # or a part, as curve or recorder
+    nest-ssl bench --only curve                                           # or a part, as profile: 2 minutes
 
 Exit codes: 0 all was measured; 1 something could not be had; 3 bad usage.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nest_ssl.bench.cpu import Case
     from nest_ssl.bench.trainings import Bench
 
-PARTS = ("curve", "loader", "comparer", "recorder", "start")  # besides the cases
+PARTS = ("curve", "profile", "loader", "comparer", "recorder", "start")  # besides the cases
 LEARNT = 300  # steps of the curve
 
 
@@ -52,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pythons = {name: shutil.which(getattr(options, f"{name}_python")) for name in ("nemo", "nest")}
     for name, python in pythons.items():
         if python is None:
-            given = getattr(options, f"{name}_python")
-            raise UserError("no such Python", given, "Make the environments with make setup.")
+            raise UserError("no such Python", getattr(options, f"{name}_python"), "Make environments with make setup.")
 
     from nest_ssl.bench import cpu, cpu_page
     from nest_ssl.bench.trainings import Bench, Side, machine
@@ -100,6 +99,7 @@ def measure(
             print(f"bench: {row['name']}, {row['batch']}: {row.get('step_ms') or row.get('error')}", flush=True)
             lost |= "error" in row
     measured: dict[str, Callable[[], Any]] = {
+        "profile": lambda: cpu.profile(bench, cpu.PROFILED[: 1 if options.quick else None]),
         "loader": lambda: cpu.loader(bench),
         "start": lambda: cpu.start_up(bench, aligned=not options.quick),
         "comparer": lambda: cpu.comparer(bench),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.bench import cpu, cpu_page, targets
+from nest_ssl.bench import cpu, cpu_page, profiled, targets
 from nest_ssl.bench.trainings import Bench, Side
 from nest_ssl.cli.bench import main
 from nest_ssl.report.render.markdown import render_markdown
@@ -82,10 +83,16 @@ def test_a_reason_says_what_the_row_says() -> None:
     row = {"name": "large", "batch": [2, 3.0], **numbers, "forward_ms": [400.0, 1.11], "backward_ms": [400.0, 1.05]}
     of = {target.what: target for target in targets.TARGETS}["exact: step, large, 2 x 3 s, by NeMo's"]
     assert of.found({"steps": [row]}) == 1.06
-    assert of.why({"steps": [row]}).startswith(
+    profile = {"name": "a model", "batch": [2, 3.0]}
+    profile["exact"] = {"kinds": {"copies": {"forward": 1.0}, "products": {"forward": 1.0, "backward": 2.0}}}
+    said = (
         "of the port's step: products alone, at the rate of a large one, 48%; the optimizer, 20%; forward takes 1.11 "
-        "of NeMo's time; backward takes 1.05 of NeMo's time. A step of so few frames was not profiled"
+        "of NeMo's time; backward takes 1.05 of NeMo's time. "
     )
+    assert of.why({"steps": [row]}).startswith(f"{said}Branches as one function")
+    of_profile = "In the profile of a model it is: products, 75%; copies, 25%. "
+    other = {"name": "another", "batch": [8, 16.0], "error": "no memory"}
+    assert of.why({"steps": [row], "profile": [other, profile]}).startswith(f"{said}{of_profile}Branches as one")
 
 
 def test_every_target_is_on_the_page_and_a_missed_one_has_a_reason() -> None:
@@ -129,6 +136,117 @@ def test_losses_are_said_and_drawn(tmp_path: Path) -> None:
     assert "3 of 3 are NeMo's to the last bit; in fast mode none is further from NeMo's than 5 % of it" in text
     drawn = (tmp_path / cpu_page.CURVE).read_text()
     assert drawn.count("<path") == 2 and ">5.00<" in drawn and ">2.00<" in drawn
+
+
+def event(name: str, start: float, end: float, number: int = -1, within: float = 0.0) -> object:
+    """An operator as torch's profiler has it; of its time, `within` is that of operators that it calls."""
+    span, own = SimpleNamespace(start=start, end=end), end - start - within
+    return SimpleNamespace(name=name, time_range=span, sequence_nr=number, self_cpu_time_total=own)
+
+
+def test_a_step_is_taken_apart_by_phase_part_and_kind() -> None:
+    of_backward = "autograd::engine::evaluate_function: "
+    events = [
+        event("aten::mm", -9000, -5000),  # before the step
+        event("phase: forward", 0, 0),
+        event("Optimizer.step#AdamW.step", 0, 21000, within=19000),
+        event("part: quantizer", 0, 0),
+        event("aten::topk", 0, 5000, 7),
+        event("FeedForwardBranch", 5000, 9000, 7, within=3000),
+        event("aten::addmm", 5000, 8000, 8),
+        event("part: decoder and loss", 9000, 9000),
+        event("aten::_log_softmax", 9000, 10000, 8),
+        event("phase: backward", 12000, 12000),
+        event(f"{of_backward}LogSoftmaxBackward0", 12000, 14000, 8, within=2000),
+        event("aten::_log_softmax_backward_data", 12000, 14000),
+        event(f"{of_backward}FeedForwardBranchBackward", 14000, 18000, 7, within=4000),
+        event("aten::bernoulli_", 14000, 15000),
+        event("aten::mm", 15000, 18000),
+        event(f"{of_backward}torch::autograd::AccumulateGrad", 18000, 19000, within=1000),
+        event("aten::clone", 18000, 19000),
+        event("phase: optimizer", 19000, 19000),
+        event("aten::mul_", 19000, 20000),
+        event("phase: ", 21000, 21000),
+        event("aten::mm", 22000, 30000),  # behind it
+    ]
+    found = profiled.totals(
+        events, {"forward": 12.0, "backward": 3.5, "optimizer": 2.0}
+    )  # others took half of backward
+    assert found["parts"] == {
+        "quantizer": {"forward": 5.0},
+        "feed-forward": {"forward": 4.0, "backward": 2.0},
+        "decoder and loss": {"forward": 1.0, "backward": 1.0},
+        "rest": {"forward": 2.0, "backward": 0.5},
+        "optimizer": {"optimizer": 2.0},
+    }
+    kinds = {kind: took for kind, took in found["kinds"].items() if any(took.values())}
+    assert kinds == {
+        "codes of the quantizer": {"forward": 5.0},
+        "rest": {"forward": 1.0, "backward": 0.0},
+        "matrix products": {"forward": 3.0, "backward": 1.5},
+        "softmax": {"forward": 1.0, "backward": 1.0},
+        "between operators (Python)": {"forward": 2.0, "backward": 0.0, "optimizer": 1.0},
+        "random draws": {"backward": 0.5},
+        "copies and layout": {"backward": 0.5},
+        "optimizer": {"optimizer": 1.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::baddbmm", "matrix products"),
+        ("aten::mkldnn_convolution", "convolutions"),
+        ("aten::_softmax_backward_data", "softmax"),
+        ("aten::clamp_min_", "activations"),
+        ("aten::fill_", "new memory, with its filling"),
+        ("aten::masked_fill_", "other elementwise"),
+        ("aten::max", "sums and searches"),
+        ("aten::native_layer_norm_backward", "norms"),
+        ("mm", "rest"),
+        ("aten::what_is_new", "rest"),
+    ],
+)
+def test_operators_are_of_a_kind_by_their_names(name: str, kind: str) -> None:
+    assert profiled.kind_of(name) == kind
+
+
+def test_the_largest_gains_are_said(tmp_path: Path) -> None:
+    def took(search: float, products: float) -> dict[str, object]:
+        kinds = {"search": {"forward": search}, "products": {"forward": products, "backward": 2 * products}}
+        return {"kinds": {**kinds, "draws": {"forward": 10.0}}, "parts": {"all of it": {"forward": search + products}}}
+
+    row = {"name": "large", "batch": [8, 16.0], "nemo": took(500, 400), "exact": took(30, 350), "fast": took(30, 300)}
+    lost = {"name": "tiny", "batch": [2, 3.0], "nemo": took(1, 1), "error": "no memory"}
+    results = {**cpu_page.load(tmp_path / "benchmarks.json"), "profile": [row, lost]}
+    text = "".join(render_markdown(list(cpu_page.page(results))))
+    assert (
+        "large, 8 x 16 s, by operators. The 3 largest gains of 620 ms: search, 500 before and 30 after; products, "
+        "1,200 before and 1,050 after; draws, 10 before and 10 after." in text
+    )
+    assert "| products | 400 | 350 | 800 | 700 | 1,200 | 1,050 | 900 | 0.88 | 96 % |" in text
+    assert "| search | 500 | 30 |  |  | 500 | 30 | 30 | 0.06 | 3 % |" in text
+    assert "| all | 910 | 390 | 800 | 700 | 1,710 | 1,090 | 940 | 0.64 | 100 % |" in text
+    assert "tiny: not had (no memory)" in text
+
+
+@pytest.mark.slow
+def test_steps_are_profiled(tmp_path: Path, python: str) -> None:
+    """The port in NeMo's place; wide enough for its layers to be fused, and then looked into, which opens them."""
+    port = Side(python, "scripts/train_nest.py")
+    bench, wide = Bench({"nemo": port, "nest": port}, "cpu", "tiny", tmp_path), ("model.encoder.d_model=176",)
+    (row,) = cpu.profile(bench, [("tiny", "tiny", (4, 16.0), wide, False)])
+    assert "error" not in row
+    for trainer in cpu.TRAINERS:
+        kinds, parts = row[trainer]["kinds"], row[trainer]["parts"]
+        for part in ("feed-forward", "attention", "convolution", "subsampling and positions", "decoder and loss"):
+            assert parts[part]["forward"] > 0 and parts[part]["backward"] > 0, (trainer, part)
+        assert parts["features"].keys() == parts["quantizer"].keys() == {"forward"}
+        for kind in ("matrix products", "convolutions", "softmax", "norms", "activations"):
+            assert kinds[kind]["forward"] > 0 and kinds[kind]["backward"] > 0, (trainer, kind)
+        assert kinds["random draws"]["forward"] > 0 and "backward" not in kinds["random draws"]
+        assert parts["optimizer"]["optimizer"] > 0
+        assert kinds["rest"]["forward"] < 0.2 * sum(took.get("forward", 0) for took in kinds.values())
 
 
 @pytest.mark.slow

@@ -36,7 +36,8 @@ WINGS = {
     # 40 for issue 14: the convolutions that NeMo 2.4 alone trains.
     # 210 more for issue 14: a transducer, its networks and its loss.
     # 90 for issue 13: audio stretched in time; a manifest inspected without an entry for each line.
-    "port": (6_060, "data model practice releases.py".split()),
+    # 60 for issue 11: convolutions of subsampling some channels at a time, in memory that is used again.
+    "port": (6_120, "data model practice releases.py".split()),
     # Noise floor, evidence runs and replay by command among it; 400 more for issue 12: import, maps, doctor, bisect;
     # 150 for issue 14: the settings of all variants of NeMo's model, and their matrix; 450 for issue 12: ranks, stalls;
     # 50 for issue 13: Lhotse's settings, inspect, features.
@@ -59,7 +60,8 @@ WINGS = {
     # On a GPU and on a CPU. 250 for issues 11 and 15: the fast mode beside both, where forward takes its time, a curve.
     # 200 for issue 11: the loader by stage, start-up, and each target as met or not.
     # 40 more: reasons that speak of the measured rows, every target, rows with their day and commit.
-    "bench": (2_050, ["bench"]),
+    # 190 for issue 11: a step's profile on both sides, by kind of operator and by part.
+    "bench": (2_240, ["bench"]),
     "matrix": (650, ["matrix"]),  # variants as data, and both sides beside each other
     "bundle": (700, ["bundle"]),
     "track": (220, ["track"]),  # for issue 12: what changed from one NeMo to another
