@@ -17,7 +17,7 @@ from nest_ssl.config.optim import TORCH_CLASSES, Optim
 from nest_ssl.config.section import read
 
 WHERE = "model.optim"
-CHUNK = 1 << 16  # elements of a parameter that are updated at a time: caches hold them, their gradient and moments
+CHUNK = 1 << 17  # elements of a parameter that are updated at a time: caches hold them, their gradient and moments
 
 
 class AdamW(torch.optim.AdamW):
