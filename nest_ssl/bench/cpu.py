@@ -176,7 +176,7 @@ def curve(bench: Bench, batches: int) -> Row:
 RECORDED = {  # by name: size, batch and settings of the steps that are recorded; from the fewest bytes to the most
     "tiny": ("tiny", (2, 3.0), ()),
     "large, 3 of 17 layers": ("large", (4, 8.0), LAYERS),
-    "large": ("large", (8, 16.0), ()),  # 7 GB a step at level modules
+    "large": ("large", (8, 16.0), ()),  # 12 GB a step at level modules
 }
 
 

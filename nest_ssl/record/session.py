@@ -160,7 +160,8 @@ class Session(AbstractContextManager["Session"]):
             self._await_batch(number)
         if self._draws:
             place = {"epoch": epoch, "batch": self._number if position is None else position}
-            copies = partial(self._copies, self.writer.spill(f"{files.step_folder(self._number)}/{files.CALLS}").put)
+            calls_file = f"{files.step_folder(self._number)}/{files.CALLS}"
+            copies = partial(self._copies, self.writer.spill(calls_file, room(torch.device("cpu"))).put)
             calls = CallObserver(self._model, self._draws, self.level.modules(self._model), copies)
             update = UpdateObserver(self._model, self._before_update)
             live, last = to_builtins(batch, lambda tensor: tensor), self._last_weights

@@ -20,7 +20,7 @@ from nest_ssl.base.errors import write_errors
 from nest_ssl.base.tensor_writer import TensorFile, takes
 
 PIECE = 1 << 26  # bytes that are handed over together, and mapped together: a system has few maps for a process
-ROOM = 1 << 30  # bytes that may wait to be written and hashed; whoever brings more waits
+ROOM = 1 << 30  # bytes that may wait to be written and hashed however little memory is free; whoever brings more waits
 Digests = dict[int, tuple[Future[list[str]], int]]  # by a tensor's id: digests of several, and the place among them
 Write = Callable[[Callable[[], list[int]]], Future[list[int]]]
 
@@ -40,12 +40,19 @@ class Spill:
         where: what to call it in an error.
         write: has a job done in another thread, one after the other.
         hashed: has tensors hashed by others.
+        room: bytes that may wait, where that is more than `ROOM`.
     """
 
     def __init__(
-        self, path: Path, where: str, write: Write, hashed: Callable[[Mapping[int, torch.Tensor]], Digests]
+        self,
+        path: Path,
+        where: str,
+        write: Write,
+        hashed: Callable[[Mapping[int, torch.Tensor]], Digests],
+        room: int = 0,
     ) -> None:
         self._file, self._where, self._write, self._hashed = TensorFile(path), where, write, hashed
+        self._room = max(ROOM, room)
         self._piece: list[torch.Tensor] = []
         self._size = self._held = 0  # bytes of the piece; of what waits
         self._waiting: deque[_Piece] = deque()
@@ -66,7 +73,7 @@ class Spill:
         self._size += tensor.untyped_storage().nbytes()
         if self._size >= PIECE:
             self._hand_over()
-        while self._waiting and (self._held > ROOM or all(each.done() for each in self._waiting[0].awaited)):
+        while self._waiting and (self._held > self._room or all(each.done() for each in self._waiting[0].awaited)):
             self._let_go(self._waiting[0])
 
     def end(self, value: object) -> str:

@@ -98,9 +98,13 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
 
         self._write(name, write, owned)
 
-    def spill(self, name: str) -> Spill:
-        """For tensors of a file before `save_tensors` is given all of it, or `leave` says that it never will be."""
-        made = Spill(self.folder / name, f"{self.target / name}", self._background.submit, self._hashed)
+    def spill(self, name: str, room: int = 0) -> Spill:
+        """For tensors of a file before `save_tensors` is given all of it, or `leave` says that it never will be.
+
+        Args:
+            room: bytes of memory that may wait to be written; 1 GB at least.
+        """
+        made = Spill(self.folder / name, f"{self.target / name}", self._background.submit, self._hashed, room)
         self._spills[name] = made
         return made
 
