@@ -77,6 +77,7 @@ _FIXES = {
     errno.EPERM: ("permission denied", "Choose a folder you may write to, or change its permissions."),
     errno.EROFS: ("read-only file system", "Choose an output_dir on a writable disk."),
     errno.ENOENT: ("no such file or folder", "Check the path."),
+    errno.EMFILE: ("too many open files", "Raise the limit (ulimit -n)."),
 }
 
 
@@ -95,7 +96,8 @@ def write_errors(where: str) -> Iterator[None]:
     Raises:
         UserError: the operating system refuses, or torch does: its file writer reports what the system refuses, a full
             disk for one, as a RuntimeError in several wordings. So every RuntimeError counts; its own words are kept,
-            and how much is free then is said, for that is all that is known.
+            and how much is free then is said, for that is all that is known. What torch has not implemented is a
+            tensor's kind and no disk.
     """
     try:
         yield
@@ -103,11 +105,17 @@ def write_errors(where: str) -> Iterator[None]:
         raise from_os_error(error, where) from error
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, NotImplementedError):
+            fix = (
+                "A tensor is of a kind that torch cannot do this with; leave out the module that has it (exclude=...)."
+            )
+            raise UserError(f"could not be recorded or written ({reason})", where, fix) from error
         place, known = Path(where).absolute(), ""
         with suppress(OSError, ValueError, StopIteration):  # what was half written may have been removed by now
             found = next(folder for folder in (place, *place.parents) if folder.exists())
             known = f" {shutil.disk_usage(found).free / 1e6:,.0f} MB are free there now."
-        raise UserError(f"could not write ({reason})", where, f"Check the path and the disk.{known}") from error
+        fix = f"If that is about the file, check the path and the disk.{known} If about a tensor, leave its module out."
+        raise UserError(f"could not write ({reason})", where, fix) from error
 
 
 # Packages that only an extra of pyproject.toml brings, by the names that are imported.

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from nest_ssl.base.errors import InterruptedRun, UserError, from_os_error, run_command, write_errors
 
@@ -108,7 +109,13 @@ def test_the_traceback_is_shown_on_demand(
 
 
 @pytest.mark.parametrize(
-    ("number", "what"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "read-only"), (errno.EIO, "error")]
+    ("number", "what"),
+    [
+        (errno.ENOSPC, "no space left"),
+        (errno.EROFS, "read-only"),
+        (errno.EMFILE, "Raise the limit"),
+        (errno.EIO, "error"),
+    ],
 )
 def test_what_the_system_refuses(number: int, what: str) -> None:
     assert what in str(from_os_error(OSError(number, "Input/output error"), "out/x"))
@@ -125,6 +132,12 @@ def test_every_wording_of_a_full_disk_is_one_line(wording: str, tmp_path: Path) 
     with pytest.raises(UserError, match=said) as raised, write_errors(str(place)):
         raise RuntimeError(wording)
     assert "full" not in str(raised.value).replace(str(place), "") and (wording or "RuntimeError") in str(raised.value)
+
+
+def test_what_torch_has_not_implemented_is_no_disk(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="aminmax.*Float8.*A tensor is of a kind") as raised, write_errors("out/x"):
+        torch.ones(4).to(torch.float8_e4m3fn).aminmax()
+    assert "disk" not in str(raised.value)
 
 
 # --- a process of its own: what happens to its terminal must not change its code
