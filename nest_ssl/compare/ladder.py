@@ -40,7 +40,7 @@ from nest_ssl.compare.rules.bits import SameBits
 from nest_ssl.compare.rules.float64 import Float64Rule, shown_by
 from nest_ssl.compare.rules.known import Known, KnownRule
 from nest_ssl.compare.rules.noise_floor import NoiseFloorRule, excuse_flips, growth_of
-from nest_ssl.compare.rules.same_function import AGREE, has_float32_values
+from nest_ssl.compare.rules.same_function import AGREE, has_float32_values, in_float32
 from nest_ssl.compare.rules.signs import Signs
 from nest_ssl.compare.rungs import (
     batch,
@@ -219,7 +219,8 @@ def _validations_in_float64(
     shown = [one for tally in steps for one in tally.findings]
     beyond = sorted((one for one in shown if not one.within), key=lambda one: one.moment)
     silent = takewhile(lambda one: has_float32_values(both[0], one.moment.step, one.address), beyond)
-    rule = Float64Rule(evidence, shown_by(shown), frozenset(one.address for one in silent))
+    single = in_float32(both[0], evidence.unweighted)
+    rule = Float64Rule(evidence, shown_by(shown), frozenset(one.address for one in silent), single)
     judge = KnownRule(rule, known, whole=False)
     found = validation.compare_validations(
         Comparer(judge), *both, [t.step for t in here if t.rung == "validation" and t.step is not None]

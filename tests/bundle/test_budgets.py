@@ -31,7 +31,8 @@ WINGS = {
     # 10 for issue 13: what the report says of audio that was not hashed.
     # 80 for issue 9: features of a validation against its audio, blocks in no list; what a disk has free.
     # 120 for issue 11: what hooks keep goes to the disk while the step runs.
-    "proof": (13_130, "base recording record replay compare report".split()),
+    # 40 for issue 9: what is float32 even in float64 may show its last places in a validation alone.
+    "proof": (13_170, "base recording record replay compare report".split()),
     # 120 more for issue 13: lines of a manifest as columns, of which ten million fit.
     # 40 for issue 14: the convolutions that NeMo 2.4 alone trains.
     # 210 more for issue 14: a transducer, its networks and its loss.

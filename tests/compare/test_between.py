@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Birth
+from nest_ssl.record.digest_session import open_session
+from nest_ssl.record.levels import ALL, Level
 from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.writer import RecordingWriter
@@ -53,10 +55,11 @@ def run(
     validation_loss: Hook = lambda loss: loss,
     min_lr: float = 0.0,
     rate: Hook = lambda step, optimizer: None,
+    level: Level = ALL,
 ) -> Path:
     """Four steps with clipping, a schedule and a validation after the second."""
     torch.manual_seed(42)
-    with Session(RecordingWriter(out), None, OUTPUTS) as r:
+    with open_session(RecordingWriter(out), None, OUTPUTS, "{}\n", False, level) as r:
         model = build()
         optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.01)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100, eta_min=min_lr)

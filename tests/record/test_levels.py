@@ -308,7 +308,11 @@ def test_what_inference_mode_shows_again_is_hashed_once(monkeypatch: pytest.Monk
         kept._spare = 0
         large[7] = 1.0
         seen += [kept.copy(large), kept.copy(large)]
-    assert seen == [1, 1, 2, 2, 1, 3, 3, 4, 5, 6]
+        assert seen == [1, 1, 2, 2, 1, 3, 3, 4, 5, 6]
+        kept, bent = Digests(Hashing(lambda job: Future())), torch.fft.rfft(torch.ones(1 << 15)).conj().imag
+        assert bent.is_neg() and [kept.copy(bent), kept.copy(bent)] == [7, 7]
+        monkeypatch.setattr("nest_ssl.record.observers.digests.same_bits", lambda *_: torch.ones(2, 2).view(3))
+        assert kept.copy(bent) == 8, "what torch does not compare"
 
 
 def test_a_call_outside_of_the_models_forward_is_left_out_too(tmp_path: Path) -> None:

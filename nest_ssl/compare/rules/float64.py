@@ -15,10 +15,12 @@ import torch
 from nest_ssl.compare.evidence import Evidence
 from nest_ssl.compare.findings import Finding, Judgement, Spot
 from nest_ssl.compare.metrics import Metrics, is_scaled
-from nest_ssl.compare.rules.noise_floor import LOOK, is_noise, quieter_at_most
+from nest_ssl.compare.rules.noise_floor import LOOK, is_noise, nearest_floor, quieter_at_most
 from nest_ssl.compare.rules.same_function import AGREE, VANISHES
 from nest_ssl.recording.address import Address, Kind
 
+EPS = torch.finfo(torch.float32).eps
+LAST = 2 * EPS  # how far apart, relative, what is float32 is by its last places
 # Adam divides by the gradient's own size, so that elements whose gradient is zero move by noise in any precision.
 _DIVIDED = (Kind.UPDATE, Kind.OPTIMIZER_STATE, Kind.PARAMETER)
 
@@ -35,13 +37,17 @@ class Float64Rule:
         silent: outputs that are of float32 even there, as features are. How far rounding takes these depends on the
             batch (quiet audio: ten times as far). They may be as many times further apart as their audio is quieter,
             never as the reference times one number (rounding has no direction), and what comes behind them as many
-            times further as they are.
+            times further as they are. A last place or two of float32 they may be apart in any case: a rewrite that
+            depends on shapes may show in a validation alone.
+        single: the parts without weights that compute in float32 even there; a validation records no calls in these.
     """
 
     evidence: Evidence
     shown: Mapping[tuple[int, Address], float] = field(default_factory=dict)
     silent: Collection[Address] = ()
+    single: Collection[str] = ()
     _grown: dict[int, float] = field(default_factory=dict)  # by validation: how many times further apart `silent` is
+    _moved: dict[int, float] = field(default_factory=dict)  # by validation: how many floors, where the steps are not
 
     def bound(self, spot: Spot) -> tuple[float, float]:
         return 0.0, 0.0
@@ -50,13 +56,7 @@ class Float64Rule:
         floor = self.evidence.floor(spot.moment.step, spot.address)
         bound, size = AGREE, metrics.relative if metrics.relative is not None else float("inf")
         if spot.rung == "validation":
-            before, step = self._in_training(spot), spot.moment.step
-            most = LOOK * before * self._grown.get(step, 1.0)
-            if spot.address in self.silent and before:
-                most = before * quieter_at_most(self.evidence, step)
-                most = 0.0 if is_scaled(metrics, torch.finfo(torch.float32).eps) else most
-                self._grown[step] = max(self._grown.get(step, 1.0), size / before if size <= most else 1.0)
-            bound = max(bound, most)
+            bound = max(bound, self._in_evaluation(spot, metrics, size))
         if floor and spot.address.kind in _DIVIDED:
             bound = max(bound, floor.relative_largest)
         if floor and is_noise(floor) and (metrics.max_abs or 0.0) <= VANISHES * floor.max_abs_largest:
@@ -64,9 +64,28 @@ class Float64Rule:
         within = size <= bound and not metrics.nonfinite_disagree
         return Judgement(within, "float64", {"relative": bound}, size / bound)
 
+    def _in_evaluation(self, spot: Spot, metrics: Metrics, size: float) -> float:
+        """How far apart a tensor of a validation may be."""
+        before, step = self._in_training(spot), spot.moment.step
+        near = nearest_floor(self.evidence, step, spot.address.rank)
+        floor = self.evidence.floor(near, self._named(spot))
+        once = floor.relative_largest if floor else 0.0
+        if spot.address not in self.silent and spot.address.module not in self.single:
+            return LOOK * max(before * self._grown.get(step, 1.0), once * self._moved.get(step, 0.0))
+        most = 0.0 if is_scaled(metrics, EPS) else before * quieter_at_most(self.evidence, step)
+        if before and size <= most:
+            self._grown[step] = max(self._grown.get(step, 1.0), size / before)
+        elif once and size <= LAST:  # the steps do not show how far this goes on: their floor does
+            self._moved[step] = max(self._moved.get(step, 0.0), size / once)
+        return max(most, LAST)
+
+    @staticmethod
+    def _named(spot: Spot) -> Address:
+        return Address(Kind.LOSS, slot="loss") if spot.address.kind == Kind.METRIC else spot.address
+
     def _in_training(self, spot: Spot) -> float:
         """How far apart the same call, or the loss, is at the steps up to this validation."""
-        named = Address(Kind.LOSS, slot="loss") if spot.address.kind == Kind.METRIC else spot.address
+        named = self._named(spot)
         return max(
             (size for (step, at), size in self.shown.items() if at == named and step <= spot.moment.step), default=0.0
         )

@@ -62,6 +62,12 @@ def quieter_at_most(evidence: Evidence, step: int) -> float:
     return max(LOOK, min(QUIETER, math.sqrt(evidence.quieter.get(step, 1.0))))
 
 
+def nearest_floor(evidence: Evidence, step: int, rank: int) -> int:
+    """The step whose floor stands in for a validation's: the one behind it, or the last before it."""
+    steps = [(one <= step, one if one <= step else -one) for one, of in evidence.floors if of == rank]
+    return abs(max(steps, default=(False, 0))[1])
+
+
 def is_table(rung: str, address: Address) -> bool:
     """Whether it is a buffer before the first step: worked out once, from settings, so that no repeat perturbs it."""
     return rung == "initial_weights" and address.kind == Kind.BUFFER
@@ -125,9 +131,8 @@ class NoiseFloorRule:
         """
         address, step, evidence = spot.address, spot.moment.step, self.evidence
         named = Address(Kind.LOSS, slot="loss") if address.kind == Kind.METRIC else address
-        steps = [(one <= step, one if one <= step else -one) for one, rank in evidence.floors if rank == address.rank]
-        nearest = max(steps, default=(False, 0))[1]
-        floors = evidence.floors.get((abs(nearest), address.rank))
+        nearest = nearest_floor(evidence, step, address.rank)
+        floors = evidence.floors.get((nearest, address.rank))
         floor = floors.entries.get(named) if floors else None
         if floors is None or floor is None or metrics.nonfinite_disagree or metrics.relative is None:
             return Judgement(False, "noise floor", {})
@@ -135,8 +140,8 @@ class NoiseFloorRule:
             one: growth for (one, rank), growth in evidence.growths.items() if rank == address.rank and one <= step
         }
         growth = apart[max(apart)] if apart else 1.0
-        if floors.since is not None and floors.since < abs(nearest):  # it holds what its own repeats were apart
-            growth = max(1.0, growth / evidence.growths.get((abs(nearest), address.rank), 1.0))
+        if floors.since is not None and floors.since < nearest:  # it holds what its own repeats were apart
+            growth = max(1.0, growth / evidence.growths.get((nearest, address.rank), 1.0))
         features, once = address.module in evidence.unweighted, max(floor.relative_largest, ULP * metrics.eps)
         if features:
             once, growth = max(once, self._shown.get(address, 0.0)), quieter_at_most(evidence, step) / LOOK

@@ -16,7 +16,9 @@ from nest_ssl.base.nested import tensors
 from nest_ssl.compare.evidence import Evidence, UnitKey, by_key, key_of
 from nest_ssl.compare.rules.known import Known
 from nest_ssl.compare.rules.noise_floor import LOOK, floors_of, is_noise
+from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.calls import Call
 from nest_ssl.recording.clock import BEFORE_STEPS
 from nest_ssl.recording.evidence import Deviation, Unit
 from nest_ssl.recording.reader import Recording
@@ -171,8 +173,20 @@ def has_float32_values(recording: Recording, step: int, address: Address) -> boo
     tensor = dict(tensors(call.output)).get(address.path) if call else None
     if call is None or tensor is None:
         return False
-    given = {one.dtype for _, one in tensors(call.inputs) if one.is_floating_point()}
-    return given == {float32} or _is_of_float32(tensor)
+    return _given_float32(call) or _is_of_float32(tensor)
+
+
+def in_float32(recording: Recording, parts: Collection[str]) -> frozenset[str]:
+    """Which of these direct parts of the model compute in float32 in a float64 recording too, or a call within them."""
+    steps = [step for step in map(recording.step, recording.steps[:1]) if parts and step.has(layout.CALLS)]
+    calls = [call for step in steps for call in step.calls() if call.module.partition(".")[0] in parts]
+    made = [(call, [one for _, one in tensors(call.output) if one.is_floating_point()]) for call in calls]
+    single = (call for call, given in made if given and (_given_float32(call) or all(map(_is_of_float32, given))))
+    return frozenset(call.module.partition(".")[0] for call in single)
+
+
+def _given_float32(call: Call) -> bool:
+    return {one.dtype for _, one in tensors(call.inputs) if one.is_floating_point()} == {float32}
 
 
 def _is_of_float32(tensor: Tensor) -> bool:

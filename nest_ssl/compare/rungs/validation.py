@@ -13,6 +13,7 @@ from nest_ssl.base.nested import pairs
 from nest_ssl.compare.findings import Difference, Tally
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.values import Comparer, flatten
+from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.clock import Phase
 from nest_ssl.recording.contents import Validation
@@ -49,7 +50,8 @@ def without_weights(reference: Recording) -> tuple[frozenset[str], dict[int, flo
     found = reference.validations() or []
     owners = {entry.name.partition(".")[0] for entry in reference.structure.parameters}
     called = [[output["module"] for output in batch["outputs"]] for each in found for batch in each["batches"]]
-    loud = {step: _quietest(reference.step(step).batch()) for step in reference.steps} if found else {}
+    steps = [(number, reference.step(number)) for number in (reference.steps if found else ())]
+    loud = {number: _quietest(step.batch()) for number, step in steps if step.has(layout.BATCH)}
     quieter: dict[int, float] = {}
     for each in found:
         step = each["before_step"]

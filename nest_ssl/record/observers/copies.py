@@ -214,5 +214,6 @@ def unlike(tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 
 def _integers(tensor: torch.Tensor) -> torch.Tensor:
-    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    plain = tensor.resolve_conj().resolve_neg()  # a view of bits has no room for "to be negated"
+    real = torch.view_as_real(plain) if plain.is_complex() else plain
     return real.view(_INTEGER_OF[real.itemsize]) if real.is_floating_point() else real

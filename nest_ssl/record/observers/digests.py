@@ -93,7 +93,7 @@ class Digests(Copies):
     def copy(self, tensor: torch.Tensor) -> Any:
         seen, kept = self._made.get(id(tensor)), self._kept.get(id(tensor))
         version = -1 if tensor.is_inference() else tensor._version
-        counted = version >= 0 or (kept is not None and kept[0]() is tensor and same_bits(tensor, kept[1]))
+        counted = version >= 0 or (kept is not None and kept[0]() is tensor and _holds(tensor, kept[1]))
         if seen is not None and seen[0]() is tensor and seen[1] == version and counted:
             return seen[2]
         made = self._hashing.of(tensor)
@@ -110,3 +110,11 @@ class Digests(Copies):
 
     def producers(self, kept: dict[str, Any]) -> dict[str, Producer]:
         return {}
+
+
+def _holds(tensor: torch.Tensor, kept: torch.Tensor) -> bool:
+    """Whether its bits are those of its copy; what torch cannot compare is hashed again."""
+    try:
+        return same_bits(tensor, kept)
+    except RuntimeError:
+        return False
