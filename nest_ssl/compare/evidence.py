@@ -30,6 +30,7 @@ from nest_ssl.recording.evidence import (
     Replay,
     Schedule,
     Unit,
+    ValidationFloor,
     read_evidence,
     seal_of,
 )
@@ -89,6 +90,7 @@ class Evidence:
     # own unit, where the floor's repeats began with that step.
     growths: dict[tuple[int, int], float] = field(default_factory=dict)
     unweighted: frozenset[str] = frozenset()  # what a validation calls before anything that has weights
+    features: dict[Address, FloorEntry] = field(default_factory=dict)  # floors of those, as validations make them
     quieter: dict[int, float] = field(default_factory=dict)  # by validation: how many times quieter than the steps
 
     @property
@@ -113,6 +115,12 @@ class Evidence:
     def floor(self, step: int, address: Address) -> FloorEntry | None:
         floors = self.floors.get((step, address.rank))
         return floors.entries.get(address) if floors else None
+
+    def widened(self, address: Address, step: int) -> float:
+        """How many times further rounding takes the features of validations than those of a step; 1.0: not known."""
+        made, of_step = self.features.get(address), self.floor(step, address)
+        once = of_step.relative_largest if of_step else 0.0
+        return made.relative_largest / once if made and once else 1.0
 
     def growth(self, step: int, rank: int) -> float:
         """By how much the floor of a step is exceeded by what the sides were apart before it."""
@@ -194,6 +202,8 @@ def open_evidence(folder: Path, reference: Recording, candidate: Recording) -> E
                     floor.repeats if floor.making is None else floor.making,
                     floor.since,
                 )
+    features = read("noise floor", f"{files.FLOOR}/{files.VALIDATION_FLOOR}", ValidationFloor, own)
+    found.features = {entry.place.address: entry for entry in features.entries} if features else {}
     found.operators = _pair(lambda side: read("operators", f"{files.OPERATORS}/{side}.json", Operators, own))
     if found.operators and isinstance(candidate, Renamed):
         found.operators = found.operators[0], candidate.operators(found.operators[1])

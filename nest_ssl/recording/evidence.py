@@ -7,7 +7,7 @@ evidence of other recordings is never taken for this pair's.
       replay.json               the reference's calls, fed to the candidate's own modules
       float64/nemo, nest/       both trainers once more in float64: recordings like any other, see `float64_names`
       float64/replay.json       the replay of the reference's float64 recording
-      floor/                    the reference once more, with step_N/noise_floor.json: what rounding alone can do
+      floor/                    the reference once more, with step_N/noise_floor.json and validation_floor.json
       observer.json             what a run certifies about itself: it repeats itself, is not changed by being recorded
       operators/reference.json, candidate.json      what the modules that differ call
       schedule/reference.json, candidate.json       learning rates without training
@@ -38,7 +38,7 @@ OBSERVER = "observer.json"
 GATHERED = "gathered.json"
 OPERATORS = "operators"
 SCHEDULE = "schedule"
-NOISE_FLOOR = "noise_floor.json"  # of a step, in the recording that repeated it
+NOISE_FLOOR, VALIDATION_FLOOR = "noise_floor.json", "validation_floor.json"  # in what repeated a recording
 UNBOUND = "0" * 64  # in place of a seal, in a file that no recording has been shown to belong to yet
 
 # In causal order.
@@ -222,6 +222,14 @@ class NoiseFloor(Bound):
     restart_differing: Count = 0
     entries: list[FloorEntry]
     margins: list[Margin] = []
+
+
+class ValidationFloor(Bound):
+    """`validation_floor.json`: of what validations make of their first batches before any weight; the largest."""
+
+    schema_name: Literal["nest-ssl-validation-floor/1"] = Field(default="nest-ssl-validation-floor/1", alias="schema")
+    repeats: Count
+    entries: list[FloorEntry]
 
 
 class Operator(Strict):

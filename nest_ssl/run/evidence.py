@@ -30,6 +30,7 @@ from nest_ssl.recording.evidence import (
     NoiseFloor,
     Observer,
     Replay,
+    ValidationFloor,
     read_evidence,
     seal_of,
     write_evidence,
@@ -319,6 +320,13 @@ def _bind_floor(reference: Recording, repeated: Recording) -> tuple[list[Check],
             spent += floor.seconds
         else:
             path.unlink()
+    path = repeated.path / files.VALIDATION_FLOOR
+    if path.is_file() and checks[0].differing == 0:
+        found = read_evidence(path, ValidationFloor)
+        write_evidence(path, found.model_copy(update={"reference": seal_of(reference.index)}))
+        spent += found.seconds
+    else:
+        path.unlink(missing_ok=True)
     return checks, None if checks[0].differing else spent
 
 
@@ -359,5 +367,5 @@ def _remove_recordings(folder: Path) -> None:
                     each.unlink()
             if not any(path.iterdir()):
                 path.rmdir()
-        else:
+        elif path.name != files.VALIDATION_FLOOR:
             path.unlink()

@@ -216,6 +216,10 @@ def record_reference(recipe: Recipe, folder: Path) -> None:
         floor = read_evidence(reference.path / name, NoiseFloor)
         bound = floor.model_copy(update={"reference": seal_of(reference.index)})
         write_evidence(evidence / files.FLOOR / name, bound)
+    if (measured := reference.path / files.VALIDATION_FLOOR).is_file():
+        seal = {"reference": seal_of(reference.index)}
+        found = read_evidence(measured, files.ValidationFloor).model_copy(update=seal)
+        write_evidence(evidence / files.FLOOR / files.VALIDATION_FLOOR, found)
     _recorded(subject, evidence / files.FLOAT64 / REFERENCE, *overrides, FLOAT64)
 
 

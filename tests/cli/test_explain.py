@@ -278,7 +278,8 @@ def test_the_floor_is_bound_and_the_run_certifies_itself(
     assert {name: kind.had for name, kind in gathered(copied).items()} == {"floor": True, "observer": True}
     left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     assert [name for name in left if not name.endswith(".log")] == [
-        "floor/step_0/noise_floor.json", "floor/step_1/noise_floor.json", "gathered.json", "observer.json",
+        "floor/step_0/noise_floor.json", "floor/step_1/noise_floor.json", "floor/validation_floor.json",
+        "gathered.json", "observer.json",
     ]  # fmt: skip
     assert json.loads((copied / "report" / "report.json").read_text())["exit_code"] == 4
 

@@ -219,6 +219,31 @@ def test_features_of_a_validation_are_held_against_its_audio(
     assert behind.within is (within or rule == "noise floor" or 2.5 * size < 3e-7)
 
 
+@pytest.mark.parametrize(("size", "direction", "measured", "single", "double"), [
+    (2e-5, 0.0, 1e-6, False, False), (2e-5, 0.0, 1e-4, True, True),  # telephone speech
+    (1e-6, 0.0, 1e-6, True, False), (2e-7, 0.0, 1e-6, True, True),  # as the steps'
+    (2e-5, 3e-4, 1e-4, False, False),
+])  # fmt: skip
+def test_features_of_a_validation_are_held_against_their_own_floor(
+    size: float, direction: float, measured: float, single: bool, double: bool
+) -> None:
+    """What rounding does to them depends on the audio, and was measured of that very audio."""
+    first, at = output("features"), Moment(1, Phase.VALIDATION)
+    entries = {address: entry(address, 1e-6, 1e-6) for address in (first, M)}
+    evidence = Evidence(floors={(0, 0): Floors(entries, {}, 4)}, unweighted=frozenset({"features"}))
+    evidence.features = {first: entry(first, measured, 1e-6)}
+    in64 = Float64Rule(evidence, {(0, first): 1e-7, (0, M): 1e-7}, frozenset({first}))
+    metrics = measure(*drawn(size, direction), 0.0, 0.0)
+    for rule, within, once in ((NoiseFloorRule(evidence), single, 1e-6), (in64, double, 1e-7)):
+        assert rule.judge(Spot("validation", at, first), metrics).within is within
+        behind = rule.judge(Spot("validation", at, M), measure(*drawn(2 * size, 0.0), 0.0, 0.0))
+        assert behind.within is (within or 2 * size <= 3 * once)
+    evidence.features = {}
+    assert Float64Rule(evidence, in64.shown, in64.silent).judge(Spot("validation", at, first), metrics).within is (
+        size < 3e-7
+    )
+
+
 def test_features_summed_in_another_order_are_within_what_their_loudness_allows() -> None:
     """The port's own, of noise: what the bound is made from."""
     one, other = (FilterbankFeatures(Preprocessor()).eval() for _ in range(2))

@@ -127,7 +127,8 @@ class NoiseFloorRule:
 
         It is that of the nearest step, the one behind it or the last before it, and exceeded by what the weights of the
         sides are apart when it runs. Its batch is another one, so only sizes relative to the whole can be compared.
-        Features have no weights: they are further apart where the audio is quieter, and are never another scale.
+        Features have no weights: how far apart they are depends on the audio. Their own floor says it, or, where they
+        have none, how quiet that is; and they are never another scale.
         """
         address, step, evidence = spot.address, spot.moment.step, self.evidence
         named = Address(Kind.LOSS, slot="loss") if address.kind == Kind.METRIC else address
@@ -146,6 +147,9 @@ class NoiseFloorRule:
         if features:
             once, growth = max(once, self._shown.get(address, 0.0)), quieter_at_most(evidence, step) / LOOK
         relative = once * (growth if features else growth + self._grown.get(step, 1.0) - 1.0)
+        if features and (measured := evidence.features.get(address)):
+            apart_there = self._shown.get(address, 0.0) * evidence.widened(address, nearest)
+            relative = max(measured.relative_largest, apart_there, ULP * metrics.eps)
         ratio = metrics.relative / relative if relative else math.inf
         within = ratio <= LOOK and not (features and is_scaled(metrics))
         if features and within and once:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -13,10 +13,11 @@ from torch import Tensor
 from nest_ssl.compare.bits import as_real, chunks, same_bits
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.evidence import FloorEntry, Place
-from nest_ssl.run.floor.values import StepValues, Update
+from nest_ssl.run.floor.values import Update
 
 PIECE = 1 << 16  # elements summed at a time: what fits the cache in float64
 TURNED = 2  # elements of a weight that may be rounded the other way, whatever the repeats show
+Values = Iterable[tuple[Address, Tensor | Update]]
 Measured = tuple[float, float, float, int]  # Frobenius norms of the recorded one and the difference, largest, flips
 
 
@@ -45,7 +46,7 @@ class Tally:
         self.flipped: list[bool] = []  # of each repeat, whether a discrete value became another
         self.held_out: list[bool] = []  # of each, whether it checks the floor that others make
 
-    def add(self, recorded: StepValues, repeated: StepValues, held_out: bool = False, behind: bool = False) -> bool:
+    def add(self, recorded: Values, repeated: Values, held_out: bool = False, behind: bool = False) -> bool:
         """One more repeat.
 
         A tensor of another shape is infinitely far away, and what made it so is no rounding.

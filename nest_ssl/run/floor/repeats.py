@@ -35,10 +35,18 @@ from nest_ssl.compare.bits import same_bits
 from nest_ssl.record.observers.calls import CallObserver
 from nest_ssl.record.observers.copies import Copies
 from nest_ssl.record.observers.parameters import gradients, optimizer_state, weights
-from nest_ssl.record.session import Session
+from nest_ssl.record.session import WATCHED, Session
 from nest_ssl.recording import layout
-from nest_ssl.recording.evidence import NOISE_FLOOR, UNBOUND, NoiseFloor
+from nest_ssl.recording.evidence import (
+    NOISE_FLOOR,
+    UNBOUND,
+    VALIDATION_FLOOR,
+    NoiseFloor,
+    ValidationFloor,
+    write_evidence,
+)
 from nest_ssl.run.floor.deviations import Tally
+from nest_ssl.run.floor.evaluation import EvaluationFloor
 from nest_ssl.run.floor.margins import Margins
 from nest_ssl.run.floor.state import (
     SavedBatch,
@@ -194,6 +202,7 @@ class NoiseFloorRepeats(Callback):
         self._session, self._repeats, self._say = session, repeats, say
         self._chain: _Chain | None = None
         self._repeat: _Repeat | None = None  # the step that is being trained again, if one is
+        self._validations, self._evaluation = 0, EvaluationFloor(repeats, HELD_OUT)
 
     # --- Lightning's hooks: those of training, and in the midst of a repeated step ---
 
@@ -237,6 +246,29 @@ class NoiseFloorRepeats(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._chain:  # where all steps are recorded, only now it is known that these were the last
             self._repeat_chain(trainer, pl_module, self._chain)
+
+    # --- what validations make before any weight ---
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0 and self._validations < WATCHED and self._session.steps != frozenset():
+            self._evaluation.attach(pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        self._evaluation.detach()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validations += 1
+        started = time.perf_counter()
+        if entries := self._evaluation.measure(trainer, pl_module):
+            floor = ValidationFloor(
+                reference=UNBOUND, repeats=self._repeats, entries=entries, seconds=time.perf_counter() - started
+            )
+            write_evidence(self._session.writer.folder / VALIDATION_FLOOR, floor)
 
     # --- the repeats ---
 

@@ -1,0 +1,74 @@
+"""How far rounding moves the features of a validation: measured of its own audio, and nothing is changed by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import Precision
+from torch import Tensor, nn
+
+from nest_ssl.config.parts import Preprocessor
+from nest_ssl.model.features import AudioToMelSpectrogramPreprocessor
+from nest_ssl.recording.evidence import VALIDATION_FLOOR, ValidationFloor, read_evidence
+from nest_ssl.run.floor.evaluation import EvaluationFloor
+from tests.run.test_noise_floor import record
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.preprocessor = AudioToMelSpectrogramPreprocessor(Preprocessor())
+        self.layer, self.behind = nn.Linear(Preprocessor().features, 2), nn.Dropout()
+
+    def forward(self, audio: Tensor, lengths: Tensor) -> Any:
+        features, _ = self.preprocessor(input_signal=audio, length=lengths)
+        return self.behind(self.layer(features.transpose(1, 2)))
+
+
+def measured(model: Small, audio: Tensor) -> dict[str, float]:
+    floor, trainer = EvaluationFloor(2, 1), SimpleNamespace(precision_plugin=Precision())
+    with torch.inference_mode():  # as validations run
+        floor.attach(model)
+        model.eval()(audio.clone(), torch.full((len(audio),), audio.shape[1]))
+        model.train()
+        entries = floor.measure(trainer, model)  # type: ignore[arg-type]
+    assert not any(part._forward_pre_hooks for part in model.modules())
+    assert {one.place.module for one in entries} == {"preprocessor"}
+    return {one.place.path: one.relative_largest for one in entries}
+
+
+def test_it_depends_on_the_audio_and_changes_nothing() -> None:
+    """Of a tone, which leaves most channels to rounding, it is far larger than of noise."""
+    model, generator = Small(), torch.Generator().manual_seed(0)
+    audio = 0.1 * torch.randn(2, 16000, generator=generator)
+    tone = 0.9 * torch.sin(2 * torch.pi * torch.tensor([[100.0], [440.0]]) * torch.arange(16000) / 16000)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before |= {name: tensor.clone() for name, tensor in model.named_buffers()}
+    torch.manual_seed(3)
+    drawn, _ = torch.get_rng_state(), measured(model, audio)
+    floors = [measured(model, one) for one in (audio, tone)]
+    assert floors[1]["0"] > 10 * floors[0]["0"] > 0 and floors[0]["1"] == 0.0
+    after = {**model.state_dict(), **dict(model.named_buffers())}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(part.training for part in model.modules())
+    with torch.random.fork_rng():
+        torch.set_rng_state(drawn)
+        for one in (audio, audio, tone):  # what the validations themselves draw, if anything
+            model.eval()(one.clone(), torch.full((2,), 16000))
+        expected = torch.get_rng_state()
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+@pytest.mark.parametrize("repeats", [0, 1])
+def test_it_is_written_where_a_noise_floor_is_asked_for(tmp_path: Path, repeats: int) -> None:
+    made = record(tmp_path / "nest", *([f"noise_floor={repeats}"] if repeats else []))
+    path = made.path / VALIDATION_FLOOR
+    assert made.validations() and path.is_file() is bool(repeats)
+    if repeats:
+        found = read_evidence(path, ValidationFloor)
+        assert found.repeats == repeats and {one.place.module for one in found.entries} == {"preprocessor"}
+        assert 0 < max(one.relative_largest for one in found.entries) < 1e-4
