@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from nest_ssl.base.memory import lies_plain, same_bytes
+
 CHUNK = 1 << 14  # elements: 128 KiB as float64, so that a handful of temporaries stays in the cache
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -19,6 +21,8 @@ def same_bits(reference: Tensor, candidate: Tensor) -> bool:
 
     A NaN equals a NaN of the same payload; 0.0 and -0.0 differ.
     """
+    if lies_plain(reference) and lies_plain(candidate):
+        return same_bytes(reference, candidate)
     return torch.equal(as_integers(reference), as_integers(candidate))
 
 

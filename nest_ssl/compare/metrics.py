@@ -7,13 +7,13 @@ are counted, and the other measures run over positions where both sides are fini
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor, dot, finfo, float64, from_numpy
+from torch import Tensor, dot, empty, finfo, float64
 
-from nest_ssl.compare.bits import as_integers, as_real, chunks
+from nest_ssl.compare.bits import CHUNK, as_integers, as_real, chunks
 
 Array = np.ndarray[Any, Any]
 _SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
@@ -118,19 +118,26 @@ class _Floats(_Integers):
 
     used: tuple[int, int] = (0, 0)  # bits that are set in any value of each side
     squares: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # of the reference, the candidate, their product and difference
+    # A piece of the reference, of the candidate and their difference, in memory that is used again.
+    wide: tuple[Tensor, ...] = field(default_factory=lambda: empty(3, CHUNK, dtype=float64).unbind())
 
     def add(self, reference: Tensor, candidate: Tensor) -> None:
         metrics, (atol, rtol) = self.metrics, self.bound
         patterns = (as_integers(side).numpy() for side in (reference, candidate))
         bits = [side.view(_SIGNED[side.itemsize]) for side in patterns]
-        self.used = tuple(old | int(np.bitwise_or.reduce(side)) for old, side in zip(self.used, bits, strict=True))  # type: ignore[assignment]
-        unlike = bits[0] != bits[1]
+        if not self.used[0] & self.used[1] & 1:  # else neither has a low bit that is zero everywhere
+            self.used = tuple(old | int(np.bitwise_or.reduce(side)) for old, side in zip(self.used, bits, strict=True))  # type: ignore[assignment]
+        unlike = bits[0] ^ bits[1]
         count = int(np.count_nonzero(unlike))
         metrics.differing += count
-        if count:
-            self.show(_BITS, 0.0, int(unlike.argmax()))
-        a, b = (side.to(float64).numpy() for side in (reference, candidate))
-        squares = _dot(a, a), _dot(b, b)
+        if count and self.worst[0] < (_BITS, 0.0):
+            self.show(_BITS, 0.0, int((unlike != 0).argmax()))
+        wide = self.wide if reference.numel() == CHUNK else [side[: reference.numel()] for side in self.wide]
+        wide_a, wide_b, apart = wide
+        a, b, difference = (side.numpy() for side in wide)
+        wide_a.copy_(reference)
+        wide_b.copy_(candidate)
+        squares = _dot(wide_a, wide_a), _dot(wide_b, wide_b)
         if not all(map(math.isfinite, squares)):  # else no element is infinite or NaN
             finite = np.isfinite(a) & np.isfinite(b)
             metrics.nan_reference += int(np.count_nonzero(np.isnan(a)))
@@ -142,21 +149,24 @@ class _Floats(_Integers):
             metrics.outside += int(np.count_nonzero(disagree))
             if not finite.any():
                 return
-            a, b, *bits = (np.where(finite, values, 0) for values in (a, b, *bits))
-            squares = _dot(a, a), _dot(b, b)
-        difference = np.subtract(b, a)
-        np.abs(difference, out=difference)
-        added = (*squares, _dot(a, b), _dot(difference, difference))
+            a[~finite] = b[~finite] = 0
+            bits = [np.where(finite, side, 0) for side in bits]
+            unlike = bits[0] ^ bits[1]
+            squares = _dot(wide_a, wide_a), _dot(wide_b, wide_b)
+        np.abs(np.subtract(b, a, out=difference), out=difference)
+        added = (*squares, _dot(wide_a, wide_b), _dot(apart, apart))
         self.squares = tuple(old + new for old, new in zip(self.squares, added, strict=True))
         at = int(difference.argmax())
         metrics.max_abs = max(metrics.max_abs or 0.0, float(difference[at]))
-        if np.bitwise_or.reduce(bits[0] ^ bits[1]) < 0:  # else of like signs, whose bit patterns are as far apart
-            bits = [_ranks(side) for side in bits]
-        metrics.max_ulp = max(metrics.max_ulp or 0, int(_distance(bits[0], bits[1]).max()))
+        if np.bitwise_or.reduce(unlike) < 0:
+            distance = _distance(_ranks(bits[0]), _ranks(bits[1]))
+        else:  # of like signs: their bit patterns are as far apart, and no difference of these overflows
+            distance = np.abs(bits[0] - bits[1])
+        metrics.max_ulp = max(metrics.max_ulp or 0, int(distance.max()))
         if difference[at] > 0:
             self.show(_NUMBER, float(difference[at]), at)
         if not (atol or rtol):
-            metrics.outside += int(np.count_nonzero(difference))
+            metrics.outside += int(np.count_nonzero(difference > 0))  # of booleans: numbers take twice as long
             return
         allowed = atol + rtol * np.abs(a)
         metrics.outside += int(np.count_nonzero(difference > allowed))
@@ -180,9 +190,9 @@ def _low_zeros(bits: int, width: int) -> int:
     return width if bits & ((1 << width) - 1) == 0 else (bits & -bits).bit_length() - 1
 
 
-def _dot(a: Array, b: Array) -> float:
+def _dot(a: Tensor, b: Tensor) -> float:
     """NumPy's own would start threads for so few elements, which on a busy machine wait for each other."""
-    return float(dot(from_numpy(a), from_numpy(b)))
+    return float(dot(a, b))
 
 
 def _distance(a: Array, b: Array) -> Array:
