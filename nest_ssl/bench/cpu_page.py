@@ -181,11 +181,13 @@ def said_of_profiles(results: dict[str, Any]) -> Iterator[Block]:
             ]  # fmt: skip
             batch = f"{row['batch'][0]} x {row['batch'][1]:g} s"
             of_all = took.pop("all")
-            most = sorted(took, key=lambda key: took[key][1] - took[key][0])[:GAINS]
-            gains = "; ".join(f"{key}, {took[key][0]:,.0f} before and {took[key][1]:,.0f} after" for key in most)
-            yield Paragraph(
-                (f"{name}, {batch}, by {what}. The {GAINS} largest gains of {of_all[0] - of_all[1]:,.0f} ms: {gains}.",)
+            gained = sorted((after - before, key) for key, (before, after, _) in took.items() if after < before - 0.5)
+            gains = "; ".join(
+                f"{key}, {took[key][0]:,.0f} before and {took[key][1]:,.0f} after" for _, key in gained[:GAINS]
             )
+            change = of_all[1] - of_all[0]
+            said = f"in all {abs(change):,.0f} ms {'more' if change > 0 else 'less'} than NeMo's"
+            yield Paragraph((f"{name}, {batch}, by {what}: {said}. Most is gained in: {gains or 'nothing'}.",))
             columns = ("NeMo's forward", "the port's", "NeMo's backward", "the port's", "NeMo", "exact", "fast")
             yield table((what, *columns, "exact by NeMo", "of exact's step"), cells, right=len(columns) + 2)
 
