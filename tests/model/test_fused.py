@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nest_ssl.base.nested import leaves
 from nest_ssl.config.parts import Encoder
 from nest_ssl.config.section import read
 from nest_ssl.model.encoder import layer as layer_module
@@ -184,6 +186,21 @@ def test_a_forward_of_its_own_is_nobodys() -> None:
     module = encoder()
     module.forward = module.forward  # type: ignore[method-assign]
     assert "forward" in vars(module) and not is_watched(module)
+
+
+def test_who_looks_at_layers_alone_sees_the_same_and_opens_none(taken: list[bool]) -> None:
+    def seen(inside: bool) -> tuple[dict[str, Any], list[Any]]:
+        module = encoder()
+        names = None if inside else {"layers.0", "layers.1"}
+        observer = CallObserver(module, modules=names).attach()
+        found = stepped(module, (60, 37), watched=False, steps=1)
+        calls = [call.as_builtins() for call in observer.detach() if re.fullmatch(r"layers\.\d", call.module)]
+        return found, [{key: call[key] for key in ("module", "kwargs", "output", "output_grads")} for call in calls]
+
+    (opened, all_of_it), (fused, boundaries) = seen(inside=True), seen(inside=False)
+    assert taken == [False, False, True, True]
+    assert differing(opened, fused) == [] and len(boundaries) == 2
+    assert differing(*(dict(leaves(calls)) for calls in (all_of_it, boundaries))) == []
 
 
 def test_a_recorder_opens_all_and_closes_them_again() -> None:

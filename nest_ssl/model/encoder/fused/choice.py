@@ -17,11 +17,16 @@ SMALLEST = 1 << 17  # elements of a layer's input: on fewer, what is saved is le
 REPLACED = frozenset({"forward", "_call_impl"})  # set on one object: somebody put something around it
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether somebody sees calls of `module` or of one in it: by a hook, or by something in place of its forward."""
+def is_watched(module: nn.Module, itself: bool = True) -> bool:
+    """Whether somebody sees calls of a module: by a hook, or by something in place of its forward.
+
+    Args:
+        itself: whether `module` counts; else those in it alone.
+    """
     if any(getattr(torch_module, hooks, None) for hooks in GLOBAL_HOOKS):
         return True
-    return any(_is_replaced(each) or any(vars(each)[hooks] for hooks in HOOKS) for each in module.modules())
+    seen = (each for each in module.modules() if itself or each is not module)
+    return any(_is_replaced(each) or any(vars(each)[hooks] for hooks in HOOKS) for each in seen)
 
 
 def _is_replaced(module: nn.Module) -> bool:
@@ -31,7 +36,8 @@ def _is_replaced(module: nn.Module) -> bool:
 
 
 def is_fusable(layer: ConformerLayer, x_BTD: Tensor) -> bool:
-    """Whether `fused.layer` gives what the layer's own forward does, to the last bit, and where no hook sees it.
+    """Whether `fused.layer` gives what its own forward does, to the last bit, and where no hook sees it: whoever
+    looks at the layer alone, as a recorder of boundaries, sees its input and output, and these are the same.
 
     It stands for training on a CPU in one precision: on a GPU dropout draws otherwise, and evaluation keeps nothing
     that could be saved.
@@ -45,4 +51,4 @@ def is_fusable(layer: ConformerLayer, x_BTD: Tensor) -> bool:
     if torch.compiler.is_compiling() or x_BTD.size(0) * x_BTD.size(1) < 2:  # batch norm refuses one frame
         return False
     trained = all(module.training for module in layer.modules()) and all(p.requires_grad for p in layer.parameters())
-    return trained and layer.is_of_the_paper and not is_watched(layer)
+    return trained and layer.is_of_the_paper and not is_watched(layer, itself=False)
