@@ -8,14 +8,14 @@ SHELL := bash
 targets := align doctor data nemo nest train compare explain track bundle setup setup-nest images locks check-locks \
            test test-nemo test-generations test-docker test-gpu bench selftest matrix lint clean help
 runs := align doctor data nemo nest train compare explain track
-.PHONY: $(targets) ready ready-nest kept
+.PHONY: $(targets) both ready ready-nest kept
 
 # Variables of the experiment come from the command line alone: a cluster may well export DEVICE, DATA or OUT.
 # Those of the machine may stand in the environment too. Either way make says what it found there.
 experiment := SIZE RUN KIND RECIPE SEED STEPS BATCHES RANKS DEVICE OUT ARGS NEMO_ARGS NEST_ARGS COMPARE_ARGS THREADS NEMO_VERSION GENERATIONS DATA \
               EVIDENCE NEMO_SOURCE FROM_VERSION FROM_SOURCE
 machine := RUNTIME PYTHON NEMO_PYTHON NEST_PYTHON TORCH_INDEX TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE MEMORY SHM GPUS \
-           TEST_LOGS UPGRADE BUILD_ARGS EXPLAIN QUICK
+           TEST_LOGS UPGRADE BUILD_ARGS EXPLAIN QUICK PARALLEL
 
 # One word for the shell, whatever is in it.
 q = '$(subst ','\'',$(1))'
@@ -81,8 +81,10 @@ GPUS        ?= all
 TEST_LOGS   ?= .venv/test-logs
 EXPLAIN     ?=
 QUICK       ?=
+PARALLEL    ?=
 
 $(if $(strip $(OUT)),,$(error OUT is empty. Name the folder for nemo/, nest/ and report/))
+$(if $(filter-out 0 1,$(PARALLEL)),$(error PARALLEL=$(PARALLEL): give 0, 1, or leave it out))
 $(if $(filter-out local docker,$(RUNTIME)),$(error RUNTIME=$(RUNTIME) is no runtime. Use docker or local))
 unlocked := $(if $(filter locks,$(MAKECMDGOALS)),,$(filter-out $(releases),$(sort $(NEMO_VERSION) $(FROM_VERSION) $(GENERATIONS))))
 $(if $(unlocked),$(error no lock for this NeMo: $(unlocked). Use one of: $(releases), or write one: make locks NEMO_VERSION=...))
@@ -146,7 +148,7 @@ nest_python = $(if $(filter docker,$(runtime)),docker/run.sh nest,$(call q,$(NES
 with = scripts/with_words.sh $(call q,$(1))
 
 ##@ The experiment
-align: ready data nemo nest $(if $(EXPLAIN),explain,compare) ## data, both trainers, then the report; fails unless they agree
+align: ready data both $(if $(EXPLAIN),explain,compare) ## data, both trainers, then the report; fails unless they agree
 
 data: ready-nest ## write data/dummy_ssl (12 utterances, 4 noises) and check its hashes (KIND=tarred, shar, ...)
 	@$(nest_python) scripts/make_data.py --out data/dummy_ssl $(call q,--kind=$(KIND))
@@ -155,11 +157,19 @@ doctor: ready data ## before that: versions, GPU, threads, disk, memory, setting
 	@$(call with,$(ARGS) $(NEMO_ARGS)) $(nemo_python) -m nest_ssl.cli.main doctor nemo $(settings) $(call q,output_dir=$(OUT)/nemo)
 	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) -m nest_ssl.cli.main doctor nest $(settings) $(call q,output_dir=$(OUT)/nest)
 
+train_nemo = $(call with,$(ARGS) $(NEMO_ARGS)) $(nemo_python) scripts/train_nemo.py $(settings) $(call q,output_dir=$(OUT)/nemo)
+train_nest = $(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py $(settings) $(call q,output_dir=$(OUT)/nest)
 nemo: ready data kept ## train with NVIDIA NeMo, recorded into OUT/nemo
-	@$(call with,$(ARGS) $(NEMO_ARGS)) $(nemo_python) scripts/train_nemo.py $(settings) $(call q,output_dir=$(OUT)/nemo)
+	@$(train_nemo)
 
 nest: ready-nest data kept ## train with the port, recorded into OUT/nest
-	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py $(settings) $(call q,output_dir=$(OUT)/nest)
+	@$(train_nest)
+
+# Of align: at once where there is room, as the script finds. Of a container's room nothing is known here.
+both: ready data kept
+	@$(if $(filter docker,$(runtime)),$(train_nemo),$(call q,$(NEST_PYTHON)) scripts/side_by_side.py $(call q,$(PARALLEL)) $\
+	    --and $(train_nemo) --and $(train_nest))
+	@$(if $(filter docker,$(runtime)),$(train_nest))
 
 train: ready-nest data ## train for real with the port, into OUT/train; again: go on where it stopped
 	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py \
@@ -325,6 +335,7 @@ help: ## this text
 	    'EVIDENCE=' 'for explain: replay,float64,floor,operators,schedule,observer; if empty, what pays' \
     $(call q,QUICK=$(QUICK)) '1: bench takes 3 minutes' \
 	    $(call q,EXPLAIN=$(EXPLAIN)) '1: align ends with explain' \
+    $(call q,PARALLEL=$(PARALLEL)) 'align trains 1: both at once, 0: one behind the other; if empty, as there is room' \
 	    $(call q,NEMO_VERSION=$(NEMO_VERSION)) 'release of NeMo: $(releases); each has its environment and image' \
 	    'NEMO_SOURCE=' 'a checkout of NeMo, in place of the installed one (local environments)' \
 	    $(call q,FROM_VERSION=$(FROM_VERSION)) 'for track: the earlier release; FROM_SOURCE=, an earlier checkout' \

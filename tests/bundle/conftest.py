@@ -29,13 +29,16 @@ def environment() -> dict[str, str]:
         "GENERATIONS TEST_LOGS "
         "TORCH_INDEX PYTHON NEMO_PYTHON NEST_PYTHON OMP_NUM_THREADS MAKEFLAGS MAKEOVERRIDES MAKELEVEL MFLAGS "
         "TORCH BASE_IMAGE WHEELS PIP_CONFIG CA_BUNDLE DATA MEMORY SHM GPUS BUILD_ARGS UPGRADE "
-        "NEST_SSL_COMMAND PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE EVIDENCE EXPLAIN"
+        "NEST_SSL_COMMAND PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE EVIDENCE EXPLAIN PARALLEL"
     ).split()
     return {name: value for name, value in os.environ.items() if name not in settings}
 
 
 class FakePython:
-    """A program that writes down how it was called, and fails when called with a word that was given to `fail`."""
+    """A program that writes down how it was called, and fails when called with a word that was given to `fail`.
+
+    What starts the two trainers of align it is itself: they are called with this.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path, self._notes, self._codes = folder / "fake python", folder / "calls", folder / "codes.json"
@@ -43,6 +46,7 @@ class FakePython:
         self.path.write_text(
             f"#!{sys.executable}\n"
             "import json, os, pathlib, sys\n"
+            "if sys.argv[1].endswith('side_by_side.py'): os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
             "call = {'argv': sys.argv[1:], 'cwd': os.getcwd(), 'threads': os.environ.get('OMP_NUM_THREADS')}\n"
             "if 'setup.py' in call['argv'][0]: call['NEMO_VERSION'] = os.environ.get('NEMO_VERSION')\n"
             "if 'train' in call['argv'][0]: call['command'] = os.environ.get('NEST_SSL_COMMAND')\n"

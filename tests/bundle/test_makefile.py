@@ -37,8 +37,21 @@ def test_help_names_every_variable_of_the_experiment(make: Make) -> None:
 
 @pytest.mark.parametrize("jobs", ["-j1", "-j4"])
 def test_align_makes_data_then_trains_both_then_compares(make: Make, fake_python: Any, jobs: str) -> None:
-    done = make("align", jobs)
+    done = make("align", jobs, "PARALLEL=0")
     assert done.returncode == 0, done.stderr
+    assert fake_python.scripts == EXPERIMENT
+
+
+def test_align_trains_both_at_once_between_data_and_comparison(make: Make, fake_python: Any) -> None:
+    done = make("align", "PARALLEL=1")
+    assert done.returncode == 0, done.stderr
+    data, *trained, compare = fake_python.scripts
+    assert [data, *sorted(trained), compare] == EXPERIMENT
+    assert re.search(r"^nemo: my last line: \['scripts/train_nemo\.py'", done.stdout, re.MULTILINE)
+
+
+def test_align_says_whether_there_is_room(make: Make, fake_python: Any) -> None:
+    assert "align: trains one behind the other: a GPU is not shared" in make("align", "DEVICE=gpu").stdout
     assert fake_python.scripts == EXPERIMENT
 
 
@@ -53,6 +66,7 @@ def test_the_trainers_get_the_same_words_but_for_the_folder(make: Make, fake_pyt
         "BATCHES=3",
         "DEVICE=cpu",
         "OUT=o u t",
+        "PARALLEL=0",
     )
     nemo, nest = (call["argv"][1:] for call in fake_python.calls if "train" in call["argv"][0])
     assert nemo[:-1] == nest[:-1] == [
@@ -94,9 +108,17 @@ def test_one_thread_unless_asked_for(make: Make, fake_python: Any, setting: tupl
 @pytest.mark.parametrize("script", EXPERIMENT)
 def test_make_fails_with_the_first_program_that_does(make: Make, fake_python: Any, script: str) -> None:
     fake_python.fail(script, 1)
-    done = make("align")
+    done = make("align", "PARALLEL=0")
     assert done.returncode != 0
     assert fake_python.scripts == EXPERIMENT[: EXPERIMENT.index(script) + 1]
+
+
+@pytest.mark.parametrize("script", ["train_nemo.py", "train_nest.py"])
+def test_nothing_is_compared_where_one_of_two_at_once_fails(make: Make, fake_python: Any, script: str) -> None:
+    fake_python.fail(script, 3)
+    done = make("align", "PARALLEL=1")
+    assert done.returncode == 2 and "Error 3" in done.stderr
+    assert script in fake_python.scripts and "compare_outputs.py" not in fake_python.scripts
 
 
 def test_compare_alone_trains_nothing(make: Make, fake_python: Any) -> None:
@@ -155,7 +177,7 @@ def test_align_ends_with_explain_where_that_is_asked_for(
     make: Make, fake_python: Any, environment: dict[str, str]
 ) -> None:
     environment["EXPLAIN"] = "1"
-    assert make("align").returncode == 0
+    assert make("align", "PARALLEL=0").returncode == 0
     assert fake_python.scripts == [*EXPERIMENT[:-1], "explain.py"]
 
 
@@ -175,6 +197,7 @@ def test_align_ends_with_explain_where_that_is_asked_for(
         (["align", "THREADS=0"], "THREADS=0 is no number of threads"),
         (["align", "THREADS=two"], "THREADS=two is no number of threads"),
         (["align", "RUNTIME=cloud"], "RUNTIME=cloud is no runtime"),
+        (["align", "PARALLEL=2"], "PARALLEL=2: give 0, 1, or leave it out"),
         (["align", "RANKS=2", "EXPLAIN=1"], "RANKS=2: evidence and operators are gathered of one process"),
         (["track", "FROM_VERSION=2.7.3", "RANKS=2"], "RANKS=2: evidence and operators are gathered of one process"),
         (["track"], "one NeMo alone: 3.0.0. Name the other one: FROM_VERSION=, FROM_SOURCE= or NEMO_SOURCE="),
@@ -295,6 +318,7 @@ def test_each_release_has_its_own_python(
     programs = re.findall(r"'(\S+/python)' (scripts/\w+\.py)", done.stdout)
     assert programs == [
         (".venv/nest/bin/python", "scripts/make_data.py"),
+        (".venv/nest/bin/python", "scripts/side_by_side.py"),
         (f".venv/nemo-{release}/bin/python", "scripts/train_nemo.py"),
         (".venv/nest/bin/python", "scripts/train_nest.py"),
         (".venv/nest/bin/python", "scripts/compare_outputs.py"),
