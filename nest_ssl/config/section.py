@@ -10,13 +10,13 @@ what to do instead. Whatever else stands in a section is a mistake, and the near
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from omegaconf import Container, OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -34,7 +34,10 @@ NEMO = "nemo.collections.asr."  # where the classes named by `_target_` are
 class Section(BaseModel):
     """The base of all sections. Whole numbers are no booleans, text is no number: what YAML says is what is meant."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    # Built when first used: of sixty sections a configuration has a dozen, and each takes milliseconds.
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
 
     TARGETS: ClassVar[tuple[str, ...]] = ()  # NeMo's classes that `_target_` may name; none: the key is not there
     CLASSES: ClassVar[tuple[str, ...]] = ()  # NeMo's classes that `target`, which need not be there, may name
@@ -150,8 +153,9 @@ def takes_text(root: type[Section], path: str) -> bool:
 
 def plain(value: Any) -> Any:
     """Nested mappings and sequences (OmegaConf's too) as dicts and lists, references resolved."""
-    if isinstance(value, Container):
-        value = OmegaConf.to_container(value, resolve=True)
+    # Importing it takes a while, and before somebody has there is none of its containers.
+    if (omegaconf := sys.modules.get("omegaconf")) and isinstance(value, omegaconf.Container):
+        value = omegaconf.OmegaConf.to_container(value, resolve=True)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

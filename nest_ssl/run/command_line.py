@@ -39,7 +39,14 @@ def read_command_line(trainer: str, argv: Sequence[str] | None = None) -> DictCo
     threads = os.environ.get(THREADS, "1")
     if not threads.isdecimal() or int(threads) < 1:  # OpenMP would take as many as it likes, and the bits are others
         raise UserError("not a number of threads", f"{THREADS}={threads}", "Give a whole number from 1 (THREADS=1).")
-    # Half a second that --help and a misspelt option do not wait for.
+    # Tenths of a second that --help and a misspelt option do not wait for; and a misspelt key waits for no composing.
+    from nest_ssl.config.schema import Experiment
+    from nest_ssl.config.section import check_keys
+
+    if args.config_path is None and "${" not in "".join(args.overrides):  # what is referred to may be one's own key
+        given = [override.lstrip("+").partition("=") for override in args.overrides]
+        first_names = [key.strip().partition(".")[0] for key, equals, _ in given if equals]
+        check_keys(Experiment, {name: None for name in first_names if name.isidentifier() and name != "hydra"})
     from omegaconf import OmegaConf
 
     from nest_ssl.config.compose import DEFAULT_NAME

@@ -76,6 +76,19 @@ def test_mistakes_do_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
 
 
+def test_a_misspelt_key_does_not_wait_for_hydra() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'scripts'); import train_nest\n"
+        "from nest_ssl.cli.train import main\n"
+        "from nest_ssl.base.errors import UserError\n"
+        "try: main(['nest', 'size=tiny', '+sead=7'])\n"
+        "except UserError as error: print(error)\n"
+        "print(*({'hydra', 'omegaconf', 'torch'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "unknown key: sead. Did you mean seed?\n\n", done.stderr
+
+
 def test_the_trainer_runs_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "link.py").symlink_to(ROOT / "scripts" / "train_nest.py")
     done = subprocess.run([sys.executable, str(tmp_path / "link.py"), "--help"], capture_output=True, text=True)
