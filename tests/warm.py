@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PRELOADED = ("torch", "lightning.pytorch", "librosa.filters", "nest_ssl.run.experiment", "nest_ssl.train.module",
+PRELOADED = ("torch", "lightning.pytorch", "nest_ssl.run.experiment", "nest_ssl.train.module",
              "nest_ssl.record.lightning", "nest_ssl.compare.ladder", "nest_ssl.report.write", "nest_ssl.cli.main",
              "nest_ssl.cli.train", "warmed:warm_up")  # fmt: skip
 CLIENT = """\

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.parts import Preprocessor
+from nest_ssl.model.mel import mel_filters
 from nest_ssl.releases import GENERATIONS, NEWEST, Generation
 
 if TYPE_CHECKING:
@@ -73,8 +74,6 @@ class FilterbankFeatures(nn.Module):
 
     def __init__(self, settings: Preprocessor, differences: Generation = GENERATIONS[NEWEST]) -> None:
         super().__init__()
-        import librosa.filters  # NeMo's own filters; here, for it takes most of a second and only this needs it
-
         self.win_length, self.hop_length = settings.window_samples, settings.hop_samples
         self.n_fft = settings.n_fft or 2 ** math.ceil(math.log2(self.win_length))
         self.normalize, self.dither, self.preemph = settings.normalize, settings.dither, settings.preemph
@@ -92,10 +91,10 @@ class FilterbankFeatures(nn.Module):
         self.pad_to, self.pad_value = settings.pad_to, settings.pad_value
         self.stft_padding, self.mask_waveform = differences.stft_padding, differences.mask_waveform
         self.extra_frames, self.std_of_one_frame = differences.extra_frames, differences.std_of_one_frame
-        filters_FK = librosa.filters.mel(
-            sr=settings.sample_rate,
+        filters_FK = mel_filters(
+            sample_rate=settings.sample_rate,
             n_fft=self.n_fft,
-            n_mels=settings.features,
+            features=settings.features,
             fmin=settings.lowfreq,
             fmax=settings.highfreq or settings.sample_rate / 2,
             norm=settings.mel_norm,

@@ -203,7 +203,6 @@ def _fork(work: Callable[..., None], log: Path, *arguments: Any) -> Any:
 
 def _warm_up() -> None:
     """Import what every case needs; nothing is trained here, for torch's backward does not survive a fork."""
-    import librosa.filters  # noqa: F401
     import soundfile  # noqa: F401
 
     torch.set_num_threads(1)
