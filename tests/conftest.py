@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import multiprocessing
 import os
@@ -81,6 +82,7 @@ def _files_composed_once() -> Iterator[None]:
     once = runpy.run_path(str(HERE / "warmed.py"))["composing_once"]  # NeMo before 3.0 hides our `tests`
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compose, "_compose_groups", once(compose._compose_groups))
+        patch.setattr(compose, "_parse", functools.cache(compose._parse))
         yield
 
 
