@@ -132,7 +132,7 @@ def read_catalogue(folder: Path = CATALOGUE) -> list[Case]:
     cases: dict[str, Case] = {}
     pairs: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.yaml")):
-        for given in yaml.safe_load(path.read_text("utf-8")):
+        for given in yaml.load(path.read_text("utf-8"), Loader=yaml.CSafeLoader):
             if path.stem == PAIRS:
                 pairs.append(given)
                 continue

@@ -31,7 +31,7 @@ from nest_ssl.recording import evidence as files
 from nest_ssl.recording.evidence import NoiseFloor, read_evidence, seal_of, write_evidence
 from nest_ssl.recording.layout import rank_folder, step_folder
 from nest_ssl.recording.ranks import write_ranks
-from nest_ssl.recording.reader import Recording, open_recording
+from nest_ssl.recording.reader import Recording, open_recording, read_index
 from nest_ssl.run.candidate import replay_recording
 from nest_ssl.run.experiment import run
 from nest_ssl.run.nest_report import explain_nest
@@ -144,7 +144,12 @@ def trainer_under_test() -> Subject:
 
 def _recorded(subject: Subject, folder: Path, *overrides: str) -> Recording:
     run(subject, [*overrides, f"output_dir={folder}", "overwrite=true"])
-    return open_recording(folder, verify=False)
+    return _opened(folder)
+
+
+def _opened(folder: Path) -> Recording:
+    """A recording that this command has made and keeps to itself: its tensors need not be hashed once more."""
+    return Recording(folder, read_index(folder), verified=True)
 
 
 def overrides_of(recipe: Recipe, prepared: Path, folder: Path) -> list[str]:
@@ -252,7 +257,7 @@ def try_case(case: Case, size: float | None, references: Path, folder: Path) -> 
     """
     subject, prepared = trainer_under_test(), references / case.recipe
     overrides = overrides_of(case.recipe, prepared, folder / "kept")
-    reference, evidence = open_recording(prepared / REFERENCE, verify=False), folder / files.FOLDER
+    reference, evidence = _opened(prepared / REFERENCE), folder / files.FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     (evidence / files.FLOAT64).mkdir(parents=True)
     for name in (files.FLOOR, f"{files.FLOAT64}/{REFERENCE}"):
@@ -269,6 +274,8 @@ def try_case(case: Case, size: float | None, references: Path, folder: Path) -> 
     if not case.settings and candidate.index.tensors != reference.index.tensors:
         _gather(subject, reference, candidate, evidence, [*overrides, FLOAT64, "operators=false"])
     found = open_evidence(evidence, reference, candidate)
+    if found.float64:
+        found.float64 = _opened(found.float64[0].path), _opened(found.float64[1].path)
     return compare_recordings(reference, candidate, explainers=[explain_nest], evidence=found)
 
 
@@ -278,7 +285,7 @@ def _gather(
     """The replay, and both again in float64."""
     write_evidence(evidence / files.REPLAY, replay_recording(subject, reference, candidate))
     folder = evidence / files.FLOAT64
-    double, twin = open_recording(folder / REFERENCE, verify=False), _recorded(subject, folder / CANDIDATE, *in_float64)
+    double, twin = _opened(folder / REFERENCE), _recorded(subject, folder / CANDIDATE, *in_float64)
     write_evidence(folder / files.REPLAY, replay_recording(subject, double, twin, double=True))
 
 
