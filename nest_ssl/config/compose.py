@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import ROOT
@@ -62,10 +62,11 @@ def compose(
             _apply(cfg, _parse(override))
     _fill_in(cfg, {override.lstrip("+").partition("=")[0].strip() for override in overrides})
     try:
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        if missing:
-            raise UserError("a value is missing", missing[0], f"Give it: {missing[0]}=...")
-        resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+        try:
+            resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+        except MissingMandatoryValue as error:
+            missing = min(OmegaConf.missing_keys(cfg))
+            raise UserError("a value is missing", missing, f"Give it: {missing}=...") from error
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
         where = key + str(error).split("\n")[0]

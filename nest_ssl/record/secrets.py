@@ -39,7 +39,7 @@ def masked(value: Any, name: str = "") -> Any:
 
 def masked_yaml(text: str) -> str:
     """A configuration with its secrets masked; to the letter as it was where it has none."""
-    settings = yaml.safe_load(text)
+    settings = yaml.load(text, Loader=yaml.CSafeLoader)
     safe = masked(settings)
     return text if safe == settings else yaml.safe_dump(safe, sort_keys=False, allow_unicode=True)
 

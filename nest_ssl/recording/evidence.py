@@ -366,8 +366,7 @@ def float64_names(reference: Path, candidate: Path) -> tuple[str, str]:
 
 def seal_of(index: Index) -> str:
     """What names a recording: the checksum of its index; of an older recording, which has none, of what was read."""
-    content = canonical(index.model_dump(mode="json", by_alias=True))
-    return index.sha256 or hashlib.sha256(content).hexdigest()
+    return index.sha256 or hashlib.sha256(canonical(index.model_dump(mode="json", by_alias=True))).hexdigest()
 
 
 def write_evidence(path: Path, evidence: Bound) -> None:

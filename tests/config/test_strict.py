@@ -239,6 +239,7 @@ def test_a_sweep_is_not_an_experiment(override: str) -> None:
         ("name=${model.nope}", "a value cannot be resolved: name"),
         ("name=${foo:1}", "a value cannot be resolved: name"),
         ("name=${name}", "a value cannot be resolved: name"),
+        ("model.optim.lr=???", "a value is missing: model.optim.lr. Give it: model.optim.lr=..."),
         ("~run", "a group that cannot be left out"),
         ("~trainer.nope", "no such key to remove: ~trainer.nope"),
         ("hydra.run.dir=x", "Hydra's own settings are not used"),
