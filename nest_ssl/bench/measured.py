@@ -95,7 +95,8 @@ WARM = {"replayed": 4, "graphs": 4}
 
 def speed(bench: Bench, workers: Workers) -> Rows:
     """Steps of all trainers by turns, the card's limits, and where forward takes its time."""
-    workers.start(*((side, precision) for side in TRAINERS for precision in (FP32, BF16)))
+    timed = [(side, precision) for precision, *_, sides in MODES.values() for side in sides]
+    workers.start(*dict.fromkeys([*timed, *((side, precision) for precision in (FP32, BF16) for side in SIDES)]))
     rows: Rows = [{"name": "limits", **workers.ask("nest", FP32, do="limits")}]
     for batch in bench.batches:
         for side in SIDES:
