@@ -55,7 +55,7 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 
 def test_identical_exits_0_and_says_so(reference: Path, tmp_path: Path, command: Command) -> None:
-    done = command(*sides(reference, reference, tmp_path / "report"), python=sys.executable)
+    done = command(*sides(reference, reference, tmp_path / "report"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "train identically" in done.stdout
     assert "report.md" in done.stdout
