@@ -43,6 +43,6 @@ def test_a_correct_rewrite_does_not(reference: Path, tmp_path: Path) -> None:
 
 
 def test_in_float32_that_tolerance_cannot_tell_them_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
-    reference, rewrite = (recorded_once(tmp_path_factory, each, WHOLE) for each in (None, split_k_product))
+    reference, rewrite = (recorded_once(tmp_path_factory, each, *WHOLE) for each in (None, split_k_product))
     found = judged(compare(reference, rewrite, STRICT))
     assert found == EXPECTED["split_k_product in float32"]

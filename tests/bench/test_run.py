@@ -15,10 +15,12 @@ from nest_ssl.bench.run import run_parts
 from nest_ssl.bench.trainings import Bench, Side
 from nest_ssl.cli.gpu import main
 from nest_ssl.selftest.cases import places, read_catalogue
+from tests.test_planted_faults import STARTS
 
 NARROW = "model.encoder.subsampling_conv_channels=4"
 # Of what the parts train, whose size is not the subject.
-SMALL = (NARROW, "model.encoder.d_model=16", "model.train_ds.batch_size=2", "model.validation_ds.batch_size=2")
+SMALL = (NARROW, "model.encoder.d_model=16", "model.train_ds.batch_size=2", "model.validation_ds.batch_size=2",
+         *STARTS, "model.masking.mask_prob=0.05")  # fmt: skip
 
 
 @pytest.fixture
@@ -87,7 +89,12 @@ def test_graphs_are_proved_by_a_last_step_without(
     bench: Bench, python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replays that are not the encoder's steps make the last step another; so does nothing that was replayed fail."""
-    one_shape = ("model.train_ds.batch_size=10", "batches=6", "save_steps=5", "trainer.check_val_every_n_epoch=100")
+    starts = Path(__file__).parents[1] / "against_nemo" / "starts" / "train.json"
+    three = [json.loads(line) for line in starts.read_text().splitlines()[:3]]  # which are all of them: one shape
+    lines = [{**line, "audio_filepath": str((starts.parent / line["audio_filepath"]).resolve())} for line in three]
+    (manifest := tmp_path / "three.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    one_shape = (f"model.train_ds.manifest_filepath={manifest}", "model.train_ds.batch_size=3", "batches=6",
+                 "save_steps=5", "trainer.check_val_every_n_epoch=100", "model.masking.mask_prob=0.05")  # fmt: skip
     plan = {
         "six steps, graphs": (
             recorded.TINY,

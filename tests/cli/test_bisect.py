@@ -18,10 +18,11 @@ from nest_ssl.recording.reader import open_recording
 from nest_ssl.run.bisect import forget
 from nest_ssl.run.evidence import Job
 from nest_ssl.run.experiment import run
+from tests.test_planted_faults import STARTS
 
 FIRST, STEPS = 3, 5
 TINY = ["size=tiny", "overwrite=true", "save_steps=0", "batches=1", "model.train_ds.batch_size=2",
-        "model.encoder.subsampling_conv_channels=4"]  # fmt: skip
+        "model.encoder.subsampling_conv_channels=4", *STARTS, "model.masking.mask_prob=0.05"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

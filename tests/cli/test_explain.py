@@ -34,9 +34,11 @@ from nest_ssl.recording.evidence import (
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.run.evidence import COSTS, KINDS, Job, kinds_to_gather, plan
 from tests.compare.builder import edit_config, edit_index, edit_tensors
+from tests.test_planted_faults import STARTS
 
 Explain = Callable[..., int]
-SMALL = ["model.encoder.subsampling_conv_channels=4", "model.encoder.d_model=16", "model.train_ds.batch_size=2"]
+SMALL = ["model.encoder.subsampling_conv_channels=4", "model.encoder.d_model=16", "model.train_ds.batch_size=2",
+         "model.masking.mask_prob=0.05", *STARTS]  # fmt: skip
 TINY = ["size=tiny", "batches=3", *SMALL, "save_steps=0,1"]
 
 

@@ -33,11 +33,11 @@ from nest_ssl.run.floor.state import SavedState, move_by_one_ulp
 from nest_ssl.run.floor.values import StepValues
 from nest_ssl.train.module import NestModule
 from tests import test_planted_faults as planted
-from tests.test_planted_faults import WHOLE, recorded_once
+from tests.test_planted_faults import STARTS, WHOLE, recorded_once
 
-# The third utterance is shorter: padding. Neither depth nor width is the subject.
+# The third utterance is shorter: padding. Size is not the subject; in short audio blocks must be masked more often.
 TINY = ["size=tiny", "batches=3", "model.train_ds.batch_size=3", "model.encoder.n_layers=1",
-        "model.encoder.subsampling_conv_channels=4"]  # fmt: skip
+        "model.encoder.subsampling_conv_channels=4", *STARTS, "model.masking.mask_prob=0.05"]  # fmt: skip
 HERE = ["model.train_ds.num_workers=0", "model.validation_ds.num_workers=0", "model.train_ds.pin_memory=false",
         "model.validation_ds.pin_memory=false"]  # fmt: skip
 KINDS = {
@@ -139,7 +139,7 @@ def test_what_is_not_put_back_is_seen(
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two recorded steps, with their floor."""
     target = tmp_path_factory.mktemp("floor") / "nest"
-    planted.record(target, None, WHOLE, "noise_floor=8")
+    planted.record(target, None, *WHOLE, "noise_floor=8")
     return target
 
 
@@ -162,7 +162,7 @@ def worst_ratio(reference: Path, candidate: Path, least: int = 100) -> tuple[flo
 
 def test_the_fast_mode_lies_within_it(reference: Path, tmp_path: Path) -> None:
     """Its optimizer rounds otherwise, and the step that follows starts from that."""
-    planted.record(tmp_path / "fast", None, WHOLE, "numerics=fast")
+    planted.record(tmp_path / "fast", None, *WHOLE, "numerics=fast")
     rounding, _ = worst_ratio(reference, tmp_path / "fast", least=10)
     assert 0 < rounding < LOOK
 
@@ -170,11 +170,11 @@ def test_the_fast_mode_lies_within_it(reference: Path, tmp_path: Path) -> None:
 def test_a_correct_rewrite_lies_within_it_and_bugs_do_not(
     reference: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    twin = recorded_once(tmp_path_factory, None, WHOLE)  # the control
+    twin = recorded_once(tmp_path_factory, None, *WHOLE)  # the control
     assert [one for rung in planted.compare(reference, twin).rungs for one in rung.findings if one.metrics] == []
-    rounding, _ = worst_ratio(reference, recorded_once(tmp_path_factory, planted.split_k_product, WHOLE))
-    factor, _ = worst_ratio(reference, recorded_once(tmp_path_factory, planted.residual_factor, WHOLE))
-    eps, where = worst_ratio(reference, recorded_once(tmp_path_factory, planted.norm_eps, WHOLE))
+    rounding, _ = worst_ratio(reference, recorded_once(tmp_path_factory, planted.split_k_product, *WHOLE))
+    factor, _ = worst_ratio(reference, recorded_once(tmp_path_factory, planted.residual_factor, *WHOLE))
+    eps, where = worst_ratio(reference, recorded_once(tmp_path_factory, planted.norm_eps, *WHOLE))
     print(f"floors: rewrite {rounding:.2f}, factor 1.0000002 {factor:.2f}, eps {eps:.1f} at {where.address}")
     assert rounding < 1.5 and eps > 3
     assert 0.1 < factor < 3  # a fault as small as rounding: the floor alone passes it, float64 has to find it
@@ -289,12 +289,12 @@ def test_in_bfloat16_a_correct_rewrite_lies_within_it_and_a_large_fault_does_not
 
 def test_where_a_token_flips_in_nearly_all_repeats_they_are_trained_again_without(tmp_path: Path) -> None:
     """With the flips in it, the floor would let one gradient x 1.0003 pass."""
-    planted.record(tmp_path / "nest", on_edge, ONE_LAYER, "noise_floor=6")
+    planted.record(tmp_path / "nest", on_edge, *(settings := (ONE_LAYER, *planted.UTTERANCES)), "noise_floor=6")
     floors = [read(tmp_path / "nest", step) for step in (0, 1)]
     assert all(one.making == 6 and one.flipped == one.kept > 4 and one.restart_differing == 0 for one in floors)
     wide = {one.place.address: max(one.relative_flipped, one.relative_largest) for one in floors[0].entries}
-    planted.record(tmp_path / "rewrite", on_edge_and_split, ONE_LAYER)
-    planted.record(tmp_path / "fault", on_edge_and_scaled, ONE_LAYER)
+    planted.record(tmp_path / "rewrite", on_edge_and_split, *settings)
+    planted.record(tmp_path / "fault", on_edge_and_scaled, *settings)
     rounding, _ = worst_ratio(tmp_path / "nest", tmp_path / "rewrite")
     fault, where = worst_ratio(tmp_path / "nest", tmp_path / "fault", least=2)
     print(f"floors: rewrite {rounding:.2f}, gradient x 1.0003 {fault:.1f} at {where.address}")
