@@ -91,7 +91,6 @@ class Evidence:
     growths: dict[tuple[int, int], float] = field(default_factory=dict)
     unweighted: frozenset[str] = frozenset()  # what a validation calls before anything that has weights
     features: dict[Address, FloorEntry] = field(default_factory=dict)  # floors of those, as validations make them
-    quieter: dict[int, float] = field(default_factory=dict)  # by validation: how many times quieter than the steps
 
     @property
     def had(self) -> list[Had]:

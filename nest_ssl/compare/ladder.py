@@ -144,7 +144,7 @@ def _compare_all(
     """What was found of the run as a whole, the declared differences, the draws before the steps, and every step."""
     run = {name: Sheet(name, comparer) for name in RUN_RUNGS}
     if evidence:
-        evidence.unweighted, evidence.quieter = validation.without_weights(reference)
+        evidence.unweighted = validation.without_weights(reference)
     excused = structure.compare_structure(run["structure"], reference, candidate, declared)
     if isinstance(reference, Narrowed):
         run["structure"].nothing("imported", **reference.described(shared))

@@ -15,7 +15,7 @@ import torch
 from nest_ssl.compare.evidence import Evidence
 from nest_ssl.compare.findings import Finding, Judgement, Spot
 from nest_ssl.compare.metrics import Metrics, is_scaled
-from nest_ssl.compare.rules.noise_floor import LOOK, is_noise, nearest_floor, quieter_at_most
+from nest_ssl.compare.rules.noise_floor import LOOK, is_noise, nearest_floor
 from nest_ssl.compare.rules.same_function import AGREE, VANISHES
 from nest_ssl.recording.address import Address, Kind
 
@@ -35,11 +35,12 @@ class Float64Rule:
             far apart as the same call of the steps up to it, and no further: neither other weights nor a batch of its
             own make a correct rewrite another function, unless what it begins with is further apart.
         silent: outputs that are of float32 even there, as features are. How far rounding takes these depends on the
-            batch. Where their own floor in validations was measured, they may be as many times further apart as that is
-            than a step's, and as far as it where their audio is of another kind (telephone speech: a hundred times;
-            silence, tones); else as their audio is quieter. Never as the reference times one number (rounding has no
-            direction). What comes behind them may be as many times further apart as they are. A last place or two of
-            float32 they may be apart in any case: a rewrite that depends on shapes may show in a validation alone.
+            batch: they may be as many times further apart as their own floor in validations is than a step's, and as
+            far as it where their audio is of another kind (telephone speech: a hundred times; silence, tones). Where it
+            was not measured they may be as far apart as the steps' are, and the proof lacks it. Never as the reference
+            times one number (rounding has no direction). What comes behind them may be as many times further apart as
+            they are. A last place or two of float32 they may be apart in any case: a rewrite that depends on shapes may
+            show in a validation alone.
         single: the parts without weights that compute in float32 even there; a validation records no calls in these.
     """
 
@@ -73,13 +74,11 @@ class Float64Rule:
         once = floor.relative_largest if floor else 0.0
         if spot.address not in self.silent and spot.address.module not in self.single:
             return LOOK * max(before * self._grown.get(step, 1.0), once * self._moved.get(step, 0.0))
-        quieter, last = quieter_at_most(self.evidence, step), LAST
-        most = before * quieter
-        if measured := self.evidence.features.get(spot.address):
-            further = max(1.0, self.evidence.widened(spot.address, near))
-            most, last = LOOK * before * further, LAST * further
-            if before and max(further, quieter) > LOOK:  # audio of another kind: the steps are no measure
-                most = max(most, measured.relative_largest)
+        measured = self.evidence.features.get(spot.address)
+        further = max(1.0, self.evidence.widened(spot.address, near))
+        most, last = LOOK * before * further, LAST * further
+        if measured and before and further > LOOK:  # audio of another kind: the steps are no measure
+            most = max(most, measured.relative_largest)
         most, last = (0.0, LAST) if is_scaled(metrics, EPS) else (most, last)
         if before and size <= most:
             self._grown[step] = max(self._grown.get(step, 1.0), size / before)

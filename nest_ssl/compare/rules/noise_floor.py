@@ -27,9 +27,6 @@ NOISE = 0.1  # a floor that is so large relative to its tensor: the tensor is no
 NOISE_AT_MOST = 10.0  # floors that noise may differ by
 LARGEST = 8.0  # the largest element of a tensor, in root mean squares
 SINGLE_AT_MOST = 10.0  # floors that one element may differ by, where the whole tensor hides it
-# Times further apart that features of quieter audio may be. Measured for a mel product that is summed in another order,
-# of speech: 1.9 times at 100 times quieter, 3.5 at 300, 9.6 at 1,000; and never along the features (factors of 1e-8).
-QUIETER = 10.0
 ENOUGH = 3  # repeats without a flip; the floor of fewer may be narrower than what rounding does
 # Of what no repeat moves: its own last place alone.
 _UNMOVED = FloorEntry(
@@ -54,12 +51,6 @@ def band(ratio: float) -> Band:
 def is_noise(floor: FloorEntry) -> bool:
     """Whether rounding alone makes the tensor: its true value is zero."""
     return floor.relative_largest >= NOISE
-
-
-def quieter_at_most(evidence: Evidence, step: int) -> float:
-    """How many times further apart the features of a validation may be than those of the steps, by its audio alone: no
-    more than the square root of how much quieter it is."""
-    return max(LOOK, min(QUIETER, math.sqrt(evidence.quieter.get(step, 1.0))))
 
 
 def nearest_floor(evidence: Evidence, step: int, rank: int) -> int:
@@ -127,8 +118,8 @@ class NoiseFloorRule:
 
         It is that of the nearest step, the one behind it or the last before it, and exceeded by what the weights of the
         sides are apart when it runs. Its batch is another one, so only sizes relative to the whole can be compared.
-        Features have no weights: how far apart they are depends on the audio. Their own floor says it, or, where they
-        have none, how quiet that is; and they are never another scale.
+        Features have no weights: how far apart they are depends on the audio, and their own floor says it. Where they
+        have none they may be as far apart as the steps' are, and the proof lacks it. They are never another scale.
         """
         address, step, evidence = spot.address, spot.moment.step, self.evidence
         named = Address(Kind.LOSS, slot="loss") if address.kind == Kind.METRIC else address
@@ -144,9 +135,8 @@ class NoiseFloorRule:
         if floors.since is not None and floors.since < nearest:  # it holds what its own repeats were apart
             growth = max(1.0, growth / evidence.growths.get((nearest, address.rank), 1.0))
         features, once = address.module in evidence.unweighted, max(floor.relative_largest, ULP * metrics.eps)
-        if features:
-            once, growth = max(once, self._shown.get(address, 0.0)), quieter_at_most(evidence, step) / LOOK
-        relative = once * (growth if features else growth + self._grown.get(step, 1.0) - 1.0)
+        once = max(once, self._shown.get(address, 0.0)) if features else once
+        relative = once * (1.0 if features else growth + self._grown.get(step, 1.0) - 1.0)
         if features and (measured := evidence.features.get(address)):
             apart_there = self._shown.get(address, 0.0) * evidence.widened(address, nearest)
             relative = max(measured.relative_largest, apart_there, ULP * metrics.eps)

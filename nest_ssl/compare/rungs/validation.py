@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain, takewhile, zip_longest
-from typing import Any
-
-from torch import Tensor
 
 from nest_ssl.base.nested import pairs
 from nest_ssl.compare.findings import Difference, Tally
 from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.values import Comparer, flatten
-from nest_ssl.recording import layout
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.clock import Phase
 from nest_ssl.recording.contents import Validation
@@ -41,37 +37,14 @@ def compare_validations(
     return tallies
 
 
-def without_weights(reference: Recording) -> tuple[frozenset[str], dict[int, float]]:
+def without_weights(reference: Recording) -> frozenset[str]:
     """What the batch alone makes: the parts of the model that a validation calls before any that has weights, such as
-    features. And how many times quieter each validation is than the steps up to it, by the step that comes next.
-
-    That is of the quietest utterance of both: what is nearly silent comes furthest apart in features.
-    """
+    features."""
     found = reference.validations() or []
     owners = {entry.name.partition(".")[0] for entry in reference.structure.parameters}
     called = [[output["module"] for output in batch["outputs"]] for each in found for batch in each["batches"]]
-    steps = [(number, reference.step(number)) for number in (reference.steps if found else ())]
-    loud = {number: _quietest(step.batch()) for number, step in steps if step.has(layout.BATCH)}
-    quieter: dict[int, float] = {}
-    for each in found:
-        step = each["before_step"]
-        before = [sizes for number, sizes in loud.items() if number <= step]
-        for name, size in (pair for batch in each["batches"] for pair in _quietest(batch["fields"]).items()):
-            trained = min((sizes[name] for sizes in before if name in sizes), default=0.0)
-            quieter[step] = max(quieter.get(step, 1.0), trained / size)
     first = [takewhile(lambda name: name and name.partition(".")[0] not in owners, names) for names in called]
-    return frozenset(chain.from_iterable(first)), quieter
-
-
-def _quietest(fields: Any) -> dict[str, float]:
-    """Of every table of real numbers the root mean square of its smallest row, but for what is zero."""
-    found: dict[str, float] = {}
-    for name, value in flatten(fields).items():
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1:
-            rows = value.double().flatten(1).square()
-            sizes = (rows.sum(1) / (rows > 0).sum(1)).sqrt()
-            found |= {name: float(sizes[sizes > 0].min())} if bool((sizes > 0).any()) else {}
-    return found
+    return frozenset(chain.from_iterable(first))
 
 
 def _compare(sheet: Sheet, reference: Validation | None, candidate: Validation | None) -> None:
