@@ -24,6 +24,7 @@ from nest_ssl.recording.address import Kind
 LAYERS = (  # parts in which nothing but a dropout draws
     FaultKind.ATTENTION, FaultKind.CONVOLUTION_AND_NORMS, FaultKind.FEED_FORWARD_AND_RESIDUAL, FaultKind.SUBSAMPLING,
 )  # fmt: skip
+_COMPUTED = (FaultKind.FEATURES, FaultKind.QUANTIZER)  # parts of their own that only their mode makes draw
 SEVERAL = 3  # modules that no fault of one module's own reaches
 _ADDED = frozenset("noise noisy mix mixed mixture augmented aug perturbed corrupted".split())
 
@@ -57,15 +58,17 @@ def answer_for(case: Case) -> Answer:
 
 def _follows(born: Born, comparison: Comparison) -> bool:
     """What comes of another place: draws that a module makes the same when it is replayed, for what it was given had
-    another shape; and the backward of a module that the one around it, which is another function, computes or leaves
-    out by itself.
+    another shape; the backward of a module that the one around it, which is another function, computes or leaves out by
+    itself; and what a validation makes in a part that is another function in training as well.
     """
     if born.module is None:
         return False
+    forward = {one.module or "" for one in comparison.proof.born if one.phase == "forward"}
+    if born.phase == "validation":  # before the first step: a part that is another function in every mode
+        return any(one == born.module or one.startswith(f"{born.module}.") for one in forward)
     if born.phase == "draws" and born.by is None:
         cleared = (Function.SAME, Function.CAME_IN)
         return any(one.module == born.module and one.function in cleared for one in comparison.proof.modules)
-    forward = {one.module for one in comparison.proof.born if one.phase == "forward"}
     parts = born.module.split(".")
     around = {".".join(parts[:end]) for end in range(1, len(parts))}
     return born.phase == "backward" and born.module not in forward and bool(around & forward)
@@ -278,13 +281,18 @@ def of_validation(case: Case) -> Answer:
         added = _ADDED & set(re.split(r"\W|_", address.slot.lower()))
         kind = FaultKind.AUGMENTATION if added else FaultKind.MANIFEST_AND_AUDIO
         return kind, Note("kind_read", {"names": address.slot}), Basis.NAMES
-    missing = any(one.missing and one.address == address for one in case.findings)
+    found = [one for one in case.findings if one.address == address]
+    missing = any(one.missing for one in found)
     role = role_of(address.module or "", case.all_classes)
+    # Steps call it too, and agree: what only computes makes other values here in another mode alone. What draws may
+    # have drawn otherwise, and other shapes may be of what is longer here.
+    mode = role is None or role.kind in (*LAYERS, FaultKind.DROPOUT_AND_FLAGS)
+    mode = mode or (role.kind in _COMPUTED and case.is_called() and all(one.metrics for one in found))
+    if address.kind is Kind.OUTPUT and mode and not missing:
+        return FaultKind.DROPOUT_AND_FLAGS, Note("kind_validation_mode", {"module": address.module or ""})
     if address.kind is Kind.OUTPUT and role and role.kind not in (*LAYERS, FaultKind.DROPOUT_AND_FLAGS):
         values = {"module": address.module, "part": role.part, "word": role.word}
         return role.kind, Note(f"kind_{role.basis.value}", values), role.basis
-    if address.kind is Kind.OUTPUT and not missing:
-        return FaultKind.DROPOUT_AND_FLAGS, Note("kind_validation_mode", {"module": address.module or ""})
     rungs = [tally for tally in case.comparison.rung("validation").tallies if tally.step == born.step]
     if address.slot != "validation" and any(tally.compared["calls"] for tally in rungs):
         return FaultKind.DECODER_AND_LOSS, Note("kind_metric", {"name": address.slot})
