@@ -13,14 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
+from nest_ssl.base.renaming import COMPILED
 from nest_ssl.compare.names import Renamed
 from nest_ssl.compare.values import flatten
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.importing import INITIAL
 from nest_ssl.recording.index import ModuleEntry, ParameterEntry, Structure
+from nest_ssl.recording.layout import GRADIENTS
 from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
 
+_LIST = "torch.nn.modules.container.ModuleList"
 # Facts of the experiment that a folder of tensors does not say.
 _UNKNOWN = ("generation", "data", "flags", "init_from", "packages", "device", "cuda", "threads", "environment", "rng",
             "ledger")  # fmt: skip
@@ -37,12 +40,14 @@ def seen_by(own: Recording, other: Recording, calls: list[Call]) -> list[Call]:
         return calls
     recorded = other.original if isinstance(other, Renamed) else other  # under the names that its level was given for
     modules = {entry.name: _class_of(entry) for entry in recorded.structure.modules}
-    lists = [name for name, of in modules.items() if of == "ModuleList"]
+    around = _around_calls(recorded)
+    lists = [name for name, of in modules.items() if of == _LIST or _plain(name) in around]
     if level == own.index.level:  # then of what one recorder takes for a list of blocks the other takes the like
-        around = {name.rpartition("#")[0].rpartition(".")[0] for names in own.index.calls.values() for name in names}
-        alike = {entry.name: _class_of(entry) for entry in own.structure.modules if entry.name in around}
+        around = _around_calls(own)
+        alike = {entry.name: _class_of(entry) for entry in own.structure.modules if _plain(entry.name) in around}
         read = {name: other.names.rename(name) if isinstance(other, Renamed) else name for name in modules}
-        lists += [name for name, of in modules.items() if alike.get(read[name]) == of]
+        ran = _with_gradients(recorded)  # and yet without a call: its recorder takes it for no list
+        lists += [name for name, of in modules.items() if alike.get(read[name]) == of and name not in ran]
     chosen = level.chosen([*modules], lists)
     if chosen is None:
         return calls
@@ -53,7 +58,26 @@ def seen_by(own: Recording, other: Recording, calls: list[Call]) -> list[Call]:
 
 
 def _class_of(entry: ModuleEntry) -> str:
-    return entry.module_class.rpartition(".")[2]
+    """Of torch's own with its package: another's may have the name alone."""
+    name = entry.module_class
+    return name if name.startswith("torch.") else name.rpartition(".")[2]
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != COMPILED)
+
+
+def _around_calls(recording: Recording) -> set[str]:
+    """What modules with recorded calls stand in: below the model's own parts only blocks of lists have any."""
+    names = {name.rpartition("#")[0] for names in recording.index.calls.values() for name in names}
+    return {_plain(name).rpartition(".")[0] for name in names}
+
+
+def _with_gradients(recording: Recording) -> set[str]:
+    """Modules in which, at any depth, a parameter has a gradient: they ran."""
+    tables = [table for file, table in recording.index.tensors.items() if file.endswith(GRADIENTS)]
+    parts = (name.split(".") for name in {name for table in tables for name in table})
+    return {".".join(own[:end]) for own in parts for end in range(1, len(own))}
 
 
 class Narrowed(Recording):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -259,13 +260,30 @@ def blocks(out: Path, kind: Any, off: float = 0.0, called: int = 2) -> Path:
     return out
 
 
+class ModuleList(nn.Module):
+    """A class of someone's own that has torch's name and is no list: its blocks are attributes."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        for number, layer in enumerate(layers):
+            self.add_module(str(number), layer)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return self.children()
+
+
+Named = type("Blocks", (ModuleList,), {})  # no list either, by the name of one
+
+
 @pytest.mark.parametrize("kinds", [(nn.ModuleList, nn.Sequential), (nn.Sequential, nn.ModuleList),
-                                   (Blocks, nn.Sequential)])  # fmt: skip
+                                   (Blocks, nn.Sequential), (nn.ModuleList, ModuleList), (ModuleList, nn.ModuleList),
+                                   (Blocks, Named), (Named, Blocks)])  # fmt: skip
 def test_blocks_that_one_side_has_in_no_list_are_not_missing(tmp_path: Path, kinds: tuple[Any, Any]) -> None:
     """Of the same level, too, one side may leave out what the other has: that is no call which was not made."""
     one, other = blocks(tmp_path / "one", kinds[0]), blocks(tmp_path / "other", kinds[1])
     found = nest_ssl.compare(one, other).comparison
-    assert found.rung("forward").status == "identical" and found.rung("structure").status == "diverged"
+    named = "identical" if kinds[0].__name__ == kinds[1].__name__ else "diverged"
+    assert found.rung("forward").status == "identical" and found.rung("structure").status == named
     assert "computed_otherwise" not in [note.kind for note in found.notes]
     found = nest_ssl.compare(one, blocks(tmp_path / "fault", kinds[1], off=1e-3)).comparison
     apart = found.rung("forward").findings
