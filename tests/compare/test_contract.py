@@ -290,6 +290,20 @@ def test_numbers_rounded_otherwise_on_purpose_are_judged(reference: Path, tmp_pa
     assert comparison.verdict == "identical"
 
 
+@pytest.mark.parametrize("other", [{}, {"cuda_graphs": False}, {"numerics": "fast"}], ids=str)
+def test_kernels_that_are_replayed_on_one_side_are_no_other_experiment(
+    reference: Path, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    """The same kernels on the same numbers: what they make is compared, whatever the setting is."""
+    sides = [Path(shutil.copytree(reference, tmp_path / name)) for name in ("one", "other")]
+    edit_config(sides[0], lambda config: config.update(other))
+    edit_config(sides[1], lambda config: config.update({**other, "cuda_graphs": True}))
+    comparison = judge(*sides, steps=[0])
+    assert (comparison.verdict, comparison.exit_code) == ("identical", 0)
+    assert [note["path"] for note in noted(comparison, "setting")] == ["config.cuda_graphs"]
+    assert noted(comparison, "rounding") == []
+
+
 @pytest.mark.parametrize("values", [(32, "32-true"), ("bf16", "bf16-mixed"), ("32", 32)])
 def test_another_spelling_of_a_precision_is_nothing(reference: Path, tmp_path: Path, values: tuple[Any, Any]) -> None:
     sides = [Path(shutil.copytree(reference, tmp_path / name)) for name in ("one", "other")]

@@ -26,13 +26,15 @@ from nest_ssl.recording.reader import Recording
 # resumed from are compared on their own.
 _NOTHING = ("output_dir", "overwrite", "nemo", "save_steps", "record", "include", "exclude", "stop_when_recorded",
             "noise_floor", "operators", "learning_rates", "exp_manager*", "trainer.default_root_dir")  # fmt: skip
+# Replayed kernels are the same ones on the same numbers, and a recorded step runs without: should bits differ all the
+# same, they are found.
 _SHOWN = ("name", "trainer.enable_*", "trainer.log_every_n_steps", "trainer.logger*", "trainer.accelerator",
-          "trainer.stall_timeout")  # fmt: skip
+          "trainer.stall_timeout", "cuda_graphs")  # fmt: skip
 _LOADING = ("model.*_ds.num_workers", "model.*_ds.pin_memory")  # shown by the batches, if they change anything
 _PATHS = ("model.*_ds.manifest_filepath", "model.*_ds.noise_manifest")  # the hashes of what lies there decide
-_NUMERICS = {"numerics": "exact", "cuda_graphs": False}  # of the port; recordings from before they were there lack them
+_SINCE = {"numerics": "exact", "cuda_graphs": False}  # of the port; recordings from before they were there lack them
 # May differ where one side is meant to be fast.
-_ROUNDING = (*(f"config.{key}" for key in _NUMERICS), "flags.*tf32", "flags.matmul_precision")
+_ROUNDING = ("config.numerics", "flags.*tf32", "flags.matmul_precision")
 _SPELLINGS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # of trainer.precision
 
 SIDES = ("reference", "candidate")
@@ -104,7 +106,7 @@ def _experiment(recording: Recording, steps: Sequence[int] | None) -> Settings:
     """What makes the experiment; what stands first is the headline where several things differ."""
     index = recording.index
     resumed = f"after batch {index.resumed_from.batches:,}" if index.resumed_from else "not resumed"
-    recorded = _NUMERICS | _flat(recording.config)
+    recorded = _SINCE | _flat(recording.config)
     config = {k: v for k, v in recorded.items() if not any(fnmatchcase(k, p) for p in _NOTHING)}
     precision = config.get("trainer.precision")
     config |= {"trainer.precision": _SPELLINGS.get(str(precision), precision)} if precision is not None else {}
