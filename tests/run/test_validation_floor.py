@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor, nn
 
+from nest_ssl.base.rng import generator_states, read_states, restore_generators
 from nest_ssl.config.parts import Preprocessor
 from nest_ssl.model.features import AudioToMelSpectrogramPreprocessor
 from nest_ssl.recording.evidence import VALIDATION_FLOOR, ValidationFloor, read_evidence
@@ -29,7 +32,23 @@ class Small(nn.Module):
         return self.behind(self.layer(features.transpose(1, 2)))
 
 
-def measured(model: Small, audio: Tensor) -> dict[str, float]:
+class Noise(nn.Module):
+    """Draws in evaluation, from every generator that there is."""
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return audio * (2.0 + torch.rand(()) + random.random() + float(np.random.rand()))
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.preprocessor, self.layer = Noise(), nn.Linear(8, 2)
+
+    def forward(self, audio: Tensor, lengths: Tensor) -> Any:
+        return self.layer(self.preprocessor(audio))
+
+
+def measured(model: nn.Module, audio: Tensor) -> dict[str, float]:
     floor, trainer = EvaluationFloor(2, 1), SimpleNamespace(precision_plugin=Precision())
     with torch.inference_mode():  # as validations run
         floor.attach(model)
@@ -61,6 +80,18 @@ def test_it_depends_on_the_audio_and_changes_nothing() -> None:
             model.eval()(one.clone(), torch.full((2,), 16000))
         expected = torch.get_rng_state()
     assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_what_a_part_draws_in_evaluation_each_repeat_draws_and_training_does_not_miss() -> None:
+    model, audio = Noisy(), torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    saved, before = generator_states(), read_states()
+    model.eval()(audio, audio)
+    expected = read_states()
+    assert all(expected[name] != before[name] for name in ("python", "numpy", "torch_cpu"))
+    restore_generators(saved)
+    found = measured(model, audio)
+    assert 0 < found[""] < 1e-6, "of other numbers it would be as large as they are"
+    assert read_states() == expected
 
 
 @pytest.mark.parametrize("repeats", [0, 1])
