@@ -6,6 +6,7 @@ better than float32 even there (features, a table of positions), and nothing on 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -148,7 +149,7 @@ class SameFunctionRule:
             apart = [one for one in self.in_float64[key].deviations if one.shape is None or one.relative > AGREE]
             known = self.evidence.float64 is not None and unit.phase == "forward" and bool(apart)
             self._float32_values[key] = known and all(
-                one.shape is not None
+                (one.shape is not None or _of_another_width(one))
                 and not one.nonfinite_disagree
                 and has_float32_values(self.evidence.float64[0], unit.step, one.place.address)  # type: ignore[index]
                 for one in apart
@@ -174,6 +175,11 @@ def has_float32_values(recording: Recording, step: int, address: Address) -> boo
     if call is None or tensor is None:
         return False
     return _given_float32(call) or _is_of_float32(tensor)
+
+
+def _of_another_width(deviation: Deviation) -> bool:
+    """Whether it is of one shape and in float32 on one side alone: what leaves in float64 there, rounded or not."""
+    return bool(re.fullmatch(r"(.*) float(32|64) against \1 float(32|64)", deviation.why))
 
 
 def in_float32(recording: Recording, parts: Collection[str]) -> frozenset[str]:
