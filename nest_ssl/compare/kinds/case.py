@@ -70,11 +70,6 @@ class Case:
         own = [table for file, table in tables.items() if file.endswith(f"step_{self.born.step}/batch.pt")]
         return {name for table in own for name in table}
 
-    def is_called(self) -> bool:
-        """Whether the reference's steps call the module."""
-        calls = self.comparison.reference.index.calls.values()
-        return any(name.rpartition("#")[0] == self.born.module for names in calls for name in names)
-
     def shares(self) -> int | None:
         """The number of batches that an update adds up, if the loss is that many times the reference's, or a part."""
         names = dict(leaves(self.comparison.reference.config))

@@ -282,17 +282,17 @@ def of_validation(case: Case) -> Answer:
         kind = FaultKind.AUGMENTATION if added else FaultKind.MANIFEST_AND_AUDIO
         return kind, Note("kind_read", {"names": address.slot}), Basis.NAMES
     found = [one for one in case.findings if one.address == address]
-    missing = any(one.missing for one in found)
     role = role_of(address.module or "", case.all_classes)
+    role = None if role and role.kind in (*LAYERS, FaultKind.DROPOUT_AND_FLAGS) else role
     # Steps call it too, and agree: what only computes makes other values here in another mode alone. What draws may
     # have drawn otherwise, and other shapes may be of what is longer here.
-    mode = role is None or role.kind in (*LAYERS, FaultKind.DROPOUT_AND_FLAGS)
-    mode = mode or (role.kind in _COMPUTED and case.is_called() and all(one.metrics for one in found))
-    if address.kind is Kind.OUTPUT and mode and not missing:
-        return FaultKind.DROPOUT_AND_FLAGS, Note("kind_validation_mode", {"module": address.module or ""})
-    if address.kind is Kind.OUTPUT and role and role.kind not in (*LAYERS, FaultKind.DROPOUT_AND_FLAGS):
+    calls = {name.rpartition("#")[0] for names in case.comparison.reference.index.calls.values() for name in names}
+    mode = role and role.kind in _COMPUTED and address.module in calls and all(one.metrics for one in found)
+    if address.kind is Kind.OUTPUT and role and not mode:
         values = {"module": address.module, "part": role.part, "word": role.word}
         return role.kind, Note(f"kind_{role.basis.value}", values), role.basis
+    if address.kind is Kind.OUTPUT and not any(one.missing for one in found):
+        return FaultKind.DROPOUT_AND_FLAGS, Note("kind_validation_mode", {"module": address.module or ""})
     rungs = [tally for tally in case.comparison.rung("validation").tallies if tally.step == born.step]
     if address.slot != "validation" and any(tally.compared["calls"] for tally in rungs):
         return FaultKind.DECODER_AND_LOSS, Note("kind_metric", {"name": address.slot})
