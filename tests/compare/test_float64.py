@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nest_ssl.compare.rules.known import Known
+from nest_ssl.compare.rules.same_function import Function
 from nest_ssl.recording import evidence as files
 from nest_ssl.recording.evidence import Check, Observer, seal_of, write_evidence
 from nest_ssl.recording.reader import open_recording
@@ -19,6 +21,8 @@ from nest_ssl.report.sections.headline import title
 from tests.compare.builder import Plan, edit_config, record, remove
 from tests.compare.evidence import explained, write_replay
 from tests.compare.test_proof import ONE_STEP, floors, folder, lacking, nest, reference, rewritten, rounded
+from tests.compare.test_rules import THIRD, Recorded, judged, other_bits
+from tests.compare.test_rules import evidence as floor_of_m
 
 __all__ = ["floors", "folder", "reference"]
 
@@ -133,6 +137,23 @@ def test_what_is_known_is_known_in_float64_as_well(reference: Path, folder: Path
     assert explained(reference, candidate, folder).proof.float64.agreement == "differs"
     found = explained(reference, candidate, folder, known=[entry]).proof.float64
     assert found.agreement == "agrees" and (0, 0, "forward") not in found.covers  # which only the user says
+
+
+@pytest.mark.parametrize(
+    ("why", "function"),
+    [
+        ("[2, 4] float64 against [2, 4] float32", Function.SAME),
+        ("[2, 4] float64 against [2, 8] float32", Function.ANOTHER),
+        ("[2, 4] float64 against [2, 4] bfloat16", Function.ANOTHER),
+    ],
+)
+def test_numbers_that_are_float32_all_the_same_may_leave_in_either_type(why: str, function: Function) -> None:
+    """Features that one side works out in float64 and hands on in float32, which the other hands on in float64."""
+    there = other_bits(0.0, shape=None, why=why)
+    for given, says in ((torch.ones(2), function), (torch.ones(2, dtype=torch.float64), Function.ANOTHER)):
+        both: Any = (Recorded(THIRD, x=given), None)
+        assert judged(other_bits(6e-8), there, floor_of_m(float64=both))[0] is says
+        assert judged(other_bits(1e-5), there, floor_of_m(float64=both))[0] is Function.ANOTHER
 
 
 # --- what the runs certify about themselves

@@ -9,7 +9,7 @@ import pytest
 
 from nest_ssl.compare.born import Born, ModuleJudgement
 from nest_ssl.compare.comparison import Comparison
-from nest_ssl.compare.findings import Difference, Draw, Fate, Finding, Losses, Rung, Stage, Status, Tally
+from nest_ssl.compare.findings import Difference, Draw, Fate, Finding, Losses, Stage, Status, Tally
 from nest_ssl.compare.kinds import Basis, FaultKind
 from nest_ssl.compare.kinds.likely import kinds_of
 from nest_ssl.compare.kinds.operators import casts_in, edits_in, purpose_of
@@ -214,37 +214,6 @@ def test_a_validation_that_changes_the_model() -> None:
     assert kind_of(case) is K.OPTIMIZER
     case.rungs.append(rungs()[0].__class__("validation", [Tally("validation", 1, 0, Counter({"calls": 3}))]))
     assert kind_of(case) is K.DROPOUT_AND_FLAGS
-
-
-@pytest.mark.parametrize(
-    ("module", "called", "difference", "kind"),
-    [
-        ("front", "front", Difference.VALUES, K.DROPOUT_AND_FLAGS),
-        ("vq", "vq", Difference.VALUES, K.DROPOUT_AND_FLAGS),
-        ("front", "front.inner", Difference.VALUES, K.FEATURES),  # what training makes there is not known
-        ("front", "front", Difference.SHAPE, K.FEATURES),  # it may be of how long the audio is
-        ("front", "front", Difference.MISSING_CANDIDATE, K.FEATURES),
-        ("masker", "masker", Difference.VALUES, K.MASKING),  # which may have drawn otherwise
-        ("body.blocks.0.att", "body", Difference.VALUES, K.DROPOUT_AND_FLAGS),
-    ],
-)
-def test_what_a_part_makes_in_a_validation_alone(
-    module: str, called: str, difference: Difference, kind: FaultKind
-) -> None:
-    """Of what steps make with the same bits another mode makes other ones, unless it draws."""
-    metrics = Metrics(8, 8, relative=3e-6) if difference is Difference.VALUES else None
-    one = finding("validation", 1, Phase.VALIDATION, 0, module=module, difference=difference, metrics=metrics)
-    place = born("validation", module, one.address, step=1)
-
-    def case(*births: Born) -> Comparison:
-        found = made(*births, reference=side("a", "nemo", calls={0: [f"{called}#0"]}))
-        found.rungs.append(Rung("validation", [Tally("validation", 1, 0, Counter({"calls": 3}), findings=[one])]))
-        return found
-
-    assert kind_of(case(place)) is kind
-    inside = f"{module}.part" if module == "front" else module
-    found = kinds_of(case(place, born("forward", inside, by=By.FLOAT64)), (CLASSES, CLASSES))
-    assert [likely.born and likely.born.phase for likely in found] == ["forward"], "it is so in training, too"
 
 
 @pytest.mark.parametrize(

@@ -305,23 +305,6 @@ def test_where_float64_is_no_better_than_float32_the_floor_decides(name: str) ->
         assert judged(other_bits(relative), other_bits(relative), evidence(float64=both))[0] is function
 
 
-@pytest.mark.parametrize(
-    ("why", "function"),
-    [
-        ("[2, 4] float64 against [2, 4] float32", Function.SAME),
-        ("[2, 4] float64 against [2, 8] float32", Function.ANOTHER),
-        ("[2, 4] float64 against [2, 4] bfloat16", Function.ANOTHER),
-    ],
-)
-def test_numbers_that_are_float32_all_the_same_may_leave_in_either_type(why: str, function: Function) -> None:
-    """Features that one side works out in float64 and hands on in float32, which the other hands on in float64."""
-    there = other_bits(0.0, shape=None, why=why)
-    for given, says in ((torch.ones(2), function), (torch.ones(2, dtype=torch.float64), Function.ANOTHER)):
-        both: Any = (Recorded(THIRD, x=given), None)
-        assert judged(other_bits(6e-8), there, evidence(float64=both))[0] is says
-        assert judged(other_bits(1e-5), there, evidence(float64=both))[0] is Function.ANOTHER
-
-
 def test_without_either_nothing_is_decided() -> None:
     assert judged(other_bits(6e-8)) == (Function.UNDECIDED, None)
 
