@@ -7,6 +7,7 @@ recordings by the same settings and the same source files: what belongs to other
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,11 @@ class Evidence:
         made, of_step = self.features.get(address), self.floor(step, address)
         once = of_step.relative_largest if of_step else 0.0
         return made.relative_largest / once if made and once else 1.0
+
+    def row(self, address: Address) -> float:
+        """How far rounding takes most rows of the features of validations; infinite where it was not measured."""
+        row = self.features[address].row if address in self.features else None
+        return math.inf if row is None else row
 
     def growth(self, step: int, rank: int) -> float:
         """By how much the floor of a step is exceeded by what the sides were apart before it."""

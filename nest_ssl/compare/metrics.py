@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, dot, empty, finfo, float64
+from torch.linalg import vector_norm
 
 from nest_ssl.compare.bits import CHUNK, as_integers, as_real, chunks
 
@@ -47,6 +48,7 @@ class Metrics:
     unused: tuple[int, int] = (0, 0)  # low bits of the significand that are zero in all values of each side
     places: tuple[tuple[int, ...], ...] = ()  # of whole numbers, all that differ; empty where they are many
     became: tuple[int, ...] = ()  # the candidate's values in these places
+    row: float = 0.0  # of a validation, see `typical_row`
 
 
 def is_scaled(metrics: Metrics | None, eps: float = 0.0) -> bool:
@@ -58,6 +60,16 @@ def is_scaled(metrics: Metrics | None, eps: float = 0.0) -> bool:
     if metrics is None or metrics.factor is None or metrics.relative is None or metrics.elements < SEVERAL:
         return False
     return abs(metrics.factor - 1) > max(PLACES * max(metrics.eps, eps), metrics.relative / 2)
+
+
+def typical_row(reference: Tensor, candidate: Tensor) -> float:
+    """How far apart, relative, the rows along the last dimension are: the median of those that are not zero.
+
+    A few rows that rounding alone makes (channels of audio that has nothing there) outweigh the whole, and not this.
+    """
+    one, other = (side.to(float64).reshape(-1, *side.shape[-1:]) for side in (reference, candidate))
+    apart = vector_norm(other - one, dim=-1) / vector_norm(one, dim=-1)  # not a number of what is zero
+    return float(apart.nanmedian().nan_to_num())
 
 
 def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> Metrics:

@@ -75,9 +75,8 @@ def _around_calls(recording: Recording) -> set[str]:
 
 def _with_gradients(recording: Recording) -> set[str]:
     """Modules in which, at any depth, a parameter has a gradient: they ran."""
-    tables = [table for file, table in recording.index.tensors.items() if file.endswith(GRADIENTS)]
-    parts = (name.split(".") for name in {name for table in tables for name in table})
-    return {".".join(own[:end]) for own in parts for end in range(1, len(own))}
+    names = {name for file, table in recording.index.tensors.items() if file.endswith(GRADIENTS) for name in table}
+    return {".".join(parts[:end]) for parts in (name.split(".") for name in names) for end in range(1, len(parts))}
 
 
 class Narrowed(Recording):

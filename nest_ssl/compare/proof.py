@@ -184,10 +184,9 @@ def _lacking(evidence: Evidence, proof: Proof, findings: Sequence[Finding], left
         notes.append(Note("lacks_replay", {"count": len(left), "at": left[0]}))
     if not evidence.floors:
         return [*notes, Note("lacks_floor")]
-    made = [one for one in findings if one.rung == "validation" and one.address.module in evidence.unweighted]
-    unmeasured = [one for one in made if one.address not in evidence.features]
-    unmeasured = [one for one in unmeasured if one.judgement and one.judgement.rule == "noise floor"]
-    notes += [Note("lacks_validation_floor", {"at": one}) for one in unmeasured[:1]]
+    silent = [one for one in findings if one.rung == "validation" and one.address.module in evidence.unweighted]
+    silent = [one for one in silent if one.judgement and one.judgement.rule == "noise floor"]
+    notes += [Note("lacks_validation_floor", {"at": one}) for one in silent if one.address not in evidence.features][:1]
     notes += [Note("lacks_restart") for one in proof.checks if one.what == "restarts" and one.differing][:1]
     beyond = [one for one in findings if not one.within]
     ruled = [(one, one.judgement) for one in beyond if one.judgement]

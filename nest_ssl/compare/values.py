@@ -12,7 +12,7 @@ from torch import Tensor
 from nest_ssl.base.nested import ABSENT, pairs
 from nest_ssl.compare.bits import same_bits
 from nest_ssl.compare.findings import Difference, Finding, Spot
-from nest_ssl.compare.metrics import Metrics, measure
+from nest_ssl.compare.metrics import Metrics, measure, typical_row
 from nest_ssl.compare.rules import Rule
 
 # What was measured between two storages of one pair of mapped files (None: the same bits). Addresses are used again
@@ -83,6 +83,8 @@ class Comparer:
             self.bytes += reference.numel() * reference.element_size()
             measured[key] = None if same_bits(reference, candidate) else measure(reference, candidate, *bound)
         metrics = measured[key]
+        if metrics and spot.rung == "validation" and reference.is_floating_point():
+            metrics.row = typical_row(reference, candidate)
         return None if metrics is None else self._finding(spot, reference, metrics)
 
     def update(

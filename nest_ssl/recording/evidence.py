@@ -178,6 +178,7 @@ class FloorEntry(Strict):
     held_out: Size
     flips: Count = 0  # elements of a discrete tensor that became others in any repeat
     relative_flipped: Size = 0.0
+    row: Size | None = None  # in validations the largest `compare.metrics.typical_row`; None in files of before
 
 
 class Margin(Strict):

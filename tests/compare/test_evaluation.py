@@ -17,6 +17,7 @@ from nest_ssl.compare.rules.float64 import Float64Rule, shown_by
 from nest_ssl.compare.rules.noise_floor import NoiseFloorRule
 from nest_ssl.compare.rules.same_function import in_float32
 from nest_ssl.compare.rungs.validation import without_weights
+from nest_ssl.compare.values import Comparer
 from nest_ssl.record.levels import Level
 from nest_ssl.recording.clock import Moment, Phase
 from nest_ssl.recording.evidence import FloorEntry
@@ -252,6 +253,19 @@ def test_features_of_a_validation_are_held_against_their_own_floor(
     assert Float64Rule(evidence, in64.shown, in64.silent).judge(Spot("validation", at, first), metrics).within is (
         size < 3e-7
     )
+
+
+@pytest.mark.parametrize(("row", "within"), [(1e-6, False), (2e-5, True), (None, True)])
+def test_most_rows_of_features_are_held_against_those_of_their_floor(row: float | None, within: bool) -> None:
+    """Where a few rows are rounding alone, these are most of the whole's floor; files of before have none of rows."""
+    first, at = output("features"), Moment(1, Phase.VALIDATION)
+    entries = {first: entry(first, 1e-6, 1e-6)}
+    evidence = Evidence(floors={(0, 0): Floors(entries, {}, 4)}, unweighted=frozenset({"features"}))
+    evidence.features = {first: entry(first, 1e-4, 1e-6).model_copy(update={"row": row})}
+    given, other = (side.view(40, 100) for side in drawn(2e-5, 0.0))
+    for rule in (NoiseFloorRule(evidence), Float64Rule(evidence, {(0, first): 1e-6}, frozenset({first}))):
+        found = Comparer(rule).leaf(Spot("validation", at, first), given, other)
+        assert found is not None and found.within is within
 
 
 def test_which_parts_have_no_weights(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nest_ssl.compare.bits import CHUNK, same_bits
-from nest_ssl.compare.metrics import Metrics, measure
+from nest_ssl.compare.metrics import Metrics, measure, typical_row
 
 FLOATS = st.floats(width=32, allow_subnormal=True)
 PAIRS = st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=40)
@@ -151,3 +151,15 @@ def test_values_of_a_narrower_format_leave_bits_unused(dtype: torch.dtype, zeros
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 0.5
     assert measure(values, values.to(dtype).float() + (dtype is torch.float32) * 1e-6, 0.0, 0.0).unused == (0, zeros)
     assert measure(values, torch.zeros(1000), 0.0, 0.0).unused == (0, 23)
+
+
+def test_most_rows_say_what_a_few_rows_of_noise_hide() -> None:
+    one = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    one[:, 8] = 0.0
+    noisy = one.clone()
+    noisy[:, :3] *= -1.0
+    assert typical_row(one, noisy) == 0.0 and typical_row(one, noisy * 1.5) == pytest.approx(0.5)
+    assert typical_row(one[0, 0, 0], one[0, 0, 0] * 1.5) == pytest.approx(0.5)
+    for nothing in (torch.zeros(3, 4), torch.empty(0, 4), torch.full((3, 4), torch.nan)):
+        assert typical_row(nothing, nothing) == 0.0
+    assert typical_row(torch.zeros(3, 4), torch.ones(3, 4)) > 1e300

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unittest.mock
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,15 @@ from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor, nn
 
 from nest_ssl.base.rng import generator_states, read_states, restore_generators
+from nest_ssl.compare.evidence import Evidence, Floors
+from nest_ssl.compare.findings import Spot
+from nest_ssl.compare.rules.float64 import Float64Rule
+from nest_ssl.compare.rules.noise_floor import NoiseFloorRule
+from nest_ssl.compare.values import Comparer
 from nest_ssl.config.parts import Preprocessor
 from nest_ssl.model.features import AudioToMelSpectrogramPreprocessor
-from nest_ssl.recording.evidence import VALIDATION_FLOOR, ValidationFloor, read_evidence
+from nest_ssl.recording.clock import Moment, Phase
+from nest_ssl.recording.evidence import VALIDATION_FLOOR, FloorEntry, ValidationFloor, read_evidence
 from nest_ssl.run.floor.evaluation import EvaluationFloor
 from tests.run.test_noise_floor import record
 
@@ -48,7 +55,7 @@ class Noisy(nn.Module):
         return self.layer(self.preprocessor(audio))
 
 
-def measured(model: nn.Module, audio: Tensor) -> dict[str, float]:
+def entries_of(model: nn.Module, audio: Tensor) -> list[FloorEntry]:
     floor, trainer = EvaluationFloor(2, 1), SimpleNamespace(precision_plugin=Precision())
     with torch.inference_mode():  # as validations run
         floor.attach(model)
@@ -57,7 +64,11 @@ def measured(model: nn.Module, audio: Tensor) -> dict[str, float]:
         entries = floor.measure(trainer, model)  # type: ignore[arg-type]
     assert not any(part._forward_pre_hooks for part in model.modules())
     assert {one.place.module for one in entries} == {"preprocessor"}
-    return {one.place.path: one.relative_largest for one in entries}
+    return entries
+
+
+def measured(model: nn.Module, audio: Tensor) -> dict[str, float]:
+    return {one.place.path: one.relative_largest for one in entries_of(model, audio)}
 
 
 def test_it_depends_on_the_audio_and_changes_nothing() -> None:
@@ -92,6 +103,42 @@ def test_what_a_part_draws_in_evaluation_each_repeat_draws_and_training_does_not
     found = measured(model, audio)
     assert 0 < found[""] < 1e-6, "of other numbers it would be as large as they are"
     assert read_states() == expected
+
+
+NOISE = 0.1 * torch.randn(2, 16000, generator=torch.Generator().manual_seed(0))
+TIME, SPECTRUM = torch.arange(16000) / 16000, torch.fft.rfft(NOISE.double())
+BAND = torch.where((torch.arange(8001) >= 300) & (torch.arange(8001) <= 3400), SPECTRUM, 0.0)
+AUDIO = {
+    "noise": NOISE,
+    "telephone": (torch.fft.irfft(BAND) * 32768).round().float() / 32768,
+    "quieter": NOISE / 1000,
+    "tone": 0.5 * torch.sin(2 * torch.pi * torch.tensor([[100.0], [440.0]]) * TIME),
+    "silence": (NOISE / 1000 * 32768).round() / 32768,
+}
+
+
+@pytest.mark.parametrize("kind", AUDIO)
+def test_of_any_audio_a_rewrite_is_within_it_and_a_fault_of_every_row_is_not(kind: str) -> None:
+    """On the telephone channels of rounding alone make most of the whole's floor, and hide nothing of every row."""
+    model, audio = Small(), AUDIO[kind]
+    floor = next(one for one in entries_of(model, audio) if one.place.path == "0")
+    place = floor.place.address
+    evidence = Evidence(floors={(0, 0): Floors({place: floor}, {}, 2)}, features={place: floor})
+    evidence.unweighted = frozenset({"preprocessor"})
+    spot, given = Spot("validation", Moment(1, Phase.VALIDATION), place), (audio, torch.full((2,), 16000))
+    features = model.preprocessor.eval()
+    made, own = features(input_signal=audio, length=given[1])[0], features.featurizer
+    matmul, order = torch.matmul, torch.randperm(own.fb.shape[2], generator=torch.Generator().manual_seed(0))
+    with unittest.mock.patch("torch.matmul", lambda fb, power: matmul(fb[..., order], power[:, order])):
+        summed = features(input_signal=audio, length=given[1])[0]
+    hidden = [2 * floor.relative_largest] if kind == "telephone" else []  # in the whole
+    for off in (0.0, 3e-4, *hidden):
+        other = torch.where(made == 0, summed, summed + off)
+        found = Comparer(NoiseFloorRule(evidence)).leaf(spot, made, other)
+        assert (found is None or found.within) is (off == 0.0), found
+        single = Float64Rule(evidence, {(0, place): floor.relative_largest}, {place})
+        found = Comparer(single).leaf(spot, made, other)
+        assert (found is None or found.within) is (off == 0.0), found
 
 
 @pytest.mark.parametrize("repeats", [0, 1])

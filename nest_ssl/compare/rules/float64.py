@@ -15,7 +15,7 @@ import torch
 from nest_ssl.compare.evidence import Evidence
 from nest_ssl.compare.findings import Finding, Judgement, Spot
 from nest_ssl.compare.metrics import Metrics, is_scaled
-from nest_ssl.compare.rules.noise_floor import LOOK, is_noise, nearest_floor
+from nest_ssl.compare.rules.noise_floor import LOOK, ROUNDING, in_a_step, is_noise, nearest_floor
 from nest_ssl.compare.rules.same_function import AGREE, VANISHES
 from nest_ssl.recording.address import Address, Kind
 
@@ -36,11 +36,12 @@ class Float64Rule:
             own make a correct rewrite another function, unless what it begins with is further apart.
         silent: outputs that are of float32 even there, as features are. How far rounding takes these depends on the
             batch: they may be as many times further apart as their own floor in validations is than a step's, and as
-            far as it where their audio is of another kind (telephone speech: a hundred times; silence, tones). Where it
-            was not measured they may be as far apart as the steps' are, and the proof lacks it. Never as the reference
-            times one number (rounding has no direction). What comes behind them may be as many times further apart as
-            they are. A last place or two of float32 they may be apart in any case: a rewrite that depends on shapes may
-            show in a validation alone.
+            far as it where their audio is of another kind (telephone speech: a hundred times; silence, tones; speech
+            that is a thousand times quieter: twice, and then rewrites come ten times further apart). Where it was not
+            measured they may be as far apart as the steps' are, and the proof lacks it. Most of their rows may be as
+            far apart as that floor's (see the noise floor). Never as the reference times one number (rounding has no
+            direction). What comes behind them may be as many times further apart as they are. A last place or two of
+            float32 they may be apart in any case: a rewrite that depends on shapes may show in a validation alone.
         single: the parts without weights that compute in float32 even there; a validation records no calls in these.
     """
 
@@ -70,29 +71,26 @@ class Float64Rule:
         """How far apart a tensor of a validation may be."""
         before, step = self._in_training(spot), spot.moment.step
         near = nearest_floor(self.evidence, step, spot.address.rank)
-        floor = self.evidence.floor(near, self._named(spot))
+        floor = self.evidence.floor(near, in_a_step(spot.address))
         once = floor.relative_largest if floor else 0.0
         if spot.address not in self.silent and spot.address.module not in self.single:
             return LOOK * max(before * self._grown.get(step, 1.0), once * self._moved.get(step, 0.0))
         measured = self.evidence.features.get(spot.address)
         further = max(1.0, self.evidence.widened(spot.address, near))
         most, last = LOOK * before * further, LAST * further
-        if measured and before and further > LOOK:  # audio of another kind: the steps are no measure
+        if measured and before and further > ROUNDING:  # audio of another kind: the steps are no measure
             most = max(most, measured.relative_largest)
-        most, last = (0.0, LAST) if is_scaled(metrics, EPS) else (most, last)
+        row = self.evidence.row(spot.address) * max(1.0, before / once if once else 0.0)
+        most, last = (0.0, LAST) if is_scaled(metrics, EPS) or metrics.row > LOOK * max(row, EPS) else (most, last)
         if before and size <= most:
             self._grown[step] = max(self._grown.get(step, 1.0), size / before)
         elif once and size <= last:  # the steps do not show how far this goes on: their floor does
             self._moved[step] = max(self._moved.get(step, 0.0), size / once)
         return max(most, last)
 
-    @staticmethod
-    def _named(spot: Spot) -> Address:
-        return Address(Kind.LOSS, slot="loss") if spot.address.kind == Kind.METRIC else spot.address
-
     def _in_training(self, spot: Spot) -> float:
         """How far apart the same call, or the loss, is at the steps up to this validation."""
-        named = self._named(spot)
+        named = in_a_step(spot.address)
         return max(
             (size for (step, at), size in self.shown.items() if at == named and step <= spot.moment.step), default=0.0
         )

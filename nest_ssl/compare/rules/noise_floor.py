@@ -59,6 +59,11 @@ def nearest_floor(evidence: Evidence, step: int, rank: int) -> int:
     return abs(max(steps, default=(False, 0))[1])
 
 
+def in_a_step(address: Address) -> Address:
+    """What of a training step stands beside this of a validation: the loss beside what that gave in all."""
+    return Address(Kind.LOSS, slot="loss") if address.kind == Kind.METRIC else address
+
+
 def is_table(rung: str, address: Address) -> bool:
     """Whether it is a buffer before the first step: worked out once, from settings, so that no repeat perturbs it."""
     return rung == "initial_weights" and address.kind == Kind.BUFFER
@@ -119,13 +124,14 @@ class NoiseFloorRule:
         It is that of the nearest step, the one behind it or the last before it, and exceeded by what the weights of the
         sides are apart when it runs. Its batch is another one, so only sizes relative to the whole can be compared.
         Features have no weights: how far apart they are depends on the audio, and their own floor says it. Where they
-        have none they may be as far apart as the steps' are, and the proof lacks it. They are never another scale.
+        have none they may be as far apart as the steps' are, and the proof lacks it. They are never another scale. Most
+        of their rows are held against the same of the floor: where a few channels are rounding alone (telephone speech
+        above 3.4 kHz), these make all of the whole's floor, and a fault that is in every row would hide in it.
         """
         address, step, evidence = spot.address, spot.moment.step, self.evidence
-        named = Address(Kind.LOSS, slot="loss") if address.kind == Kind.METRIC else address
         nearest = nearest_floor(evidence, step, address.rank)
         floors = evidence.floors.get((nearest, address.rank))
-        floor = floors.entries.get(named) if floors else None
+        floor = floors.entries.get(in_a_step(address)) if floors else None
         if floors is None or floor is None or metrics.nonfinite_disagree or metrics.relative is None:
             return Judgement(False, "noise floor", {})
         apart = {
@@ -141,6 +147,9 @@ class NoiseFloorRule:
             apart_there = self._shown.get(address, 0.0) * evidence.widened(address, nearest)
             relative = max(measured.relative_largest, apart_there, ULP * metrics.eps)
         ratio = metrics.relative / relative if relative else math.inf
+        if features:
+            row = evidence.row(address) * once / (floor.relative_largest or once)
+            ratio = max(ratio, metrics.row / max(row, ULP * metrics.eps))
         within = ratio <= LOOK and not (features and is_scaled(metrics))
         if features and within and once:
             self._grown[step] = max(self._grown.get(step, 1.0), metrics.relative / once)

@@ -7,6 +7,7 @@ ulp away. What they read and change is then what it was: training goes on with t
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nest_ssl.base.nested import tensors, to_builtins
 from nest_ssl.base.rng import generator_states, restore_generators
+from nest_ssl.compare.metrics import typical_row
 from nest_ssl.record.observers.copies import copy_to_cpu
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.evidence import FloorEntry
@@ -84,7 +86,7 @@ class EvaluationFloor:
 
     def _measure(self, model: nn.Module, calls: list[_Given]) -> list[FloorEntry]:
         numbers, random, buffers = plain_numbers(model), generator_states(), copied(dict(model.named_buffers()))
-        tally, first = Tally(), list[tuple[Address, Tensor]]()
+        tally, first, rows = Tally(), list[tuple[Address, Tensor]](), dict[Address, float]()
         try:
             for number in range(1 + self._repeats + self._held_out):
                 generator = torch.Generator().manual_seed(number)
@@ -98,13 +100,16 @@ class EvaluationFloor:
                     write_weights(model, buffers)
                 first = first or made
                 tally.add(first, made, number > self._repeats)
+                for (address, one), (_, other) in zip(first, made, strict=True) if number <= self._repeats else ():
+                    apart = typical_row(one, other) if one.shape == other.shape else math.inf
+                    rows[address] = max(rows.get(address, 0.0), apart)
                 restore_generators(random)
         finally:
             write_weights(model, buffers)
             restore_generators(random)
             for module, own in numbers:
                 vars(module).update(own)
-        return tally.entries()
+        return [entry.model_copy(update={"row": rows[entry.place.address]}) for entry in tally.entries()]
 
 
 def _copy(values: Any) -> Any:
