@@ -19,7 +19,7 @@ from typing import Any
 
 from nest_ssl.base.errors import EXIT_BAD_INPUT, EXIT_OK
 from nest_ssl.base.home import ROOT
-from nest_ssl.bench import loading
+from nest_ssl.bench import loading, profiled
 from nest_ssl.bench.trainings import Bench
 from nest_ssl.bench.workers import LEVELS, Worker, WorkerEnded
 
@@ -134,6 +134,7 @@ def _row(case: Case, rounds: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]
 
 
 TRAINERS = {"nemo": ("nemo", ()), "exact": ("nest", ()), "fast": ("nest", FAST)}
+TIMES = 3  # profiled: of one step alone, small parts come out twice as slow as of the next
 # Name, size, batch and settings; and whether hooks may look into the port's layers, which are open then.
 PROFILED = (
     ("large, 3 of 17 layers", "large", (8, 16.0), LAYERS, False),
@@ -142,7 +143,7 @@ PROFILED = (
 
 
 def profile(bench: Bench, cases: Sequence[tuple[str, str, tuple[int, float], tuple[str, ...], bool]]) -> list[Row]:
-    """A row for each case: of a step of each trainer, milliseconds by kind of operator and by part of the model."""
+    """A row for each case: milliseconds of each trainer's step, medians of some, by kind of operator and by part."""
     rows: list[Row] = []
     for name, size, batch, settings, opened in cases:
         row: Row = {"name": name, "batch": list(batch)}
@@ -150,7 +151,8 @@ def profile(bench: Bench, cases: Sequence[tuple[str, str, tuple[int, float], tup
             try:
                 with Worker(replace(bench, size=size), side, *own, *settings) as worker:
                     flags, inside = "fast" if own else "deterministic", opened or side == "nemo"
-                    row[trainer] = worker.ask(do="profile", batch=batch, flags=flags, inside=inside)
+                    order = {"do": "profile", "batch": batch, "flags": flags, "inside": inside}
+                    row[trainer] = profiled.medians([worker.ask(**order) for _ in range(TIMES)])
             except WorkerEnded as ended:
                 row["error"] = str(ended)
         rows.append(row)

@@ -33,12 +33,12 @@ ABOUT_RECORDER = (
     "through a layer, which calls no module; levels that record every module take the one that does."
 )
 ABOUT_PROFILE = (
-    "Milliseconds of one step, of each trainer in a process of its own: NeMo's is the profile before, the port's the "
-    "one after. The CPU time of forward, backward and optimizer is shared out among operators as they took it by "
-    "torch's profiler, each without those that it calls. Operators of features, of the search for the nearest codes "
-    "and of the optimizer are together, whatever they are; views are among the copies. A part's backward is what its "
-    "forward's operators run there; where each branch of a layer of the port is one function, some of its forward is "
-    "computed there again. It is measured by"
+    "Milliseconds of a step, medians of three, of each trainer in a process of its own: NeMo's is the profile before, "
+    "the port's the one after. The CPU time of forward, backward and optimizer is shared out among operators as they "
+    "took it by torch's profiler, each without those that it calls. Operators of features, of the search for the "
+    "nearest codes and of the optimizer are together, whatever they are; views are among the copies. A part's backward "
+    "is what its forward's operators run there; where each branch of a layer of the port is one function, some of its "
+    "forward is computed there again. It is measured by"
 )
 PHASES = ("forward", "backward", "optimizer")
 GAINS = 3  # of which the numbers before and after are said

@@ -8,8 +8,9 @@ its node of autograd's graph, by the number that both have.
 from __future__ import annotations
 
 import re
+import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
@@ -114,6 +115,16 @@ def totals(events: Iterable[Any], computed: Mapping[str, float]) -> dict[str, Fo
             by_phase = found[of].setdefault(key, {})
             by_phase[phase] = by_phase.get(phase, 0.0) + took * computed[phase] / by_clock[phase]
     return found
+
+
+def medians(steps: Sequence[Mapping[str, Found]]) -> dict[str, Found]:
+    """Of each number of several steps."""
+    made: dict[str, Found] = {of: {} for of in steps[0]}
+    places = {(of, key, phase) for step in steps for of in made for key, took in step[of].items() for phase in took}
+    for of, key, phase in places:
+        numbers = [step[of].get(key, {}).get(phase, 0.0) for step in steps]
+        made[of].setdefault(key, {})[phase] = statistics.median(numbers)
+    return made
 
 
 def _mark(name: str) -> None:

@@ -192,6 +192,12 @@ def test_a_step_is_taken_apart_by_phase_part_and_kind() -> None:
     }
 
 
+def test_of_profiled_steps_each_number_is_the_median() -> None:
+    steps = [{"kinds": {"draws": {"forward": took}}, "parts": {}} for took in (3.0, 1.0, 90.0)]
+    steps[2]["kinds"]["draws"]["backward"] = 5.0
+    assert profiled.medians(steps) == {"kinds": {"draws": {"forward": 3.0, "backward": 0.0}}, "parts": {}}
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
