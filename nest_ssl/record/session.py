@@ -90,7 +90,7 @@ class Session(AbstractContextManager["Session"]):
         self._last_weights = self._last_optimizer = ""
         self._modes: dict[str, bool] = {}  # of modules, as the structure has them
         self._remote = False  # whether the model lies on a device that computes on while the host goes on
-        self._behind = False  # whether all is written behind training: there is room for copies of what it changes
+        self._behind, self._owned = False, 0  # whether all is written behind training; bytes of copies that wait for it
         self._validation: ValidationObserver | None = None
         self._validations = 0
         self._fetch: dict[str, str] | None = None  # states from which the batch of `_draws` is made
@@ -136,6 +136,7 @@ class Session(AbstractContextManager["Session"]):
         self._remote = device.type == "cuda"
         size = sum(tensor.numel() * tensor.itemsize for tensor in weights(model).values())
         self._behind = self._remote or COPIED * size <= room(device)
+        self._owned = COPIED * size if self._behind and not self._remote else 0
         if self.writer.rank is not None:
             self._index["rank"] = self.writer.rank
         self._index["sources"] = describe_sources(model)  # now: a file edited meanwhile is not what trained
@@ -161,14 +162,13 @@ class Session(AbstractContextManager["Session"]):
         if self._draws:
             place = {"epoch": epoch, "batch": self._number if position is None else position}
             calls_file = f"{files.step_folder(self._number)}/{files.CALLS}"
-            copies = partial(self._copies, self.writer.spill(calls_file, room(torch.device("cpu"))).put)
+            copies = partial(self._copies, self.writer.spill(calls_file, room(torch.device("cpu")) - self._owned).put)
             calls = CallObserver(self._model, self._draws, self.level.modules(self._model), copies)
             update = UpdateObserver(self._model, self._before_update)
             live, last = to_builtins(batch, lambda tensor: tensor), self._last_weights
             self.writer.keep_up()  # of no more than two steps there is anything in memory
-            self._step = Step(
-                place, self._draws, calls, update, live, to_builtins(live, lambda tensor: Copies().copy(tensor))
-            )
+            started_with = to_builtins(live, lambda tensor: Copies().copy(tensor))
+            self._step = Step(place, self._draws, calls, update, live, started_with)
             started = weights(self._model).items()
             self._save(files.STEP_START, lambda: changes(started, self.writer.folder, last))
             now = modes(self._model)
