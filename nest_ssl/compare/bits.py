@@ -17,10 +17,12 @@ _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 
 
 def same_bits(reference: Tensor, candidate: Tensor) -> bool:
-    """Whether two tensors of one shape and dtype hold the same bytes.
+    """Whether two tensors are of one shape and hold the same bytes.
 
     A NaN equals a NaN of the same payload; 0.0 and -0.0 differ.
     """
+    if reference.shape != candidate.shape:
+        return False
     if lies_plain(reference) and lies_plain(candidate):
         return same_bytes(reference, candidate)
     return torch.equal(as_integers(reference), as_integers(candidate))

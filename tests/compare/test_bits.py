@@ -26,6 +26,14 @@ def test_one_changed_element_is_seen(dtype: torch.dtype) -> None:
     assert not same_bits(tensor, other)
 
 
+@pytest.mark.parametrize(
+    "other", [torch.arange(512), torch.arange(0), torch.arange(16).view(2, 8), torch.arange(16).view(16, 1)]
+)
+def test_another_shape_is_another_value(other: torch.Tensor) -> None:
+    """A buffer may grow in a step, as a table of positions does: no byte beyond the end is read."""
+    assert not same_bits(torch.arange(16), other) and not same_bits(other, torch.arange(16))
+
+
 def test_nan_equals_nan_of_the_same_payload_only() -> None:
     payloads = torch.tensor([0x7FC00000, 0x7FC00001], dtype=torch.int32).view(torch.float32)
     assert same_bits(payloads[:1], payloads[:1].clone())
