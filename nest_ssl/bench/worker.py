@@ -20,25 +20,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from nest_ssl.run.importing import importing
 
-from nest_ssl.base.determinism import seed_all, set_determinism
-from nest_ssl.base.errors import run_command
-from nest_ssl.bench import loading, orders
-from nest_ssl.bench.orders import Moments
-from nest_ssl.bench.profiled import Profiled
-from nest_ssl.bench.workers import LEVELS
-from nest_ssl.config.compose import data_paths
-from nest_ssl.data.batch import AudioNoiseBatch
-from nest_ssl.record.levels import Level
-from nest_ssl.record.lightning import Recorder
-from nest_ssl.recording.layout import CALLS, step_folder
-from nest_ssl.recording.writer import RecordingWriter
-from nest_ssl.run.command_line import read_command_line
-from nest_ssl.run.experiment import FORWARD_OUTPUTS, build_trainer
-from nest_ssl.run.preflight import check_data, check_settings
-from nest_ssl.run.subject import Subject
+with importing():  # as a training does
+    import torch
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+    from nest_ssl.base.determinism import seed_all, set_determinism
+    from nest_ssl.base.errors import run_command
+    from nest_ssl.bench import loading, orders
+    from nest_ssl.bench.orders import Moments
+    from nest_ssl.bench.profiled import Profiled
+    from nest_ssl.bench.workers import LEVELS
+    from nest_ssl.config.compose import data_paths
+    from nest_ssl.data.batch import AudioNoiseBatch
+    from nest_ssl.record.levels import Level
+    from nest_ssl.record.lightning import Recorder
+    from nest_ssl.recording.layout import CALLS, step_folder
+    from nest_ssl.recording.writer import RecordingWriter
+    from nest_ssl.run.command_line import read_command_line
+    from nest_ssl.run.experiment import FORWARD_OUTPUTS, build_trainer
+    from nest_ssl.run.preflight import check_data, check_settings
+    from nest_ssl.run.subject import Subject
 
 ENDLESS = 10**6  # batches an epoch has: orders end it, not their number
 
@@ -204,7 +207,8 @@ def main() -> int:
     check_settings(subject, cfg)
     checked = data_paths(cfg)
     inputs, *_ = check_data(subject, checked)
-    subject.load()
+    with importing():
+        subject.load()
     if not type_checks:  # NeMo's own switch; the port has none
         sys.modules["nemo.core.classes.common"].typecheck.set_typecheck_enabled(False)
     set_determinism()

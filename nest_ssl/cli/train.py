@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from nest_ssl.base.arguments import PROGRAM
 from nest_ssl.base.errors import EXIT_OK, UserError
 from nest_ssl.base.home import ROOT
+from nest_ssl.run.importing import importing
 from nest_ssl.run.subject import Subject
 
 THEN = "--then"
@@ -33,7 +34,8 @@ def train(subject: Subject, argv: Sequence[str] | None = None) -> int:
     from nest_ssl.run.command_line import read_command_line
 
     configurations = [(read_command_line(subject.name, words), words) for words in runs]
-    from nest_ssl.run.experiment import record
+    with importing():
+        from nest_ssl.run.experiment import record
 
     refused: list[UserError] = []
     for cfg, words in configurations:

@@ -39,6 +39,7 @@ from nest_ssl.run.command_line import read_command_line
 from nest_ssl.run.console import Progress, quiet, summary
 from nest_ssl.run.exp_manager import Experiment, open_experiment
 from nest_ssl.run.floor.repeats import NoiseFloorRepeats
+from nest_ssl.run.importing import importing
 from nest_ssl.run.interrupts import Interrupts
 from nest_ssl.run.loggers import build_loggers, closing
 from nest_ssl.run.preflight import check_data, check_settings, data_sections
@@ -163,7 +164,8 @@ def _train(
             batch at which NeMo stops; a setting that Lightning refuses only now, such as a metric to monitor that
             nothing logs.
     """
-    subject.load()
+    with importing():
+        subject.load()
     set_determinism()
     loggers = build_loggers(cfg.exp_manager, experiment.log_dir) if experiment.log_dir and not experiment.done else []
     with closing(loggers):
