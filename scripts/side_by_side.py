@@ -28,8 +28,9 @@ from typing import IO
 NAMES = ("nemo", "nest")
 AND = "--and"
 MEETING = "NEST_SSL_MEETING"  # in the environment of both: where they leave their settings
-# GB that a trainer takes with the practice data: measured up to large, then as `nest-ssl doctor` reckons.
-MEMORY = {"tiny": 0.8, "small": 1.3, "medium": 1.8, "large": 4.5, "xlarge": 20.0, "xxlarge": 34.0}
+# GB that a trainer takes with the practice data: measured up to large (RUN=full, which takes more than quick), then in
+# proportion to what `nest-ssl doctor` reckons.
+MEMORY = {"tiny": 1.2, "small": 2.6, "medium": 3.0, "large": 6.0, "xlarge": 26.0, "xxlarge": 45.0}
 UNKNOWN = ("-", "model.", "trainer.", "noise_floor")  # beginnings of words that change it
 GPUS = ("/dev/nvidiactl", "/dev/kfd")
 GRACE = 30.0  # seconds that a trainer has to end in when the other has failed; a step of the large model takes fewer

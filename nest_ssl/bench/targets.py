@@ -183,7 +183,7 @@ MEASURES = (
 BOTH = (
     "two steps are recorded in full by each trainer, 4.7 GB a side (since a second step is recorded, which the target "
     "did not have), and compared. CPU seconds by hand, others computing beside: NeMo 38, the port 40, the comparison "
-    "13. One trainer runs behind the other, for the second looks first whether it is the same experiment as the first."
+    "13. Both train at once where each has its core and its memory; the slower of the two and the comparison are left."
 )
 
 TARGETS = (
