@@ -108,10 +108,9 @@ def other_experiment(
     batches.tally.compared["fields"] = 1  # settings that only batches show make no difference yet
     sheet = Sheet("contract", Comparer(SameBits()))
     compare_contract(sheet, first, second, None, [batches.tally])
-    found = sheet.tally.findings
-    lines = [f"{_setting(one)}: {place} is of another experiment, and comparing the two ends with exit code 4"
-             for one in found[:SHOWN]]  # fmt: skip
-    return [*lines, f"and {len(found) - SHOWN} more such settings"] if len(found) > SHOWN else lines
+    end = f"{place} is of another experiment, and comparing the two ends with exit code 4"
+    lines = list(dict.fromkeys(f"{_setting(one)}: {end}" for one in sheet.tally.findings))  # a seed is there twice
+    return [*lines[:SHOWN], f"and {len(lines) - SHOWN} more such settings"] if len(lines) > SHOWN else lines
 
 
 def leave(own: Plan, meeting: Path) -> Plan | None:

@@ -55,6 +55,7 @@ def test_whoever_comes_second_names_what_differs(out: Path, order: tuple[str, st
         ([], ""),
         (["operators=true", "numerics=fast"], ""),
         (["save_steps=0,1"], "steps is 0, 1, and was 0"),
+        (["seed=7"], "seed is 7, and was 42"),
         (["save_steps=all"], ""),  # how many there are is not known yet
         (["record=digest", "save_steps=0,1"], ""),
         (["model.train_ds.manifest_filepath=data/dummy_ssl/val_manifest.json"], "data.train."),
@@ -65,6 +66,7 @@ def test_only_what_makes_another_experiment_is_named(out: Path, words: list[str]
     assert said(out, "nemo") == []
     lines = said(out, "nest", *words)
     assert lines[0].startswith(differs) if differs else lines == []
+    assert len(lines) == len({*lines})
 
 
 def test_a_recording_of_an_earlier_pair_is_not_looked_at(out: Path) -> None:
