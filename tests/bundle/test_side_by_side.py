@@ -177,7 +177,7 @@ def commands(*settings: str, nemo: str = "", nest: str = "") -> list[list[str]]:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    def have(cores: int = 2, gigabytes: float = 12.0, threads: str = "1", gpu: bool = False) -> None:
+    def have(cores: int = 2, gigabytes: float = 14.0, threads: str = "1", gpu: bool = False) -> None:
         monkeypatch.setattr(side_by_side, "usable_cores", lambda: cores)
         monkeypatch.setattr(side_by_side, "free_memory", lambda: gigabytes * 1e9)
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
@@ -189,12 +189,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 @pytest.mark.parametrize(
     ("has", "words", "why"),
     [
-        ({}, {}, "2 cores, and 12.0 GB of memory for 12.0. PARALLEL=0 trains one behind the other"),
+        ({}, {}, "2 cores, and 14.0 GB of memory for 14.0. PARALLEL=0 trains one behind the other"),
         ({"cores": 1}, {}, "2 cores are wanted, and 1 may be used."),
         ({"cores": 3, "threads": "2"}, {}, "4 cores are wanted, and 3 may be used."),
-        ({"gigabytes": 11.9}, {}, "12.0 GB of memory are wanted, and 11.9 GB are free."),
-        ({"gigabytes": 0}, {"nest": "size=tiny"}, "7.2 GB of memory are wanted, and 0.0 GB are free."),
-        ({"gpu": True}, {}, "2 cores, and 12.0 GB"),  # DEVICE=cpu
+        ({"gigabytes": 13.9}, {}, "14.0 GB of memory are wanted, and 13.9 GB are free."),
+        ({"gigabytes": 0}, {"nest": "size=tiny"}, "8.2 GB of memory are wanted, and 0.0 GB are free."),
+        ({"gpu": True}, {}, "2 cores, and 14.0 GB"),  # DEVICE=cpu
         (
             {},
             {"nemo": "'model.train_ds.batch_size=8' x=1"},
@@ -202,7 +202,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         ),
         ({}, {"nest": "++trainer.precision=64-true"}, "what memory trainer.precision=64-true takes is not known."),
         ({}, {"nest": "--config-path=x"}, "what memory --config-path=x takes is not known."),
-        ({}, {"nemo": "operators=true save_steps=0,1,2"}, "2 cores, and 12.0 GB"),
+        ({}, {"nemo": "operators=true save_steps=0,1,2"}, "2 cores, and 14.0 GB"),
         ({}, {"nemo": "size=huge"}, "what memory size=huge takes is not known."),
         ({}, {"nemo": "a='b"}, "a quote is not closed"),
     ],
@@ -226,9 +226,9 @@ def test_a_gpu_is_not_shared(machine: Machine, device: str, gpu: bool, refused: 
 
 
 def test_ranks_want_as_much_each(machine: Machine) -> None:
-    machine(cores=4, gigabytes=23)
-    assert decide("", commands("trainer.devices=2"))[1].startswith("24.0 GB of memory are wanted")
-    machine(cores=3, gigabytes=24)
+    machine(cores=4, gigabytes=27)
+    assert decide("", commands("trainer.devices=2"))[1].startswith("28.0 GB of memory are wanted")
+    machine(cores=3, gigabytes=28)
     assert decide("", commands("trainer.devices=2"))[1].startswith("4 cores are wanted")
 
 
@@ -245,7 +245,7 @@ def test_the_memory_of_a_size_goes_with_what_doctor_says(size: str) -> None:
     with torch.device("meta"):
         parameters = sum(one.numel() for one in model_of(cfg.model, cfg.nemo).parameters())
     needed = (doctor.MEMORY + doctor.MEMORY_OF_PARAMETER * parameters) / 1e9
-    assert needed <= MEMORY[size] <= 1.4 * needed + 1.2
+    assert needed <= MEMORY[size] <= 1.5 * needed + 1.2
 
 
 def test_a_group_of_processes_may_be_limited(tmp_path: Path) -> None:
