@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SOME = 100  # modules: fewer are nobody's start
+SOME = 100  # modules; what is read once more brings fewer
 
 
 @contextmanager
