@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from aligning import GENERATION, NARROW, ONE_LAYER, RELEASE, align, assert_identical, record
+from aligning import GENERATION, RELEASE, SMALL, align, assert_identical, record
 from train_nemo import NEMO
 from train_nest import NEST
 
@@ -102,4 +102,4 @@ def test_where_nemo_stops_the_port_says_so(tmp_path: Path, corpus: Path) -> None
 def settings(corpus: Path, case: str) -> list[str]:
     manifest, overrides = CASES[case]
     data = [f"model.train_ds.manifest_filepath={corpus / manifest}.json", "model.train_ds.min_duration=0.1"]
-    return ["size=tiny", ONE_LAYER, NARROW, "batches=3", "save_steps=all", *data, *overrides]
+    return [*SMALL, "batches=3", "save_steps=all", *data, *overrides]

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, _utils
 
 from nest_ssl.data.workers import shielded_workers
 
@@ -26,7 +26,11 @@ class Slow(Dataset[float]):
 
 
 def main(ends: bool) -> None:
-    """Start a worker; wait to be killed, or end while it hangs."""
+    """Start a worker; wait to be killed, or end while it hangs.
+
+    Torch looks every half second whether the other one is still there, in place of every five.
+    """
+    _utils.MP_STATUS_CHECK_INTERVAL = _utils.worker.MP_STATUS_CHECK_INTERVAL = 0.5
     with shielded_workers():
         batches = iter(DataLoader(Slow(1000 if ends else 0), num_workers=1))
     print(os.getpid(), batches._workers[0].pid, flush=True)

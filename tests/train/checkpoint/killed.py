@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
 from nest_ssl.base.errors import run_command
 from nest_ssl.data.dataset import AudioNoiseDataset
 from nest_ssl.run import experiment
@@ -41,6 +43,7 @@ def main(seconds: float, shielded: bool, overrides: list[str]) -> None:
         return item(self, index)
 
     NestModule.training_step, AudioNoiseDataset.__getitem__ = reporting, slow  # type: ignore[method-assign]
+    _MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.5,)  # seconds until it looks after workers, not five
     if not shielded:
         experiment.shielded_workers = contextlib.nullcontext  # type: ignore[assignment]
     print(os.getpid(), file=steps)
