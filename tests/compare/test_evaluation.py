@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,12 @@ def trained(
     return run(out, build=build)
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """As `trained`, once for the same settings, given by their names; to be read alone."""
+    return functools.cache(lambda **settings: trained(tmp_path_factory.mktemp("trained") / "nemo", **settings))
+
+
 def evidence_of(folder: Path, reference: Path, candidate: Path, correct: Path) -> Evidence:
     """A noise floor of three times what a correct rewrite shows."""
     rows: dict[int, list[FloorEntry]] = {step: [] for step in range(4)}
@@ -86,13 +95,12 @@ def evidence_of(folder: Path, reference: Path, candidate: Path, correct: Path) -
 
 @pytest.mark.parametrize("features_only", [0.0, 3e-6])
 def test_a_bug_of_the_features_in_evaluation_alone_beside_a_rewrite_of_them(
-    tmp_path: Path, features_only: float
+    tmp_path: Path, trained_once: Callable[..., Path], features_only: float
 ) -> None:
     """Features are float32 even in float64, so that the steps show how far a rewrite of them goes, and no more."""
-    made = {name: trained(tmp_path / name, rewrite=name != "nemo", features_only=off, double=double)
-            for name, off, double in (("nemo", 0.0, False), ("correct", 0.0, False), ("nest", features_only, False),
-                                      ("b", features_only, True))}  # fmt: skip
-    made["a"] = trained(tmp_path / "a", rewrite=False, features_only=0.0, double=True)
+    made = {name: trained_once(rewrite=name not in ("nemo", "a"), features_only=off, double=name in ("a", "b"))
+            for name, off in (("nemo", 0.0), ("correct", 0.0), ("nest", features_only), ("a", 0.0),
+                              ("b", features_only))}  # fmt: skip
     evidence = evidence_of(tmp_path, made["nemo"], made["nest"], made["correct"])
     evidence.float64 = open_recording(made["a"]), open_recording(made["b"])
     found = compare_recordings(
@@ -115,12 +123,15 @@ def test_a_bug_of_the_features_in_evaluation_alone_beside_a_rewrite_of_them(
 
 
 @pytest.mark.parametrize(("eval_only", "verdict"), [(0.0, "equivalent"), (1e-7, "diverged"), (1e-9, "diverged")])
-def test_a_bug_of_evaluation_alone_beside_a_correct_rewrite(tmp_path: Path, eval_only: float, verdict: str) -> None:
+def test_a_bug_of_evaluation_alone_beside_a_correct_rewrite(
+    tmp_path: Path, trained_once: Callable[..., Path], eval_only: float, verdict: str
+) -> None:
     """Weights that are apart by rounding excuse no validation that float64 shows to be another function."""
-    reference, candidate = trained(tmp_path / "nemo", rewrite=False), trained(tmp_path / "nest", eval_only)
+    reference, candidate = (trained_once(rewrite=rewrite, eval_only=eval_only * rewrite) for rewrite in (False, True))
     sides = open_recording(reference), open_recording(candidate)
-    evidence = evidence_of(tmp_path, reference, candidate, trained(tmp_path / "correct"))
-    doubles = trained(tmp_path / "a", rewrite=False, double=True), trained(tmp_path / "b", eval_only, double=True)
+    evidence = evidence_of(tmp_path, reference, candidate, trained_once(rewrite=True, eval_only=0.0))
+    made = [trained_once(rewrite=rewrite, eval_only=eval_only * rewrite, double=True) for rewrite in (False, True)]
+    doubles = [Path(shutil.copytree(each, tmp_path / name)) for each, name in zip(made, "ab", strict=True)]
     evidence.float64 = open_recording(doubles[0]), open_recording(doubles[1])
     found = compare_recordings(*sides, declared=[], evidence=evidence)
     assert found.verdict == verdict, found.proof.float64
@@ -130,8 +141,8 @@ def test_a_bug_of_evaluation_alone_beside_a_correct_rewrite(tmp_path: Path, eval
     assert [one.phase for one in found.proof.born] == (["validation"] if eval_only else [])
     if eval_only == 1e-9:
         assert lacking(found) == ["lacks_float64"], "in float32 it is no difference"
-    for made in doubles:  # what float64 does not have is not waived either
-        remove(made, validation_file(0))
+    for each in doubles:  # what float64 does not have is not waived either
+        remove(each, validation_file(0))
     evidence.float64 = open_recording(doubles[0]), open_recording(doubles[1])
     found = compare_recordings(*sides, declared=[], evidence=evidence)
     assert found.verdict == "diverged" and "lacks_validation" in lacking(found)
