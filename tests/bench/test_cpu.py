@@ -243,7 +243,8 @@ def test_the_largest_gains_are_said(tmp_path: Path) -> None:
 def test_steps_are_profiled(tmp_path: Path, python: str) -> None:
     """The port in NeMo's place; wide enough for its layers to be fused, and then looked into, which opens them."""
     port = Side(python, "scripts/train_nest.py")
-    bench, wide = Bench({"nemo": port, "nest": port}, "cpu", "tiny", tmp_path), ("model.encoder.d_model=176",)
+    bench = Bench({"nemo": port, "nest": port}, "cpu", "tiny", tmp_path)
+    wide = ("model.encoder.d_model=176", "model.encoder.n_layers=1", "model.encoder.subsampling_conv_channels=8")
     (row,) = cpu.profile(bench, [("tiny", "tiny", (4, 16.0), wide, False)])
     assert "error" not in row
     for trainer in cpu.TRAINERS:
