@@ -108,8 +108,10 @@ def other_experiment(
     batches.tally.compared["fields"] = 1  # settings that only batches show make no difference yet
     sheet = Sheet("contract", Comparer(SameBits()))
     compare_contract(sheet, first, second, None, [batches.tally])
-    end = f"{place} is of another experiment, and comparing the two ends with exit code 4"
-    lines = list(dict.fromkeys(f"{_setting(one)}: {end}" for one in sheet.tally.findings))  # a seed is there twice
+    what = "these are two experiments" if meeting else f"{place} is of another experiment"
+    end = f"{what}, and comparing the two ends with exit code 4"
+    said = [f"{_setting(one, bool(meeting))}: {end}" for one in sheet.tally.findings]
+    lines = list(dict.fromkeys(said))  # a seed is there twice
     return [*lines[:SHOWN], f"and {len(lines) - SHOWN} more such settings"] if len(lines) > SHOWN else lines
 
 
@@ -127,5 +129,8 @@ def leave(own: Plan, meeting: Path) -> Plan | None:
     return None
 
 
-def _setting(finding: Finding) -> str:
-    return f"{finding.address.slot.removeprefix('config.')} is {finding.candidate}, and was {finding.reference}"
+def _setting(finding: Finding, at_once: bool) -> str:
+    name = finding.address.slot.removeprefix("config.")
+    if at_once:
+        return f"{name} is {finding.reference} in {FIRST} and {finding.candidate} in {SECOND}"
+    return f"{name} is {finding.candidate}, and was {finding.reference}"

@@ -44,9 +44,9 @@ def test_whoever_comes_second_names_what_differs(out: Path, order: tuple[str, st
     words = {"nemo": [], "nest": OTHERS}
     assert said(out, order[0], *words[order[0]]) == []
     *lines, more = said(out, order[1], *words[order[1]])
-    end = f": {out / 'nemo'} is of another experiment, and comparing the two ends with exit code 4"
+    end = ": these are two experiments, and comparing the two ends with exit code 4"
     assert len(lines) == same_experiment.SHOWN and all(line.endswith(end) for line in lines)
-    assert lines[0] == f"seed is 7, and was 42{end}" and more.endswith("more such settings")
+    assert lines[0] == f"seed is 42 in nemo and 7 in nest{end}" and more.endswith("more such settings")
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_whoever_comes_second_names_what_differs(out: Path, order: tuple[str, st
     [
         ([], ""),
         (["operators=true", "numerics=fast"], ""),
-        (["save_steps=0,1"], "steps is 0, 1, and was 0"),
-        (["seed=7"], "seed is 7, and was 42"),
+        (["save_steps=0,1"], "steps is 0 in nemo and 0, 1 in nest"),
+        (["seed=7"], "seed is 42 in nemo and 7 in nest"),
         (["save_steps=all"], ""),  # how many there are is not known yet
         (["record=digest", "save_steps=0,1"], ""),
         (["model.train_ds.manifest_filepath=data/dummy_ssl/val_manifest.json"], "data.train."),
-        (["nemo=2.7"], "generation is 2.7, and was 3.0"),
+        (["nemo=2.7"], "generation is 3.0 in nemo and 2.7 in nest"),
     ],
 )
 def test_only_what_makes_another_experiment_is_named(out: Path, words: list[str], differs: str) -> None:
