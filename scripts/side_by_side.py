@@ -3,7 +3,8 @@
     side_by_side.py "$PARALLEL" --and scripts/with_words.sh WORDS PYTHON scripts/train_nemo.py KEY=VALUE ... --and ...
 
 Room is a core for each thread of both, and twice the memory that a trainer of this size takes with the practice data.
-It is not known with a GPU, nor with words that change what a trainer takes. PARALLEL 1 and 0 decide without asking.
+It is not known with a GPU, nor with words that change what a trainer takes; and what one takes from the other's folder
+has to be there first. PARALLEL 1 and 0 decide without asking.
 
 At once, each line is shown when it is whole, with the name of its trainer. Each trainer leaves its settings in a folder
 that both know, and whoever comes second says, before it trains, whether they are of one experiment
@@ -31,7 +32,7 @@ MEETING = "NEST_SSL_MEETING"  # in the environment of both: where they leave the
 # GB that a trainer takes with the practice data: measured up to large (RUN=full, which takes more than quick), then in
 # proportion to what `nest-ssl doctor` reckons.
 MEMORY = {"tiny": 1.2, "small": 2.7, "medium": 3.3, "large": 7.0, "xlarge": 29.0, "xxlarge": 50.0}
-UNKNOWN = ("-", "model.", "trainer.", "noise_floor")  # beginnings of words that change it
+UNKNOWN = ("-", "model.", "model=", "trainer.", "trainer=", "noise_floor")  # beginnings of words that change it
 GPUS = ("/dev/nvidiactl", "/dev/kfd")
 GRACE = 30.0  # seconds that a trainer has to end in when the other has failed; a step of the large model takes fewer
 LAST_WORDS = 5.0  # seconds for the output of one that has ended, which a process that it left behind may keep open
@@ -73,19 +74,20 @@ def decide(parallel: str, commands: list[list[str]]) -> tuple[bool, str]:
     unknown += [f"size={size}" for size in sizes if size not in MEMORY]
     ranks = int(each[0].get("trainer.devices", "1"))
     cores, wanted_cores = usable_cores(), 2 * ranks * int(os.environ.get("OMP_NUM_THREADS", "1"))
-    memory, wanted = free_memory() / 1e9, ranks * sum(MEMORY.get(size, 0) for size in sizes)
+    memory, wanted = free_memory(), ranks * sum(MEMORY.get(size, 0) for size in sizes)
+    free = "how much is free is not known here" if memory is None else f"{memory:.1f} GB are free"
+    taken = [word for words in own for word in words if names_any(word, [it.get("output_dir", "") for it in each])]
     refused = {
+        f"{' '.join(taken[:1])} is of the other's folder": bool(taken),
         "a GPU is not shared (DEVICE=cpu does without)": may_use_gpu(each[0]["trainer.accelerator"]),
         f"what memory {' '.join(unknown[:1])} takes is not known": bool(unknown),
         f"{wanted_cores} cores are wanted, and {cores} may be used": cores < wanted_cores,
-        f"{wanted:.1f} GB of memory are wanted, and {memory:.1f} GB are free": memory < wanted,
+        f"{wanted:.1f} GB of memory are wanted, and {free}": memory is None or memory < wanted,
     }
     if why := next((reason for reason, holds in refused.items() if holds), None):
         return False, f"{why}. PARALLEL=1 trains both at once all the same"
-    return (
-        True,
-        f"{cores} cores, and {memory:.1f} GB of memory for {wanted:.1f}. PARALLEL=0 trains one behind the other",
-    )
+    room = f"{cores} cores, and {memory:.1f} GB of memory for {wanted:.1f}"
+    return True, f"{room}. PARALLEL=0 trains one behind the other"
 
 
 def may_use_gpu(device: str) -> bool:
@@ -95,28 +97,50 @@ def may_use_gpu(device: str) -> bool:
     )
 
 
+def names_any(word: str, folders: list[str]) -> bool:
+    """Whether a setting's value has the path of one of the folders in it, or of what lies in it."""
+    value = word.partition("=")[2]
+    paths = [path for folder in folders if folder for path in {folder, os.path.abspath(folder)}]
+    return any(path in text for path in paths for text in (value, os.path.abspath(value)))
+
+
+def groups(root: Path) -> list[Path]:
+    """Folders of the group of processes that this one is in, and of those round it: each may be limited.
+
+    In a container of its own the group is the outermost folder; in a job of a cluster it lies deeper.
+    """
+    top = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return [top]
+    own = next((top / line.removeprefix("0::").strip("/") for line in lines if line.startswith("0::")), top)
+    return [own, *(folder for folder in own.parents if folder.is_relative_to(top))]
+
+
 def usable_cores(root: Path = Path("/")) -> int:
-    """Of this process; no more than its group of processes is limited to."""
+    """Of this process; no more than its groups of processes are limited to."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no such group, or "max"
-        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, int(quota) // int(period))
+    for group in groups(root):
+        with suppress(OSError, ValueError):  # no such group, or "max"
+            quota, period = (group / "cpu.max").read_text().split()
+            cores = min(cores, int(quota) // int(period))
     return cores
 
 
-def free_memory(root: Path = Path("/")) -> int:
-    """In bytes, no more than the group of processes is limited to; 0 where the system does not say."""
+def free_memory(root: Path = Path("/")) -> float | None:
+    """In GB, no more than the groups of processes are limited to; None where the system does not say."""
     try:
         facts = dict(line.split()[:2] for line in (root / "proc/meminfo").read_text().splitlines())
         free = int(facts["MemAvailable:"]) * 1024
     except (OSError, KeyError, ValueError):
-        return 0
-    group = root / "sys/fs/cgroup"
-    with suppress(OSError, KeyError, ValueError):
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-        free = min(free, limit - used + int(cached))
-    return free
+        return None
+    for group in groups(root):
+        with suppress(OSError, KeyError, ValueError):
+            limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+            cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+            free = min(free, limit - used + int(cached))
+    return free / 1e9
 
 
 # --- Training -------------------------------------------------------------------------------------------------------
@@ -188,7 +212,7 @@ class Pair:
         for line in stream:
             text = line.decode(errors="replace").rstrip("\n")
             with self._printing:
-                write(out, text + "\n" if text.startswith(name) else f"{name}: {text}\n")
+                write(out, text + "\n" if text.startswith(f"{name}:") else f"{name}: {text}\n")
 
 
 def write(out: int, text: str) -> None:

@@ -172,14 +172,18 @@ def test_a_reader_that_has_gone_changes_no_exit_code(start: Start, command: Comm
 
 def commands(*settings: str, nemo: str = "", nest: str = "") -> list[list[str]]:
     known = ["size=large", "trainer.accelerator=cpu", *settings]
-    return [["with_words.sh", words, "python", "train.py", *known] for words in (nemo, nest)]
+    sides = {"nemo": nemo, "nest": nest}
+    return [
+        ["with_words.sh", words, "python", "train.py", *known, f"output_dir=out/{name}"]
+        for name, words in sides.items()
+    ]
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    def have(cores: int = 2, gigabytes: float = 14.0, threads: str = "1", gpu: bool = False) -> None:
+    def have(cores: int = 2, gigabytes: float | None = 14.0, threads: str = "1", gpu: bool = False) -> None:
         monkeypatch.setattr(side_by_side, "usable_cores", lambda: cores)
-        monkeypatch.setattr(side_by_side, "free_memory", lambda: gigabytes * 1e9)
+        monkeypatch.setattr(side_by_side, "free_memory", lambda: gigabytes)
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         monkeypatch.setattr(side_by_side, "GPUS", ("/",) if gpu else ())
 
@@ -194,13 +198,24 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         ({"cores": 3, "threads": "2"}, {}, "4 cores are wanted, and 3 may be used."),
         ({"gigabytes": 13.9}, {}, "14.0 GB of memory are wanted, and 13.9 GB are free."),
         ({"gigabytes": 0}, {"nest": "size=tiny"}, "8.2 GB of memory are wanted, and 0.0 GB are free."),
+        ({"gigabytes": None}, {}, "14.0 GB of memory are wanted, and how much is free is not known here."),
         ({"gpu": True}, {}, "2 cores, and 14.0 GB"),  # DEVICE=cpu
+        ({}, {"nest": "nemo=out/nemo"}, "nemo=out/nemo is of the other's folder."),
+        (
+            {},
+            {"nest": "+init_from_nemo_model.a.path=out/nemo/x.nemo"},
+            "init_from_nemo_model.a.path=out/nemo/x.nemo is",
+        ),
+        ({}, {"nemo": f"init_from_ptl_ckpt={os.path.abspath('out/nest/x.ckpt')}"}, "init_from_ptl_ckpt="),
+        ({}, {"nest": "nemo=out/../out/nemo"}, "nemo=out/../out/nemo is of the other's folder."),
+        ({}, {"nest": "nemo=2.7.3"}, "2 cores, and 14.0 GB"),
         (
             {},
             {"nemo": "'model.train_ds.batch_size=8' x=1"},
             "what memory model.train_ds.batch_size=8 takes is not known.",
         ),
         ({}, {"nest": "++trainer.precision=64-true"}, "what memory trainer.precision=64-true takes is not known."),
+        ({}, {"nest": "model={train_ds:{num_workers:2}}"}, "what memory model={train_ds:{num_workers:2}} takes is not"),
         ({}, {"nest": "--config-path=x"}, "what memory --config-path=x takes is not known."),
         ({}, {"nemo": "operators=true save_steps=0,1,2"}, "2 cores, and 14.0 GB"),
         ({}, {"nemo": "size=huge"}, "what memory size=huge takes is not known."),
@@ -212,7 +227,7 @@ def test_room_decides(machine: Machine, has: dict[str, float], words: dict[str, 
     at_once, said = decide("", commands(**words))
     assert said.startswith(why)
     assert at_once == why.startswith("2 cores, and")
-    if "wanted" in why or "known" in why:
+    if "wanted" in why or "known" in why or "folder" in why:
         assert said.endswith(" PARALLEL=1 trains both at once all the same")
 
 
@@ -253,14 +268,21 @@ def test_a_group_of_processes_may_be_limited(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
 
-    assert free_memory(tmp_path) == 0 and usable_cores(tmp_path) == usable_cores()
+    assert free_memory(tmp_path) is None and usable_cores(tmp_path) == usable_cores()
     put("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:   8000 kB\nHugePages_Total: 0\n")
-    assert free_memory(tmp_path) == 8_192_000
+    assert free_memory(tmp_path) == 0.008192
     put("sys/fs/cgroup/memory.max", "max\n")
     put("sys/fs/cgroup/memory.current", "3000000\n")
     put("sys/fs/cgroup/memory.stat", "anon 1\ninactive_file 1000000\n")
     put("sys/fs/cgroup/cpu.max", "max 100000\n")
-    assert free_memory(tmp_path) == 8_192_000 and usable_cores(tmp_path) == usable_cores()
+    assert free_memory(tmp_path) == 0.008192 and usable_cores(tmp_path) == usable_cores()
     put("sys/fs/cgroup/memory.max", "5000000\n")
     put("sys/fs/cgroup/cpu.max", "150000 100000\n")
-    assert free_memory(tmp_path) == 3_000_000 and usable_cores(tmp_path) == 1
+    assert free_memory(tmp_path) == 0.003 and usable_cores(tmp_path) == 1
+    put("proc/self/cgroup", "1:name=systemd:/x\n0::/jobs/7\n")  # of a cluster: its own, and the one round it
+    assert free_memory(tmp_path) == 0.003
+    put("sys/fs/cgroup/jobs/memory.max", "2000000\n")
+    put("sys/fs/cgroup/jobs/memory.current", "1500000\n")
+    put("sys/fs/cgroup/jobs/memory.stat", "inactive_file 0\n")
+    put("sys/fs/cgroup/jobs/7/memory.max", "max\n")
+    assert free_memory(tmp_path) == 0.0005

@@ -172,6 +172,51 @@ def test_who_looks_at_one_module_opens_its_layer(looking: Callable[[nn.Module], 
     assert taken == [True, False]
 
 
+class Adapted(nn.Linear):
+    """As an adapter is put in place of a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1.5
+
+
+def with_an_adapter(layer: nn.Module) -> None:
+    linear = layer.feed_forward2.linear1
+    layer.feed_forward2.linear1 = Adapted(linear.in_features, linear.out_features)
+
+
+def with_gelu(layer: nn.Module) -> None:
+    layer.feed_forward1.activation = nn.GELU()
+
+
+def with_a_plain_convolution(layer: nn.Module) -> None:
+    size = layer.conv.depthwise_conv.in_channels
+    layer.conv.depthwise_conv = nn.Conv1d(size, size, 3, padding=1, groups=size)
+    layer.conv.depthwise_conv.forward = lambda x, cache=None: nn.Conv1d.forward(layer.conv.depthwise_conv, x)
+
+
+def with_an_average_of_all(layer: nn.Module) -> None:
+    layer.conv.batch_norm.momentum = None
+
+
+def without_weights_of_a_norm(layer: nn.Module) -> None:
+    layer.norm_conv = nn.LayerNorm(SIZES["d_model"], elementwise_affine=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [with_an_adapter, with_gelu, with_a_plain_convolution, with_an_average_of_all, without_weights_of_a_norm],
+)
+def test_a_layer_that_was_changed_is_open(change: Callable[[nn.Module], None], taken: list[bool]) -> None:
+    """What was changed would be left out without a word otherwise."""
+    both = []
+    for watched in (True, False):
+        module = encoder()
+        torch.manual_seed(2)
+        change(module.layers[1])
+        both.append(stepped(module, (60, 37), watched, steps=1))
+    assert taken == [False, False, True, False] and differing(*both) == []
+
+
 def test_a_hook_on_all_modules_opens_all() -> None:
     handle = torch.nn.modules.module.register_module_forward_hook(look)
     try:

@@ -122,11 +122,14 @@ class ConformerLayer(nn.Module):
 
     @property
     def is_of_the_paper(self) -> bool:
-        """Whether it has the four modules of the paper, and its input to itself: of this kind alone are fused ones."""
-        feed_forwards = type(self.feed_forward1) is type(self.feed_forward2) is ConformerFeedForward
-        attention = type(self.self_attn) is RelPositionMultiHeadAttention
-        convolution = type(self.conv) is ConformerConvolution and type(self.conv.batch_norm) is nn.BatchNorm1d
-        return feed_forwards and attention and convolution and not self.shares_its_input
+        """Whether it has the paper's modules, each of its own class to the last, and its input to itself.
+
+        Of this kind alone are fused ones. A layer that was changed in Python, as by an adapter in place of a linear
+        layer, is of another.
+        """
+        own = all(type(module) is _PAPERS.get(path.rpartition(".")[2]) for path, module in self.named_modules() if path)
+        norms = (module for module in self.modules() if isinstance(module, nn.LayerNorm | nn.BatchNorm1d))
+        return own and all(map(_is_plain, norms)) and not self.shares_its_input
 
     def forward(
         self,
@@ -150,3 +153,27 @@ class ConformerLayer(nn.Module):
         x = x + self.dropout(self.feed_forward2(self.norm_feed_forward2(x))) * 0.5
         x = self.norm_out(x)
         return x
+
+
+# By the last part of its path, of which class each module of a layer is where the layer is the paper's.
+_PAPERS: dict[str, type[nn.Module]] = {
+    **dict.fromkeys(("feed_forward1", "feed_forward2"), ConformerFeedForward),
+    **dict.fromkeys(("linear1", "linear2", "linear_q", "linear_k", "linear_v", "linear_out", "linear_pos"), nn.Linear),
+    **dict.fromkeys(
+        ("norm_feed_forward1", "norm_self_att", "norm_conv", "norm_feed_forward2", "norm_out"), nn.LayerNorm
+    ),
+    **dict.fromkeys(("pointwise_conv1", "pointwise_conv2"), nn.Conv1d),
+    "self_attn": RelPositionMultiHeadAttention,
+    "conv": ConformerConvolution,
+    "depthwise_conv": CausalConv1D,
+    "batch_norm": nn.BatchNorm1d,
+    "activation": Swish,
+    "dropout": nn.Dropout,
+}
+
+
+def _is_plain(norm: nn.Module) -> bool:
+    """Whether it has weights, and a batch norm its averages with a momentum, as torch makes them unasked."""
+    if norm.weight is None or norm.bias is None:
+        return False
+    return not isinstance(norm, nn.BatchNorm1d) or (norm.running_mean is not None and norm.momentum is not None)

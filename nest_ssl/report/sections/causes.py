@@ -150,6 +150,6 @@ def note_text(note: Note) -> Text:
             more = say("more", count=number(len(texts) - PACKAGES)) if len(texts) > PACKAGES else ()
             values[key] = (*join(texts[:PACKAGES]), *more)
         else:
-            values[key] = (word("container" if isinstance(value, bool) else key, number(value)),)
+            values[key] = (word("container" if note.kind == "container" else key, number(value)),)
     same = knows(f"note.{note.kind}.same") and values["reference"] == values["candidate"]
     return say(f"note.{note.kind}.same" if same else f"note.{note.kind}", **values)
