@@ -127,9 +127,14 @@ class ConformerLayer(nn.Module):
         Of this kind alone are fused ones. A layer that was changed in Python, as by an adapter in place of a linear
         layer, is of another.
         """
-        own = all(type(module) is _PAPERS.get(path.rpartition(".")[2]) for path, module in self.named_modules() if path)
-        norms = (module for module in self.modules() if isinstance(module, nn.LayerNorm | nn.BatchNorm1d))
-        return own and all(map(_is_plain, norms)) and not self.shares_its_input
+        paths = ((path.rpartition(".")[2], module) for path, module in self.named_modules() if path)
+        if any(type(module) is not _PAPERS.get(name) for name, module in paths):
+            return False
+        norms = [module for module in self.modules() if isinstance(module, nn.LayerNorm | nn.BatchNorm1d)]
+        with_weights = all(norm.weight is not None and norm.bias is not None for norm in norms)
+        batch_norm = self.conv.batch_norm
+        averages = batch_norm.running_mean is not None and batch_norm.momentum is not None
+        return with_weights and averages and not self.shares_its_input
 
     def forward(
         self,
@@ -170,10 +175,3 @@ _PAPERS: dict[str, type[nn.Module]] = {
     "activation": Swish,
     "dropout": nn.Dropout,
 }
-
-
-def _is_plain(norm: nn.Module) -> bool:
-    """Whether it has weights, and a batch norm its averages with a momentum, as torch makes them unasked."""
-    if norm.weight is None or norm.bias is None:
-        return False
-    return not isinstance(norm, nn.BatchNorm1d) or (norm.running_mean is not None and norm.momentum is not None)

@@ -10,7 +10,7 @@ import torch
 from train_nest import NEST
 
 from nest_ssl.run.experiment import run
-from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO
+from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO, newest_whole
 
 # 12 utterances, everything random on: dither, dropout, block masks, noise and speakers mixed in, shuffling. The model
 # is as small as it can be, and of each utterance the first seconds are taken: what is kept is the matter here, and not
@@ -32,8 +32,9 @@ def train(folder: Path, *overrides: str) -> None:
 
 
 def last(folder: Path) -> dict[str, Any]:
-    (path,) = (folder / "x" / "checkpoints").glob("*-last.ckpt")
-    return AtomicCheckpointIO().load_checkpoint(path)
+    found, damaged = newest_whole(folder / "x" / "checkpoints")
+    assert found is not None and found.path.name.endswith("-last.ckpt") and damaged == []
+    return AtomicCheckpointIO().load_checkpoint(found.path)
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -53,11 +54,15 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, Path(value).name if isinstance(value, str) else value
 
 
-def assert_same(folder: Path, other: Path) -> None:
-    """Weights, buffers, optimizer, schedule, counters, generators, metrics, what is known of the best checkpoints."""
+def assert_same(folder: Path, other: Path, killed: bool = False) -> None:
+    """Weights, buffers, optimizer, schedule, counters, generators, metrics, what is known of the best checkpoints.
+
+    Args:
+        killed: `other` was killed on its way, perhaps between writing a checkpoint and deleting the one before.
+    """
     one, two = (dict(leaves(last(place))) for place in (folder, other))
     assert len(one) > 1000 and "/nest_ssl/generators/torch_cpu" in one
     assert all(weight.isfinite().all() for weight in last(folder)["state_dict"].values()), "a token counts in each step"
     assert [path for path in one.keys() | two.keys() if one.get(path) != two.get(path)] == []
-    names = [sorted(path.name for path in (place / "x" / "checkpoints").iterdir()) for place in (folder, other)]
-    assert names[0] == names[1]
+    names = [{path.name for path in (place / "x" / "checkpoints").iterdir()} for place in (folder, other)]
+    assert names[0] <= names[1] if killed else names[0] == names[1]
