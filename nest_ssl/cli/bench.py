@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--nemo-python", default=sys.executable, help="that of NeMo's environment (default: this one)")
     parser.add_argument("--nest-python", default=sys.executable, help="that of the port's (default: this one)")
     options = parser.parse_args(argv)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of every process that is timed: the page says so, and make sets it too
     pythons = {name: shutil.which(getattr(options, f"{name}_python")) for name in ("nemo", "nest")}
     for name, python in pythons.items():
         if python is None:

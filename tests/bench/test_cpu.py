@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,14 @@ def row(name: str, ratio: float) -> dict[str, object]:
 def test_what_cannot_be_is_said(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         main(arguments)
+
+
+def test_what_is_timed_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without make too, where nothing has set it: the page says one thread."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with pytest.raises(UserError, match="no such"):
+        main(["--only", "parity"])
+    assert os.environ["OMP_NUM_THREADS"] == "1"
 
 
 def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
