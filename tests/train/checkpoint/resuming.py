@@ -10,7 +10,7 @@ import torch
 from train_nest import NEST
 
 from nest_ssl.run.experiment import run
-from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO, newest_whole
+from nest_ssl.train.checkpoint.checkpoint_io import AtomicCheckpointIO, examine
 
 # 12 utterances, everything random on: dither, dropout, block masks, noise and speakers mixed in, shuffling. The model
 # is as small as it can be, and of each utterance the first seconds are taken: what is kept is the matter here, and not
@@ -32,9 +32,8 @@ def train(folder: Path, *overrides: str) -> None:
 
 
 def last(folder: Path) -> dict[str, Any]:
-    found, damaged = newest_whole(folder / "x" / "checkpoints")
-    assert found is not None and found.path.name.endswith("-last.ckpt") and damaged == []
-    return AtomicCheckpointIO().load_checkpoint(found.path)
+    found = [examine(path) for path in (folder / "x" / "checkpoints").glob("*-last.ckpt")]
+    return AtomicCheckpointIO().load_checkpoint(max(found, key=lambda one: one.steps).path)
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -69,9 +69,9 @@ class Moment:
 
 
 def moments(stop: Stop) -> list[Moment]:
-    """Not in the last step: what comes within a tenth of a second behind its beginning may find training done."""
+    """Not in the last five steps: what comes a tenth of a second behind their beginning may find training done."""
     draw = random.Random(SEED + stop.kind)
-    steps = sorted(draw.sample(range(STEPS - 1), 2 if stop.workers.number else 5))
+    steps = sorted(draw.sample(range(STEPS - 5), 2 if stop.workers.number else 5))
     return [Moment(step, draw.uniform(0, 0.1)) for step in steps]
 
 
