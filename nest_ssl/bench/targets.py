@@ -115,10 +115,10 @@ PROFILED = (
     "a batch, channels side by side in memory, attention by torch's own function, a bias added behind the product; for "
     "they are no faster: foreach, the same draws by NumPy's generator; for the little that is gained: all frames "
     "decoded and the softmax of masked tokens alone (the same bits, 0.1 s of 0.9). Where glibc gives no memory back "
-    "(MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), which is set for neither side, NeMo gains what the port has "
-    "already: with 3 layers NeMo's step takes 5.2 s in place of 9.2 and the port's 5.2 in place of 5.5, of all layers' "
-    "system time NeMo's 0.5 s in place of 2.6 and the port's 0.5 in place of 0.3, with 8 % more of NeMo's memory; at "
-    "2 x 3 s neither gains."
+    "(MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), which is set for neither side, most of the lead is gone: with "
+    "3 layers NeMo's step takes 5.2 s in place of 9.2 and the port's 5.2 in place of 5.5, with all 17 NeMo's 20.8 in "
+    "place of 21.7 and the port's 20.7 in place of 18.5, with 8 % more of NeMo's memory (one round each, others "
+    "computing beside); at 2 x 3 s neither gains."
 )
 FEW_FRAMES = (
     "Branches as one function each are slower here (5 % in a trial of 2 x 38 frames) and are left to their modules, "

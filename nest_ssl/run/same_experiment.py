@@ -23,7 +23,7 @@ from nest_ssl.compare.rungs.sheet import Sheet
 from nest_ssl.compare.values import Comparer
 from nest_ssl.data.fingerprint import DataRecord
 from nest_ssl.recording.index import Data, Generation, Index, Scalar, Step, Structure, Trainer
-from nest_ssl.recording.layout import INDEX
+from nest_ssl.recording.layout import INDEX, SCHEMA
 from nest_ssl.recording.reader import Recording, open_recording
 from nest_ssl.releases import describe
 
@@ -92,9 +92,7 @@ def other_experiment(
             return []
         reference, candidate = sorted((own, other), key=lambda plan: plan.name != FIRST)
         blank = Trainer.model_validate({"name": "", "package": "", "version": "", "class": ""})
-        nothing = Recording(
-            place, Index.model_validate({"schema": "nest-ssl-recording/2", "trainer": blank, "files": {}}), True
-        )
+        nothing = Recording(place, Index.model_validate({"schema": SCHEMA, "trainer": blank, "files": {}}), True)
         both = all(plan.steps for plan in (reference, candidate))
         first: Recording = _Planned(nothing, reference, reference.steps if both else None)
         second = _Planned(first, candidate, candidate.steps if both else None)

@@ -326,6 +326,10 @@ def test_notes_are_said_once() -> None:
         (Note("loader_workers", {"reference": 2, "candidate": 2}), "Batches were fetched with 2 loader workers"),
         (Note("loader_workers", {"reference": 0, "candidate": 2}), "Batches were fetched with 0 and 2 loader workers"),
         (Note("container", {"reference": True, "candidate": False}), "Container: a container against none."),
+        (
+            Note("setting", {"path": "config.cuda_graphs", "reference": False, "candidate": True}),
+            "Setting config.cuda_graphs: False against True; it changes no number.",
+        ),
         (Note("no_ledger", {"side": "candidate"}), "The candidate has no ledger of random draws"),
         (Note("no_tensor", {"step": 1, "rung": "weights"}), "step 1: no tensor to compare (after the step)"),
         (Note("same_recording", {"how": "folder"}), "Both sides are the same recording (one folder)"),
