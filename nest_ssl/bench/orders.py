@@ -79,6 +79,7 @@ class Moments:
         self.device = device
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str, Any]] = []
+        self._system: list[float] = []
         self._warm = 0
 
     @staticmethod
@@ -87,7 +88,7 @@ class Moments:
 
     def begin(self, warm: int) -> None:
         """From here on; the first `warm` steps are not counted."""
-        self._marks, self._warm = [], warm
+        self._marks, self._system, self._warm = [], [], warm
 
     def mark(self, name: str) -> None:
         if name == "start" and self._warm == sum(mark == "start" for mark, _ in self._marks):
@@ -97,9 +98,12 @@ class Moments:
             moment = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             moment.record()
         self._marks.append((name, moment))
+        if name == "end" or not self._system:
+            self._system.append(os.times().system)
 
     def end(self) -> dict[str, Any]:
-        """Medians over the steps in ms: `step_ms` from end to end, `forward_ms`, `backward_ms`, `optimizer_ms`."""
+        """Medians over the steps in ms: `step_ms` from end to end, `forward_ms`, `backward_ms`, `optimizer_ms`; and
+        `system_ms`, their mean in the kernel, most of it for new pages of memory."""
         wait(self.device)
         by_name = {name: [m for mark, m in self._marks if mark == name][self._warm :] for name, _ in self._marks}
         ends = [m for mark, m in self._marks if mark == "end"]
@@ -113,6 +117,8 @@ class Moments:
         found: dict[str, Any] = {
             name: statistics.median(self._ms(a, b) for a, b in zip(*two, strict=True)) for name, two in pairs.items()
         }
+        counted = self._system[self._warm :]
+        found["system_ms"] = 1000 * (counted[-1] - counted[0]) / (len(counted) - 1)
         return {**found, "peak_bytes": peak_bytes(self.device), "steps": len(starts) - 1}
 
     def _ms(self, before: Any, after: Any) -> float:

@@ -114,18 +114,20 @@ PROFILED = (
     "the sums come out otherwise: decoder and loss of masked tokens alone, pointwise convolutions as one product over "
     "a batch, channels side by side in memory, attention by torch's own function, a bias added behind the product; for "
     "they are no faster: foreach, the same draws by NumPy's generator; for the little that is gained: all frames "
-    "decoded and the softmax of masked tokens alone (the same bits, 0.1 s of 0.9). Where glibc gives no memory back "
-    "(MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), which is set for neither side, most of the lead is gone: with "
-    "3 layers NeMo's step takes 5.2 s in place of 9.2 and the port's 5.2 in place of 5.5, with all 17 NeMo's 20.8 in "
-    "place of 21.7 and the port's 20.7 in place of 18.5, with 8 % more of NeMo's memory (one round each, others "
-    "computing beside); at 2 x 3 s neither gains."
+    "decoded and the softmax of masked tokens alone (the same bits, 0.1 s of 0.9). Both sides keep what is freed, for "
+    "NeMo gains most by it: where glibc gives it back, as it comes, the kernel takes 2 to 9 s of NeMo's step on new "
+    "pages (0.2 of the port's), by the state of the machine's memory, and nearly all of what the port was ahead by was "
+    "that; the row of a NeMo that gives memory back is the difference that is seen then. Where it is kept, what the "
+    "port computes again in backward, to need half of the memory, costs what it saves elsewhere."
 )
 FEW_FRAMES = (
     "Branches as one function each are slower here (5 % in a trial of 2 x 38 frames) and are left to their modules, "
     "one by one as in NeMo; decoder and loss of masked tokens alone give other bits at this size. In medians of eight "
     "profiled steps no part is slower than NeMo's by more than 7 ms (random draws 53 and 53, activations 11 and 12, "
     "decoder and loss 58 and 63), and the quantizer alone is faster (3 and 43). Pieces of AdamW of other sizes are no "
-    "faster (16,384 elements: 340 ms; 131,072: 232; whole parameters: 250)."
+    "faster (16,384 elements: 340 ms; 131,072: 232; whole parameters: 250). Torch's fused AdamW, three times as fast, "
+    "has the moments' bits but not the weights': MKL's square root, which NeMo's AdamW takes, is rounded otherwise in "
+    "17 % of the elements; with its moments alone nothing is gained."
 )
 KEPT = (
     "Of activations each layer keeps its four branches' inputs and the outputs of products, and computes all else "
@@ -156,10 +158,12 @@ DIGESTS = (
     "the hash is SHA-256, 1.7 GB/s a core with the processor's own instructions, and may not change, or recordings of "
     "before would differ from new ones; bounds and norm cost a quarter of it. Large tensors are copied into memory "
     "that is used again (8.7 GB/s; fresh memory: 1.7) and hashed by threads beside training, which hides it where a "
-    "core is free. What is left are the copies, the hooks, small tensors one by one, and the layers' path that calls "
-    "every module, which a bare step does not take. Tried and left, in steps of 3 layers: room for a quarter of the "
-    "free memory in place of 256 MB (0.9 GB more memory, and no less CPU time in the thread that trains), and threads "
-    "of a lower priority (they leave more for that thread to hash: 2.5 CPU seconds in place of 2.1)."
+    "core is free, as long as freed memory is kept: the thread that trains took 33.9 CPU seconds of a step (large, 8 x "
+    "16 s) where it was given back, and 21.1 where it is kept (bare: 17.4). What is left are the copies, the hooks, "
+    "small tensors one by one, and the layers' path that calls every module, which a bare step does not take. Tried "
+    "and left, in steps of 3 layers: room for a quarter of the free memory in place of 256 MB (0.9 GB more memory, and "
+    "no less CPU time in the thread that trains), and threads of a lower priority (they leave more for that thread to "
+    "hash: 2.5 CPU seconds in place of 2.1)."
 )
 COPIES = (
     "weights, gradients and the optimizer's state are written too, four times the model: they are copied, as they "

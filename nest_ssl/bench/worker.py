@@ -1,6 +1,6 @@
 """One trainer in a process of its own, training on a constant batch and doing what it is asked, line by line.
 
-    python -m nest_ssl.bench.worker scripts/train_nest.py [--record FOLDER] [--no-type-checks] key=value ...
+    python -m nest_ssl.bench.worker scripts/train_nest.py [--record FOLDER] [SWITCH ...] key=value ...
 
 It reads orders (one JSON object a line) from stdin and answers each on stdout. Both trainers run in Lightning's own
 loop, so that what is measured is what training does; the batch lies on the device before it starts.
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
 
+from nest_ssl.run.allocator import keep_freed_memory
 from nest_ssl.run.importing import importing
 
 with importing():  # as a training does
@@ -31,7 +32,7 @@ with importing():  # as a training does
     from nest_ssl.bench import loading, orders
     from nest_ssl.bench.orders import Moments
     from nest_ssl.bench.profiled import Profiled
-    from nest_ssl.bench.workers import LEVELS
+    from nest_ssl.bench.workers import GIVEN_BACK, LEVELS, NO_TYPE_CHECKS, SWITCHES
     from nest_ssl.config.compose import data_paths
     from nest_ssl.data.batch import AudioNoiseBatch
     from nest_ssl.record.levels import Level
@@ -200,16 +201,18 @@ def main() -> int:
     folder = None
     if overrides[:1] == ["--record"]:
         folder, overrides = Path(overrides[1]), overrides[2:]
-    type_checks = "--no-type-checks" not in overrides
-    overrides = [each for each in overrides if each != "--no-type-checks"]
+    switches = {word for word in overrides if word in SWITCHES}
+    overrides = [word for word in overrides if word not in switches]
     subject = next(value for value in runpy.run_path(script).values() if isinstance(value, Subject))
     cfg = read_command_line(subject.name, overrides)
     check_settings(subject, cfg)
     checked = data_paths(cfg)
     inputs, *_ = check_data(subject, checked)
+    if GIVEN_BACK not in switches:
+        keep_freed_memory()
     with importing():
         subject.load()
-    if not type_checks:  # NeMo's own switch; the port has none
+    if NO_TYPE_CHECKS in switches:  # NeMo's own switch; the port has none
         sys.modules["nemo.core.classes.common"].typecheck.set_typecheck_enabled(False)
     set_determinism()
     recorders = {}

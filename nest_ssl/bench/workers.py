@@ -16,6 +16,8 @@ from typing import Any
 from nest_ssl.base.home import ROOT
 from nest_ssl.bench.trainings import NO_WORKERS, Bench, python_path
 
+# Words that are no settings: without NeMo's type checks; with the C library's allocator as it comes.
+SWITCHES = NO_TYPE_CHECKS, GIVEN_BACK = "--no-type-checks", "--memory-given-back"
 LEVELS = {"boundaries": 2, "digest": 3, "modules": 2}  # of which steps are recorded, and how many
 
 

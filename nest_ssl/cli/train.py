@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from nest_ssl.base.arguments import PROGRAM
 from nest_ssl.base.errors import EXIT_OK, UserError
 from nest_ssl.base.home import ROOT
+from nest_ssl.run.allocator import keep_freed_memory
 from nest_ssl.run.importing import importing
 from nest_ssl.run.subject import Subject
 
@@ -34,6 +35,7 @@ def train(subject: Subject, argv: Sequence[str] | None = None) -> int:
     from nest_ssl.run.command_line import read_command_line
 
     configurations = [(read_command_line(subject.name, words), words) for words in runs]
+    keep_freed_memory()
     with importing():
         from nest_ssl.run.experiment import record
 
