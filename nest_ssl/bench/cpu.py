@@ -112,7 +112,6 @@ def _timed(bench: Bench, first: Case, case: Case | None) -> Mapping[str, Any]:
     try:
         with Worker(replace(bench, size=first.size), side, *settings) as worker:
             found = dict(worker.ask(do="steps", warm=1, count=first.steps, batch=first.batch, flags=flags))
-            found["user_ms"] = found["step_ms"] - found["system_ms"]
             if case is not None:
                 rate = matrix_rate("bfloat16" if {*BF16} & {*settings} else "float32")
                 found[PRODUCTS] = worker.ask(do="flops", batch=first.batch)["flops"] / rate / 1e6

@@ -6,6 +6,7 @@ Orders that look inside a step (`INSIDE`) run forward and backward themselves, b
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import time
 import traceback
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ class Moments:
         self.device = device
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str, Any]] = []
-        self._system: list[float] = []
+        self._kernel: list[float] = []
         self._warm = 0
 
     @staticmethod
@@ -88,7 +90,7 @@ class Moments:
 
     def begin(self, warm: int) -> None:
         """From here on; the first `warm` steps are not counted."""
-        self._marks, self._system, self._warm = [], [], warm
+        self._marks, self._kernel, self._warm = [], [], warm
 
     def mark(self, name: str) -> None:
         if name == "start" and self._warm == sum(mark == "start" for mark, _ in self._marks):
@@ -98,12 +100,13 @@ class Moments:
             moment = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             moment.record()
         self._marks.append((name, moment))
-        if name == "end" or not self._system:
-            self._system.append(os.times().system)
+        if name == "end" or not self._kernel:
+            self._kernel.append(resource.getrusage(resource.RUSAGE_SELF).ru_stime)
 
     def end(self) -> dict[str, Any]:
-        """Medians over the steps in ms: `step_ms` from end to end, `forward_ms`, `backward_ms`, `optimizer_ms`; and
-        `system_ms`, their mean in the kernel, most of it for new pages of memory."""
+        """Medians over the steps in ms: `step_ms` from end to end, `forward_ms`, `backward_ms`, `optimizer_ms`, and
+        on a CPU `user_ms`, a step without what the kernel takes, most of it for new pages of memory.
+        """
         wait(self.device)
         by_name = {name: [m for mark, m in self._marks if mark == name][self._warm :] for name, _ in self._marks}
         ends = [m for mark, m in self._marks if mark == "end"]
@@ -117,8 +120,10 @@ class Moments:
         found: dict[str, Any] = {
             name: statistics.median(self._ms(a, b) for a, b in zip(*two, strict=True)) for name, two in pairs.items()
         }
-        counted = self._system[self._warm :]
-        found["system_ms"] = 1000 * (counted[-1] - counted[0]) / (len(counted) - 1)
+        if not self._cuda:
+            kernel = [after - before for before, after in pairwise(self._kernel[self._warm :])]
+            steps = zip(*pairs["step_ms"], kernel, strict=True)
+            found["user_ms"] = statistics.median(1000 * (after - before - taken) for before, after, taken in steps)
         return {**found, "peak_bytes": peak_bytes(self.device), "steps": len(starts) - 1}
 
     def _ms(self, before: Any, after: Any) -> float:

@@ -28,7 +28,7 @@ with importing():  # as a training does
     from lightning.pytorch import Callback, LightningModule, Trainer
 
     from nest_ssl.base.determinism import seed_all, set_determinism
-    from nest_ssl.base.errors import run_command
+    from nest_ssl.base.errors import UserError, run_command
     from nest_ssl.bench import loading, orders
     from nest_ssl.bench.orders import Moments
     from nest_ssl.bench.profiled import Profiled
@@ -208,8 +208,9 @@ def main() -> int:
     check_settings(subject, cfg)
     checked = data_paths(cfg)
     inputs, *_ = check_data(subject, checked)
-    if GIVEN_BACK not in switches:
-        keep_freed_memory()
+    if GIVEN_BACK not in switches and not keep_freed_memory() and sys.platform == "linux":
+        fix = "Unset MALLOC_TRIM_THRESHOLD_ and what else is set of it."
+        raise UserError("the allocator is not as the page says", "environment variables of glibc's", fix)
     with importing():
         subject.load()
     if NO_TYPE_CHECKS in switches:  # NeMo's own switch; the port has none

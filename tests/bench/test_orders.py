@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from typing import Any
@@ -115,6 +116,21 @@ def test_moments_leave_out_the_warm_up() -> None:
     assert found["steps"] == 3 and (found["peak_bytes"] or 1) > 0
     assert 2 <= found["forward_ms"] < 40 and found["forward_ms"] <= found["step_ms"] < 40
     assert found["backward_ms"] < 2 and found["optimizer_ms"] < 2
+    assert 0 < found["user_ms"] <= found["step_ms"]
+
+
+def test_what_the_kernel_takes_is_left_out() -> None:
+    moments = Moments(CPU)
+    moments.begin(warm=0)
+    for _ in range(3):
+        moments.mark("start")
+        before = os.times().system
+        while os.times().system < before + 0.05:
+            os.listdir("/proc")
+        for name in ("forward", "backward", "end"):
+            moments.mark(name)
+    found = moments.end()
+    assert found["step_ms"] > 50 and 0 <= found["user_ms"] < found["step_ms"] - 30
 
 
 @pytest.mark.parametrize(
