@@ -188,8 +188,8 @@ BOTH = (
     "two steps are recorded in full by each trainer, 4.7 GB a side (since a second step is recorded, which the target "
     "did not have), and compared. CPU seconds by hand, others computing beside: NeMo 38, the port 40, the comparison "
     "13. Both train at once where each has its core and its memory; the slower of the two and the comparison are left. "
-    "Five runs of one day took 45 to 74 s by the clock and 46 to 51 CPU seconds of their own: the kernel's 29 to "
-    "73 for the files' pages, by the state of the machine's memory, are the difference."
+    "Five runs of one day took 45 to 74 s by the clock; in four of them 46 to 51 CPU seconds were their own, and the "
+    "kernel's 29 to 73 were the difference, by the state of the machine's memory."
 )
 
 TARGETS = (

@@ -1,7 +1,7 @@
 """What the C library does with memory that a trainer has freed: keep it for what is asked for next, on both sides.
 
 By default glibc gives large blocks back to the system at once, and the next step's tensors are given new pages, each
-filled with zeros by the kernel: with 8 x 16 s a sixth of NeMo's time (docs/benchmarks.md), and more where threads of
+filled with zeros by the kernel: with 8 x 16 s an eighth of NeMo's time (docs/benchmarks.md), and more where threads of
 the recorder run beside. No number that is computed changes.
 """
 
@@ -15,7 +15,7 @@ import sys
 # By their numbers in glibc's malloc.h, and what they are set to; source: mallopt(3).
 M_TRIM_THRESHOLD, NEVER = -1, -1  # the heap's end is not given back
 M_MMAP_MAX, NONE = -4, 0  # and the main thread has no block outside of the heap: those go back when they are freed
-ONES_OWN = re.compile(r"\b(MALLOC_(TRIM_THRESHOLD|MMAP_MAX|MMAP_THRESHOLD|TOP_PAD)_=|GLIBC_TUNABLES=.*\bglibc\.malloc\."
+ONES_OWN = re.compile(r"(MALLOC_(TRIM_THRESHOLD|MMAP_MAX|MMAP_THRESHOLD|TOP_PAD)_=|GLIBC_TUNABLES=.*\bglibc\.malloc\."
                       r"(trim_threshold|mmap_max|mmap_threshold|top_pad|hugetlb))")  # fmt: skip
 
 

@@ -64,6 +64,7 @@ WINGS = {
     # 120 for issue 9: how far rounding moves the features of validations.
     # 50 for issue 11: two that train at once say before it whether they are one experiment.
     # 20 for issue 11: no garbage is looked for while torch, Lightning and NeMo are imported.
+    # 20 for issue 11: both keep the memory that they free.
     "trainer": (7_170, "config train run cli".split()),
     # On a GPU and on a CPU. 250 for issues 11 and 15: the fast mode beside both, where forward takes its time, a curve.
     # 200 for issue 11: the loader by stage, start-up, and each target as met or not.
@@ -71,6 +72,7 @@ WINGS = {
     # 190 for issue 11: a step's profile on both sides, by kind of operator and by part.
     # 20 more: profiles as medians of several steps, and why the rest is not met.
     # 10 for issue 11: what the time until the first batch is made of.
+    # 20 for issue 11: what the kernel takes of a step, and a NeMo that gives memory back.
     "bench": (2_290, ["bench"]),
     "matrix": (650, ["matrix"]),  # variants as data, and both sides beside each other
     "bundle": (700, ["bundle"]),
