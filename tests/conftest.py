@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 LONG = [HERE / name for name in (
     "selftest/test_quick.py", "test_planted_faults.py", "run/test_noise_floor.py", "bench/test_run.py",
     "train/checkpoint/test_resume.py", "train/checkpoint/test_killed.py", "recording/test_damage.py",
-    "cli/test_explain.py", "replay/test_loop.py", "replay/test_planted.py", "cli/test_compare.py",
+    "cli/test_explained.py", "replay/test_loop.py", "replay/test_planted.py", "cli/test_compare.py",
     "bench/test_cpu.py", "test_planted_draws.py", "bundle/test_wheel.py", "bundle/test_setup.py",
 )]  # fmt: skip
 assert [path.name for path in LONG if not path.is_file()] == [], "named here, and gone"
