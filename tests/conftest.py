@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import runpy
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -79,6 +80,28 @@ def _loader_workers_go() -> Iterator[None]:
     if multiprocessing.active_children():
         for left in [one for one in gc.get_objects() if type(one) is _MultiProcessingDataLoaderIter]:
             left._shutdown_workers()
+
+
+@pytest.fixture
+def crashes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the tracebacks of this test's crashes go, in place of the system's temporary folder.
+
+    All else that is temporary goes there too, sockets of loader workers among it: its path is short.
+    """
+    folder = tmp_path_factory.mktemp("c")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_traceback_is_left() -> Iterator[None]:
+    """In the system's temporary folder, by a crash that a test made or met: those go to `crashes`."""
+    folder = Path(tempfile.gettempdir())
+    before = set(folder.glob("nest-ssl-crash-*.txt"))
+    yield
+    left = [path for path in folder.glob("nest-ssl-crash-*.txt") if path not in before]
+    assert [path for path in left if str(HERE) in path.read_text()] == []  # others run beside these
 
 
 @pytest.fixture(scope="session", autouse=True)

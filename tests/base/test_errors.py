@@ -74,6 +74,7 @@ def test_an_interrupt_that_an_import_made_something_else_of(capsys: pytest.Captu
     assert capsys.readouterr().err.startswith("interrupted (SIGINT)")
 
 
+@pytest.mark.usefixtures("crashes")
 def test_an_error_that_is_its_own_cause_ends() -> None:
     error = ZeroDivisionError("x")
     error.__cause__ = error
@@ -83,14 +84,14 @@ def test_an_error_that_is_its_own_cause_ends() -> None:
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), ImportError("no torch"), MemoryError(), SystemExit(1),
                                    SystemExit("no"), OSError("not the system's"), AssertionError("a\nb")])  # fmt: skip
 def test_our_own_mistakes_are_70_and_their_traceback_a_file(
-    error: BaseException, capsys: pytest.CaptureFixture[str]
+    error: BaseException, crashes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _exit_code(lambda: _raise(error)) == 70
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and type(error).__name__ in printed
     path = Path(re.search(r"traceback: (\S+)$", printed)[1])  # type: ignore[index]
     assert "test_errors.py" in path.read_text() and type(error).__name__ in path.read_text()
-    path.unlink()
+    assert list(crashes.iterdir()) == [path]
 
 
 def test_a_traceback_that_cannot_be_saved(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +100,7 @@ def test_a_traceback_that_cannot_be_saved(monkeypatch: pytest.MonkeyPatch, capsy
     assert "NEST_SSL_TRACEBACK=1" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("crashes")
 @pytest.mark.parametrize(("error", "code"), [(ZeroDivisionError("x"), 70), (UserError("a", "b", "C."), 3)])
 def test_the_traceback_is_shown_on_demand(
     error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -220,6 +220,7 @@ def test_damage_that_was_not_verified_is_found_when_it_is_read(reference: Path, 
         main([*sides(reference, copy, tmp_path / "report"), "--no-verify"])
 
 
+@pytest.mark.usefixtures("crashes")
 @pytest.mark.parametrize("verify", [[], ["--no-verify"]])
 @pytest.mark.parametrize("mistake", [TypeError, KeyError, AttributeError, ValueError])
 def test_our_own_mistake_blames_no_recording(

@@ -144,6 +144,7 @@ def test_shielded_workers_are_seeded_as_lightning_seeds_them(runs: dict[str, Any
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("crashes")
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_workers_without_the_shield_die_of_the_signal_and_end_the_training(
     tmp_path: Path, python: str, kind: signal.Signals
