@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.bench import cpu, cpu_page, profiled, targets
 from nest_ssl.bench.trainings import Bench, Side
+from nest_ssl.bench.workers import SWITCHES
 from nest_ssl.cli.bench import main
 from nest_ssl.report.render.markdown import render_markdown
 
@@ -127,6 +130,34 @@ def test_cases_with_the_same_nemo_are_timed_together() -> None:
     grouped = cpu.groups(cpu.TARGETS)
     assert [len(group) for group in grouped] == [2, 3, 1, 1] and {*chain(*grouped)} == {*cpu.TARGETS}
     assert max(len(group) for group in cpu.groups(cpu.FULL)) == 3
+
+
+class NoWorker:
+    """Answers at once, and keeps what it was started with."""
+
+    started: ClassVar[list[tuple[str, ...]]] = []
+
+    def __init__(self, bench: Bench, side: str, *words: str) -> None:
+        self.started.append((side, *words))
+
+    def ask(self, **order: object) -> dict[str, float]:
+        return dict.fromkeys([*cpu.PARTS, "flops"], 1.0)
+
+    def __enter__(self) -> NoWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_what_is_switched_is_of_nemo_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch: str) -> None:
+    (case,) = [case for case in cpu.FULL if case.of_nemo == (switch,)]
+    monkeypatch.setattr(cpu, "Worker", NoWorker)
+    monkeypatch.setattr(NoWorker, "started", [])
+    bench = Bench({}, "cpu", "tiny", tmp_path)
+    (row,) = cpu.steps(bench, [replace(case, rounds=1)])
+    assert NoWorker.started == [("nemo", switch), ("nest",)] and row["step_ms"][1] == 1.0
 
 
 @pytest.mark.parametrize("content", ["no JSON", json.dumps({"schema": "other"}), "[]"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.bench import recorded
 from nest_ssl.bench.run import faults
 from nest_ssl.bench.trainings import Bench, Pair, Side, Training, compare_all, refuse_without_gpu, row_of, train_all
-from nest_ssl.bench.workers import Worker, WorkerEnded
+from nest_ssl.bench.workers import GIVEN_BACK, Worker, WorkerEnded
 
 
 @pytest.fixture
@@ -110,6 +112,48 @@ def test_a_worker_that_is_killed_is_not_explained_by_its_log(
     stub.chmod(0o755)
     killed = Bench({"nest": Side(str(stub), "train.py")}, "cpu", "tiny", tmp_path)
     with Worker(killed, "nest") as worker, pytest.raises(WorkerEnded, match=f"^nest: {said}"):
+        worker.ask(do="ready")
+
+
+# In a trainer's place: says whether what it frees is kept for the process, and ends.
+ALLOCATES = """
+from pathlib import Path
+from nest_ssl.base.errors import UserError
+from nest_ssl.run.subject import Subject
+def megabytes():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) // 1024
+def load(cfg=None):
+    before = megabytes()
+    b"x" * (1 << 26)
+    raise UserError("memory is", "kept" if megabytes() > before + 32 else "given back", "")
+PORT = Subject(name="nest", package="nest-ssl", load=load, build_model=load)
+"""
+SET = "MALLOC_TRIM_THRESHOLD_"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another C library")
+@pytest.mark.parametrize(
+    ("switches", "variables", "said"),
+    [
+        ((), {}, "memory is: kept"),
+        ((GIVEN_BACK,), {}, "memory is: given back"),
+        ((GIVEN_BACK,), {SET: "131072"}, "memory is: given back"),
+        ((), {SET: "131072"}, f"the allocator is not as the page says: .* Unset {SET}"),
+    ],
+)
+def test_a_worker_keeps_memory_or_gives_it_back_as_the_page_says(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    switches: tuple[str, ...], variables: dict[str, str], said: str,
+) -> None:  # fmt: skip
+    """Measured inside, behind all that a worker does before it loads its trainer."""
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (script := tmp_path / "allocates.py").write_text(ALLOCATES)
+    place = Bench({"nest": Side(bench.sides["nest"].python, str(script))}, "cpu", "tiny", tmp_path)
+    with Worker(place, "nest", *switches) as worker, pytest.raises(WorkerEnded, match=f"^nest: error: {said}"):
         worker.ask(do="ready")
 
 
