@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from nest_ssl.base.home import ROOT
-from nest_ssl.cli.train import train
 from nest_ssl.run.allocator import keep_freed_memory
-from nest_ssl.run.subject import Subject
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="another C library")
 
@@ -54,6 +52,21 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """
+TRAINED = """
+import runpy, sys, types
+from pathlib import Path
+def megabytes():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) // 1024
+def record(subject, cfg, words):
+    before = megabytes()
+    b"x" * (100 << 20)
+    print(megabytes() - before, 100)
+sys.modules["nest_ssl.run.experiment"] = types.SimpleNamespace(record=record)
+sys.argv = {words}
+runpy.run_path({script!r}, run_name="__main__")
+"""
+NEST_SSL = ["nest_ssl/cli/main.py", "train", "nest"]
 IN_ALL = 40 * (4 << 23) // 4096
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
 PLAIN |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -108,11 +121,12 @@ def test_a_fork_is_not_given_what_is_kept() -> None:
     assert own > 400 and forked < 100
 
 
-@pytest.mark.parametrize("name", ["nemo", "nest"])
-def test_both_trainers_keep_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    begun: Callable[..., int] = lambda subject, cfg, words: asked.append("recorded") or 0  # noqa: E731
-    monkeypatch.setattr("nest_ssl.cli.train.keep_freed_memory", lambda: asked.append("kept"))
-    monkeypatch.setattr("nest_ssl.run.experiment.record", begun)
-    assert train(Subject(name=name, package="", load=dict, build_model=dict), ["size=tiny"]) == 0
-    assert asked == ["kept", "recorded"]
+@pytest.mark.parametrize("words", [["scripts/train_nemo.py"], ["scripts/train_nest.py"], NEST_SSL])
+def test_both_trainers_keep_it(words: list[str], tmp_path: Path) -> None:
+    """As they are started, in a process that measures where the training would begin."""
+    code = TRAINED.format(script=str(ROOT / words[0]), words=[*words, "size=tiny"])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=PLAIN, capture_output=True, text=True, check=True
+    )
+    kept, asked = map(int, done.stdout.split())
+    assert 0.9 * asked < kept < 1.5 * asked
