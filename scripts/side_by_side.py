@@ -13,6 +13,7 @@ that both know, and whoever comes second says, before it trains, whether they ar
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import shlex
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -35,6 +37,7 @@ MEMORY = {"tiny": 1.2, "small": 2.7, "medium": 3.3, "large": 7.0, "xlarge": 29.0
 UNKNOWN = ("-", "model.", "model=", "trainer.", "trainer=", "noise_floor")  # beginnings of words that change it
 GPUS = ("/dev/nvidiactl", "/dev/kfd")
 GRACE = 30.0  # seconds that a trainer has to end in when the other has failed; a step of the large model takes fewer
+PR_SET_PDEATHSIG = 1  # by its number in Linux's prctl.h
 LAST_WORDS = 5.0  # seconds for the output of one that has ended, which a process that it left behind may keep open
 
 
@@ -147,7 +150,7 @@ def free_memory(root: Path = Path("/")) -> float | None:
 
 
 class Pair:
-    """Two programs, of which none is left when this one ends."""
+    """Two programs, of which none is left when this one ends; where it is killed, as soon as they have cleaned up."""
 
     def __init__(self) -> None:
         self._running: list[subprocess.Popen[bytes]] = []
@@ -164,18 +167,17 @@ class Pair:
         """Run a program with the streams of this one; returns its exit code."""
         if self._stopped:
             return 128 + self._stopped
-        self._running = [subprocess.Popen(command)]
+        self._running = [subprocess.Popen(command, preexec_fn=ends_with(os.getpid()))]
         return exit_code(self._running[0].wait())
 
     def at_once(self, commands: list[list[str]], environment: dict[str, str]) -> int:
         """Run both; returns the exit code of the first that fails, which ends the other."""
         ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
         showing = []
-        for number, command in enumerate(commands):
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-            )
-            self._running.append(process)
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        for command in commands:  # no thread runs yet
+            self._running.append(subprocess.Popen(command, **pipes, env=environment, preexec_fn=ends_with(os.getpid())))
+        for number, process in enumerate(self._running):
             threading.Thread(target=lambda n=number, p=process: ended.put((n, p.wait())), daemon=True).start()
             for out, stream in ((1, process.stdout), (2, process.stderr)):
                 showing.append(threading.Thread(target=self._show, args=(NAMES[number], stream, out), daemon=True))
@@ -213,6 +215,20 @@ class Pair:
             text = line.decode(errors="replace").rstrip("\n")
             with self._printing:
                 write(out, text + "\n" if text.startswith(f"{name}:") else f"{name}: {text}\n")
+
+
+def ends_with(parent: int) -> Callable[[], None] | None:
+    """What a program does before it starts, so that it is given SIGTERM when this process is killed; on Linux alone."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def bind() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it was killed before that
+            os._exit(128 + signal.SIGTERM)
+
+    return bind
 
 
 def write(out: int, text: str) -> None:

@@ -26,6 +26,8 @@ name, seconds, code = sys.argv[1:4]
 print(f"{name}: trained", flush=True)
 print("note: seen by both" if "NEST_SSL_MEETING" in os.environ else "note: alone", file=sys.stderr)
 pathlib.Path(name).write_text(str(os.getpid()))
+if "says" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(name + " was ended").touch(), sys.exit(143)))
 if "stubborn" in sys.argv:
     signal.signal(signal.SIGINT, lambda *_: None)
 try:
@@ -157,6 +159,20 @@ def test_a_signal_leaves_none_behind(
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     process.communicate(timeout=30)
     assert process.returncode == code and not any(map(is_alive, both))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system has no such signal")
+@pytest.mark.parametrize("parallel", ["0", "1"])
+def test_killed_it_leaves_none_behind(start: Start, command: Command, tmp_path: Path, parallel: str) -> None:
+    """They are given SIGTERM, behind which a trainer removes what it has half written."""
+    process = start(command(parallel, "says", nemo=(60 if parallel == "1" else 0, 0), nest=(60, 0)))
+    await_both(tmp_path)
+    os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    ended = [tmp_path / f"{name} was ended" for name in (["nemo", "nest"] if parallel == "1" else ["nest"])]
+    while not all(path.exists() for path in ended):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_reader_that_has_gone_changes_no_exit_code(start: Start, command: Command) -> None:
