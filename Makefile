@@ -157,6 +157,7 @@ doctor: ready data ## before that: versions, GPU, threads, disk, memory, setting
 	@$(call with,$(ARGS) $(NEMO_ARGS)) $(nemo_python) -m nest_ssl.cli.main doctor nemo $(settings) $(call q,output_dir=$(OUT)/nemo)
 	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) -m nest_ssl.cli.main doctor nest $(settings) $(call q,output_dir=$(OUT)/nest)
 
+alone = scripts/alone.sh $(1) $(call q,$(OUT))
 train_nemo = $(call with,$(ARGS) $(NEMO_ARGS)) $(nemo_python) scripts/train_nemo.py $(settings) $(call q,output_dir=$(OUT)/nemo)
 train_nest = $(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py $(settings) $(call q,output_dir=$(OUT)/nest)
 nemo: ready data kept ## train with NVIDIA NeMo, recorded into OUT/nemo
@@ -165,11 +166,12 @@ nemo: ready data kept ## train with NVIDIA NeMo, recorded into OUT/nemo
 nest: ready-nest data kept ## train with the port, recorded into OUT/nest
 	@$(train_nest)
 
-# Of align: at once where there is room, as the script finds. Of a container's room nothing is known here.
+# Of align: at once where there is room, as the script finds. Of a container's room nothing is known here. A second one
+# into the same OUT is refused before either trainer starts: the port may be done, and replaced, while NeMo trains.
 both: ready data kept
-	@$(if $(filter docker,$(runtime)),$(train_nemo),$(call q,$(NEST_PYTHON)) scripts/side_by_side.py $(call q,$(PARALLEL)) $\
+	@$(call alone,exclusive) $(if $(filter docker,$(runtime)),$(train_nemo),$(call q,$(NEST_PYTHON)) scripts/side_by_side.py $(call q,$(PARALLEL)) $\
 	    --and $(train_nemo) --and $(train_nest))
-	@$(if $(filter docker,$(runtime)),$(train_nest))
+	@$(if $(filter docker,$(runtime)),$(call alone,exclusive) $(train_nest))
 
 train: ready-nest data ## train for real with the port, into OUT/train; again: go on where it stopped
 	@$(call with,$(ARGS) $(NEST_ARGS)) $(nest_python) scripts/train_nest.py \
@@ -178,12 +180,12 @@ train: ready-nest data ## train for real with the port, into OUT/train; again: g
 	    $(call q,output_dir=$(OUT)/train/recording)
 
 compare: ready-nest ## compare the two recordings, report into OUT/report
-	@$(call with,$(COMPARE_ARGS)) $(nest_python) scripts/compare_outputs.py --reference $(call q,$(OUT)/nemo) \
+	@$(call alone,shared) $(call with,$(COMPARE_ARGS)) $(nest_python) scripts/compare_outputs.py --reference $(call q,$(OUT)/nemo) \
 	    --candidate $(call q,$(OUT)/nest) --out $(call q,$(OUT)/report)
 
 # In containers make starts each command itself: what runs in one cannot start another.
 explain: ready data ## gather evidence about the difference (EVIDENCE=), then the report: bug or rounding, and where
-	@$(call with,$(COMPARE_ARGS)) $(if $(filter docker,$(runtime)),docker/explain.sh,$(nest_python) scripts/explain.py \
+	@$(call alone,shared) $(call with,$(COMPARE_ARGS)) $(if $(filter docker,$(runtime)),docker/explain.sh,$(nest_python) scripts/explain.py \
 	    $(call q,--reference-python=$(call q,$(NEMO_PYTHON))) $(call q,--candidate-python=$(call q,$(NEST_PYTHON)))) \
 	    --reference $(call q,$(OUT)/nemo) --candidate $(call q,$(OUT)/nest) --out $(call q,$(OUT)/report) \
 	    $(call q,--evidence=$(EVIDENCE))
@@ -204,7 +206,7 @@ bundle: ready-nest ## the comparison in one file to hand on: OUT/comparison.tar 
 
 # What another size has left in OUT goes to OUT/THAT_SIZE, and this says so: a try with a tiny model loses no large one.
 kept:
-	@scripts/keep_size.sh $(call q,$(OUT)) $(call q,$(SIZE))
+	@$(call alone,exclusive) scripts/keep_size.sh $(call q,$(OUT)) $(call q,$(SIZE))
 
 # What the runs need: the images, or the environments. The port alone does without NeMo's.
 ready:

@@ -38,4 +38,4 @@ clean "$out"
 for size in tiny small medium large xlarge xxlarge; do
     if [ -d "$out/$size" ]; then clean "$out/$size"; rmdir "$out/$size" 2> /dev/null || true; fi
 done
-if [ -z "$busy" ]; then rm -rf "$(dirname "$0")"/../data/dummy_ssl "$(dirname "$0")"/../data/dummy_ssl_*/; fi
+if [ -z "$busy" ]; then rm -rf "$out/.make.lock" "$(dirname "$0")"/../data/dummy_ssl "$(dirname "$0")"/../data/dummy_ssl_*/; fi

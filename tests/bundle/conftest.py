@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in settings}
 
 
+HELD = """
+def held(lock):
+    import fcntl
+    for how, name in ((fcntl.LOCK_SH, 'exclusive'), (fcntl.LOCK_EX, 'shared')):
+        try:
+            fcntl.flock(lock.open('a'), how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return name
+"""
+
+
 class FakePython:
     """A program that writes down how it was called, and fails when called with a word that was given to `fail`.
 
@@ -46,9 +58,12 @@ class FakePython:
         self.path.write_text(
             f"#!{sys.executable} -S\n"  # without site-packages: it starts in two thirds of the time
             "import json, os, pathlib, sys\n"
+            f"{HELD}"
             "if sys.argv[1].endswith('side_by_side.py'): os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
             "call = {'argv': sys.argv[1:], 'cwd': os.getcwd(), 'threads': os.environ.get('OMP_NUM_THREADS')}\n"
             "if 'setup.py' in call['argv'][0]: call['NEMO_VERSION'] = os.environ.get('NEMO_VERSION')\n"
+            "lock = pathlib.Path(os.environ.get('OUT', ''), '.make.lock')\n"
+            "if lock.exists(): call['lock'] = held(lock)\n"
             "if 'train' in call['argv'][0]: call['command'] = os.environ.get('NEST_SSL_COMMAND')\n"
             "names = {'PYTHONPATH', 'PYTHONDONTWRITEBYTECODE'} & {*os.environ}\n"
             "call |= {name: os.environ[name] for name in names}\n"
@@ -78,13 +93,27 @@ def fake_python(tmp_path: Path) -> FakePython:
 
 
 @pytest.fixture
-def make(environment: dict[str, str], fake_python: FakePython) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`make("align", "SIZE=tiny")`, with `fake_python` for both environments; no setup, no engine, no move."""
+def make(
+    environment: dict[str, str], fake_python: FakePython
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """`make("align", "SIZE=tiny")`, with `fake_python` for both environments; no setup, no engine, no move.
+
+    A folder that it makes in the repository goes again.
+    """
+    made = []
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         pythons = [f"NEMO_PYTHON={fake_python.path}", f"NEST_PYTHON={fake_python.path}"]
         old = [f"--assume-old={name}" for name in ("setup", "setup-nest", "ready", "ready-nest", "kept")]
+        outs = [Path(one.removeprefix("OUT=")) for one in arguments if one.startswith("OUT=")]
+        made.extend(path for out in outs if out.parts and not (path := ROOT / out.parts[0]).exists())
+        if {"align", "compare", "explain"} & {
+            *arguments
+        } and not outs:  # another may be at work in the repository's own
+            arguments = (*arguments, f"OUT={fake_python.path.parent / 'outputs'}")
         command = ["make", "--no-print-directory", *old, "RUNTIME=local", *pythons, *arguments]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
-    return run
+    yield run
+    for path in made:
+        shutil.rmtree(path, ignore_errors=True)

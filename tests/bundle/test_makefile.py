@@ -276,12 +276,12 @@ def test_what_the_machine_sets_is_taken_and_named(make: Make, environment: dict[
 
 
 def test_a_run_knows_the_words_that_make_was_given(make: Make, fake_python: Any) -> None:
-    make("align", "SIZE=tiny", "ARGS=a=1 'b=c d'", "STEPS=0,1")
+    make("align", "SIZE=tiny", "ARGS=a=1 'b=c d'", "STEPS=0,1", "OUT=o/u/t")
     commands = {call["command"] for call in fake_python.calls if "command" in call}
     (command,) = commands
     words = shlex.split(command)
     assert words[:2] == ["make", "align"]
-    assert set(words[2:]) == {"SIZE=tiny", "ARGS=a=1 'b=c d'", "STEPS=0,1", "RUNTIME=local"}
+    assert set(words[2:]) == {"SIZE=tiny", "ARGS=a=1 'b=c d'", "STEPS=0,1", "OUT=o/u/t", "RUNTIME=local"}
     assert "SIZE=tiny" in command  # no quotes where none are needed
     assert command.startswith("make align ") and "  " not in command.partition("ARGS=")[0]
 

@@ -7,7 +7,11 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 
 def recorded(size: str) -> str:
@@ -31,7 +35,7 @@ def clean(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
 
 def test_clean_removes_recordings_and_nothing_that_only_has_such_a_name(root: Path, tmp_path: Path) -> None:
     gone = ["nemo/recording.json", "nemo/step_0/x", "report/report.json", "nemo.log", ".nemo.partial-1@elsewhere/x"]
-    gone += ["evidence/gathered.json", "evidence/floor/step_0/x"]
+    gone += [".make.lock", "evidence/gathered.json", "evidence/floor/step_0/x"]
     kept = ["notes.txt", "twin/recording.json", "nest/precious", "nest.log", "train/recording/recording.json"]
     for name in gone + kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -111,3 +115,66 @@ def test_what_is_no_recording_is_neither_moved_nor_replaced(root: Path, tmp_path
     )
     assert (tmp_path / "nemo/a").exists() and (tmp_path / "nest/recording.json").exists()
     assert (tmp_path / "tiny/nest/a").exists()
+
+
+# --- One at a time ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("goal", ["align", "nemo", "nest", "compare"])
+def test_while_a_make_is_at_work_another_is_refused_before_anything_is_lost(
+    root: Path, environment: dict[str, str], tmp_path: Path, fake_python: Any, goal: str
+) -> None:
+    """As where the port is done and NeMo still trains: no lock of a recording says so."""
+    put(tmp_path / "out" / "nest" / "recording.json", recorded("large"))
+    old = [f"--assume-old={name}" for name in ("setup", "setup-nest", "ready", "ready-nest", "data")]
+    pythons = [f"{name}_PYTHON={fake_python.path}" for name in ("NEMO", "NEST")]
+    words = ["RUNTIME=local", *pythons, goal, "SIZE=tiny", f"OUT={tmp_path / 'out'}"]
+
+    def make() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["make", *old, *words], cwd=root, env=environment, capture_output=True, text=True, timeout=60
+        )
+
+    first = [root / "scripts" / "alone.sh", "exclusive", tmp_path / "out", "sh", "-c", "echo begun; read end"]
+    with subprocess.Popen(first, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as at_work:
+        assert at_work.stdout is not None and at_work.stdout.readline() == "begun\n"
+        done = make()
+    said = f"error: another make is at work in this folder: {tmp_path / 'out'}. Wait until it has ended, or choose"
+    assert done.returncode == 2 and [line for line in done.stderr.splitlines() if line.startswith(said)]
+    assert fake_python.scripts == [] and (tmp_path / "out" / "nest" / "recording.json").exists()
+    assert make().returncode == 0 and fake_python.scripts != []
+    assert (tmp_path / "out" / "large" / "nest").exists() == (goal != "compare")
+
+
+def test_align_keeps_others_away_from_its_first_trainer_to_its_report(make: Any, fake_python: Any) -> None:
+    for parallel in ("0", "1"):
+        assert make("align", f"PARALLEL={parallel}").returncode == 0
+    locks = {Path(call["argv"][0]).name: call["lock"] for call in fake_python.calls if "lock" in call}
+    expected = {"train_nemo.py": "exclusive", "train_nest.py": "exclusive", "compare_outputs.py": "shared"}
+    assert {name: locks[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("flock", ["flock", ""])
+def test_two_may_read_at_once(root: Path, tmp_path: Path, environment: dict[str, str], flock: str) -> None:
+    """With the system's own tool and, where it has none, with Python."""
+    (tmp_path / "bin").mkdir()
+    tools = ["bash", "env", "mkdir", "sleep", *filter(None, [flock])]
+    for tool in tools:
+        (tmp_path / "bin" / tool).symlink_to(str(shutil.which(tool)))
+    (tmp_path / "bin" / "python3").symlink_to(sys.executable)
+    environment |= {"PATH": str(tmp_path / "bin")}
+    script, out = str(root / "scripts" / "alone.sh"), str(tmp_path / "out")
+
+    def code(outer: str, inner: str) -> int:
+        second = ["bash", "-c", '"$@"; exit $?', "-", script, inner, out, "bash", "-c", "exit 5"]
+        return subprocess.run([script, outer, out, *second], env=environment, capture_output=True).returncode
+
+    assert code("shared", "shared") == 5
+    assert code("shared", "exclusive") == code("exclusive", "shared") == code("exclusive", "exclusive") == 3
+
+
+def test_a_folder_that_cannot_be_locked_is_left_to_the_command(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [root / "scripts" / "alone.sh", "exclusive", tmp_path / "file", "sh", "-c", "exit 5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (5, "")

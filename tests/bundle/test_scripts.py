@@ -70,7 +70,7 @@ def read_bat(text: str) -> Said:
 
 def test_every_script_comes_as_a_pair(root: Path) -> None:
     for suffix in (".sh", ".bat"):
-        called_by_make = {"keep_size", "with_words", "clean"}
+        called_by_make = {"alone", "keep_size", "with_words", "clean"}
         helpers = {"launch", *called_by_make} if suffix == ".sh" else set()
         assert {path.stem for path in (root / "scripts").glob(f"*{suffix}")} == set(SCRIPTS) | helpers
 

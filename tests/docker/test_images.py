@@ -99,3 +99,23 @@ def test_the_default_user_is_not_root(images: dict[str, str]) -> None:
     entry = "/app/docker/entrypoint.sh"
     for subject in SUBJECTS:
         assert inside(images[subject], entry, "id", "-un") == "nest"
+
+
+ALLOCATES = """
+from pathlib import Path
+from nest_ssl.run.allocator import keep_freed_memory
+def megabytes():
+    line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('RssAnon'))
+    return int(line.split()[1]) // 1024
+def kept():
+    before = megabytes()
+    b'x' * (100 << 20)
+    return megabytes() - before > 50
+print(kept(), keep_freed_memory(), kept())
+"""
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_trainer_keeps_freed_memory_there_too(images: dict[str, str], subject: str) -> None:
+    """What the image sets of the allocator is no setting of the user's."""
+    assert inside(images[subject], "python", "-c", ALLOCATES) == "False True True"
