@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.losses import PredictionNet, Rnnt, RnntDecoder, RnntJoint, Transducer
+from nest_ssl.kernels.dropout import Dropout
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -58,7 +59,7 @@ class LSTMDropout(nn.Module):
                     bias[forget].mul_(settings.hidden_hidden_bias_scale)
             for parameter in self.lstm.parameters():
                 parameter.mul_(settings.weights_init_scale)
-        self.dropout = nn.Dropout(settings.dropout) if settings.dropout else None
+        self.dropout = Dropout(settings.dropout) if settings.dropout else None
 
     def forward(self, x: Float[Tensor, "U B P"], h: States | None = None) -> tuple[Float[Tensor, "U B P"], States]:
         """Embedded tokens `x` (U, B, P), behind the states `h` or zeros, to (U, B, P), and the last states."""
@@ -109,7 +110,7 @@ class RNNTJoint(nn.Module):
         sizes = settings.jointnet
         self.pred = nn.Linear(sizes.pred_hidden, sizes.joint_hidden)
         self.enc = nn.Linear(sizes.encoder_hidden, sizes.joint_hidden)
-        dropout = [nn.Dropout(sizes.dropout)] if sizes.dropout else []
+        dropout = [Dropout(sizes.dropout)] if sizes.dropout else []
         last = nn.Linear(sizes.joint_hidden, settings.num_classes + 1)  # and the blank
         self.joint_net = nn.Sequential(ACTIVATIONS[sizes.activation](), *dropout, last)
         self.masking_prob, self.log_softmax = settings.masking_prob, settings.log_softmax is not False

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from nest_ssl.config.losses import Contrastive, Ctc, Mlm, Rnnt
 from nest_ssl.config.schema import ListedArchitecture
 from nest_ssl.config.section import plain, read
+from nest_ssl.kernels.dropout import Dropout
 from nest_ssl.model.contrastive import ContrastiveLoss
 from nest_ssl.model.encoder.encoder import ConformerEncoder, encoder_of
 from nest_ssl.model.features import AudioToMelSpectrogramPreprocessor
@@ -81,7 +82,7 @@ class Wav2VecBertModel(SpeechModel):
             self.loss = loss_of(parts.loss, differences)
         self.spec_augmentation = augmentation_of(parts.spec_augment)
         self.dropout_features, self.dropout_features_q = (
-            None if probability is None else nn.Dropout(probability)
+            None if probability is None else Dropout(probability)
             for probability in (parts.dropout_features, parts.dropout_features_q)
         )
         self.feat_pen: Tensor | float = 0.0

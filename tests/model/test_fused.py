@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from nest_ssl.base.nested import leaves
 from nest_ssl.config.parts import Encoder
 from nest_ssl.config.section import read
+from nest_ssl.kernels import dropout
 from nest_ssl.model.encoder import layer as layer_module
 from nest_ssl.model.encoder.encoder import ConformerEncoder
-from nest_ssl.model.encoder.fused import choice, pieces
+from nest_ssl.model.encoder.fused import choice
 from nest_ssl.model.encoder.fused.choice import is_fusable, is_watched
 from nest_ssl.record.observers.calls import CallObserver
 
@@ -141,7 +142,7 @@ def test_with_several_threads() -> None:
 
 def test_a_fault_in_the_fused_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A factor some ulps off."""
-    drop_ = pieces.drop_
+    drop_ = dropout.drop_
 
     def planted(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
         return drop_(x, kept, rate + 1e-6)

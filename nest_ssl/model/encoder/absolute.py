@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from nest_ssl.kernels.dropout import Dropout
 from nest_ssl.model.encoder.attention import AttentionHeads, masked_softmax, sinusoids
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class PositionalEncoding(nn.Module):
     def __init__(self, d_model: int, dropout_rate: float, max_len: int, xscale: float | None) -> None:
         super().__init__()
         self.xscale = xscale
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = Dropout(dropout_rate)
         self.register_buffer("pe", _of_places(max_len, d_model, torch.device("cpu")), persistent=False)
 
     def extend_pe(self, length: int) -> None:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from nest_ssl.kernels.dropout import Dropout
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
@@ -41,8 +43,8 @@ class RelPositionalEncoding(nn.Module):
     ) -> None:
         super().__init__()
         self.xscale = xscale
-        self.dropout = nn.Dropout(dropout_rate)
-        self.dropout_emb = nn.Dropout(dropout_rate_emb) if dropout_rate_emb > 0 else None
+        self.dropout = Dropout(dropout_rate)
+        self.dropout_emb = Dropout(dropout_rate_emb) if dropout_rate_emb > 0 else None
         self.register_buffer("pe", sinusoids(max_len, d_model, torch.device("cpu")), persistent=False)
 
     def extend_pe(self, length: int) -> None:
@@ -91,7 +93,7 @@ class AttentionHeads(nn.Module):
         self.linear_k = nn.Linear(n_feat, n_feat, bias=use_bias)
         self.linear_v = nn.Linear(n_feat, n_feat, bias=use_bias)
         self.linear_out = nn.Linear(n_feat, n_feat, bias=use_bias)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = Dropout(dropout_rate)
 
     def _heads(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T h k"]:
         return x_BTD.view(x_BTD.size(0), -1, self.h, self.d_k)

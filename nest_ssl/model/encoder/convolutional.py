@@ -20,6 +20,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from nest_ssl.config.convolutional import ConvBlock, ConvEncoder
+from nest_ssl.kernels.dropout import Dropout
 from nest_ssl.model.heads import ACTIVATIONS, INITIALISATIONS
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class JasperBlock(nn.Module):
             stride = settings.stride[0] if is_last or not settings.stride_last else 1
             layers.extend(self.convolution(channels if number == 0 else width, settings, of, stride))
             if not is_last:
-                layers.extend([activation, nn.Dropout(settings.dropout)])
+                layers.extend([activation, Dropout(settings.dropout)])
         if settings.se:
             layers.append(SqueezeExcite(width, settings, activation))
         self.mconv, self.res = layers, None
@@ -124,7 +125,7 @@ class JasperBlock(nn.Module):
                 nn.ModuleList([self.one(of, pane, width, 1, stride), self.norm(width, of)])
                 for pane in panes or [channels]
             )
-        self.mout = nn.Sequential(activation, nn.Dropout(settings.dropout))
+        self.mout = nn.Sequential(activation, Dropout(settings.dropout))
 
     def convolution(self, channels: int, settings: ConvBlock, of: ConvEncoder, stride: int) -> list[nn.Module]:
         """A convolution, or a depthwise and a pointwise one, with their norm."""

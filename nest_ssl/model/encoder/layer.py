@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nest_ssl.config.parts import Encoder
+from nest_ssl.kernels.dropout import Dropout
 from nest_ssl.model.encoder.attention import RelPositionMultiHeadAttention
 from nest_ssl.model.encoder.fused.choice import is_fusable
 from nest_ssl.model.encoder.fused.layer import fused_layer
@@ -50,7 +51,7 @@ class ConformerFeedForward(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(d_model, d_ff, bias=use_bias)
         self.activation = activation
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear2 = nn.Linear(d_ff, d_model, bias=use_bias)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -115,7 +116,7 @@ class ConformerLayer(nn.Module):
         self.self_attn: Any = attention_of(settings, pos_bias_u, pos_bias_v)
         self.norm_feed_forward2 = nn.LayerNorm(d_model)
         self.feed_forward2 = ConformerFeedForward(d_model, d_ff, dropout, activation, use_bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm_out = nn.LayerNorm(d_model)
         # What lies behind it reads its input too then, whose gradient is a sum of three in the order of their coming.
         self.shares_its_input = settings.stochastic_depth_drop_prob > 0
@@ -173,5 +174,5 @@ _PAPERS: dict[str, type[nn.Module]] = {
     "depthwise_conv": CausalConv1D,
     "batch_norm": nn.BatchNorm1d,
     "activation": Swish,
-    "dropout": nn.Dropout,
+    "dropout": Dropout,
 }

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nest_ssl.kernels.dropout import Dropout
 from nest_ssl.model.encoder.attention import MASKED_SCORE, RelPositionMultiHeadAttention, sinusoids
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class LocalAttRelPositionalEncoding(nn.Module):
         super().__init__()
         left, right = context
         self.xscale = xscale
-        self.dropout = nn.Dropout(dropout_rate)
-        self.dropout_emb = nn.Dropout(dropout_rate_emb) if dropout_rate_emb > 0 else None
+        self.dropout = Dropout(dropout_rate)
+        self.dropout_emb = Dropout(dropout_rate_emb) if dropout_rate_emb > 0 else None
         farthest = max(left, right) + 1
         table = sinusoids(farthest, d_model, torch.device("cpu"))[:, farthest - 1 - left : farthest + right]
         self.register_buffer("pe", table, persistent=False)

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nest_ssl.kernels.dropout import drop_
 from nest_ssl.model.encoder.attention import MASKED_SCORE, by_pair
-from nest_ssl.model.encoder.fused.pieces import draw_kept, drop_, linear_backward, normalise, normalise_backward
+from nest_ssl.model.encoder.fused.pieces import draw_kept, linear_backward, normalise, normalise_backward
 
 
 class AttentionBranch(torch.autograd.Function):

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nest_ssl.model.encoder.fused.pieces import draw_kept, drop_, normalise, normalise_backward
+from nest_ssl.kernels.dropout import drop_
+from nest_ssl.model.encoder.fused.pieces import draw_kept, normalise, normalise_backward
 
 
 class ConvolutionBranch(torch.autograd.Function):

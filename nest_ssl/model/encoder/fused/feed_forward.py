@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nest_ssl.model.encoder.fused.pieces import draw_kept, drop_, linear_backward, normalise, normalise_backward
+from nest_ssl.kernels.dropout import drop_
+from nest_ssl.model.encoder.fused.pieces import draw_kept, linear_backward, normalise, normalise_backward
 
 
 class FeedForwardBranch(torch.autograd.Function):

@@ -1,11 +1,11 @@
-"""What the fused branches have in common: dropout kept as booleans, layer norm, and the gradients of a linear layer."""
+"""What the fused branches have in common: dropout's draws, layer norm, and the gradients of a linear layer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 17  # elements dropped out at a time: caches hold them and the factors made for them
+from nest_ssl.kernels.draws import bernoulli
 
 
 def draw_kept(like: Tensor, rate: float) -> Tensor | None:
@@ -15,20 +15,7 @@ def draw_kept(like: Tensor, rate: float) -> Tensor | None:
         like: contiguous, of the shape to draw.
         rate: None is returned where it is 0, and nothing drawn.
     """
-    return torch.empty_like(like, dtype=torch.bool).bernoulli_(1 - rate) if rate else None
-
-
-def drop_(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
-    """Multiply a contiguous `x` in place by what dropout multiplies it by: 0, or 1 / (1 - rate) as `F.dropout` rounds
-    it. They are products there too, so that zeros have their signs."""
-    if kept is None:
-        return x
-    factor = torch.ones((), dtype=x.dtype).div_(1 - rate)
-    factors = x.new_empty(min(CHUNK, x.numel()))
-    read = kept.view(-1).view(torch.uint8)  # booleans are read by a kernel that takes seven times as long
-    for part, kept_part in zip(torch.split(x.view(-1), CHUNK), torch.split(read, CHUNK), strict=True):
-        part.mul_(factors[: len(part)].copy_(kept_part).mul_(factor))
-    return x
+    return bernoulli(like, 1 - rate) if rate else None
 
 
 def normalise(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,38 @@
+"""Whether compiled loops may stand in torch's place, and where they are."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+
+def may_compute(x: Tensor) -> bool:
+    """Whether torch would compute with `x` on a CPU, and nobody watches or rewrites its operators."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided and x.device.type == "cpu"
+    return (
+        plain and _get_current_dispatch_mode() is None and not (torch.compiler.is_compiling() or torch._C._is_tracing())
+    )
+
+
+@cache
+def elementwise() -> ModuleType | None:
+    """Loops over floats, or None where there is no numba, or one that this processor or NumPy is too new for."""
+    try:
+        from nest_ssl.kernels import elementwise
+    except ImportError:
+        return None
+    return elementwise
+
+
+@cache
+def mersenne_twister() -> ModuleType | None:
+    """Loops of the generator; None as above. Whether they are the generator's own is for the caller to try."""
+    try:
+        from nest_ssl.kernels import mersenne_twister
+    except ImportError:
+        return None
+    return mersenne_twister

@@ -1,0 +1,28 @@
+"""How the loops are compiled: for this processor, kept on disk where a place can be written, free of Python's lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def jit(signature: Any) -> Callable[[Function], Function]:
+    """Compile a function for one signature, at once. It may call others of its own file, for numba's cache does not
+    notice that those of another one changed.
+
+    No order of operations is changed and no product is contracted with a sum (numba's own default), so that a loop
+    rounds as it is written.
+    """
+
+    def compiled(function: Function) -> Function:
+        try:
+            made: Function = numba.njit(signature, nogil=True, cache=True)(function)
+        except (RuntimeError, OSError):  # neither its own folder, nor the user's, nor NUMBA_CACHE_DIR can be written
+            made = numba.njit(signature, nogil=True)(function)
+        return made
+
+    return compiled
