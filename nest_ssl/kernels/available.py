@@ -36,3 +36,13 @@ def mersenne_twister() -> ModuleType | None:
     except ImportError:
         return None
     return mersenne_twister
+
+
+@cache
+def moments() -> ModuleType | None:
+    """Loops of AdamW; None as above. Whether they round as torch does is for the caller to try."""
+    try:
+        from nest_ssl.kernels import moments
+    except ImportError:
+        return None
+    return moments

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from nest_ssl.kernels.available import elementwise, may_compute
 from nest_ssl.kernels.draws import bernoulli
 
 CHUNK = 1 << 17  # elements dropped out at a time: caches hold them and the factors made for them
+MOST_THREADS = 4  # a loop takes a fifth of the time that torch's operators take with one
 
 
 class Dropout(nn.Dropout):
@@ -44,10 +47,15 @@ class _Dropout(torch.autograd.Function):
 def drop(x: Tensor, kept: Tensor, rate: float) -> Tensor:
     """`x` times what dropout multiplies it by, in its own layout. Args as of `drop_`, but in any layout."""
     if x.stride() != kept.stride():  # a gradient may lie in memory as it likes
-        return x * torch.ones((), dtype=x.dtype, device=x.device).div_(1 - rate).mul(kept)
+        return x * _factor(rate, x.dtype).to(x.device).mul(kept)
     dropped = torch.empty_like(x)
     flat, flat_x, flat_kept = (each.as_strided((each.numel(),), (1,)) for each in (dropped, x, kept))
-    _multiply(flat, flat_x, flat_kept, rate)
+    if (loops := _loops_for(x)) is not None:
+        loops.scale_kept(
+            flat.numpy(), flat_x.detach().numpy(), _bytes(flat_kept).numpy(), _factor(rate, x.dtype).item()
+        )
+    else:
+        _multiply_(flat.copy_(flat_x), flat_kept, rate)
     return dropped
 
 
@@ -59,18 +67,34 @@ def drop_(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
         kept: contiguous booleans, of x's shape; nothing is dropped if it is None.
         rate: of dropout, below 1.
     """
-    if kept is not None:
-        _multiply(x.view(-1), x.view(-1), kept.view(-1), rate)
+    if kept is None:
+        return x
+    if (loops := _loops_for(x)) is not None:
+        loops.scale_kept_(x.view(-1).numpy(), _bytes(kept.view(-1)).numpy(), _factor(rate, x.dtype).item())
+    else:
+        _multiply_(x.view(-1), kept.view(-1), rate)
     return x
 
 
-def _multiply(out: Tensor, x: Tensor, kept: Tensor, rate: float) -> None:
-    """Of one dimension, dense in memory; `out` may be `x`."""
-    kept = kept.view(torch.uint8)  # booleans are read by a kernel that takes seven times as long
-    factor = torch.ones((), dtype=x.dtype, device=x.device).div_(1 - rate)
-    if x.dtype is torch.float32 and may_compute(x) and (loops := elementwise()) is not None:
-        loops.scale_kept(out.numpy(), x.detach().numpy(), kept.numpy(), factor.numpy()[()])
-        return
-    buffer = x.new_empty(min(CHUNK, x.numel()))
-    for part_out, part, part_kept in zip(*(torch.split(each, CHUNK) for each in (out, x, kept)), strict=True):
-        torch.mul(part, buffer[: len(part)].copy_(part_kept).mul_(factor), out=part_out)
+def _loops_for(x: Tensor) -> ModuleType | None:
+    """Compiled ones, which have one thread: torch's operators are quicker with more than five."""
+    plain = x.dtype is torch.float32 and may_compute(x) and torch.get_num_threads() <= MOST_THREADS
+    return elementwise() if plain else None
+
+
+def _multiply_(x: Tensor, kept: Tensor, rate: float) -> None:
+    """With torch's operators; both are of one dimension."""
+    factors = x.new_empty(min(CHUNK, x.numel()))
+    for part, part_kept in zip(torch.split(x, CHUNK), torch.split(_bytes(kept), CHUNK), strict=True):
+        part.mul_(factors[: len(part)].copy_(part_kept).mul_(_factor(rate, x.dtype)))
+
+
+def _bytes(kept: Tensor) -> Tensor:
+    """Booleans as numbers, for they are read by a kernel that takes seven times as long."""
+    return kept.view(torch.uint8)
+
+
+@cache
+def _factor(rate: float, dtype: torch.dtype) -> Tensor:
+    """What is kept is multiplied by it: a number, rounded as `F.dropout` rounds it."""
+    return torch.ones((), dtype=dtype).div_(1 - rate)

@@ -16,6 +16,13 @@ Bytes: TypeAlias = NDArray[np.uint8]
 
 @jit(void(float32[::1], float32[::1], uint8[::1], float32))
 def scale_kept(out: Floats, x: Floats, kept: Bytes, factor: np.float32) -> None:
-    """`x` where it is kept times `factor`, else times zero; `out` may be `x`."""
+    """`x` where it is kept times `factor`, else times zero, into memory of its own."""
     for i in range(len(x)):
         out[i] = x[i] * (np.float32(kept[i]) * factor)
+
+
+@jit(void(float32[::1], uint8[::1], float32))
+def scale_kept_(x: Floats, kept: Bytes, factor: np.float32) -> None:
+    """The same in place: a loop that cannot tell whether its two arrays overlap is not vectorised where they do."""
+    for i in range(len(x)):
+        x[i] = x[i] * (np.float32(kept[i]) * factor)

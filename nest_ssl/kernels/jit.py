@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import numba
 
+# Dividing by zero gives what NumPy gives; Python's error would be a branch in each loop.
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -20,9 +22,9 @@ def jit(signature: Any) -> Callable[[Function], Function]:
 
     def compiled(function: Function) -> Function:
         try:
-            made: Function = numba.njit(signature, nogil=True, cache=True)(function)
+            made: Function = numba.njit(signature, cache=True, **OPTIONS)(function)
         except (RuntimeError, OSError):  # neither its own folder, nor the user's, nor NUMBA_CACHE_DIR can be written
-            made = numba.njit(signature, nogil=True)(function)
+            made = numba.njit(signature, **OPTIONS)(function)
         return made
 
     return compiled

@@ -6,7 +6,8 @@ Source: NeMo 3.0.0 `nemo.core.classes.modelPT`, `ModelPT.setup_optimization` and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.optim import TORCH_CLASSES, Optim
 from nest_ssl.config.section import read
+from nest_ssl.kernels.available import may_compute, moments
 
 WHERE = "model.optim"
 CHUNK = 1 << 17  # elements of a parameter that are updated at a time: caches hold them, their gradient and moments
@@ -58,21 +60,73 @@ def update_in_pieces(
     steps: Sequence[Tensor],
 ) -> None:
     """AdamW (arXiv 1711.05101, algorithm 2), with the operations and the order of torch's own, in place."""
-    (beta1, beta2), rate, eps = group["betas"], group["lr"], group["eps"]
-    kept = 1 - rate * group["weight_decay"]
+    (beta1, beta2), rate = group["betas"], group["lr"]
     for parameter, gradient, mean, square, step in zip(parameters, gradients, means, squares, steps, strict=True):
         step += 1
         size = -rate / (1 - beta1 ** step.item())
         correction = (1 - beta2 ** step.item()) ** 0.5
+        numbers = Numbers(1 - rate * group["weight_decay"], beta1, beta2, correction, group["eps"], size)
         whole = (parameter, gradient, mean, square)
         flat = all(each.is_contiguous() for each in whole)
         pieces = zip(*(torch.split(each.view(-1), CHUNK) for each in whole), strict=True) if flat else [whole]
+        update = update_by_loops if flat and may_loop(whole) else update_piece
         for part, gradient_part, mean_part, square_part in pieces:
-            if group["weight_decay"] != 0:
-                part.mul_(kept)
-            mean_part.lerp_(gradient_part, 1 - beta1)
-            square_part.mul_(beta2).addcmul_(gradient_part, gradient_part, value=1 - beta2)
-            part.addcdiv_(mean_part, square_part.sqrt().div_(correction).add_(eps), value=size)
+            update(part, gradient_part, mean_part, square_part, numbers)
+
+
+def may_loop(tensors: Sequence[Tensor]) -> bool:
+    """Whether compiled loops are as good and quicker: with more threads, which they have not, torch's operators are."""
+    plain = all(each.dtype is torch.float32 and may_compute(each) for each in tensors)
+    return plain and torch.get_num_threads() == 1 and loops_are_torchs()
+
+
+class Numbers(NamedTuple):
+    """Of one parameter's update: by what it is multiplied, the moments' factors, and those of the step."""
+
+    kept: float
+    beta1: float
+    beta2: float
+    correction: float
+    eps: float
+    size: float
+
+
+def update_piece(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, by: Numbers) -> None:
+    """With torch's operators."""
+    if by.kept != 1:
+        parameter.mul_(by.kept)
+    mean.lerp_(gradient, 1 - by.beta1)
+    square.mul_(by.beta2).addcmul_(gradient, gradient, value=1 - by.beta2)
+    parameter.addcdiv_(mean, square.sqrt().div_(by.correction).add_(by.eps), value=by.size)
+
+
+def update_by_loops(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, by: Numbers) -> None:
+    """The same with compiled loops; all are float32 on a CPU, of one dimension, dense in memory."""
+    loops = moments()
+    assert loops is not None
+    mean_N, square_N = mean.numpy(), square.numpy()
+    loops.update_moments(mean_N, square_N, gradient.numpy(), 1 - by.beta1, by.beta2, 1 - by.beta2)
+    root_N = square.sqrt().numpy()
+    loops.update_parameter(parameter.detach().numpy(), mean_N, root_N, by.kept, by.correction, by.eps, by.size)
+
+
+@cache
+def loops_are_torchs() -> bool:
+    """Whether the loops are at hand and round as torch does here, tried once a process: with numbers of an early and
+    of a late step, and of so many elements that torch's vectors leave a rest."""
+    if moments() is None:
+        return False
+    numbers = Numbers(1 - 1e-6, 0.9, 0.98, (1 - 0.98**3) ** 0.5, 1e-8, -1e-3 / (1 - 0.9**3))
+    for by in (numbers, Numbers(1.0, 0.95, 0.999, 1.0, 1e-6, -0.1)):
+        draw = torch.Generator().manual_seed(1711)
+        ours = torch.randn(4, 4099, generator=draw) * torch.tensor([[1.0], [1e-3], [1e-3], [1e-3]])
+        ours[3].square_()
+        torchs = ours.clone()
+        update_by_loops(ours[0], ours[1], ours[2], ours[3], by)
+        update_piece(torchs[0], torchs[1], torchs[2], torchs[3], by)
+        if not torch.equal(ours, torchs):
+            return False
+    return True
 
 
 def build_optimizer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -91,15 +92,22 @@ def updated(optimizer: torch.optim.Optimizer, steps: int = 3) -> list[torch.Tens
     return [*parameters, *(value for each in parameters for value in optimizer.state[each].values())]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("threads", "looped"), [(1, True), (1, False), (2, False)])
 @pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.0, "eps": 1e-6}, {"amsgrad": True}, {"maximize": True}])
 def test_an_update_in_pieces_has_the_bits_of_torchs_own(
-    settings: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], threads: int, looped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
     whole = optim.update_in_pieces
     monkeypatch.setattr(optim, "CHUNK", 1 << 12)
     monkeypatch.setattr(optim, "update_in_pieces", lambda *each: made.append(len(each[1])) or whole(*each))
+    pieces, update = [], optim.update_by_loops
+    monkeypatch.setattr(optim, "update_by_loops", lambda *each: pieces.append(len(each[0])) or update(*each))
+    if threads == 1 and not looped:
+        monkeypatch.setattr(optim, "loops_are_torchs", lambda: False)
+    else:
+        assert optim.loops_are_torchs()
+        pieces.clear()
     found, before = [], torch.get_num_threads()
     torch.set_num_threads(threads)
     for kind in (torch.optim.AdamW, optim.AdamW):
@@ -108,8 +116,25 @@ def test_an_update_in_pieces_has_the_bits_of_torchs_own(
         parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
         found.append(updated(kind(parameters, lr=0.01, betas=(0.9, 0.98), **settings)))
     torch.set_num_threads(before)
-    assert made == ([] if settings.keys() & {"amsgrad", "maximize"} else [5] * 3)
+    others = settings.keys() & {"amsgrad", "maximize"}
+    assert made == ([] if others else [5] * 3) and bool(pieces) == (looped and not others)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_loops_that_round_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = optim.moments()
+    assert loops is not None
+
+    def twice_rounded(mean: Any, square: Any, gradient: Any, toward: float, beta2: float, share: float) -> None:
+        mean += np.float32(toward) * (gradient - mean)
+        square[:] = square * np.float32(beta2) + np.float32(share) * gradient * gradient
+
+    monkeypatch.setattr(loops, "update_moments", twice_rounded)
+    optim.loops_are_torchs.cache_clear()
+    try:
+        assert not optim.loops_are_torchs()
+    finally:
+        optim.loops_are_torchs.cache_clear()
 
 
 def test_an_update_whose_operators_are_seen_is_torchs_own() -> None:
