@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 def may_compute(x: Tensor) -> bool:
-    """Whether torch would compute with `x` on a CPU, and nobody watches or rewrites its operators."""
+    """Whether torch would compute with `x` on a CPU, and its operators are neither watched nor rewritten."""
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided and x.device.type == "cpu"
     return (
         plain and _get_current_dispatch_mode() is None and not (torch.compiler.is_compiling() or torch._C._is_tracing())

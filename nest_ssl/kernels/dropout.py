@@ -21,12 +21,12 @@ MOST_THREADS = 4  # a loop takes a fifth of the time that torch's operators take
 class Dropout(nn.Dropout):
     """torch's own: the same draws, output and gradient."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` of any shape, dropped out in training."""
-        if self.training and 0 < self.p < 1 and not self.inplace and x.is_floating_point() and may_compute(x):
-            dropped: Tensor = _Dropout.apply(x, self.p)  # type: ignore[no-untyped-call]
+    def forward(self, input: Tensor) -> Tensor:
+        """`input` of any shape, dropped out in training."""
+        if self.training and 0 < self.p < 1 and not self.inplace and input.is_floating_point() and may_compute(input):
+            dropped: Tensor = _Dropout.apply(input, self.p)  # type: ignore[no-untyped-call]
             return dropped
-        return F.dropout(x, self.p, self.training, self.inplace)
+        return F.dropout(input, self.p, self.training, self.inplace)
 
 
 class _Dropout(torch.autograd.Function):

@@ -23,6 +23,6 @@ def scale_kept(out: Floats, x: Floats, kept: Bytes, factor: np.float32) -> None:
 
 @jit(void(float32[::1], uint8[::1], float32))
 def scale_kept_(x: Floats, kept: Bytes, factor: np.float32) -> None:
-    """The same in place: a loop that cannot tell whether its two arrays overlap is not vectorised where they do."""
+    """The same in place: a loop over two arrays is not vectorised where they overlap."""
     for i in range(len(x)):
         x[i] = x[i] * (np.float32(kept[i]) * factor)

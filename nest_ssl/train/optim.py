@@ -119,12 +119,12 @@ def loops_are_torchs() -> bool:
     numbers = Numbers(1 - 1e-6, 0.9, 0.98, (1 - 0.98**3) ** 0.5, 1e-8, -1e-3 / (1 - 0.9**3))
     for by in (numbers, Numbers(1.0, 0.95, 0.999, 1.0, 1e-6, -0.1)):
         draw = torch.Generator().manual_seed(1711)
-        ours = torch.randn(4, 4099, generator=draw) * torch.tensor([[1.0], [1e-3], [1e-3], [1e-3]])
-        ours[3].square_()
-        torchs = ours.clone()
-        update_by_loops(ours[0], ours[1], ours[2], ours[3], by)
-        update_piece(torchs[0], torchs[1], torchs[2], torchs[3], by)
-        if not torch.equal(ours, torchs):
+        looped = torch.randn(4, 4099, generator=draw) * torch.tensor([[1.0], [1e-3], [1e-3], [1e-3]])
+        looped[3].square_()
+        plain = looped.clone()
+        update_by_loops(looped[0], looped[1], looped[2], looped[3], by)
+        update_piece(plain[0], plain[1], plain[2], plain[3], by)
+        if not torch.equal(looped, plain):
             return False
     return True
 
