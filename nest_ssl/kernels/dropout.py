@@ -48,7 +48,8 @@ def drop(x: Tensor, kept: Tensor, rate: float) -> Tensor:
     """`x` times what dropout multiplies it by, in its own layout. Args as of `drop_`, but in any layout."""
     if x.stride() != kept.stride():  # a gradient may lie in memory as it likes
         return x * _factor(rate, x.dtype).to(x.device).mul(kept)
-    dropped = torch.empty_like(x)
+    # As torch lays out products: a dimension of one frame may have any stride in `x`, and has its own in them.
+    dropped = torch.empty_like(x, memory_format=torch.contiguous_format if x.is_contiguous() else torch.preserve_format)
     flat, flat_x, flat_kept = (each.as_strided((each.numel(),), (1,)) for each in (dropped, x, kept))
     if (loops := _loops_for(x)) is not None:
         loops.scale_kept(
