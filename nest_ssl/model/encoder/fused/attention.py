@@ -1,8 +1,8 @@
 """x + dropout(attention(norm(x))) as one autograd function.
 
-Kept for backward: x, positions, queries, keys, values, probabilities, the values that they weigh, and which elements
-both dropouts keep. Scores, the shift of distances, both masks and dropout's products are made in place, and some again
-in backward.
+Kept for backward: x, positions, queries with either bias, keys and values as the products read them, probabilities, the
+values that they weigh, and which elements both dropouts keep. Scores, the shift of distances, both masks and dropout's
+products are made in place, and some again in backward.
 
 Shapes: B batch, T time, P relative positions, D model width, h heads, k = D / h; N = B x h.
 """
@@ -48,10 +48,12 @@ class AttentionBranch(torch.autograd.Function):
             mask_BTT = None  # it fills nothing
         y_BTD, mean, rstd = normalise(x_BTD, norm_weight, norm_bias, eps)
         q_BTD, k_BTD, v_BTD = F.linear(y_BTD, w_q, b_q), F.linear(y_BTD, w_k, b_k), F.linear(y_BTD, w_v, b_v)
-        del y_BTD
         p_1PD = F.linear(pos_1PD, w_pos)
-        distance_NTP = torch.bmm(_rows(q_BTD, heads, distance_hk), _columns(p_1PD, heads, batch))
-        scores_NTT = torch.bmm(_rows(q_BTD, heads, content_hk), _columns(k_BTD, heads, batch))
+        queries = _rows(q_BTD, heads, content_hk), _rows(q_BTD, heads, distance_hk)
+        k_NkT, v_NTk = _columns(k_BTD, heads, batch), _rows(v_BTD, heads)
+        del y_BTD, q_BTD, k_BTD, v_BTD
+        distance_NTP = torch.bmm(queries[1], _columns(p_1PD, heads, batch))
+        scores_NTT = torch.bmm(queries[0], k_NkT)
         scores_BhTT = scores_NTT.view(batch, heads, frames, frames)
         scores_BhTT.add_(by_pair(distance_NTP.view(batch, heads, frames, -1))).div_(math.sqrt(width // heads))
         del distance_NTP
@@ -59,11 +61,11 @@ class AttentionBranch(torch.autograd.Function):
         kept = draw_kept(scores_BhTT, attention_rate)
         # Dropped out, then masked: NeMo does it the other way round, and zero is zero.
         _fill_(drop_(scores_BhTT.copy_(probabilities_BhTT), kept, attention_rate), mask_BTT, 0.0)
-        mixed_BhTk = torch.bmm(scores_NTT, _rows(v_BTD, heads)).view(batch, heads, frames, -1)
+        mixed_BhTk = torch.bmm(scores_NTT, v_NTk).view(batch, heads, frames, -1)
         mixed_BTD = mixed_BhTk.transpose(1, 2).reshape(batch, frames, width)
         out_BTD = F.linear(mixed_BTD, w_out, b_out)
         branch_kept = draw_kept(out_BTD, branch_rate)
-        made = (mean, rstd, p_1PD, q_BTD, k_BTD, v_BTD, probabilities_BhTT, kept, mixed_BTD, branch_kept)
+        made = (mean, rstd, p_1PD, *queries, k_NkT, v_NTk, probabilities_BhTT, kept, mixed_BTD, branch_kept)
         ctx.save_for_backward(x_BTD, pos_1PD, mask_BTT, *made, *weights)
         ctx.numbers = eps, attention_rate, branch_rate
         return drop_(out_BTD, branch_kept, branch_rate).add_(x_BTD)
@@ -72,8 +74,9 @@ class AttentionBranch(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, pos_1PD, mask_BTT, mean, rstd, *made_and_weights = ctx.saved_tensors
-        p_1PD, q_BTD, k_BTD, v_BTD, probabilities_BhTT, kept, mixed_BTD, branch_kept, *weights = made_and_weights
-        norm_weight, norm_bias, w_q, b_q, w_k, b_k, w_v, b_v, _, content_hk, distance_hk, w_out, b_out = weights
+        p_1PD, by_content_NTk, by_distance_NTk, k_NkT, v_NTk, probabilities_BhTT, *rest = made_and_weights
+        kept, mixed_BTD, branch_kept, *weights = rest
+        norm_weight, norm_bias, w_q, b_q, w_k, b_k, w_v, b_v, _, content_hk, _, w_out, b_out = weights
         eps, attention_rate, branch_rate = ctx.numbers
         heads, shape = len(content_hk), probabilities_BhTT.shape
         grad_BTD = grad_BTD.contiguous()
@@ -84,7 +87,7 @@ class AttentionBranch(torch.autograd.Function):
         d_NTk = _rows(d_mixed_BTD, heads)
         weighing_BhTT = _fill_(drop_(probabilities_BhTT.clone(), kept, attention_rate), mask_BTT, 0.0)
         d_v_NTk = torch.bmm(weighing_BhTT.flatten(0, 1).transpose(1, 2), d_NTk)
-        d_BhTT = torch.bmm(d_NTk, _rows(v_BTD, heads).transpose(1, 2), out=weighing_BhTT.flatten(0, 1)).view(shape)
+        d_BhTT = torch.bmm(d_NTk, v_NTk.transpose(1, 2), out=weighing_BhTT.flatten(0, 1)).view(shape)
         _fill_(drop_(d_BhTT, kept, attention_rate), mask_BTT, 0.0)
         d_BhTT = torch.ops.aten._softmax_backward_data(d_BhTT, probabilities_BhTT, -1, d_BhTT.dtype)
         _fill_(d_BhTT, mask_BTT, 0.0).div_(math.sqrt(content_hk.size(1)))
@@ -92,12 +95,12 @@ class AttentionBranch(torch.autograd.Function):
 
         # Scores by content and by distance.
         d_NTT = d_BhTT.flatten(0, 1)
-        d_content_NTk = torch.bmm(d_NTT, _columns(k_BTD, heads, len(x_BTD)).transpose(1, 2))
-        d_k_NkT = torch.bmm(_rows(q_BTD, heads, content_hk).transpose(1, 2), d_NTT)
+        d_content_NTk = torch.bmm(d_NTT, k_NkT.transpose(1, 2))
+        d_k_NkT = torch.bmm(by_content_NTk.transpose(1, 2), d_NTT)
         d_NTP = _by_distance(d_BhTT, pos_1PD.size(1)).flatten(0, 1)
         del d_BhTT, d_NTT
         d_distance_NTk = torch.bmm(d_NTP, _columns(p_1PD, heads, len(x_BTD)).transpose(1, 2))
-        d_p_NkP = torch.bmm(_rows(q_BTD, heads, distance_hk).transpose(1, 2), d_NTP)
+        d_p_NkP = torch.bmm(by_distance_NTk.transpose(1, 2), d_NTP)
         d_p_PD = _together(d_p_NkP.view(len(x_BTD), heads, -1, pos_1PD.size(1)).sum(0, keepdim=True).transpose(2, 3))
         d_w_pos = d_p_PD.flatten(0, 1).t().mm(pos_1PD.flatten(0, 1))
         del d_NTP, d_p_NkP
