@@ -10,6 +10,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.config.parts import Encoder
 from nest_ssl.config.section import read
 from nest_ssl.model.encoder import subsampling
+from nest_ssl.model.encoder.fused import subsampling as fused
 from nest_ssl.model.encoder.fused.subsampling import ByChannels, Depthwise, may_go_by_channels
 from nest_ssl.model.encoder.kinds import UNMASKED, subsampling_of
 from nest_ssl.model.encoder.subsampling import ConvSubsampling
@@ -131,14 +132,15 @@ def test_in_place_it_has_the_bits_of_the_open_way_and_leaves_a_gradient_as_it_is
 def test_channel_by_channel_it_has_the_bits_of_the_open_way(
     lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nothing asks for a gradient of the features, and on one thread alone."""
+    """Where nothing asks for a gradient of the features, on one thread alone, and not for few features."""
     calls: list[int] = []
     apply = ByChannels.apply
     monkeypatch.setattr(ByChannels, "apply", lambda *arguments: calls.append(1) or apply(*arguments))
     threads = torch.get_num_threads()
     found = []
     try:
-        for number, watched in ((1, False), (1, True), (2, False)):
+        for number, watched, few in ((1, False, False), (1, True, False), (2, False, False), (1, False, True)):
+            monkeypatch.setattr(fused, "FEWEST", 4 * 160 * 80 + few)
             torch.set_num_threads(number)
             module = make(subsampling_conv_channels=48).conv
             torch.manual_seed(1)
@@ -150,7 +152,7 @@ def test_channel_by_channel_it_has_the_bits_of_the_open_way(
             found.append([tensor.contiguous().numpy().tobytes() for tensor in tensors if tensor is not None])
     finally:
         torch.set_num_threads(threads)
-    assert calls == [1, 1] and len(found[0]) == 1 + len(list(module.parameters())) and found[0] == found[1]
+    assert calls == [1, 1] and len(found[0]) == 1 + len(list(module.parameters())) and found[0] == found[1] == found[3]
 
 
 @pytest.mark.parametrize("change", ["frozen", "few channels", "float64", "features"])

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from nest_ssl.model.encoder.fused.choice import is_watched
 
 CHANNELS = 16  # at a time: as many as a kernel of oneDNN takes together, so that its sums stay as they are
+FEWEST = 1 << 18  # values of features: with fewer, caches hold enough of the whole, and Python takes what parts save
 Mask = Callable[[Tensor, Tensor], Tensor]
 Lengths = Callable[[Tensor, int, int, int], Tensor]
 
@@ -56,7 +57,7 @@ def masked_in_place(
     mask = _mask_if_needed(x_BCTF, lengths_B, time_mask)
     x_BCTF = x_BCTF if mask is None else x_BCTF * mask
     on_cpu = x_BCTF.device.type == lengths_B.device.type == "cpu"
-    in_parts = on_cpu and alone and may_go_by_channels(layers, x_BCTF)
+    in_parts = on_cpu and alone and x_BCTF.numel() >= FEWEST and may_go_by_channels(layers, x_BCTF)
     for number, layer in enumerate(layers, start=1):
         if in_parts and number < 3:  # with the depthwise convolution behind them
             continue
