@@ -21,7 +21,8 @@ from nest_ssl.record.secrets import masked, masked_command
 from nest_ssl.recording.index import Cuda, Device, Git, Host, Threads
 
 ENVIRONMENT_PREFIXES = ("OMP_", "MKL_", "CUBLAS_", "CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "NUMBA_", "PYTHONHASHSEED",
-                        "MALLOC_", "THP_", "KMP_", "ATEN_", "DNNL_", "ONEDNN_")  # fmt: skip
+                        "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_", "KMP_", "ATEN_", "DNNL_",
+                        "ONEDNN_")  # fmt: skip
 
 
 def describe_run() -> dict[str, Any]:

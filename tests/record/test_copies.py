@@ -33,9 +33,11 @@ def test_an_address_that_is_used_again_is_another_tensor() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64,
                                    torch.complex128, torch.int64, torch.int8, torch.bool])  # fmt: skip
 def test_bits_of_every_type(dtype: torch.dtype) -> None:
-    tensor = torch.tensor([0, 1, 1]).to(dtype)
-    assert same_bits(tensor, tensor.clone())
-    assert not same_bits(tensor, torch.tensor([0, 1, 0]).to(dtype))
+    tensor, other = torch.tensor([0, 1, 1]).to(dtype), torch.tensor([0, 1, 0]).to(dtype)
+    for made in (torch.Tensor.clone, lambda t: torch.stack([t, t]).t()[:, 1], lambda t: t.reshape(3, 1).expand(3, 2)):
+        assert same_bits(made(tensor), made(tensor).clone()) and same_bits(made(tensor).contiguous(), made(tensor))
+        assert not same_bits(made(tensor), made(other).contiguous())  # wherever it lies in memory
+    assert same_bits(tensor[:0], other[:0])
 
 
 def test_a_tensor_whose_negation_is_pending_is_kept_like_any_other() -> None:
@@ -51,6 +53,8 @@ def test_a_tensor_whose_negation_is_pending_is_kept_like_any_other() -> None:
 def test_nan_is_itself_and_minus_zero_is_not_zero() -> None:
     assert same_bits(torch.tensor([torch.nan]), torch.tensor([torch.nan]))
     assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
+    apart = torch.tensor([[torch.nan, 1.0], [0.0, 1.0]])[:, 0]  # and what lies in a column
+    assert same_bits(apart, apart.clone()) and not same_bits(apart, torch.tensor([torch.nan, -0.0]))
 
 
 @pytest.mark.parametrize("other", [torch.zeros(2, 3), torch.zeros(6), torch.zeros(3, 2, dtype=torch.float64)])

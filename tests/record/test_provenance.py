@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import nest_ssl
 from nest_ssl.base.errors import UserError
 from nest_ssl.record.provenance import describe_run
+from tests.record.test_levels import train
 
 FACTS = {"name": "nest", "base": "a base", "locks": {"nest-cpu.lock": "12ab"}, "git_commit": "34cd-dirty"}
 
@@ -46,6 +48,31 @@ def test_the_address_of_an_index_is_not_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TORCH_LOGS", "dynamo")
     assert "password" not in json.dumps(describe_run())
     assert describe_run()["environment"]["TORCH_LOGS"] == "dynamo"
+
+
+def test_whether_freed_memory_was_kept_is_recorded_and_no_difference_of_the_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What sets the C library's allocator, or puts another in its place."""
+    names = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_TRIM_THRESHOLD_")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    train(tmp_path / "one", steps=1)
+    values = dict(zip(names, ("glibc.malloc.trim_threshold=131072", "libjemalloc.so", "131072"), strict=True))
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    found, _ = train(tmp_path / "other", steps=1)
+    assert values.items() <= found.index.environment.items()
+    comparison = nest_ssl.compare(tmp_path / "one", tmp_path / "other").comparison
+    notes = [
+        note.values
+        for rung in comparison.rungs
+        for tally in rung.tallies
+        for note in tally.notes
+        if note.kind == "environment"
+    ]
+    said = {note["path"]: (note["reference"], note["candidate"]) for note in notes}
+    assert comparison.verdict == "identical" and said == {name: ("absent", value) for name, value in values.items()}
 
 
 def test_the_driver_and_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from nest_ssl.base.memory import lies_plain, same_bytes
 from nest_ssl.base.nested import tensors, to_builtins
 from nest_ssl.recording.calls import Call, Producer
 
@@ -203,7 +204,11 @@ def alike(tensor: torch.Tensor, kept: torch.Tensor) -> bool:
 
 def same_bits(tensor: torch.Tensor, kept: torch.Tensor) -> bool:
     """Whether `tensor`, wherever it lives, holds what `kept` does; NaN equals itself, and -0 is not 0."""
-    return alike(tensor, kept) and torch.equal(_integers(tensor.detach().to(kept.device)), _integers(kept))
+    if not alike(tensor, kept):
+        return False
+    if lies_plain(tensor) and lies_plain(kept):
+        return same_bytes(tensor, kept)
+    return torch.equal(_integers(tensor.detach().to(kept.device)), _integers(kept))
 
 
 def unlike(tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
