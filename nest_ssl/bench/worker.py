@@ -15,7 +15,7 @@ import runpy
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
@@ -32,11 +32,12 @@ with importing():  # as a training does
     from nest_ssl.bench import loading, orders
     from nest_ssl.bench.orders import Moments
     from nest_ssl.bench.profiled import Profiled
-    from nest_ssl.bench.workers import GIVEN_BACK, LEVELS, NO_TYPE_CHECKS, SWITCHES
+    from nest_ssl.bench.workers import GIVEN_BACK, LEVELS, NO_TYPE_CHECKS, SWITCHES, WITHOUT_STATE
     from nest_ssl.config.compose import data_paths
     from nest_ssl.data.batch import AudioNoiseBatch
     from nest_ssl.record.levels import Level
     from nest_ssl.record.lightning import Recorder
+    from nest_ssl.recording import layout
     from nest_ssl.recording.layout import CALLS, step_folder
     from nest_ssl.recording.writer import RecordingWriter
     from nest_ssl.run.command_line import read_command_line
@@ -193,6 +194,12 @@ def _endless(loader: Iterable[Any]) -> Iterator[Any]:
         yield from loader
 
 
+def without_state(save: Callable[..., None]) -> Callable[..., None]:
+    """A session's `_save` that leaves out what a step starts from and what it leaves; it is not even copied."""
+    left_out = {layout.STEP_START, layout.OPTIMIZER_START, layout.APPLIED_GRADIENTS, layout.WEIGHTS, layout.OPTIMIZER}
+    return lambda name, *made, **how: None if name in left_out else save(name, *made, **how)
+
+
 def main() -> int:
     """Train until stdin ends; returns the exit code."""
     script, *overrides = sys.argv[1:]
@@ -219,7 +226,11 @@ def main() -> int:
     recorders = {}
     for level in LEVELS if folder is not None else ():
         writer = RecordingWriter(Path(folder or "", level), overwrite=True)
-        recorders[level] = Recorder(writer, frozenset(), FORWARD_OUTPUTS, level=Level(level))  # type: ignore[arg-type]
+        chosen = Level("boundaries" if level == WITHOUT_STATE else level)  # type: ignore[arg-type]
+        recorders[level] = Recorder(writer, frozenset(), FORWARD_OUTPUTS, level=chosen)
+    if WITHOUT_STATE in recorders:
+        session = recorders[WITHOUT_STATE].session
+        session._save = without_state(session._save)  # type: ignore[method-assign]
     conductor = Conductor(sys.stdin, answers, recorders)
     trainer = conductor.trainer = build_trainer(checked, [conductor, *recorders.values()], limit_val_batches=0)
     seed_all(cfg.seed)

@@ -18,7 +18,10 @@ from nest_ssl.bench.trainings import NO_WORKERS, Bench, python_path
 
 # Words that are no settings: without NeMo's type checks; with the C library's allocator as it comes.
 SWITCHES = NO_TYPE_CHECKS, GIVEN_BACK = "--no-type-checks", "--memory-given-back"
-LEVELS = {"boundaries": 2, "digest": 3, "modules": 2}  # of which steps are recorded, and how many
+# As `boundaries`, but no weights and nothing of the optimizer's. It is measured alone, and no level of the recorder:
+# where one side had no file of the optimizer, the comparer would read that it made no update.
+WITHOUT_STATE = "boundaries without state"
+LEVELS = {"boundaries": 2, WITHOUT_STATE: 2, "digest": 3, "modules": 2}  # of which steps are recorded, and how many
 
 
 class WorkerEnded(Exception):

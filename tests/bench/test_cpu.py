@@ -89,6 +89,29 @@ def test_a_target_is_met_or_the_reason_is_said() -> None:
     assert "loader: CPU time of an item with noise of 30 s, by NeMo's | 0.2 | not measured |  |" in text
 
 
+def test_a_recorded_step_is_held_against_a_bare_one_and_against_writing() -> None:
+    """Of the largest model: without state and with it, and until written with the step itself and without."""
+    levels = {"boundaries without state": (10.5, 11.0), "boundaries": (12.0, 14.0), "modules": (15.0, 25.0)}
+    recorder = [
+        {
+            "name": f"{level}, {size}",
+            "seconds": seconds * times,
+            "written": written,
+            "bare_clock": 10.0,
+            "bytes_alone": 5.0,
+        }
+        for size, times in (("tiny", 9.0), ("large", 1.0))
+        for level, (seconds, written) in levels.items()
+    ]
+    found = {target.what: value for target, value in targets.judged({"recorder": recorder}) if value is not None}
+    assert found == {
+        "recorder: a step with boundaries, loss and gradients, by bare": 1.05,
+        "recorder: the same with weights and the optimizer's state, by bare": 1.2,
+        "recorder: a step with all tensors until written, by writing as many bytes": 5.0,
+        "recorder: the same less a bare step, by writing as many bytes": 3.0,
+    }
+
+
 def test_a_reason_says_what_the_row_says() -> None:
     """So that it cannot say that the step is mostly products where they are half of it."""
     numbers = {"step_ms": [1000.0, 1.06], "products_ms": [480.0, 0.5], "optimizer_ms": [200.0, 0.83]}

@@ -134,4 +134,5 @@ def test_measured_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.Monkey
     assert speed["parts"]["parts"].keys() == PARTS.keys() and speed["arithmetic"]["flops"] > 10**8
     recorder = {row["name"]: row for row in parts["recorder"]["rows"]}
     assert recorder["modules"]["bytes"] > recorder["boundaries"]["bytes"] > recorder["digest"]["bytes"] > 10**4
+    assert recorder["boundaries"]["bytes"] > recorder["boundaries without state"]["bytes"] > recorder["digest"]["bytes"]
     assert recorder["modules"]["written"] >= recorder["modules"]["seconds"] > 0 and recorder["limits"]["write_gbs"] > 0
