@@ -23,7 +23,15 @@ def layouts(size: int) -> list[Tensor]:
     side = int((2 * size) ** 0.5) + 1
     square = torch.randn(side, side)
     stack = torch.randn(2, side, side)
-    return [torch.randn(size), square, square.t(), square[:, ::2], stack.transpose(1, 2), stack[:1, 1:], stack[:, :, 1:]]
+    return [
+        torch.randn(size),
+        square,
+        square.t(),
+        square[:, ::2],
+        stack.transpose(1, 2),
+        stack[:1, 1:],
+        stack[:, :, 1:],
+    ]
 
 
 def drawn_by(draw: Callable[[Tensor], Tensor], like: Tensor, before: int) -> tuple[Tensor, Tensor]:
