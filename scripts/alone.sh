@@ -21,10 +21,10 @@ if mkdir -p "$out" 2> /dev/null && { : >> "$out/.make.lock"; } 2> /dev/null; the
     for try in 1 2 3 4 5; do # a moment, for what is done in one
         code=0
         lock 2> /dev/null || code=$?
-        if [ $code != 1 ]; then break; fi
-        if [ $try != 5 ]; then sleep 0.2; fi
+        if [ "$code" != 1 ]; then break; fi
+        if [ "$try" != 5 ]; then sleep 0.2; fi
     done
-    if [ $code = 1 ]; then
+    if [ "$code" = 1 ]; then
         echo "error: another make is at work in this folder: $out. Wait until it has ended, or choose another: OUT=" >&2
         exit 3
     fi
