@@ -20,9 +20,12 @@ from nest_ssl.base.home import ROOT
 State = Literal["ok", "note", "refused"]
 MODULES = {"nemo": "nemo", "nest": "nest_ssl"}  # by trainer: what has to be importable
 # Measured with practice data: a recorded step holds weights, gradients and the optimizer's state, and the calls: 50 MB
-# at tiny, 2.5 GB at large. A run takes 0.6 GB of memory at tiny, and 4 GB at large.
+# at tiny, 2.5 GB at large.
 BYTES_OF_PARAMETER, BYTES_OF_CALLS, BYTES_OF_WIDTH = 16, 35e6, 76e3
-MEMORY, MEMORY_OF_PARAMETER = 0.6e9, 30
+# A process of NeMo, all modules recorded, which takes more than the port and other levels: 0.8 GB at tiny; at large 4 with
+# batches of 2 (RUN=quick), 6.6 of 8 x 6 s (RUN=full), 16.3 of 8 x 16 s. By parameter; by second of audio, layer and
+# channel; and by layer, head and square of seconds, for attention.
+MEMORY, MEMORY_OF_PARAMETER, MEMORY_OF_SECOND, MEMORY_OF_ATTENTION = 0.8e9, 25, 5.2e3, 25e3
 KEPT = {"modules": 1.0, "boundaries": 0.25, "operators": 0.0, "digest": 0.0}  # of the calls, by level
 
 
@@ -106,7 +109,7 @@ def settings(subject: Any, words: Sequence[str]) -> Iterator[Answer]:
     from nest_ssl.config.compose import data_paths
     from nest_ssl.recording.writer import check_target
     from nest_ssl.run.command_line import read_command_line
-    from nest_ssl.run.preflight import check_data, check_settings
+    from nest_ssl.run.preflight import check_data, check_settings, data_sections
 
     what = "settings"
     try:
@@ -116,24 +119,22 @@ def settings(subject: Any, words: Sequence[str]) -> Iterator[Answer]:
         yield from (Answer("settings", "note", note) for note in notes)
         what = "output"
         check_target(Path(cfg.output_dir), cfg.overwrite)
-        yield from room(cfg)
+        yield room(cfg)
         what = "data"
-        _, _, length, more = check_data(subject, data_paths(cfg))
+        inputs, _, length, more = check_data(subject, checked := data_paths(cfg))
         yield Answer("data", "ok", f"{length.epoch:,} batches in an epoch; {length.batches:,.0f} are trained")
         yield from (Answer("data", "note", note) for note in more)
+        train = data_sections(checked)["train"]
+        yield memory(cfg, train, inputs.corpora.read(train).entries if inputs.corpora else ())
     except UserError as error:
         yield Answer(what, "refused", str(error))
 
 
-def room(cfg: Any) -> Iterator[Answer]:
-    """Disk and memory, as far as can be said beforehand."""
-    import torch
-
+def room(cfg: Any) -> Answer:
+    """On the disk, as far as can be said beforehand."""
     from nest_ssl.base.steps import parse_steps
-    from nest_ssl.model.models import model_of
 
-    with torch.device("meta"):
-        parameters = sum(one.numel() for one in model_of(cfg.model, cfg.nemo).parameters())
+    parameters = count_parameters(cfg)
     steps = frozenset({0, 1}) if cfg.save_steps is None else parse_steps(cfg.save_steps)
     width = cfg.model.encoder.n_layers * cfg.model.encoder.d_model
     whole = 1e6 if cfg.record in ("digest", "operators") else BYTES_OF_PARAMETER * parameters
@@ -142,16 +143,42 @@ def room(cfg: Any) -> Iterator[Answer]:
     place = next(path for path in (target, *target.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if steps is None:
-        yield Answer("disk", "note", f"about {size(step)} for each of all steps; {size(free)} are free at {place}")
-    else:
-        needed = step * len(steps) + 4 * parameters
-        state: State = "ok" if needed < free else "note"
-        text = f"about {size(needed)} for {len(steps)} recorded steps; {size(free)} are free at {place}"
-        yield Answer("disk", state, text)
-    needed, available = MEMORY + MEMORY_OF_PARAMETER * parameters, available_memory()
-    known = f"{size(available)} are available" if available else "what is available is not known"
-    text = f"about {size(needed)} for {parameters:,} parameters; {known}"
-    yield Answer("memory", "note" if available and available < needed else "ok", text)
+        return Answer("disk", "note", f"about {size(step)} for each of all steps; {size(free)} are free at {place}")
+    needed = step * len(steps) + 4 * parameters
+    state: State = "ok" if needed < free else "note"
+    text = f"about {size(needed)} for {len(steps)} recorded steps; {size(free)} are free at {place}"
+    return Answer("disk", state, text)
+
+
+def memory(cfg: Any, dataset: Any, entries: Sequence[Any]) -> Answer:
+    """Of a process that trains with these settings, where its longest utterances come in one batch."""
+    seconds = max((entry.duration for entry in entries if entry.duration is not None), default=0.0)
+    several = min(dataset.batch_size or 1, len(entries))
+    if dataset.use_lhotse and dataset.batch_duration and seconds:
+        several = max(several, int(dataset.batch_duration / seconds))
+    parameters, available = count_parameters(cfg), available_memory()
+    needed = reckoned_memory(cfg, parameters, several, seconds)
+    free = f"{size(available)} are available" if available else "what is available is not known"
+    batch = f"batches of {several} x {seconds:.1f} s" if seconds else "without a batch, for no duration is known"
+    text = f"about {size(needed)} for {parameters:,} parameters, {batch}; {free}"
+    return Answer("memory", "note" if available and available < needed else "ok", text)
+
+
+def reckoned_memory(cfg: Any, parameters: int, several: int, seconds: float) -> float:
+    """Bytes, for batches of so many utterances of so many seconds."""
+    encoder = cfg.model.encoder
+    attention = MEMORY_OF_ATTENTION * encoder.get("n_heads", 8) * seconds
+    batch = several * seconds * encoder.n_layers * (MEMORY_OF_SECOND * encoder.d_model + attention)
+    return (MEMORY_OF_PARAMETER * parameters + batch) * (2 if "64" in str(cfg.trainer.precision) else 1) + MEMORY
+
+
+def count_parameters(cfg: Any) -> int:
+    import torch
+
+    from nest_ssl.model.models import model_of
+
+    with torch.device("meta"):
+        return sum(one.numel() for one in model_of(cfg.model, cfg.nemo).parameters())
 
 
 def available_memory() -> int:

@@ -10,6 +10,7 @@ from train_nest import NEST
 
 from nest_ssl.cli import doctor
 from nest_ssl.run import doctor as examined
+from nest_ssl.run.command_line import read_command_line
 from nest_ssl.run.experiment import run
 
 TINY = ["size=tiny", "overwrite=true", "save_steps=0", "batches=1", "model.train_ds.batch_size=2"]
@@ -25,6 +26,34 @@ def test_nothing_is_refused_and_room_is_named(tmp_path: Path, capsys: pytest.Cap
     said = lines(capsys)
     assert said["data"] == "ok 1 batches in an epoch; 1 are trained" and said["settings"].startswith("ok for NeMo 3.0")
     assert "246,160 parameters" in said["memory"] and "for 1 recorded steps" in said["disk"]
+
+
+@pytest.mark.parametrize(
+    ("words", "batch", "measured"),
+    [
+        (["run=quick"], "2 x 6.0 s", 4.2),
+        (["run=full"], "8 x 6.0 s", 6.6),
+        (["run=full", "model.train_ds.batch_size=4", "model.train_ds.max_duration=3.0"], "4 x 3.0 s", 4.3),
+        (["run=quick", "trainer.precision=64-true"], "2 x 6.0 s", 8.0),
+        (["run=quick", "size=tiny"], "2 x 6.0 s", 0.8),
+    ],
+)
+def test_memory_is_reckoned_for_the_batches_that_are_asked_for(
+    tmp_path: Path, words: list[str], batch: str, measured: float
+) -> None:
+    """In GB, as measured of NeMo with all modules recorded; those of the third and fourth row as they follow."""
+    words = ["size=large", *words, f"output_dir={tmp_path / 'nest'}"]
+    (said,) = [answer.text for answer in examined.settings(NEST, words) if answer.what == "memory"]
+    number, unit = said.removeprefix("about ").split()[:2]
+    assert f", batches of {batch}; " in said
+    assert float(number) / (1 if unit == "GB" else 1000) == pytest.approx(measured, rel=0.06)
+
+
+def test_long_utterances_take_more_than_as_much_in_short_ones() -> None:
+    """8 x 16 s, of which no practice data are: 16.3 GB were measured."""
+    cfg = read_command_line("nest", ["size=large"])
+    assert examined.reckoned_memory(cfg, 113_106_000, 8, 16.0) == pytest.approx(16.3e9, rel=0.05)
+    assert examined.reckoned_memory(cfg, 113_106_000, 16, 8.0) < 15e9
 
 
 @pytest.mark.parametrize(
