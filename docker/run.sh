@@ -12,6 +12,11 @@ shift
 
 engine_version > /dev/null || fail "no Docker engine answers: RUNTIME=docker. Start one, or use RUNTIME=local"
 set_torch
+case " $* " in *" trainer.accelerator=gpu "* | *" trainer.accelerator=cuda "*)
+    if ! has_nvidia; then
+        fail "no GPU can be had: the engine has no NVIDIA runtime. Install NVIDIA's container toolkit, or take DEVICE=cpu"
+    elif [ "$TORCH" = cpu ]; then fail "no GPU can be had: TORCH=cpu. Take TORCH=cuda, or DEVICE=cpu"; fi ;;
+esac
 image=$(image_of "$subject")
 image_id=$(docker image inspect --format '{{.Id}}' "$image" 2> /dev/null) || fail "no such image: $image. Run make images"
 

@@ -217,6 +217,21 @@ def test_the_gpus_are_used_where_the_engine_has_them(docker: FakeDocker, call: A
     assert "nest-ssl/nemo:3.0.0-cuda" in run
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda"])
+@pytest.mark.parametrize(
+    ("runtimes", "torch", "why"),
+    [("runc", "cuda", "the engine has no NVIDIA runtime"), ("nvidia runc", "cpu", "TORCH=cpu. Take TORCH=cuda")],
+)
+def test_a_gpu_that_cannot_be_had_is_said_before_a_container_starts(
+    docker: FakeDocker, call: Any, tmp_path: Path, device: str, runtimes: str, torch: str, why: str
+) -> None:
+    docker.answer(**{**ENGINE, "runtimes": (runtimes, 0)})
+    words = [f"trainer.accelerator={device}", "overwrite=true"]
+    done = call("run.sh", "nest", "scripts/train_nest.py", *words, OUT=str(tmp_path), TORCH=torch)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert done.stderr.startswith(f"error: no GPU can be had: {why}") and "run" not in [one[0] for one in docker.calls]
+
+
 def test_the_data_are_writable_only_while_they_are_made(
     docker: FakeDocker, call: Any, tmp_path: Path, root: Path
 ) -> None:
