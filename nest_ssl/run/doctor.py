@@ -22,10 +22,10 @@ MODULES = {"nemo": "nemo", "nest": "nest_ssl"}  # by trainer: what has to be imp
 # Measured with practice data: a recorded step holds weights, gradients and the optimizer's state, and the calls: 50 MB
 # at tiny, 2.5 GB at large.
 BYTES_OF_PARAMETER, BYTES_OF_CALLS, BYTES_OF_WIDTH = 16, 35e6, 76e3
-# A process of NeMo, all modules recorded, which takes more than the port and other levels: 0.8 GB at tiny; at large 4 with
-# batches of 2 (RUN=quick), 6.6 of 8 x 6 s (RUN=full), 16.3 of 8 x 16 s. By parameter; by second of audio, layer and
-# channel; and by layer, head and square of seconds, for attention.
-MEMORY, MEMORY_OF_PARAMETER, MEMORY_OF_SECOND, MEMORY_OF_ATTENTION = 0.8e9, 25, 5.2e3, 25e3
+# A process of NeMo, all modules recorded, which takes more than the port and other levels: 0.8 GB at tiny; at large 5.5
+# with batches of 2 (RUN=quick), 7.1 of 8 x 6 s (RUN=full), 16.3 of 8 x 16 s. By parameter; by second of audio, layer
+# and channel; and by layer, head and square of seconds, for attention.
+MEMORY, MEMORY_OF_PARAMETER, MEMORY_OF_SECOND, MEMORY_OF_ATTENTION = 0.8e9, 36, 2e3, 32e3
 KEPT = {"modules": 1.0, "boundaries": 0.25, "operators": 0.0, "digest": 0.0}  # of the calls, by level
 
 
