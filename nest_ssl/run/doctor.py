@@ -169,7 +169,8 @@ def reckoned_memory(cfg: Any, parameters: int, several: int, seconds: float) -> 
     encoder = cfg.model.encoder
     attention = MEMORY_OF_ATTENTION * encoder.get("n_heads", 8) * seconds
     batch = several * seconds * encoder.n_layers * (MEMORY_OF_SECOND * encoder.d_model + attention)
-    return (MEMORY_OF_PARAMETER * parameters + batch) * (2 if "64" in str(cfg.trainer.precision) else 1) + MEMORY
+    width = 2 if "64" in str(cfg.trainer.precision) else 1
+    return float((MEMORY_OF_PARAMETER * parameters + batch) * width + MEMORY)
 
 
 def count_parameters(cfg: Any) -> int:
