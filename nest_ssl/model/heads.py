@@ -53,9 +53,12 @@ class MultiSoftmaxDecoder(nn.Module):
 
     def forward(self, encoder_output: Float[Tensor, "B D T"]) -> Float[Tensor, "B T C *H"]:
         """Encodings (B, D, T) to log-probabilities (B, T, C, H)."""
-        logits_BTX = self.decoder_layers(encoder_output).transpose(1, 2)
-        logits_BTCH = logits_BTX.reshape(*logits_BTX.shape[:2], self.num_classes, self.num_decoders)
-        return torch.log_softmax(logits_BTCH.squeeze(-1) if self.squeeze_single else logits_BTCH, dim=2)
+        return self.log_probs(self.decoder_layers(encoder_output).transpose(1, 2))
+
+    def log_probs(self, logits: Float[Tensor, "*N X"]) -> Float[Tensor, "*N C *H"]:
+        """Logits (..., X) to log-probabilities (..., C, H), each token by itself."""
+        by_book = logits.reshape(*logits.shape[:-1], self.num_classes, self.num_decoders)
+        return torch.log_softmax(by_book.squeeze(-1) if self.squeeze_single else by_book, dim=logits.dim() - 1)
 
 
 class ConvASRDecoder(nn.Module):

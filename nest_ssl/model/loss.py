@@ -10,6 +10,7 @@ Shapes: B batch, F features, T frames, S tokens, K tokens that count, C codes, H
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from nest_ssl.config.losses import Ctc, Loss, Mlm
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 
 
 class MLMLoss(nn.Module):
@@ -47,17 +48,24 @@ class MLMLoss(nn.Module):
     ) -> Float[Tensor, ""]:
         """`decoder_outputs` (B, S, C), `targets` (B, S) and `spec_masks` (B, F, T), 1 where masked, to a scalar."""
         assert spec_masks is not None
-        batch, _, frames = spec_masks.shape
-        by_token = spec_masks.transpose(1, 2).reshape(batch, frames // self.combine_time_steps, -1)
-        counts_BS = by_token.mean(-1) > self.mask_threshold
+        counts_BS = self.counts(spec_masks)
         targets = F.pad(targets, (0, counts_BS.size(1) - targets.size(1)))  # clean and noisy audio may differ in length
         # As indices, found once: with the mask itself the host would wait for the device at each use, and in backward.
         counted = counts_BS.nonzero(as_tuple=True)
-        counted_KC = decoder_outputs[counted]
-        if self.no_masked_token == "zero" and counted_KC.size(0) == 0:
-            return counted_KC.sum()  # of nothing, yet it hangs on the graph: every parameter gets a gradient of zero
+        return self.of_counted(decoder_outputs[counted], targets[counted])
+
+    def counts(self, masks_BFT: Float[Tensor, "B F T"]) -> Bool[Tensor, "B S"]:
+        """Which tokens count."""
+        batch, _, frames = masks_BFT.shape
+        by_token = masks_BFT.transpose(1, 2).reshape(batch, frames // self.combine_time_steps, -1)
+        return by_token.mean(-1) > self.mask_threshold
+
+    def of_counted(self, log_probs_KC: Float[Tensor, "K C"], targets_K: Int[Tensor, " K"]) -> Float[Tensor, ""]:
+        """The loss of the tokens that count."""
+        if self.no_masked_token == "zero" and log_probs_KC.size(0) == 0:
+            return log_probs_KC.sum()  # of nothing, yet it hangs on the graph: every parameter gets a gradient of zero
         # The mean of one number: it only makes a tensor of its own, so that recorded gradients arrive in NeMo's order.
-        loss: Tensor = self.nll_loss(counted_KC, targets[counted]).mean()
+        loss: Tensor = self.nll_loss(log_probs_KC, targets_K).mean()
         return loss
 
 
@@ -90,11 +98,14 @@ class MultiMLMLoss(nn.Module):
             )
             return loss
 
+        return self.over_books(loss_of_one, decoder_outputs, targets)
+
+    def over_books(self, one: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean of `one` over codebooks, of which each has a last index of `outputs` and `targets`."""
         if self.squeeze_single:
-            return loss_of_one(decoder_outputs, targets)
-        books = range(self.num_decoders)
+            return one(outputs, targets)
         # Summed from Python's 0, book after book, and divided last: NeMo's order of rounding.
-        mean = sum(loss_of_one(decoder_outputs[..., h], targets[..., h]) for h in books) / self.num_decoders
+        mean = sum(one(outputs[..., h], targets[..., h]) for h in range(self.num_decoders)) / self.num_decoders
         assert isinstance(mean, Tensor)
         return mean
 

@@ -137,6 +137,18 @@ class NestModel(SpeechModel):
         mask: bool,
     ) -> tuple[Float[Tensor, "B S C *H"], Int[Tensor, " B"], Float[Tensor, "B F T"], Int[Tensor, "B _ *H"]]:
         """The tokens of `clean_BFT`, and how probable they are made by what is heard, masked if asked."""
+        encoded_BDS, *others = self.encode(clean_BFT, heard_BFT, length_B, mask)
+        log_probs_BSCH = self.decoder(encoder_output=encoded_BDS)
+        return log_probs_BSCH, *others
+
+    def encode(
+        self,
+        clean_BFT: Float[Tensor, "B F _"],
+        heard_BFT: Float[Tensor, "B F T"],
+        length_B: Int[Tensor, " B"],
+        mask: bool,
+    ) -> tuple[Float[Tensor, "B D S"], Int[Tensor, " B"], Float[Tensor, "B F T"], Int[Tensor, "B _ *H"]]:
+        """What `predict` decodes, and the other three that it returns."""
         _, tokens_BSH = self.quantizer(input_signal=clean_BFT)
         if mask:
             heard_BFT, masks_BFT = self.mask_processor(input_feats=heard_BFT, input_lengths=length_B)
@@ -144,5 +156,4 @@ class NestModel(SpeechModel):
             masks_BFT = torch.zeros_like(heard_BFT)
         encoder = self.encoder if self.graphed is None or is_watched(self) else self.graphed
         encoded_BDS, encoded_length_B = encoder(audio_signal=heard_BFT, length=length_B)
-        log_probs_BSCH = self.decoder(encoder_output=encoded_BDS)
-        return log_probs_BSCH, encoded_length_B, masks_BFT, tokens_BSH
+        return encoded_BDS, encoded_length_B, masks_BFT, tokens_BSH

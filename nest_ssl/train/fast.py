@@ -20,13 +20,10 @@ from torch import Tensor
 
 from nest_ssl.base.determinism import allow_fast_kernels
 from nest_ssl.config.schema import BEST_RQ, NEST
-from nest_ssl.data.batch import AudioNoiseBatch, TranscribedBatch
 from nest_ssl.model.encoder.fused.choice import is_watched
 from nest_ssl.model.encoder.subsampling import MaskedConvSequential
 from nest_ssl.model.masked_tokens import MaskedTokens, masked_token_loss
 from nest_ssl.train.module import BestRqModule, NestModule
-
-Heard = tuple[Tensor, Tensor, Tensor]  # features to name tokens of (B, F, T), those to predict from, their lengths (B)
 
 
 class FastNestModule(NestModule):
@@ -47,12 +44,6 @@ class FastNestModule(NestModule):
         if isinstance(convolutions, MaskedConvSequential):
             convolutions.channels_last = True
 
-    def heard(self, batch: Any) -> Heard:
-        """The features of a batch."""
-        assert isinstance(batch, AudioNoiseBatch)
-        clean_BFT, _ = self.features(batch.audio, batch.audio_len, None, None)
-        return clean_BFT, *self.features(batch.noisy_audio, batch.noisy_audio_len, None, None)
-
     def configure_optimizers(self) -> Any:
         configured = super().configure_optimizers()
         fuse(configured[0][0] if isinstance(configured, tuple) else configured)
@@ -72,10 +63,6 @@ class FastNestModule(NestModule):
 
 class FastBestRqModule(FastNestModule, BestRqModule):
     """The same of the model without noise."""
-
-    def heard(self, batch: TranscribedBatch) -> Heard:
-        speech_BFT, length_B = self.features(batch[0], batch[1], None, None)
-        return speech_BFT, speech_BFT, length_B
 
 
 FAST_MODULES: dict[str, type[FastNestModule]] = {NEST: FastNestModule, BEST_RQ: FastBestRqModule}

@@ -26,6 +26,8 @@ from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.model.best_rq import BestRqModel
+from nest_ssl.model.counted_tokens import loss_of_counted
+from nest_ssl.model.encoder.fused.choice import is_watched
 from nest_ssl.model.encoder.graphs import GraphedEncoder
 from nest_ssl.model.loss import MLMLoss
 from nest_ssl.model.nest import NestModel
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     Lightning = LightningModule
 else:
     Lightning = object
+
+Heard = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # features to name tokens of and to predict from, their lengths
 
 
 class Training(Lightning):
@@ -174,7 +178,15 @@ class NestModule(Training, NestModel, LightningModule):  # type: ignore[misc]
             "noisy_input_signal_length": batch.noisy_audio_len,
         }
 
+    def heard(self, batch: Any) -> Heard:
+        """The features of a batch, as `forward` computes them."""
+        clean_BFT, _ = self.features(batch.audio, batch.audio_len, None, None)
+        return clean_BFT, *self.features(batch.noisy_audio, batch.noisy_audio_len, None, None)
+
     def _loss(self, batch: Any) -> torch.Tensor:
+        if type(self) in MODULES.values() and not is_watched(self):  # a subclass may have a forward of its own
+            encoded_BDT, _, masks_BDT, tokens_BTH = self.encode(*self.heard(batch), mask=True)
+            return loss_of_counted(self.decoder, self.loss, encoded_BDT, tokens_BTH, masks_BDT)
         log_probs_BTCH, encoded_len_B, masks_BDT, tokens_BTH = self.forward(**self.signals(batch), apply_mask=True)
         loss: torch.Tensor = self.loss(
             masks=masks_BDT, decoder_outputs=log_probs_BTCH, targets=tokens_BTH, decoder_lengths=encoded_len_B
@@ -187,6 +199,10 @@ class BestRqModule(BestRqModel, NestModule):  # type: ignore[misc]
 
     def signals(self, batch: TranscribedBatch) -> dict[str, torch.Tensor]:  # type: ignore[override]
         return {"input_signal": batch[0], "input_signal_length": batch[1]}
+
+    def heard(self, batch: TranscribedBatch) -> Heard:  # type: ignore[override]
+        speech_BFT, length_B = self.features(batch[0], batch[1], None, None)
+        return speech_BFT, speech_BFT, length_B
 
 
 class Wav2VecBertModule(Training, Wav2VecBertModel, LightningModule):  # type: ignore[misc]

@@ -1,4 +1,5 @@
-"""`numerics: fast`: the same model with other rounding, the same draws and checkpoints, and open where one looks."""
+"""`numerics: fast`: the same model with other rounding, the same draws and checkpoints, and open where one looks; and
+in the exact mode the tokens that count alone, with all bits."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from nest_ssl.base.rng import generator_states
 from nest_ssl.config.compose import compose
 from nest_ssl.config.schema import BEST_RQ, NEST
 from nest_ssl.data.batch import AudioNoiseBatch
+from nest_ssl.model import counted_tokens
+from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.masked_tokens import MaskedTokens
 from nest_ssl.train.fast import FAST_MODULES, FastNestModule, fuse
 from nest_ssl.train.module import MODULES, NestModule
@@ -115,6 +118,57 @@ def test_evaluation_is_as_in_training() -> None:
         with torch.no_grad():
             losses.append(module._loss(batch))
     torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+
+
+# --- the exact mode ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each step's way through the decoder."""
+    monkeypatch.setattr(counted_tokens, "SMALLEST", 0)
+    seen: list[str] = []
+    counted, opened = counted_tokens.CountedLogits.apply, MultiSoftmaxDecoder.forward
+    monkeypatch.setattr(
+        counted_tokens.CountedLogits, "apply", lambda *given: (seen.append("counted"), counted(*given))[1]
+    )
+    monkeypatch.setattr(
+        MultiSoftmaxDecoder, "forward", lambda self, **given: (seen.append("open"), opened(self, **given))[1]
+    )
+    return seen
+
+
+@pytest.mark.parametrize("model", [NEST, BEST_RQ])
+@pytest.mark.parametrize("overrides", [("model.masking.mask_prob=0.05",), TWO_BOOKS])
+def test_a_step_of_the_exact_mode_has_the_bits_of_one_that_is_watched(
+    model: str, overrides: tuple[str, ...], ways: list[str]
+) -> None:
+    bare, watched = built(MODULES, *overrides, model=model), built(MODULES, *overrides, model=model)
+    watched.loss.register_forward_hook(lambda *_: None)
+    one, other = stepped(bare), stepped(watched)
+    assert ways == ["counted", "open"]
+    assert torch.equal(one["loss"], other["loss"]) and torch.equal(one["generator"], other["generator"])
+    assert one["grads"].keys() == other["grads"].keys()
+    assert [name for name, grad in one["grads"].items() if not torch.equal(grad, other["grads"][name])] == []
+
+
+def test_a_forward_of_ones_own_is_taken(ways: list[str]) -> None:
+    calls: list[int] = []
+
+    class Own(NestModule):
+        def forward(self, **given: Any) -> Any:
+            calls.append(1)
+            return super().forward(**given)
+
+    stepped(built({NEST: Own}, "model.masking.mask_prob=0.05"))
+    assert calls == [1] and ways == ["open"]
+
+
+def test_validation_and_batches_without_a_masked_token_are_open(ways: list[str]) -> None:
+    with torch.no_grad():
+        built(MODULES, "model.masking.mask_prob=0.05")._loss(batch_of(built(MODULES)))
+    assert stepped(built(MODULES, "model.masking.mask_prob=0"))["loss"].isnan()
+    assert ways == ["open", "open"]
 
 
 # --- the optimizer ----------------------------------------------------------------------------------------------------
