@@ -72,7 +72,10 @@ def is_plain(decoder: MultiSoftmaxDecoder, loss: MultiMLMLoss, encoded_BDS: Floa
         return False
     if encoded_BDS.device.type != "cpu" or encoded_BDS.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    if encoded_BDS[:, 0].numel() * len(linear.weight) < SMALLEST or torch.compiler.is_compiling():
+    if (
+        encoded_BDS[:, 0].numel() * decoder.num_classes * decoder.num_decoders < SMALLEST
+        or torch.compiler.is_compiling()
+    ):
         return False
     numbers = [encoded_BDS, *linear.parameters()]
     if not (torch.is_grad_enabled() and all(each.requires_grad for each in numbers)):
