@@ -42,8 +42,7 @@ ABOUT_PROFILE = (
     "took it by torch's profiler, each without those that it calls. Operators of features, of the search for the "
     "nearest codes and of the optimizer are together, whatever they are; views are among the copies. A part's backward "
     "is what its forward's operators run there; where each branch of a layer of the port is one function, some of its "
-    "forward is computed there again. Marks where a part begins are hooks, so that the port decodes all tokens as NeMo "
-    "does, and not those alone that count, as in a step without. It is measured by"
+    "forward is computed there again. Hooks mark the parts, so that here the port decodes all tokens. It is measured by"
 )
 PHASES = ("forward", "backward", "optimizer")
 GAINS = 3  # of which the numbers before and after are said

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.compose import ROOT, compose
-from nest_ssl.model import counted_tokens
-from nest_ssl.model.counted_tokens import loss_of_counted
 from nest_ssl.model.encoder.graphs import GraphedEncoder
 from nest_ssl.model.nest import NestModel
 
@@ -373,45 +370,6 @@ def test_decoder_and_loss(pair: Any, same_bits: Any, run: Any, overrides: tuple[
     for masks in (blocks, torch.zeros(2, 80, 304)):  # with nothing masked the loss is NaN, in NeMo too
         inputs = {"masks": masks, "decoder_outputs": log_probs, "targets": targets}
         same_bits(*(run(m, **inputs, wants_grad=("decoder_outputs",)) for m in models.part("loss")))
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(
-    "overrides", [(), ("model.squeeze_single=true",), ("model.num_books=3",), ("num_classes=2048",)]
-)
-def test_loss_of_the_tokens_that_count(
-    pair: Any, same_bits: Any, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], threads: int
-) -> None:
-    """The port's way where no hook looks, and NeMo's modules: loss and gradients."""
-    monkeypatch.setattr(counted_tokens, "SMALLEST", 0)
-    models, before = pair(*TINY, *overrides), torch.get_num_threads()
-    nemo, nest = models.nemo, models.nest
-    of_books = () if nest.decoder.squeeze_single else (nest.decoder.num_decoders,)
-
-    def step(compute: Callable[[Tensor], Tensor], model: nn.Module, encoded_BDS: Tensor) -> dict[str, Any]:
-        encoded_BDS = encoded_BDS.detach().requires_grad_()
-        model.decoder.zero_grad()
-        loss = compute(encoded_BDS)
-        loss.backward()
-        gradients = {name: p.grad for name, p in model.decoder.named_parameters()}
-        return {"loss": loss.detach(), "encoded": encoded_BDS.grad, **gradients}
-
-    torch.set_num_threads(threads)
-    try:
-        for batch, steps in ((2, 38), (8, 201), (16, 50), (3, 9)):
-            torch.manual_seed(steps)
-            encoded = torch.randn(batch, steps, 64).transpose(1, 2)
-            tokens = torch.randint(0, 128, (batch, steps, *of_books))
-            blocks = (torch.rand(batch, 1, steps) < 0.3).float().repeat_interleave(8, dim=2).expand(-1, 80, -1)
-            reference = step(
-                lambda x: nemo.loss(masks=blocks, decoder_outputs=nemo.decoder(encoder_output=x), targets=tokens),  # noqa: B023
-                nemo,
-                encoded,
-            )
-            candidate = step(lambda x: loss_of_counted(nest.decoder, nest.loss, x, tokens, blocks), nest, encoded)  # noqa: B023
-            same_bits(reference, candidate)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("mode", ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "null"])
