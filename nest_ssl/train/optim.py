@@ -19,6 +19,7 @@ from nest_ssl.config.section import read
 from nest_ssl.kernels.available import may_compute, moments
 
 WHERE = "model.optim"
+TURN = 0.51  # of beta1: from a weight of 0.5 on torch's `lerp_` starts at the other end, which the loops do not
 CHUNK = 1 << 17  # elements of a parameter that are updated at a time: caches hold them, their gradient and moments
 
 
@@ -69,7 +70,7 @@ def update_in_pieces(
         whole = (parameter, gradient, mean, square)
         flat = all(each.is_contiguous() for each in whole)
         pieces = zip(*(torch.split(each.view(-1), CHUNK) for each in whole), strict=True) if flat else [whole]
-        update = update_by_loops if flat and may_loop(whole) else update_piece
+        update = update_by_loops if flat and beta1 > TURN and may_loop(whole) else update_piece
         for part, gradient_part, mean_part, square_part in pieces:
             update(part, gradient_part, mean_part, square_part, numbers)
 
