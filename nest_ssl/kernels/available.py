@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 def may_compute(x: Tensor) -> bool:
     """Whether torch would compute with `x` on a CPU, and its operators are neither watched nor rewritten."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing():  # first: what is compiled can ask for no more
+        return False
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided and x.device.type == "cpu"
-    return (
-        plain and _get_current_dispatch_mode() is None and not (torch.compiler.is_compiling() or torch._C._is_tracing())
-    )
+    rewritten = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return plain and not x.is_neg() and not rewritten and _get_current_dispatch_mode() is None
 
 
 @cache

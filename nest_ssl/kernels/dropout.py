@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from nest_ssl.kernels.available import elementwise, may_compute
 from nest_ssl.kernels.draws import bernoulli
@@ -38,9 +37,10 @@ class _Dropout(torch.autograd.Function):
         return drop(x, kept, rate)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient that is differentiated again
+            return grad * _factor(ctx.rate, grad.dtype).mul(kept), None
         return drop(grad, kept, ctx.rate), None
 
 

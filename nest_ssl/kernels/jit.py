@@ -18,12 +18,17 @@ def jit(signature: Any) -> Callable[[Function], Function]:
 
     No order of operations is changed and no product is contracted with a sum (numba's own default), so that a loop
     rounds as it is written.
+
+    Raises:
+        ImportError: NUMBA_DISABLE_JIT has numba compile nothing.
     """
+    if numba.config.DISABLE_JIT:
+        raise ImportError("NUMBA_DISABLE_JIT")
 
     def compiled(function: Function) -> Function:
         try:
             made: Function = numba.njit(signature, cache=True, **OPTIONS)(function)
-        except (RuntimeError, OSError):  # neither its own folder, nor the user's, nor NUMBA_CACHE_DIR can be written
+        except Exception:  # noqa: BLE001  (no place can be written, or what is there, unpickled, is damaged)
             made = numba.njit(signature, **OPTIONS)(function)
         return made
 

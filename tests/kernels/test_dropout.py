@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,6 +139,28 @@ def test_whoever_watches_operators_sees_torchs() -> None:
     assert seen[0] == seen[1] and "bernoulli_.float" in seen[0]
 
 
+def transformed(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """By what torch's own goes through: transforms, derivatives forward and of second order, a compiler."""
+    gradient = torch.func.grad(lambda y: layer(y).square().sum())(x)
+    several = torch.func.vmap(layer, randomness="different")(x)
+    with torch.autograd.forward_ad.dual_level():
+        tangent = torch.autograd.forward_ad.unpack_dual(layer(torch.autograd.forward_ad.make_dual(x, x))).tangent
+    twice = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(layer(twice).square().sum(), twice, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), twice)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")(x)
+    return [gradient, several, tangent, first.detach(), second, compiled, layer(torch._neg_view(x)).clone()]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch itself
+def test_whatever_goes_through_torchs_goes_through_ours() -> None:
+    found = []
+    for layer in (Dropout(0.1), nn.Dropout(0.1)):
+        torch.manual_seed(5)
+        found.append([*transformed(layer, torch.linspace(-1, 1, 40_000).view(200, 200)), torch.get_rng_state()])
+    assert [torch.equal(one, other) for one, other in zip(*found, strict=True)] == [True] * 8
+
+
 def test_another_generator_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor for which torch draws otherwise: here its probabilities are off by a little."""
     own = draws._draw
@@ -168,3 +193,33 @@ def test_without_numba_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         for each in known:
             each.cache_clear()
+
+
+USED = """
+import torch
+from nest_ssl.kernels import available
+from nest_ssl.kernels.dropout import Dropout
+from nest_ssl.train.optim import loops_are_torchs
+torch.manual_seed(1)
+print(Dropout(0.1)(torch.ones(1 << 15)).sum().item(), available.elementwise() is not None, loops_are_torchs())
+"""
+
+
+def used(**environment: str) -> list[str]:
+    """What a process says that drops out and asks for AdamW's loops."""
+    command = [sys.executable, "-c", USED]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_numba_that_compiles_nothing_or_whose_cache_is_damaged_stops_no_training(tmp_path: Path) -> None:
+    dropped, looped, _ = used(NUMBA_CACHE_DIR=str(tmp_path))
+    assert looped == "True"
+    assert used(NUMBA_DISABLE_JIT="1") == [dropped, "False", "False"]
+    for pattern in ("*.nbc", "*.nbi"):
+        files = list(tmp_path.rglob(pattern))
+        assert files
+        for file in files:
+            file.write_bytes(file.read_bytes()[:50])
+        assert used(NUMBA_CACHE_DIR=str(tmp_path))[:2] == [dropped, "True"]
