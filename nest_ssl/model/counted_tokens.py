@@ -66,9 +66,11 @@ def loss_of_counted(
 
 def is_plain(decoder: MultiSoftmaxDecoder, loss: MultiMLMLoss, encoded_BDS: Float[Tensor, "B D S"]) -> bool:
     """Whether this is training on a CPU in float32, by decoder and loss as they are here, of finite numbers."""
-    linear = decoder.decoder_layers[0]
-    kinds = [type(each) for each in (decoder, linear, loss, loss.mlm_loss)]
+    linear: Any = decoder.decoder_layers[0]
+    kinds = [type(each) for each in (decoder, *decoder.decoder_layers, loss, loss.mlm_loss)]
     if kinds != [MultiSoftmaxDecoder, nn.Conv1d, MultiMLMLoss, MLMLoss]:
+        return False
+    if (linear.kernel_size, linear.stride, linear.padding, linear.groups) != ((1,), (1,), (0,), 1):
         return False
     if encoded_BDS.device.type != "cpu" or encoded_BDS.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
@@ -132,8 +134,9 @@ class CountedLogits(torch.autograd.Function):
         d_all = d_KX.new_zeros(batch * steps, d_KX.size(1))
         d_all[places_K] = d_KX
         d_BXS = d_all.view(batch, steps, -1).transpose(1, 2)  # as autograd has it: a bias adds it up as it lies
-        d_encoded, *d_linear = _conv_backward(d_BXS, encoded_BDS, weight_XD1, [not ctx.packed, True, ctx.has_bias])
-        if ctx.packed:
+        packed = ctx.packed and torch.get_num_threads() == 1  # there may be more than in forward
+        d_encoded, *d_linear = _conv_backward(d_BXS, encoded_BDS, weight_XD1, [not packed, True, ctx.has_bias])
+        if packed:
             d_PXS = _packed(d_KX, steps)
             d_PDS, *_ = _conv_backward(d_PXS, encoded_BDS[: len(d_PXS)], weight_XD1, [True, False, False])
             assert d_PDS is not None

@@ -166,6 +166,14 @@ def of_other_kind(case: Case) -> None:
     case.decoder.decoder_layers[0] = type("Other", (nn.Conv1d,), {})(64, 128, 1)
 
 
+def of_two_layers(case: Case) -> None:
+    case.decoder.decoder_layers.append(nn.ReLU())
+
+
+def of_three_frames(case: Case) -> None:
+    case.decoder.decoder_layers[0] = nn.Conv1d(64, 128, 3, padding=1)
+
+
 def frozen(case: Case) -> None:
     case.decoder.decoder_layers[0].weight.requires_grad_(False)
 
@@ -194,7 +202,10 @@ def in_float64(case: Case) -> None:
     case.encoded_BSD = case.encoded_BSD.double()
 
 
-@pytest.mark.parametrize("change", [of_other_kind, frozen, none_masked, all_masked, no_number, endless, in_float64])
+@pytest.mark.parametrize(
+    "change",
+    [of_other_kind, of_two_layers, of_three_frames, frozen, none_masked, all_masked, no_number, endless, in_float64],
+)
 def test_what_is_another_thing_is_open(change: Callable[[Case], None], taken: list[str]) -> None:
     case = Case(batch=3, steps=40)
     change(case)
