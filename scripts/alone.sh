@@ -12,11 +12,13 @@ import fcntl, sys
 try:
     fcntl.flock(9, fcntl.LOCK_NB | {"exclusive": fcntl.LOCK_EX, "shared": fcntl.LOCK_SH}[sys.argv[1]])
 except BlockingIOError:
-    sys.exit(1)' "$how"
+    sys.exit(1)
+except OSError:
+    sys.exit(2)  # of 1, which Python gives of any error, it would be said that another is at work' "$how"
 }
 
-# Where it cannot be written to, or cannot be locked, COMMAND itself says what is to be said.
-if mkdir -p "$out" 2> /dev/null && { : >> "$out/.make.lock"; } 2> /dev/null; then
+# Where it cannot be written to, or cannot be locked, COMMAND itself says what is to be said. What is only read is not made.
+if { [ "$how" = shared ] || mkdir -p "$out" 2> /dev/null; } && { : >> "$out/.make.lock"; } 2> /dev/null; then
     exec 9>> "$out/.make.lock"
     for try in 1 2 3 4 5; do # a moment, for what is done in one
         code=0

@@ -158,6 +158,7 @@ def test_align_keeps_others_away_from_its_first_trainer_to_its_report(make: Any,
 def test_two_may_read_at_once(root: Path, tmp_path: Path, environment: dict[str, str], flock: str) -> None:
     """With the system's own tool and, where it has none, with Python."""
     (tmp_path / "bin").mkdir()
+    (tmp_path / "out").mkdir()
     tools = ["bash", "env", "mkdir", "sleep", *filter(None, [flock])]
     for tool in tools:
         (tmp_path / "bin" / tool).symlink_to(str(shutil.which(tool)))
@@ -171,6 +172,12 @@ def test_two_may_read_at_once(root: Path, tmp_path: Path, environment: dict[str,
 
     assert code("shared", "shared") == 5
     assert code("shared", "exclusive") == code("exclusive", "shared") == code("exclusive", "exclusive") == 3
+
+
+def test_a_folder_to_be_read_is_not_made(root: Path, tmp_path: Path) -> None:
+    command = [root / "scripts" / "alone.sh", "shared", tmp_path / "misspelt", "sh", "-c", "exit 5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (5, "", [])
 
 
 def test_a_folder_that_cannot_be_locked_is_left_to_the_command(root: Path, tmp_path: Path) -> None:
