@@ -32,12 +32,15 @@ def load_model_class(cfg: DictConfig | None = None) -> Any:
 def build_model(cfg: DictConfig, trainer: Trainer | None = None, inputs: Inputs | None = None) -> LightningModule:
     """The port's model, loaders and optimizer from NeMo's own `model` section, and what `init_from_*` names."""
     from nest_ssl.data.skipping import SkippedAudio
+    from nest_ssl.kernels.available import load
     from nest_ssl.train.checkpoint.init_from import init_from_pretrained, loading_sources
 
     read = inputs or Inputs()
     skipped = SkippedAudio() if cfg.bad_audio == "skip" else None
     ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     settings = (cfg.no_masked_token, skipped, read.corpora, cfg.seeded_data, *ranks)
+    if trainer and trainer.strategy.root_device.type == "cpu":
+        load()
     graphs = {"cuda_graphs": True} if cfg.get("cuda_graphs") else {}
     model = load_model_class(cfg)(cfg.model, cfg.nemo, *settings, **graphs)
     if cfg.seeded_data:

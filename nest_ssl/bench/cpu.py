@@ -126,7 +126,7 @@ def _row(case: Case, rounds: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]
         if "error" in nemo or "error" in port:
             return {**row, "error": nemo.get("error") or port["error"]}
     for part in (*PARTS, PRODUCTS):
-        of_nemo = "step_ms" if part == PRODUCTS else part
+        of_nemo = "user_ms" if part == PRODUCTS else part
         taken = [(port[part], nemo[of_nemo]) for nemo, port in rounds if port[part] and nemo[of_nemo]]
         if taken:
             ratios = [port / nemo for port, nemo in taken]

@@ -49,15 +49,16 @@ GAINS = 3  # of which the numbers before and after are said
 CURVE = "benchmarks-curve.svg"
 CURVES = {"layers": "layers of the large model", "s": "seconds of audio, medium", "utterances": "utterances, medium"}
 ABOUT = (
-    "Written by the command below, not by hand. Both trainers train by turns, each time in a process of its own, with "
-    "the same constant batch, everything random on, one thread, and the same settings and allocator, which keeps what "
-    "is freed (nest_ssl/run/allocator.py), but where a row says otherwise. Times are the process's CPU time, so that "
-    "others on the machine disturb little. What of it the kernel takes, to give out pages of memory, depends on the "
-    "state that the machine's memory is in; so a column has the step without it. A ratio is the port's number divided "
-    "by NeMo 3.0.0's of the same round: median (least to largest) of so many rounds, where it was noted; below 1 the "
-    "port needs less. Products alone is what the port's matrix products and convolutions would take at the rate of a "
-    "large matrix product, measured behind each round, divided by NeMo's step: no step that keeps the products, and "
-    "with them the bits, can have a smaller ratio."
+    "Written by the command below, not by hand. Both trainers train by turns, each time in a process of its own, "
+    "with the same constant batch, everything random on, one thread, and the same settings and allocator, which "
+    "keeps what is freed (nest_ssl/run/allocator.py), but where a row says otherwise. Times are the process's CPU "
+    "time, so that others on the machine disturb little. What of it the kernel takes, to give out pages of memory, "
+    "depends on the state that the machine's memory is in; so a column has the step without it, by which targets "
+    "are judged. A ratio is the port's number divided by NeMo 3.0.0's of the same round: median (least to largest) "
+    "of so many rounds, where it was noted; below 1 the port needs less. Products alone is what the port's matrix "
+    "products and convolutions would take at the rate of a large matrix product, measured behind each round, "
+    "divided by NeMo's step without the kernel: no step that keeps the products, and with them the bits, can have a"
+    " smaller ratio."
 )
 
 

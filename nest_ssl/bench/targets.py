@@ -44,6 +44,11 @@ def ratio(name: str, utterances: int, part: str) -> Callable[[Results], float]:
     return lambda results: float(steps_row(results, name, utterances)[part][1])
 
 
+def without_kernel(name: str, utterances: int) -> Callable[[Results], float]:
+    """Of a step's time: what the kernel takes, to give out pages, is as the machine's memory is, and not as we are."""
+    return ratio(name, utterances, "user_ms")
+
+
 def start(name: str, clock: bool = False) -> Callable[[Results], float]:
     """Seconds of a command."""
     return lambda results: float(
@@ -75,7 +80,7 @@ def made_up(utterances: int, text: str) -> Callable[[Results], str]:
 
     def reason(results: Results) -> str:
         row = steps_row(results, LARGE, utterances)
-        of_step = [f"{name}, {row[part][0] / row['step_ms'][0]:.0%}" for part, name in shares.items() if part in row]
+        of_step = [f"{name}, {row[part][0] / row['user_ms'][0]:.0%}" for part, name in shares.items() if part in row]
         of_nemo = [f"{name} takes {row[part][1]:.2f} of NeMo's time" for part, name in ratios.items() if part in row]
         return f"of the port's step: {'; '.join([*of_step, *of_nemo])}. {said_of_profile(results, utterances)}{text}"
 
@@ -199,20 +204,25 @@ MEASURES = (
     "1.54 with fresh memory); to map both files' pages takes the rest."
 )
 BOTH = (
-    "two steps are recorded in full by each trainer, 4.7 GB a side (since a second step is recorded, which the target "
-    "did not have), and compared. CPU seconds by hand, others computing beside: NeMo 38, the port 40, the comparison "
-    "13. Both train at once where each has its core and its memory; the slower of the two and the comparison are left. "
-    "Five runs of one day took 45 to 74 s by the clock; in four of them 46 to 51 CPU seconds were their own, and the "
-    "kernel's 29 to 73 were the difference, by the state of the machine's memory."
+    "two steps are recorded in full by each trainer, 4.7 GB a side (since a second step is recorded, which the "
+    "target did not have), and compared. CPU seconds by hand, others computing beside: NeMo 38, the port 40, the "
+    "comparison 13. Both train at once where each has its core and its memory; the slower of the two and the "
+    "comparison are left. Five runs of one day took 45 to 74 s by the clock, two of another 56 and 101; in four of "
+    "them 46 to 51 CPU seconds were their own, and the kernel's 29 to 73 were the difference, by the state of the "
+    "machine's memory."
 )
 
 TARGETS = (
-    Target("exact: step, large, 8 x 16 s, by NeMo's", 0.75, ratio(LARGE, 8, "step_ms"), made_up(8, PROFILED)),
+    Target("exact: a step's own time, large, 8 x 16 s, by NeMo's", 0.75,
+           without_kernel(LARGE, 8), made_up(8, PROFILED)),
     Target("exact: memory, large, 8 x 16 s, by NeMo's", 0.6, ratio(LARGE, 8, "peak_bytes"), kept(8, 0.6)),
-    Target("exact: step, large, 2 x 3 s, by NeMo's", 0.9, ratio(LARGE, 2, "step_ms"), made_up(2, FEW_FRAMES)),
+    Target("exact: a step's own time, large, 2 x 3 s, by NeMo's", 0.9,
+           without_kernel(LARGE, 2), made_up(2, FEW_FRAMES)),
     Target("exact: memory, large, 2 x 3 s, by NeMo's", 0.75, ratio(LARGE, 2, "peak_bytes"), kept(2, 0.75)),
-    Target("fast in bf16: step, large, 8 x 16 s, by NeMo's in float32", 0.4, ratio(FAST, 8, "step_ms"), HALVED),
-    Target("fast in bf16: step, large, 8 x 16 s, by NeMo's bf16", 1.0, ratio("large, bf16-mixed, fast", 8, "step_ms")),
+    Target("fast in bf16: a step's own time, large, 8 x 16 s, by NeMo's in float32", 0.4,
+           without_kernel(FAST, 8), HALVED),
+    Target("fast in bf16: a step's own time, large, 8 x 16 s, by NeMo's bf16", 1.0,
+           without_kernel("large, bf16-mixed, fast", 8)),
     Target("loader: CPU time of an item with noise of 30 s, by NeMo's", 0.2,
            lambda results: float(results["loader"]["item_ms"][1] / results["loader"]["item_ms"][0])),
     Target("recorder: a step with digests, by bare", 1.3, recorded("digest", "seconds", "bare_clock"), DIGESTS),

@@ -47,3 +47,10 @@ def moments() -> ModuleType | None:
     except ImportError:
         return None
     return moments
+
+
+def load() -> None:
+    """Import all loops now: before a model has its weights, for what numba allocates between those that are freed
+    again keeps their memory from being used as a whole (0.3 GB at large)."""
+    for loops in (mersenne_twister, elementwise, moments):
+        loops()

@@ -74,13 +74,19 @@ def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
 
 
 def test_a_target_is_met_or_the_reason_is_said() -> None:
-    large = {"name": "large", "batch": [8, 16.0], "step_ms": [1.0, 0.75, 0.7, 0.9], "peak_bytes": [6e9, 0.61, 0.6, 0.7]}
+    large = {
+        "name": "large",
+        "batch": [8, 16.0],
+        "step_ms": [1.0, 0.9, 0.7, 1.0],
+        "user_ms": [1.0, 0.75, 0.7, 0.9],
+        "peak_bytes": [6e9, 0.61, 0.6, 0.7],
+    }
     recorded = [
         {"name": f"digest, {size}", "seconds": 2.6, "bare_clock": bare} for size, bare in (("a", 1.0), ("b", 2.0))
     ]
     results = {"steps": [large], "recorder": recorded, "start": [], "loader": {"error": "no memory"}}
     text = "".join(render_markdown(list(cpu_page.page(results))))
-    assert "| exact: step, large, 8 x 16 s, by NeMo's | 0.75 | 0.75 | yes |" in text
+    assert "| exact: a step's own time, large, 8 x 16 s, by NeMo's | 0.75 | 0.75 | yes |" in text
     assert "| exact: memory, large, 8 x 16 s, by NeMo's | 0.6 | 0.61 | no |" in text
     reasons = [line for line in text.splitlines() if line.startswith("- ")]
     assert reasons[0].startswith("- exact: memory") and reasons[1] == "- loader: not had (no memory)"
@@ -114,9 +120,14 @@ def test_a_recorded_step_is_held_against_a_bare_one_and_against_writing() -> Non
 
 def test_a_reason_says_what_the_row_says() -> None:
     """So that it cannot say that the step is mostly products where they are half of it."""
-    numbers = {"step_ms": [1000.0, 1.06], "products_ms": [480.0, 0.5], "optimizer_ms": [200.0, 0.83]}
+    numbers = {
+        "step_ms": [1100.0, 0.9],
+        "user_ms": [1000.0, 1.06],
+        "products_ms": [480.0, 0.5],
+        "optimizer_ms": [200.0, 0.83],
+    }
     row = {"name": "large", "batch": [2, 3.0], **numbers, "forward_ms": [400.0, 1.11], "backward_ms": [400.0, 1.05]}
-    of = {target.what: target for target in targets.TARGETS}["exact: step, large, 2 x 3 s, by NeMo's"]
+    of = {target.what: target for target in targets.TARGETS}["exact: a step's own time, large, 2 x 3 s, by NeMo's"]
     assert of.found({"steps": [row]}) == 1.06
     profile = {"name": "a model", "batch": [2, 3.0]}
     profile["exact"] = {"kinds": {"copies": {"forward": 1.0}, "products": {"forward": 1.0, "backward": 2.0}}}
