@@ -53,7 +53,8 @@ class MultiSoftmaxDecoder(nn.Module):
 
     def forward(self, encoder_output: Float[Tensor, "B D T"]) -> Float[Tensor, "B T C *H"]:
         """Encodings (B, D, T) to log-probabilities (B, T, C, H)."""
-        return self.log_probs(self.decoder_layers(encoder_output).transpose(1, 2))
+        logits_BTX = self.decoder_layers(encoder_output).transpose(1, 2)
+        return self.log_probs(logits_BTX)
 
     def log_probs(self, logits: Float[Tensor, "*N X"]) -> Float[Tensor, "*N C *H"]:
         """Logits (..., X) to log-probabilities (..., C, H), each token by itself."""

@@ -52,7 +52,8 @@ class MLMLoss(nn.Module):
         targets = F.pad(targets, (0, counts_BS.size(1) - targets.size(1)))  # clean and noisy audio may differ in length
         # As indices, found once: with the mask itself the host would wait for the device at each use, and in backward.
         counted = counts_BS.nonzero(as_tuple=True)
-        return self.of_counted(decoder_outputs[counted], targets[counted])
+        counted_KC = decoder_outputs[counted]
+        return self.of_counted(counted_KC, targets[counted])
 
     def counts(self, masks_BFT: Float[Tensor, "B F T"]) -> Bool[Tensor, "B S"]:
         """Which tokens count."""
