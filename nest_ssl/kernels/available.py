@@ -24,7 +24,7 @@ def elementwise() -> ModuleType | None:
     """Loops over floats, or None where there is no numba, or one that this processor or NumPy is too new for."""
     try:
         from nest_ssl.kernels import elementwise
-    except ImportError:
+    except (ImportError, SystemError):
         return None
     return elementwise
 
@@ -34,7 +34,7 @@ def mersenne_twister() -> ModuleType | None:
     """Loops of the generator; None as above. Whether they are the generator's own is for the caller to try."""
     try:
         from nest_ssl.kernels import mersenne_twister
-    except ImportError:
+    except (ImportError, SystemError):
         return None
     return mersenne_twister
 
@@ -44,7 +44,7 @@ def moments() -> ModuleType | None:
     """Loops of AdamW; None as above. Whether they round as torch does is for the caller to try."""
     try:
         from nest_ssl.kernels import moments
-    except ImportError:
+    except (ImportError, SystemError):
         return None
     return moments
 

@@ -18,6 +18,8 @@ def bernoulli(like: Tensor, probability: float, generator: torch.Generator | Non
     """`torch.empty_like(like, dtype=torch.bool).bernoulli_(probability)`: the same draws, which leave the generator as
     torch leaves it. One number for each element, in memory's order.
 
+    No other thread may draw with the generator meanwhile: its state is read and put back without torch's lock.
+
     Args:
         like: of any shape and layout.
         probability: of true, from 0 to 1.
@@ -77,11 +79,11 @@ def generator_is_known() -> bool:
     if own.get_state().numel() < _State.WORDS.stop:
         return False
     for draws, probability in ((1, 0.5), (FEWEST, 0.9), (311, 1e-3), (1250, 1 / 3)):
-        drawn, expected = torch.empty(2, draws, dtype=torch.bool)
+        drawn, expected = torch.empty(2, draws, dtype=torch.bool, device="cpu")
         _draw(drawn, probability, own)
         expected.bernoulli_(probability, generator=torchs)
         if not torch.equal(drawn, expected) or not torch.equal(own.get_state(), torchs.get_state()):
             return False
         for each in (own, torchs):
-            torch.rand(1, generator=each)  # one word, so that a pair of them stretches over two blocks
+            torch.rand(1, generator=each, device="cpu")  # one word, so that a pair of them stretches over two blocks
     return True

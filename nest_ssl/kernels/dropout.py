@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -95,7 +94,6 @@ def _bytes(kept: Tensor) -> Tensor:
     return kept.view(torch.uint8)
 
 
-@cache
 def _factor(rate: float, dtype: torch.dtype) -> Tensor:
     """What is kept is multiplied by it: a number, rounded as `F.dropout` rounds it."""
-    return torch.ones((), dtype=dtype).div_(1 - rate)
+    return torch.ones((), dtype=dtype, device="cpu").div_(1 - rate)

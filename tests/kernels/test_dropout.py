@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nest_ssl.kernels import available, draws
 from nest_ssl.kernels.draws import FEWEST, bernoulli, generator_is_known
-from nest_ssl.kernels.dropout import Dropout
+from nest_ssl.kernels.dropout import Dropout, drop_
 
 SIZES = (FEWEST, FEWEST + 1, 3 * 624 * 16 + 5, 200_001)
 BLOCKS = (0, 1, 2, 311, 623, 624, 625)  # words that were drawn before: a pair then lies in one block, or in two
@@ -198,7 +199,7 @@ def test_without_numba_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
 USED = """
 import torch
 from nest_ssl.kernels import available
-from nest_ssl.kernels.dropout import Dropout
+from nest_ssl.kernels.dropout import Dropout, drop_
 from nest_ssl.train.optim import loops_are_torchs
 torch.manual_seed(1)
 print(Dropout(0.1)(torch.ones(1 << 15)).sum().item(), available.elementwise() is not None, loops_are_torchs())
@@ -223,3 +224,12 @@ def test_numba_that_compiles_nothing_or_whose_cache_is_damaged_stops_no_training
         for file in files:
             file.write_bytes(file.read_bytes()[:50])
         assert used(NUMBA_CACHE_DIR=str(tmp_path))[:2] == [dropped, "True"]
+
+
+def test_a_fake_tensor_leaves_nothing_behind() -> None:
+    """A rate that was first used while nothing is computed, as compilers do, is a number afterwards."""
+    rate = 0.123
+    with FakeTensorMode():
+        drop_(torch.ones(8), torch.ones(8, dtype=torch.bool), rate)
+    kept = torch.tensor([True, False])
+    assert torch.equal(drop_(torch.ones(2), kept, rate), torch.ones(2).div_(1 - rate) * kept)
