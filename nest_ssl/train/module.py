@@ -184,7 +184,8 @@ class NestModule(Training, NestModel, LightningModule):  # type: ignore[misc]
         return clean_BFT, *self.features(batch.noisy_audio, batch.noisy_audio_len, None, None)
 
     def _loss(self, batch: Any) -> torch.Tensor:
-        if type(self) in MODULES.values() and not is_watched(self):  # a subclass may have a forward of its own
+        # A subclass may have a forward of its own, and so may a class that somebody changed in Python.
+        if FORWARDS.get(type(self)) is type(self).forward and not is_watched(self):
             encoded_BDT, _, masks_BDT, tokens_BTH = self.encode(*self.heard(batch), mask=True)
             return loss_of_counted(self.decoder, self.loss, encoded_BDT, tokens_BTH, masks_BDT)
         log_probs_BTCH, encoded_len_B, masks_BDT, tokens_BTH = self.forward(**self.signals(batch), apply_mask=True)
@@ -230,3 +231,4 @@ MODULES: dict[str, type[NestModule | Wav2VecBertModule]] = {
     BEST_RQ: BestRqModule,
     WAV2VEC_BERT: Wav2VecBertModule,
 }
+FORWARDS: dict[type, Any] = {kind: kind.forward for kind in (NestModule, BestRqModule)}

@@ -95,7 +95,8 @@ def test_dropout_is_torchs(dtype: torch.dtype, rate: float) -> None:
 def made(layer: nn.Module, x: Tensor, strange: bool) -> tuple[Tensor, Tensor]:
     """Output and gradient, the gradient lying otherwise in memory if `strange`; with numbers that are no numbers."""
     x = x.clone()
-    x.put_(torch.arange(5), torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e-40]).to(x.dtype))
+    for number, strange_one in enumerate((float("nan"), float("inf"), -float("inf"), -0.0, 1e-40)):
+        x[(0,) * (x.dim() - 1) + (number,)] = strange_one
     x.requires_grad_()
     torch.manual_seed(3)
     out = layer(x)

@@ -183,7 +183,7 @@ def test_each_file_is_waited_for_once_however_many_steps_there_are(tmp_path: Pat
             writer.keep_up()
             writer.wait(hashed=False)
             taken.append(Counted.looks - before)
-    assert 0 < max(taken[20:]) <= max(taken[2:20]) <= 30
+    assert 0 < max(taken[2:]) <= 30  # three files a step: 120 would be looked at by the last
 
 
 def test_tensors_are_written_and_read_whatever_the_default_device_is(tmp_path: Path) -> None:

@@ -205,7 +205,9 @@ def test_two_trainings_differ_in_nothing_but_their_scripts() -> None:
     """The entry points stay twins: what differs is what they are about."""
     lines = [(Path(__file__).parents[2] / "scripts" / f"train_{name}.py").read_text().splitlines()
              for name in ("nemo", "nest")]  # fmt: skip
-    assert len(set(lines[0]) ^ set(lines[1])) < 61  # 20 of them: which NeMo, see `checkout`; 4: the port's numerics
+    assert (
+        len(set(lines[0]) ^ set(lines[1])) < 64
+    )  # 20 of them: which NeMo, see `checkout`; 4: the port's numerics; 3: its loops
 
 
 @pytest.mark.parametrize(
