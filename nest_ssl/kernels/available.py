@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+MERSENNE_TWISTER, ELEMENTWISE, MOMENTS = "mersenne_twister", "elementwise", "moments"  # files beside this one
 
 
 def may_compute(x: Tensor) -> bool:
@@ -20,37 +23,17 @@ def may_compute(x: Tensor) -> bool:
 
 
 @cache
-def elementwise() -> ModuleType | None:
-    """Loops over floats, or None where there is no numba, or one that this processor or NumPy is too new for."""
+def loops(name: str) -> ModuleType | None:
+    """The file of loops of that name, or None where there is no numba, or one that this processor or NumPy is too new
+    for. Whether they round and draw as torch does is for the caller to try."""
     try:
-        from nest_ssl.kernels import elementwise
+        return import_module(f"nest_ssl.kernels.{name}")
     except (ImportError, SystemError):
         return None
-    return elementwise
-
-
-@cache
-def mersenne_twister() -> ModuleType | None:
-    """Loops of the generator; None as above. Whether they are the generator's own is for the caller to try."""
-    try:
-        from nest_ssl.kernels import mersenne_twister
-    except (ImportError, SystemError):
-        return None
-    return mersenne_twister
-
-
-@cache
-def moments() -> ModuleType | None:
-    """Loops of AdamW; None as above. Whether they round as torch does is for the caller to try."""
-    try:
-        from nest_ssl.kernels import moments
-    except (ImportError, SystemError):
-        return None
-    return moments
 
 
 def load() -> None:
     """Import all loops now: before a model has its weights, for what numba allocates between those that are freed
     again keeps their memory from being used as a whole (0.3 GB at large)."""
-    for loops in (mersenne_twister, elementwise, moments):
-        loops()
+    for name in (MERSENNE_TWISTER, ELEMENTWISE, MOMENTS):
+        loops(name)

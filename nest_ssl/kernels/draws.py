@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nest_ssl.kernels.available import may_compute, mersenne_twister
+from nest_ssl.kernels.available import MERSENNE_TWISTER, loops, may_compute
 
 FEWEST = 1 << 14  # draws: for fewer torch is as fast, for the generator's state is copied out and back
 
@@ -34,12 +34,12 @@ def bernoulli(like: Tensor, probability: float, generator: torch.Generator | Non
 
 def _draw(drawn: Tensor, probability: float, generator: torch.Generator) -> None:
     """Fill dense booleans, in the order in which they lie."""
-    loops = mersenne_twister()
-    assert loops is not None
+    twister = loops(MERSENNE_TWISTER)
+    assert twister is not None
     state = _State(generator)
     out = drawn.as_strided((drawn.numel(),), (1,)).view(torch.uint8).numpy()
-    threshold = math.ceil(probability * 2**loops.FRACTION)
-    state.used = loops.draw_below(state.words, state.used, out, np.uint64(threshold))
+    threshold = math.ceil(probability * 2**twister.FRACTION)
+    state.used = twister.draw_below(state.words, state.used, out, np.uint64(threshold))
     state.put_back()
 
 
@@ -73,7 +73,7 @@ def generator_is_known() -> bool:
 
     They do not where torch draws with MKL, as it does on Intel's processors.
     """
-    if mersenne_twister() is None:
+    if loops(MERSENNE_TWISTER) is None:
         return False
     own, torchs = (torch.Generator().manual_seed(19937) for _ in range(2))
     if own.get_state().numel() < _State.WORDS.stop:

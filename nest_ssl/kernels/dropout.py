@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nest_ssl.kernels.available import elementwise, may_compute
+from nest_ssl.kernels.available import ELEMENTWISE, loops, may_compute
 from nest_ssl.kernels.draws import bernoulli
 
 CHUNK = 1 << 17  # elements dropped out at a time: caches hold them and the factors made for them
@@ -50,8 +50,8 @@ def drop(x: Tensor, kept: Tensor, rate: float) -> Tensor:
     # As torch lays out products: a dimension of one frame may have any stride in `x`, and has its own in them.
     dropped = torch.empty_like(x, memory_format=torch.contiguous_format if x.is_contiguous() else torch.preserve_format)
     flat, flat_x, flat_kept = (each.as_strided((each.numel(),), (1,)) for each in (dropped, x, kept))
-    if (loops := _loops_for(x)) is not None:
-        loops.scale_kept(
+    if (compiled := _loops_for(x)) is not None:
+        compiled.scale_kept(
             flat.numpy(), flat_x.detach().numpy(), _bytes(flat_kept).numpy(), _factor(rate, x.dtype).item()
         )
     else:
@@ -69,8 +69,8 @@ def drop_(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
     """
     if kept is None:
         return x
-    if (loops := _loops_for(x)) is not None:
-        loops.scale_kept_(x.view(-1).numpy(), _bytes(kept.view(-1)).numpy(), _factor(rate, x.dtype).item())
+    if (compiled := _loops_for(x)) is not None:
+        compiled.scale_kept_(x.view(-1).numpy(), _bytes(kept.view(-1)).numpy(), _factor(rate, x.dtype).item())
     else:
         _multiply_(x.view(-1), kept.view(-1), rate)
     return x
@@ -79,7 +79,7 @@ def drop_(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
 def _loops_for(x: Tensor) -> ModuleType | None:
     """Compiled ones, which have one thread: torch's operators are quicker with more than five."""
     plain = x.dtype is torch.float32 and may_compute(x) and torch.get_num_threads() <= MOST_THREADS
-    return elementwise() if plain else None
+    return loops(ELEMENTWISE) if plain else None
 
 
 def _multiply_(x: Tensor, kept: Tensor, rate: float) -> None:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.optim import TORCH_CLASSES, Optim
 from nest_ssl.config.section import read
-from nest_ssl.kernels.available import may_compute, moments
+from nest_ssl.kernels.available import MOMENTS, loops, may_compute
 
 WHERE = "model.optim"
 TURN = 0.51  # of beta1: from a weight of 0.5 on torch's `lerp_` starts at the other end, which the loops do not
@@ -103,19 +103,19 @@ def update_piece(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tens
 
 def update_by_loops(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, by: Numbers) -> None:
     """The same with compiled loops; all are float32 on a CPU, of one dimension, dense in memory."""
-    loops = moments()
-    assert loops is not None
+    compiled = loops(MOMENTS)
+    assert compiled is not None
     mean_N, square_N = mean.numpy(), square.numpy()
-    loops.update_moments(mean_N, square_N, gradient.numpy(), 1 - by.beta1, by.beta2, 1 - by.beta2)
+    compiled.update_moments(mean_N, square_N, gradient.numpy(), 1 - by.beta1, by.beta2, 1 - by.beta2)
     root_N = square.sqrt().numpy()
-    loops.update_parameter(parameter.detach().numpy(), mean_N, root_N, by.kept, by.correction, by.eps, by.size)
+    compiled.update_parameter(parameter.detach().numpy(), mean_N, root_N, by.kept, by.correction, by.eps, by.size)
 
 
 @cache
 def loops_are_torchs() -> bool:
     """Whether the loops are at hand and round as torch does here, tried once a process: with numbers of an early and
     of a late step, and of so many elements that torch's vectors leave a rest."""
-    if moments() is None:
+    if loops(MOMENTS) is None:
         return False
     numbers = Numbers(1 - 1e-6, 0.9, 0.98, (1 - 0.98**3) ** 0.5, 1e-8, -1e-3 / (1 - 0.9**3))
     for by in (numbers, Numbers(1.0, 0.95, 0.999, 1.0, 1e-6, -0.1)):

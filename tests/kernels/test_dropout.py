@@ -47,7 +47,7 @@ def drawn_by(draw: Callable[[Tensor], Tensor], like: Tensor, before: int) -> tup
 
 def test_the_loops_run_here() -> None:
     """Else the tests below compare torch with torch. Whether torch draws one by one is asked of torch alone."""
-    assert available.elementwise() is not None
+    assert available.loops(available.ELEMENTWISE) is not None
     if not torch_draws_one_by_one():
         pytest.skip("torch draws otherwise on this processor")
     assert generator_is_known()
@@ -192,11 +192,11 @@ def test_without_numba_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     for loops in ("mersenne_twister", "elementwise"):
         monkeypatch.setitem(sys.modules, f"nest_ssl.kernels.{loops}", None)
         monkeypatch.delattr(f"nest_ssl.kernels.{loops}", raising=False)
-    known = (generator_is_known, available.mersenne_twister, available.elementwise)
+    known = (generator_is_known, available.loops)
     for each in known:
         each.cache_clear()
     try:
-        assert not generator_is_known() and available.elementwise() is None
+        assert not generator_is_known() and available.loops(available.ELEMENTWISE) is None
         test_dropout_is_torchs(torch.float32, 0.1)
     finally:
         for each in known:
@@ -209,7 +209,8 @@ from nest_ssl.kernels import available
 from nest_ssl.kernels.dropout import Dropout, drop_
 from nest_ssl.train.optim import loops_are_torchs
 torch.manual_seed(1)
-print(Dropout(0.1)(torch.ones(1 << 15)).sum().item(), available.elementwise() is not None, loops_are_torchs())
+looped = available.loops(available.ELEMENTWISE) is not None
+print(Dropout(0.1)(torch.ones(1 << 15)).sum().item(), looped, loops_are_torchs())
 """
 
 

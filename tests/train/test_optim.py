@@ -126,7 +126,7 @@ def test_an_update_in_pieces_has_the_bits_of_torchs_own(
 
 
 def test_loops_that_round_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    loops = optim.moments()
+    loops = optim.loops(optim.MOMENTS)
     assert loops is not None
 
     def twice_rounded(mean: Any, square: Any, gradient: Any, toward: float, beta2: float, share: float) -> None:
