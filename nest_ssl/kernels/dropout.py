@@ -6,13 +6,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nest_ssl.kernels.available import ELEMENTWISE, loops, may_compute
 from nest_ssl.kernels.draws import bernoulli
 
 CHUNK = 1 << 17  # elements dropped out at a time: caches hold them and the factors made for them
+TORCHS = nn.Dropout.forward  # which somebody may change in its class, and mean every dropout
 MOST_THREADS = 4  # a loop takes a fifth of the time that torch's operators take with one
 
 
@@ -21,10 +21,11 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """`input` of any shape, dropped out in training."""
-        if self.training and 0 < self.p < 1 and not self.inplace and input.is_floating_point() and may_compute(input):
+        plain = nn.Dropout.forward is TORCHS and not self.inplace and input.is_floating_point()
+        if self.training and 0 < self.p < 1 and plain and may_compute(input):
             dropped: Tensor = _Dropout.apply(input, self.p)  # type: ignore[no-untyped-call]
             return dropped
-        return F.dropout(input, self.p, self.training, self.inplace)
+        return super().forward(input)
 
 
 class _Dropout(torch.autograd.Function):

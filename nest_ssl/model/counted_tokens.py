@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nest_ssl.model.encoder.fused.choice import Methods
 from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.loss import MLMLoss, MultiMLMLoss
 
@@ -37,6 +38,7 @@ LARGEST = 1e38  # logits: below, none overflows, and what a zero is multiplied b
 ALIGNED = 16  # numbers that a vector of the processor holds: each utterance begins where one does
 SETTINGS = [1], [0], [1], False, [0], 1  # of a convolution over one frame
 SHAPES = 4096  # for which it is known whether every place sums alike
+METHODS = Methods(MultiSoftmaxDecoder, nn.Sequential, nn.Conv1d, MultiMLMLoss, MLMLoss)
 
 
 def loss_of_counted(
@@ -53,8 +55,7 @@ def loss_of_counted(
         if counts_BS.shape == encoded_BDS[:, 0].shape and 0 < counts_BS.sum() < counts_BS.numel():
             places_K = counts_BS.flatten().nonzero().squeeze(1)
     if places_K is None:
-        of_all: Tensor = loss(masks=masks_BFT, decoder_outputs=decoder(encoder_output=encoded_BDS), targets=tokens_BSH)
-        return of_all
+        return loss_of_all(decoder, loss, encoded_BDS, tokens_BSH, masks_BFT)
     linear: Any = decoder.decoder_layers[0]
     packed = is_packable(encoded_BDS, linear.weight)
     logits_KX = CountedLogits.apply(encoded_BDS, places_K, linear.weight, linear.bias, packed)  # type: ignore[no-untyped-call]
@@ -64,11 +65,22 @@ def loss_of_counted(
     return loss.over_books(loss.mlm_loss.of_counted, decoder.log_probs(logits_KX), targets_KH)
 
 
+def loss_of_all(
+    decoder: MultiSoftmaxDecoder, loss: MultiMLMLoss, encoded_BDS: Tensor, tokens_BSH: Tensor, masks_BFT: Tensor
+) -> Tensor:
+    """The same by calls of both."""
+    of_all: Tensor = loss(masks=masks_BFT, decoder_outputs=decoder(encoder_output=encoded_BDS), targets=tokens_BSH)
+    return of_all
+
+
 def is_plain(decoder: MultiSoftmaxDecoder, loss: MultiMLMLoss, encoded_BDS: Float[Tensor, "B D S"]) -> bool:
-    """Whether this is training on a CPU in float32, by decoder and loss as they are here, of finite numbers."""
+    """Whether this is training on a CPU in float32, by decoder and loss as they are here, of finite numbers. Whether
+    somebody looks at these two modules is for the caller to know."""
     linear: Any = decoder.decoder_layers[0]
-    kinds = [type(each) for each in (decoder, *decoder.decoder_layers, loss, loss.mlm_loss)]
-    if kinds != [MultiSoftmaxDecoder, nn.Conv1d, MultiMLMLoss, MLMLoss]:
+    kinds = [type(each) for each in (decoder, decoder.decoder_layers, *decoder.decoder_layers, loss, loss.mlm_loss)]
+    if kinds != [MultiSoftmaxDecoder, nn.Sequential, nn.Conv1d, MultiMLMLoss, MLMLoss]:
+        return False
+    if not METHODS.are_as_imported():
         return False
     if (linear.kernel_size, linear.stride, linear.padding, linear.groups) != ((1,), (1,), (0,), 1):
         return False

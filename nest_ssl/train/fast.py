@@ -20,10 +20,10 @@ from torch import Tensor
 
 from nest_ssl.base.determinism import allow_fast_kernels
 from nest_ssl.config.schema import BEST_RQ, NEST
-from nest_ssl.model.encoder.fused.choice import is_watched
+from nest_ssl.model import counted_tokens
 from nest_ssl.model.encoder.subsampling import MaskedConvSequential
 from nest_ssl.model.masked_tokens import MaskedTokens, masked_token_loss
-from nest_ssl.train.module import BestRqModule, NestModule
+from nest_ssl.train.module import UNCHANGED, BestRqModule, NestModule
 
 
 class FastNestModule(NestModule):
@@ -50,7 +50,7 @@ class FastNestModule(NestModule):
         return configured
 
     def _loss(self, batch: Any) -> Tensor:
-        if is_watched(self):
+        if self.is_open() or not counted_tokens.METHODS.are_as_imported():
             return super()._loss(batch)
         clean_BFT, heard_BFT, length_B = self.heard(batch)
         _, tokens_BSH = self.quantizer(input_signal=clean_BFT)
@@ -66,6 +66,7 @@ class FastBestRqModule(FastNestModule, BestRqModule):
 
 
 FAST_MODULES: dict[str, type[FastNestModule]] = {NEST: FastNestModule, BEST_RQ: FastBestRqModule}
+UNCHANGED.update(FAST_MODULES.values())
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> None:

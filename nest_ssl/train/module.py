@@ -27,7 +27,7 @@ from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
 from nest_ssl.model.best_rq import BestRqModel
 from nest_ssl.model.counted_tokens import loss_of_counted
-from nest_ssl.model.encoder.fused.choice import is_watched
+from nest_ssl.model.encoder.fused.choice import Methods, is_watched
 from nest_ssl.model.encoder.graphs import GraphedEncoder
 from nest_ssl.model.loss import MLMLoss
 from nest_ssl.model.nest import NestModel
@@ -183,9 +183,13 @@ class NestModule(Training, NestModel, LightningModule):  # type: ignore[misc]
         clean_BFT, _ = self.features(batch.audio, batch.audio_len, None, None)
         return clean_BFT, *self.features(batch.noisy_audio, batch.noisy_audio_len, None, None)
 
+    def is_open(self) -> bool:
+        """Whether `forward` is called: somebody looks, or there is another one, in a subclass or in a class that
+        somebody changed in Python."""
+        return type(self) not in UNCHANGED or not METHODS.are_as_imported() or is_watched(self)
+
     def _loss(self, batch: Any) -> torch.Tensor:
-        # A subclass may have a forward of its own, and so may a class that somebody changed in Python.
-        if FORWARDS.get(type(self)) is type(self).forward and not is_watched(self):
+        if not self.is_open():
             encoded_BDT, _, masks_BDT, tokens_BTH = self.encode(*self.heard(batch), mask=True)
             return loss_of_counted(self.decoder, self.loss, encoded_BDT, tokens_BTH, masks_BDT)
         log_probs_BTCH, encoded_len_B, masks_BDT, tokens_BTH = self.forward(**self.signals(batch), apply_mask=True)
@@ -231,4 +235,5 @@ MODULES: dict[str, type[NestModule | Wav2VecBertModule]] = {
     BEST_RQ: BestRqModule,
     WAV2VEC_BERT: Wav2VecBertModule,
 }
-FORWARDS: dict[type, Any] = {kind: kind.forward for kind in (NestModule, BestRqModule)}
+UNCHANGED: set[type] = {NestModule, BestRqModule}
+METHODS = Methods(NestModule, BestRqModule, names=("forward", "predict", "signals"))

@@ -169,6 +169,12 @@ def test_whatever_goes_through_torchs_goes_through_ours() -> None:
     assert [torch.equal(one, other) for one, other in zip(*found, strict=True)] == [True] * 8
 
 
+def test_torchs_dropout_changed_in_its_class_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes it means every dropout of a model."""
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x * 3)
+    assert Dropout(0.1)(torch.ones(FEWEST)).eq(3).all()
+
+
 def test_another_generator_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor for which torch draws otherwise: here its probabilities are off by a little."""
     own = draws._draw

@@ -15,6 +15,7 @@ import torch
 
 from nest_ssl import model
 from nest_ssl.config.compose import compose
+from nest_ssl.model.encoder.fused.choice import Methods
 from nest_ssl.model.nest import NestModel
 
 
@@ -55,6 +56,9 @@ def shapes_are_checked() -> Iterator[None]:
                 for owner, key, function in [(module, name, value), *((value, *item) for item in methods(value))]:
                     if inspect.isfunction(function) and "Tensor" in str(function.__annotations__):
                         patch.setattr(owner, key, check(function))
+        for known in (value for module in modules for value in vars(module).values() if isinstance(value, Methods)):
+            checked = [(space, name, space.get(name)) for space, name, _ in known._own]
+            patch.setattr(known, "_own", checked)  # these are no other methods
         yield
 
 

@@ -14,10 +14,13 @@ from nest_ssl.base.nested import leaves
 from nest_ssl.config.parts import Encoder
 from nest_ssl.config.section import read
 from nest_ssl.kernels import dropout
+from nest_ssl.kernels.dropout import Dropout
 from nest_ssl.model.encoder import layer as layer_module
+from nest_ssl.model.encoder.attention import AttentionHeads, RelPositionMultiHeadAttention
 from nest_ssl.model.encoder.encoder import ConformerEncoder
 from nest_ssl.model.encoder.fused import choice
 from nest_ssl.model.encoder.fused.choice import is_fusable, is_watched
+from nest_ssl.model.encoder.layer import CausalConv1D, ConformerConvolution, ConformerFeedForward
 from nest_ssl.record.observers.calls import CallObserver
 
 SIZES = {
@@ -165,7 +168,11 @@ def replaced(module: nn.Module) -> None:
     module.forward = lambda *given: own(*given)  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("looking", [hooked, hooked_backward, replaced])
+def compiled(module: nn.Module) -> None:
+    module.compile(backend="eager")
+
+
+@pytest.mark.parametrize("looking", [hooked, hooked_backward, replaced, compiled])
 def test_who_looks_at_one_module_opens_its_layer(looking: Callable[[nn.Module], object], taken: list[bool]) -> None:
     module = encoder()
     looking(module.layers[1].conv.batch_norm)
@@ -220,6 +227,77 @@ def test_a_layer_that_was_changed_is_open(change: Callable[[nn.Module], None], t
         change(module.layers[1])
         both.append(stepped(module, (60, 37), watched, steps=1))
     assert taken == [False, False, True, False] and differing(*both) == []
+
+
+CHANGED: list[tuple[type[nn.Module], str]] = [
+    (ConformerFeedForward, "forward"), (ConformerConvolution, "forward"), (ConformerConvolution, "normalise"),
+    (CausalConv1D, "forward"), (RelPositionMultiHeadAttention, "forward"), (RelPositionMultiHeadAttention, "attend"),
+    (AttentionHeads, "_joined"), (Dropout, "forward"), (nn.Dropout, "forward"), (nn.Linear, "forward"),
+    (nn.Conv1d, "forward"), (nn.Conv1d, "_conv_forward"), (nn.LayerNorm, "forward"), (nn.SiLU, "forward"),
+    (type(nn.BatchNorm1d(1)).__mro__[1], "forward"), (nn.Module, "__call__"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name"), CHANGED)
+def test_a_method_that_was_changed_in_its_class_is_called(
+    kind: type[nn.Module], name: str, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As often as where a hook opens every layer."""
+    module, calls, own = encoder(), [], getattr(kind, name)
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        return own(*given, **named)
+
+    found = []
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, name, counted)
+        for watched in (True, False):
+            found.append((stepped(encoder(), (60, 37), watched, steps=1), len(calls)))
+            calls.clear()
+    assert taken == [False] * 4 and found[0][1] == found[1][1] > 0
+    assert differing(found[0][0], found[1][0]) == []
+    stepped(module, (60, 37), watched=False, steps=1)
+    assert taken[4:] == [True, True]
+
+
+def test_a_method_of_one_object_opens_its_layer(taken: list[bool]) -> None:
+    module = encoder()
+    attention: Any = module.layers[1].self_attn
+    own, calls = attention.attend, []
+    attention.attend = lambda *given: (calls.append(1), own(*given))[1]
+    stepped(module, (60, 37), watched=False, steps=1)
+    assert taken == [True, False] and calls == [1]
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ReLU])
+def test_convolutions_that_were_changed_in_their_class_are_called(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, calls, own = encoder(), [], kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: (calls.append(1), own(self, x))[1])
+    stepped(module, (60, 37), watched=False, steps=1)
+    assert len(calls) == sum(isinstance(layer, kind) for layer in module.pre_encode.conv)
+
+
+@pytest.mark.parametrize("rate", ["dropout", "dropout_att"])
+def test_dropout_of_all_is_open(rate: str, taken: list[bool]) -> None:
+    """Torch draws nothing then, and multiplies by zero: not by a zero and what one is divided by zero."""
+    both = [stepped(encoder(**{rate: 1.0}), (60, 37), watched) for watched in (True, False)]
+    assert set(taken) == {False} and differing(*both) == [] and both[0]["0 output"].isfinite().all()
+
+
+def test_weights_with_gaps_between_are_open(taken: list[bool]) -> None:
+    """Their gradients are added up in another order than in one product."""
+    both = []
+    for watched in (True, False):
+        module = encoder()
+        for parameter in module.layers[1].parameters():
+            apart = torch.zeros(*parameter.shape, 2)
+            apart[..., 0] = parameter.detach()
+            parameter.data = apart[..., 0]
+        both.append(stepped(module, (60, 37), watched))
+    assert taken[4:] == [True, False] * 2 and differing(*both) == []
 
 
 def test_a_hook_on_all_modules_opens_all() -> None:

@@ -19,6 +19,7 @@ from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.model import counted_tokens
 from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.masked_tokens import MaskedTokens
+from nest_ssl.model.nest import NestModel
 from nest_ssl.train.fast import FAST_MODULES, FastNestModule, fuse
 from nest_ssl.train.module import MODULES, NestModule
 from nest_ssl.train.optim import build_optimizer
@@ -128,12 +129,12 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Each step's way through the decoder."""
     monkeypatch.setattr(counted_tokens, "SMALLEST", 0)
     seen: list[str] = []
-    counted, opened = counted_tokens.CountedLogits.apply, MultiSoftmaxDecoder.forward
+    counted, opened = counted_tokens.CountedLogits.apply, torch.log_softmax
     monkeypatch.setattr(
         counted_tokens.CountedLogits, "apply", lambda *given: (seen.append("counted"), counted(*given))[1]
     )
     monkeypatch.setattr(
-        MultiSoftmaxDecoder, "forward", lambda self, **given: (seen.append("open"), opened(self, **given))[1]
+        torch, "log_softmax", lambda x, dim: (seen.append("open") if x.dim() > 3 else None, opened(x, dim))[1]
     )
     return seen
 
@@ -162,6 +163,29 @@ def test_a_forward_of_ones_own_is_taken(ways: list[str]) -> None:
 
     stepped(built({NEST: Own}, "model.masking.mask_prob=0.05"))
     assert calls == [1] and ways == ["open"]
+
+
+@pytest.mark.parametrize("modules", [MODULES, FAST_MODULES])
+@pytest.mark.parametrize("name", ["forward", "predict", "signals", "decoder"])
+def test_what_was_changed_in_a_class_or_on_an_object_is_called(
+    name: str, modules: dict[str, Any], ways: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for on_an_object in (False, True):
+        module, calls = built(modules, "model.masking.mask_prob=0.05"), []
+        changed: Any = module.decoder if name == "decoder" else module
+        kind = MultiSoftmaxDecoder if name == "decoder" else NestModule if name == "signals" else NestModel
+        method = "forward" if name == "decoder" else name
+        own = getattr(changed if on_an_object else kind, method)
+
+        def counted(*given: Any, calls: list[int] = calls, own: Any = own, **named: Any) -> Any:
+            calls.append(1)
+            return own(*given, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(changed if on_an_object else kind, method, counted)
+            stepped(module)
+        assert calls == [1] and ways == ["open"]
+        ways.clear()
 
 
 def test_validation_and_batches_without_a_masked_token_are_open(ways: list[str]) -> None:

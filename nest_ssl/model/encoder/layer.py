@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nest_ssl.config.parts import Encoder
 from nest_ssl.kernels.dropout import Dropout
 from nest_ssl.model.encoder.attention import RelPositionMultiHeadAttention
-from nest_ssl.model.encoder.fused.choice import is_fusable
+from nest_ssl.model.encoder.fused.choice import Methods, is_fusable
 from nest_ssl.model.encoder.fused.layer import fused_layer
 from nest_ssl.model.encoder.kinds import attention_of, conv_norm_of
 
@@ -126,11 +126,16 @@ class ConformerLayer(nn.Module):
         """Whether it has the paper's modules, each of its own class to the last, and its input to itself.
 
         Of this kind alone are fused ones. A layer that was changed in Python, as by an adapter in place of a linear
-        layer, is of another.
+        layer, or by another forward in the class of one, is of another.
         """
+        if not _METHODS.are_as_imported():
+            return False
         paths = ((path.rpartition(".")[2], module) for path, module in self.named_modules() if path)
         if any(type(module) is not _PAPERS.get(name) for name, module in paths):
             return False
+        parts = self, self.feed_forward1, self.self_attn, self.feed_forward2
+        if any(part.dropout.p == 1 for part in parts):
+            return False  # it keeps nothing, and draws nothing
         norms = [module for module in self.modules() if isinstance(module, nn.LayerNorm | nn.BatchNorm1d)]
         with_weights = all(norm.weight is not None and norm.bias is not None for norm in norms)
         batch_norm = self.conv.batch_norm
@@ -176,3 +181,4 @@ _PAPERS: dict[str, type[nn.Module]] = {
     "activation": Swish,
     "dropout": Dropout,
 }
+_METHODS = Methods(*_PAPERS.values())

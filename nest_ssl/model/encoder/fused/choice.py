@@ -1,7 +1,9 @@
-"""Where the fused way may be taken: no hook looks into the layer, and it is of the one kind that is fused."""
+"""Where the fused way may be taken: no hook looks into the layer, and it is of the one kind that is fused, with the
+methods that its classes had when they were imported."""
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +16,32 @@ if TYPE_CHECKING:
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 GLOBAL_HOOKS = [f"_global{name}" for name in HOOKS]
 SMALLEST = 1 << 17  # elements of a layer's input: on fewer, what is saved is less than the branches' own Python takes
-REPLACED = frozenset({"forward", "_call_impl"})  # set on one object: somebody put something around it
+CALLS = ("__call__", "_wrapped_call_impl", "_call_impl")  # what torch comes by from a module's call to its forward
+REPLACED = {"forward", "_call_impl", "_compiled_call_impl"}  # set on one object: somebody put something around it
+
+
+class Methods:
+    """The methods of some classes of modules, and of those that they derive from, as they are when this is made: when
+    the classes are imported. Where a module's forward is not called, it is one of these that is left out.
+
+    Args:
+        kinds: the classes.
+        names: of the methods; all if there are none.
+    """
+
+    def __init__(self, *kinds: type[nn.Module], names: tuple[str, ...] = ()) -> None:
+        own: dict[tuple[type, str], object] = {(nn.Module, name): vars(nn.Module)[name] for name in CALLS}
+        for kind in kinds:
+            bases = [base for base in kind.__mro__ if base not in nn.Module.__mro__]
+            methods = {name for base in bases for name, value in vars(base).items() if isinstance(value, FunctionType)}
+            chosen = names or [name for name in methods if not name.startswith("__")]
+            own |= {(base, name): vars(base).get(name) for base in bases for name in chosen}
+            REPLACED.update(chosen)  # they count where they are set on one object, too
+        self._own = [(vars(base), name, method) for (base, name), method in own.items()]
+
+    def are_as_imported(self) -> bool:
+        """Whether none of them has another in its place."""
+        return all(space.get(name) is method for space, name, method in self._own)
 
 
 def is_watched(module: nn.Module, itself: bool = True) -> bool:
@@ -30,9 +57,12 @@ def is_watched(module: nn.Module, itself: bool = True) -> bool:
 
 
 def _is_replaced(module: nn.Module) -> bool:
-    """Whether another function is set on it; its own, as Lightning leaves behind under ddp, is none."""
-    given = {name: vars(module)[name] for name in REPLACED if name in vars(module)}
-    return any(getattr(value, "__func__", None) is not getattr(type(module), name) for name, value in given.items())
+    """Whether another function is set on it, or a compiled one; its own, as Lightning leaves behind under ddp, is
+    none."""
+    if REPLACED.isdisjoint(vars(module)):
+        return False
+    given = {name: value for name, value in vars(module).items() if name in REPLACED and callable(value)}
+    return any(getattr(value, "__func__", value) is not getattr(type(module), name) for name, value in given.items())
 
 
 def is_fusable(layer: ConformerLayer, x_BTD: Tensor) -> bool:
@@ -50,5 +80,6 @@ def is_fusable(layer: ConformerLayer, x_BTD: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling() or x_BTD.size(0) * x_BTD.size(1) < 2:  # batch norm refuses one frame
         return False
-    trained = all(module.training for module in layer.modules()) and all(p.requires_grad for p in layer.parameters())
+    trained = all(module.training for module in layer.modules())
+    trained = trained and all(each.requires_grad and each.is_contiguous() for each in layer.parameters())
     return trained and layer.is_of_the_paper and not is_watched(layer, itself=False)

@@ -22,18 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nest_ssl.model.encoder.fused.choice import is_watched
+from nest_ssl.model.encoder.fused.choice import Methods, is_watched
 
 CHANNELS = 16  # at a time: as many as a kernel of oneDNN takes together, so that its sums stay as they are
 FEWEST = 1 << 18  # values of features: with fewer, caches hold enough of the whole, and Python takes what parts save
+METHODS = Methods(nn.Conv2d, nn.ReLU)
 Mask = Callable[[Tensor, Tensor], Tensor]
 Lengths = Callable[[Tensor, int, int, int], Tensor]
 
 
 def is_maskable_in_place(layers: nn.Sequential) -> bool:
-    """Whether these are convolutions and ReLUs, training, and no hook sees what is between them."""
+    """Whether these are torch's convolutions and ReLUs, training, and no hook sees what is between them."""
     plain = all(type(layer) in (nn.Conv2d, nn.ReLU) for layer in layers) and isinstance(layers[-1], nn.ReLU)
-    return plain and torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_watched(layers)
+    eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return plain and eager and METHODS.are_as_imported() and not is_watched(layers)
 
 
 def masked_in_place(
