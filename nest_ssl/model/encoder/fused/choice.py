@@ -7,6 +7,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -65,6 +66,13 @@ def _is_replaced(module: nn.Module) -> bool:
     return any(getattr(value, "__func__", value) is not getattr(type(module), name) for name, value in given.items())
 
 
+def shares_gradients() -> bool:
+    """Whether gradients are added up over three ranks or more. Each is added in an order that follows from where it
+    lies among the others, and they lie in the order in which they came in the first step: a branch's come together."""
+    ranks = torch.distributed
+    return ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 2
+
+
 def is_fusable(layer: ConformerLayer, x_BTD: Tensor) -> bool:
     """Whether `fused.layer` gives what its own forward does, to the last bit, and where no hook sees it: whoever
     looks at the layer alone, as a recorder of boundaries, sees its input and output, and these are the same.
@@ -79,6 +87,8 @@ def is_fusable(layer: ConformerLayer, x_BTD: Tensor) -> bool:
     if x_BTD.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
         return False
     if torch.compiler.is_compiling() or x_BTD.size(0) * x_BTD.size(1) < 2:  # batch norm refuses one frame
+        return False
+    if shares_gradients():
         return False
     trained = all(module.training for module in layer.modules())
     trained = trained and all(each.requires_grad and each.is_contiguous() for each in layer.parameters())
