@@ -69,8 +69,9 @@ def update_in_pieces(
         numbers = Numbers(1 - rate * group["weight_decay"], beta1, beta2, correction, group["eps"], size)
         whole = (parameter, gradient, mean, square)
         flat = all(each.is_contiguous() for each in whole)
-        pieces = zip(*(torch.split(each.view(-1), CHUNK) for each in whole), strict=True) if flat else [whole]
-        update = update_by_loops if flat and beta1 > TURN and may_loop(whole) else update_piece
+        looped = flat and beta1 > TURN and may_loop(whole)
+        update, size_of_piece = (update_by_loops, max(1, parameter.numel())) if looped else (update_piece, CHUNK)
+        pieces = zip(*(torch.split(each.view(-1), size_of_piece) for each in whole), strict=True) if flat else [whole]
         for part, gradient_part, mean_part, square_part in pieces:
             update(part, gradient_part, mean_part, square_part, numbers)
 
@@ -105,23 +106,24 @@ def update_by_loops(parameter: Tensor, gradient: Tensor, mean: Tensor, square: T
     """The same with compiled loops; all are float32 on a CPU, of one dimension, dense in memory."""
     compiled = loops(MOMENTS)
     assert compiled is not None
-    mean_N, square_N = mean.numpy(), square.numpy()
-    compiled.update_moments(mean_N, square_N, gradient.numpy(), 1 - by.beta1, by.beta2, 1 - by.beta2)
-    root_N = square.sqrt().numpy()
-    compiled.update_parameter(parameter.detach().numpy(), mean_N, root_N, by.kept, by.correction, by.eps, by.size)
+    arrays = (each.detach().numpy() for each in (parameter, gradient, mean, square))
+    factors = 1 - by.beta1, by.beta2, 1 - by.beta2
+    compiled.update(*arrays, *factors, by.kept, by.correction, by.eps, by.size)
 
 
 @cache
 def loops_are_torchs() -> bool:
     """Whether the loops are at hand and round as torch does here, tried once a process: with numbers of an early and
-    of a late step, and of so many elements that torch's vectors leave a rest."""
+    of a late step, the smallest and largest squares among them, and of so many elements that torch's vectors leave a
+    rest."""
     if loops(MOMENTS) is None:
         return False
     numbers = Numbers(1 - 1e-6, 0.9, 0.98, (1 - 0.98**3) ** 0.5, 1e-8, -1e-3 / (1 - 0.9**3))
     for by in (numbers, Numbers(1.0, 0.95, 0.999, 1.0, 1e-6, -0.1)):
         draw = torch.Generator().manual_seed(1711)
         looped = torch.randn(4, 4099, generator=draw) * torch.tensor([[1.0], [1e-3], [1e-3], [1e-3]])
-        looped[3].square_()
+        looped[3].square_()[:5] = torch.tensor([0.0, 1e-44, 1e-38, 1e38, torch.finfo(torch.float32).max])
+        looped[1, :5] = 0
         plain = looped.clone()
         update_by_loops(looped[0], looped[1], looped[2], looped[3], by)
         update_piece(plain[0], plain[1], plain[2], plain[3], by)

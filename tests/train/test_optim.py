@@ -129,16 +129,37 @@ def test_loops_that_round_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch
     loops = optim.loops(optim.MOMENTS)
     assert loops is not None
 
-    def twice_rounded(mean: Any, square: Any, gradient: Any, toward: float, beta2: float, share: float) -> None:
-        mean += np.float32(toward) * (gradient - mean)
-        square[:] = square * np.float32(beta2) + np.float32(share) * gradient * gradient
+    whole = loops.update
 
-    monkeypatch.setattr(loops, "update_moments", twice_rounded)
+    def nearest_root(parameter: Any, gradient: Any, mean: Any, square: Any, *by: float) -> None:
+        before = parameter.copy()
+        whole(parameter, gradient, mean, square, *by)
+        loops.update_parameter(before, mean, np.sqrt(square), *map(np.float32, by[3:]))
+        parameter[:] = before
+
+    monkeypatch.setattr(loops, "update", nearest_root)
     optim.loops_are_torchs.cache_clear()
     try:
         assert not optim.loops_are_torchs()
     finally:
         optim.loops_are_torchs.cache_clear()
+
+
+def test_square_roots_are_those_of_torchs_library() -> None:
+    """Of each exponent, of both ends of the range, and of each place in a vector; where a processor has another library
+    the loops are not used."""
+    loops = optim.loops(optim.MOMENTS)
+    assert loops is not None
+    if not optim.loops_are_torchs():
+        pytest.skip("torch takes roots otherwise on this processor")
+    every_exponent = np.arange(0, 0x7F800001, 4099, dtype=np.uint32).view(np.float32)
+    ends = np.concatenate([np.arange(9000), 0x00800000 + np.arange(-9000, 9000), 0x7F800000 - np.arange(9000)])
+    for x in (every_exponent, ends.astype(np.uint32).view(np.float32)):
+        for size in (1, 2, 3, 5, 8, len(x)):
+            roots = np.empty(-(-size // 4) * 4, np.float32)
+            loops.square_roots(roots, x[-size:].copy())
+            torchs = torch.from_numpy(x[-size:].copy()).sqrt().numpy()
+            assert np.array_equal(roots[:size].view(np.uint32), torchs.view(np.uint32))
 
 
 def test_an_update_whose_operators_are_seen_is_torchs_own() -> None:
