@@ -35,6 +35,8 @@ def page(results: Results) -> list[Block]:
         blocks.append(Paragraph((f"{where}{part.day}{commit}, {part.seconds:.0f} s: ", Code(part.command))))
         if part.remark:
             blocks.append(Paragraph((part.remark,)))
+        if part.tried:
+            blocks.append(Paragraph((f"Not run again on {part.tried}. What stands here is of the run above.",)))
         blocks += body([row for row in part.rows if "error" not in row])
         for row in part.rows:
             if "error" in row:

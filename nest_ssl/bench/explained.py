@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from nest_ssl.base.home import ROOT
 from nest_ssl.bench.recorded import EVERYWHERE, LARGE, QUICK, TINY, Rows
-from nest_ssl.bench.trainings import PLANTED, THREADS, Bench, Training, python_path, run_logged, slug, train_all
+from nest_ssl.bench.trainings import PLANTED, Bench, Training, python_path, run_logged, slug, train_pairs
 
 ALL, SHORT = "replay,float64,floor,operators", "replay,floor,operators"
 EPS, HALVES = "layer norm's eps 1e-6 for 1e-5, in one layer", "a linear layer in two halves"
@@ -61,15 +59,11 @@ def pairs(bench: Bench) -> list[Explained]:
 
 def explain(bench: Bench) -> Rows:
     """What `nest-ssl explain` says of each pair, from evidence gathered on the device."""
-    wanted = pairs(bench)
-    failed = train_all(bench, [one for pair in wanted for one in (pair.reference, pair.candidate)])
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda pair: _explain(bench, pair, failed), wanted))
+    return train_pairs(bench, pairs(bench), _explain)
 
 
-def _explain(bench: Bench, pair: Explained, failed: Mapping[Training, str]) -> dict[str, Any]:
+def _explain(bench: Bench, pair: Explained, errors: list[str]) -> dict[str, Any]:
     sides = {"reference": pair.reference, "candidate": pair.candidate}
-    errors = [f"{one.side}: {failed[one]}" for one in sides.values() if failed.get(one)]
     row: dict[str, Any] = {"name": pair.name.removeprefix("explain "), "evidence": pair.evidence}
     row |= {"size": pair.reference.overrides[0], "planted": pair.candidate.planted}
     out = bench.folder / "reports" / slug(pair.name)
@@ -82,7 +76,7 @@ def _explain(bench: Bench, pair: Explained, failed: Mapping[Training, str]) -> d
             words = ["env", f"PYTHONPATH={python_path()}", bench.sides[one.side].python]
             words += [*PLANTED, one.planted] if one.planted else []
             command += [f"--{side}", str(out / side), f"--{side}-python", shlex.join(words)]
-        with bench.slots:
+        with bench.slots.taken(bench.place, begins=False):
             errors = [run_logged([*command, "--out", str(out / "report")], out / "explain.out", bench, (0, 1, 2, 4))]
     if any(errors):
         return {**row, "error": "; ".join(filter(None, errors))}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nest_ssl.bench.cpu import seconds_to_write
-from nest_ssl.bench.trainings import Bench
+from nest_ssl.bench.trainings import NO_TIME, Bench
 from nest_ssl.bench.workers import LEVELS, Worker, WorkerEnded
 
 Rows = list[dict[str, Any]]
@@ -25,19 +25,25 @@ TRAINERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "graphs": ("nest", ("numerics=fast", "cuda_graphs=true")),
 }
 FP32, BF16 = "32", "bf16-mixed"
-LEAST_S = 15  # of time left for another row
+LEAST_S = 15  # of time left for another order
 
 
 class Workers(ExitStack):
-    """One for each trainer and precision, started when first wanted and kept; a dead one is started again."""
+    """One for each trainer and precision, started when first wanted and kept; a dead one is started again.
+
+    Attributes:
+        bench: of the part that asks, whose time is meant.
+    """
 
     def __init__(self, bench: Bench) -> None:
         super().__init__()
-        self._bench = bench
+        self.bench = bench
         self._started: dict[tuple[str, str, Path | None], Worker] = {}
 
     def start(self, *wanted: tuple[str, str]) -> None:
         """Start several at once, and wait until all are ready: each takes seconds, which would disturb the others."""
+        if self.bench.seconds_left < LEAST_S:
+            return
         for worker in [self.get(side, precision) for side, precision in wanted]:
             with suppress(WorkerEnded):
                 worker.ask(do="ready")
@@ -46,12 +52,15 @@ class Workers(ExitStack):
         key = side, precision, record
         if key not in self._started:
             trainer, settings = TRAINERS[side]
-            worker = Worker(self._bench, trainer, *settings, f"trainer.precision={precision}", record=record)
+            worker = Worker(self.bench, trainer, *settings, f"trainer.precision={precision}", record=record)
             self._started[key] = self.enter_context(worker)
+        self._started[key].bench = self.bench
         return self._started[key]
 
     def ask(self, side: str, precision: str, record: Path | None = None, **order: Any) -> dict[str, Any]:
         """The answer, or what went wrong, as `error`."""
+        if self.bench.seconds_left < LEAST_S:  # a worker whose time is over is ended, and the next part may want it
+            return {"error": f"{side}: {NO_TIME}"}
         try:
             return dict(self.get(side, precision, record).ask(**order))
         except WorkerEnded as ended:
@@ -117,8 +126,6 @@ def _by_turns(bench: Bench, workers: Workers, name: str, batch: tuple[int, float
     row: dict[str, Any] = {"name": name, "batch": list(batch)}
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for side in [*sides] * (1 if flags == "free" else 2):
-        if bench.seconds_left < LEAST_S:
-            return {**row, "error": "no time was left"}
         if any("error" in answer for answer in found[side]):
             continue
         own = ("fast", True) if "numerics=fast" in TRAINERS[side][1] else (flags, tf32)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from datetime import date
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from nest_ssl.base.files import write_atomically
 from nest_ssl.bench import explained, measured, recorded
 from nest_ssl.bench.document import page
 from nest_ssl.bench.results import Machine, Part, foreign_results, load_results
-from nest_ssl.bench.trainings import Bench, machine
+from nest_ssl.bench.trainings import NO_TIME, Bench, machine
 from nest_ssl.record.provenance import describe_run
 from nest_ssl.report.render.markdown import render_markdown
 
@@ -33,10 +36,16 @@ MEASURED: dict[str, Callable[[Bench, measured.Workers], Rows]] = {
     "recorder": measured.recorder,
 }
 MAY_DIFFER = ("cpu-gpu", "explain", "repeat")
+# What each takes on an H200: where time is short, it is shared out so.
+SECONDS = {"parity": 165, "generator": 110, "resume": 135, "cpu-gpu": 65, "explain": 110, "repeat": 30, "sync": 30,
+           "speed": 130, "recorder": 90}  # fmt: skip
 
 
 def run_parts(bench: Bench, parts: Sequence[str], file: Path, document: Path) -> int:
     """Run `parts`, the recorded ones side by side, then the measured ones alone; returns the exit code.
+
+    Each has its share of the time that is left when it starts. A part that had none says so, and what it found in an
+    earlier run stays; one that fails is said, and the others go on.
 
     Args:
         file: results of earlier runs, to which these are added.
@@ -55,10 +64,12 @@ def run_parts(bench: Bench, parts: Sequence[str], file: Path, document: Path) ->
     failed = []
 
     def keep(name: str, rows: Rows, seconds: float) -> None:
-        command = f'make test-gpu ARGS="--parts {name}"'
-        results.parts[name] = Part(
-            machine=where, day=str(date.today()), seconds=round(seconds, 1), command=command, rows=rows
-        )
+        earlier, day = results.parts.get(name), str(date.today())
+        if earlier and all(row.get("error", "").endswith(NO_TIME) for row in rows):
+            earlier.tried = f"{day}: {NO_TIME}"
+        else:
+            command = f'make test-gpu ARGS="--parts {name}{bench.words}"'
+            results.parts[name] = Part(machine=where, day=day, seconds=round(seconds, 1), command=command, rows=rows)
         results.save(file)
         write_atomically(document, render_markdown(page(results)))
         wrong = faults(name, rows)
@@ -67,20 +78,41 @@ def run_parts(bench: Bench, parts: Sequence[str], file: Path, document: Path) ->
             f"gpu: {name}: {len(rows)} rows in {seconds:.0f} s" + "".join(f"\n  {line}" for line in wrong), flush=True
         )
 
-    def timed(part: Callable[..., Rows], *arguments: Any) -> tuple[Rows, float]:
-        started = time.perf_counter()
-        return part(bench, *arguments), time.perf_counter() - started
-
+    beside, alone = ([name for name in dict.fromkeys(parts) if name in kind] for kind in (RECORDED, MEASURED))
     with ThreadPoolExecutor(len(RECORDED)) as pool:
-        running = {pool.submit(timed, RECORDED[name]): name for name in RECORDED if name in parts}
+        own = share(bench, beside, alone)
+        running = {
+            pool.submit(timed, name, RECORDED[name], replace(own, place=place)): name
+            for place, name in enumerate(beside)
+        }
         for done in as_completed(running):
             keep(running[done], *done.result())
             for recording in bench.folder.glob(f"{running[done]}*/*/"):  # gigabytes; the logs stay
                 shutil.rmtree(recording, ignore_errors=True)
     with measured.Workers(bench) as workers:
-        for name in [name for name in MEASURED if name in parts]:
-            keep(name, *timed(MEASURED[name], workers))
+        for number, name in enumerate(alone):
+            workers.bench = share(bench, [name], alone[number + 1 :])
+            keep(name, *timed(name, MEASURED[name], workers.bench, workers))
     return bool(failed)
+
+
+def timed(name: str, part: Callable[..., Rows], own: Bench, *arguments: Any) -> tuple[Rows, float]:
+    """The rows of a part and its seconds; where it fails, a row that says so."""
+    started = time.perf_counter()
+    try:
+        rows = part(own, *arguments)
+    except Exception as error:  # noqa: BLE001  (a part's, and not the others')
+        traceback.print_exc()
+        rows = [{"name": name, "error": f"{type(error).__name__}: {error}"}]
+    return rows, time.perf_counter() - started
+
+
+def share(bench: Bench, parts: Sequence[str], later: Sequence[str]) -> Bench:
+    """The bench for as long as `parts` may take of the time that is left to them and the `later` ones."""
+    own, others = (sum(SECONDS[name] for name in names) for names in (parts, later))
+    if isinf(bench.deadline) or not others:
+        return bench
+    return replace(bench, deadline=time.monotonic() + bench.seconds_left * own / (own + others))
 
 
 def faults(name: str, rows: Rows) -> list[str]:

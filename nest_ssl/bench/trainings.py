@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any
+from threading import Condition
+from typing import Any, Protocol, TypeVar
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.home import ROOT
 
 THREADS = 32  # that wait for a slot
+NO_TIME = "no time was left"
+GRACE = 10  # seconds that a process has to end what it started, when its time is over
 PLANTED = ["-m", "nest_ssl.selftest.planted"]
 NO_WORKERS = ("model.train_ds.num_workers=0", "model.validation_ds.num_workers=0")
 
@@ -28,6 +32,37 @@ class Side:
 
     python: str
     script: str
+
+
+class Slots:
+    """Places for so many processes. The first part goes first, and in it what completes a row before another training:
+    when time is over some rows are whole, and not all rows half."""
+
+    def __init__(self, number: int) -> None:
+        self._free, self._changed, self._asked = number, Condition(), count()
+        self._waiting: set[tuple[int, bool, int]] = set()
+
+    @contextmanager
+    def taken(self, place: int, begins: bool) -> Iterator[None]:
+        """A place, when it is free and none that waits comes first.
+
+        Args:
+            place: of the part among all.
+            begins: whether more has to follow before there is a row.
+        """
+        own = place, begins, next(self._asked)
+        with self._changed:
+            self._waiting.add(own)
+            self._changed.wait_for(lambda: self._free > 0 and own == min(self._waiting))
+            self._waiting.remove(own)
+            self._free -= 1
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += 1
+                self._changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -42,6 +77,8 @@ class Bench:
         batches: (utterances, seconds of each) that are timed; the first is also looked into.
         slots: a place for each training that may run; large ones want some 6 GB of memory and 5 GB of the card's.
         deadline: when everything ends, on `time.monotonic`'s clock.
+        place: of the part that is given this among all: the first is served first.
+        quick: whether every part only shows that it runs: fewer steps, fewer times.
     """
 
     sides: Mapping[str, Side]
@@ -49,12 +86,19 @@ class Bench:
     size: str
     folder: Path
     batches: tuple[tuple[int, float], ...] = ((8, 16.0), (32, 16.0))
-    slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(2))
+    slots: Slots = field(default_factory=lambda: Slots(2))
     deadline: float = float("inf")
+    place: int = 0
+    quick: bool = False
 
     @property
     def seconds_left(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def words(self) -> str:
+        """What its command says of it."""
+        return (" --device cpu" if self.accelerator == "cpu" else "") + (" --quick" if self.quick else "")
 
 
 @dataclass(frozen=True)
@@ -76,37 +120,70 @@ def slug(name: str) -> str:
     return name.replace(",", "").replace(" ", "-")
 
 
-def train_all(bench: Bench, trainings: Iterable[Training]) -> dict[Training, str]:
-    """Run them side by side; what went wrong by training, empty where nothing did."""
-    wanted = list(dict.fromkeys(trainings))
-    with ThreadPoolExecutor(THREADS) as pool:
-        return dict(zip(wanted, pool.map(lambda one: _train(bench, one), wanted), strict=True))
+class Compared(Protocol):
+    """Two trainings of which a row says something."""
+
+    @property
+    def reference(self) -> Training: ...
+
+    @property
+    def candidate(self) -> Training: ...
 
 
-def _train(bench: Bench, training: Training) -> str:
+P = TypeVar("P", bound=Compared)
+Work = Callable[[Bench, P, list[str]], dict[str, Any]]
+
+
+def train_pairs(bench: Bench, pairs: Sequence[P], work: Work[P]) -> list[dict[str, Any]]:
+    """Train both sides of each, all side by side, and have its row made as soon as both are there.
+
+    Args:
+        work: makes the row, given the pair and what went wrong with its trainings.
+    """
+    with ThreadPoolExecutor(THREADS) as trainers, ThreadPoolExecutor(THREADS) as others:
+        wanted = dict.fromkeys(one for pair in pairs for one in (pair.reference, pair.candidate))
+        ended = {one: trainers.submit(train, bench, one) for one in wanted}
+
+        def row(pair: P) -> dict[str, Any]:
+            sides = [(one.side, ended[one].result()) for one in (pair.reference, pair.candidate)]
+            return work(bench, pair, [f"{side}: {error}" for side, error in sides if error])
+
+        return list(others.map(row, pairs))
+
+
+def train(bench: Bench, training: Training) -> str:
+    """Run it; returns what went wrong, nothing where nothing did."""
     folder, side = training.folder(bench), bench.sides[training.side]
     device = f"trainer.accelerator={training.accelerator or bench.accelerator}"
     interpreter = [side.python, *([*PLANTED, training.planted] if training.planted else [])]
     command = [*interpreter, str(ROOT / side.script), device, f"output_dir={folder}", "overwrite=true"]
-    with bench.slots:
+    with bench.slots.taken(bench.place, begins=True):
         return run_logged([*command, *training.overrides], folder.with_name(f"{training.side}.out"), bench)
 
 
 def run_logged(command: Sequence[str], log: Path, bench: Bench, passes: tuple[int, ...] = (0,)) -> str:
     """Run a command with its output in `log`; its last line if it ends with another code than it may."""
+    if not bench.seconds_left:
+        return NO_TIME
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output) as process,
+    ):
         try:
-            environment = {**os.environ, "PYTHONPATH": python_path()}
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=output, timeout=bench.seconds_left
-            )
+            code = process.wait(min(bench.seconds_left, 10**6))
         except subprocess.TimeoutExpired:
-            return "no time was left"
-    if done.returncode in passes:
+            process.terminate()  # and not killed: what it started would go on beside what is measured next
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+            return NO_TIME
+        finally:
+            process.kill()
+    if code in passes:
         return ""
     lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-    return f"exit code {done.returncode}: {lines[-1][:300]}"
+    return f"exit code {code}: {lines[-1][:300]}"
 
 
 def python_path() -> str:
@@ -123,20 +200,14 @@ class Pair:
     candidate: Training
 
 
-def compare_all(bench: Bench, pairs: Sequence[Pair], failed: Mapping[Training, str]) -> list[dict[str, Any]]:
-    """A row for each pair: see `row_of`; or what went wrong, as `error`."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda pair: _compare(bench, pair, failed), pairs))
-
-
-def _compare(bench: Bench, pair: Pair, failed: Mapping[Training, str]) -> dict[str, Any]:
+def compare(bench: Bench, pair: Pair, errors: list[str]) -> dict[str, Any]:
+    """The row of a pair whose trainings have ended, with these errors: see `row_of`; or what went wrong, as `error`."""
     sides = (pair.reference, pair.candidate)
-    errors = [f"{training.side}: {failed[training]}" for training in sides if failed.get(training)]
     out = bench.folder / "reports" / slug(pair.name)
     if not errors:
         folders = ["--reference", str(sides[0].folder(bench)), "--candidate", str(sides[1].folder(bench))]
         command = [bench.sides["nest"].python, str(ROOT / "scripts" / "compare_outputs.py"), *folders]
-        with bench.slots:
+        with bench.slots.taken(bench.place, begins=False):
             errors = [run_logged([*command, "--out", str(out)], out.with_suffix(".out"), bench, passes=(0, 1, 2, 4))]
     settings = " ".join(o for o in pair.candidate.overrides if o not in NO_WORKERS)
     settings = settings.replace(str(bench.folder), "WORK")

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from nest_ssl.base.home import ROOT
-from nest_ssl.bench.trainings import NO_WORKERS, Bench, python_path
+from nest_ssl.bench.trainings import NO_TIME, NO_WORKERS, Bench, python_path
 
 # Words that are no settings: without NeMo's type checks; with the C library's allocator as it comes.
 SWITCHES = NO_TYPE_CHECKS, GIVEN_BACK = "--no-type-checks", "--memory-given-back"
@@ -35,10 +35,13 @@ class Worker:
         side: `nemo` or `nest`.
         overrides: of its configuration.
         record: a folder for a recording; None where no order will ask for one.
+
+    Attributes:
+        bench: whose time is meant.
     """
 
     def __init__(self, bench: Bench, side: str, *overrides: str, record: Path | None = None) -> None:
-        self.name, self._bench = side, bench
+        self.name, self.bench = side, bench
         name = "-".join(["worker", side, *overrides, *(["recorder"] if record else [])])
         self._log = bench.folder / f"{name}.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ class Worker:
             WorkerEnded: there will be none.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        alarm = threading.Timer(min(self._bench.seconds_left, 10**6), self._process.kill)
+        alarm = threading.Timer(min(self.bench.seconds_left, 10**6), self._process.kill)
         alarm.start()
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
@@ -74,7 +77,7 @@ class Worker:
         finally:
             alarm.cancel()
         if not line:
-            raise WorkerEnded(f"{self.name}: {self._end() if self._bench.seconds_left else 'no time was left'}")
+            raise WorkerEnded(f"{self.name}: {self._end() if self.bench.seconds_left else NO_TIME}")
         answer: Mapping[str, Any] = json.loads(line)
         return answer
 

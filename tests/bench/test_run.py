@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.bench import explained, recorded
-from nest_ssl.bench.measured import TRAINERS
+from nest_ssl.bench import explained, recorded, run
+from nest_ssl.bench.measured import TRAINERS, Workers
 from nest_ssl.bench.parts import PARTS
-from nest_ssl.bench.run import run_parts
-from nest_ssl.bench.trainings import Bench, Side
+from nest_ssl.bench.results import load_results
+from nest_ssl.bench.run import MEASURED, RECORDED, SECONDS, run_parts, share
+from nest_ssl.bench.trainings import NO_TIME, Bench, Side
 from nest_ssl.cli.gpu import main
 from nest_ssl.selftest.cases import places, read_catalogue
 from tests.test_planted_faults import STARTS
@@ -54,6 +58,65 @@ def test_what_is_planted_is_in_the_catalogue_and_expected_as_there(bench: Bench)
     for pair in planted:
         case = cases[pair.candidate.planted]
         assert (pair.verdict, places(pair.born)) == (case.verdict, places(case.born))
+
+
+def test_time_is_shared_among_the_parts_that_are_to_come(bench: Bench) -> None:
+    assert SECONDS.keys() == {*RECORDED, *MEASURED}
+    assert share(bench, ["parity"], ["speed"]).deadline == float("inf")
+    soon = replace(bench, deadline=time.monotonic() + 295)
+    assert 160 < share(soon, ["parity"], ["speed"]).seconds_left <= 165
+    assert share(soon, ["speed"], []) == soon
+
+
+def test_parts_that_fail_or_have_no_time_are_said_and_the_others_are_kept(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, page, found = tmp_path / "gpu.json", tmp_path / "gpu.md", iter(range(9))
+    drawn = {"generator": "torch_cpu", "same": True, "parted": None, "kinds": {}}
+
+    def generator(bench: Bench) -> list[dict[str, Any]]:
+        calls = next(found)
+        return [{"name": "one", **drawn, "calls": [calls + 1] * 2} if calls < 1 else {"name": "one", "error": NO_TIME}]
+
+    def broken(bench: Bench) -> list[dict[str, Any]]:
+        raise KeyError("rungs")
+
+    monkeypatch.setitem(run.RECORDED, "generator", generator)
+    monkeypatch.setitem(run.RECORDED, "resume", broken)
+    late = replace(bench, deadline=time.monotonic() + 10)
+    assert run_parts(late, ["generator", "resume", "sync"], file, page) == 1
+    said = capsys.readouterr().out
+    assert "generator: 1 rows" in said and "resume: KeyError: 'rungs'" in said and f"one step: nest: {NO_TIME}" in said
+    assert run_parts(late, ["generator"], file, page) == 1
+    parts = load_results(file).parts
+    assert parts["generator"].rows[0]["calls"] == [1, 1] and parts["generator"].tried.endswith(NO_TIME)
+    assert all(row["error"].endswith(NO_TIME) for row in parts["sync"].rows) and not parts["resume"].tried
+    text = page.read_text()
+    assert f"{NO_TIME}. What stands here is of the run above." in text and "not had (KeyError: 'rungs')" in text
+    assert 'make test-gpu ARGS="--parts sync --device cpu"' in text
+
+
+def test_a_part_that_has_little_time_left_asks_for_nothing(bench: Bench) -> None:
+    with Workers(replace(bench, deadline=time.monotonic() + 10)) as workers:
+        workers.start(("nest", "32"))
+        assert workers.ask("nest", "32", do="limits") == {"error": f"nest: {NO_TIME}"}
+    assert not list(bench.folder.glob("worker*"))
+
+
+@pytest.mark.parametrize("words", [(), ("--size", "small", "--batches", "4x3", "--results", "{}/x.json")])
+def test_a_dry_run_is_of_the_tiny_model_and_leaves_the_results_of_a_gpu(
+    words: tuple[str, ...], python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(run, "run_parts", lambda *arguments: given.extend(arguments) or 0)
+    monkeypatch.setattr("nest_ssl.cli.gpu.WORK", tmp_path)
+    arguments = ["--device", "cpu", "--quick", "--nemo-python", python, "--nest-script", "tests/replayed.py"]
+    assert main([*arguments, *(word.format(tmp_path) for word in words)]) == 0
+    bench, _, file, page = given
+    assert (bench.size, bench.batches) == (("small", ((4, 3.0),)) if words else ("tiny", ((2, 2.0),)))
+    assert file == (tmp_path / "x.json" if words else tmp_path / "outputs" / "gpu.json")
+    assert page == tmp_path / "outputs" / "gpu.md" and bench.quick and bench.sides["nest"].script == "tests/replayed.py"
+    assert recorded._filled(bench, "{size}, {long}, {last}") == f"{bench.size}, 6, 5"
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,20 @@ import pytest
 from nest_ssl.base.errors import UserError
 from nest_ssl.bench import recorded
 from nest_ssl.bench.run import faults
-from nest_ssl.bench.trainings import Bench, Pair, Side, Training, compare_all, refuse_without_gpu, row_of, train_all
+from nest_ssl.bench.trainings import (
+    NO_TIME,
+    Bench,
+    Pair,
+    Side,
+    Slots,
+    Training,
+    compare,
+    refuse_without_gpu,
+    row_of,
+    run_logged,
+    train,
+    train_pairs,
+)
 from nest_ssl.bench.workers import GIVEN_BACK, Worker, WorkerEnded
 
 
@@ -27,23 +40,65 @@ def bench(tmp_path: Path, python: str) -> Bench:
     script.write_text("import sys, time\nprint('last words', *sys.argv[1:])\n"
                       "time.sleep(20 * ('sleep=1' in sys.argv))\nsys.exit('fail=1' in sys.argv)\n")  # fmt: skip
     side = Side(python, str(script))
-    return Bench({"nemo": side, "nest": side}, "gpu", "tiny", tmp_path, slots=threading.Semaphore(3))
+    return Bench({"nemo": side, "nest": side}, "gpu", "tiny", tmp_path, slots=Slots(3))
 
 
 def test_a_training_that_fails_is_said_with_its_last_line(bench: Bench) -> None:
     good, bad = Training("a", "nemo", ("size=tiny",)), Training("a", "nest", ("fail=1",))
-    failed = train_all(bench, [good, bad])
-    assert failed[good] == "" and "exit code 1: last words trainer.accelerator=gpu" in failed[bad]
-    assert "fail=1" in failed[bad] and f"output_dir={bench.folder / 'a' / 'nest'}" in failed[bad]
-    (row,) = compare_all(bench, [Pair("both", good, bad)], failed)
+    failed = train(bench, bad)
+    assert train(bench, good) == "" and "exit code 1: last words trainer.accelerator=gpu" in failed
+    assert "fail=1" in failed and f"output_dir={bench.folder / 'a' / 'nest'}" in failed
+    (row,) = train_pairs(bench, [Pair("both", good, bad)], compare)
     assert row["name"] == "both" and row["error"].startswith("nest: exit code 1")
+
+
+def test_a_row_is_made_as_soon_as_its_two_trainings_are_there(bench: Bench) -> None:
+    """And before the next training begins: where time is over then, the first rows are whole."""
+    one = Bench(bench.sides, "gpu", "tiny", bench.folder, slots=Slots(1))
+    pairs = [Pair(str(i), *(Training(f"{i}", side, ()) for side in ("nemo", "nest"))) for i in range(3)]
+    made: list[tuple[str, int]] = []
+
+    def row(bench: Bench, pair: Pair, errors: list[str]) -> dict[str, Any]:
+        with bench.slots.taken(bench.place, begins=False):
+            made.append((pair.name, len(list(bench.folder.glob("*/*.out")))))
+        return {"name": pair.name, "errors": errors}
+
+    assert train_pairs(one, pairs, row) == [{"name": str(i), "errors": []} for i in range(3)]
+    assert [name for name, _ in made] == ["0", "1", "2"] and made[0][1] <= 3 and made[1][1] <= 5
+
+
+def test_the_first_part_is_served_first() -> None:
+    slots, order = Slots(1), []
+
+    def take(place: int, begins: bool) -> None:
+        with slots.taken(place, begins):
+            order.append((place, begins))
+
+    with ThreadPoolExecutor(4) as pool, slots.taken(0, True):
+        for number, wish in enumerate([(1, False), (0, True), (1, True), (0, False)], start=1):
+            pool.submit(take, *wish)
+            while len(slots._waiting) < number:
+                time.sleep(0.01)
+    assert order == [(0, False), (0, True), (1, False), (1, True)]
+
+
+def test_what_a_process_started_ends_with_it(bench: Bench) -> None:
+    """As explain's trainers do: it is asked to end, and ends them; what asks for more time than it has is killed."""
+    mark = bench.folder / "ended"
+    asked = f"""import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(mark)!r}).touch(), sys.exit(1)))
+time.sleep(60)"""
+    late = Bench(bench.sides, "gpu", "tiny", bench.folder, deadline=time.monotonic() + 2)
+    assert run_logged([sys.executable, "-c", asked], bench.folder / "x.out", late) == NO_TIME and mark.exists()
+    assert run_logged([sys.executable, "-c", asked], bench.folder / "never.out", late) == NO_TIME
+    assert not (bench.folder / "never.out").exists()
 
 
 def test_time_that_is_up_ends_a_training(bench: Bench) -> None:
     slow = Training("slow", "nest", ("sleep=1",), accelerator="cpu")
     late = Bench(bench.sides, "gpu", "tiny", bench.folder, deadline=time.monotonic() + 0.5)
     started = time.monotonic()
-    assert train_all(late, [slow]) == {slow: "no time was left"}
+    assert train(late, slow) == NO_TIME
     assert time.monotonic() - started < 10
 
 
