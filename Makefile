@@ -38,6 +38,7 @@ endif
 endif
 
 # DEFAULT_NEMO: the release that is meant where none is named. Everything that needs it reads it there.
+$(if $(wildcard docker/.env),,$(error this is another folder than the bundle's. Use make -C $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST))))))
 include docker/.env
 releases := $(patsubst docker/locks/nemo-%.in,%,$(wildcard docker/locks/nemo-*.in))
 
@@ -101,6 +102,14 @@ $(if $(filter-out 1,$(RANKS)),$(if $(filter track explain,$(MAKECMDGOALS))$(EXPL
 digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
 $(if $(or $(call digits,$(THREADS)),$(if $(THREADS:0%=),,zero)),$(error THREADS=$(THREADS) is no number of threads. Use 1 or more))
 $(if $(or $(call digits,$(RANKS)),$(if $(RANKS:0%=),,zero)),$(error RANKS=$(RANKS) is no number of ranks. Use 1 or more))
+
+# Here, for what another size has left in OUT is moved before a trainer sees the word. A configuration of one's own may have
+# more of them.
+of_conf = $(patsubst conf/$(2)/%.yaml,%,$(wildcard conf/$(2)/*.yaml))
+named = $(if $(filter-out $(of_conf),$($(1))),$(error no such $(1): $($(1)). Use one of: $(sort $(of_conf))))
+own_conf = $(foreach way,-config-path -cp,$(findstring $(way),$(ARGS) $(NEMO_ARGS) $(NEST_ARGS)))
+$(if $(strip $(own_conf)),,\
+    $(call named,SIZE,size)$(call named,RUN,run)$(call named,KIND,kind)$(call named,RECIPE,recipe))
 
 BIN := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 NEMO_PYTHON ?= .venv/nemo-$(NEMO_VERSION)/$(BIN)/python

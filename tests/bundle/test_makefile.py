@@ -213,6 +213,10 @@ def test_align_ends_with_explain_where_that_is_asked_for(
         (["track", "FROM_VERSION=1.0"], "no lock for this NeMo: 1.0"),
         (["align", "RUNTIME=docker", "NEMO_SOURCE=a"], "NEMO_SOURCE=a is not seen in an image. Use RUNTIME=local"),
         (["align", "NEMO_VERSION=9.9"], "no lock for this NeMo: 9.9. Use one of: 2.4.1 2.7.3 3.0.0"),
+        (["align", "SIZE=huge"], "no such SIZE: huge. Use one of: large medium small tiny xlarge xxlarge"),
+        (["align", "RUN=fast"], "no such RUN: fast. Use one of: full quick train"),
+        (["nemo", "KIND=tar"], "no such KIND: tar. Use one of: buckets concat mux plain shar tarred"),
+        (["nest", "RECIPE=w2v"], "no such RECIPE: w2v. Use one of: best-rq nest nest-128 wav2vec-bert"),
         (["test-generations", "GENERATIONS=2.7.3;ls"], "no lock for this NeMo: 2.7.3;ls."),
     ],
 )
@@ -222,6 +226,19 @@ def test_a_mistake_is_one_line_that_says_what_to_do(make: Make, fake_python: Any
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
     assert fake_python.calls == []
+
+
+def test_from_another_folder_it_says_how(root: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    command = ["make", "-f", str(root / "Makefile"), "align"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"this is another folder than the bundle's. Use make -C {root}" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["--config-path=/my/conf", "-cp /my/conf"])
+def test_a_configuration_of_your_own_may_have_other_sizes(make: Make, fake_python: Any, word: str) -> None:
+    assert make("nest", "SIZE=mine", f"ARGS={word}").returncode == 0
+    assert "size=mine" in fake_python.calls[-1]["argv"]
 
 
 @pytest.mark.parametrize("variable", "ARGS COMPARE_ARGS OUT SEED SIZE STEPS DATA TORCH BASE_IMAGE TEST_LOGS".split())
