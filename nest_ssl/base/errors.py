@@ -77,6 +77,7 @@ _FIXES = {
     errno.EPERM: ("permission denied", "Choose a folder you may write to, or change its permissions."),
     errno.EROFS: ("read-only file system", "Choose an output_dir on a writable disk."),
     errno.ENOENT: ("no such file or folder", "Check the path."),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), ("a file is where a folder has to be", "Choose another folder.")),
     errno.EMFILE: ("too many open files", "Raise the limit (ulimit -n)."),
 }
 

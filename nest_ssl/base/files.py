@@ -96,10 +96,12 @@ def lock(path: Path, what: str, where: Path | None = None) -> Iterator[None]:
 
     Raises:
         UserError: another process, or this one, holds it; names that process.
+        OSError: no file can be made there.
     """
     import filelock  # here alone: writing the practice data needs no package
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()  # of a place that takes no file, filelock says that another has it
     held = filelock.FileLock(path)
     holder = ""
     with suppress(OSError):

@@ -6,6 +6,7 @@ step, so a killed run leaves either the old recording or the new one.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -266,6 +267,9 @@ def check_target(target: Path, overwrite: bool) -> None:
         UserError: see `reserved`.
     """
     with write_errors(str(target)):
+        place = next(folder for folder in target.absolute().parents if folder.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES if place.is_dir() else errno.ENOTDIR, "")
         if not target.exists():
             return
         if not target.is_dir():

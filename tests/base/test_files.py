@@ -173,3 +173,9 @@ def test_hash_and_kind(tmp_path: Path) -> None:
     assert files.is_regular(tmp_path / "f") and files.is_regular(tmp_path / "link")
     for path in ("pipe", "zero", "none", ".", "a\0b", "a\ud800"):
         assert not files.is_regular(os.path.join(tmp_path, path))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder that takes no file, of root's either")
+def test_where_no_file_can_be_no_other_process_is_blamed() -> None:
+    with pytest.raises(FileNotFoundError), files.lock(Path("/proc/.nest.lock"), "recording"):
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def test_nothing_is_refused_and_room_is_named(tmp_path: Path, capsys: pytest.Cap
     assert doctor.main(["nest", *TINY, f"output_dir={tmp_path / 'nest'}"]) == 0
     said = lines(capsys)
     assert said["data"] == "ok 1 batches in an epoch; 1 are trained" and said["settings"].startswith("ok for NeMo 3.0")
-    assert "246,160 parameters" in said["memory"] and "for 1 recorded steps" in said["disk"]
+    assert "246,160 parameters" in said["memory"] and "for 1 recorded steps, on each side" in said["disk"]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,32 @@ def test_what_a_run_would_be_refused_for(
     assert doctor.main(["nest", *TINY, *words, f"output_dir={tmp_path / 'nest'}"]) == 3
     said = lines(capsys)
     assert said[what].startswith("refused") and text in said[what]
+
+
+def test_a_disk_has_to_hold_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = read_command_line("nest", ["size=large", "save_steps=0"])
+    for free, state in ((5e9, "note"), (7e9, "ok")):  # a side takes 3.0 GB
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: shutil._ntuple_diskusage(0, 0, free))
+        assert examined.room(cfg).state == state
+
+
+@pytest.mark.parametrize("kind", ["file", "denied"])
+def test_an_output_that_cannot_be_made_is_refused(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write anywhere: what the system answers others is planted."""
+    place = tmp_path / "there"
+    if kind == "file":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        monkeypatch.setattr(os, "access", lambda path, how: Path(path) != place)
+    assert doctor.main(["nest", *TINY, f"output_dir={place / 'new' / 'nest'}"]) == 3
+    text = {"file": "a file is where a folder has to be", "denied": "permission denied"}[kind]
+    assert lines(capsys)["output"] == f"refused {text}: {place}/new/nest. Choose " + (
+        "another folder." if kind == "file" else "a folder you may write to, or change its permissions."
+    )
+    assert kind == "denied" or place.read_text() == "mine"
 
 
 def test_too_little_memory_or_another_version_is_a_note(
