@@ -197,7 +197,7 @@ def commands(*settings: str, nemo: str = "", nest: str = "") -> list[list[str]]:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    def have(cores: int = 2, gigabytes: float | None = 14.0, threads: str = "1", gpu: bool = False) -> None:
+    def have(cores: int = 2, gigabytes: float | None = 15.0, threads: str = "1", gpu: bool = False) -> None:
         monkeypatch.setattr(side_by_side, "usable_cores", lambda: cores)
         monkeypatch.setattr(side_by_side, "free_memory", lambda: gigabytes)
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
@@ -209,13 +209,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 @pytest.mark.parametrize(
     ("has", "words", "why"),
     [
-        ({}, {}, "2 cores, and 14.0 GB of memory for 14.0. PARALLEL=0 trains one behind the other"),
+        ({}, {}, "2 cores, and 15.0 GB of memory for 15.0. PARALLEL=0 trains one behind the other"),
         ({"cores": 1}, {}, "2 cores are wanted, and 1 may be used."),
         ({"cores": 3, "threads": "2"}, {}, "4 cores are wanted, and 3 may be used."),
-        ({"gigabytes": 13.9}, {}, "14.0 GB of memory are wanted, and 13.9 GB are free."),
-        ({"gigabytes": 0}, {"nest": "size=tiny"}, "8.2 GB of memory are wanted, and 0.0 GB are free."),
-        ({"gigabytes": None}, {}, "14.0 GB of memory are wanted, and how much is free is not known here."),
-        ({"gpu": True}, {}, "2 cores, and 14.0 GB"),  # DEVICE=cpu
+        ({"gigabytes": 14.9}, {}, "15.0 GB of memory are wanted, and 14.9 GB are free."),
+        ({"gigabytes": 0}, {"nest": "size=tiny"}, "8.7 GB of memory are wanted, and 0.0 GB are free."),
+        ({"gigabytes": None}, {}, "15.0 GB of memory are wanted, and how much is free is not known here."),
+        ({"gpu": True}, {}, "2 cores, and 15.0 GB"),  # DEVICE=cpu
         ({}, {"nest": "nemo=out/nemo"}, "nemo=out/nemo is of the other's folder."),
         (
             {},
@@ -224,7 +224,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         ),
         ({}, {"nemo": f"init_from_ptl_ckpt={os.path.abspath('out/nest/x.ckpt')}"}, "init_from_ptl_ckpt="),
         ({}, {"nest": "nemo=out/../out/nemo"}, "nemo=out/../out/nemo is of the other's folder."),
-        ({}, {"nest": "nemo=2.7.3"}, "2 cores, and 14.0 GB"),
+        ({}, {"nest": "nemo=2.7.3"}, "2 cores, and 15.0 GB"),
         (
             {},
             {"nemo": "'model.train_ds.batch_size=8' x=1"},
@@ -233,7 +233,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         ({}, {"nest": "++trainer.precision=64-true"}, "what memory trainer.precision=64-true takes is not known."),
         ({}, {"nest": "model={train_ds:{num_workers:2}}"}, "what memory model={train_ds:{num_workers:2}} takes is not"),
         ({}, {"nest": "--config-path=x"}, "what memory --config-path=x takes is not known."),
-        ({}, {"nemo": "operators=true save_steps=0,1,2"}, "2 cores, and 14.0 GB"),
+        ({}, {"nemo": "operators=true save_steps=0,1,2"}, "2 cores, and 15.0 GB"),
         ({}, {"nemo": "size=huge"}, "what memory size=huge takes is not known."),
         ({}, {"nemo": "a='b"}, "a quote is not closed"),
     ],
@@ -257,9 +257,9 @@ def test_a_gpu_is_not_shared(machine: Machine, device: str, gpu: bool, refused: 
 
 
 def test_ranks_want_as_much_each(machine: Machine) -> None:
-    machine(cores=4, gigabytes=27)
-    assert decide("", commands("trainer.devices=2"))[1].startswith("28.0 GB of memory are wanted")
-    machine(cores=3, gigabytes=28)
+    machine(cores=4, gigabytes=29)
+    assert decide("", commands("trainer.devices=2"))[1].startswith("30.0 GB of memory are wanted")
+    machine(cores=3, gigabytes=30)
     assert decide("", commands("trainer.devices=2"))[1].startswith("4 cores are wanted")
 
 
@@ -267,6 +267,11 @@ def test_ranks_want_as_much_each(machine: Machine) -> None:
 def test_what_is_asked_for_is_done(machine: Machine, asked: str) -> None:
     machine(cores=1, gigabytes=0, gpu=True)
     assert decide(asked, commands(nemo="a='b")) == (asked == "1", f"PARALLEL={asked}")
+
+
+def test_what_was_measured_has_room() -> None:
+    """GB that NeMo took at large, RUN=full; a twentieth more is no surprise."""
+    assert MEMORY["large"] >= 1.05 * 7.1
 
 
 @pytest.mark.parametrize("size", MEMORY)
