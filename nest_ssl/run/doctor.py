@@ -143,9 +143,7 @@ def room(cfg: Any) -> Answer:
     place = next(path for path in (target, *target.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if steps is None:
-        return Answer(
-            "disk", "note", f"about {size(step)} for each of all steps, on each side; {size(free)} are free at {place}"
-        )
+        return Answer("disk", "note", f"about {size(step)} a step, on each side; {size(free)} are free at {place}")
     needed = step * len(steps) + 4 * parameters
     state: State = "ok" if 2 * needed < free else "note"
     text = f"about {size(needed)} for {len(steps)} recorded steps, on each side; {size(free)} are free at {place}"
