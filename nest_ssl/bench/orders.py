@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import soundfile
@@ -30,6 +31,7 @@ from nest_ssl.base.nested import tensors
 from nest_ssl.base.rng import generator_states, restore_generators
 from nest_ssl.bench.parts import times_of_parts
 from nest_ssl.data.batch import AudioNoiseBatch
+from nest_ssl.recording.writer import THREADS
 
 RATE = 16_000
 Step = Callable[[AudioNoiseBatch, int], Any]
@@ -204,12 +206,12 @@ def synchronisations(
 
 @contextmanager
 def warnings_by_place(operators: set[str]) -> Iterator[Counter[str]]:
-    """Count torch's warnings by the line of a trainer's code that they come from."""
+    """Count torch's warnings by the line of a trainer's code that they come from; a recorder's own threads may wait."""
     places: Counter[str] = Counter()
 
     def seen(message: Warning | str, *_: Any, **__: Any) -> None:
         text = str(message)
-        if SYNCHRONISES in text:
+        if SYNCHRONISES in text and not current_thread().name.startswith(THREADS):
             places[place_in_trainer()] += 1
         elif NOT_REPEATABLE in text:
             operators.add(text.partition(NOT_REPEATABLE)[0].strip())

@@ -27,19 +27,19 @@ GRAPHS = "cuda_graphs=true"
 ONE_SHAPE = ("model.train_ds.batch_size=10", "batches=10", "save_steps=9", "trainer.check_val_every_n_epoch=100")
 LONG = ("batches={long}", "save_steps=0,{last}", "trainer.check_val_every_n_epoch=100")
 PARITY: dict[str, tuple[str, ...]] = {
-    "large, quick, 2 steps": (LARGE, *QUICK, "batches=2", "save_steps=1"),
-    "large, full, 2 steps": (LARGE, *FULL, "batches=2", "save_steps=1"),
-    "large, full, bf16-mixed, 2 steps": (LARGE, *FULL, *BF16, "batches=2", "save_steps=1"),
+    "{size}, quick, 2 steps": (LARGE, *QUICK, "batches=2", "save_steps=1"),
+    "{size}, full, 2 steps": (LARGE, *FULL, "batches=2", "save_steps=1"),
+    "{size}, full, bf16-mixed, 2 steps": (LARGE, *FULL, *BF16, "batches=2", "save_steps=1"),
     "tiny, quick, 3 steps": (TINY, *QUICK, "batches=3", "save_steps=0,1,2"),
     "tiny, full, {long} steps": (TINY, *FULL, *LONG),
     "tiny, full, bf16-mixed, {long} steps": (TINY, *FULL, *BF16, *LONG),
     # With the port's encoder replayed from the third batch of a shape on (NeMo takes no notice of the setting). The
     # last step is recorded, and so runs without graphs: its bits are NeMo's if those of all steps before it were.
-    "large, full, 10 steps, graphs": (LARGE, *FULL, *ONE_SHAPE, "record=boundaries", GRAPHS),
-    "large, full, bf16-mixed, 10 steps, graphs": (LARGE, *FULL, *BF16, *ONE_SHAPE, "record=boundaries", GRAPHS),
+    "{size}, full, 10 steps, graphs": (LARGE, *FULL, *ONE_SHAPE, "record=boundaries", GRAPHS),
+    "{size}, full, bf16-mixed, 10 steps, graphs": (LARGE, *FULL, *BF16, *ONE_SHAPE, "record=boundaries", GRAPHS),
     "tiny, full, {long} steps, graphs": (TINY, *FULL, *LONG, GRAPHS),
 }
-AGAIN = "large, quick, 2 steps"  # the one that each trainer also does a second time
+AGAIN = "{size}, quick, 2 steps"  # the one that each trainer also does a second time
 
 
 def parity(bench: Bench) -> Rows:
@@ -49,9 +49,10 @@ def parity(bench: Bench) -> Rows:
     pairs = [Pair(_filled(bench, name), *_both(bench, f"parity {name}", settings)) for name, settings in wanted.items()]
     if AGAIN in PARITY:
         again = _both(bench, "parity again", PARITY[AGAIN])
-        first = next(pair for pair in pairs if pair.name == AGAIN)
+        name = _filled(bench, AGAIN)
+        first = next(pair for pair in pairs if pair.name == name)
         for one, other in zip((first.reference, first.candidate), again, strict=True):
-            pairs.append(Pair(f"{AGAIN}, {one.side} again", one, other))
+            pairs.append(Pair(f"{name}, {one.side} again", one, other))
     rows = train_pairs(bench, pairs, compare)
     for pair, row in zip(pairs, rows, strict=True):
         if GRAPHS in pair.candidate.overrides and "error" not in row:

@@ -169,8 +169,8 @@ class Session(AbstractContextManager["Session"]):
             self.writer.keep_up()  # of no more than two steps there is anything in memory
             started_with = to_builtins(live, lambda tensor: Copies().copy(tensor))
             self._step = Step(place, self._draws, calls, update, live, started_with)
-            started = weights(self._model).items()
-            self._save(files.STEP_START, lambda: changes(started, self.writer.folder, last))
+            started, out = weights(self._model), self.writer.folder
+            self._save(files.STEP_START, lambda: self._compared(started, lambda own: changes(own.items(), out, last)))
             now = modes(self._model)
             self._step.training = {name: mode for name, mode in now.items() if self._modes.get(name) != mode}
             self._step.boundary("batch_ready", "training_step")
@@ -219,16 +219,8 @@ class Session(AbstractContextManager["Session"]):
             of_backward = kept if at_hand or not kept else load_tensors(folder / name, mapped=True)
             return applied({n: None if g is None else g.cpu() for n, g in found.items()}, of_backward or {})
 
-        def behind(found: dict[str, Any], compared: Callable[[dict[str, Any]], Any]) -> Any:
-            """On a CPU comparing at once costs less than copying, and little has changed; a device is not waited for,
-            and what it holds is compared with what is on the disk by then."""
-            if not self._remote:
-                return compared(found)
-            own = self._own(found)
-            return lambda: compared(own)
-
-        self._save(files.OPTIMIZER_START, lambda: behind(optimizer_state(root, optimizer), started))
-        self._save(files.APPLIED_GRADIENTS, lambda: behind(gradients(root), used))
+        self._save(files.OPTIMIZER_START, lambda: self._compared(optimizer_state(root, optimizer), started))
+        self._save(files.APPLIED_GRADIENTS, lambda: self._compared(gradients(root), used))
 
     def step_done(
         self,
@@ -368,6 +360,14 @@ class Session(AbstractContextManager["Session"]):
         value = make()
         value = value if owned or callable(value) else self._own(value)
         self.writer.save_tensors(f"{files.step_folder(self._number)}/{name}", value, owned or self._behind)
+
+    def _compared(self, found: dict[str, Any], compared: Callable[[dict[str, Any]], Any]) -> Any:
+        """On a CPU comparing at once costs less than copying, and little has changed; a device is not waited for, and
+        what it holds is compared with what is on the disk by then."""
+        if not self._remote:
+            return compared(found)
+        own = self._own(found)
+        return lambda: compared(own)
 
     def _own(self, value: Any) -> Any:
         """What may be written behind training: what lies on the CPU (an optimizer counts its steps there, wherever the

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from nest_ssl.base.nested import tensors, to_builtins
 from nest_ssl.base.rng import rng_digests
 from nest_ssl.record.observers.calls import CallObserver
-from nest_ssl.record.observers.copies import unlike
+from nest_ssl.record.observers.copies import Answer, unlike
 from nest_ssl.record.observers.draws import DrawObserver
 from nest_ssl.record.observers.memory import shared_memory
 from nest_ssl.record.observers.operators import OperatorObserver
@@ -38,7 +38,7 @@ class Step:
     loss: torch.Tensor | None = None
     loss_hook: RemovableHandle | None = None
     shared: list[list[str]] = field(default_factory=list)
-    edited: dict[str, torch.Tensor] = field(default_factory=dict)  # of each field of the batch, whether it was
+    edited: dict[str, Answer] = field(default_factory=dict)  # of each field of the batch, whether it was
     gradients_before: dict[str, str | None] | None = None
     gradients: dict[str, torch.Tensor | None] | None = None
     operators: OperatorObserver | None = None
@@ -54,7 +54,7 @@ class Step:
         """The forward is done: which fields of the batch it has edited, and which of them are one memory."""
         live = dict(tensors(self.live_batch))
         self.shared = shared_memory(live.items())
-        self.edited = {path: unlike(live[path], kept) for path, kept in tensors(self.batch)}
+        self.edited = {path: Answer(unlike(live[path], kept).reshape(1)) for path, kept in tensors(self.batch)}
         self.live_batch = None
 
     def backward_begins(self) -> None:
@@ -73,7 +73,7 @@ class Step:
 
     def facts(self) -> dict[str, Any]:
         """What `StepFacts` holds, besides schedules."""
-        edited = [path for path, differs in self.edited.items() if differs]
+        edited = [path for path, differs in self.edited.items() if differs.wait() == [True]]
         return {**{n: getattr(self, n) for n in ("training", "gradients_before", "shared")}, "edited": edited}
 
 

@@ -31,6 +31,7 @@ from nest_ssl.recording.saving import after_what_is_queued, save
 from nest_ssl.recording.spill import Digests, Spill
 from nest_ssl.recording.tensors import describe_tensor, storable, tensor_digest
 
+THREADS = "recording-"  # what the names of a writer's threads begin with
 HASHERS = min(8, os.cpu_count() or 1)  # threads that hash what is written
 R = TypeVar("R")
 TOGETHER = 1 << 22  # bytes of tensors that are hashed in one go: handing over each small one would take longer
@@ -57,9 +58,9 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         self.target, self.rank = Path(target).absolute(), rank
         with ExitStack() as held:
             self.folder = held.enter_context(reserved(self.target, overwrite))
-            self._hasher = ThreadPoolExecutor(HASHERS, thread_name_prefix="recording-hash")
+            self._hasher = ThreadPoolExecutor(HASHERS, thread_name_prefix=f"{THREADS}hash")
             held.callback(self._hasher.shutdown, cancel_futures=True)
-            self._background = ThreadPoolExecutor(1, thread_name_prefix="recording-write")  # one: in the order given
+            self._background = ThreadPoolExecutor(1, thread_name_prefix=f"{THREADS}write")  # one: in the order given
             held.callback(self._background.shutdown, cancel_futures=True)
             self._held = held.pop_all()
         self._written: dict[str, Future[tuple[Tensors | None, Future[dict[str, Any]]]]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from nest_ssl.bench import orders
 from nest_ssl.bench.orders import NOT_REPEATABLE, SYNCHRONISES, Moments
 from nest_ssl.data.batch import AudioNoiseBatch
+from nest_ssl.recording.writer import THREADS
 
 CPU = torch.device("cpu")
 
@@ -86,6 +88,15 @@ def test_a_wait_is_counted_where_it_is(batch: AudioNoiseBatch) -> None:
     assert place.endswith(f"bench/test_orders.py:{line}") and count == 1 and found["backward"] == []
     model.fault = "no kernel"
     assert orders.synchronisations(model, model.training_step, batch, 0, {})["not_repeatable"] == ["sum_cuda"]
+
+
+def test_what_a_recorder_s_threads_wait_for_is_no_wait_of_training() -> None:
+    with orders.warnings_by_place(set()) as places:
+        for name in (f"{THREADS}write_0", "autograd"):
+            thread = Thread(target=lambda: warnings.warn(SYNCHRONISES, stacklevel=1), name=name)
+            thread.start()
+            thread.join()
+    assert sum(places.values()) == 1
 
 
 def test_the_arithmetic_of_a_step(batch: AudioNoiseBatch) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import pytest
 import torch
 
+from nest_ssl.record import session as session_of_steps
 from nest_ssl.record.observers.copies import Copies, same_bits
 from nest_ssl.record.session import Session
 from nest_ssl.recording.calls import Call
+from nest_ssl.recording.writer import THREADS
 from tests.record.test_levels import train
 
 
@@ -118,6 +122,11 @@ def test_a_recording_of_a_device_is_the_same_files(tmp_path: Path, monkeypatch: 
     As with torch's optimizers the numbers of steps stay on the CPU, and grow in place before they are written.
     """
     plain, _ = train(tmp_path / "plain", steps=3)
+    threads: set[str] = set()
+    for name in ("changes", "applied"):  # read what lies on the device: training does not wait for it
+        made = getattr(session_of_steps, name)
+        noted = functools.partial(lambda made, *given: threads.add(current_thread().name) or made(*given), made)
+        monkeypatch.setattr(session_of_steps, name, noted)
     monkeypatch.setattr("nest_ssl.record.observers.copies.remote", lambda tensor: tensor.dim() > 0)
     monkeypatch.setattr("nest_ssl.record.observers.copies.room", lambda device: 1 << 30)
     monkeypatch.setattr("nest_ssl.recording.writer.after_what_is_queued", lambda job: lambda: time.sleep(0.03) or job())
@@ -129,6 +138,7 @@ def test_a_recording_of_a_device_is_the_same_files(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Session, "begin", begin_behind)
     behind, _ = train(tmp_path / "behind", steps=3)
+    assert len(threads) == 1 and threads.pop().startswith(THREADS)
     assert list(plain.index.files) == list(behind.index.files) and plain.index.tensors == behind.index.tensors
     steps = [name for name in plain.index.files if name.endswith((".pt", ".pkl"))]
     assert len(steps) > 30 and all(plain.index.files[n].sha256 == behind.index.files[n].sha256 for n in steps)
