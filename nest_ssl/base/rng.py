@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import random
+import threading
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -125,8 +126,8 @@ def words_between(generator: str, before: State, after: State) -> int | None:
     moved = position - old_position
     if old_words == words:
         return moved if moved >= 0 else None
-    wanted = _at(_TARGET, words, 0).random_raw(BLOCK)
-    walker, walked = _at(_WALKER, old_words, BLOCK), 0
+    wanted = _at(_WALKERS.target, words, 0).random_raw(BLOCK)
+    walker, walked = _at(_WALKERS.walker, old_words, BLOCK), 0
     while walked < MOST // BLOCK:
         rows = min(walked + 4, 64)  # small steps first: most stages draw little
         blocks = walker.random_raw(rows * BLOCK).reshape(rows, BLOCK)
@@ -149,8 +150,14 @@ def _twister(generator: str, state: State) -> Twister:
     return keys.tobytes(), BLOCK if left == 1 else position  # one left: used up, the next draw makes a new block first
 
 
-# NumPy's bit generators make the same words as the other two; making one takes longer than most counts do.
-_WALKER, _TARGET = np.random.MT19937(0), np.random.MT19937(0)
+class _Walkers(threading.local):
+    """NumPy's bit generators make the same words as the other two; making one takes longer than most counts do."""
+
+    def __init__(self) -> None:
+        self.walker, self.target = np.random.MT19937(0), np.random.MT19937(0)
+
+
+_WALKERS = _Walkers()
 
 
 def _at(generator: np.random.MT19937, keys: bytes, position: int) -> np.random.MT19937:

@@ -103,7 +103,7 @@ class Session(AbstractContextManager["Session"]):
         """Note the generators' states at a moment before the steps."""
         self._index["rng"][moment] = rng_digests()
         if self._before_steps is None:
-            self._before_steps = DrawObserver(moment)
+            self._before_steps = DrawObserver(moment, self.writer.beside)
         self._before_steps.charge(_DRAWN_BEFORE[moment])
 
     def initial_weights(self, model: nn.Module) -> None:
@@ -260,9 +260,8 @@ class Session(AbstractContextManager["Session"]):
             kept = {key: [call.as_builtins() for call in row] for key, row in rows.items()}
             self._save(files.CALLS, lambda: kept, owned=True)
             self._save(files.GENERATOR_STATES, lambda: step.draws.states, owned=True)
-            ledger = [entry.model_dump() for entry in step.draws.entries]
-            rng = {"states": step.states, "fetch": self._fetch, "loader_workers": loader_workers, "ledger": ledger}
-            self.writer.save_json(f"{folder}/{files.RNG}", rng)
+            rng = {"states": step.states, "fetch": self._fetch, "loader_workers": loader_workers}
+            self.writer.save_json(f"{folder}/{files.RNG}", lambda: {**rng, "ledger": step.draws.ledger()})
             self.writer.save_json(f"{folder}/{files.FACTS}", {**step.facts(), "schedulers": describe(schedulers)})
             number = str(self._number)
             self._index["steps"][number] = {**step.place, "optimizer_stepped": stepped, "calls": len(calls)}
@@ -335,7 +334,7 @@ class Session(AbstractContextManager["Session"]):
                 where = f"save_steps names {missing[0]}; {len(self.recorded)} of the named steps were trained"
                 fix = "Steps count from 0; train more batches or ask for fewer steps."
                 raise UserError("a step to record was never reached", where, fix)
-            self._index["ledger"] = [entry.model_dump() for entry in self._before_steps.entries]
+            self._index["ledger"] = self._before_steps.ledger()
             self._index["weights_at_end"] = {n: tensor_digest(t) for n, t in weights(self._model).items()}
             trainer = {**index.get("trainer", {}), "class": qualified_name(self._model)}
             self.writer.finish({**self._index, **index, "trainer": trainer})
@@ -387,7 +386,8 @@ class Session(AbstractContextManager["Session"]):
         """Watch the generators from here on if the next batch is one to record."""
         self._number = number
         self._last_weights = self._last_optimizer = ""
-        self._draws = DrawObserver("fetch") if self.steps is None or number in self.steps else None
+        is_next = self.steps is None or number in self.steps
+        self._draws = DrawObserver("fetch", self.writer.beside) if is_next else None
         self._fetch = self._draws.keep() if self._draws else None
 
     def _leave_step(self) -> None:

@@ -130,8 +130,12 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
         return places
 
     def save_json(self, name: str, value: Any) -> None:
-        """Write builtins as JSON."""
-        self.save_text(name, json.dumps(value, indent=1) + "\n")
+        """Write builtins as JSON; or what a function gives, as `save_text`."""
+
+        def text() -> str:
+            return json.dumps(value() if callable(value) else value, indent=1) + "\n"
+
+        self.save_text(name, text if callable(value) else text())
 
     def save_text(self, name: str, text: str | Callable[[], str]) -> None:
         """Write text as UTF-8; where it is a function that makes it, in the background, as `save_tensors` does."""

@@ -8,10 +8,16 @@ draws.enter("backward")
 
 A stretch is what lies between two such moments. It becomes an entry for each generator that has another
 state after it, and is charged to the innermost module call that is open, or to the phase where none is. Only states are
-read: nothing is ever drawn, and where nothing was drawn nothing is digested.
+read: nothing is ever drawn, and where nothing was drawn nothing is digested. Numbers are counted by drawing them again,
+from a copy of the state: a twelfth of a step's time where dropout draws, and so it is done beside training.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -19,21 +25,49 @@ from nest_ssl.base.rng import State, digest, read_states, state_bytes, words_bet
 from nest_ssl.recording.calls import Call
 from nest_ssl.recording.index import DrawEntry
 
+Beside = Callable[[Callable[[], DrawEntry]], "Future[DrawEntry]"]
+
+
+def at_once(job: Callable[[], DrawEntry]) -> Future[DrawEntry]:
+    """What is counted there and then."""
+    done: Future[DrawEntry] = Future()
+    done.set_result(job())
+    return done
+
 
 class DrawObserver:
     """Collects `entries` from now on, and the whole `states` from which calls drew: what a replay starts from.
 
     `states` also has those that `keep` was asked for. It holds each state once, by generator and digest, as the bytes
     of `nest_ssl.base.rng.state_bytes`.
+
+    Args:
+        phase: what draws first.
+        beside: has numbers counted by another thread.
     """
 
-    def __init__(self, phase: str) -> None:
-        self.entries: list[DrawEntry] = []
+    def __init__(self, phase: str, beside: Beside = at_once) -> None:
+        self._beside = beside
+        self._made: list[Future[DrawEntry]] = []
         self.states: dict[str, dict[str, torch.Tensor]] = {}
         self._phase = phase
         self._event = 0
         self._present = read_states()
         self._digests: dict[str, str] = {}  # of the present states, where one was needed
+
+    @property
+    def count(self) -> int:
+        """How many entries there are."""
+        return len(self._made)
+
+    @property
+    def entries(self) -> list[DrawEntry]:
+        """Those so far; what is not counted yet is waited for."""
+        return [made.result() for made in self._made]
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """`entries` as a file has them."""
+        return [entry.model_dump() for entry in self.entries]
 
     def enter(self, phase: str) -> None:
         """End the stretch; from now on `phase` draws."""
@@ -62,18 +96,10 @@ class DrawObserver:
                 continue
             started = self._digests.get(generator) or digest(generator, old)
             ended = self._digests[generator] = digest(generator, state)
-            entry = DrawEntry(
-                phase=phase if call is None else "forward",
-                module=module,
-                call=number,
-                index=index,
-                event=self._event,
-                generator=generator,
-                draws=words_between(generator, old, state),
-                before=started,
-                after=ended,
-            )
-            self.entries.append(entry)
+            facts = {"module": module, "call": number, "index": index, "event": self._event, "generator": generator}
+            facts |= {"phase": phase if call is None else "forward", "before": started, "after": ended}
+            beside = at_once if generator.startswith("torch_cuda") else self._beside  # an offset says it outright
+            self._made.append(beside(partial(_counted, facts, old, state)))
             if call is not None:
                 self._keep(generator, old, started)
 
@@ -81,3 +107,8 @@ class DrawObserver:
         if name not in self.states.setdefault(generator, {}):
             whole = torch.frombuffer(bytearray(state_bytes(generator, state)), dtype=torch.uint8)
             self.states[generator][name] = whole
+
+
+def _counted(facts: dict[str, Any], before: State, after: State) -> DrawEntry:
+    """An entry of which all is known but how many numbers lie between two states."""
+    return DrawEntry(**facts, draws=words_between(facts["generator"], before, after))

@@ -70,7 +70,7 @@ class OperatorObserver(TorchDispatchMode):
         self._makers: list[tuple[Place, str]] = []  # and whose that operator was, and its source line
         self._names = {parameter: name for name, parameter in calls.root.named_parameters()}
         self._owners: dict[int, str] = {}  # by address, the module whose parameter the memory belongs to
-        self._draws = len(calls.draws.entries) if calls.draws else 0
+        self._draws = calls.draws.count if calls.draws else 0
 
     def attach(self) -> OperatorObserver:
         self.__enter__()  # type: ignore[no-untyped-call]
@@ -173,15 +173,17 @@ class OperatorObserver(TorchDispatchMode):
 
     def _take_draws(self) -> None:
         """What was drawn meanwhile from generators that are not torch's."""
-        entries = self._calls.draws.entries if self._calls.draws else []
-        for entry in entries[self._draws :]:
+        draws = self._calls.draws
+        if not draws or draws.count == self._draws:
+            return
+        for entry in draws.entries[self._draws :]:
             place = entry.module, entry.call
             if entry.generator in NOT_TORCH and self._is_watched(place):
                 drawn: dict[str, Scalar | list[Scalar]] = {"words": entry.draws}
                 name, (module, call) = f"{entry.generator}.draw", place
                 draw = Operator(name=name, phase=self._phase, module=module, call=call, arguments=drawn)
                 self._operators.append(draw)
-        self._draws = len(entries)
+        self._draws = draws.count
 
     def _is_watched(self, place: Place) -> bool:
         """Whether a pattern names the module or one whose call encloses this one."""
