@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # alone.sh exclusive|shared OUT COMMAND...: run COMMAND while nothing else of make's writes to OUT (exclusive: or reads it),
-# or end with exit code 3 before anything of what is there is touched. The lock ends with COMMAND, however that ends.
+# or end with exit code 3 before anything of what is there is touched. The lock ends with COMMAND, however that ends, and
+# with the last process that it leaves behind: a trainer that cleans up, or a loader's worker that is about to notice.
 set -u
 how=$1 out=$2
 shift 2
@@ -30,5 +31,6 @@ if { [ "$how" = shared ] || mkdir -p "$out" 2> /dev/null; } && { : >> "$out/.mak
         echo "error: another make is at work in this folder: $out. Wait until it has ended, or choose another: OUT=" >&2
         exit 3
     fi
+    if [ "$code" = 127 ]; then echo "note: no flock and no python3 here: a second make in $out is not noticed" >&2; fi
 fi
 exec "$@"

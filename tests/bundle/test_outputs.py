@@ -174,6 +174,30 @@ def test_two_may_read_at_once(root: Path, tmp_path: Path, environment: dict[str,
     assert code("shared", "exclusive") == code("exclusive", "shared") == code("exclusive", "exclusive") == 3
 
 
+def test_with_nothing_to_lock_with_it_runs_and_says_so(root: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    """Neither flock nor Python: the second one is let in, as both are without the script."""
+    for tool in ("bash", "env", "mkdir"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    script, out = str(root / "scripts" / "alone.sh"), str(tmp_path / "out")
+    command = [script, "exclusive", out, script, "exclusive", out, "bash", "-c", "exit 5"]
+    done = subprocess.run(command, env=environment | {"PATH": str(tmp_path)}, capture_output=True, text=True)
+    said = f"note: no flock and no python3 here: a second make in {out} is not noticed"
+    assert (done.returncode, done.stderr.splitlines()) == (5, [said] * 2)
+
+
+def test_what_a_command_leaves_behind_holds_the_folder_until_it_ends(root: Path, tmp_path: Path) -> None:
+    """As a trainer that still cleans up, or a worker of one that was killed."""
+    script, out = root / "scripts" / "alone.sh", tmp_path / "out"
+    end, release = os.pipe()
+    first = [script, "exclusive", out, "bash", "-c", f"read -u {end} &"]
+    assert subprocess.run(first, pass_fds=[end], timeout=60).returncode == 0
+    second = [script, "shared", out, "true"]
+    assert subprocess.run(second, capture_output=True, timeout=60).returncode == 3
+    for each in (release, end):
+        os.close(each)
+    assert subprocess.run(second, capture_output=True, timeout=60).returncode == 0
+
+
 def test_a_folder_to_be_read_is_not_made(root: Path, tmp_path: Path) -> None:
     command = [root / "scripts" / "alone.sh", "shared", tmp_path / "misspelt", "sh", "-c", "exit 5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
