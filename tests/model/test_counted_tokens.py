@@ -151,6 +151,33 @@ def test_so_they_have_on_two_threads_where_all_is_multiplied(case: str, taken: l
     assert taken == ["whole"]
 
 
+def test_where_backward_has_more_threads_than_forward_all_is_multiplied(
+    taken: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was packed in forward: a packed product is that of the open way on one thread alone."""
+    monkeypatch.setattr(counted_tokens, "every_place_sums_alike", lambda *sizes: True)
+    own, wanted = counted_tokens._conv_backward, list[bool]()
+
+    def seen(d: Tensor, read: Tensor, weight: Tensor, asked: list[bool]) -> tuple[Tensor | None, ...]:
+        wanted.append(asked[0])
+        return own(d, read, weight, asked)
+
+    def stepped(threads: int) -> list[bool]:
+        def computed(*given: Any) -> Tensor:
+            value = loss_of_counted(*given)
+            torch.set_num_threads(threads)
+            return value
+
+        wanted.clear()
+        torch.set_num_threads(1)
+        Case(batch=3, steps=101).stepped(computed)
+        return list(wanted)
+
+    monkeypatch.setattr(counted_tokens, "_conv_backward", seen)
+    assert (stepped(1), stepped(2)) == ([False, True], [True])  # gradients of the encodings, by product
+    assert taken == ["packed"] * 2
+
+
 def test_many_utterances_are_multiplied_as_one(taken: list[str]) -> None:
     assert Case(batch=16, steps=30).differing() == []
     assert taken == ["whole"]
