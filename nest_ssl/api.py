@@ -65,7 +65,7 @@ def compare(
         reference, candidate: folders of recordings, to measure against and to judge; of several ranks each is compared
             with its like, and what they share with each other.
         steps: only these; by default all that both recorded.
-        names: YAML map from the candidate's names to the reference's (`nest_ssl.compare.names`).
+        names: YAML map from the candidate's names to the reference's (`nest_ssl.compare.name_map`).
         atol, rtol: a tolerance of your own; without one nothing but the same bits passes.
         declared, known: YAML lists of structural differences, and of differences of numbers, that are meant.
         evidence: folder of evidence; by default the one beside the reference.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
-from nest_ssl.base.home import ROOT
+from nest_ssl.base.home import WORK
 from nest_ssl.base.spelling import did_you_mean
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     size.add_argument("--targets", action="store_true", help="what the page's targets are about: half an hour")
     parser.add_argument("--only", default="", help=f"cases of this name alone, or a part: {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=_positive, help="how often both are started (default: by case)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the page (default: docs)")
+    parser.add_argument("--out", type=Path, default=WORK / "docs", help="folder of the page (default: docs)")
     parser.add_argument("--nemo-python", default=sys.executable, help="that of NeMo's environment (default: this one)")
     parser.add_argument("--nest-python", default=sys.executable, help="that of the port's (default: this one)")
     options = parser.parse_args(argv)

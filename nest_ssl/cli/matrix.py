@@ -19,9 +19,8 @@ from pathlib import Path
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import EXIT_DIVERGED, EXIT_OK, UserError
+from nest_ssl.base.home import WORK
 from nest_ssl.base.spelling import did_you_mean
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--nemo-python", default=sys.executable, help="that of NeMo's environment (default: this one)")
     parser.add_argument("--nest-python", default=sys.executable, help="that of the port's (default: this one)")
     parser.add_argument("--jobs", type=int, default=1, help="pairs of processes at once (default 1)")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "matrix", help="for what is found meanwhile")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "parity-matrix.md", help="the document")
+    parser.add_argument("--out", type=Path, default=WORK / "outputs" / "matrix", help="for what is found meanwhile")
+    parser.add_argument("--page", type=Path, default=WORK / "docs" / "parity-matrix.md", help="the document")
     options = parser.parse_args(argv)
 
     from nest_ssl.base.files import write_atomically

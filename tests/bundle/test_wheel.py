@@ -107,6 +107,9 @@ raise SystemExit("main came back")
     nest_ssl.write_text("from nest_ssl.cli.main import main; main()")
     done = run(python, str(nest_ssl), "train", "nest", "size=tiny", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1) and "pip install 'nest_ssl[train]'" in done.stderr
+    done = run(python, str(nest_ssl), "matrix", "--nemo-python", str(python), cwd=tmp_path)
+    assert done.returncode == 3 and (tmp_path / "outputs" / "matrix").is_dir(), done.stderr
+    assert not [*python.parents[1].glob("lib/python*/site-packages/outputs")]
     done = run(python, str(nest_ssl), "data", cwd=tmp_path)
     assert done.returncode == 0 and len([*(tmp_path / "data" / "dummy_ssl").rglob("*.wav")]) == 16, done.stderr
 
