@@ -121,10 +121,8 @@ def write_errors(where: str) -> Iterator[None]:
 
 # Packages that only an extra of pyproject.toml brings, by the names that are imported.
 EXTRAS = {
-    **dict.fromkeys(
-        "lightning hydra omegaconf librosa soundfile jaxtyping deepdiff packaging tensorboard tqdm".split(), "train"
-    ),
-    "wandb": "wandb",
+    **dict.fromkeys("lightning hydra omegaconf librosa soundfile jaxtyping deepdiff tensorboard tqdm".split(), "train"),
+    **{"wandb": "wandb", "packaging": "train"},
     **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
     "cryptography": "sign",
 }
