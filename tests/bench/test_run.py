@@ -119,6 +119,11 @@ def test_a_dry_run_is_of_the_tiny_model_and_leaves_the_results_of_a_gpu(
     assert recorded._filled(bench, "{size}, {long}, {last}") == f"{bench.size}, 6, 5"
 
 
+def test_no_two_trainings_of_evidence_have_one_folder(bench: Bench) -> None:
+    trained = {one for pair in explained.pairs(bench) for one in (pair.reference, pair.candidate)}
+    assert bench.size == "tiny" and len({one.folder(bench) for one in trained}) == len(trained) > 6
+
+
 @pytest.mark.slow
 def test_recorded_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same side twice is identical; the CPU is as the CPU; and a part that differs gives exit code 1."""
