@@ -120,10 +120,11 @@ def write_errors(where: str) -> Iterator[None]:
 
 
 # Packages that only an extra of pyproject.toml brings, by the names that are imported.
+OF_TRAIN = "lightning hydra omegaconf librosa soundfile jaxtyping deepdiff tensorboard tqdm packaging"
 EXTRAS = {
-    **dict.fromkeys("lightning hydra omegaconf librosa soundfile jaxtyping deepdiff tensorboard tqdm".split(), "train"),
-    **{"wandb": "wandb", "packaging": "train"},
+    **dict.fromkeys(OF_TRAIN.split(), "train"),
     **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
+    "wandb": "wandb",
     "cryptography": "sign",
 }
 
