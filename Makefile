@@ -26,7 +26,7 @@ $(foreach name,$(filter-out $(experiment) $(machine) MAKE%,$(given)),\
     $(error no such variable: $(name)$(call nearest,$(name),$(experiment) $(machine))))
 # What was given is text: make replaces nothing in it, and runs nothing. A dollar sign may be doubled, as make wants it.
 $(foreach name,$(given),$(eval override $(name) := $$(subst $$$$$$$$,$$$$,$$(value $(name)))))
-$(foreach goal,$(filter-out $(targets),$(MAKECMDGOALS)),$(error no such target: $(goal)$(call nearest,$(goal),$(targets)). See make help))
+$(foreach goal,$(filter-out $(targets),$(MAKECMDGOALS)),$(error no such target: $(goal) (see make help)$(call nearest,$(goal),$(targets))))
 outside := $(strip $(foreach name,$(experiment) $(machine),$(if $(filter environment,$(origin $(name))),$(name))))
 $(foreach name,$(outside),$(eval $(name) := $$(value $(name))))
 ifneq ($(filter $(runs) images test-docker,$(MAKECMDGOALS)),)

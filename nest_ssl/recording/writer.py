@@ -281,7 +281,7 @@ def check_target(target: Path, overwrite: bool) -> None:
             raise UserError("the output folder is a file", str(target), "Choose another output_dir.")
         if any((target / index).exists() for index in (files.INDEX, files.RANKS)):
             if not overwrite:
-                fix = "Pass overwrite=true to replace it, or choose another output_dir."
+                fix = "Pass overwrite=true (in Python overwrite=True) to replace it, or choose another output_dir."
                 raise UserError("an earlier recording is there", str(target), fix)
         elif any(target.iterdir()):
             fix = "Choose an empty or new output_dir; nothing was deleted."
