@@ -1,6 +1,9 @@
-"""AdamW's elementwise operations in one pass over a parameter, as torch has them where its library, MKL, knows nothing
-more of a processor than SSE, as of AMD's: its square root is then made of an approximation, one step of Newton's for
-it and its inverse, and what is missing to the square, each operation rounded. Of 100 roots 17 are not the nearest.
+"""AdamW's elementwise operations: in two passes over a piece of a parameter, with torch's square root between them, or
+all in one, with a square root of ours.
+
+That one is what torch's library, MKL, does on processors of which it knows nothing more than SSE (seen on an AMD
+EPYC): an approximation, one step of Newton's for it and its inverse, and what is missing to the square, each operation
+rounded. Of 100 roots 17 are not the nearest.
 """
 
 from __future__ import annotations
@@ -24,8 +27,7 @@ BLOCK = 512  # elements at a time, which the first cache holds with their gradie
 SMALLEST, LARGEST = np.float32(2.0**-126), np.float32((2 - 2.0**-11) * 2.0**127)
 HALF = np.float32(0.5)
 
-if platform.machine().lower() not in ("x86_64", "amd64"):
-    raise ImportError("SSE")  # an instruction that LLVM does not know ends the process
+HAS_SSE = platform.machine().lower() in ("x86_64", "amd64")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -40,9 +42,12 @@ def product_and_sum(_: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def approximate_inverse_roots_of_4(_: Any, x: Any, first: Any) -> Any:
-    """In place of x[first : first + 4], by RSQRTPS."""
+    """In place of x[first : first + 4], by RSQRTPS. Where there is no SSE nothing is done, for an instruction that LLVM
+    does not know would end the process: roots that come out otherwise are found when they are tried."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        if not HAS_SSE:
+            return context.get_dummy_value()
         four = ir.VectorType(ir.FloatType(), 4)
         begin = context.make_array(signature.args[0])(context, builder, given[0]).data
         place = builder.bitcast(builder.gep(begin, [given[1]]), four.as_pointer())
@@ -124,7 +129,7 @@ def update(
     eps: np.float32,
     size: np.float32,
 ) -> None:
-    """All of it, in place."""
+    """All of it, in place: `update_moments`, `square_roots` and `update_parameter`."""
     roots = np.empty(BLOCK, np.float32)
     for first in range(0, len(parameter), BLOCK):
         last = min(first + BLOCK, len(parameter))

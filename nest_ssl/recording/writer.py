@@ -272,9 +272,11 @@ def check_target(target: Path, overwrite: bool) -> None:
         UserError: see `reserved`.
     """
     with write_errors(str(target)):
-        place = next(folder for folder in target.absolute().parents if folder.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            raise OSError(errno.EACCES if place.is_dir() else errno.ENOTDIR, "")
+        place = next((folder for folder in target.absolute().parents if folder.exists()), target.absolute())
+        if not place.is_dir():
+            raise OSError(errno.ENOTDIR, "")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise OSError(errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES, "")
         if not target.exists():
             return
         if not target.is_dir():

@@ -236,4 +236,5 @@ MODULES: dict[str, type[NestModule | Wav2VecBertModule]] = {
     WAV2VEC_BERT: Wav2VecBertModule,
 }
 UNCHANGED: set[type] = {NestModule, BestRqModule}
-METHODS = Methods(NestModule, BestRqModule, names=("forward", "predict", "signals"))
+PARTS_OF_A_STEP = ("forward", "predict", "signals")
+METHODS = Methods(*UNCHANGED, names=PARTS_OF_A_STEP)

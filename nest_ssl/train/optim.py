@@ -5,9 +5,9 @@ Source: NeMo 3.0.0 `nemo.core.classes.modelPT`, `ModelPT.setup_optimization` and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from nest_ssl.kernels.available import MOMENTS, loops, may_compute
 WHERE = "model.optim"
 TURN = 0.51  # of beta1: from a weight of 0.5 on torch's `lerp_` starts at the other end, which the loops do not
 CHUNK = 1 << 17  # elements of a parameter that are updated at a time: caches hold them, their gradient and moments
+WHOLE = 1 << 60  # for loops that go by pieces themselves
 
 
 class AdamW(torch.optim.AdamW):
@@ -69,17 +70,17 @@ def update_in_pieces(
         numbers = Numbers(1 - rate * group["weight_decay"], beta1, beta2, correction, group["eps"], size)
         whole = (parameter, gradient, mean, square)
         flat = all(each.is_contiguous() for each in whole)
-        looped = flat and beta1 > TURN and may_loop(whole)
-        update, size_of_piece = (update_by_loops, max(1, parameter.numel())) if looped else (update_piece, CHUNK)
+        update = quickest() if flat and beta1 > TURN and may_loop(whole) else update_piece
+        size_of_piece = WHOLE if update is update_in_one_pass else CHUNK
         pieces = zip(*(torch.split(each.view(-1), size_of_piece) for each in whole), strict=True) if flat else [whole]
         for part, gradient_part, mean_part, square_part in pieces:
             update(part, gradient_part, mean_part, square_part, numbers)
 
 
 def may_loop(tensors: Sequence[Tensor]) -> bool:
-    """Whether compiled loops are as good and quicker: with more threads, which they have not, torch's operators are."""
+    """Whether compiled loops may be quicker: with more threads, which they have not, torch's operators are."""
     plain = all(each.dtype is torch.float32 and may_compute(each) for each in tensors)
-    return plain and torch.get_num_threads() == 1 and loops_are_torchs()
+    return plain and torch.get_num_threads() == 1
 
 
 class Numbers(NamedTuple):
@@ -93,6 +94,9 @@ class Numbers(NamedTuple):
     size: float
 
 
+Update: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Numbers], None]
+
+
 def update_piece(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, by: Numbers) -> None:
     """With torch's operators."""
     if by.kept != 1:
@@ -103,7 +107,18 @@ def update_piece(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tens
 
 
 def update_by_loops(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, by: Numbers) -> None:
-    """The same with compiled loops; all are float32 on a CPU, of one dimension, dense in memory."""
+    """The same with compiled loops on both sides of torch's square root; all are float32 on a CPU, of one dimension,
+    dense in memory."""
+    compiled = loops(MOMENTS)
+    assert compiled is not None
+    mean_N, square_N = mean.numpy(), square.numpy()
+    compiled.update_moments(mean_N, square_N, gradient.numpy(), 1 - by.beta1, by.beta2, 1 - by.beta2)
+    root_N = square.sqrt().numpy()
+    compiled.update_parameter(parameter.detach().numpy(), mean_N, root_N, by.kept, by.correction, by.eps, by.size)
+
+
+def update_in_one_pass(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, by: Numbers) -> None:
+    """The same in one compiled loop, of tensors as those of `update_by_loops`."""
     compiled = loops(MOMENTS)
     assert compiled is not None
     arrays = (each.detach().numpy() for each in (parameter, gradient, mean, square))
@@ -112,12 +127,28 @@ def update_by_loops(parameter: Tensor, gradient: Tensor, mean: Tensor, square: T
 
 
 @cache
-def loops_are_torchs() -> bool:
-    """Whether the loops are at hand and round as torch does here, tried once a process: with numbers of an early and
-    of a late step, the smallest and largest squares among them, and of so many elements that torch's vectors leave a
-    rest."""
+def quickest() -> Update:
+    """The one that takes least time of those that are at hand and round as torch does here, tried once a process."""
     if loops(MOMENTS) is None:
-        return False
+        return update_piece
+    if roots_are_torchs() and rounds_as_torch(update_in_one_pass):
+        return update_in_one_pass
+    return update_by_loops if rounds_as_torch(update_by_loops) else update_piece
+
+
+def roots_are_torchs() -> bool:
+    """Whether square roots of ours are torch's: of half a million numbers, some of each exponent."""
+    compiled = loops(MOMENTS)
+    assert compiled is not None
+    x_N = torch.arange(0, 0x7F800001, 4099, dtype=torch.int32).view(torch.float32)
+    roots_N = torch.empty(-(-len(x_N) // 4) * 4)
+    compiled.square_roots(roots_N.numpy(), x_N.numpy())
+    return torch.equal(roots_N[: len(x_N)], x_N.sqrt())
+
+
+def rounds_as_torch(update: Update) -> bool:
+    """Whether an update has the bits of `update_piece`: with numbers of an early and of a late step, the smallest and
+    largest squares among them, and of so many elements that torch's vectors leave a rest."""
     numbers = Numbers(1 - 1e-6, 0.9, 0.98, (1 - 0.98**3) ** 0.5, 1e-8, -1e-3 / (1 - 0.9**3))
     for by in (numbers, Numbers(1.0, 0.95, 0.999, 1.0, 1e-6, -0.1)):
         draw = torch.Generator().manual_seed(1711)
@@ -125,7 +156,7 @@ def loops_are_torchs() -> bool:
         looped[3].square_()[:5] = torch.tensor([0.0, 1e-44, 1e-38, 1e38, torch.finfo(torch.float32).max])
         looped[1, :5] = 0
         plain = looped.clone()
-        update_by_loops(looped[0], looped[1], looped[2], looped[3], by)
+        update(looped[0], looped[1], looped[2], looped[3], by)
         update_piece(plain[0], plain[1], plain[2], plain[3], by)
         if not torch.equal(looped, plain):
             return False

@@ -234,7 +234,7 @@ CHANGED: list[tuple[type[nn.Module], str]] = [
     (CausalConv1D, "forward"), (RelPositionMultiHeadAttention, "forward"), (RelPositionMultiHeadAttention, "attend"),
     (AttentionHeads, "_joined"), (Dropout, "forward"), (nn.Dropout, "forward"), (nn.Linear, "forward"),
     (nn.Conv1d, "forward"), (nn.Conv1d, "_conv_forward"), (nn.LayerNorm, "forward"), (nn.SiLU, "forward"),
-    (type(nn.BatchNorm1d(1)).__mro__[1], "forward"), (nn.Module, "__call__"),
+    (type(nn.BatchNorm1d(1)).__mro__[1], "forward"), (nn.Module, "__call__"), (nn.Linear, "__call__"),
 ]  # fmt: skip
 
 
@@ -357,3 +357,9 @@ def test_evaluation_and_frozen_weights_are_open(taken: list[bool]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         encoder()(audio_signal=x, length=length)
     assert taken == [False, False, False, True, False, False, False, False]
+
+
+def test_a_function_by_the_name_of_another_modules_method_opens_the_way() -> None:
+    module = nn.Linear(1, 1)
+    module.attend = lambda x: x  # type: ignore[assignment]
+    assert is_watched(module)

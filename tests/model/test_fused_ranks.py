@@ -16,7 +16,7 @@ PROGRAM = """
 import os, sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from nest_ssl.model.encoder.fused import choice
+from nest_ssl.model.encoder.fused import choice, subsampling
 from tests.model.test_fused import encoder, look
 
 out, ranks = sys.argv[1], int(sys.argv[2])
@@ -27,7 +27,7 @@ for number in range(1, ranks):
         break
 torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=ranks)
-choice.SMALLEST = 0
+choice.SMALLEST = subsampling.FEWEST = 0
 gradients = []
 for watched in (True, False):
     module = encoder(d_model=64)

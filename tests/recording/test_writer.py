@@ -19,7 +19,7 @@ from nest_ssl.base.nested import tensors
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.reader import open_recording
 from nest_ssl.recording.tensors import check_storable, tensor_digest
-from nest_ssl.recording.writer import RecordingWriter
+from nest_ssl.recording.writer import RecordingWriter, check_target
 
 from .conftest import TRAINER
 
@@ -249,3 +249,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_full_disk_is_one_line_where_torch_does_not_write(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         tensor_writer.write_tensors(Path("/dev/full"), {"x": torch.ones(1 << 20)})
+
+
+def test_the_root_of_all_folders_is_no_place_for_a_recording() -> None:
+    with pytest.raises(UserError, match="holds files that are no recording|permission denied|read-only"):
+        check_target(Path("/"), overwrite=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from train_nest import NEST
@@ -79,23 +80,29 @@ def test_a_disk_has_to_hold_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
         assert examined.room(cfg).state == state
 
 
-@pytest.mark.parametrize("kind", ["file", "denied"])
+CHOOSE = {
+    "a file is where a folder has to be": "another folder.",
+    "permission denied": "a folder you may write to, or change its permissions.",
+    "read-only file system": "an output_dir on a writable disk.",
+}
+
+
+@pytest.mark.parametrize("told", CHOOSE)
 def test_an_output_that_cannot_be_made_is_refused(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Root may write anywhere: what the system answers others is planted."""
-    place = tmp_path / "there"
-    if kind == "file":
+    place, is_file = tmp_path / "there", told.startswith("a file")
+    if is_file:
         place.write_text("mine")
     else:
         place.mkdir()
         monkeypatch.setattr(os, "access", lambda path, how: Path(path) != place)
+    if told.startswith("read-only"):
+        monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
     assert doctor.main(["nest", *TINY, f"output_dir={place / 'new' / 'nest'}"]) == 3
-    text = {"file": "a file is where a folder has to be", "denied": "permission denied"}[kind]
-    assert lines(capsys)["output"] == f"refused {text}: {place}/new/nest. Choose " + (
-        "another folder." if kind == "file" else "a folder you may write to, or change its permissions."
-    )
-    assert kind == "denied" or place.read_text() == "mine"
+    assert lines(capsys)["output"] == f"refused {told}: {place}/new/nest. Choose {CHOOSE[told]}"
+    assert not is_file or place.read_text() == "mine"
 
 
 def test_too_little_memory_or_another_version_is_a_note(

@@ -188,6 +188,22 @@ def test_what_was_changed_in_a_class_or_on_an_object_is_called(
         ways.clear()
 
 
+@pytest.mark.parametrize("modules", [MODULES, FAST_MODULES])
+def test_a_forward_that_a_class_was_given_is_called(
+    modules: dict[str, Any], ways: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it had none of its own."""
+    kind, calls = modules[NEST], []
+
+    def counted(self: Any, **given: Any) -> Any:
+        calls.append(1)
+        return NestModel.forward(self, **given)
+
+    monkeypatch.setattr(kind, "forward", counted)
+    stepped(built(modules, "model.masking.mask_prob=0.05"))
+    assert calls == [1] and ways == ["open"]
+
+
 def test_validation_and_batches_without_a_masked_token_are_open(ways: list[str]) -> None:
     with torch.no_grad():
         built(MODULES, "model.masking.mask_prob=0.05")._loss(batch_of(built(MODULES)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,26 +93,34 @@ def updated(optimizer: torch.optim.Optimizer, steps: int = 3) -> list[torch.Tens
     return [*parameters, *(value for each in parameters for value in optimizer.state[each].values())]
 
 
-@pytest.mark.parametrize(("threads", "looped"), [(1, True), (1, False), (2, False)])
+@pytest.mark.parametrize(
+    ("threads", "way"),
+    [(1, "update_in_one_pass"), (1, "update_by_loops"), (1, "update_piece"), (2, "update_piece")],
+)
 @pytest.mark.parametrize(
     "settings",
     [{}, {"weight_decay": 0.0, "eps": 1e-6}, {"amsgrad": True}, {"maximize": True}, {"betas": (0.5, 0.9)},
      {"betas": (0.0, 0.99)}],
 )  # fmt: skip
 def test_an_update_in_pieces_has_the_bits_of_torchs_own(
-    settings: dict[str, Any], threads: int, looped: bool, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], threads: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
     whole = optim.update_in_pieces
     monkeypatch.setattr(optim, "CHUNK", 1 << 12)
     monkeypatch.setattr(optim, "update_in_pieces", lambda *each: made.append(len(each[1])) or whole(*each))
-    pieces, update = [], optim.update_by_loops
-    monkeypatch.setattr(optim, "update_by_loops", lambda *each: pieces.append(len(each[0])) or update(*each))
-    if threads == 1 and not looped:
-        monkeypatch.setattr(optim, "loops_are_torchs", lambda: False)
-    else:
-        assert optim.loops_are_torchs()
-        pieces.clear()
+    pieces, update = [], getattr(optim, way)
+    if way == "update_in_one_pass" and not optim.roots_are_torchs():
+        pytest.skip("torch takes roots otherwise on this processor")
+    assert optim.rounds_as_torch(update)
+
+    def counted(*each: Any) -> None:
+        pieces.append(len(each[0]))
+        update(*each)
+
+    monkeypatch.setattr(optim, way, counted)
+    if threads == 1:
+        monkeypatch.setattr(optim, "quickest", lambda: counted)
     found, before = [], torch.get_num_threads()
     torch.set_num_threads(threads)
     for kind in (torch.optim.AdamW, optim.AdamW):
@@ -121,40 +130,67 @@ def test_an_update_in_pieces_has_the_bits_of_torchs_own(
         found.append(updated(kind(parameters, lr=0.01, **{"betas": (0.9, 0.98), **settings})))
     torch.set_num_threads(before)
     others = settings.keys() & {"amsgrad", "maximize"}
-    assert made == ([] if others else [5] * 3) and bool(pieces) == (looped and not others and "betas" not in settings)
+    by_loops = way != "update_piece"
+    assert made == ([] if others else [5] * 3)
+    assert bool(pieces) == (not others and not (by_loops and "betas" in settings))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_loops_that_round_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    loops = optim.loops(optim.MOMENTS)
-    assert loops is not None
+def changed(loops: Any, *names: str) -> Any:
+    """Loops of which some round otherwise."""
 
-    whole = loops.update
+    def nearest_roots(roots: Any, x: Any) -> None:
+        roots[: len(x)] = np.sqrt(x)
+
+    def twice_rounded(mean: Any, square: Any, gradient: Any, toward: float, beta2: float, share: float) -> None:
+        mean += np.float32(toward) * (gradient - mean)
+        square[:] = square * np.float32(beta2) + np.float32(share) * gradient * gradient
 
     def nearest_root(parameter: Any, gradient: Any, mean: Any, square: Any, *by: float) -> None:
         before = parameter.copy()
-        whole(parameter, gradient, mean, square, *by)
+        loops.update(parameter, gradient, mean, square, *by)
         loops.update_parameter(before, mean, np.sqrt(square), *map(np.float32, by[3:]))
         parameter[:] = before
 
-    monkeypatch.setattr(loops, "update", nearest_root)
-    optim.loops_are_torchs.cache_clear()
-    try:
-        assert not optim.loops_are_torchs()
-    finally:
-        optim.loops_are_torchs.cache_clear()
+    others = {"square_roots": nearest_roots, "update_moments": twice_rounded, "update": nearest_root}
+    return SimpleNamespace(**{**vars(loops), **{each: others[each] for each in names}})
+
+
+@pytest.mark.parametrize(
+    ("names", "way"),
+    [
+        ((), "update_in_one_pass"),
+        (("square_roots",), "update_by_loops"),
+        (("update",), "update_by_loops"),
+        (("square_roots", "update_moments"), "update_piece"),
+    ],
+)
+def test_loops_that_round_otherwise_are_not_used(
+    names: tuple[str, ...], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = optim.loops(optim.MOMENTS)
+    if not optim.roots_are_torchs():
+        pytest.skip("torch takes roots otherwise on this processor")
+    if names:
+        monkeypatch.setattr(optim, "loops", lambda _: changed(loops, *names))
+    assert optim.quickest.__wrapped__() is getattr(optim, way)
+
+
+def test_without_loops_torchs_operators_are_the_quickest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "loops", lambda _: None)
+    assert optim.quickest.__wrapped__() is optim.update_piece
 
 
 def test_square_roots_are_those_of_torchs_library() -> None:
-    """Of each exponent, of both ends of the range, and of each place in a vector; where a processor has another library
-    the loops are not used."""
+    """Of each 61st number of float32, of both ends of the range, and of each place in a vector; where a processor has
+    another library the loops are not used."""
     loops = optim.loops(optim.MOMENTS)
     assert loops is not None
-    if not optim.loops_are_torchs():
+    if not optim.roots_are_torchs():
         pytest.skip("torch takes roots otherwise on this processor")
-    every_exponent = np.arange(0, 0x7F800001, 4099, dtype=np.uint32).view(np.float32)
+    many = np.arange(0, 0x7F800001, 61, dtype=np.uint32).view(np.float32)
     ends = np.concatenate([np.arange(9000), 0x00800000 + np.arange(-9000, 9000), 0x7F800000 - np.arange(9000)])
-    for x in (every_exponent, ends.astype(np.uint32).view(np.float32)):
+    for x in (many, ends.astype(np.uint32).view(np.float32)):
         for size in (1, 2, 3, 5, 8, len(x)):
             roots = np.empty(-(-size // 4) * 4, np.float32)
             loops.square_roots(roots, x[-size:].copy())

@@ -9,12 +9,12 @@ draws.enter("backward")
 A stretch is what lies between two such moments. It becomes an entry for each generator that has another
 state after it, and is charged to the innermost module call that is open, or to the phase where none is. Only states are
 read: nothing is ever drawn, and where nothing was drawn nothing is digested. Numbers are counted by drawing them again,
-from a copy of the state: a twelfth of a step's time where dropout draws, and so it is done beside training.
+from a copy of the state: a twelfth of a step's time where dropout draws, and so torch's are counted beside training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -48,7 +48,7 @@ class DrawObserver:
 
     def __init__(self, phase: str, beside: Beside = at_once) -> None:
         self._beside = beside
-        self._made: list[Future[DrawEntry]] = []
+        self._made: list[tuple[str, Future[DrawEntry]]] = []
         self.states: dict[str, dict[str, torch.Tensor]] = {}
         self._phase = phase
         self._event = 0
@@ -63,7 +63,11 @@ class DrawObserver:
     @property
     def entries(self) -> list[DrawEntry]:
         """Those so far; what is not counted yet is waited for."""
-        return [made.result() for made in self._made]
+        return [made.result() for _, made in self._made]
+
+    def of(self, generators: Collection[str], first: int) -> list[DrawEntry]:
+        """Those of some generators alone, from the one of that number on."""
+        return [made.result() for generator, made in self._made[first:] if generator in generators]
 
     def ledger(self) -> list[dict[str, Any]]:
         """`entries` as a file has them."""
@@ -98,8 +102,8 @@ class DrawObserver:
             ended = self._digests[generator] = digest(generator, state)
             facts = {"module": module, "call": number, "index": index, "event": self._event, "generator": generator}
             facts |= {"phase": phase if call is None else "forward", "before": started, "after": ended}
-            beside = at_once if generator.startswith("torch_cuda") else self._beside  # an offset says it outright
-            self._made.append(beside(partial(_counted, facts, old, state)))
+            beside = self._beside if generator == "torch_cpu" else at_once  # of the others' there are few
+            self._made.append((generator, beside(partial(_counted, facts, old, state))))
             if call is not None:
                 self._keep(generator, old, started)
 

@@ -176,9 +176,9 @@ class OperatorObserver(TorchDispatchMode):
         draws = self._calls.draws
         if not draws or draws.count == self._draws:
             return
-        for entry in draws.entries[self._draws :]:
+        for entry in draws.of(NOT_TORCH, self._draws):
             place = entry.module, entry.call
-            if entry.generator in NOT_TORCH and self._is_watched(place):
+            if self._is_watched(place):
                 drawn: dict[str, Scalar | list[Scalar]] = {"words": entry.draws}
                 name, (module, call) = f"{entry.generator}.draw", place
                 draw = Operator(name=name, phase=self._phase, module=module, call=call, arguments=drawn)

@@ -36,7 +36,7 @@ class Methods:
             bases = [base for base in kind.__mro__ if base not in nn.Module.__mro__]
             methods = {name for base in bases for name, value in vars(base).items() if isinstance(value, FunctionType)}
             chosen = names or [name for name in methods if not name.startswith("__")]
-            own |= {(base, name): vars(base).get(name) for base in bases for name in chosen}
+            own |= {(base, name): vars(base).get(name) for base in bases for name in (*chosen, *CALLS)}
             REPLACED.update(chosen)  # they count where they are set on one object, too
         self._own = [(vars(base), name, method) for (base, name), method in own.items()]
 
@@ -63,7 +63,8 @@ def _is_replaced(module: nn.Module) -> bool:
     if REPLACED.isdisjoint(vars(module)):
         return False
     given = {name: value for name, value in vars(module).items() if name in REPLACED and callable(value)}
-    return any(getattr(value, "__func__", value) is not getattr(type(module), name) for name, value in given.items())
+    own = {name: getattr(type(module), name, None) for name in given}
+    return any(getattr(value, "__func__", value) is not own[name] for name, value in given.items())
 
 
 def shares_gradients() -> bool:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nest_ssl.model.encoder.fused.choice import Methods, is_watched
+from nest_ssl.model.encoder.fused.choice import Methods, is_watched, shares_gradients
 
 CHANNELS = 16  # at a time: as many as a kernel of oneDNN takes together, so that its sums stay as they are
 FEWEST = 1 << 18  # values of features: with fewer, caches hold enough of the whole, and Python takes what parts save
@@ -89,7 +89,7 @@ def may_go_by_channels(layers: nn.Sequential, x_B1TF: Tensor) -> bool:
     bit. On one thread: several share the sums among them by the number of channels."""
     if len(layers) < 3 or x_B1TF.requires_grad or x_B1TF.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    if torch.get_num_threads() > 1 or not torch.backends.mkldnn.enabled:
+    if torch.get_num_threads() > 1 or not torch.backends.mkldnn.enabled or shares_gradients():
         return False
     convs = [each for each in layers if isinstance(each, nn.Conv2d) and each.kernel_size != (1, 1)]
     first, *others = convs
