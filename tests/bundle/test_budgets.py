@@ -73,7 +73,8 @@ WINGS = {
     # 40 for issue 11: AdamW in compiled loops, and whether they round as torch does.
     # 20 for issue 12: doctor reckons memory for the batches that are asked for.
     # 10 for issue 15: a dry run of the parts on a GPU.
-    "trainer": (7_240, "config train run cli".split()),
+    # 20 for issue 11: AdamW in one pass or two, each tried.
+    "trainer": (7_260, "config train run cli".split()),
     # 40 for issue 11: AdamW in one pass, with the square roots of torch's library.
     "kernels": (330, ["kernels"]),  # for issue 11: compiled loops with torch's bits, each tried before it is used
     # On a GPU and on a CPU. 250 for issues 11 and 15: the fast mode beside both, where forward takes its time, a curve.
