@@ -24,7 +24,7 @@ from nest_ssl.model import counted_tokens
 from nest_ssl.model.encoder.fused.choice import Methods
 from nest_ssl.model.encoder.subsampling import MaskedConvSequential
 from nest_ssl.model.masked_tokens import MaskedTokens, masked_token_loss
-from nest_ssl.train.module import PARTS_OF_A_STEP, UNCHANGED, BestRqModule, NestModule
+from nest_ssl.train.module import METHODS, PARTS_OF_A_STEP, UNCHANGED, BestRqModule, NestModule
 
 
 class FastNestModule(NestModule):
@@ -50,9 +50,6 @@ class FastNestModule(NestModule):
         fuse(configured[0][0] if isinstance(configured, tuple) else configured)
         return configured
 
-    def is_open(self) -> bool:
-        return super().is_open() or not METHODS.are_as_imported()
-
     def _loss(self, batch: Any) -> Tensor:
         if self.is_open() or not counted_tokens.METHODS.are_as_imported():
             return super()._loss(batch)
@@ -71,7 +68,7 @@ class FastBestRqModule(FastNestModule, BestRqModule):
 
 FAST_MODULES: dict[str, type[FastNestModule]] = {NEST: FastNestModule, BEST_RQ: FastBestRqModule}
 UNCHANGED.update(FAST_MODULES.values())
-METHODS = Methods(*FAST_MODULES.values(), names=PARTS_OF_A_STEP)
+METHODS.append(Methods(*FAST_MODULES.values(), names=PARTS_OF_A_STEP))
 
 
 def fuse(optimizer: torch.optim.Optimizer) -> None:

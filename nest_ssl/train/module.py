@@ -186,7 +186,7 @@ class NestModule(Training, NestModel, LightningModule):  # type: ignore[misc]
     def is_open(self) -> bool:
         """Whether `forward` is called: somebody looks, or there is another one, in a subclass or in a class that
         somebody changed in Python."""
-        return type(self) not in UNCHANGED or not METHODS.are_as_imported() or is_watched(self)
+        return type(self) not in UNCHANGED or not all(each.are_as_imported() for each in METHODS) or is_watched(self)
 
     def _loss(self, batch: Any) -> torch.Tensor:
         if not self.is_open():
@@ -237,4 +237,4 @@ MODULES: dict[str, type[NestModule | Wav2VecBertModule]] = {
 }
 UNCHANGED: set[type] = {NestModule, BestRqModule}
 PARTS_OF_A_STEP = ("forward", "predict", "signals")
-METHODS = Methods(*UNCHANGED, names=PARTS_OF_A_STEP)
+METHODS = [Methods(*UNCHANGED, names=PARTS_OF_A_STEP)]
