@@ -13,6 +13,7 @@ from nest_ssl.kernels.draws import bernoulli
 
 CHUNK = 1 << 17  # elements dropped out at a time: caches hold them and the factors made for them
 TORCHS = nn.Dropout.forward  # which somebody may change in its class, and mean every dropout
+BYTES = torch.uint8  # as which booleans are read: torch takes seven times as long to read them as they are
 MOST_THREADS = 4  # a loop takes a fifth of the time that torch's operators take with one
 
 
@@ -53,7 +54,7 @@ def drop(x: Tensor, kept: Tensor, rate: float) -> Tensor:
     flat, flat_x, flat_kept = (each.as_strided((each.numel(),), (1,)) for each in (dropped, x, kept))
     if (compiled := _loops_for(x)) is not None:
         compiled.scale_kept(
-            flat.numpy(), flat_x.detach().numpy(), _bytes(flat_kept).numpy(), _factor(rate, x.dtype).item()
+            flat.numpy(), flat_x.detach().numpy(), flat_kept.view(BYTES).numpy(), _factor(rate, x.dtype).item()
         )
     else:
         _multiply_(flat.copy_(flat_x), flat_kept, rate)
@@ -71,7 +72,7 @@ def drop_(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
     if kept is None:
         return x
     if (compiled := _loops_for(x)) is not None:
-        compiled.scale_kept_(x.view(-1).numpy(), _bytes(kept.view(-1)).numpy(), _factor(rate, x.dtype).item())
+        compiled.scale_kept_(x.view(-1).numpy(), kept.view(-1).view(BYTES).numpy(), _factor(rate, x.dtype).item())
     else:
         _multiply_(x.view(-1), kept.view(-1), rate)
     return x
@@ -86,13 +87,8 @@ def _loops_for(x: Tensor) -> ModuleType | None:
 def _multiply_(x: Tensor, kept: Tensor, rate: float) -> None:
     """With torch's operators; both are of one dimension."""
     factors = x.new_empty(min(CHUNK, x.numel()))
-    for part, part_kept in zip(torch.split(x, CHUNK), torch.split(_bytes(kept), CHUNK), strict=True):
+    for part, part_kept in zip(torch.split(x, CHUNK), torch.split(kept.view(BYTES), CHUNK), strict=True):
         part.mul_(factors[: len(part)].copy_(part_kept).mul_(_factor(rate, x.dtype)))
-
-
-def _bytes(kept: Tensor) -> Tensor:
-    """Booleans as numbers, for they are read by a kernel that takes seven times as long."""
-    return kept.view(torch.uint8)
 
 
 def _factor(rate: float, dtype: torch.dtype) -> Tensor:

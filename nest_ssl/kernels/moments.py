@@ -1,5 +1,5 @@
 """AdamW's elementwise operations: in two passes over a piece of a parameter, with torch's square root between them, or
-all in one, with a square root of ours.
+all in one, with a compiled square root.
 
 That one is what torch's library, MKL, does on processors of which it knows nothing more than SSE (seen on an AMD
 EPYC): an approximation, one step of Newton's for it and its inverse, and what is missing to the square, each operation

@@ -137,7 +137,7 @@ def quickest() -> Update:
 
 
 def roots_are_torchs() -> bool:
-    """Whether square roots of ours are torch's: of half a million numbers, some of each exponent."""
+    """Whether compiled square roots are torch's: of half a million numbers, some of each exponent."""
     compiled = loops(MOMENTS)
     assert compiled is not None
     x_N = torch.arange(0, 0x7F800001, 4099, dtype=torch.int32).view(torch.float32)
