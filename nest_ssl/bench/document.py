@@ -36,7 +36,7 @@ def page(results: Results) -> list[Block]:
         if part.remark:
             blocks.append(Paragraph((part.remark,)))
         if part.tried:
-            blocks.append(Paragraph((f"Not run again on {part.tried}. What stands here is of the run above.",)))
+            blocks.append(Paragraph((f"Tried again on {part.tried}. What stands here is of the run above.",)))
         blocks += body([row for row in part.rows if "error" not in row])
         for row in part.rows:
             if "error" in row:

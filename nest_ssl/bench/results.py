@@ -33,7 +33,7 @@ class Part(BaseModel):
     Args:
         rows: plain values, each with a `name`; those of a row that could not be had are in its `error`.
         remark: what a person has to say about what was found, shown above it; a part that runs again has none.
-        tried: when it should have run again since, and why it did not.
+        tried: when it was to run again since, and why that gave nothing.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -44,8 +44,8 @@ SECONDS = {"parity": 165, "generator": 110, "resume": 135, "cpu-gpu": 65, "expla
 def run_parts(bench: Bench, parts: Sequence[str], file: Path, document: Path) -> int:
     """Run `parts`, the recorded ones side by side, then the measured ones alone; returns the exit code.
 
-    Each has its share of the time that is left when it starts. A part that had none says so, and what it found in an
-    earlier run stays; one that fails is said, and the others go on.
+    Each has its share of the time that is left when it starts. A part that had none, or of which nothing could be had,
+    says so, and what it found in an earlier run stays; the others go on.
 
     Args:
         file: results of earlier runs, to which these are added.
@@ -65,8 +65,11 @@ def run_parts(bench: Bench, parts: Sequence[str], file: Path, document: Path) ->
 
     def keep(name: str, rows: Rows, seconds: float) -> None:
         earlier, day = results.parts.get(name), str(date.today())
-        if earlier and all(row.get("error", "").endswith(NO_TIME) for row in rows):
-            earlier.tried = f"{day}: {NO_TIME}"
+        errors = [row.get("error", "") for row in rows]
+        if earlier and all(errors) and not all("error" in row for row in earlier.rows):
+            # What failed before what had no time.
+            why = min(errors, key=lambda said: all(one.endswith(NO_TIME) for one in said.split("; ")), default=NO_TIME)
+            earlier.tried = f"{day}: {why.rstrip('.')}"
         else:
             command = f'make test-gpu ARGS="--parts {name}{bench.words}"'
             results.parts[name] = Part(machine=where, day=day, seconds=round(seconds, 1), command=command, rows=rows)

@@ -96,6 +96,34 @@ def test_parts_that_fail_or_have_no_time_are_said_and_the_others_are_kept(
     assert 'make test-gpu ARGS="--parts sync --device cpu"' in text
 
 
+LATE = f"nemo: {NO_TIME}"
+
+
+@pytest.mark.parametrize(
+    ("errors", "why"),
+    [
+        ([], NO_TIME),
+        ([LATE, f"nest: {NO_TIME}"], LATE),
+        ([LATE, f"nemo: exit code 1: a.; nest: {NO_TIME}"], f"nemo: exit code 1: a.; nest: {NO_TIME}"),
+        (["nest: exit code 3: Check it.", LATE], "nest: exit code 3: Check it"),
+    ],
+)
+def test_what_an_earlier_run_found_stays_where_nothing_can_be_had(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: list[str], why: str
+) -> None:
+    """And a failure is not called a lack of time. Where the earlier run had nothing either, the last one is said."""
+    file, page = tmp_path / "gpu.json", tmp_path / "gpu.md"
+    drawn = {"generator": "torch_cpu", "same": True, "parted": None, "kinds": {}, "calls": [1, 1]}
+    good, bad = {"name": "one", **drawn}, [{"name": "one", "error": error} for error in errors]
+    for rows in ([{"name": "one", "error": "broken"}], [{"name": "one", "error": "again"}], [good], bad):
+        monkeypatch.setitem(run.RECORDED, "generator", lambda bench, rows=rows: rows)
+        run_parts(bench, ["generator"], file, page)
+        part = load_results(file).parts["generator"]
+        assert part.rows == ([good] if rows is bad else rows) and bool(part.tried) == (rows is bad)
+    assert part.tried.partition(": ")[2] == why
+    assert f": {why}. What stands here is of the run above." in page.read_text()
+
+
 def test_a_part_that_has_little_time_left_asks_for_nothing(bench: Bench) -> None:
     with Workers(replace(bench, deadline=time.monotonic() + 10)) as workers:
         workers.start(("nest", "32"))
@@ -147,9 +175,9 @@ def test_recorded_parts(bench: Bench, tmp_path: Path, monkeypatch: pytest.Monkey
 
     plan["tiny, full, 2 steps"] += ("seed=x",)  # both fail, and that is no agreement
     assert run_parts(bench, ["parity"], file, document) == 1
-    (row,) = json.loads(file.read_text())["parts"]["parity"]["rows"]
-    assert "not supported: x: seed" in row["error"]
-    assert "resume" in json.loads(file.read_text())["parts"]  # what another part found stays
+    parts = load_results(file).parts
+    assert "not supported: x: seed" in parts["parity"].tried and parts["parity"].rows == [row]
+    assert "resume" in parts  # what another part found stays
 
 
 @pytest.mark.slow
