@@ -21,7 +21,8 @@ from nest_ssl.base.home import ROOT
 
 THREADS = 32  # that wait for a slot
 NO_TIME = "no time was left"
-GRACE = 10  # seconds that a process has to end what it started, when its time is over
+# Seconds that a process has to end what it started, when its time is over: more than explain gives its trainers.
+GRACE = 40
 PLANTED = ["-m", "nest_ssl.selftest.planted"]
 NO_WORKERS = ("model.train_ds.num_workers=0", "model.validation_ds.num_workers=0")
 

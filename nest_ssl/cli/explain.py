@@ -198,9 +198,10 @@ class JobRunner:
                         running = list(self._running)
                     for process in running:
                         process.terminate()
+                    ends = time.monotonic() + GRACE  # of all, however many there are
                     for process in running:
                         try:
-                            process.wait(GRACE)
+                            process.wait(max(0.0, ends - time.monotonic()))
                         except subprocess.TimeoutExpired:
                             process.kill()
         finally:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.bench import recorded
+from nest_ssl.bench import recorded, trainings
 from nest_ssl.bench.run import faults
 from nest_ssl.bench.trainings import (
     NO_TIME,
@@ -31,6 +31,7 @@ from nest_ssl.bench.trainings import (
     train_pairs,
 )
 from nest_ssl.bench.workers import GIVEN_BACK, Worker, WorkerEnded
+from nest_ssl.cli import explain
 
 
 @pytest.fixture
@@ -83,11 +84,16 @@ def test_the_first_part_is_served_first() -> None:
 
 
 def test_what_a_process_started_ends_with_it(bench: Bench) -> None:
-    """As explain's trainers do: it is asked to end, and ends them; what asks for more time than it has is killed."""
+    """As explain's trainers do: it is asked to end, ends them, and waits until they have; it has longer than they."""
     mark = bench.folder / "ended"
-    asked = f"""import pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(mark)!r}).touch(), sys.exit(1)))
+    ends = f"""import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), pathlib.Path({str(mark)!r}).touch(), sys.exit(1)))
 time.sleep(60)"""
+    asked = f"""import signal, subprocess, sys, time
+started = subprocess.Popen([sys.executable, "-c", {ends!r}])
+signal.signal(signal.SIGTERM, lambda *_: (started.terminate(), started.wait(), sys.exit(1)))
+time.sleep(60)"""
+    assert trainings.GRACE > explain.GRACE
     late = Bench(bench.sides, "gpu", "tiny", bench.folder, deadline=time.monotonic() + 2)
     assert run_logged([sys.executable, "-c", asked], bench.folder / "x.out", late) == NO_TIME and mark.exists()
     assert run_logged([sys.executable, "-c", asked], bench.folder / "never.out", late) == NO_TIME
