@@ -77,7 +77,8 @@ _FIXES = {
     errno.EPERM: ("permission denied", "Choose a folder you may write to, or change its permissions."),
     errno.EROFS: ("read-only file system", "Choose an output_dir on a writable disk."),
     errno.ENOENT: ("no such file or folder", "Check the path."),
-    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), ("a file is where a folder has to be", "Choose another folder.")),
+    errno.ENOTDIR: ("a file is where a folder has to be", "Choose another folder."),
+    errno.EEXIST: ("something else is in its place", "Remove it, or choose another folder."),
     errno.EMFILE: ("too many open files", "Raise the limit (ulimit -n)."),
 }
 
@@ -107,9 +108,7 @@ def write_errors(where: str) -> Iterator[None]:
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, NotImplementedError):
-            fix = (
-                "A tensor is of a kind that torch cannot do this with; leave out the module that has it (exclude=...)."
-            )
+            fix = "A tensor is of a kind that torch cannot do this with; leave out its module (exclude=...)."
             raise UserError(f"could not be recorded or written ({reason})", where, fix) from error
         place, known = Path(where).absolute(), ""
         with suppress(OSError, ValueError, StopIteration):  # what was half written may have been removed by now

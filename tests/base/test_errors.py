@@ -115,6 +115,8 @@ def test_the_traceback_is_shown_on_demand(
     [
         (errno.ENOSPC, "no space left"),
         (errno.EROFS, "read-only"),
+        (errno.ENOTDIR, "a file is where a folder has to be"),
+        (errno.EEXIST, "something else is in its place: out/x. Remove it, or choose another folder."),
         (errno.EMFILE, "Raise the limit"),
         (errno.EIO, "error"),
     ],
