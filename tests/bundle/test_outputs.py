@@ -185,6 +185,21 @@ def test_with_nothing_to_lock_with_it_runs_and_says_so(root: Path, tmp_path: Pat
     assert (done.returncode, done.stderr.splitlines()) == (5, [said] * 2)
 
 
+@pytest.mark.parametrize(("tool", "code"), [("flock", 1), ("flock", 66), ("python3", 1), ("python3", 2)])
+def test_where_locking_is_refused_it_runs_and_says_so(
+    root: Path, tmp_path: Path, environment: dict[str, str], tool: str, code: int
+) -> None:
+    """As on a network disk, by a flock without these options, or a Python that does not start: nobody is blamed."""
+    for name in ("bash", "env", "mkdir"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    (tmp_path / tool).write_text(f"#!/bin/sh\nexit {code}\n")
+    (tmp_path / tool).chmod(0o755)
+    command = [root / "scripts" / "alone.sh", "exclusive", tmp_path / "out", "bash", "-c", "exit 5"]
+    done = subprocess.run(command, env=environment | {"PATH": str(tmp_path)}, capture_output=True, text=True)
+    said = f"note: {tmp_path / 'out'} cannot be locked here: a second make in it is not noticed"
+    assert (done.returncode, done.stderr.splitlines()) == (5, [said])
+
+
 def test_what_a_command_leaves_behind_holds_the_folder_until_it_ends(root: Path, tmp_path: Path) -> None:
     """As a trainer that still cleans up, or a worker of one that was killed."""
     script, out = root / "scripts" / "alone.sh", tmp_path / "out"
