@@ -38,7 +38,10 @@ endif
 endif
 
 # DEFAULT_NEMO: the release that is meant where none is named. Everything that needs it reads it there.
-$(if $(wildcard docker/.env),,$(error this is another folder than the bundle's. Use make -C $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST))))))
+beside := $(dir $(firstword $(MAKEFILE_LIST)))
+$(if $(wildcard docker/.env),,$(if $(subst $(CURDIR),,$(realpath $(beside))),\
+    $(error this is another folder than the bundle's. Use make -C $(patsubst %/,%,$(beside))),\
+    $(error docker/.env is missing. A copy of docker/* leaves it out. Bring it back: git checkout docker/.env)))
 include docker/.env
 releases := $(patsubst docker/locks/nemo-%.in,%,$(wildcard docker/locks/nemo-*.in))
 

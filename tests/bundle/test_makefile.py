@@ -235,6 +235,14 @@ def test_from_another_folder_it_says_how(root: Path, environment: dict[str, str]
     assert f"this is another folder than the bundle's. Use make -C {root}" in done.stderr
 
 
+def test_a_copy_without_its_settings_says_so(root: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    (copy := tmp_path / "a copy").mkdir()
+    (copy / "Makefile").write_text((root / "Makefile").read_text())
+    done = subprocess.run(["make", "-C", copy, "align"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "docker/.env is missing. A copy of docker/* leaves it out. Bring it back: git checkout" in done.stderr
+
+
 @pytest.mark.parametrize("word", ["--config-path=/my/conf", "-cp /my/conf"])
 def test_a_configuration_of_your_own_may_have_other_sizes(make: Make, fake_python: Any, word: str) -> None:
     assert make("nest", "SIZE=mine", f"ARGS={word}").returncode == 0
