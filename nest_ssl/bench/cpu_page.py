@@ -39,8 +39,9 @@ ABOUT_RECORDER = (
 ABOUT_PROFILE = (
     "Milliseconds of a step, medians of three, of each trainer in a process of its own: NeMo's is the profile before, "
     "the port's the one after. The CPU time of forward, backward and optimizer is shared out among operators as they "
-    "took it by torch's profiler, each without those that it calls. Operators of features, of the search for the "
-    "nearest codes and of the optimizer are together, whatever they are; views are among the copies. A part's backward "
+    "took it by torch's profiler, each without those that it calls. Operators of features and of the search for the "
+    "nearest codes are together, whatever they are, and all of the optimizer; views are among the copies. Compiled "
+    "loops are no operators: dropout's, with their draws, are among the rest. A part's backward "
     "is what its forward's operators run there; where each branch of a layer of the port is one function, some of its "
     "forward is computed there again. Hooks mark the parts, so that here the port decodes all tokens. It is measured by"
 )

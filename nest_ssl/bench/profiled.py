@@ -24,8 +24,8 @@ WHOLE_STEP = "Optimizer."  # its event: Lightning runs forward and backward with
 # Which phase a moment of `Moments` begins.
 PHASES = {"start": "forward", "forward": "backward", "backward": "optimizer", "end": ""}
 BETWEEN, REST, LAYERS = "between operators (Python)", "rest", r"encoder\.layers\.\d+\."
-# By kind, of the names of ATen's operators. The first kind that fits; of features and codes, and of the optimizer's
-# step, all operators are together.
+# By kind, of the names of ATen's operators. The first kind that fits; of features and codes all operators are together,
+# and all of the optimizer's step, for compiled loops are no operators.
 KINDS = {
     "matrix products": r"(add|b|badd|sp)?mm|baddbmm|mv|dot",
     "convolutions": r".*conv(olution)?(\d?d)?(_.*)?",
@@ -145,7 +145,8 @@ def taken(events: Iterable[Any]) -> Iterator[tuple[str, str, str, float]]:
         if event.name.startswith(PHASE):
             if phase:
                 between = (event.time_range.start - began) / 1e3 - within
-                yield phase, phase if phase == "optimizer" else REST, BETWEEN, between
+                part, kind = (phase, phase) if phase == "optimizer" else (REST, BETWEEN)
+                yield phase, part, kind, between
             phase, part, began, within = event.name.removeprefix(PHASE), REST, event.time_range.start, 0.0
             continue
         if not phase or event.name.startswith(WHOLE_STEP):
