@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,6 +94,15 @@ def updated(optimizer: torch.optim.Optimizer, steps: int = 3) -> list[torch.Tens
     return [*parameters, *(value for each in parameters for value in optimizer.state[each].values())]
 
 
+def takes_roots_by_steps() -> bool:
+    """Whether torch takes roots by the steps of the loops: on an AMD processor, and with some that are not the
+    nearest. Torch alone is asked, so that loops which no longer agree with it fail, and skip nothing."""
+    cpus = Path("/proc/cpuinfo")
+    x = torch.linspace(0.5, 2.0, 1 << 16)
+    off = (x.sqrt() != x.double().sqrt().float()).float().mean().item()
+    return cpus.exists() and "AuthenticAMD" in cpus.read_text() and 0.1 < off < 0.25
+
+
 @pytest.mark.parametrize(
     ("threads", "way"),
     [(1, "update_in_one_pass"), (1, "update_by_loops"), (1, "update_piece"), (2, "update_piece")],
@@ -110,7 +120,7 @@ def test_an_update_in_pieces_has_the_bits_of_torchs_own(
     monkeypatch.setattr(optim, "CHUNK", 1 << 12)
     monkeypatch.setattr(optim, "update_in_pieces", lambda *each: made.append(len(each[1])) or whole(*each))
     pieces, update = [], getattr(optim, way)
-    if way == "update_in_one_pass" and not optim.roots_are_torchs():
+    if way == "update_in_one_pass" and not takes_roots_by_steps():
         pytest.skip("torch takes roots otherwise on this processor")
     assert optim.rounds_as_torch(update)
 
@@ -169,7 +179,7 @@ def test_loops_that_round_otherwise_are_not_used(
     names: tuple[str, ...], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loops = optim.loops(optim.MOMENTS)
-    if not optim.roots_are_torchs():
+    if not takes_roots_by_steps():
         pytest.skip("torch takes roots otherwise on this processor")
     if names:
         monkeypatch.setattr(optim, "loops", lambda _: changed(loops, *names))
@@ -186,7 +196,7 @@ def test_square_roots_are_those_of_torchs_library() -> None:
     another library the loops are not used."""
     loops = optim.loops(optim.MOMENTS)
     assert loops is not None
-    if not optim.roots_are_torchs():
+    if not takes_roots_by_steps():
         pytest.skip("torch takes roots otherwise on this processor")
     many = np.arange(0, 0x7F800001, 61, dtype=np.uint32).view(np.float32)
     ends = np.concatenate([np.arange(9000), 0x00800000 + np.arange(-9000, 9000), 0x7F800000 - np.arange(9000)])
