@@ -1,4 +1,5 @@
-"""Dropout on a CPU as `F.dropout` computes it, kept as booleans: a quarter of the memory, and a fifth of the time."""
+"""Dropout on a CPU as `F.dropout` computes it, its draws by a compiled loop; of many elements it is kept as booleans: a
+quarter of the memory, and a fifth of the time."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from nest_ssl.kernels.draws import bernoulli
 CHUNK = 1 << 17  # elements dropped out at a time: caches hold them and the factors made for them
 TORCHS = nn.Dropout.forward  # which somebody may change in its class, and mean every dropout
 BYTES = torch.uint8  # as which booleans are read: torch takes seven times as long to read them as they are
+FEW = 1 << 18  # elements: up to as many a backward in Python costs more than what booleans spare
 MOST_THREADS = 4  # a loop takes a fifth of the time that torch's operators take with one
 
 
@@ -24,6 +26,8 @@ class Dropout(nn.Dropout):
         """`input` of any shape, dropped out in training."""
         plain = nn.Dropout.forward is TORCHS and not self.inplace and input.is_floating_point()
         if self.training and 0 < self.p < 1 and plain and may_compute(input):
+            if input.numel() <= FEW:
+                return input * bernoulli(input, 1 - self.p).view(BYTES).to(input.dtype).div_(1 - self.p)
             dropped: Tensor = _Dropout.apply(input, self.p)  # type: ignore[no-untyped-call]
             return dropped
         return super().forward(input)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nest_ssl.kernels import available, draws
+from nest_ssl.kernels import available, draws, dropout
 from nest_ssl.kernels.draws import FEWEST, bernoulli, generator_is_known
 from nest_ssl.kernels.dropout import Dropout, drop_
 
@@ -87,6 +87,13 @@ def test_where_the_first_word_ties_the_second_decides(word: int) -> None:
         assert not torch_draws_one_by_one() or bool(ours[FEWEST // 2 + word]) == (threshold > fraction)
 
 
+@pytest.fixture(params=[1 << 30, 0], ids=["few", "many"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few elements as torch's own product is for, and as many as a function in Python is for."""
+    monkeypatch.setattr(dropout, "FEW", request.param)
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rate", [0.1, 0.5, 1 / 3])
 def test_dropout_is_torchs(dtype: torch.dtype, rate: float) -> None:
@@ -96,6 +103,15 @@ def test_dropout_is_torchs(dtype: torch.dtype, rate: float) -> None:
             for own, other in zip(ours, theirs, strict=True):
                 assert own.stride() == other.stride()
                 assert torch.equal(bits(own), bits(other))
+
+
+def test_few_elements_have_torchs_backward_and_many_keep_booleans() -> None:
+    kinds = []
+    for size in (dropout.FEW, dropout.FEW + 1):
+        made = Dropout(0.1)(torch.ones(size, requires_grad=True)).grad_fn
+        assert made is not None
+        kinds.append(made.name())
+    assert kinds == ["MulBackward0", "_DropoutBackward"]
 
 
 def made(layer: nn.Module, x: Tensor, strange: bool) -> tuple[Tensor, Tensor]:
@@ -160,6 +176,7 @@ def transformed(layer: nn.Module, x: Tensor) -> list[Tensor]:
     return [gradient, several, tangent, first.detach(), second, compiled, layer(torch._neg_view(x)).clone()]
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch itself
 def test_whatever_goes_through_torchs_goes_through_ours() -> None:
     found = []
@@ -194,6 +211,7 @@ def test_another_generator_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> 
         generator_is_known.cache_clear()
 
 
+@pytest.mark.usefixtures("either_way")
 def test_without_numba_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     for loops in ("mersenne_twister", "elementwise"):
         monkeypatch.setitem(sys.modules, f"nest_ssl.kernels.{loops}", None)
