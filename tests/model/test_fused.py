@@ -214,10 +214,35 @@ def without_weights_of_a_norm(layer: nn.Module) -> None:
     layer.norm_conv = nn.LayerNorm(SIZES["d_model"], elementwise_affine=False)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [with_an_adapter, with_gelu, with_another_convolution, with_an_average_of_all, without_weights_of_a_norm],
-)
+def with_a_bias_of_distances(layer: nn.Module) -> None:
+    layer.self_attn.linear_pos.bias = nn.Parameter(torch.randn(SIZES["d_model"]))
+
+
+def with_a_wider_convolution(layer: nn.Module) -> None:
+    layer.conv.depthwise_conv.dilation = (2,)
+    layer.conv.depthwise_conv.context = (4, 4)
+
+
+def with_three_frames_for_one(layer: nn.Module) -> None:
+    layer.conv.pointwise_conv2 = nn.Conv1d(SIZES["d_model"], SIZES["d_model"], kernel_size=3, padding=1)
+
+
+def without_averages(layer: nn.Module) -> None:
+    layer.conv.batch_norm.track_running_stats = False
+
+
+def with_dropout_in_place(layer: nn.Module) -> None:
+    layer.dropout.inplace = True
+
+
+CHANGES: list[Callable[[nn.Module], None]] = [
+    with_an_adapter, with_gelu, with_another_convolution, with_an_average_of_all, without_weights_of_a_norm,
+    with_a_bias_of_distances, with_a_wider_convolution, with_three_frames_for_one, without_averages,
+    with_dropout_in_place,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_layer_that_was_changed_is_open(change: Callable[[nn.Module], None], taken: list[bool]) -> None:
     """What was changed would be left out without a word otherwise."""
     both = []

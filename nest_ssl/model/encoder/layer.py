@@ -131,7 +131,7 @@ class ConformerLayer(nn.Module):
         if not _METHODS.are_as_imported():
             return False
         paths = ((path.rpartition(".")[2], module) for path, module in self.named_modules() if path)
-        if any(type(module) is not _PAPERS.get(name) for name, module in paths):
+        if any(type(module) is not _PAPERS.get(name) or not _is_plain(module) for name, module in paths):
             return False
         parts = self, self.feed_forward1, self.self_attn, self.feed_forward2
         if any(part.dropout.p == 1 for part in parts):
@@ -140,7 +140,8 @@ class ConformerLayer(nn.Module):
         with_weights = all(norm.weight is not None and norm.bias is not None for norm in norms)
         batch_norm = self.conv.batch_norm
         averages = batch_norm.running_mean is not None and batch_norm.momentum is not None
-        return with_weights and averages and not self.shares_its_input
+        plain = self.self_attn.linear_pos.bias is None and not self.shares_its_input
+        return with_weights and averages and plain
 
     def forward(
         self,
@@ -164,6 +165,17 @@ class ConformerLayer(nn.Module):
         x = x + self.dropout(self.feed_forward2(self.norm_feed_forward2(x))) * 0.5
         x = self.norm_out(x)
         return x
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether what can be set on a module and fused functions do not read is as it is where a layer is built."""
+    if isinstance(module, nn.Conv1d):
+        groups = module.in_channels if isinstance(module, CausalConv1D) else 1
+        set_on_it = module.stride, module.padding, module.dilation, module.padding_mode, module.groups
+        return set_on_it == ((1,), (0,), (1,), "zeros", groups)
+    if isinstance(module, nn.BatchNorm1d):
+        return module.track_running_stats
+    return not getattr(module, "inplace", False)  # dropout's: its gradients lie otherwise, and add up so
 
 
 # By the last part of its path, of which class each module of a layer is where the layer is the paper's.
