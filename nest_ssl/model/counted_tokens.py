@@ -2,16 +2,18 @@
 time where a third is masked. Why the bits are the same:
 
 - Softmax and loss are taken of tokens one by one, and the gradient of a token that does not count is zero.
-- The gradients of weight and bias are autograd's own calls on the same numbers, those zeros among them.
 - A token's logits, and the gradient of its encoding, are sums over no other token, and a product's order of sums is a
   matter of its shape and not of its numbers. On one thread torch computes one product for each utterance. There the
-  tokens that count are packed into as few utterances of the same length as hold them, and the products are what they
-  were, only fewer. That every place in one has the same order of sums is tried once for each shape.
+  tokens that count are multiplied alone, some rows at a time, as they lie.
+- The weight's gradient is a sum over tokens: a product adds some that follow on each other up, then adds that to the
+  weight's. Among them zeros change nothing, so each such block is the product of its tokens that count.
+- That rows have the sums of a convolution, and where blocks begin, is tried once for each shape.
+- The bias's gradient adds tokens up by their places, so that zeros lie among them, some codes at a time.
 - Elsewhere, on several threads or from 16 utterances on, a kernel chosen by the size of the batch computes it as one:
   there all is multiplied as it was, and the softmax alone is spared.
 
-Shapes: B batch, F features, T frames, S tokens (T / 8), K tokens that count, P utterances of packed tokens, D model
-width, C codes, H codebooks, X C x H.
+Shapes: B batch, F features, T frames, S tokens (T / 8), K tokens that count, R rows of a product, D model width,
+C codes, H codebooks, X C x H.
 """
 
 # ruff: noqa: F722  (shapes are no names)
@@ -19,6 +21,7 @@ width, C codes, H codebooks, X C x H.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +38,10 @@ if TYPE_CHECKING:
 
 SMALLEST = 1 << 19  # logits of a batch: of fewer, what is saved is little
 LARGEST = 1e38  # logits: below, none overflows, and what a zero is multiplied by is a number
-ALIGNED = 16  # numbers that a vector of the processor holds: each utterance begins where one does
+ALIGNED = 16  # numbers that a vector of the processor holds: each row begins where one does
+ROWS = 96  # tokens that one product multiplies: of more the last one has more that do not count
+CODES = 512  # of a weight, or of a bias, whose gradients are added up at a time: caches hold them
+LARGE = 2.0**24  # and 1 are it, as float32 has it, where 2 more are not
 SETTINGS = [1], [0], [1], False, [0], 1  # of a convolution over one frame
 SHAPES = 4096  # for which it is known whether every place sums alike
 METHODS = Methods(MultiSoftmaxDecoder, nn.Sequential, nn.Conv1d, MultiMLMLoss, MLMLoss)
@@ -100,30 +106,57 @@ def is_plain(decoder: MultiSoftmaxDecoder, loss: MultiMLMLoss, encoded_BDS: Floa
 
 
 def is_packable(encoded_BDS: Float[Tensor, "B D S"], weight_XD1: Float[Tensor, "X D 1"]) -> bool:
-    """Whether torch computes one product for each utterance, on one thread, and a token's place in it is no matter."""
+    """Whether torch computes one product for each utterance, on one thread, and rows of tokens have its sums."""
     outputs, width, _ = weight_XD1.shape
     if torch.get_num_threads() > 1 or outputs % ALIGNED or width % ALIGNED:
         return False
     backend = torch._C._select_conv_backend(encoded_BDS, weight_XD1, None, *SETTINGS)
     is_of_one = backend == torch._C._ConvBackend.Slow2d  # type: ignore[attr-defined]
-    return is_of_one and every_place_sums_alike(outputs, width, encoded_BDS.size(2))
+    return is_of_one and bool(blocks_of_sums(outputs, width, encoded_BDS.size(2)))
 
 
 @lru_cache(SHAPES)
-def every_place_sums_alike(outputs: int, width: int, steps: int) -> bool:
-    """Whether logits, and gradients of encodings, of an utterance whose tokens are all the same are all the same."""
+def blocks_of_sums(outputs: int, width: int, steps: int) -> tuple[int, ...]:
+    """The tokens of an utterance with which those blocks begin that a weight's gradient adds up; none if rows of tokens
+    have other sums than an utterance's convolution."""
     draws = torch.Generator().manual_seed(0)  # its own: training's generator is left alone
-    weight_XD1 = torch.randn(outputs, width, 1, generator=draws)
-    read_1DS, d_1XS = (torch.randn(1, size, 1, generator=draws).repeat(1, 1, steps) for size in (width, outputs))
+    weight_XD, token_D, d_X = (torch.randn(*size, generator=draws) for size in ((outputs, width), (width,), (outputs,)))
+    read_1DS, d_1XS = (one.view(1, -1, 1).repeat(1, 1, steps) for one in (token_D, d_X))
     with torch.no_grad():
-        logits_1XS = F.conv1d(read_1DS, weight_XD1, weight_XD1[:, 0, 0])
-        d_1DS, *_ = _conv_backward(d_1XS, read_1DS, weight_XD1, [True, False, False])
-    assert d_1DS is not None
-    return all(torch.equal(each, each[..., :1].expand_as(each)) for each in (logits_1XS, d_1DS))
+        logits_1XS = F.conv1d(read_1DS, weight_XD.unsqueeze(2), d_X)
+        d_1DS, *_ = _conv_backward(d_1XS, read_1DS, weight_XD.unsqueeze(2), [True, False, False])
+        assert d_1DS is not None
+        by_rows = _by_rows(token_D.repeat(ROWS, 1), weight_XD.t(), d_X), _by_rows(d_X.repeat(ROWS, 1), weight_XD)
+        for all_of_it, rows in zip((logits_1XS, d_1DS), by_rows, strict=True):
+            if not all(torch.equal(each, rows[:1].expand_as(each)) for each in (all_of_it[0].t(), rows[:ROWS])):
+                return ()
+        begins = _begins(outputs, width, steps)
+        read_2DS, d_2SX = torch.randn(2, width, steps, generator=draws), torch.randn(2, steps, outputs, generator=draws)
+        counts_2S = torch.rand(2, steps, generator=draws) < 0.5
+        d_2SX *= counts_2S.unsqueeze(2)
+        expected: tuple[Any, ...] = _conv_backward(
+            d_2SX.transpose(1, 2), read_2DS, weight_XD.unsqueeze(2), [False, True, True]
+        )
+        places_K = counts_2S.flatten().nonzero().squeeze(1)
+        found: tuple[Any, ...] = linear_gradients(d_2SX.flatten(0, 1)[places_K], read_2DS, places_K, begins, True)
+    return begins if all(torch.equal(*each) for each in zip(expected[1:], found, strict=True)) else ()
+
+
+def _begins(outputs: int, width: int, steps: int) -> tuple[int, ...]:
+    """Each output adds two ones that follow on each other to what it has of the utterance before, and keeps them if
+    they are in one block."""
+    d_2XS, later = torch.zeros(2, outputs, steps), torch.arange(1, min(steps, outputs))
+    d_2XS[0, :, 0] = LARGE
+    d_2XS[1, later, later - 1] = d_2XS[1, later, later] = 1.0
+    weight_XD1 = torch.zeros(outputs, width, 1)
+    _, sums_XD1, _ = _conv_backward(d_2XS, torch.ones(2, width, steps), weight_XD1, [False, True, False])
+    assert sums_XD1 is not None
+    return 0, *(later[sums_XD1[later, 0, 0] == LARGE]).tolist()
 
 
 class CountedLogits(torch.autograd.Function):
-    """`apply(encodings (B, D, S), places among B x S, weight, bias, packed)`: logits (K, X) of the tokens there."""
+    """`apply(encodings (B, D, S), places among B x S in their order, weight, bias, packed)`: logits (K, X) of the
+    tokens there."""
 
     @staticmethod
     def forward(
@@ -131,39 +164,68 @@ class CountedLogits(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(encoded_BDS, places_K, weight_XD1)
         ctx.packed, ctx.has_bias = packed, bias_X is not None
-        width, steps = encoded_BDS.shape[1:]
         if not packed:
-            return F.conv1d(encoded_BDS, weight_XD1, bias_X).transpose(1, 2)[places_K // steps, places_K % steps]
-        rows_KD = encoded_BDS.transpose(1, 2).reshape(-1, width)[places_K]
-        logits_PXS = F.conv1d(_packed(rows_KD, steps), weight_XD1, bias_X)
-        return logits_PXS.transpose(1, 2).reshape(-1, len(weight_XD1))[: len(places_K)]
+            return _tokens(F.conv1d(encoded_BDS, weight_XD1, bias_X), places_K)
+        return _by_rows(_tokens(encoded_BDS, places_K), weight_XD1.squeeze(2).t(), bias_X)[: len(places_K)]
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, d_KX: Tensor) -> tuple[Tensor | None, ...]:
         encoded_BDS, places_K, weight_XD1 = ctx.saved_tensors
         batch, width, steps = encoded_BDS.shape
-        d_all = d_KX.new_zeros(batch * steps, d_KX.size(1))
-        d_all[places_K] = d_KX
-        d_BXS = d_all.view(batch, steps, -1).transpose(1, 2)  # as autograd has it: a bias adds it up as it lies
-        packed = ctx.packed and torch.get_num_threads() == 1  # there may be more than in forward
-        d_encoded, *d_linear = _conv_backward(d_BXS, encoded_BDS, weight_XD1, [not packed, True, ctx.has_bias])
-        if packed:
-            d_PXS = _packed(d_KX, steps)
-            d_PDS, *_ = _conv_backward(d_PXS, encoded_BDS[: len(d_PXS)], weight_XD1, [True, False, False])
-            assert d_PDS is not None
-            d_rows = d_PDS.transpose(1, 2).reshape(-1, width)
-            d_all = d_rows[len(places_K)].repeat(batch * steps, 1)  # of a zero, as of all that do not count
-            d_all[places_K] = d_rows[: len(places_K)]
-            d_encoded = d_all.view(batch, steps, width).transpose(1, 2).contiguous()
-        return d_encoded, None, *d_linear, None
+        if not (ctx.packed and torch.get_num_threads() == 1):  # there may be more than in forward
+            d_all = d_KX.new_zeros(batch * steps, d_KX.size(1))
+            d_all[places_K] = d_KX
+            d_BXS = d_all.view(batch, steps, -1).transpose(1, 2)  # as autograd has it: a bias adds it up as it lies
+            d_encoded, *d_linear = _conv_backward(d_BXS, encoded_BDS, weight_XD1, [True, True, ctx.has_bias])
+            return d_encoded, None, *d_linear, None
+        begins = blocks_of_sums(*weight_XD1.shape[:2], steps)
+        d_weight, d_bias = linear_gradients(d_KX, encoded_BDS, places_K, begins, ctx.has_bias)
+        d_rows = _by_rows(d_KX, weight_XD1.squeeze(2))
+        d_all = d_rows[len(places_K)].repeat(batch * steps, 1)  # of a zero, as of all that do not count
+        d_all[places_K] = d_rows[: len(places_K)]
+        return d_all.view(batch, steps, width).transpose(1, 2).contiguous(), None, d_weight, d_bias, None
 
 
-def _packed(rows: Tensor, steps: int) -> Tensor:
-    """Rows (K, N) as utterances (P, N, S), at least one zero behind them."""
-    packed = rows.new_zeros((len(rows) // steps + 1) * steps, rows.size(1))
-    packed[: len(rows)] = rows
-    return packed.view(-1, steps, rows.size(1)).transpose(1, 2)
+def linear_gradients(
+    d_KX: Tensor, encoded_BDS: Tensor, places_K: Tensor, begins: tuple[int, ...], has_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of weight (X, D, 1) and bias (X), from those of the logits of the tokens that count."""
+    (batch, width, steps), outputs = encoded_BDS.shape, d_KX.size(1)
+    rows_KD = _tokens(encoded_BDS, places_K)
+    ends = [utterance * steps + end for utterance in range(batch) for end in (*begins[1:], steps)]
+    blocks = list(pairwise([0, *torch.searchsorted(places_K, torch.tensor(ends)).tolist()]))
+    d_weight_XD = d_KX.new_zeros(outputs, width)
+    d_bias_X = d_KX.new_zeros(outputs) if has_bias else None
+    at_places = d_KX.new_zeros(batch * steps, min(CODES, outputs))
+    for code in range(0, outputs, CODES):
+        d_KC, d_weight_CD = d_KX[:, code : code + CODES], d_weight_XD[code : code + CODES]
+        for first, last in blocks:
+            if first < last:
+                d_weight_CD.addmm_(d_KC[first:last].t(), rows_KD[first:last])
+        if d_bias_X is not None:
+            at_places[places_K, : d_KC.size(1)] = d_KC
+            torch.sum(at_places[:, : d_KC.size(1)], 0, out=d_bias_X[code : code + CODES])
+    return d_weight_XD.unsqueeze(2), d_bias_X
+
+
+def _tokens(x_BNS: Tensor, places_K: Tensor) -> Tensor:
+    """Those at some places (K, N)."""
+    steps = x_BNS.size(2)
+    return x_BNS.transpose(1, 2)[places_K // steps, places_K % steps]
+
+
+def _by_rows(rows_KN: Tensor, weight_NM: Tensor, bias_M: Tensor | None = None) -> Tensor:
+    """Rows times a weight, and plus a bias, with at least one of zeros behind them: `ROWS` at a time."""
+    count = (len(rows_KN) // ROWS + 1) * ROWS
+    padded = F.pad(rows_KN, (0, 0, 0, count - len(rows_KN)))
+    out = rows_KN.new_empty(count, weight_NM.size(1))
+    for into, rows in zip(torch.split(out, ROWS), torch.split(padded, ROWS), strict=True):
+        if bias_M is None:
+            torch.mm(rows, weight_NM, out=into)
+        else:
+            torch.addmm(bias_M, rows, weight_NM, out=into)
+    return out
 
 
 def _conv_backward(

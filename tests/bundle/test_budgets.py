@@ -48,7 +48,8 @@ WINGS = {
     # 140 for issue 11: decoder and loss of the tokens that count, with the bits of all.
     # 40 for issue 11: methods that were changed in their classes are called, as where nothing is fused; three ranks.
     # 10 for issue 11: what is set on the modules of a layer that a fused one does not read.
-    "port": (6_380, "data model practice releases.py".split()),
+    # 50 for issue 11: products and gradients of the tokens that count alone, block by block.
+    "port": (6_430, "data model practice releases.py".split()),
     # Noise floor, evidence runs and replay by command among it; 400 more for issue 12: import, maps, doctor, bisect;
     # 150 for issue 14: the settings of all variants of NeMo's model, and their matrix; 450 for issue 12: ranks, stalls;
     # 50 for issue 13: Lhotse's settings, inspect, features.

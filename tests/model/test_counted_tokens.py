@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nest_ssl.config.losses import Decoder, Loss
 from nest_ssl.model import counted_tokens
-from nest_ssl.model.counted_tokens import every_place_sums_alike, loss_of_counted
+from nest_ssl.model.counted_tokens import blocks_of_sums, loss_of_counted
 from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.loss import MLMLoss, MultiMLMLoss
 
@@ -23,12 +23,12 @@ FRAMES = 4  # of a token
 def smallest(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Batches of these tests' size are computed so too, on one thread."""
     monkeypatch.setattr(counted_tokens, "SMALLEST", 0)
-    every_place_sums_alike.cache_clear()
+    blocks_of_sums.cache_clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    every_place_sums_alike.cache_clear()
+    blocks_of_sums.cache_clear()
 
 
 @pytest.fixture
@@ -134,13 +134,13 @@ def test_packed_tokens_have_the_same_bits(case: str, seed: int, taken: list[str]
     made = Case(**CASES[case], seed=seed)
     assert made.differing() == []
     # Of few tokens MKL computes the last ones of an utterance in another order.
-    alike = every_place_sums_alike(made.decoder.decoder_layers[0].out_channels, *made.encoded_BSD.shape[:0:-1])
+    alike = blocks_of_sums(made.decoder.decoder_layers[0].out_channels, *made.encoded_BSD.shape[:0:-1])
     assert taken == ["packed" if alike else "whole"]
 
 
 def test_usual_lengths_are_packed_where_products_are_of_mkl() -> None:
     """Which of them is a matter of the processor; if none were, packing would be there for nothing."""
-    alike = [every_place_sums_alike(8192, 512, steps) for steps in (38, 101, 201)]
+    alike = [blocks_of_sums(8192, 512, steps) for steps in (38, 101, 201)]
     assert any(alike) or not torch.backends.mkl.is_available()
 
 
@@ -155,7 +155,7 @@ def test_where_backward_has_more_threads_than_forward_all_is_multiplied(
     taken: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was packed in forward: a packed product is that of the open way on one thread alone."""
-    monkeypatch.setattr(counted_tokens, "every_place_sums_alike", lambda *sizes: True)
+    monkeypatch.setattr(counted_tokens, "blocks_of_sums", lambda *sizes: (0,))
     own, wanted = counted_tokens._conv_backward, list[bool]()
 
     def seen(d: Tensor, read: Tensor, weight: Tensor, asked: list[bool]) -> tuple[Tensor | None, ...]:
@@ -174,7 +174,7 @@ def test_where_backward_has_more_threads_than_forward_all_is_multiplied(
         return list(wanted)
 
     monkeypatch.setattr(counted_tokens, "_conv_backward", seen)
-    assert (stepped(1), stepped(2)) == ([False, True], [True])  # gradients of the encodings, by product
+    assert (stepped(1), stepped(2)) == ([], [True])  # gradients of the encodings, by the convolution's backward
     assert taken == ["packed"] * 2
 
 
@@ -305,10 +305,10 @@ def test_a_product_whose_last_places_sum_otherwise_is_seen(taken: list[str], mon
         turned = conv1d(read_BDS.flip(1), weight.flip(1), bias)
         return torch.cat([out[..., :-3], turned[..., -3:]], dim=2)
 
-    assert every_place_sums_alike(128, 64, 40)
-    every_place_sums_alike.cache_clear()
+    assert blocks_of_sums(128, 64, 40)
+    blocks_of_sums.cache_clear()
     monkeypatch.setattr(counted_tokens.F, "conv1d", planted)
-    assert not every_place_sums_alike(128, 64, 40)
+    assert not blocks_of_sums(128, 64, 40)
     Case(batch=3, steps=40).stepped(loss_of_counted)
     assert taken == ["whole"]
 
@@ -322,7 +322,22 @@ def test_gradients_of_encodings_are_tried_too(monkeypatch: pytest.MonkeyPatch) -
         return torch.cat([d_read[..., :-3], turned[..., -3:]], dim=2), *others
 
     monkeypatch.setattr(counted_tokens, "_conv_backward", planted)
-    assert not every_place_sums_alike(128, 64, 40)
+    assert not blocks_of_sums(128, 64, 40)
+
+
+def test_blocks_that_begin_elsewhere_are_seen(taken: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 tokens here: the weight's gradient is tried by the blocks that were found."""
+    begins = counted_tokens._begins(128, 64, 40)
+    monkeypatch.setattr(counted_tokens, "_begins", lambda *sizes: (*begins, 20) if begins == (0,) else (0,))
+    assert not blocks_of_sums(128, 64, 40)
+    assert Case(batch=3, steps=40).differing() == []
+    assert taken == ["whole"]
+
+
+@pytest.mark.parametrize("steps", [38, 101, 151, 201, 202, 402])
+def test_blocks_begin_at_the_first_token_and_in_order(steps: int) -> None:
+    begins = counted_tokens._begins(1024, 512, steps)
+    assert begins[0] == 0 and list(begins) == sorted(set(begins)) and begins[-1] < steps
 
 
 def in_another_order(d: Tensor, read: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:
