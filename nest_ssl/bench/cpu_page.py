@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,30 @@ def load(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def dated(rows: Sequence[Row], results: dict[str, Any]) -> list[Row]:
-    """Rows with the day and the commit on which they are measured."""
-    return [{**row, "day": results["day"]} for row in rows]
+def add(folder: Path, header: Row, part: str, found: Row | Sequence[Row]) -> None:
+    """Add what was measured of a part to what lies in a folder by now, and write all of it again.
+
+    Args:
+        header: `day` and `machine` of it, or nothing.
+        found: rows, which get both, or what a part has in place of rows.
+    """
+    results = load(folder / "benchmarks.json")
+    if "machine" in results:
+        for row in (row for rows in results.values() if isinstance(rows, list) for row in rows):
+            row.setdefault("machine", results["machine"])
+    results |= header
+    if isinstance(found, Mapping):
+        lost = "error" in found and "error" not in results.get(part, found)
+        results[part] = results[part] if lost else found
+    else:
+        results[part] = merge(results.get(part, []), [{**row, **header} for row in found])
+    save(results, folder)
 
 
 def merge(earlier: Sequence[Row], found: Sequence[Row]) -> list[Row]:
-    """Rows that were measured again take the place of the earlier ones."""
-    again = {_key(row): row for row in found}
+    """Rows that were measured again take the place of the earlier ones, and those that could not be had do not."""
+    measured = {_key(row) for row in earlier if "error" not in row}
+    again = {_key(row): row for row in found if "error" not in row or _key(row) not in measured}
     return [again.pop(_key(row), row) for row in earlier] + list(again.values())
 
 
@@ -112,7 +128,9 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     yield Paragraph((ABOUT,))
     yield CodeBlock(("make bench", "make bench ARGS=--targets", "make bench QUICK=1"))
     if machine := results.get("machine"):
-        yield Paragraph((f"{machine}; {results['day']}. Rows of another day or commit say so; not loader and curve.",))
+        yield Paragraph(
+            (f"{machine}; {results['day']}. Rows of another day, commit or machine say so; not loader and curve.",)
+        )
     rows = [row for row in results["steps"] if "step_ms" in row]
     cells = [(_named(row, results), f"{row['batch'][0]} x {row['batch'][1]:g} s", str(row.get("rounds", "")),
               *map(_ratio, _parts(row))) for row in rows]  # fmt: skip
@@ -263,9 +281,17 @@ def _missing(rows: Sequence[Row]) -> Iterator[Block]:
 
 
 def _named(row: Row, results: dict[str, Any], style: Callable[[str], Inline] = str) -> Text:
-    """A row's name, and its day and commit, where they are others than of what was measured last."""
-    day = row.get("day", "an earlier commit")
-    return (style(row["name"]), *([] if day == results.get("day", day) else [f" ({day})"]))
+    """A row's name, and its day, commit and machine, where they are others than of what was measured last."""
+    day, machine = row.get("day", "an earlier commit"), row.get("machine", "")
+    said = [] if day == results.get("day", day) else [day]
+    if machine and _whose(machine) != _whose(str(results.get("machine", machine))):
+        said.append(_whose(machine))
+    return (style(row["name"]), *([f" ({', '.join(said)})"] if said else []))
+
+
+def _whose(machine: str) -> str:
+    """Of a machine its processor and cores: its rate is another in each run."""
+    return ", ".join(machine.split(", ")[:-2])
 
 
 def _parts(row: Row) -> list[list[float] | None]:

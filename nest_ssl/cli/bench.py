@@ -3,7 +3,7 @@
     nest-ssl bench --quick --nemo-python .venv/nemo-3.0.0/bin/python      # make bench QUICK=1
     nest-ssl bench --targets --nemo-python ...                            # what targets are about: half an hour
     nest-ssl bench --only large                                           # cases of that name; the others stay
-    nest-ssl bench --only curve                                           # or a part, as profile: 2 minutes
+    nest-ssl bench --only curve                                           # or a part, as profile: minutes
 
 Exit codes: 0 all was measured; 1 something could not be had; 3 bad usage.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from nest_ssl.bench.trainings import Bench
 
 PARTS = ("curve", "profile", "loader", "comparer", "recorder", "start")  # besides the cases
+ALONE = {"comparer", "recorder"}  # are of the port alone
+HAS_NEMO = "import importlib.util, sys; sys.exit(importlib.util.find_spec('nemo') is None)"
 LEARNT = 300  # steps of the curve
 
 
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`nest-ssl bench`; returns the exit code.
 
     Raises:
-        UserError: no such case, a trainer's Python that is not there, or a file that holds other results.
+        UserError: no such case, a Python that is not there or has no NeMo, or a file that holds other results.
     """
     parser = Parser(description=__doc__)
     size = parser.add_mutually_exclusive_group()
@@ -57,13 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from nest_ssl.bench import cpu, cpu_page
     from nest_ssl.bench.trainings import Bench, Side, machine
+    from nest_ssl.cli.explain import sigterm_interrupts
     from nest_ssl.record.provenance import describe_run
 
     preset = cpu.QUICK if options.quick else cpu.TARGETS if options.targets else cpu.FULL
     cases = [case for case in preset if options.only in ("", case.name)]
     parts = [part for part in PARTS if options.only in ("", part)]
-    if options.targets and not options.only:
-        parts.remove("curve")  # which learns the same on any machine
+    if not options.only:  # the curve learns the same on any machine, and a profile is of large steps
+        left_out = {"curve", "profile"} if options.quick else {"curve"} if options.targets else set()
+        parts = [part for part in parts if part not in left_out]
     if not cases and not parts:
         presets = {"--quick": cpu.QUICK, "--targets": cpu.TARGETS, "neither --quick nor --targets": cpu.FULL}
         names = [*dict.fromkeys(case.name for case in preset), *PARTS]
@@ -71,48 +76,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         if found := [words for words, cases in presets.items() if options.only in {case.name for case in cases}]:
             fix = f"Give {found[0]}."
         raise UserError("no such case", repr(options.only), fix)
+    if (cases or not ALONE.issuperset(parts)) and subprocess.run([pythons["nemo"], "-c", HAS_NEMO]).returncode != 0:
+        raise UserError("no NeMo in this Python", str(pythons["nemo"]), "Give --nemo-python; make setup makes one.")
     if options.rounds:
         cases = [replace(case, rounds=options.rounds) for case in cases]
-    results = cpu_page.load(options.out / "benchmarks.json")
-    where = machine(describe_run())
+    cpu_page.save(cpu_page.load(options.out / "benchmarks.json"), options.out)  # it is known now whether it can be
+    header: dict[str, Any] = {}
     if cases or parts != ["curve"]:  # what a curve learns is no matter of the machine
-        results["day"] = cpu_page.today(where["commit"])
-        rate = f"{cpu.matrix_rate():.0f} GFLOP/s in float32 matrix products"
-        results["machine"] = f"{where['card']}, {where['cores']} cores, {rate}, torch {where['torch']}"
+        where, rate = machine(describe_run()), f"{cpu.matrix_rate():.0f} GFLOP/s in float32 matrix products"
+        header["machine"] = f"{where['card']}, {where['cores']} cores, {rate}, torch {where['torch']}"
+        header["day"] = cpu_page.today(where["commit"])
     sides = {name: Side(os.path.abspath(python), f"scripts/train_{name}.py") for name, python in pythons.items()}  # type: ignore[type-var]
-    with tempfile.TemporaryDirectory(prefix="nest-ssl-bench-") as folder:
+    with sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="nest-ssl-bench-") as folder:
         bench = Bench(sides=sides, accelerator="cpu", size="tiny", folder=Path(folder))
-        return measure(bench, cases, parts, results, options)
+        return measure(bench, cases, parts, header, options)
 
 
 def measure(
-    bench: Bench, cases: Sequence[Case], parts: Sequence[str], results: dict[str, Any], options: argparse.Namespace
+    bench: Bench, cases: Sequence[Case], parts: Sequence[str], header: dict[str, Any], options: argparse.Namespace
 ) -> bool:
-    """Add to the results what is measured of cases and parts, and write them as they come; whether one is an error."""
+    """Measure cases and parts and write the results as they come; whether one could not be had."""
     from nest_ssl.bench import cpu, cpu_page
 
     lost = False
     for group in cpu.groups(cases):
-        found = cpu_page.dated(cpu.steps(bench, group), results)
-        results["steps"] = cpu_page.merge(results["steps"], found)
-        cpu_page.save(results, options.out)
+        found = cpu.steps(bench, group)
+        cpu_page.add(options.out, header, "steps", found)
         for row in found:
             print(f"bench: {row['name']}, {row['batch']}: {row.get('step_ms') or row.get('error')}", flush=True)
             lost |= "error" in row
     measured: dict[str, Callable[[], Any]] = {
-        "profile": lambda: cpu.profile(bench, cpu.PROFILED[: 1 if options.quick else None]),
-        "loader": lambda: cpu.loader(bench),
+        "profile": lambda: cpu.profile(bench, cpu.PROFILED),
+        "loader": lambda: cpu.loader(bench, 1 if options.quick else 6),
         "start": lambda: cpu.start_up(bench, aligned=not options.quick),
         "comparer": lambda: cpu.comparer(bench),
-        "recorder": lambda: cpu.recorder(bench, list(cpu.RECORDED)[: 2 if options.quick else None]),
+        "recorder": lambda: cpu.recorder(bench, cpu.QUICKLY_RECORDED if options.quick else list(cpu.RECORDED)),
         "curve": lambda: cpu.curve(bench, LEARNT),
     }
     for part in [part for part in measured if part in parts]:
         rows = measured[part]()
-        results[part] = cpu_page.dated(rows, results) if isinstance(rows, list) else rows
-        cpu_page.save(results, options.out)
-        print(f"bench: {part}: measured", flush=True)
-        lost |= any("error" in row for row in (rows if isinstance(rows, list) else [rows]))
+        cpu_page.add(options.out, header, part, rows)
+        errors = [row["error"] for row in (rows if isinstance(rows, list) else [rows]) if "error" in row]
+        print(f"bench: {part}: {'; '.join(['measured', *dict.fromkeys(errors)])}", flush=True)
+        lost |= bool(errors)
     return lost
 
 

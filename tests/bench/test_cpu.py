@@ -16,6 +16,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.bench import cpu, cpu_page, profiled, targets
 from nest_ssl.bench.trainings import Bench, Side
 from nest_ssl.bench.workers import SWITCHES
+from nest_ssl.cli import bench as cli
 from nest_ssl.cli.bench import main
 from nest_ssl.report.render.markdown import render_markdown
 
@@ -33,11 +34,30 @@ def row(name: str, ratio: float) -> dict[str, object]:
         (["--quick", "--only", "large, fast"], "no such case: 'large, fast'. Give --targets."),
         (["--nemo-python", "/nowhere/python"], "no such Python: /nowhere/python"),
         (["--rounds", "0"], "0 is no number of rounds"),
+        (["--only", "loader"], "no NeMo in this Python: .*/python"),
     ],
 )
 def test_what_cannot_be_is_said(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--quick"], ["loader", "comparer", "recorder", "start"]),
+        (["--targets"], ["profile", "loader", "comparer", "recorder", "start"]),
+        (["--quick", "--only", "curve"], ["curve"]),
+    ],
+)
+def test_a_quick_run_leaves_out_what_takes_minutes(
+    arguments: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(cli, "HAS_NEMO", "")
+    monkeypatch.setattr(cli, "measure", lambda bench, cases, parts, *_: asked.append(parts))
+    main([*arguments, "--out", str(tmp_path)])
+    assert asked == [parts]
 
 
 def test_what_is_timed_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +212,33 @@ def test_what_is_switched_is_of_nemo_alone(tmp_path: Path, monkeypatch: pytest.M
     bench = Bench({}, "cpu", "tiny", tmp_path)
     (row,) = cpu.steps(bench, [replace(case, rounds=1)])
     assert NoWorker.started == [("nemo", switch), ("nest",)] and row["step_ms"][1] == 1.0
+
+
+def test_what_is_measured_again_leaves_the_rest(tmp_path: Path) -> None:
+    """Of a quick run the recorder's large rows are not, and where a trainer could not be had nothing is lost."""
+    before = {"machine": "AMD, 2 cores, 9 GFLOP/s, torch 2", "day": "yesterday"}
+    cpu_page.add(tmp_path, before, "steps", [row("tiny", 0.9), row("large", 0.7)])
+    cpu_page.add(tmp_path, before, "start", [{"name": name, "seconds": 1.0, "clock": 1.0} for name in ("a", "b")])
+    cpu_page.add(tmp_path, before, "loader", {"item_ms": [2.0, 1.0], "stages": {}, "same": True})
+    now = {"machine": "AMD, 2 cores, 8 GFLOP/s, torch 2", "day": "today"}
+    lost = {**{key: row("large", 0)[key] for key in ("name", "batch")}, "error": "no NeMo"}
+    cpu_page.add(tmp_path, now, "steps", [row("tiny", 0.8), lost, {**lost, "name": "new"}])
+    cpu_page.add(tmp_path, now, "start", [{"name": "b", "seconds": 2.0, "clock": 2.0}])
+    cpu_page.add(tmp_path, now, "loader", {"error": "no NeMo"})
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "| tiny | 2 x 3 s | 3 | 0.80 " in text and "| large (yesterday) | 2 x 3 s | 3 | 0.70 " in text
+    assert "| `a` (yesterday) | 1.00 |" in text and "| `b` | 2.00 |" in text
+    assert "500 and 1,000 items a second" in text and "new: not had (no NeMo)" in text
+    cpu_page.add(tmp_path, {"machine": "Intel, 8 cores, 8 GFLOP/s, torch 2", "day": "today"}, "start", [])
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert "| large (yesterday, AMD, 2 cores) | " in text and "| tiny (AMD, 2 cores) | " in text
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cpu, "comparer", None)
+    with pytest.raises(FileExistsError):
+        main(["--only", "comparer", "--out", str(tmp_path / "file")])
 
 
 @pytest.mark.parametrize("content", ["no JSON", json.dumps({"schema": "other"}), "[]"])
