@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.recording.address import Address
-from nest_ssl.recording.digests import Fingerprint, digest_steps, digests
+from nest_ssl.recording.digests import SHA256, Fingerprint, digest_steps, digests
 from nest_ssl.recording.reader import Recording
 
 
@@ -48,8 +48,9 @@ def compare_digests(reference: Recording, candidate: Recording) -> DigestCompari
     """Compare step by step, and stop behind the first step that differs: what follows has other weights.
 
     Raises:
-        UserError: there is no step that both have hashes of, or a file is damaged.
+        UserError: there is no step that both have hashes of, these are of two kinds, or a file is damaged.
     """
+    sides = reference, candidate
     shared = sorted({*digest_steps(reference)} & {*digest_steps(candidate)})
     if not shared:
         fix = "Record both with record=digest and the same save_steps, as nest-ssl bisect does."
@@ -57,19 +58,22 @@ def compare_digests(reference: Recording, candidate: Recording) -> DigestCompari
     compared: list[int] = []
     tensors = 0
     for step in shared:
-        one, other = digests(reference, step), digests(candidate, step)
+        both = [digests(side, step) for side in sides]
+        if both[0].hash != both[1].hash:  # also where the bits are the same
+            where = " and ".join(f"{side.path}: {own.hash}" for side, own in zip(sides, both, strict=True))
+            fix = f"Record the side again that has {SHA256}, which this release no longer makes."
+            raise UserError(f"hashes of two kinds in step {step}, which cannot be compared", where, fix)
+        one, other = (dict(own.entries()) for own in both)
         places = [*one, *(place for place in other if place not in one)]
         compared.append(step)
         tensors += len(places)
-        differing = [place for place in places if not _same(one.get(place), other.get(place))]
+        differing = [
+            place for place in places if not (place in one and place in other and one[place].same(other[place]))
+        ]
         if differing:
             place = differing[0]
-            both = one.get(place), other.get(place)
+            there = one.get(place), other.get(place)
             return DigestComparison(
-                compared, tensors, DigestDifference(step, place, *both, len(places), len(differing))
+                compared, tensors, DigestDifference(step, place, *there, len(places), len(differing))
             )
     return DigestComparison(compared, tensors, None)
-
-
-def _same(one: Fingerprint | None, other: Fingerprint | None) -> bool:
-    return one is not None and other is not None and one.same(other)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-MERSENNE_TWISTER, ELEMENTWISE, MOMENTS = "mersenne_twister", "elementwise", "moments"  # files beside this one
+# Files beside this one.
+MERSENNE_TWISTER, ELEMENTWISE, MOMENTS, HASHES = "mersenne_twister", "elementwise", "moments", "hashes"
 
 
 def may_compute(x: Tensor) -> bool:
@@ -33,7 +34,7 @@ def loops(name: str) -> ModuleType | None:
 
 
 def load() -> None:
-    """Import all loops now: before a model has its weights, for what numba allocates between those that are freed
-    again keeps their memory from being used as a whole (0.3 GB at large)."""
+    """Import the loops of training now: before a model has its weights, for what numba allocates between those that are
+    freed again keeps their memory from being used as a whole (0.3 GB at large)."""
     for name in (MERSENNE_TWISTER, ELEMENTWISE, MOMENTS):
         loops(name)

@@ -111,6 +111,8 @@ class DigestSession(Session):
             after = self._by_name(Kind.PARAMETER, weights(model))
             if optimizer is not None:
                 after += self._by_name(Kind.OPTIMIZER_STATE, optimizer_state(model, optimizer)["state"])
+            for stage in self._hashing.stages.values():
+                stage.flush()
             parts, end = (self._before, calls, self._loss, self._gradients, after), self._generators("end")
 
             def text() -> str:  # in the background, where the last hashes are waited for
@@ -119,6 +121,7 @@ class DigestSession(Session):
                 found = [(place, hashed.result() if isinstance(hashed, Future) else hashed) for place, hashed in order]
                 return StepDigests.of(found).model_dump_json() + "\n"
 
+            self.writer.keep_up()  # of no more than two steps there is anything in memory
             self.writer.save_text(f"{files.step_folder(self._number)}/{files.DIGESTS}", text)
             self.recorded.append(self._number)
         self._number += 1

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from nest_ssl.kernels.available import HASHES, loops
 from nest_ssl.recording import layout as files
+from nest_ssl.recording import row_sums
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.tensors import describe_tensor, row_major, storable
@@ -20,7 +24,11 @@ from nest_ssl.recording.tensors import describe_tensor, row_major, storable
 # Elements that are hashed and then looked at while they are still in the processor's cache; from 1 << 15 on torch would
 # start threads for them, in each thread that hashes.
 AT_ONCE = 1 << 14
-HEX = 32  # digits of the hash that are kept: 128 bits of a SHA-256 over the bytes in their order
+IN_LOOPS = 1 << 16  # the same where torch does nothing with them
+HEX = 32  # digits of a hash that are kept: 128 bits
+Hash = Literal["sha256", "row_sums"]
+SHA256: Hash = "sha256"  # of the bytes in their order, as it was before
+ROW_SUMS: Hash = "row_sums"  # of the sums of their rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,7 @@ class Fingerprint:
 
     Args:
         dtype, shape: as torch has them.
-        digest: of its bytes in row-major order; two tensors are the same if it, `dtype` and `shape` are.
+        digest: of its bytes in row-major order (see `row_sums`); two are the same if it, `dtype` and `shape` are.
         least, most, norm: of its elements that are not NaN; the Euclidean norm is summed in float64.
         nans: how many are.
     """
@@ -51,21 +59,23 @@ def fingerprint(tensor: torch.Tensor) -> Fingerprint:
     """Of a tensor on any device; its elements are read once."""
     dense = storable(tensor.detach()).cpu()
     flat: Any = row_major(dense)
-    made, least, most, squares, nans = hashlib.sha256(), math.inf, -math.inf, 0.0, 0
-    for part in flat.split(AT_ONCE) if dense.numel() else ():
-        made.update(part.view(torch.uint8).numpy().data)
-        numbers = torch.view_as_real(part) if part.is_complex() else part
-        numbers = numbers if numbers.is_floating_point() else numbers.double()
-        low, high = (float(bound) for bound in torch.aminmax(numbers))
-        if math.isnan(low):
-            known = numbers[~numbers.isnan()]
-            nans += numbers.numel() - known.numel()
-            if not known.numel():
-                continue
-            numbers, low, high = known, float(known.min()), float(known.max())
-        least, most = min(least, low), max(most, high)
-        squares += float(torch.linalg.vector_norm(numbers, dtype=torch.float64)) ** 2
-    described = describe_tensor(dense)
+    in_loops = loops(HASHES) is not None and flat.dtype in (torch.float32, torch.float64)
+    parts = flat.split(IN_LOOPS if in_loops else AT_ONCE) if dense.numel() else ()
+    return of_rows(describe_tensor(dense), [(row_sums.sums(part), row_sums.facts(part).tolist()) for part in parts])
+
+
+def of_rows(
+    described: Mapping[str, Any], found: Iterable[tuple[NDArray[np.int32], Sequence[float]]], filled: int = 0
+) -> Fingerprint:
+    """Of a tensor's shape and dtype, and of the sums and facts of pieces of it, in their order.
+
+    Args:
+        filled: elements behind its end that are no numbers.
+    """
+    made, least, most, squares, nans = hashlib.sha256(), math.inf, -math.inf, 0.0, -filled
+    for sums, (low, high, more, none) in found:
+        made.update(sums.data)
+        least, most, squares, nans = min(least, low), max(most, high), squares + more, nans + int(none)
     bounds = (least, most) if least <= most else (0.0, 0.0)
     shape = tuple(described["shape"])
     return Fingerprint(described["dtype"], shape, made.hexdigest()[:HEX], *bounds, math.sqrt(squares), nans)
@@ -76,15 +86,17 @@ Row = tuple[str, str | None, int | None, str, str, str, list[int], Annotated[str
 
 
 class StepDigests(BaseModel):
-    """`digests.json`: rows of an address (kind, module, call, slot, path) and the fingerprint of what is there."""
+    """`digests.json`: rows of an address (kind, module, call, slot, path) and the fingerprint of what is there, and
+    which hash that has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
+    hash: Hash = SHA256
     rows: list[Row]
 
     @classmethod
     def of(cls, entries: list[tuple[Address, Fingerprint]]) -> StepDigests:
-        return cls.model_construct(rows=[
+        return cls.model_construct(hash=ROW_SUMS, rows=[
             (a.kind.value, a.module, a.call, a.slot, a.path, f.dtype, list(f.shape), f.digest, f.least, f.most, f.norm,
              f.nans) for a, f in entries
         ])  # fmt: skip
@@ -106,11 +118,11 @@ def digest_steps(recording: Recording) -> list[int]:
     return sorted(int(found[1]) for name in recording.index.files if (found := pattern.fullmatch(name)))
 
 
-def digests(recording: Recording, step: int, rank: int = 0) -> dict[Address, Fingerprint]:
-    """Of one step, by address, in the order in which they came about; empty where it has none.
+def digests(recording: Recording, step: int, rank: int = 0) -> StepDigests:
+    """Of one step; no rows where it has none.
 
     Raises:
         UserError: the file is damaged.
     """
     found = recording.read_json(f"{recording.step(step, rank).folder}/{files.DIGESTS}", StepDigests)
-    return dict(found.entries()) if found else {}
+    return found or StepDigests.of([])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,9 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.compare import compare_recordings
 from nest_ssl.compare.digests import compare_digests
 from nest_ssl.compare.findings import Status
-from nest_ssl.record.observers.digests import Digests, Hashing
 from nest_ssl.recording.address import Kind
-from nest_ssl.recording.digests import HEX, digest_steps, digests, fingerprint
+from nest_ssl.recording.digests import digest_steps, digests, fingerprint
 from nest_ssl.recording.reader import Recording, open_recording
-from nest_ssl.recording.tensors import tensor_digest
 from nest_ssl.replay import replay
 from tests.record.loop import recorded_step
 
@@ -66,45 +61,6 @@ def train(out: Path, fault: int | None = None, steps: int = STEPS, **settings: A
     return open_recording(out), model
 
 
-def test_a_fingerprint_depends_on_place_and_sees_what_is_no_number() -> None:
-    made = fingerprint(torch.tensor([3.0, -4.0, torch.nan]))
-    assert (made.least, made.most, made.norm, made.nans) == (-4.0, 3.0, 5.0, 1)
-    assert not made.same(fingerprint(torch.tensor([-4.0, 3.0, torch.nan])))
-    large = torch.arange(200_000.0).reshape(2, 4, -1)  # of several pieces, and not contiguous
-    turned = large.transpose(0, 1)
-    assert fingerprint(turned).digest == hashlib.sha256(turned.contiguous().numpy().tobytes()).hexdigest()[:HEX]
-    assert fingerprint(large).norm == pytest.approx(float(large.double().norm())) and fingerprint(large).most == 199_999
-    assert not fingerprint(large).same(fingerprint(large.reshape(8, -1)))
-    assert fingerprint(torch.zeros(0)).nans == 0 and fingerprint(torch.tensor([True])).most == 1
-    assert (
-        fingerprint(torch.full((2,), torch.nan)).nans == 2
-        and fingerprint(torch.ones(2, dtype=torch.bfloat16)).most == 1
-    )
-
-
-@pytest.mark.parametrize("room", [0, 1 << 17, 1 << 20])
-@pytest.mark.parametrize("remote", [False, True])
-def test_a_thread_hashes_what_was_there(room: int, remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copied, on a device too, and hashed while training goes on; or at once, where there is no room for the copy."""
-    monkeypatch.setattr("nest_ssl.record.observers.digests.remote", lambda tensor: remote)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    big = torch.randn(2, 100, 100)
-    given = [big.clone(), big.transpose(1, 2), big.bfloat16(), big > 0, torch.view_as_complex(big.view(-1, 2)).conj(),
-             big[0], torch.zeros(0), big.flatten()[1:].clone(), big.to_sparse()]  # fmt: skip
-    wanted = [fingerprint(tensor) for tensor in given]
-    given[0] = given[0].clone()
-    with ThreadPoolExecutor(2) as pool:
-        gate = pool.submit(time.sleep, 0.02)
-        hashing = Hashing(lambda job: pool.submit(lambda: gate.result() or job()), room)
-        for _ in range(3):
-            found = [hashing.of(tensor) for tensor in given]
-            before = given[0].clone()
-            given[0].zero_()
-            assert [each.result() if isinstance(each, Future) else each for each in found] == wanted
-            given[0].copy_(before)
-    assert any(isinstance(each, Future) for each in found) == (room > 0)
-
-
 def test_operators_alone_are_those_of_a_whole_recording_and_never_a_pass(tmp_path: Path) -> None:
     whole, trained = train(tmp_path / "whole", steps=2, operators=True)
     alone, other = train(tmp_path / "alone", steps=2, record="operators")
@@ -121,7 +77,7 @@ def test_hashes_are_those_of_what_is_recorded_whole_and_training_is_not_changed(
     hashed, other = train(tmp_path / "hashed", steps=2, record="digest")
     assert digest_steps(hashed) == [0, 1] and hashed.steps == [] and digest_steps(whole) == []
     assert all(torch.equal(one, two) for one, two in zip(trained.parameters(), other.parameters(), strict=True))
-    step, found = whole.step(1), digests(hashed, 1)
+    step, found = whole.step(1), dict(digests(hashed, 1).entries())
     kept = {(place.kind, place.module, place.call, place.own_name): entry for place, entry in found.items()}
     for call in step.calls():
         assert kept[Kind.OUTPUT, call.module, call.call, "output"].same(fingerprint(call.output)), call.name
@@ -299,38 +255,6 @@ def test_a_block_that_is_really_not_called_is_missing(tmp_path: Path, kind: Any,
     found = nest_ssl.compare(*(reversed(sides) if swapped else sides)).comparison
     missing = [one.address.module for one in found.rung("forward").findings if one.missing]
     assert found.verdict == "diverged" and missing == [f"part.layers.{number}" for number in range(called, 2)]
-
-
-def test_a_single_number_of_a_column_and_of_inference_mode_is_hashed() -> None:
-    one = torch.arange(2).view(1, 2)[:, 0]
-    assert one.stride() == (2,) and fingerprint(one).digest == tensor_digest(one)[:HEX]
-    with torch.inference_mode(), ThreadPoolExecutor(1) as pool:
-        kept, large = Digests(Hashing(pool.submit)), torch.ones(1 << 15)
-        before = kept.copy(large)
-        large.zero_()  # which torch does not count
-        found = [each.result() if isinstance(each, Future) else each for each in (before, kept.copy(large))]
-    assert [each.most for each in found] == [1.0, 0.0]
-
-
-def test_what_inference_mode_shows_again_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless it was edited, another tensor, or there is no room for a copy to compare it with."""
-    hashed: list[int] = []
-    monkeypatch.setattr(Hashing, "of", lambda self, tensor: hashed.append(tensor.numel()) or len(hashed))
-    with torch.inference_mode():
-        kept, large, other = Digests(Hashing(lambda job: Future())), torch.ones(1 << 15), torch.ones(1 << 15)
-        seen = [kept.copy(each) for each in (large, large, other, other, large)]
-        large[7] = -0.0
-        seen += [kept.copy(large), kept.copy(large)]
-        large[7] = 0.0
-        seen.append(kept.copy(large))
-        kept._spare = 0
-        large[7] = 1.0
-        seen += [kept.copy(large), kept.copy(large)]
-        assert seen == [1, 1, 2, 2, 1, 3, 3, 4, 5, 6]
-        kept, bent = Digests(Hashing(lambda job: Future())), torch.fft.rfft(torch.ones(1 << 15)).conj().imag
-        assert bent.is_neg() and [kept.copy(bent), kept.copy(bent)] == [7, 7]
-        monkeypatch.setattr("nest_ssl.record.observers.digests.same_bits", lambda *_: torch.ones(2, 2).view(3))
-        assert kept.copy(bent) == 8, "what torch does not compare"
 
 
 def test_a_call_outside_of_the_models_forward_is_left_out_too(tmp_path: Path) -> None:

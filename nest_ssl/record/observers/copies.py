@@ -114,7 +114,7 @@ class Copies:
 
     def _learn(self) -> None:
         doubts, answer = self._asked.pop(0)
-        for (later, earlier, _), differ in zip(doubts, answer.wait(), strict=True):
+        for (later, earlier, _), differ in zip(doubts, answer.wait().tolist(), strict=True):
             if not differ:
                 self._room = (self._room or 0) + later.numel() * later.itemsize
                 self._same[id(later)] = later, earlier
@@ -137,22 +137,22 @@ class Unkept(Copies):
 
 
 class Answer:
-    """Truths that a device is working out, on their way to the CPU."""
+    """What a device is working out, on its way to the CPU."""
 
-    def __init__(self, flags: torch.Tensor) -> None:
-        self._here, self._event = flags, None
-        if flags.is_cuda:
-            self._here = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-            self._here.copy_(flags, non_blocking=True)
-            self._event = torch.cuda.current_stream(flags.device).record_event()
+    def __init__(self, found: torch.Tensor) -> None:
+        self._here, self._event = found, None
+        if found.is_cuda:
+            self._here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+            self._here.copy_(found, non_blocking=True)
+            self._event = torch.cuda.current_stream(found.device).record_event()
 
     def is_there(self) -> bool:
         return self._event is None or bool(self._event.query())
 
-    def wait(self) -> list[bool]:
+    def wait(self) -> torch.Tensor:
         if self._event is not None:
             self._event.synchronize()
-        return [bool(flag) for flag in self._here.tolist()]
+        return self._here
 
 
 def remote(tensor: torch.Tensor) -> bool:
