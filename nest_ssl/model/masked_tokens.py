@@ -24,44 +24,16 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-class MaskedTokens:
-    """Which tokens count. Made as soon as there is a mask: by the time of the loss a GPU has said how many they are,
-    and the host does not wait for it.
-
-    Args:
-        masks_BFT: 1 where masked, whole frames.
-        combine_time_steps: frames of a token.
-        threshold: the share of a token's frames above which it counts.
-    """
-
-    def __init__(self, masks_BFT: Float[Tensor, "B F T"], combine_time_steps: int, threshold: float) -> None:
-        by_token = masks_BFT[:, 0].reshape(len(masks_BFT), -1, combine_time_steps)
-        self.counts_BS = by_token.mean(-1) > threshold
-        self._number, self._known = self.counts_BS.sum(), None
-        if masks_BFT.is_cuda:
-            there = torch.empty_like(self._number, device="cpu", pin_memory=True)
-            self._number = there.copy_(self._number, non_blocking=True)
-            self._known = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._known.record()
-
-    def places(self) -> Int[Tensor, " K"]:
-        """Where they are among all tokens of the batch (B x S), in order."""
-        if self._known is not None:
-            self._known.synchronize()
-        order_BS: Tensor = self.counts_BS.flatten().to(torch.uint8).argsort(descending=True, stable=True)
-        return order_BS[: int(self._number)]
-
-
 def masked_token_loss(
     decoder: MultiSoftmaxDecoder,
     loss: MultiMLMLoss,
     encoded_BDS: Float[Tensor, "B D S"],
     tokens_BSH: Int[Tensor, "B _ *H"],
-    masked: MaskedTokens,
+    places_K: Int[Tensor, " K"],
 ) -> Float[Tensor, ""]:
-    """The loss of `decoder` and `loss` from encodings (B, D, S) and tokens (B, S, H), or (B, S) of one codebook."""
+    """The loss of `decoder` and `loss` from encodings (B, D, S) and tokens (B, S, H), or (B, S) of one codebook,
+    where `places_K` are those that count, among B x S."""
     batch, width, steps = encoded_BDS.shape
-    places_K = masked.places()
     (linear,) = decoder.decoder_layers
     assert isinstance(linear, nn.Conv1d)
     rows_KD = encoded_BDS.transpose(1, 2).reshape(-1, width).index_select(0, places_K)

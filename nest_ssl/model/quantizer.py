@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nest_ssl.config.parts import Quantizer
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 
 DECISIVE_MARGIN = 1e-9  # a lead in score that puts the nearest code beyond doubt
 # Scores at once, by device. 8 MB, which a CPU's caches hold: twice as fast as all together, and memory does not grow
@@ -43,27 +43,30 @@ class RandomProjectionVectorQuantizer(nn.Module):
         codes_HCD = torch.randn(settings.num_books, settings.num_classes, settings.code_dim).double()
         nn.init.normal_(codes_HCD)
         self.codebooks = nn.Parameter(F.normalize(codes_HCD, dim=-1))
-        self.may_wait = True  # for a GPU, to look again at what is too close to call; see `nearest_codes`
         if settings.freeze:
             self.requires_grad_(False).eval()
 
     def forward(self, input_signal: Float[Tensor, "B _ _"]) -> tuple[Float[Tensor, "B _ _ *H"], Int[Tensor, "B S *H"]]:
         """Features (B, F, T) to code vectors (B, D, S, H), or (B, S, D, H) if `time_ahead`, and tokens (B, S, H)."""
-        x_BTF = input_signal if self.time_ahead else input_signal.transpose(1, 2)
-        batch, steps = x_BTF.size(0), x_BTF.size(1) // self.combine_time_steps
-        stacked = x_BTF.contiguous().reshape(batch, steps, -1) if self.combine_time_steps > 1 else x_BTF
-        x_BSHD = F.normalize(self.proj(stacked).view(batch, steps, self.num_books, self.code_dim), dim=-1)
+        x_BSHD = self.projected(input_signal)
         tokens_BSH = torch.stack(
             [
-                nearest_codes(x_BSHD[:, :, h].reshape(-1, self.code_dim), self.codebooks[h], self.may_wait)
+                nearest_codes(x_BSHD[:, :, h].reshape(-1, self.code_dim), self.codebooks[h])
                 for h in range(self.num_books)
             ],
             dim=-1,
-        ).view(batch, steps, self.num_books)
+        ).view(x_BSHD.shape[:-1])
         vectors = self.vectors(tokens_BSH)
         if self.squeeze_single:
             return vectors.squeeze(-1), tokens_BSH.squeeze(-1)
         return vectors, tokens_BSH
+
+    def projected(self, input_signal: Float[Tensor, "B _ _"]) -> Float[Tensor, "B S H D"]:
+        """Features to what is compared with the codes."""
+        x_BTF = input_signal if self.time_ahead else input_signal.transpose(1, 2)
+        batch, steps = x_BTF.size(0), x_BTF.size(1) // self.combine_time_steps
+        stacked = x_BTF.contiguous().reshape(batch, steps, -1) if self.combine_time_steps > 1 else x_BTF
+        return F.normalize(self.proj(stacked).view(batch, steps, self.num_books, self.code_dim), dim=-1)
 
     def vectors(self, tokens_BSH: Int[Tensor, "B S H"]) -> Float[Tensor, "B _ _ H"]:
         """The code vectors, as NeMo lays them out: with several codebooks it reads (B, H, S, D) as (B, S, D, H)."""
@@ -75,40 +78,44 @@ class RandomProjectionVectorQuantizer(nn.Module):
 
 
 @torch.no_grad()
-def nearest_codes(
-    x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"], may_wait: bool = True
-) -> Int[Tensor, " R"]:
+def nearest_codes(x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"]) -> Int[Tensor, " R"]:
     """The index (R) of the code nearest to each row: NeMo's own choice, ties and rounding included, many times faster.
 
     NeMo takes, in float64, the first least of |x - c|. As |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), the largest score
     x.c - |c|^2 / 2 is the nearest code. Rows and codes are no longer than 1, so the float64 rounding of either way is
     some 1e-14 at most, and a code that leads by `DECISIVE_MARGIN` leads in NeMo too. The other rows are few, but for
     silence: it projects to zero, as far from every code but for rounding. For these the distances are computed as NeMo
-    does, once for each different row.
-
-    How many these are is known on the device alone. Where the host must not wait for it, only silence is looked at, of
-    which there is one kind; else a row may go to another of two codes that are as near within 1e-9.
+    does, once for each different row. How many they are is known on the device alone: the host waits for a GPU here,
+    and in `ahead.py` does not.
     """
+    tokens_R, unsure_R = by_score(x_RD, codes_CD)
+    if codes_CD.dtype != torch.float64:
+        return tokens_R
+    (unsure,) = unsure_R.nonzero(as_tuple=True)  # as indices: found once, the host waits for the device once
+    if len(unsure):
+        rows_UD, which = torch.unique(x_RD[unsure], dim=0, return_inverse=True)
+        tokens_R[unsure] = distances(rows_UD, codes_CD).argmin(-1)[which]
+    return tokens_R
+
+
+@torch.no_grad()
+def by_score(
+    x_RD: Float[Tensor, "R D"], codes_CD: Float[Tensor, "C D"]
+) -> tuple[Int[Tensor, " R"], Bool[Tensor, " R"]]:
+    """The code of the best score for each row, and which rows are too close to call. In half precision all would be,
+    and NeMo's own decides."""
     on_cpu = x_RD.device.type == "cpu"
     parts = torch.split(x_RD, max(1, SCORES_AT_ONCE["cpu" if on_cpu else "cuda"] // len(codes_CD)))
-    if codes_CD.dtype != torch.float64:  # in half precision all lie within rounding of others, and NeMo's own decides
-        return torch.cat([distances(part_RD, codes_CD).argmin(-1) for part_RD in parts])
+    if codes_CD.dtype != torch.float64:
+        tokens_R = torch.cat([distances(part_RD, codes_CD).argmin(-1) for part_RD in parts])
+        return tokens_R, torch.zeros_like(tokens_R, dtype=torch.bool)
     bias_C = codes_CD.square().sum(-1) / -2
     leads, tokens = [], []
     for part_RD in parts:
         lead_R, token_R = best_scores(torch.addmm(bias_C, part_RD.to(codes_CD.dtype), codes_CD.T), by_sorting=on_cpu)
         leads.append(lead_R)
         tokens.append(token_R)
-    tokens_R = torch.cat(tokens)
-    if not may_wait:
-        silence_1D = torch.zeros_like(x_RD[:1])
-        return torch.where((x_RD == 0).all(-1), distances(silence_1D, codes_CD).argmin(-1), tokens_R)
-    # So written, NaN is unsure. As indices: found once, the host waits for the device once.
-    (unsure,) = (~(torch.cat(leads) > DECISIVE_MARGIN)).nonzero(as_tuple=True)
-    if len(unsure):
-        rows_UD, which = torch.unique(x_RD[unsure], dim=0, return_inverse=True)
-        tokens_R[unsure] = distances(rows_UD, codes_CD).argmin(-1)[which]
-    return tokens_R
+    return torch.cat(tokens), ~(torch.cat(leads) > DECISIVE_MARGIN)  # so written, NaN is unsure
 
 
 def best_scores(scores_RC: Float[Tensor, "R C"], by_sorting: bool) -> tuple[Float[Tensor, " R"], Int[Tensor, " R"]]:

@@ -3,7 +3,7 @@
 - Decoder and loss of masked tokens only (`model/masked_tokens.py`), the softmax in float32.
 - The optimizer's own fused kernel, one for all parameters.
 - On a CPU: subsampling with its channels side by side in memory, and its depthwise convolutions always in float32.
-- On a GPU: no wait of the host for it, and TF32.
+- On a GPU: TF32.
 - Fresh memory is not filled (`base.determinism.allow_fast_kernels`); kernels stay repeatable.
 
 A step that is recorded takes the open way through decoder and loss, as any step that somebody looks into: recordings of
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from nest_ssl.base.determinism import allow_fast_kernels
 from nest_ssl.config.schema import BEST_RQ, NEST
-from nest_ssl.model import counted_tokens
+from nest_ssl.model import ahead, counted_tokens
 from nest_ssl.model.encoder.fused.choice import Methods
 from nest_ssl.model.encoder.subsampling import MaskedConvSequential
-from nest_ssl.model.masked_tokens import MaskedTokens, masked_token_loss
+from nest_ssl.model.masked_tokens import masked_token_loss
 from nest_ssl.train.module import METHODS, PARTS_OF_A_STEP, UNCHANGED, BestRqModule, NestModule
 
 
@@ -39,7 +39,6 @@ class FastNestModule(NestModule):
     def __init__(self, *others: Any, **named: Any) -> None:
         super().__init__(*others, **named)
         allow_fast_kernels()
-        self.quantizer.may_wait = False
         encoder: Any = self.encoder
         convolutions = getattr(encoder.pre_encode, "conv", None)
         if isinstance(convolutions, MaskedConvSequential):
@@ -51,15 +50,17 @@ class FastNestModule(NestModule):
         return configured
 
     def _loss(self, batch: Any) -> Tensor:
-        if self.is_open() or not counted_tokens.METHODS.are_as_imported():
+        plain = ahead.METHODS.are_as_imported(self.quantizer, *self.loss.modules())
+        if self.is_open() or not plain or not counted_tokens.METHODS.are_as_imported():
             return super()._loss(batch)
         clean_BFT, heard_BFT, length_B = self.heard(batch)
-        _, tokens_BSH = self.quantizer(input_signal=clean_BFT)
+        late = ahead.LateTokens(self.quantizer, clean_BFT)
         heard_BFT, masks_BFT = self.mask_processor(input_feats=heard_BFT, input_lengths=length_B)
         settings = self.loss.mlm_loss
-        masked = MaskedTokens(masks_BFT, settings.combine_time_steps, settings.mask_threshold)
+        by_token = masks_BFT[:, 0].reshape(len(masks_BFT), -1, settings.combine_time_steps)  # whole frames are masked
+        masked = ahead.Places(by_token.mean(-1) > settings.mask_threshold)
         encoded_BDS, _ = (self.graphed or self.encoder)(audio_signal=heard_BFT, length=length_B)
-        return masked_token_loss(self.decoder, self.loss, encoded_BDS, tokens_BSH, masked)
+        return masked_token_loss(self.decoder, self.loss, encoded_BDS, late.look(), masked.look())
 
 
 class FastBestRqModule(FastNestModule, BestRqModule):

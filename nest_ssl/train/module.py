@@ -25,6 +25,7 @@ from nest_ssl.data.batch import AudioNoiseBatch, TranscribedBatch
 from nest_ssl.data.corpus import Corpora
 from nest_ssl.data.loader import build_dataloader, validation_sections
 from nest_ssl.data.skipping import SkippedAudio
+from nest_ssl.model import ahead
 from nest_ssl.model.best_rq import BestRqModel
 from nest_ssl.model.counted_tokens import loss_of_counted
 from nest_ssl.model.encoder.fused.choice import Methods, is_watched
@@ -190,7 +191,11 @@ class NestModule(Training, NestModel, LightningModule):  # type: ignore[misc]
 
     def _loss(self, batch: Any) -> torch.Tensor:
         if not self.is_open():
-            encoded_BDT, _, masks_BDT, tokens_BTH = self.encode(*self.heard(batch), mask=True)
+            heard = self.heard(batch)
+            on_device = heard[0].device.type == ahead.DEVICE
+            if on_device and ahead.METHODS.are_as_imported(self.quantizer, *self.loss.modules()):
+                return ahead.loss_ahead(self, *heard)
+            encoded_BDT, _, masks_BDT, tokens_BTH = self.encode(*heard, mask=True)
             return loss_of_counted(self.decoder, self.loss, encoded_BDT, tokens_BTH, masks_BDT)
         log_probs_BTCH, encoded_len_B, masks_BDT, tokens_BTH = self.forward(**self.signals(batch), apply_mask=True)
         loss: torch.Tensor = self.loss(
@@ -236,5 +241,5 @@ MODULES: dict[str, type[NestModule | Wav2VecBertModule]] = {
     WAV2VEC_BERT: Wav2VecBertModule,
 }
 UNCHANGED: set[type] = {NestModule, BestRqModule}
-PARTS_OF_A_STEP = ("forward", "predict", "signals")
+PARTS_OF_A_STEP = ("forward", "predict", "encode", "signals")
 METHODS = [Methods(*UNCHANGED, names=PARTS_OF_A_STEP)]

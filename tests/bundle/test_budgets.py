@@ -50,7 +50,8 @@ WINGS = {
     # 40 for issue 11: methods that were changed in their classes are called, as where nothing is fused; three ranks.
     # 10 for issue 11: what is set on the modules of a layer that a fused one does not read.
     # 50 for issue 11: products and gradients of the tokens that count alone, block by block.
-    "port": (6_430, "data model practice releases.py".split()),
+    # 50 for issue 15: numbers that a GPU alone knows, asked for early and looked at late.
+    "port": (6_480, "data model practice releases.py".split()),
     # Noise floor, evidence runs and replay by command among it; 400 more for issue 12: import, maps, doctor, bisect;
     # 150 for issue 14: the settings of all variants of NeMo's model, and their matrix; 450 for issue 12: ranks, stalls;
     # 50 for issue 13: Lhotse's settings, inspect, features.
@@ -78,7 +79,8 @@ WINGS = {
     # 10 for issue 15: a dry run of the parts on a GPU.
     # 20 for issue 11: AdamW in one pass or two, each tried.
     # 10 for issue 11: a bench that is run again in part leaves the rest.
-    "trainer": (7_270, "config train run cli".split()),
+    # 10 for issue 15: exact steps on a GPU that wait for no number of its own.
+    "trainer": (7_280, "config train run cli".split()),
     # 40 for issue 11: AdamW in one pass, with the square roots of torch's library.
     # 40 for issues 11 and 15: sums of rows and facts of numbers.
     "kernels": (370, ["kernels"]),  # for issue 11: compiled loops with torch's bits, each tried before it is used

@@ -49,14 +49,6 @@ def test_both_ways_find_the_same_best_score() -> None:
     assert leads[1].isnan() and other_leads[1].isnan()
 
 
-def test_without_waiting_only_what_is_as_near_may_differ() -> None:
-    """Silence, as far from every code, is none of it."""
-    torch.manual_seed(0)
-    x, book = unit_rows(300, 16), unit_rows(64, 16, torch.float64)
-    x[7:50:3] = 0.0
-    assert torch.equal(nearest_codes(x, book, may_wait=False), nearest_codes(x, book))
-
-
 def test_a_tie_goes_to_the_first_code() -> None:
     torch.manual_seed(0)
     book = unit_rows(10, 16, torch.float64).repeat(3, 1)

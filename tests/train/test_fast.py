@@ -17,8 +17,8 @@ from nest_ssl.config.compose import compose
 from nest_ssl.config.schema import BEST_RQ, NEST
 from nest_ssl.data.batch import AudioNoiseBatch
 from nest_ssl.model import counted_tokens
+from nest_ssl.model.ahead import Places
 from nest_ssl.model.heads import MultiSoftmaxDecoder
-from nest_ssl.model.masked_tokens import MaskedTokens
 from nest_ssl.model.nest import NestModel
 from nest_ssl.train.fast import FAST_MODULES, FastNestModule, fuse
 from nest_ssl.train.module import MODULES, NestModule
@@ -106,8 +106,7 @@ def test_who_looks_sees_the_open_way_and_the_exact_bits() -> None:
 
 def test_places_are_those_of_masked_tokens_in_order() -> None:
     counts = torch.rand(3, 40) < 0.3
-    masks = counts.repeat_interleave(4, dim=1).float().unsqueeze(1).expand(-1, 5, -1)
-    assert torch.equal(MaskedTokens(masks, 4, 0.9).places(), counts.flatten().nonzero().squeeze(1))
+    assert torch.equal(Places(counts).look(), counts.flatten().nonzero().squeeze(1))
 
 
 def test_evaluation_is_as_in_training() -> None:

@@ -38,11 +38,13 @@ class Methods:
             chosen = names or [name for name in methods if not name.startswith("__")]
             own |= {(base, name): vars(base).get(name) for base in bases for name in (*chosen, *CALLS)}
             REPLACED.update(chosen)  # they count where they are set on one object, too
+        self._kinds = kinds
         self._own = [(vars(base), name, method) for (base, name), method in own.items()]
 
-    def are_as_imported(self) -> bool:
-        """Whether none of them has another in its place."""
-        return all(space.get(name) is method for space, name, method in self._own)
+    def are_as_imported(self, *modules: nn.Module) -> bool:
+        """Whether none of them has another in its place, and each of `modules` is of one of the classes itself."""
+        kinds = all(type(module) in self._kinds for module in modules)
+        return kinds and all(space.get(name) is method for space, name, method in self._own)
 
 
 def is_watched(module: nn.Module, itself: bool = True) -> bool:
