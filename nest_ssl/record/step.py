@@ -73,7 +73,7 @@ class Step:
 
     def facts(self) -> dict[str, Any]:
         """What `StepFacts` holds, besides schedules."""
-        edited = [path for path, differs in self.edited.items() if differs.wait() == [True]]
+        edited = [path for path, differs in self.edited.items() if differs.wait().item()]
         return {**{n: getattr(self, n) for n in ("training", "gradients_before", "shared")}, "edited": edited}
 
 
