@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 # Files beside this one.
-MERSENNE_TWISTER, ELEMENTWISE, MOMENTS, HASHES = "mersenne_twister", "elementwise", "moments", "hashes"
+MERSENNE_TWISTER, ELEMENTWISE, MOMENTS, PAIRS = "mersenne_twister", "elementwise", "moments", "pairs"
+HASHES = "hashes"
 
 
 def may_compute(x: Tensor) -> bool:
@@ -36,5 +37,5 @@ def loops(name: str) -> ModuleType | None:
 def load() -> None:
     """Import the loops of training now: before a model has its weights, for what numba allocates between those that are
     freed again keeps their memory from being used as a whole (0.3 GB at large)."""
-    for name in (MERSENNE_TWISTER, ELEMENTWISE, MOMENTS):
+    for name in (MERSENNE_TWISTER, ELEMENTWISE, MOMENTS, PAIRS):
         loops(name)

@@ -3,6 +3,7 @@ quarter of the memory, and a fifth of the time."""
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any
 
@@ -45,20 +46,22 @@ class _Dropout(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient that is differentiated again
-            return grad * _factor(ctx.rate, grad.dtype).mul(kept), None
+            return grad * factor_of(ctx.rate, grad.dtype).mul(kept), None
         return drop(grad, kept, ctx.rate), None
 
 
-def drop(x: Tensor, kept: Tensor, rate: float) -> Tensor:
+def drop(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
     """`x` times what dropout multiplies it by, in its own layout. Args as of `drop_`, but in any layout."""
+    if kept is None:
+        return x.clone()
     if x.stride() != kept.stride():  # a gradient may lie in memory as it likes
-        return x * _factor(rate, x.dtype).to(x.device).mul(kept)
+        return x * factor_of(rate, x.dtype).to(x.device).mul(kept)
     # As torch lays out products: a dimension of one frame may have any stride in `x`, and has its own in them.
-    dropped = torch.empty_like(x, memory_format=torch.contiguous_format if x.is_contiguous() else torch.preserve_format)
+    dropped = unfilled(x, *x.shape) if x.is_contiguous() else torch.empty_like(x)
     flat, flat_x, flat_kept = (each.as_strided((each.numel(),), (1,)) for each in (dropped, x, kept))
-    if (compiled := _loops_for(x)) is not None:
+    if (compiled := loops_for(x)) is not None:
         compiled.scale_kept(
-            flat.numpy(), flat_x.detach().numpy(), flat_kept.view(BYTES).numpy(), _factor(rate, x.dtype).item()
+            flat.numpy(), flat_x.detach().numpy(), flat_kept.view(BYTES).numpy(), factor_of(rate, x.dtype).item()
         )
     else:
         _multiply_(flat.copy_(flat_x), flat_kept, rate)
@@ -75,26 +78,35 @@ def drop_(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
     """
     if kept is None:
         return x
-    if (compiled := _loops_for(x)) is not None:
-        compiled.scale_kept_(x.view(-1).numpy(), kept.view(-1).view(BYTES).numpy(), _factor(rate, x.dtype).item())
+    if (compiled := loops_for(x)) is not None:
+        compiled.scale_kept_(x.view(-1).numpy(), kept.view(-1).view(BYTES).numpy(), factor_of(rate, x.dtype).item())
     else:
         _multiply_(x.view(-1), kept.view(-1), rate)
     return x
 
 
-def _loops_for(x: Tensor) -> ModuleType | None:
+def loops_for(x: Tensor, name: str = ELEMENTWISE) -> ModuleType | None:
     """Compiled ones, which have one thread: torch's operators are quicker with more than five."""
     plain = x.dtype is torch.float32 and may_compute(x) and torch.get_num_threads() <= MOST_THREADS
-    return loops(ELEMENTWISE) if plain else None
+    return loops(name) if plain else None
 
 
 def _multiply_(x: Tensor, kept: Tensor, rate: float) -> None:
     """With torch's operators; both are of one dimension."""
     factors = x.new_empty(min(CHUNK, x.numel()))
     for part, part_kept in zip(torch.split(x, CHUNK), torch.split(kept.view(BYTES), CHUNK), strict=True):
-        part.mul_(factors[: len(part)].copy_(part_kept).mul_(_factor(rate, x.dtype)))
+        part.mul_(factors[: len(part)].copy_(part_kept).mul_(factor_of(rate, x.dtype)))
 
 
-def _factor(rate: float, dtype: torch.dtype) -> Tensor:
+def unfilled(like: Tensor, *shape: int) -> Tensor:
+    """New memory of its type for what writes all of it: torch's own is filled first, with NaN, where kernels have to
+    be deterministic."""
+    storage: Any = torch.UntypedStorage(math.prod(shape) * like.element_size(), device="cpu")  # type: ignore[no-untyped-call]
+    new: Any = torch.empty(0, dtype=like.dtype, device="cpu")
+    made: Tensor = new.set_(storage, 0, shape)
+    return made
+
+
+def factor_of(rate: float, dtype: torch.dtype) -> Tensor:
     """What is kept is multiplied by it: a number, rounded as `F.dropout` rounds it."""
     return torch.ones((), dtype=dtype, device="cpu").div_(1 - rate)

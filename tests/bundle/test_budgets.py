@@ -51,7 +51,8 @@ WINGS = {
     # 10 for issue 11: what is set on the modules of a layer that a fused one does not read.
     # 50 for issue 11: products and gradients of the tokens that count alone, block by block.
     # 50 for issue 15: numbers that a GPU alone knows, asked for early and looked at late.
-    "port": (6_480, "data model practice releases.py".split()),
+    # 20 for issue 11: attention's numbers of pairs of frames by compiled loops.
+    "port": (6_500, "data model practice releases.py".split()),
     # Noise floor, evidence runs and replay by command among it; 400 more for issue 12: import, maps, doctor, bisect;
     # 150 for issue 14: the settings of all variants of NeMo's model, and their matrix; 450 for issue 12: ranks, stalls;
     # 50 for issue 13: Lhotse's settings, inspect, features.
@@ -83,7 +84,8 @@ WINGS = {
     "trainer": (7_280, "config train run cli".split()),
     # 40 for issue 11: AdamW in one pass, with the square roots of torch's library.
     # 40 for issues 11 and 15: sums of rows and facts of numbers.
-    "kernels": (370, ["kernels"]),  # for issue 11: compiled loops with torch's bits, each tried before it is used
+    # 50 more: attention's numbers of pairs of frames, and memory that is not filled.
+    "kernels": (420, ["kernels"]),  # for issue 11: compiled loops with torch's bits, each tried before it is used
     # On a GPU and on a CPU. 250 for issues 11 and 15: the fast mode beside both, where forward takes its time, a curve.
     # 200 for issue 11: the loader by stage, start-up, and each target as met or not.
     # 40 more: reasons that speak of the measured rows, every target, rows with their day and commit.

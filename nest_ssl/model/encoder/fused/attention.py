@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nest_ssl.kernels.dropout import drop_
+from nest_ssl.kernels.available import PAIRS
+from nest_ssl.kernels.dropout import drop, drop_, factor_of, loops_for, unfilled
 from nest_ssl.model.encoder.attention import MASKED_SCORE, by_pair
 from nest_ssl.model.encoder.fused.pieces import draw_kept, linear_backward, normalise, normalise_backward
 
@@ -54,18 +56,17 @@ class AttentionBranch(torch.autograd.Function):
         del y_BTD, q_BTD, k_BTD, v_BTD
         distance_NTP = torch.bmm(queries[1], _columns(p_1PD, heads, batch))
         scores_NTT = torch.bmm(queries[0], k_NkT)
-        scores_BhTT = scores_NTT.view(batch, heads, frames, frames)
-        scores_BhTT.add_(by_pair(distance_NTP.view(batch, heads, frames, -1))).div_(math.sqrt(width // heads))
+        _score_(scores_NTT, distance_NTP, mask_BTT, math.sqrt(width // heads))
         del distance_NTP
-        probabilities_BhTT = torch.softmax(_fill_(scores_BhTT, mask_BTT, MASKED_SCORE), dim=-1)
-        kept = draw_kept(scores_BhTT, attention_rate)
-        # Dropped out, then masked: NeMo does it the other way round, and zero is zero.
-        _fill_(drop_(scores_BhTT.copy_(probabilities_BhTT), kept, attention_rate), mask_BTT, 0.0)
-        mixed_BhTk = torch.bmm(scores_NTT, v_NTk).view(batch, heads, frames, -1)
+        probabilities_NTT = torch.softmax(scores_NTT, dim=-1)
+        kept = draw_kept(scores_NTT, attention_rate)
+        del scores_NTT
+        weighing_NTT = _weighing(probabilities_NTT, kept, mask_BTT, attention_rate)
+        mixed_BhTk = torch.bmm(weighing_NTT, v_NTk).view(batch, heads, frames, -1)
         mixed_BTD = mixed_BhTk.transpose(1, 2).reshape(batch, frames, width)
         out_BTD = F.linear(mixed_BTD, w_out, b_out)
         branch_kept = draw_kept(out_BTD, branch_rate)
-        made = (mean, rstd, p_1PD, *queries, k_NkT, v_NTk, probabilities_BhTT, kept, mixed_BTD, branch_kept)
+        made = (mean, rstd, p_1PD, *queries, k_NkT, v_NTk, probabilities_NTT, kept, mixed_BTD, branch_kept)
         ctx.save_for_backward(x_BTD, pos_1PD, mask_BTT, *made, *weights)
         ctx.numbers = eps, attention_rate, branch_rate
         return drop_(out_BTD, branch_kept, branch_rate).add_(x_BTD)
@@ -74,31 +75,30 @@ class AttentionBranch(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, pos_1PD, mask_BTT, mean, rstd, *made_and_weights = ctx.saved_tensors
-        p_1PD, by_content_NTk, by_distance_NTk, k_NkT, v_NTk, probabilities_BhTT, *rest = made_and_weights
+        p_1PD, by_content_NTk, by_distance_NTk, k_NkT, v_NTk, probabilities_NTT, *rest = made_and_weights
         kept, mixed_BTD, branch_kept, *weights = rest
         norm_weight, norm_bias, w_q, b_q, w_k, b_k, w_v, b_v, _, content_hk, _, w_out, b_out = weights
         eps, attention_rate, branch_rate = ctx.numbers
-        heads, shape = len(content_hk), probabilities_BhTT.shape
+        heads, (batch, frames, _) = len(content_hk), x_BTD.shape
+        shape = batch, heads, frames, frames
         grad_BTD = grad_BTD.contiguous()
-        d_BTD = drop_(grad_BTD.clone(), branch_kept, branch_rate)
+        d_BTD = drop(grad_BTD, branch_kept, branch_rate)
         d_mixed_BTD, d_w_out, d_b_out = linear_backward(d_BTD, mixed_BTD, w_out, b_out)
 
         # The product with the values, dropout, both masks, softmax, scale.
         d_NTk = _rows(d_mixed_BTD, heads)
-        weighing_BhTT = _fill_(drop_(probabilities_BhTT.clone(), kept, attention_rate), mask_BTT, 0.0)
-        d_v_NTk = torch.bmm(weighing_BhTT.flatten(0, 1).transpose(1, 2), d_NTk)
-        d_BhTT = torch.bmm(d_NTk, v_NTk.transpose(1, 2), out=weighing_BhTT.flatten(0, 1)).view(shape)
-        _fill_(drop_(d_BhTT, kept, attention_rate), mask_BTT, 0.0)
-        d_BhTT = torch.ops.aten._softmax_backward_data(d_BhTT, probabilities_BhTT, -1, d_BhTT.dtype)
-        _fill_(d_BhTT, mask_BTT, 0.0).div_(math.sqrt(content_hk.size(1)))
-        del weighing_BhTT
+        weighing_NTT = _weighing(probabilities_NTT, kept, mask_BTT, attention_rate)
+        d_v_NTk = torch.bmm(weighing_NTT.transpose(1, 2), d_NTk)
+        d_NTT = torch.bmm(d_NTk, v_NTk.transpose(1, 2), out=weighing_NTT)
+        d_NTT = _weighing(d_NTT, kept, mask_BTT, attention_rate)
+        d_NTT = torch.ops.aten._softmax_backward_data(d_NTT, probabilities_NTT, -1, d_NTT.dtype)
+        del weighing_NTT
 
         # Scores by content and by distance.
-        d_NTT = d_BhTT.flatten(0, 1)
+        d_NTP = _unscore_(d_NTT, mask_BTT, math.sqrt(content_hk.size(1)), pos_1PD.size(1))
         d_content_NTk = torch.bmm(d_NTT, k_NkT.transpose(1, 2))
         d_k_NkT = torch.bmm(by_content_NTk.transpose(1, 2), d_NTT)
-        d_NTP = _by_distance(d_BhTT, pos_1PD.size(1)).flatten(0, 1)
-        del d_BhTT, d_NTT
+        del d_NTT
         d_distance_NTk = torch.bmm(d_NTP, _columns(p_1PD, heads, len(x_BTD)).transpose(1, 2))
         d_p_NkP = torch.bmm(by_distance_NTk.transpose(1, 2), d_NTP)
         d_p_PD = _together(d_p_NkP.view(len(x_BTD), heads, -1, pos_1PD.size(1)).sum(0, keepdim=True).transpose(2, 3))
@@ -143,12 +143,46 @@ def _together(x_BhTk: Tensor) -> Tensor:
     return x_BhTk.transpose(1, 2).reshape(x_BhTk.size(0), x_BhTk.size(2), -1)
 
 
-def _by_distance(d_BhTT: Tensor, distances: int) -> Tensor:
-    """The gradient of `by_pair`: (B, h, T, P), zero where no pair of frames is so far apart."""
-    d_BhTP = d_BhTT.new_zeros(*d_BhTT.shape[:3], distances)
-    by_pair(d_BhTP).copy_(d_BhTT)
-    return d_BhTP
+def _score_(scores_NTT: Tensor, distance_NTP: Tensor, mask_BTT: Tensor | None, divisor: float) -> None:
+    """To scores by content add those by distance, divide, and mask, in place."""
+    if (pairs := loops_for(scores_NTT, PAIRS)) is not None:
+        pairs.score(
+            scores_NTT.numpy(), distance_NTP.numpy(), _bytes(mask_BTT, scores_NTT.size(1)), divisor, MASKED_SCORE
+        )
+        return
+    scores_NTT.add_(by_pair(distance_NTP.unsqueeze(1)).squeeze(1)).div_(divisor)
+    _fill_(scores_NTT, mask_BTT, MASKED_SCORE)
 
 
-def _fill_(x_BhTT: Tensor, mask_BTT: Tensor | None, value: float) -> Tensor:
-    return x_BhTT if mask_BTT is None else x_BhTT.masked_fill_(mask_BTT.unsqueeze(1), value)
+def _weighing(x_NTT: Tensor, kept: Tensor | None, mask_BTT: Tensor | None, rate: float) -> Tensor:
+    """What dropout makes of `x`, then masked: NeMo does it the other way round, and zero is zero."""
+    if kept is None or (pairs := loops_for(x_NTT, PAIRS)) is None:
+        return _fill_(drop(x_NTT, kept, rate), mask_BTT, 0.0)
+    out_NTT, factor = unfilled(x_NTT, *x_NTT.shape), factor_of(rate, x_NTT.dtype).item()
+    pairs.drop(out_NTT.numpy(), x_NTT.numpy(), kept.view(torch.uint8).numpy(), _bytes(mask_BTT, x_NTT.size(1)), factor)
+    return out_NTT
+
+
+def _unscore_(d_NTT: Tensor, mask_BTT: Tensor | None, divisor: float, distances: int) -> Tensor:
+    """Gradients of scores to those by content, in place, and by distance (N, T, P), zero where no pair of frames is so
+    far apart."""
+    if (pairs := loops_for(d_NTT, PAIRS)) is not None:
+        d_NTP = unfilled(d_NTT, *d_NTT.shape[:2], distances)
+        pairs.unscore(d_NTP.numpy(), d_NTT.numpy(), _bytes(mask_BTT, d_NTT.size(1)), divisor)
+        return d_NTP
+    d_NTP = d_NTT.new_zeros(*d_NTT.shape[:2], distances)
+    by_pair(d_NTP.unsqueeze(1)).squeeze(1).copy_(_fill_(d_NTT, mask_BTT, 0.0).div_(divisor))
+    return d_NTP
+
+
+def _fill_(x_NTT: Tensor, mask_BTT: Tensor | None, value: float) -> Tensor:
+    if mask_BTT is not None:
+        x_NTT.view(len(mask_BTT), -1, *x_NTT.shape[1:]).masked_fill_(mask_BTT.unsqueeze(1), value)
+    return x_NTT
+
+
+def _bytes(mask_BTT: Tensor | None, frames: int) -> Any:
+    """A mask as loops take it: of nothing if there is none."""
+    if mask_BTT is None:
+        return np.zeros((1, frames, frames), np.uint8)
+    return mask_BTT.contiguous().view(torch.uint8).numpy()

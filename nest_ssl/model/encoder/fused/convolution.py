@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nest_ssl.kernels.dropout import drop_
+from nest_ssl.kernels.dropout import drop, drop_
 from nest_ssl.model.encoder.fused.pieces import draw_kept, normalise, normalise_backward
 
 
@@ -66,7 +66,7 @@ class ConvolutionBranch(torch.autograd.Function):
         grad_BTD = grad_BTD.contiguous()
         # A transposed view of what lies in the order of the gradient, as autograd has it: a bias adds it up as it lies.
         kept_BTD = None if kept_BDT is None else kept_BDT.transpose(1, 2).contiguous()
-        d_BDT = drop_(grad_BTD.clone(), kept_BTD, rate).transpose(1, 2)
+        d_BDT = drop(grad_BTD, kept_BTD, rate).transpose(1, 2)
         d_BDT, *d_out = _conv_backward(d_BDT, F.silu(normed_BDT), w_out, b_out)
         torch.ops.aten.silu_backward.grad_input(d_BDT, normed_BDT, grad_input=d_BDT)
         d_BDT, *d_batch = torch.ops.aten.native_batch_norm_backward(
