@@ -79,16 +79,20 @@ def loss_of_all(
     return of_all
 
 
-def is_plain(decoder: MultiSoftmaxDecoder, loss: MultiMLMLoss, encoded_BDS: Float[Tensor, "B D S"]) -> bool:
-    """Whether this is training on a CPU in float32, by decoder and loss as they are here, of finite numbers. Whether
-    somebody looks at these two modules is for the caller to know."""
-    linear: Any = decoder.decoder_layers[0]
+def are_unchanged(decoder: MultiSoftmaxDecoder, loss: MultiMLMLoss) -> bool:
+    """Whether decoder and loss are those that are here, of one layer, and none was changed in Python. Whether
+    somebody looks at them is for the caller to know."""
     kinds = [type(each) for each in (decoder, decoder.decoder_layers, *decoder.decoder_layers, loss, loss.mlm_loss)]
     if kinds != [MultiSoftmaxDecoder, nn.Sequential, nn.Conv1d, MultiMLMLoss, MLMLoss]:
         return False
-    if not METHODS.are_as_imported():
-        return False
-    if (linear.kernel_size, linear.stride, linear.padding, linear.groups) != ((1,), (1,), (0,), 1):
+    linear: Any = decoder.decoder_layers[0]
+    settings = linear.kernel_size, linear.stride, linear.padding, linear.dilation, linear.groups
+    return settings == ((1,), (1,), (0,), (1,), 1) and METHODS.are_as_imported()
+
+
+def is_plain(decoder: MultiSoftmaxDecoder, loss: MultiMLMLoss, encoded_BDS: Float[Tensor, "B D S"]) -> bool:
+    """Whether this is training on a CPU in float32, by decoder and loss as they are here, of finite numbers."""
+    if not are_unchanged(decoder, loss):
         return False
     if encoded_BDS.device.type != "cpu" or encoded_BDS.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
@@ -97,7 +101,7 @@ def is_plain(decoder: MultiSoftmaxDecoder, loss: MultiMLMLoss, encoded_BDS: Floa
         or torch.compiler.is_compiling()
     ):
         return False
-    numbers = [encoded_BDS, *linear.parameters()]
+    numbers = [encoded_BDS, *decoder.parameters()]
     if not (torch.is_grad_enabled() and all(each.requires_grad for each in numbers)):
         return False
     # Their largest, by what takes least time; where one is no number, no number.

@@ -51,7 +51,7 @@ class FastNestModule(NestModule):
 
     def _loss(self, batch: Any) -> Tensor:
         plain = ahead.METHODS.are_as_imported(self.quantizer, *self.loss.modules())
-        if self.is_open() or not plain or not counted_tokens.METHODS.are_as_imported():
+        if self.is_open() or not plain or not counted_tokens.are_unchanged(self.decoder, self.loss):
             return super()._loss(batch)
         clean_BFT, heard_BFT, length_B = self.heard(batch)
         late = ahead.LateTokens(self.quantizer, clean_BFT)

@@ -104,6 +104,47 @@ def test_who_looks_sees_the_open_way_and_the_exact_bits() -> None:
     assert all(torch.equal(grad, other["grads"][name]) for name, grad in one["grads"].items())
 
 
+class Halved(MultiSoftmaxDecoder):
+    def forward(self, encoder_output: torch.Tensor) -> torch.Tensor:
+        return super().forward(encoder_output) * 0.5
+
+
+def with_another_decoder(module: Any) -> None:
+    module.decoder.__class__ = Halved
+
+
+def with_a_layer_more(module: Any) -> None:
+    module.decoder.decoder_layers.append(nn.LeakyReLU())
+
+
+def with_an_adapter(module: Any) -> None:
+    layers = module.decoder.decoder_layers
+    layers[0] = nn.Sequential(layers[0], nn.LeakyReLU())
+
+
+def with_an_encode_of_its_own(module: Any) -> None:
+    own = module.encode
+    module.encode = lambda *given, **named: (1.5 * (found := own(*given, **named))[0], *found[1:])
+
+
+CHANGES = [with_another_decoder, with_a_layer_more, with_an_adapter, with_an_encode_of_its_own]
+
+
+@pytest.mark.parametrize("modules", [MODULES, FAST_MODULES])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_that_was_changed_computes_what_it_was_changed_to(
+    modules: dict[str, Any], change: Callable[[Any], None]
+) -> None:
+    losses = []
+    for looked_at in (False, True):
+        module = built(modules, "model.masking.mask_prob=0.05")
+        change(module)
+        if looked_at:
+            module.decoder.register_forward_hook(lambda *_: None)
+        losses.append(stepped(module)["loss"])
+    assert torch.equal(*losses) and losses[0] != stepped(built(modules, "model.masking.mask_prob=0.05"))["loss"]
+
+
 def test_places_are_those_of_masked_tokens_in_order() -> None:
     counts = torch.rand(3, 40) < 0.3
     assert torch.equal(Places(counts).look(), counts.flatten().nonzero().squeeze(1))
