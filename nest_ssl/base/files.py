@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.progress import advance
 
 CHUNK = 1 << 20  # bytes hashed at a time: they stay in the cache
 DAY = 86_400  # seconds after which what another machine left is taken for abandoned
@@ -134,6 +135,7 @@ def sha256_of(path: Path) -> str:
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
+            advance(len(chunk))
     return digest.hexdigest()
 
 

@@ -46,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nest_ssl.compare.name_map import load_names
     from nest_ssl.compare.names import Renamed, uncompiled
     from nest_ssl.recording.evidence import REPLAY, folder_beside, write_evidence
-    from nest_ssl.recording.reader import open_recording
+    from nest_ssl.recording.reader import open_recordings
     from nest_ssl.run.candidate import replay_recording
     from nest_ssl.run.compared import refuse_ranks
     from nest_ssl.run.console import quiet
 
     refuse_ranks(options.reference, options.candidate)
-    reference, candidate = (open_recording(path, options.verify) for path in (options.reference, options.candidate))
+    reference, candidate = open_recordings((options.reference, options.candidate), options.verify)
     rename = load_names(options.names) if options.names else uncompiled(reference, candidate)
     candidate = Renamed(candidate, rename) if rename else candidate
     missing = sorted((steps or set()) - set(reference.steps))

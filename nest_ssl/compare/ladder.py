@@ -11,6 +11,7 @@ from itertools import chain, takewhile
 from torch import Size
 
 from nest_ssl.base.errors import EXIT_CONTRACT_DIFFERS, EXIT_DIVERGED, EXIT_INCONCLUSIVE, EXIT_OK, UserError
+from nest_ssl.base.progress import bar
 from nest_ssl.compare import causes
 from nest_ssl.compare.causes import StepFindings
 from nest_ssl.compare.comparison import Comparison, Declared, Explainer, Explanation, Facts, Side
@@ -156,7 +157,8 @@ def _compare_all(
     )
     initial_weights.compare_initial_weights(run["initial_weights"], reference, candidate, start)
     changed = _modules(run["initial_weights"].tally)
-    results = _compare_steps(reference, candidate, comparer, shared, changed, evidence)
+    with bar("comparing", sum(entry.bytes for entry in reference.index.files.values())):
+        results = _compare_steps(reference, candidate, comparer, shared, changed, evidence)
     contract.compare_contract(run["contract"], reference, candidate, steps, [r.tallies["batch"] for r in results])
     if evidence and evidence.stale:
         run["contract"].note("stale_evidence", where=evidence.stale)

@@ -7,16 +7,26 @@ are counted, and the other measures run over positions where both sides are fini
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from operator import add, or_
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from torch import Tensor, dot, empty, finfo, float64
+from torch import Tensor, dot, empty, finfo, float64, split
 from torch.linalg import vector_norm
 
 from nest_ssl.compare.bits import CHUNK, as_integers, as_real, chunks
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Sums = TypeVar("Sums")
+Sides = tuple[Tensor, Tensor]
 Array = np.ndarray[Any, Any]
+BLOCK = 1 << 20  # elements that one thread sums up: how many threads there are changes no order of sums
 _SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 MOST_PLACES = 64
@@ -72,6 +82,18 @@ def typical_row(reference: Tensor, candidate: Tensor) -> float:
     return float(apart.nanmedian().nan_to_num())
 
 
+def _in_blocks(sum_up: Callable[[int, Sides], Sums], sides: Sides) -> list[Sums]:
+    """The sums of both sides' flat blocks of at most `BLOCK` elements by their numbers, in order, on all cores; of both
+    as they are where one has no flat view."""
+    blocks = [sides]
+    if all(side.is_contiguous() for side in sides):
+        blocks = list(zip(*(split(side.reshape(-1), BLOCK) for side in sides), strict=True))
+    if len(blocks) == 1:
+        return [sum_up(0, *blocks)]
+    with ThreadPoolExecutor(min(len(blocks), os.cpu_count() or 1)) as pool:
+        return list(pool.map(sum_up, range(len(blocks)), blocks))
+
+
 def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> Metrics:
     """Compare two tensors of one shape and dtype; call it only where their bits differ.
 
@@ -81,11 +103,19 @@ def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> M
     floating = reference.is_floating_point() or reference.is_complex()
     sides = (as_real(reference), as_real(candidate)) if floating else (reference, candidate)
     eps = finfo(reference.dtype).eps if floating else 0.0
-    sums = (_Floats if floating else _Integers)(Metrics(sides[0].numel(), eps=eps), (atol, rtol))
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for piece, other in chunks(*sides):
-            sums.add(piece, other)
-            sums.start += piece.numel()
+
+    def summed(number: int, block: Sides) -> _Integers:
+        made = Metrics(sides[0].numel(), eps=eps)
+        sums = (_Floats if floating else _Integers)(made, (atol, rtol), start=number * BLOCK)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for piece, other in chunks(*block):
+                sums.add(piece, other)
+                sums.start += piece.numel()
+        return sums
+
+    sums, *others = _in_blocks(summed, sides)
+    for other in others:
+        sums.join(other)
     metrics = sums.finish()
     metrics.index = tuple(int(place) for place in np.unravel_index(sums.worst[1], tuple(sides[0].shape)))
     metrics.reference, metrics.candidate = (side[metrics.index].item() for side in sides)
@@ -118,6 +148,13 @@ class _Integers:
             self.show(_NUMBER, float(distance[at]), at)
             self.largest = max(self.largest, int(distance[at]))
             self.metrics.differing += count
+
+    def join(self, later: Self) -> None:
+        """Add the totals of a later block."""
+        self.metrics.differing += later.metrics.differing
+        self.largest = max(self.largest, later.largest)
+        if later.worst[0] > self.worst[0]:
+            self.worst = later.worst
 
     def finish(self) -> Metrics:
         self.metrics.outside, self.metrics.max_abs = self.metrics.differing, self.largest
@@ -184,6 +221,16 @@ class _Floats(_Integers):
         metrics.outside += int(np.count_nonzero(difference > allowed))
         share = np.divide(difference, allowed, out=np.zeros_like(a), where=difference > 0)
         metrics.ratio = max(metrics.ratio or 0.0, float(share.max()))
+
+    def join(self, later: Self) -> None:
+        _Integers.join(self, later)  # super() does not know a class that was made again for its slots
+        self.used = tuple(map(or_, self.used, later.used))  # type: ignore[assignment]
+        self.squares = tuple(map(add, self.squares, later.squares))
+        for total in ("outside", "nonfinite_disagree", "nan_reference", "nan_candidate"):
+            setattr(self.metrics, total, getattr(self.metrics, total) + getattr(later.metrics, total))
+        for largest in ("ratio", "max_abs", "max_ulp"):
+            both = (getattr(each.metrics, largest) for each in (self, later))
+            setattr(self.metrics, largest, max((value for value in both if value is not None), default=None))
 
     def finish(self) -> Metrics:
         if self.metrics.max_abs is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from nest_ssl.base.nested import ABSENT, pairs
+from nest_ssl.base.progress import advance
 from nest_ssl.compare.bits import same_bits
 from nest_ssl.compare.findings import Difference, Finding, Spot
 from nest_ssl.compare.metrics import Metrics, measure, typical_row
@@ -80,8 +81,9 @@ class Comparer:
         storages = ((t.data_ptr(), tuple(t.shape), t.stride(), t.dtype) for t in (reference, candidate))
         key = (*storages, bound)
         if key not in measured:
-            self.bytes += reference.numel() * reference.element_size()
+            self.bytes += (size := reference.numel() * reference.element_size())
             measured[key] = None if same_bits(reference, candidate) else measure(reference, candidate, *bound)
+            advance(size)
         metrics = measured[key]
         if metrics and spot.rung == "validation" and reference.is_floating_point():
             metrics.row = typical_row(reference, candidate)

@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import pickletools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from pydantic import BaseModel, TypeAdapter
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import is_regular, sha256_of
 from nest_ssl.base.nested import plain
+from nest_ssl.base.progress import bar
 from nest_ssl.base.safe_load import load_tensors, load_yaml
 from nest_ssl.recording import contents, schema1
 from nest_ssl.recording import layout as files
@@ -139,35 +141,48 @@ class Recording:
 
 
 def open_recording(path: Path | str, verify: bool = True) -> Recording:
-    """Open the recording in folder `path`.
+    """Open the recording in folder `path`; see `open_recordings`."""
+    return open_recordings([path], verify)[0]
+
+
+def open_recordings(paths: Sequence[Path | str], verify: bool = True) -> list[Recording]:
+    """Open the recordings in these folders.
 
     Args:
-        verify: compare every file's SHA-256 with the index now. Otherwise only what is read later is compared.
+        verify: compare every file's SHA-256 with the index now, on all cores. Otherwise only what is read later is
+            compared.
 
     Raises:
         UserError: no recording there, half written, damaged, or of another schema.
     """
-    path = Path(path)
-    index = read_index(path)
-    root = os.path.realpath(path)
-    for name, entry in index.files.items():
-        where = path / name
-        if not os.path.realpath(where).startswith(root + os.sep):
-            fix = f"Copy the files themselves, not links to them, or {AGAIN}"
-            raise UserError(DAMAGED, f"{where} is outside its folder", fix)
-        if not is_regular(where):
-            what = "no regular file" if os.path.lexists(where) else "missing"
-            raise UserError(DAMAGED, f"{where} is {what}", RERUN)
-        if (size := where.stat().st_size) != entry.bytes:
-            raise UserError(DAMAGED, f"{where} has {size:,} bytes, not {entry.bytes:,}", RERUN)
-    recording = Recording(path, index, verify)
+    recordings = [Recording(path, read_index(path), verify) for path in map(Path, paths)]
+    for recording in recordings:
+        root = os.path.realpath(recording.path)
+        for name, entry in recording.index.files.items():
+            where = recording.path / name
+            if not os.path.realpath(where).startswith(root + os.sep):
+                fix = f"Copy the files themselves, not links to them, or {AGAIN}"
+                raise UserError(DAMAGED, f"{where} is outside its folder", fix)
+            if not is_regular(where):
+                what = "no regular file" if os.path.lexists(where) else "missing"
+                raise UserError(DAMAGED, f"{where} is {what}", RERUN)
+            if (size := where.stat().st_size) != entry.bytes:
+                raise UserError(DAMAGED, f"{where} has {size:,} bytes, not {entry.bytes:,}", RERUN)
     if verify:
-        with ThreadPoolExecutor(max_workers=2) as pool, damage(path):
-            for name, found in zip(index.files, pool.map(lambda n: sha256_of(path / n), index.files), strict=True):
-                if found != index.files[name].sha256:
-                    raise UserError(DAMAGED, f"{path / name} differs from its SHA-256", RERUN)
-    assert recording.config is not None and recording.structure is not None  # read now: what is wrong shows early
-    return recording
+        entries = [(one.path / name, entry) for one in recordings for name, entry in one.index.files.items()]
+        entries.sort(key=lambda each: -each[1].bytes)  # the longest first, or it is waited for last
+        with (
+            bar("checking files", sum(entry.bytes for _, entry in entries)),
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+        ):
+            for (path, entry), found in [(each, pool.submit(sha256_of, each[0])) for each in entries]:
+                with damage(path):
+                    if found.result() != entry.sha256:
+                        pool.shutdown(cancel_futures=True)
+                        raise UserError(DAMAGED, f"{path} differs from its SHA-256", RERUN)
+    for one in recordings:
+        assert one.config is not None and one.structure is not None  # read now: what is wrong shows early
+    return recordings
 
 
 def load_builtins(data: bytes) -> Any:

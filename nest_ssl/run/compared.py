@@ -139,12 +139,12 @@ def open_as_asked(reference: Path, candidate: Path, asked: Asked) -> Opened:
     from nest_ssl.compare.name_map import load_names
     from nest_ssl.compare.names import Renamed, uncompiled
     from nest_ssl.compare.rules.known import load_known
-    from nest_ssl.recording.reader import open_recording
+    from nest_ssl.recording.reader import open_recordings
 
     declared = [*load_declared(), *(load_declared(asked.declared) if asked.declared else [])]
     rename = load_names(asked.names) if asked.names else None
     known = load_known(asked.known) if asked.known else []
-    one, other = (open_recording(path, asked.verify) for path in (reference, candidate))
+    one, other = open_recordings((reference, candidate), asked.verify)
     recorded = sorted({*one.steps, *other.steps})
     if missing := sorted({*(asked.steps or ())} - {*recorded}):
         have = ", ".join(map(str, recorded)) or "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -201,6 +202,16 @@ def test_no_recording(reference: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such recording"):
         main(sides(reference, tmp_path / "none", tmp_path / "report"))
     assert not (tmp_path / "report").exists()
+
+
+def test_a_terminal_sees_how_far_it_is(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert main(sides(reference, reference, tmp_path / "report")) == 0
+    assert "checking files" in terminal.getvalue() and "comparing" in terminal.getvalue()
 
 
 def test_verification_can_be_skipped(reference: Path, copy: Path, tmp_path: Path) -> None:
