@@ -174,7 +174,7 @@ DIGESTS = (
     "3 layers threads beside take 0.3 CPU seconds in place of 1.3, and the one that trains 1.5 as before. Large "
     "tensors are copied into memory that is used again (8.7 GB/s; fresh memory: 1.7) and hashed by threads beside "
     "training, which hides it where a core is free, as long as freed memory is kept. Left are copies, hooks, small "
-    "tensors one by one (26 microseconds each), and the path that calls every module: 1.08 of a bare step's CPU time "
+    "tensors one by one (20 microseconds each), and the path that calls every module: 1.08 of a bare step's CPU time "
     "with hooks that do nothing. Tried and left, in steps of 3 layers: nothing copied and all hashed at once (1.6 to "
     "1.7 CPU seconds in the thread that trains, in place of 1.4), tensors up to 128 or 512 KB hashed at once, in place "
     "of 32 (1.5); and with SHA-256 room for a quarter of the free memory in place of 256 MB, and threads of a lower "

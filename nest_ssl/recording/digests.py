@@ -60,7 +60,8 @@ def fingerprint(tensor: torch.Tensor) -> Fingerprint:
     dense = storable(tensor.detach()).cpu()
     flat: Any = row_major(dense)
     in_loops = loops(HASHES) is not None and flat.dtype in (torch.float32, torch.float64)
-    parts = flat.split(IN_LOOPS if in_loops else AT_ONCE) if dense.numel() else ()
+    size = IN_LOOPS if in_loops else AT_ONCE
+    parts = flat.split(size) if len(flat) > size else [flat][: len(flat)]
     return of_rows(describe_tensor(dense), [(row_sums.sums(part), row_sums.facts(part).tolist()) for part in parts])
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 import nest_ssl
 from nest_ssl.base.errors import UserError
 from nest_ssl.compare.digests import compare_digests
-from nest_ssl.record.observers.digests import Digests, Hashing, Staged
+from nest_ssl.record.observers.digests import Digests, Hashing, Stage, Staged
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.digests import StepDigests, digests, fingerprint
 from nest_ssl.recording.reader import open_recording
@@ -87,6 +89,19 @@ def test_a_device_finds_what_a_cpu_finds(tmp_path: Path, monkeypatch: pytest.Mon
         assert compare_digests(one, other).first is None
     found = compare_digests(on_cpu[0], train(tmp_path / "other", fault=7, record="digest")[0])
     assert found.first and (found.first.step, found.first.address.module) == (7, "layers.1")
+
+
+def test_a_stage_is_hashed_in_the_stream_in_which_it_was_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward may have another than the one that is current when the step ends."""
+    entered: list[object] = []
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: entered.append(stream) or nullcontext())
+    stream: Any = object()
+    stage = Stage(torch.float32, torch.device("cpu"), stream, 1 << 13)
+    found = [stage.of(torch.full((size,), float(size))) for size in (2, 3)]
+    assert entered == [stream], "full, and so hashed before the second"
+    stage.flush()
+    stage.flush()
+    assert entered == [stream] * 2 and [each.result().most for each in found] == [2.0, 3.0]
 
 
 def test_hashes_of_before_are_compared_among_themselves_and_never_with_others(

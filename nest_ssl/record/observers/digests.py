@@ -13,6 +13,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from threading import Lock
 from typing import Any
 
@@ -56,13 +57,14 @@ class Stage:
 
     Args:
         dtype, device: of what is copied.
+        stream: in which it is, and hashed too, whichever is the current one then; None where there are none.
         size: bytes.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, size: int) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, stream: torch.cuda.Stream | None, size: int) -> None:
         with torch.inference_mode(False):  # it is used again outside of that
             self._memory = torch.full((size,), FILL, dtype=torch.uint8, device=device).view(dtype)
-        self._used, self._rows = 0, Rows()
+        self._stream, self._used, self._rows = stream, 0, Rows()
 
     def of(self, tensor: torch.Tensor) -> Staged:
         """The fingerprint that will be of what a tensor of floats holds now."""
@@ -82,12 +84,14 @@ class Stage:
 
     def flush(self) -> None:
         """Hash what lies there. All of the memory, however much of it is used: sums of floats have one order then."""
-        if self._used:
+        if self._used == 0:
+            return
+        with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             rows = self._memory.view(-1, ROW // self._memory.itemsize)
             sums = sums_by_operators(self._memory.view(torch.int16).view(-1, WORDS))
             self._rows.set_result((Answer(sums), Answer(facts_by_operators(rows))))
-            self._used, self._rows = 0, Rows()
             self._memory.view(torch.uint8).fill_(FILL)
+        self._used, self._rows = 0, Rows()
 
 
 class Hashing:
@@ -115,7 +119,7 @@ class Hashing:
             stream = torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
             place = tensor.dtype.to_real(), tensor.device, stream
             if place not in self.stages:
-                self.stages[place] = Stage(*place[:2], self._stage)
+                self.stages[place] = Stage(*place, self._stage)
             return self.stages[place].of(tensor)
         memory = self._memory(1 << (size - 1).bit_length(), tensor.device)
         if memory is None:
