@@ -171,7 +171,7 @@ DRAWN = (
 DIGESTS = (
     "hashes are made of sums of rows (recording/row_sums.py), by compiled loops, as bounds and norm: 4.7 "
     "GB/s of float32 a core, all together, where SHA-256 and torch's operators took 1.2 on the same day. Of a step of "
-    "3 layers threads beside take 0.3 CPU seconds in place of 1.3, and the one that trains 1.5 as before. Large "
+    "3 layers threads beside take 0.3 CPU seconds in place of 1.3, and the one that trains 1.5 in place of 1.7. Large "
     "tensors are copied into memory that is used again (8.7 GB/s; fresh memory: 1.7) and hashed by threads beside "
     "training, which hides it where a core is free, as long as freed memory is kept. Left are copies, hooks, small "
     "tensors one by one (20 microseconds each), and the path that calls every module: 1.08 of a bare step's CPU time "
