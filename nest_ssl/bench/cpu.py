@@ -11,8 +11,10 @@ import resource
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -205,37 +207,59 @@ def recorder(bench: Bench, names: Sequence[str] = tuple(RECORDED)) -> list[Row]:
     return rows
 
 
+COMPARED = """
+import sys
+import time
+from pathlib import Path
+import torch
+from nest_ssl.base.safe_load import load_tensors
+from nest_ssl.compare.findings import Spot
+from nest_ssl.compare.rules.bits import SameBits
+from nest_ssl.compare.values import Comparer
+from nest_ssl.recording.address import Address, Kind
+from nest_ssl.recording.clock import Moment, Phase
+torch.set_num_threads(1)
+before = time.process_time()
+sides = [load_tensors(Path(path), mapped=True) for path in sys.argv[1:]]
+Comparer(SameBits()).nested(Spot("forward", Moment(0, Phase.FORWARD), Address(Kind.OUTPUT, "m", 0)), *sides)
+print(time.process_time() - before)
+"""
+
+
 def comparer(bench: Bench, size: int = 1 << 28) -> list[Row]:
-    """GB a second of one core, of one side's bytes: tensors that are equal, that all differ, and `cmp` of equal."""
+    """GB a second of one core, of one side's bytes: tensors that are equal, that all differ, and `cmp` of equal; and
+    the memory of the process's own that it took."""
     import torch
 
-    from nest_ssl.base.safe_load import load_tensors
     from nest_ssl.base.tensor_writer import write_tensors
-    from nest_ssl.compare.findings import Spot
-    from nest_ssl.compare.rules.bits import SameBits
-    from nest_ssl.compare.values import Comparer
-    from nest_ssl.recording.address import Address, Kind
-    from nest_ssl.recording.clock import Moment, Phase
 
-    torch.set_num_threads(1)
-    place, rows = Spot("forward", Moment(0, Phase.FORWARD), Address(Kind.OUTPUT, "m", 0)), []
-    one = [torch.randn(1 << 20) for _ in range(size >> 22)]
-    values = {"reference": one, "equal": one, "all different": [value + 1e-6 * torch.randn(1 << 20) for value in one]}
+    rows, one = [], [torch.randn(1 << 22) for _ in range(size >> 24)]
+    values = {"reference": one, "equal": one, "all different": [value + 1e-6 * torch.randn(1 << 22) for value in one]}
     paths = {name: bench.folder / name / "tensors.pt" for name in values}  # of one name, which is in the file
     for name, path in paths.items():
         path.parent.mkdir()
         write_tensors(path, values[name])
     del one, values
     for name in ("equal", "all different"):
-        before = time.process_time()
-        sides = [load_tensors(paths[side], mapped=True) for side in ("reference", name)]
-        Comparer(SameBits()).nested(place, *sides)
-        rows.append({"name": name, "gbs": size / 1e9 / (time.process_time() - before)})
+        said, most = own_memory([sys.executable, "-c", COMPARED, str(paths["reference"]), str(paths[name])])
+        rows.append({"name": name, "gbs": size / 1e9 / float(said), "own_bytes": most})
     before = _cpu_seconds()
     if shutil.which("cmp"):
         subprocess.run(["cmp", paths["equal"], paths["reference"]], stdout=subprocess.DEVNULL, check=False)
         rows.append({"name": "cmp, equal", "gbs": size / 1e9 / (_cpu_seconds() - before)})
     return rows
+
+
+def own_memory(command: Sequence[str]) -> tuple[str, int | None]:
+    """What a command prints, and the most memory that it held, files that are mapped aside, seen every few ms."""
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    most = 0
+    while child.poll() is None:
+        with suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+            most = max(most, 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1]))
+        time.sleep(0.003)
+    return child.communicate()[0], most or None
 
 
 def loader(bench: Bench, batches: int) -> Row:

@@ -155,9 +155,16 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     yield from _missing(results["recorder"])
     if results.get("comparer"):
         yield Heading(("The comparer",))
-        yield Paragraph(("One core, files mapped from the disk's cache; bytes of one side.",))
-        rates = [(_named(row, results), f"{row['gbs']:.2f}") for row in results["comparer"]]
-        yield table(("tensors", "GB/s"), rates, right=1)
+        what = (
+            "Bytes of one side a CPU second, files mapped from the disk's cache; the most memory of the process's own."
+        )
+        yield Paragraph((what,))
+        own = (f"{row['own_bytes'] / 1e6:.0f}" if row.get("own_bytes") else "" for row in results["comparer"])
+        rates = [
+            (_named(row, results), f"{row['gbs']:.2f}", most)
+            for row, most in zip(results["comparer"], own, strict=True)
+        ]
+        yield table(("tensors", "GB/s", "MB"), rates, right=1)
     if results["start"]:
         yield Heading(("Start-up",))
         numbers = [
