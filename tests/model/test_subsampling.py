@@ -155,7 +155,7 @@ def test_channel_by_channel_it_has_the_bits_of_the_open_way(
     assert calls == [1, 1] and len(found[0]) == 1 + len(list(module.parameters())) and found[0] == found[1] == found[3]
 
 
-@pytest.mark.parametrize("change", ["frozen", "few channels", "float64", "features"])
+@pytest.mark.parametrize("change", ["frozen", "few channels", "float64", "features", "dilated", "padded"])
 def test_what_is_not_the_same_channel_by_channel_is_not_computed_so(change: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -166,6 +166,8 @@ def test_what_is_not_the_same_channel_by_channel_is_not_computed_so(change: str)
         )
         assert may_go_by_channels(layers, x) is (change != "few channels")
         layers[2].bias.requires_grad_(change != "frozen")
+        layers[2].dilation = (2, 2) if change == "dilated" else (1, 1)
+        layers[2].padding = (0, 0) if change == "padded" else layers[0].padding
         x = x.requires_grad_(change == "features").to(torch.float64 if change == "float64" else torch.float32)
         assert not may_go_by_channels(layers, x)
     finally:

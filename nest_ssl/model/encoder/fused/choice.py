@@ -48,12 +48,16 @@ class Methods:
 
 
 def is_watched(module: nn.Module, itself: bool = True) -> bool:
-    """Whether somebody sees calls of a module: by a hook, or by something in place of its forward.
+    """Whether somebody sees calls of a module: by a hook, by something in place of its forward, or by a mode of torch's
+    that sees each function's call or each tensor that is kept for backward.
 
     Args:
         itself: whether `module` counts; else those in it alone.
     """
     if any(getattr(torch_module, hooks, None) for hooks in GLOBAL_HOOKS):
+        return True
+    keeps = torch._C._autograd._top_saved_tensors_default_hooks(True)  # type: ignore[attr-defined]
+    if keeps is not None or torch._C._is_torch_function_mode_enabled():
         return True
     seen = (each for each in module.modules() if itself or each is not module)
     return any(_is_replaced(each) or any(vars(each)[hooks] for hooks in HOOKS) for each in seen)

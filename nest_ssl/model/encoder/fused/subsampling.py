@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nest_ssl.kernels.dropout import unfilled
 from nest_ssl.model.encoder.fused.choice import Methods, is_watched, shares_gradients
 
 CHANNELS = 16  # at a time: as many as a kernel of oneDNN takes together, so that its sums stay as they are
@@ -94,7 +95,9 @@ def may_go_by_channels(layers: nn.Sequential, x_B1TF: Tensor) -> bool:
     convs = [each for each in layers if isinstance(each, nn.Conv2d) and each.kernel_size != (1, 1)]
     first, *others = convs
     depthwise = first is layers[0] and first.groups == 1 and others[:1] == [layers[2]] and type(layers[1]) is nn.ReLU
-    same = all(each.groups == len(first.weight) and each.stride == first.stride for each in others)
+    settings = [(each.stride, each.padding, each.dilation, each.padding_mode) for each in convs]
+    same = all(each.groups == len(first.weight) for each in others) and set(settings) == {settings[0]}
+    same = same and settings[0][2:] == ((1, 1), "zeros")
     trained = all(each.bias is not None for each in convs) and all(p.requires_grad for p in layers.parameters())
     return depthwise and same and trained and len(first.weight) % CHANNELS == 0
 
@@ -116,7 +119,7 @@ class ByChannels(torch.autograd.Function):
                 read_1CTF = _read(x_BCTF[number : number + 1], part, length, begun, settings)
                 made_1CTF = F.conv2d(read_1CTF, weight[part], bias[part], stride, padding, groups=CHANNELS)
                 if out_BCTF is None:
-                    out_BCTF = made_1CTF.new_empty(len(x_BCTF), len(weight), *made_1CTF.shape[2:])
+                    out_BCTF = unfilled(made_1CTF, len(x_BCTF), len(weight), *made_1CTF.shape[2:])
                 out_BCTF[number, part] = made_1CTF[0]
         assert out_BCTF is not None
         return out_BCTF
@@ -126,7 +129,7 @@ class ByChannels(torch.autograd.Function):
     def backward(ctx: Any, d_BCTF: Tensor) -> tuple[Tensor | None, ...]:
         x_BCTF, *begun, weight, _ = ctx.saved_tensors
         settings, back = (*ctx.settings, (1, 1), False, (0, 0)), torch.ops.aten.convolution_backward
-        d_x_BCTF = None if begun else torch.empty_like(x_BCTF)
+        d_x_BCTF = None if begun else unfilled(x_BCTF, *x_BCTF.shape)
         found: list[list[Tensor]] = []
         between: Tensor | None = None  # what the depthwise convolution read, and then its gradient
         for part in _parts(weight):
@@ -134,7 +137,7 @@ class ByChannels(torch.autograd.Function):
             for number, length in enumerate(ctx.lengths):
                 read_1CTF = _read(x_BCTF[number : number + 1], part, length, begun, ctx.settings)
                 if between is None:
-                    between = read_1CTF.new_empty(len(x_BCTF), *read_1CTF.shape[1:])
+                    between = unfilled(read_1CTF, len(x_BCTF), *read_1CTF.shape[1:])
                 between[number] = read_1CTF[0]
             assert between is not None  # all of the batch, as sums over it need it
             _, *deep = back(d_part, between, weight[part], size, *settings, CHANNELS, [False, True, True])

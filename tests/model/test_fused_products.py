@@ -1,0 +1,63 @@
+"""Products in place of a fused layer's pointwise convolutions have their bits, or are not taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nest_ssl.model.encoder.fused import choice, convolution
+from nest_ssl.model.encoder.fused import layer as fused_layer
+from tests.model.test_fused import differing, encoder, stepped
+
+
+@pytest.fixture
+def multiplied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """On one thread: whether products stood in for each pointwise convolution."""
+    monkeypatch.setattr(choice, "SMALLEST", 0)
+    ways, own, before = list[bool](), convolution._pointwise_backward, torch.get_num_threads()
+    monkeypatch.setattr(convolution, "_pointwise_backward", lambda *given: (ways.append(given[-1]), own(*given))[1])
+    convolution._products_have_its_sums.cache_clear()
+    torch.set_num_threads(1)
+    yield ways
+    torch.set_num_threads(before)
+    convolution._products_have_its_sums.cache_clear()
+
+
+@pytest.mark.parametrize("lengths", [(200, 170), (151,), (404, 403, 380, 9)])
+@pytest.mark.parametrize("options", [{"d_model": 64}, {"d_model": 64, "use_bias": False}, {"d_model": 48}])
+def test_products_in_place_of_convolutions_have_their_bits(
+    lengths: tuple[int, ...], options: dict[str, Any], multiplied: list[bool]
+) -> None:
+    both = [stepped(encoder(**options), lengths, watched) for watched in (True, False)]
+    assert differing(*both) == [] and multiplied
+
+
+def test_usual_lengths_are_multiplied_where_products_are_of_mkl(multiplied: list[bool]) -> None:
+    """Which of them is a matter of the processor; if none were, products would be there for nothing."""
+    alike = [convolution._products_have_its_sums(1024, 512, steps) for steps in (38, 101, 201)]
+    assert any(alike) or not torch.backends.mkl.is_available()
+
+
+def test_products_with_other_sums_are_seen(multiplied: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    addmm = torch.addmm
+
+    def planted(bias: Tensor, weight: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        return addmm(bias, weight.flip(1), x.flip(0), out=out)
+
+    monkeypatch.setattr(convolution.torch, "addmm", planted)
+    assert not convolution._products_have_its_sums(128, 64, 40)
+
+
+def test_where_backward_has_more_threads_it_is_the_convolutions(multiplied: list[bool]) -> None:
+    """Kernels are chosen by the number of threads."""
+    x = torch.randn(2, 40, 64, requires_grad=True)
+    layer = encoder(d_model=64).layers[0]
+    mask = torch.zeros(2, 40, dtype=torch.bool)
+    out = fused_layer._convolution(x, layer.norm_conv, layer.conv, 0.1, mask)
+    torch.set_num_threads(2)
+    out.sum().backward()
+    assert multiplied[-2:] == [False, False]  # before them, those of the trial
