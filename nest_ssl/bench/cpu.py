@@ -57,6 +57,7 @@ class Case:
 FAST = ("numerics=fast",)
 BF16 = ("trainer.precision=bf16-mixed",)
 LAYERS = ("model.encoder.n_layers=3",)
+SDPA = "model.encoder.use_pytorch_sdpa=true"  # other sums than those of the port's exact mode
 QUICK = (
     Case("tiny", "tiny", (2, 3.0), 2, 20),
     Case("large, 3 of 17 layers", "large", (2, 3.0), 2, 3, LAYERS),
@@ -77,6 +78,7 @@ FULL = (
     Case("large", "large", (8, 16.0), 5, 2),
     Case("large, NeMo gives memory back", "large", (8, 16.0), 3, 2, (), (GIVEN_BACK,)),
     Case("large, NeMo without type checks", "large", (8, 16.0), 3, 2, (), (NO_TYPE_CHECKS,)),
+    Case("large, NeMo with torch's attention", "large", (8, 16.0), 3, 2, (), (SDPA,)),
     Case("large, bf16-mixed", "large", (8, 16.0), 3, 2, BF16),
     Case("large, fast", "large", (2, 3.0), 5, 5, of_port=FAST),
     Case("large, fast", "large", (8, 16.0), 5, 2, of_port=FAST),
@@ -272,7 +274,7 @@ def loader(bench: Bench, batches: int) -> Row:
                 found.append(worker.ask(do="load", count=batches))
         except WorkerEnded as ended:
             return {"error": str(ended)}
-    stages = {stage: [each["stages"][stage] for each in found] for stage in loading.STAGES}
+    stages = {stage: [each["stages"][stage] for each in found] for stage in (*loading.STAGES, loading.PROFILED)}
     total = [each["item_ms"] for each in found]
     return {"item_ms": total, "stages": stages, "same": found[0]["sha256"] == found[1]["sha256"]}
 

@@ -235,7 +235,8 @@ def _said_of_loader(loader: Row) -> Iterator[Block]:
     yield Heading(("The loader",))
     yield Paragraph((
         f"CPU milliseconds of an item, an utterance of 16 s with a piece of a noise clip of 30 s (batches of 8, WAV in "
-        f"the file system's cache), {same}: {1000 / nemo:,.0f} and {1000 / port:,.0f} items a second.",
+        f"the file system's cache), {same}: {1000 / nemo:,.0f} and {1000 / port:,.0f} items a second. Stages are "
+        f"Python's profiler's, under which all of it takes longer.",
     ))  # fmt: skip
     rows = {**loader["stages"], "all": loader["item_ms"]}
     cells = [(stage, f"{nemo:.2f}", f"{port:.2f}", f"{port / nemo:.2f}") for stage, (nemo, port) in rows.items()]

@@ -205,7 +205,7 @@ class NoWorker:
         pass
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("switch", [*SWITCHES, cpu.SDPA])
 def test_what_is_switched_is_of_nemo_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch: str) -> None:
     (case,) = [case for case in cpu.FULL if case.of_nemo == (switch,)]
     monkeypatch.setattr(cpu, "Worker", NoWorker)
