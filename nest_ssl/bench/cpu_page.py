@@ -10,6 +10,7 @@ from typing import Any
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import write_atomically
+from nest_ssl.bench.cpu import FULL
 from nest_ssl.bench.targets import judged
 from nest_ssl.report.document import Block, Bullets, Code, CodeBlock, Figure, Heading, Inline, Paragraph, Text, table
 from nest_ssl.report.pictures.svg import Paper
@@ -35,6 +36,11 @@ ABOUT_RECORDER = (
     "the batch, the calls of the model, its parts and blocks, loss and gradients, and of the state weights, the "
     "optimizer's and the gradients that the update uses, before the step and behind it. Those without state are "
     "measured here, and no level to record by: the comparer needs to see the update."
+)
+LARGE_ENOUGH = 100e6  # bytes, for a disk's rate
+DISK = (
+    " Each is written alone once, as the disk is at that moment: 100 MB and more at {:.2g} to {:.2g} GB/s. What is "
+    "judged by it is no better known than that."
 )
 ABOUT_PROFILE = (
     "Milliseconds of a step, medians of three, of each trainer in a process of its own: NeMo's is the profile before, "
@@ -106,8 +112,8 @@ def merge(earlier: Sequence[Row], found: Sequence[Row]) -> list[Row]:
     return [again.pop(_key(row), row) for row in earlier] + list(again.values())
 
 
-def _key(row: Row) -> tuple[str, str]:
-    return row["name"], str(row.get("batch"))
+def _key(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["name"], str(list(row.get("batch", ())))
 
 
 def save(results: dict[str, Any], folder: Path) -> None:
@@ -136,6 +142,9 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
               *map(_ratio, _parts(row))) for row in rows]  # fmt: skip
     yield table(("model", "batch", "rounds", *PARTS.values()), cells, right=1 + len(PARTS))
     yield from _missing(results["steps"])
+    had = {_key(row) for row in results["steps"]}
+    if left := [f"{case.name}, {case.batch[0]} x {case.batch[1]:g} s" for case in FULL if _key(vars(case)) not in had]:
+        yield Paragraph((f"No row yet of what the first command measures besides: {'; '.join(left)}.",))
     yield from _against_targets(results)
     yield from said_of_profiles(results)
     for unit, title in CURVES.items():
@@ -148,7 +157,8 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
     recorded = [row for row in results["recorder"] if "bytes_alone" in row]
     if recorded:
         yield Heading(("The recorder",))
-        yield Paragraph((ABOUT_RECORDER,))
+        rates = [row["bytes"] / row["bytes_alone"] / 1e9 for row in recorded if row["bytes"] > LARGE_ENOUGH]
+        yield Paragraph((ABOUT_RECORDER, DISK.format(min(rates), max(rates)) if rates else ""))
         yield table(("level", "MB", *RECORDED), [
             (_named(row, results), f"{row['bytes'] / 1e6:,.1f}", *(f"{row[key]:.3g}" for key in RECORDED.values()))
             for row in recorded], right=1 + len(RECORDED))  # fmt: skip
