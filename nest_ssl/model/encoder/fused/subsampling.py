@@ -109,6 +109,7 @@ class ByChannels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BCTF: Tensor, lengths: list[int], settings: Any, *weights: Tensor) -> Tensor:
+        x_BCTF = x_BCTF.contiguous()  # once, where each part's convolution would: features come with time innermost
         ctx.save_for_backward(x_BCTF, *weights)
         ctx.lengths, ctx.settings = lengths, settings
         *begun, weight, bias = weights
