@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from nest_ssl.model.encoder.fused import choice, convolution
 from nest_ssl.model.encoder.fused import layer as fused_layer
@@ -61,3 +62,12 @@ def test_where_backward_has_more_threads_it_is_the_convolutions(multiplied: list
     torch.set_num_threads(2)
     out.sum().backward()
     assert multiplied[-2:] == [False, False]  # before them, those of the trial
+
+
+def test_asking_whether_products_may_stand_in_copies_nothing(multiplied: list[bool]) -> None:
+    x_BDT, weight = convolution._turned(torch.randn(2, 64, 40)), torch.randn(128, 64, 1)
+    known = convolution.may_multiply(x_BDT, weight)  # tried, so that it is known for this shape
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        assert convolution.may_multiply(x_BDT, weight) is known
+        convolution._turned(x_BDT.transpose(1, 2))
+    assert [event.name for event in seen.events() or ()].count("aten::clone") == 1  # that of the last line

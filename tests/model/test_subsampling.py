@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.config.parts import Encoder
@@ -153,6 +154,21 @@ def test_channel_by_channel_it_has_the_bits_of_the_open_way(
     finally:
         torch.set_num_threads(threads)
     assert calls == [1, 1] and len(found[0]) == 1 + len(list(module.parameters())) and found[0] == found[1] == found[3]
+
+
+def test_features_with_time_innermost_are_laid_out_once_for_all_channels() -> None:
+    threads, convs = torch.get_num_threads(), make(subsampling_conv_channels=48).conv
+    torch.set_num_threads(1)
+    try:
+        weights = [parameter for conv in (convs[0], convs[2]) for parameter in (conv.weight, conv.bias)]
+        found = []
+        for x in (torch.randn(2, 1, 80, 160).transpose(2, 3), torch.randn(2, 1, 160, 80)):
+            with profile(activities=[ProfilerActivity.CPU]) as seen:
+                ByChannels.apply(x, [80, 60], ((2, 2), (1, 1)), *weights).sum().backward()
+            found.append([event.name for event in seen.events() or ()].count("aten::clone"))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] + 1
 
 
 @pytest.mark.parametrize("change", ["frozen", "few channels", "float64", "features", "dilated", "padded"])

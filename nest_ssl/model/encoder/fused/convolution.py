@@ -104,7 +104,9 @@ def may_multiply(x_BDT: Tensor, weight_XD1: Tensor) -> bool:
     they lie in memory have its sums. It copies what lies otherwise, and fills the memory first."""
     if torch.get_num_threads() > 1 or x_BDT.dtype is not torch.float32:
         return False
-    backend = torch._C._select_conv_backend(x_BDT, weight_XD1, None, *SETTINGS, 1)
+    # It is asked by shapes, of the same memory read in order: what lies otherwise it would copy before it answers.
+    by_shape_BDT = x_BDT.as_strided(x_BDT.shape, (x_BDT[0].numel(), x_BDT.size(2), 1))
+    backend = torch._C._select_conv_backend(by_shape_BDT, weight_XD1, None, *SETTINGS, 1)
     is_of_one = backend == torch._C._ConvBackend.Slow2d  # type: ignore[attr-defined]
     return is_of_one and _products_have_its_sums(*weight_XD1.shape[:2], x_BDT.size(2))
 
