@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from operator import add, or_
@@ -82,16 +82,17 @@ def typical_row(reference: Tensor, candidate: Tensor) -> float:
     return float(apart.nanmedian().nan_to_num())
 
 
-def _in_blocks(sum_up: Callable[[int, Sides], Sums], sides: Sides) -> list[Sums]:
+def _in_blocks(sum_up: Callable[[int, Sides], Sums], sides: Sides) -> Iterator[Sums]:
     """The sums of both sides' flat blocks of at most `BLOCK` elements by their numbers, in order, on all cores; of both
     as they are where one has no flat view."""
     blocks = [sides]
     if all(side.is_contiguous() for side in sides):
         blocks = list(zip(*(split(side.reshape(-1), BLOCK) for side in sides), strict=True))
     if len(blocks) == 1:
-        return [sum_up(0, *blocks)]
+        yield sum_up(0, *blocks)
+        return
     with ThreadPoolExecutor(min(len(blocks), os.cpu_count() or 1)) as pool:
-        return list(pool.map(sum_up, range(len(blocks)), blocks))
+        yield from pool.map(sum_up, range(len(blocks)), blocks)
 
 
 def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> Metrics:
@@ -113,8 +114,9 @@ def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> M
                 sums.start += piece.numel()
         return sums
 
-    sums, *others = _in_blocks(summed, sides)
-    for other in others:
+    found = _in_blocks(summed, sides)
+    sums = next(found)
+    for other in found:
         sums.join(other)
     metrics = sums.finish()
     metrics.index = tuple(int(place) for place in np.unravel_index(sums.worst[1], tuple(sides[0].shape)))

@@ -306,6 +306,7 @@ class Session(AbstractContextManager["Session"]):
     def _charge_validation(self) -> None:
         if self._draws and not self._step:
             self._draws.charge("validation")
+            self._fetch = self._draws.keep()  # the next batch is made from what validation leaves
 
     # --- after the steps ---
 
@@ -386,8 +387,7 @@ class Session(AbstractContextManager["Session"]):
         """Watch the generators from here on if the next batch is one to record."""
         self._number = number
         self._last_weights = self._last_optimizer = ""
-        is_next = self.steps is None or number in self.steps
-        self._draws = DrawObserver("fetch", self.writer.beside) if is_next else None
+        self._draws = DrawObserver("fetch", self.writer.beside) if self.steps is None or number in self.steps else None
         self._fetch = self._draws.keep() if self._draws else None
 
     def _leave_step(self) -> None:

@@ -175,11 +175,13 @@ def open_recordings(paths: Sequence[Path | str], verify: bool = True) -> list[Re
             bar("checking files", sum(entry.bytes for _, entry in entries)),
             ThreadPoolExecutor(os.cpu_count()) as pool,
         ):
-            for (path, entry), found in [(each, pool.submit(sha256_of, each[0])) for each in entries]:
-                with damage(path):
-                    if found.result() != entry.sha256:
-                        pool.shutdown(cancel_futures=True)
-                        raise UserError(DAMAGED, f"{path} differs from its SHA-256", RERUN)
+            try:
+                for (path, entry), found in [(each, pool.submit(sha256_of, each[0])) for each in entries]:
+                    with damage(path):
+                        if found.result() != entry.sha256:
+                            raise UserError(DAMAGED, f"{path} differs from its SHA-256", RERUN)
+            finally:
+                pool.shutdown(cancel_futures=True)  # whatever ends it, Ctrl-C too: what has not begun never does
     for one in recordings:
         assert one.config is not None and one.structure is not None  # read now: what is wrong shows early
     return recordings

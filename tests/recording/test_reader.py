@@ -11,7 +11,8 @@ import torch
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.recording import layout as files
-from nest_ssl.recording.reader import load_builtins, open_recording
+from nest_ssl.recording import reader
+from nest_ssl.recording.reader import load_builtins, open_recording, open_recordings
 from nest_ssl.recording.tensors import tensor_digest
 from nest_ssl.recording.writer import RecordingWriter
 
@@ -33,6 +34,21 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     entry = recording.index.tensors[files.INITIAL_WEIGHTS]["w"]
     assert entry.model_dump() == {"shape": [3], "dtype": "float32", "digest": tensor_digest(torch.ones(3))}
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")], "nothing left beside it"
+
+
+def test_whoever_stops_it_waits_for_no_more_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Path] = []
+
+    def stopped(path: Path) -> str:
+        begun.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reader, "sha256_of", stopped)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    recordings = [write(tmp_path / str(number)) for number in range(100)]
+    with pytest.raises(KeyboardInterrupt):
+        open_recordings(recordings)
+    assert len(begun) < 150, "of three files a recording"
 
 
 def test_an_earlier_recording_is_replaced_only_when_told(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.replay import planted
 from tests.replay.conftest import Plant, blamed, recorded, replayed
 from tests.replay.planted import optimizer_setting, schedule_off_by_one
 from tests.replay.test_planted import FAULTS, named
+from tests.test_planted_draws import EVERYTHING
 
 
 def clipping(model: Any) -> None:
@@ -155,3 +156,11 @@ def test_a_training_step_that_raises_is_no_loss_with_the_same_bits(reference: Re
 
     found = of_the_loop(replayed(reference, crash, loop=True))
     assert (found["batch"], found["loss"]) == ({"same bits", "raised"}, {"raised"})
+
+
+def test_a_validation_between_two_epochs_draws_before_the_next_batch_is_made(tmp_path: Any) -> None:
+    """It shuffles nothing, yet its loader's base seed and its masks move the generator that shuffles."""
+    epochs = ["batches=null", "trainer.max_steps=2", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
+    recording = recorded(tmp_path / "nest", *EVERYTHING, *epochs)
+    assert recording.index.steps[1].epoch == 1 and recording.validations()
+    assert of_the_loop(replayed(recording, loop=True)) == {phase: {"same bits"} for phase in PHASES}
