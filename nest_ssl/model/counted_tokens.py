@@ -124,9 +124,10 @@ def blocks_of_sums(outputs: int, width: int, steps: int) -> tuple[int, ...]:
     """The tokens of an utterance with which those blocks begin that a weight's gradient adds up; none if rows of tokens
     have other sums than an utterance's convolution."""
     draws = torch.Generator().manual_seed(0)  # its own: training's generator is left alone
-    weight_XD, token_D, d_X = (torch.randn(*size, generator=draws) for size in ((outputs, width), (width,), (outputs,)))
-    read_1DS, d_1XS = (one.view(1, -1, 1).repeat(1, 1, steps) for one in (token_D, d_X))
-    with torch.no_grad():
+    sizes = (outputs, width), (width,), (outputs,)
+    with torch.no_grad(), torch.device("cpu"):  # whatever the default device is
+        weight_XD, token_D, d_X = (torch.randn(size, generator=draws) for size in sizes)
+        read_1DS, d_1XS = (one.view(1, -1, 1).repeat(1, 1, steps) for one in (token_D, d_X))
         logits_1XS = F.conv1d(read_1DS, weight_XD.unsqueeze(2), d_X)
         d_1DS, *_ = _conv_backward(d_1XS, read_1DS, weight_XD.unsqueeze(2), [True, False, False])
         assert d_1DS is not None
@@ -198,7 +199,7 @@ def linear_gradients(
     (batch, width, steps), outputs = encoded_BDS.shape, d_KX.size(1)
     rows_KD = _tokens(encoded_BDS, places_K)
     ends = [utterance * steps + end for utterance in range(batch) for end in (*begins[1:], steps)]
-    blocks = list(pairwise([0, *torch.searchsorted(places_K, torch.tensor(ends)).tolist()]))
+    blocks = list(pairwise([0, *torch.searchsorted(places_K, places_K.new_tensor(ends)).tolist()]))
     d_weight_XD = d_KX.new_zeros(outputs, width)
     d_bias_X = d_KX.new_zeros(outputs) if has_bias else None
     at_places = d_KX.new_zeros(batch * steps, min(CODES, outputs))

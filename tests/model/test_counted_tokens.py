@@ -178,6 +178,15 @@ def test_where_backward_has_more_threads_than_forward_all_is_multiplied(
     assert taken == ["packed"] * 2
 
 
+def test_so_they_have_under_any_default_device(taken: list[str]) -> None:
+    case = Case(3, 40)
+    without = case.stepped(loss_of_counted)
+    blocks_of_sums.cache_clear()
+    with torch.device("meta"):
+        assert case.stepped(loss_of_counted) == without
+    assert taken[0] == taken[1] != "open"
+
+
 def test_many_utterances_are_multiplied_as_one(taken: list[str]) -> None:
     assert Case(batch=16, steps=30).differing() == []
     assert taken == ["whole"]

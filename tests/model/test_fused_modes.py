@@ -25,3 +25,13 @@ def test_modes_that_see_calls_or_what_is_kept_open_a_layer() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x.half(), lambda x: x.float()):
         assert is_watched(module)
     assert not is_watched(module)
+
+
+def test_a_default_device_is_no_watcher_and_hides_none() -> None:
+    module = encoder()
+    with torch.device("cpu"):
+        assert not is_watched(module)
+        with Seeing():
+            assert is_watched(module)
+    with Seeing(), torch.device("cpu"):
+        assert is_watched(module)

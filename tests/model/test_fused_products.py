@@ -71,3 +71,17 @@ def test_asking_whether_products_may_stand_in_copies_nothing(multiplied: list[bo
         assert convolution.may_multiply(x_BDT, weight) is known
         convolution._turned(x_BDT.transpose(1, 2))
     assert [event.name for event in seen.events() or ()].count("aten::clone") == 1  # that of the last line
+
+
+def test_a_default_device_changes_nothing_in_a_fused_layer(multiplied: list[bool]) -> None:
+    found = []
+    for device in ("cpu", "meta"):
+        layer, mask = encoder(d_model=64).layers[0], torch.zeros(2, 40, 40, dtype=torch.bool)
+        x, pos, pad = torch.randn(2, 40, 64, requires_grad=True), torch.randn(1, 79, 64), mask[:, 0]
+        convolution._products_have_its_sums.cache_clear()
+        with torch.device(device):
+            assert choice.is_fusable(layer, x)
+            out = fused_layer.fused_layer(layer, x, mask, pos, pad)
+            out.square().sum().backward()
+        found.append([out.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True)) and multiplied

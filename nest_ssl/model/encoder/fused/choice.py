@@ -10,6 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils._device import DeviceContext
 
 if TYPE_CHECKING:
     from nest_ssl.model.encoder.layer import ConformerLayer
@@ -49,7 +50,7 @@ class Methods:
 
 def is_watched(module: nn.Module, itself: bool = True) -> bool:
     """Whether somebody sees calls of a module: by a hook, by something in place of its forward, or by a mode of torch's
-    that sees each function's call or each tensor that is kept for backward.
+    that sees each function's call or each tensor that is kept for backward; a default device is none.
 
     Args:
         itself: whether `module` counts; else those in it alone.
@@ -57,7 +58,9 @@ def is_watched(module: nn.Module, itself: bool = True) -> bool:
     if any(getattr(torch_module, hooks, None) for hooks in GLOBAL_HOOKS):
         return True
     keeps = torch._C._autograd._top_saved_tensors_default_hooks(True)  # type: ignore[attr-defined]
-    if keeps is not None or torch._C._is_torch_function_mode_enabled():
+    # Of them a default device sees only where tensors are made.
+    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if keeps is not None or any(type(mode) is not DeviceContext for mode in modes):
         return True
     seen = (each for each in module.modules() if itself or each is not module)
     return any(_is_replaced(each) or any(vars(each)[hooks] for hooks in HOOKS) for each in seen)

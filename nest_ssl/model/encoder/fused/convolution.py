@@ -116,7 +116,7 @@ def _products_have_its_sums(outputs: int, width: int, steps: int) -> bool:
     """Tried with both layouts of what is read and of gradients, over two utterances."""
     draws = torch.Generator().manual_seed(0)  # its own: training's generator is left alone
     sizes = (2, width, steps), (2, outputs, steps), (outputs, width, 1), (outputs,)
-    x_2DT, d_2XT, weight, bias = (torch.randn(size, generator=draws) for size in sizes)
+    x_2DT, d_2XT, weight, bias = (torch.randn(size, generator=draws, device="cpu") for size in sizes)
     for x, d in ((_turned(x_2DT), d_2XT), (x_2DT, _turned(d_2XT))):
         ways: list[tuple[Any, ...]] = [
             (_pointwise(x, weight, bias, products), *_pointwise_backward(d, x, weight, bias, products))
