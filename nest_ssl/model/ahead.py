@@ -40,8 +40,7 @@ class Places:
         if mask.is_cuda:
             there = torch.empty_like(self._number, device="cpu", pin_memory=True)
             self._number = there.copy_(self._number, non_blocking=True)
-            self._known = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._known.record()
+            self._known = torch.cuda.current_stream(mask.device).record_event()
 
     def look(self) -> Int[Tensor, " K"]:
         """The places in the flattened mask, in order."""

@@ -160,8 +160,8 @@ def test_it_is_asked_before_the_encoder_and_looked_at_behind(
 def test_a_number_is_read_when_it_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
 
-    class There(Tensor):
-        is_cuda = True  # type: ignore[assignment]
+    class There(Tensor):  # on a device that is not the current one
+        is_cuda, device = True, torch.device("cuda:1")  # type: ignore[assignment]
 
     class Pinned:
         def copy_(self, number: Tensor, non_blocking: bool) -> Any:
@@ -173,11 +173,12 @@ def test_a_number_is_read_when_it_has_come(monkeypatch: pytest.MonkeyPatch) -> N
             steps.append("read")
             return 2
 
-    event = SimpleNamespace(record=lambda: steps.append("marked"), synchronize=lambda: steps.append("come"))
-    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    event = SimpleNamespace(synchronize=lambda: steps.append("come"))
+    streams = lambda device: SimpleNamespace(record_event=lambda: (steps.append(f"marked on {device}"), event)[1])  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "current_stream", streams)
     monkeypatch.setattr(torch, "empty_like", lambda number, device, pin_memory: Pinned())
     asked = Places(torch.tensor([[False, True], [False, True]]).as_subclass(There))
-    assert steps == ["copied", "marked"]
+    assert steps == ["copied", "marked on cuda:1"]
     assert asked.look().tolist() == [1, 3] and steps[2:] == ["come", "read"]
     monkeypatch.undo()
     with pytest.raises(TypeError, match="to numpy"):
