@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nest_ssl.model.encoder.fused.choice import Methods
+from nest_ssl.model.encoder.fused.choice import Methods, are_operators_seen
 from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.loss import MLMLoss, MultiMLMLoss
 
@@ -99,6 +99,7 @@ def is_plain(decoder: MultiSoftmaxDecoder, loss: MultiMLMLoss, encoded_BDS: Floa
     if (
         encoded_BDS[:, 0].numel() * decoder.num_classes * decoder.num_decoders < SMALLEST
         or torch.compiler.is_compiling()
+        or are_operators_seen()
     ):
         return False
     numbers = [encoded_BDS, *decoder.parameters()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch import Tensor
 from nest_ssl.kernels.available import PAIRS, loops
 from nest_ssl.kernels.dropout import drop, unfilled
 from nest_ssl.model.encoder.attention import by_pair
+from nest_ssl.model.encoder.fused import choice
+from tests.model.test_fused import encoder, stepped
 
 pairs = pytest.importorskip("nest_ssl.kernels.pairs")  # where there is no numba
 
@@ -38,6 +42,19 @@ def test_each_loop_is_its_operators(batch: int, heads: int, frames: int, divisor
     found, by_distance = scores.clone(), torch.full_like(distances, torch.nan)
     pairs.unscore(by_distance.flatten(0, 1).numpy(), found.flatten(0, 1).numpy(), masked, divisor)
     assert (bits(found), bits(by_distance)) == (bits(expected), bits(of_distances))
+
+
+def test_attention_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Counter[str]()
+    for name in ("score", "drop", "unscore"):
+        own = getattr(pairs, name)
+        monkeypatch.setattr(pairs, name, lambda *given, own=own, name=name: (calls.update([name]), own(*given))[1])
+    monkeypatch.setattr(choice, "SMALLEST", 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    stepped(encoder(dropout_att=0.1), (60, 37), watched=False, steps=1)
+    torch.set_num_threads(threads)
+    assert calls == {"score": 2, "drop": 6, "unscore": 2}  # of two layers
 
 
 def test_unfilled_memory_is_as_torchs_own_is() -> None:

@@ -15,6 +15,7 @@ from nest_ssl.model import counted_tokens
 from nest_ssl.model.counted_tokens import blocks_of_sums, loss_of_counted
 from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.loss import MLMLoss, MultiMLMLoss
+from tests.model.test_fused_modes import Doubling
 
 FRAMES = 4  # of a token
 
@@ -296,6 +297,12 @@ def test_evaluation_and_other_precisions_are_open(taken: list[str]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         loss_of_counted(*given)
     assert taken == ["open", "open"]
+
+
+def test_a_mode_that_sees_operators_opens_it_and_leaves_no_verdict(taken: list[str]) -> None:
+    with Doubling():
+        assert Case(batch=3, steps=40).differing() == []
+    assert taken == ["open"] and blocks_of_sums.cache_info().currsize == 0
 
 
 def test_small_batches_are_open(taken: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from nest_ssl.model.encoder.fused.choice import is_watched
-from tests.model.test_fused import encoder
+from nest_ssl.model.encoder import layer as layer_module
+from nest_ssl.model.encoder.fused import choice, convolution, subsampling
+from nest_ssl.model.encoder.fused.choice import is_fusable, is_watched
+from tests.model.test_fused import differing, encoder, stepped
 
 
 class Seeing(torch.overrides.TorchFunctionMode):
@@ -16,6 +20,30 @@ class Seeing(torch.overrides.TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         return made * 2 if getattr(func, "__name__", "") == "silu" else made
+
+
+class Doubling(TorchDispatchMode):
+    """A mode that changes an operator, and not the product that a fused layer has in its place."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        return made * 2 if func is torch.ops.aten.convolution.default else made
+
+
+def test_a_mode_that_sees_operators_opens_a_layer_and_leaves_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products were tried before, and are not tried in it."""
+    ways = list[bool]()
+    monkeypatch.setattr(choice, "SMALLEST", 0)
+    monkeypatch.setattr(layer_module, "is_fusable", lambda *given: (ways.append(is_fusable(*given)), ways[-1])[1])
+    convolution._products_have_its_sums.cache_clear()
+    stepped(encoder(), (60, 37), watched=False, steps=1)
+    tried = convolution._products_have_its_sums.cache_info().currsize
+    with Doubling():
+        both = [stepped(encoder(), (60, 41), watched, steps=1) for watched in (True, False)]
+        assert not subsampling.is_maskable_in_place(encoder().pre_encode.conv)
+    assert subsampling.is_maskable_in_place(encoder().pre_encode.conv)
+    assert ways == [True, True, *[False] * 4] and differing(*both) == []
+    assert convolution._products_have_its_sums.cache_info().currsize == tried
 
 
 def test_modes_that_see_calls_or_what_is_kept_open_a_layer() -> None:

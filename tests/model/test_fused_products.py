@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -12,20 +13,35 @@ from torch.profiler import ProfilerActivity, profile
 
 from nest_ssl.model.encoder.fused import choice, convolution
 from nest_ssl.model.encoder.fused import layer as fused_layer
-from tests.model.test_fused import differing, encoder, stepped
+from tests.model.test_fused import SIZES, differing, encoder, stepped
 
 
 @pytest.fixture
 def multiplied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """On one thread: whether products stood in for each pointwise convolution."""
+    """On one thread: whether products stood in for each pointwise convolution, those of a trial not among them."""
     monkeypatch.setattr(choice, "SMALLEST", 0)
     ways, own, before = list[bool](), convolution._pointwise_backward, torch.get_num_threads()
     monkeypatch.setattr(convolution, "_pointwise_backward", lambda *given: (ways.append(given[-1]), own(*given))[1])
-    convolution._products_have_its_sums.cache_clear()
+    tried = convolution._products_have_its_sums
+
+    @lru_cache
+    def trial(*shape: int) -> bool:
+        known = len(ways)
+        found = tried(*shape)
+        del ways[known:]
+        return found
+
+    monkeypatch.setattr(convolution, "_products_have_its_sums", trial)
+    tried.cache_clear()
     torch.set_num_threads(1)
     yield ways
     torch.set_num_threads(before)
-    convolution._products_have_its_sums.cache_clear()
+    tried.cache_clear()
+
+
+def alike(width: int, steps: int) -> bool:
+    """Whether both pointwise convolutions of a layer are products on this processor."""
+    return all(convolution._products_have_its_sums(times * width, width, steps) for times in (2, 1))
 
 
 @pytest.mark.parametrize("lengths", [(200, 170), (151,), (404, 403, 380, 9)])
@@ -34,13 +50,14 @@ def test_products_in_place_of_convolutions_have_their_bits(
     lengths: tuple[int, ...], options: dict[str, Any], multiplied: list[bool]
 ) -> None:
     both = [stepped(encoder(**options), lengths, watched) for watched in (True, False)]
-    assert differing(*both) == [] and multiplied
+    steps = -(-max(lengths) // SIZES["subsampling_factor"])
+    assert differing(*both) == [] and set(multiplied) == {alike(options["d_model"], steps)}
 
 
 def test_usual_lengths_are_multiplied_where_products_are_of_mkl(multiplied: list[bool]) -> None:
     """Which of them is a matter of the processor; if none were, products would be there for nothing."""
-    alike = [convolution._products_have_its_sums(1024, 512, steps) for steps in (38, 101, 201)]
-    assert any(alike) or not torch.backends.mkl.is_available()
+    usual = [alike(512, steps) for steps in (38, 101, 201)]
+    assert any(usual) or not torch.backends.mkl.is_available()
 
 
 def test_products_with_other_sums_are_seen(multiplied: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,10 +75,13 @@ def test_where_backward_has_more_threads_it_is_the_convolutions(multiplied: list
     x = torch.randn(2, 40, 64, requires_grad=True)
     layer = encoder(d_model=64).layers[0]
     mask = torch.zeros(2, 40, dtype=torch.bool)
-    out = fused_layer._convolution(x, layer.norm_conv, layer.conv, 0.1, mask)
-    torch.set_num_threads(2)
-    out.sum().backward()
-    assert multiplied[-2:] == [False, False]  # before them, those of the trial
+    products = alike(64, 40)
+    for threads in (1, 2):
+        torch.set_num_threads(1)
+        out = fused_layer._convolution(x, layer.norm_conv, layer.conv, 0.1, mask)
+        torch.set_num_threads(threads)
+        out.sum().backward()
+    assert multiplied == [products, products, False, False]
 
 
 def test_asking_whether_products_may_stand_in_copies_nothing(multiplied: list[bool]) -> None:

@@ -153,7 +153,8 @@ class ConformerLayer(nn.Module):
         cache_last_time: None = None,
     ) -> Float[Tensor, "B T D"]:
         """(B, T, D) to (B, T, D). Masks are true where nothing may be seen: `att_mask` (B, T, T), `pad_mask` (B, T)."""
-        if pos_emb is not None and is_fusable(self, x):
+        distances = 1, 2 * x.size(1) - 1  # as many as loops over pairs of frames read; fused, they get no gradient
+        if pos_emb is not None and pos_emb.shape[:2] == distances and not pos_emb.requires_grad and is_fusable(self, x):
             return fused_layer(self, x, att_mask, pos_emb, pad_mask)
         x = x + self.dropout(self.feed_forward1(self.norm_feed_forward1(x))) * 0.5
         y = self.norm_self_att(x)

@@ -11,6 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 if TYPE_CHECKING:
     from nest_ssl.model.encoder.layer import ConformerLayer
@@ -66,6 +67,12 @@ def is_watched(module: nn.Module, itself: bool = True) -> bool:
     return any(_is_replaced(each) or any(vars(each)[hooks] for hooks in HOOKS) for each in seen)
 
 
+def are_operators_seen() -> bool:
+    """Whether a mode of torch's sees each operator: it may list them, or return another result, and then a trial's
+    verdict holds no more."""
+    return _get_current_dispatch_mode() is not None
+
+
 def _is_replaced(module: nn.Module) -> bool:
     """Whether another function is set on it, or a compiled one; its own, as Lightning leaves behind under ddp, is
     none."""
@@ -98,7 +105,7 @@ def is_fusable(layer: ConformerLayer, x_BTD: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling() or x_BTD.size(0) * x_BTD.size(1) < 2:  # batch norm refuses one frame
         return False
-    if shares_gradients():
+    if shares_gradients() or are_operators_seen():
         return False
     trained = all(module.training for module in layer.modules())
     trained = trained and all(each.requires_grad and each.is_contiguous() for each in layer.parameters())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nest_ssl.kernels.dropout import unfilled
-from nest_ssl.model.encoder.fused.choice import Methods, is_watched, shares_gradients
+from nest_ssl.model.encoder.fused.choice import Methods, are_operators_seen, is_watched, shares_gradients
 
 CHANNELS = 16  # at a time: as many as a kernel of oneDNN takes together, so that its sums stay as they are
 FEWEST = 1 << 18  # values of features: with fewer, caches hold enough of the whole, and Python takes what parts save
@@ -36,7 +36,7 @@ def is_maskable_in_place(layers: nn.Sequential) -> bool:
     """Whether these are torch's convolutions and ReLUs, training, and no hook sees what is between them."""
     plain = all(type(layer) in (nn.Conv2d, nn.ReLU) for layer in layers) and isinstance(layers[-1], nn.ReLU)
     eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return plain and eager and METHODS.are_as_imported() and not is_watched(layers)
+    return plain and eager and METHODS.are_as_imported() and not (is_watched(layers) or are_operators_seen())
 
 
 def masked_in_place(
