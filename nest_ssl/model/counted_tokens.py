@@ -115,6 +115,8 @@ def is_packable(encoded_BDS: Float[Tensor, "B D S"], weight_XD1: Float[Tensor, "
     outputs, width, _ = weight_XD1.shape
     if torch.get_num_threads() > 1 or outputs % ALIGNED or width % ALIGNED:
         return False
+    if torch.get_float32_matmul_precision() != "highest":  # a product may have another one then than a convolution
+        return False
     backend = torch._C._select_conv_backend(encoded_BDS, weight_XD1, None, *SETTINGS)
     is_of_one = backend == torch._C._ConvBackend.Slow2d  # type: ignore[attr-defined]
     return is_of_one and bool(blocks_of_sums(outputs, width, encoded_BDS.size(2)))
@@ -127,7 +129,7 @@ def blocks_of_sums(outputs: int, width: int, steps: int) -> tuple[int, ...]:
     draws = torch.Generator().manual_seed(0)  # its own: training's generator is left alone
     sizes = (outputs, width), (width,), (outputs,)
     with torch.no_grad(), torch.device("cpu"):  # whatever the default device is
-        weight_XD, token_D, d_X = (torch.randn(size, generator=draws) for size in sizes)
+        weight_XD, token_D, d_X = (torch.randn(size, generator=draws, dtype=torch.float32) for size in sizes)
         read_1DS, d_1XS = (one.view(1, -1, 1).repeat(1, 1, steps) for one in (token_D, d_X))
         logits_1XS = F.conv1d(read_1DS, weight_XD.unsqueeze(2), d_X)
         d_1DS, *_ = _conv_backward(d_1XS, read_1DS, weight_XD.unsqueeze(2), [True, False, False])
@@ -137,7 +139,8 @@ def blocks_of_sums(outputs: int, width: int, steps: int) -> tuple[int, ...]:
             if not all(torch.equal(each, rows[:1].expand_as(each)) for each in (all_of_it[0].t(), rows[:ROWS])):
                 return ()
         begins = _begins(outputs, width, steps)
-        read_2DS, d_2SX = torch.randn(2, width, steps, generator=draws), torch.randn(2, steps, outputs, generator=draws)
+        shapes = (2, width, steps), (2, steps, outputs)
+        read_2DS, d_2SX = (torch.randn(shape, generator=draws, dtype=torch.float32) for shape in shapes)
         counts_2S = torch.rand(2, steps, generator=draws) < 0.5
         d_2SX *= counts_2S.unsqueeze(2)
         expected: tuple[Any, ...] = _conv_backward(
@@ -151,11 +154,11 @@ def blocks_of_sums(outputs: int, width: int, steps: int) -> tuple[int, ...]:
 def _begins(outputs: int, width: int, steps: int) -> tuple[int, ...]:
     """Each output adds two ones that follow on each other to what it has of the utterance before, and keeps them if
     they are in one block."""
-    d_2XS, later = torch.zeros(2, outputs, steps), torch.arange(1, min(steps, outputs))
+    d_2XS, later = torch.zeros(2, outputs, steps, dtype=torch.float32), torch.arange(1, min(steps, outputs))
     d_2XS[0, :, 0] = LARGE
     d_2XS[1, later, later - 1] = d_2XS[1, later, later] = 1.0
-    weight_XD1 = torch.zeros(outputs, width, 1)
-    _, sums_XD1, _ = _conv_backward(d_2XS, torch.ones(2, width, steps), weight_XD1, [False, True, False])
+    weight_XD1, ones_2DS = d_2XS.new_zeros(outputs, width, 1), d_2XS.new_ones(2, width, steps)
+    _, sums_XD1, _ = _conv_backward(d_2XS, ones_2DS, weight_XD1, [False, True, False])
     assert sums_XD1 is not None
     return 0, *(later[sums_XD1[later, 0, 0] == LARGE]).tolist()
 

@@ -305,6 +305,24 @@ def test_a_mode_that_sees_operators_opens_it_and_leaves_no_verdict(taken: list[s
     assert taken == ["open"] and blocks_of_sums.cache_info().currsize == 0
 
 
+def test_a_trial_is_of_float32_and_precisions_of_products_are_asked_each_time(taken: list[str]) -> None:
+    case, default, precision = Case(batch=3, steps=40), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    case.stepped(loss_of_counted)
+    blocks_of_sums.cache_clear()
+    try:
+        torch.set_default_dtype(torch.float64)
+        blocks_of_sums(128, 64, 40)
+        torch.set_default_dtype(default)
+        torch.set_float32_matmul_precision("highest")
+        case.stepped(loss_of_counted)
+        torch.set_float32_matmul_precision("medium")
+        assert case.differing() == []
+    finally:
+        torch.set_default_dtype(default)
+        torch.set_float32_matmul_precision(precision)
+    assert taken[0] == taken[1] and taken[2] == "whole"
+
+
 def test_small_batches_are_open(taken: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counted_tokens, "SMALLEST", 3 * 40 * 128 + 1)
     Case(batch=3, steps=40).stepped(loss_of_counted)

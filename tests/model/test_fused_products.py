@@ -27,7 +27,7 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     @lru_cache
     def trial(*shape: int) -> bool:
         known = len(ways)
-        found = tried(*shape)
+        found = tried.__wrapped__(*shape)
         del ways[known:]
         return found
 
@@ -58,6 +58,22 @@ def test_usual_lengths_are_multiplied_where_products_are_of_mkl(multiplied: list
     """Which of them is a matter of the processor; if none were, products would be there for nothing."""
     usual = [alike(512, steps) for steps in (38, 101, 201)]
     assert any(usual) or not torch.backends.mkl.is_available()
+
+
+def test_a_trial_is_of_float32_and_precisions_of_products_are_asked_each_time(multiplied: list[bool]) -> None:
+    known, default = alike(64, 40), torch.get_default_dtype()
+    precision, weight = torch.get_float32_matmul_precision(), torch.randn(128, 64, 1)
+    convolution._products_have_its_sums.cache_clear()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert alike(64, 40) is known
+        torch.set_float32_matmul_precision("highest")
+        assert convolution.may_multiply(torch.randn(2, 64, 40).float(), weight) is known
+        torch.set_float32_matmul_precision("medium")
+        assert not convolution.may_multiply(torch.randn(2, 64, 40).float(), weight)
+    finally:
+        torch.set_default_dtype(default)
+        torch.set_float32_matmul_precision(precision)
 
 
 def test_products_with_other_sums_are_seen(multiplied: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,8 @@ def may_multiply(x_BDT: Tensor, weight_XD1: Tensor) -> bool:
     they lie in memory have its sums. It copies what lies otherwise, and fills the memory first."""
     if torch.get_num_threads() > 1 or x_BDT.dtype is not torch.float32:
         return False
+    if torch.get_float32_matmul_precision() != "highest":  # a product may have another one then than a convolution
+        return False
     # It is asked by shapes, of the same memory read in order: what lies otherwise it would copy before it answers.
     by_shape_BDT = x_BDT.as_strided(x_BDT.shape, (x_BDT[0].numel(), x_BDT.size(2), 1))
     backend = torch._C._select_conv_backend(by_shape_BDT, weight_XD1, None, *SETTINGS, 1)
@@ -116,7 +118,9 @@ def _products_have_its_sums(outputs: int, width: int, steps: int) -> bool:
     """Tried with both layouts of what is read and of gradients, over two utterances."""
     draws = torch.Generator().manual_seed(0)  # its own: training's generator is left alone
     sizes = (2, width, steps), (2, outputs, steps), (outputs, width, 1), (outputs,)
-    x_2DT, d_2XT, weight, bias = (torch.randn(size, generator=draws, device="cpu") for size in sizes)
+    x_2DT, d_2XT, weight, bias = (
+        torch.randn(size, generator=draws, dtype=torch.float32, device="cpu") for size in sizes
+    )
     for x, d in ((_turned(x_2DT), d_2XT), (x_2DT, _turned(d_2XT))):
         ways: list[tuple[Any, ...]] = [
             (_pointwise(x, weight, bias, products), *_pointwise_backward(d, x, weight, bias, products))
