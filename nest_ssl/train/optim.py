@@ -141,7 +141,7 @@ def roots_are_torchs() -> bool:
     compiled = loops(MOMENTS)
     assert compiled is not None
     x_N = torch.arange(0, 0x7F800001, 4099, dtype=torch.int32).view(torch.float32)
-    roots_N = torch.empty(-(-len(x_N) // 4) * 4)
+    roots_N = x_N.new_empty(-(-len(x_N) // 4) * 4)
     compiled.square_roots(roots_N.numpy(), x_N.numpy())
     return torch.equal(roots_N[: len(x_N)], x_N.sqrt())
 
@@ -152,8 +152,9 @@ def rounds_as_torch(update: Update) -> bool:
     numbers = Numbers(1 - 1e-6, 0.9, 0.98, (1 - 0.98**3) ** 0.5, 1e-8, -1e-3 / (1 - 0.9**3))
     for by in (numbers, Numbers(1.0, 0.95, 0.999, 1.0, 1e-6, -0.1)):
         draw = torch.Generator().manual_seed(1711)
-        looped = torch.randn(4, 4099, generator=draw) * torch.tensor([[1.0], [1e-3], [1e-3], [1e-3]])
-        looped[3].square_()[:5] = torch.tensor([0.0, 1e-44, 1e-38, 1e38, torch.finfo(torch.float32).max])
+        looped = torch.randn(4, 4099, generator=draw, dtype=torch.float32, device="cpu")
+        looped[1:] *= 1e-3
+        looped[3].square_()[:5] = looped.new_tensor([0.0, 1e-44, 1e-38, 1e38, torch.finfo(torch.float32).max])
         looped[1, :5] = 0
         plain = looped.clone()
         update(looped[0], looped[1], looped[2], looped[3], by)

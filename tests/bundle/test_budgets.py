@@ -55,7 +55,8 @@ WINGS = {
     # 20 for issue 11: attention's numbers of pairs of frames by compiled loops.
     # 60 for issue 11: products in place of pointwise convolutions, each shape tried; modes that open a layer.
     # 10 for issue 11: modes that see operators, and positions that are no layer's own, open it.
-    "port": (6_570, "data model practice releases.py".split()),
+    # 30 for issue 11: loops over pairs of frames are tried, too.
+    "port": (6_600, "data model practice releases.py".split()),
     # Noise floor, evidence runs and replay by command among it; 400 more for issue 12: import, maps, doctor, bisect;
     # 150 for issue 14: the settings of all variants of NeMo's model, and their matrix; 450 for issue 12: ranks, stalls;
     # 50 for issue 13: Lhotse's settings, inspect, features.

@@ -12,6 +12,7 @@ from nest_ssl.kernels.available import PAIRS, loops
 from nest_ssl.kernels.dropout import drop, unfilled
 from nest_ssl.model.encoder.attention import by_pair
 from nest_ssl.model.encoder.fused import choice
+from nest_ssl.model.encoder.fused.attention import loops_of_pairs
 from tests.model.test_fused import encoder, stepped
 
 pairs = pytest.importorskip("nest_ssl.kernels.pairs")  # where there is no numba
@@ -45,6 +46,7 @@ def test_each_loop_is_its_operators(batch: int, heads: int, frames: int, divisor
 
 
 def test_attention_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loops_of_pairs() is pairs  # tried
     calls = Counter[str]()
     for name in ("score", "drop", "unscore"):
         own = getattr(pairs, name)
@@ -55,6 +57,14 @@ def test_attention_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     stepped(encoder(dropout_att=0.1), (60, 37), watched=False, steps=1)
     torch.set_num_threads(threads)
     assert calls == {"score": 2, "drop": 6, "unscore": 2}  # of two layers
+
+
+@pytest.mark.parametrize("name", ["score", "drop", "unscore"])
+def test_those_with_other_bits_are_not_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loops_of_pairs.__wrapped__() is pairs
+    own = getattr(pairs, name)
+    monkeypatch.setattr(pairs, name, lambda *given: own(*given[:-1], given[-1] * (1 + 1e-6)))
+    assert loops_of_pairs.__wrapped__() is None
 
 
 def test_unfilled_memory_is_as_torchs_own_is() -> None:

@@ -186,6 +186,15 @@ def test_loops_that_round_otherwise_are_not_used(
     assert optim.quickest.__wrapped__() is getattr(optim, way)
 
 
+def test_the_quickest_is_the_same_whatever_the_default_type_is() -> None:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert optim.quickest.__wrapped__() is optim.quickest()
+    finally:
+        torch.set_default_dtype(default)
+
+
 def test_without_loops_torchs_operators_are_the_quickest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optim, "loops", lambda _: None)
     assert optim.quickest.__wrapped__() is optim.update_piece

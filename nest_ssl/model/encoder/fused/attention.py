@@ -10,6 +10,8 @@ Shapes: B batch, T time, P relative positions, D model width, h heads, k = D / h
 from __future__ import annotations
 
 import math
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nest_ssl.kernels.available import PAIRS
+from nest_ssl.kernels.available import PAIRS, loops
 from nest_ssl.kernels.dropout import drop, drop_, factor_of, loops_for, unfilled
 from nest_ssl.model.encoder.attention import MASKED_SCORE, by_pair
 from nest_ssl.model.encoder.fused.pieces import draw_kept, linear_backward, normalise, normalise_backward
@@ -46,6 +48,7 @@ class AttentionBranch(torch.autograd.Function):
         norm_weight, norm_bias, w_q, b_q, w_k, b_k, w_v, b_v, w_pos, content_hk, distance_hk, w_out, b_out = weights
         batch, frames, width = x_BTD.shape
         heads = len(content_hk)
+        pairs = loops_for(x_BTD, PAIRS) and loops_of_pairs()
         if mask_BTT is not None and not mask_BTT.any():
             mask_BTT = None  # it fills nothing
         y_BTD, mean, rstd = normalise(x_BTD, norm_weight, norm_bias, eps)
@@ -56,12 +59,12 @@ class AttentionBranch(torch.autograd.Function):
         del y_BTD, q_BTD, k_BTD, v_BTD
         distance_NTP = torch.bmm(queries[1], _columns(p_1PD, heads, batch))
         scores_NTT = torch.bmm(queries[0], k_NkT)
-        _score_(scores_NTT, distance_NTP, mask_BTT, math.sqrt(width // heads))
+        _score_(scores_NTT, distance_NTP, mask_BTT, math.sqrt(width // heads), pairs)
         del distance_NTP
         probabilities_NTT = torch.softmax(scores_NTT, dim=-1)
         kept = draw_kept(scores_NTT, attention_rate)
         del scores_NTT
-        weighing_NTT = _weighing(probabilities_NTT, kept, mask_BTT, attention_rate)
+        weighing_NTT = _weighing(probabilities_NTT, kept, mask_BTT, attention_rate, pairs)
         mixed_BhTk = torch.bmm(weighing_NTT, v_NTk).view(batch, heads, frames, -1)
         mixed_BTD = mixed_BhTk.transpose(1, 2).reshape(batch, frames, width)
         out_BTD = F.linear(mixed_BTD, w_out, b_out)
@@ -80,22 +83,22 @@ class AttentionBranch(torch.autograd.Function):
         norm_weight, norm_bias, w_q, b_q, w_k, b_k, w_v, b_v, _, content_hk, _, w_out, b_out = weights
         eps, attention_rate, branch_rate = ctx.numbers
         heads, (batch, frames, _) = len(content_hk), x_BTD.shape
-        shape = batch, heads, frames, frames
+        shape, pairs = (batch, heads, frames, frames), loops_for(x_BTD, PAIRS) and loops_of_pairs()
         grad_BTD = grad_BTD.contiguous()
         d_BTD = drop(grad_BTD, branch_kept, branch_rate)
         d_mixed_BTD, d_w_out, d_b_out = linear_backward(d_BTD, mixed_BTD, w_out, b_out)
 
         # The product with the values, dropout, both masks, softmax, scale.
         d_NTk = _rows(d_mixed_BTD, heads)
-        weighing_NTT = _weighing(probabilities_NTT, kept, mask_BTT, attention_rate)
+        weighing_NTT = _weighing(probabilities_NTT, kept, mask_BTT, attention_rate, pairs)
         d_v_NTk = torch.bmm(weighing_NTT.transpose(1, 2), d_NTk)
         d_NTT = torch.bmm(d_NTk, v_NTk.transpose(1, 2), out=weighing_NTT)
-        d_NTT = _weighing(d_NTT, kept, mask_BTT, attention_rate)
+        d_NTT = _weighing(d_NTT, kept, mask_BTT, attention_rate, pairs)
         d_NTT = torch.ops.aten._softmax_backward_data(d_NTT, probabilities_NTT, -1, d_NTT.dtype)
         del weighing_NTT
 
         # Scores by content and by distance.
-        d_NTP = _unscore_(d_NTT, mask_BTT, math.sqrt(content_hk.size(1)), pos_1PD.size(1))
+        d_NTP = _unscore_(d_NTT, mask_BTT, math.sqrt(content_hk.size(1)), pos_1PD.size(1), pairs)
         d_content_NTk = torch.bmm(d_NTT, k_NkT.transpose(1, 2))
         d_k_NkT = torch.bmm(by_content_NTk.transpose(1, 2), d_NTT)
         del d_NTT
@@ -143,9 +146,28 @@ def _together(x_BhTk: Tensor) -> Tensor:
     return x_BhTk.transpose(1, 2).reshape(x_BhTk.size(0), x_BhTk.size(2), -1)
 
 
-def _score_(scores_NTT: Tensor, distance_NTP: Tensor, mask_BTT: Tensor | None, divisor: float) -> None:
+@cache
+def loops_of_pairs() -> ModuleType | None:
+    """Those loops over pairs of frames, if they have the bits of torch's operators here: tried once a process."""
+    draws, options = torch.Generator().manual_seed(0), {"dtype": torch.float32, "device": "cpu"}
+    sizes = (4, 37, 37), (4, 37, 73), (4, 37, 37), (2, 37, 37)
+    scores, distance, *rest = (torch.rand(size, generator=draws, **options) - 0.5 for size in sizes)  # type: ignore[call-overload]
+    (kept, mask), factor = (each > 0 for each in rest), factor_of(0.1, scores.dtype)
+    found = list[list[Tensor]]()
+    for pairs in (loops(PAIRS), None):
+        score, d = scores.clone(), scores.clone()
+        _score_(score, distance, mask, math.sqrt(3), pairs)
+        dropped = _weighing(scores, kept, mask, 0.1, pairs) if pairs else _fill_(scores * factor.mul(kept), mask, 0.0)
+        found.append([score, dropped, _unscore_(d, mask, math.sqrt(3), 73, pairs), d])
+    same = all(torch.equal(*(each.view(torch.int32) for each in both)) for both in zip(*found, strict=True))
+    return loops(PAIRS) if same else None
+
+
+def _score_(
+    scores_NTT: Tensor, distance_NTP: Tensor, mask_BTT: Tensor | None, divisor: float, pairs: ModuleType | None
+) -> None:
     """To scores by content add those by distance, divide, and mask, in place."""
-    if (pairs := loops_for(scores_NTT, PAIRS)) is not None:
+    if pairs is not None:
         pairs.score(
             scores_NTT.numpy(), distance_NTP.numpy(), _bytes(mask_BTT, scores_NTT.size(1)), divisor, MASKED_SCORE
         )
@@ -154,19 +176,23 @@ def _score_(scores_NTT: Tensor, distance_NTP: Tensor, mask_BTT: Tensor | None, d
     _fill_(scores_NTT, mask_BTT, MASKED_SCORE)
 
 
-def _weighing(x_NTT: Tensor, kept: Tensor | None, mask_BTT: Tensor | None, rate: float) -> Tensor:
+def _weighing(
+    x_NTT: Tensor, kept: Tensor | None, mask_BTT: Tensor | None, rate: float, pairs: ModuleType | None
+) -> Tensor:
     """What dropout makes of `x`, then masked: NeMo does it the other way round, and zero is zero."""
-    if kept is None or (pairs := loops_for(x_NTT, PAIRS)) is None:
+    if kept is None or pairs is None:
         return _fill_(drop(x_NTT, kept, rate), mask_BTT, 0.0)
     out_NTT, factor = unfilled(x_NTT, *x_NTT.shape), factor_of(rate, x_NTT.dtype).item()
     pairs.drop(out_NTT.numpy(), x_NTT.numpy(), kept.view(torch.uint8).numpy(), _bytes(mask_BTT, x_NTT.size(1)), factor)
     return out_NTT
 
 
-def _unscore_(d_NTT: Tensor, mask_BTT: Tensor | None, divisor: float, distances: int) -> Tensor:
+def _unscore_(
+    d_NTT: Tensor, mask_BTT: Tensor | None, divisor: float, distances: int, pairs: ModuleType | None
+) -> Tensor:
     """Gradients of scores to those by content, in place, and by distance (N, T, P), zero where no pair of frames is so
     far apart."""
-    if (pairs := loops_for(d_NTT, PAIRS)) is not None:
+    if pairs is not None:
         d_NTP = unfilled(d_NTT, *d_NTT.shape[:2], distances)
         pairs.unscore(d_NTP.numpy(), d_NTT.numpy(), _bytes(mask_BTT, d_NTT.size(1)), divisor)
         return d_NTP
