@@ -27,7 +27,7 @@ from nest_ssl.bench.workers import GIVEN_BACK, LEVELS, NO_TYPE_CHECKS, Worker, W
 
 Row = dict[str, Any]
 PARTS = ("step_ms", "user_ms", "forward_ms", "backward_ms", "optimizer_ms", "peak_bytes")
-PRODUCTS = "products_ms"  # the port's matrix products alone, at the rate of a large one: no step can take less
+PRODUCTS = "products_ms"  # matrix products of a step that decodes all tokens, alone, at the rate of a large one
 
 
 @dataclass(frozen=True)

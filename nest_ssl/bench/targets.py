@@ -75,7 +75,10 @@ def slower(name: str) -> Callable[[Results], float]:
 
 def made_up(utterances: int, text: str) -> Callable[[Results], str]:
     """What the port's step of the large model is made up of by its own row, and a text behind it."""
-    shares = {"products_ms": "products alone, at the rate of a large one", "optimizer_ms": "the optimizer"}
+    shares = {
+        "products_ms": "products alone, of all tokens, at the rate of a large one",
+        "optimizer_ms": "the optimizer",
+    }
     ratios = {"forward_ms": "forward", "backward_ms": "backward"}
 
     def reason(results: Results) -> str:

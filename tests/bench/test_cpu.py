@@ -153,8 +153,8 @@ def test_a_reason_says_what_the_row_says() -> None:
     profile = {"name": "a model", "batch": [2, 3.0]}
     profile["exact"] = {"kinds": {"copies": {"forward": 1.0}, "products": {"forward": 1.0, "backward": 2.0}}}
     said = (
-        "of the port's step: products alone, at the rate of a large one, 48%; the optimizer, 20%; forward takes 1.11 "
-        "of NeMo's time; backward takes 1.05 of NeMo's time. "
+        "of the port's step: products alone, of all tokens, at the rate of a large one, 48%; the optimizer, 20%; "
+        "forward takes 1.11 of NeMo's time; backward takes 1.05 of NeMo's time. "
     )
     assert of.why({"steps": [row]}).startswith(f"{said}Branches as one function")
     of_profile = "In the profile of a model it is: products, 75%; copies, 25%. "
