@@ -202,11 +202,25 @@ def recorder(bench: Bench, names: Sequence[str] = tuple(RECORDED)) -> list[Row]:
                     found = worker.ask(do="record", level=level, count=count, batch=batch)
                     row = {"name": f"{level}, {name}", "batch": list(batch), "bare": bare["step_ms"] / 1000}
                     alone = seconds_to_write(bench.folder / "written", found["bytes"])
-                    rows.append({**row, **found, "bare_clock": bare["clock"], "bytes_alone": alone})
+                    rows.append({**row, **found, "bare_clock": bare["clock"], "bytes_alone": alone, "each": []})
         except WorkerEnded as ended:
             rows.append({"name": f"recorder, {name}", "error": str(ended)})
         shutil.rmtree(bench.folder / "recorded", ignore_errors=True)
-    return rows
+    return [*rows, recorded_steps(bench)]
+
+
+def recorded_steps(bench: Bench, count: int = 32) -> Row:
+    """Of so many steps of the tiny model, recorded one behind the other: of each the seconds until it is written, its
+    bytes, and the most memory of the process until then."""
+    row: Row = {"name": "recorded steps, tiny"}
+    order = {"do": "record", "level": "modules", "count": count, "batch": (2, 3.0)}
+    try:
+        with Worker(replace(bench, size="tiny"), "nest", record=bench.folder / "recorded") as worker:
+            return {**row, "each": worker.ask(**order)["each"]}
+    except WorkerEnded as ended:
+        return {**row, "error": str(ended)}
+    finally:
+        shutil.rmtree(bench.folder / "recorded", ignore_errors=True)
 
 
 COMPARED = """

@@ -163,6 +163,9 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
         yield table(("level", "MB", *RECORDED), [
             (_named(row, results), f"{row['bytes'] / 1e6:,.1f}", *(f"{row[key]:.3g}" for key in RECORDED.values()))
             for row in recorded], right=1 + len(RECORDED))  # fmt: skip
+    for row in results["recorder"]:
+        if row.get("each"):
+            yield from _said_of_each(row, results)
     yield from _missing(results["recorder"])
     if results.get("comparer"):
         yield Heading(("The comparer",))
@@ -186,6 +189,18 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
         yield table(("command", "CPU seconds", "by the clock"), shown, right=2)
     yield from _missing([*results.get("profile", []), *results["start"]])
     yield from _missing([{"name": part, **results.get(part, {})} for part in ("loader", "curve")])
+
+
+def _said_of_each(row: Row, results: dict[str, Any]) -> Iterator[Block]:
+    """What the first, second, fourth ... of several recorded steps takes."""
+    said = ": recorded with every module, one behind the other: seconds until written, and the process's most memory."
+    yield Paragraph((*_named(row, results), said))
+    shown = [(f"{n}", *row["each"][n - 1]) for n in (1, 2, 4, 8, 16, 32) if n <= len(row["each"])]
+    yield table(
+        ("recorded step", "MB", "until written", "memory, MB"),
+        [(n, f"{size / 1e6:.1f}", f"{taken:.3g}", f"{peak / 1e6:,.0f}") for n, taken, size, peak in shown],
+        right=3,
+    )
 
 
 def _against_targets(results: dict[str, Any]) -> Iterator[Block]:

@@ -146,7 +146,8 @@ class Conductor(Callback):
         session.writer.wait()
         (session.writer.folder / step_folder(number + 1 + count) / CALLS).unlink(missing_ok=True)
         session.steps = frozenset()
-        self._found = {**steps[-1], "first": steps[0]["seconds"], "waits": places.most_common(8)}
+        each = [(found["written"], found["bytes"], found["peak"]) for found in steps]
+        self._found = {**steps[-1], "first": steps[0]["seconds"], "each": each, "waits": places.most_common(8)}
 
     def _answer(self, found: dict[str, Any]) -> None:
         if torch.cuda.is_available():
