@@ -41,9 +41,7 @@ def test_counts_and_sizes_follow_their_definitions(pairs: list[tuple[float, floa
 
 
 @given(PAIRS, st.integers(1, 7), st.booleans())
-def test_in_blocks_by_several_threads_it_is_what_it_is_in_one(
-    pairs: list[tuple[float, float]], block: int, whole: bool
-) -> None:
+def test_in_blocks_it_is_what_it_is_in_one(pairs: list[tuple[float, float]], block: int, whole: bool) -> None:
     a, b = (torch.tensor(side, dtype=torch.float32) for side in zip(*pairs, strict=True))
     a, b = (side.view(torch.int32) for side in (a, b)) if whole else (a, b)
     assume(not same_bits(a, b))
