@@ -8,21 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from operator import add, or_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from torch import Tensor, dot, empty, finfo, float64, split
+from torch import Tensor, dot, empty, finfo, float64
 from torch.linalg import vector_norm
 
 from nest_ssl.compare.bits import CHUNK, as_integers, as_real, chunks
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-Sides = tuple[Tensor, Tensor]
 Array = np.ndarray[Any, Any]
-BLOCK = 1 << 20  # elements that are summed up together, before the sums of others are added
 _SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 MOST_PLACES = 64
@@ -87,23 +81,11 @@ def measure(reference: Tensor, candidate: Tensor, atol: float, rtol: float) -> M
     floating = reference.is_floating_point() or reference.is_complex()
     sides = (as_real(reference), as_real(candidate)) if floating else (reference, candidate)
     eps = finfo(reference.dtype).eps if floating else 0.0
-
-    def summed(number: int, block: Sides) -> _Integers:
-        made = Metrics(sides[0].numel(), eps=eps)
-        sums = (_Floats if floating else _Integers)(made, (atol, rtol), start=number * BLOCK)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            for piece, other in chunks(*block):
-                sums.add(piece, other)
-                sums.start += piece.numel()
-        return sums
-
-    # One after the other: threads would wait for each other between operations so short (2.6 times the CPU time).
-    blocks = [sides]
-    if all(side.is_contiguous() for side in sides):
-        blocks = list(zip(*(split(side.reshape(-1), BLOCK) for side in sides), strict=True))
-    sums = summed(0, blocks[0])
-    for number, block in enumerate(blocks[1:], 1):
-        sums.join(summed(number, block))
+    sums = (_Floats if floating else _Integers)(Metrics(sides[0].numel(), eps=eps), (atol, rtol))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for piece, other in chunks(*sides):
+            sums.add(piece, other)
+            sums.start += piece.numel()
     metrics = sums.finish()
     metrics.index = tuple(int(place) for place in np.unravel_index(sums.worst[1], tuple(sides[0].shape)))
     metrics.reference, metrics.candidate = (side[metrics.index].item() for side in sides)
@@ -136,13 +118,6 @@ class _Integers:
             self.show(_NUMBER, float(distance[at]), at)
             self.largest = max(self.largest, int(distance[at]))
             self.metrics.differing += count
-
-    def join(self, later: Self) -> None:
-        """Add the totals of a later block."""
-        self.metrics.differing += later.metrics.differing
-        self.largest = max(self.largest, later.largest)
-        if later.worst[0] > self.worst[0]:
-            self.worst = later.worst
 
     def finish(self) -> Metrics:
         self.metrics.outside, self.metrics.max_abs = self.metrics.differing, self.largest
@@ -209,16 +184,6 @@ class _Floats(_Integers):
         metrics.outside += int(np.count_nonzero(difference > allowed))
         share = np.divide(difference, allowed, out=np.zeros_like(a), where=difference > 0)
         metrics.ratio = max(metrics.ratio or 0.0, float(share.max()))
-
-    def join(self, later: Self) -> None:
-        _Integers.join(self, later)  # super() does not know a class that was made again for its slots
-        self.used = tuple(map(or_, self.used, later.used))  # type: ignore[assignment]
-        self.squares = tuple(map(add, self.squares, later.squares))
-        for total in ("outside", "nonfinite_disagree", "nan_reference", "nan_candidate"):
-            setattr(self.metrics, total, getattr(self.metrics, total) + getattr(later.metrics, total))
-        for largest in ("ratio", "max_abs", "max_ulp"):
-            both = (getattr(each.metrics, largest) for each in (self, later))
-            setattr(self.metrics, largest, max((value for value in both if value is not None), default=None))
 
     def finish(self) -> Metrics:
         if self.metrics.max_abs is not None:

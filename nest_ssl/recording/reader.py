@@ -169,22 +169,23 @@ def open_recordings(paths: Sequence[Path | str], verify: bool = True) -> list[Re
             if (size := where.stat().st_size) != entry.bytes:
                 raise UserError(DAMAGED, f"{where} has {size:,} bytes, not {entry.bytes:,}", RERUN)
     if verify:
-        entries = [(one.path / name, entry) for one in recordings for name, entry in one.index.files.items()]
-        entries.sort(key=lambda each: -each[1].bytes)  # the longest first, or it is waited for last
-        with (
-            bar("checking files", sum(entry.bytes for _, entry in entries)),
-            ThreadPoolExecutor(os.cpu_count()) as pool,
-        ):
-            try:
-                for (path, entry), found in [(each, pool.submit(sha256_of, each[0])) for each in entries]:
-                    with damage(path):
-                        if found.result() != entry.sha256:
-                            raise UserError(DAMAGED, f"{path} differs from its SHA-256", RERUN)
-            finally:
-                pool.shutdown(cancel_futures=True)  # whatever ends it, Ctrl-C too: what has not begun never does
+        _verify(recordings)
     for one in recordings:
         assert one.config is not None and one.structure is not None  # read now: what is wrong shows early
     return recordings
+
+
+def _verify(recordings: Sequence[Recording]) -> None:
+    entries = [(one.path / name, entry) for one in recordings for name, entry in one.index.files.items()]
+    entries.sort(key=lambda each: -each[1].bytes)  # the longest first, or it is waited for last
+    with bar("checking files", sum(entry.bytes for _, entry in entries)), ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for (path, entry), found in [(each, pool.submit(sha256_of, each[0])) for each in entries]:
+                with damage(path):
+                    if found.result() != entry.sha256:
+                        raise UserError(DAMAGED, f"{path} differs from its SHA-256", RERUN)
+        finally:
+            pool.shutdown(cancel_futures=True)  # whatever ends it, Ctrl-C too: what has not begun never does
 
 
 def load_builtins(data: bytes) -> Any:

@@ -10,7 +10,6 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nest_ssl.compare import metrics as module
 from nest_ssl.compare.bits import CHUNK, same_bits
 from nest_ssl.compare.metrics import Metrics, measure, typical_row
 
@@ -38,21 +37,6 @@ def test_counts_and_sizes_follow_their_definitions(pairs: list[tuple[float, floa
     beyond = distance > 1e-5 + 1e-5 * np.abs(x[finite])
     assert metrics.outside == int(beyond.sum()) + int((~agree).sum())
     assert metrics.max_abs == (distance.max() if finite.any() else None)
-
-
-@given(PAIRS, st.integers(1, 7), st.booleans())
-def test_in_blocks_it_is_what_it_is_in_one(pairs: list[tuple[float, float]], block: int, whole: bool) -> None:
-    a, b = (torch.tensor(side, dtype=torch.float32) for side in zip(*pairs, strict=True))
-    a, b = (side.view(torch.int32) for side in (a, b)) if whole else (a, b)
-    assume(not same_bits(a, b))
-    with pytest.MonkeyPatch.context() as patch:
-        at_once = measure(a, b, 1e-5, 1e-5)
-        patch.setattr(module, "BLOCK", block)
-        in_blocks = measure(a, b, 1e-5, 1e-5)
-    for name in Metrics.__slots__:
-        one, other = getattr(at_once, name), getattr(in_blocks, name)
-        summed = name in ("relative", "cosine", "factor", "norm", "ratio") and one is not None
-        assert other == (pytest.approx(one, nan_ok=True) if summed else one) or one != one, name
 
 
 @given(PAIRS)
