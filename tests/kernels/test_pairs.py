@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from nest_ssl.kernels import pairs
 from nest_ssl.kernels.available import PAIRS, loops
 from nest_ssl.kernels.dropout import drop, unfilled
 from nest_ssl.model.encoder.attention import by_pair
 from nest_ssl.model.encoder.fused import choice
 from nest_ssl.model.encoder.fused.attention import loops_of_pairs
 from tests.model.test_fused import encoder, stepped
-
-pairs = pytest.importorskip("nest_ssl.kernels.pairs")  # where there is no numba
 
 
 @pytest.mark.parametrize(("batch", "heads", "frames"), [(1, 1, 1), (2, 3, 5), (3, 2, 33), (2, 4, 101)])
