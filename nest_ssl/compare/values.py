@@ -15,6 +15,7 @@ from nest_ssl.compare.bits import same_bits
 from nest_ssl.compare.findings import Difference, Finding, Spot
 from nest_ssl.compare.metrics import Metrics, measure, typical_row
 from nest_ssl.compare.rules import Rule
+from nest_ssl.recording.tensors import stored_alike
 
 # What was measured between two storages of one pair of mapped files (None: the same bits). Addresses are used again
 # once a file is unmapped, so it must not outlive the function that holds both files open.
@@ -82,7 +83,8 @@ class Comparer:
         key = (*storages, bound)
         if key not in measured:
             self.bytes += (size := reference.numel() * reference.element_size())
-            measured[key] = None if same_bits(reference, candidate) else measure(reference, candidate, *bound)
+            same = stored_alike(reference, candidate) or same_bits(reference, candidate)
+            measured[key] = None if same else measure(reference, candidate, *bound)
             advance(size)
         metrics = measured[key]
         if metrics and spot.rung == "validation" and reference.is_floating_point():

@@ -33,7 +33,7 @@ from nest_ssl.recording.damage import AGAIN, DAMAGED, RERUN, damage, read_bytes
 from nest_ssl.recording.evidence import LearningRates
 from nest_ssl.recording.index import Index, Structure, canonical
 from nest_ssl.recording.step_files import StepFiles
-from nest_ssl.recording.tensors import check_storable, describe_tensors
+from nest_ssl.recording.tensors import check_storable, describe_tensors, mark_as_stored
 
 T = TypeVar("T")
 F = TypeVar("F", bound=BaseModel)
@@ -137,6 +137,8 @@ class Recording:
                 if any(getattr(wanted[place], key) != fact for key, fact in facts.items()):
                     raise ValueError(f"{place}: it is not the tensor that {files.INDEX} lists")
             self._compared.add(name)
+            if self._verified:
+                mark_as_stored(value, self.index.files[name].sha256)
             return shape.validate_python(value)
 
 

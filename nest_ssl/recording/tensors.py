@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,25 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     """SHA-256 of a tensor's raw bytes in row-major order."""
     flat = row_major(tensor.detach().cpu())
     return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
+
+
+class Stored(NamedTuple):
+    """Where a tensor was read: what was read at one place of two files of the same bytes has the same bits."""
+
+    sha256: str  # of the whole file, which was checked
+    place: str
+
+
+def mark_as_stored(value: Any, sha256: str) -> None:
+    """Note of every tensor in what was read from a file where it stands there; a view or a copy of it says nothing."""
+    for place, tensor in tensors(value):
+        tensor.stored = Stored(sha256, place)  # type: ignore[attr-defined]
+
+
+def stored_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether both are known to have the same bits without a look at them."""
+    place = getattr(one, "stored", None)
+    return place is not None and place == getattr(other, "stored", None)
 
 
 def row_major(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from nest_ssl.compare import values
 from nest_ssl.compare.findings import Difference, Spot
 from nest_ssl.compare.rules.bits import SameBits
 from nest_ssl.compare.rules.fixed import FixedTolerance
 from nest_ssl.compare.values import Comparer, Measured, describe, flatten
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.clock import Moment, Phase
+from nest_ssl.recording.tensors import mark_as_stored
 
 SPOT = Spot("forward", Moment(0, Phase.FORWARD), Address(Kind.OUTPUT, "m", 0))
 
@@ -93,6 +95,19 @@ def test_a_tensor_stored_once_is_compared_once(comparer: Comparer) -> None:
     for _ in range(3):
         assert comparer.leaf(SPOT, a, b, measured) is None
     assert (comparer.tensors, comparer.tensors_same, comparer.bytes) == (3, 3, 400)
+
+
+def test_what_files_of_the_same_bytes_hold_is_not_looked_at(
+    comparer: Comparer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[torch.Tensor] = []
+    monkeypatch.setattr(values, "same_bits", lambda one, other: bool(looked.append(one)) or torch.equal(one, other))
+    a, b, c = torch.zeros(3), torch.zeros(3), torch.ones(3)
+    for tensor, content in ((a, "one"), (b, "one"), (c, "another")):
+        mark_as_stored({"x": tensor}, content)
+    assert comparer.leaf(SPOT, a, b) is None and not looked
+    assert comparer.leaf(SPOT, a, c) is not None and len(looked) == 1
+    assert (comparer.tensors, comparer.tensors_same, comparer.bytes) == (2, 1, 24), "it counts all the same"
 
 
 def test_nothing_is_remembered_beyond_one_pair_of_files(comparer: Comparer) -> None:

@@ -13,7 +13,7 @@ from nest_ssl.base.errors import UserError
 from nest_ssl.recording import layout as files
 from nest_ssl.recording import reader
 from nest_ssl.recording.reader import load_builtins, open_recording, open_recordings
-from nest_ssl.recording.tensors import tensor_digest
+from nest_ssl.recording.tensors import stored_alike, tensor_digest
 from nest_ssl.recording.writer import RecordingWriter
 
 TRAINER = {"name": "test", "package": "p", "version": "1", "class": "p.Model"}
@@ -34,6 +34,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     entry = recording.index.tensors[files.INITIAL_WEIGHTS]["w"]
     assert entry.model_dump() == {"shape": [3], "dtype": "float32", "digest": tensor_digest(torch.ones(3))}
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")], "nothing left beside it"
+
+
+def test_files_of_the_same_bytes_hold_the_same_tensors(tmp_path: Path) -> None:
+    """Known of those that were checked as a whole, and of what was read itself."""
+    paths = [write(tmp_path / "one"), write(tmp_path / "two"), write(tmp_path / "other", 2.0)]
+    one, two, other = (recording.initial_weights() for recording in open_recordings(paths))
+    assert all(stored_alike(one[name], two[name]) for name in one)
+    assert not stored_alike(one["w"], other["w"]) and not stored_alike(one["n"], other["n"]), "other files"
+    assert not stored_alike(one["w"], two["n"]), "another place"
+    assert not stored_alike(one["w"][:3], two["w"][:3]) and not stored_alike(one["w"].clone(), two["w"].clone())
+    unchecked = open_recordings(paths[:2], verify=False)
+    assert not stored_alike(*(recording.initial_weights()["w"] for recording in unchecked))
 
 
 def test_whoever_stops_it_waits_for_no_more_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
