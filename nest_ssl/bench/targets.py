@@ -210,7 +210,9 @@ HASHED_TWICE = (
     "takes the time, not memory. Our own writer hashes the file as it writes, and nothing is read again; torch's took "
     "0.7 to 1.8 CPU seconds a GB, and the file was read again for each of the two hashes. The layers' path that calls "
     "every module is in the number too. Tried and left: memory in pages of 2 MB (0.5 to 7 GB/s as the system has them, "
-    "where small ones are filled at 1 to 2)."
+    "where small ones are filled at 1 to 2); tensors hashed as at level digest (36.3 CPU seconds in all in place of "
+    "40.8, of which a bare step is 15; by the clock 11.8 s more than it in place of 13.2), for digests of recordings "
+    "of before would be of another kind."
 )
 MEASURES = (
     "each pair of elements is read some twenty times, for bits, sums in float64, the largest difference and units in "

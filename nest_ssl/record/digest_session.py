@@ -22,8 +22,7 @@ from nest_ssl.record.session import Session
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.address import Address, Kind, of_entry
 from nest_ssl.recording.calls import Call
-from nest_ssl.recording.digests import Fingerprint, StepDigests
-from nest_ssl.recording.row_sums import HEX
+from nest_ssl.recording.digests import HEX, Fingerprint, StepDigests
 from nest_ssl.recording.writer import RecordingWriter
 
 Entries = list[tuple[Address, Hashed]]

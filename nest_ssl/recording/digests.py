@@ -19,9 +19,13 @@ from nest_ssl.recording import layout as files
 from nest_ssl.recording import row_sums
 from nest_ssl.recording.address import Address, Kind
 from nest_ssl.recording.reader import Recording
-from nest_ssl.recording.row_sums import AT_ONCE, HEX, IN_LOOPS
 from nest_ssl.recording.tensors import describe_tensor, row_major, storable
 
+# Elements that are hashed and then looked at while they are still in the processor's cache; from 1 << 15 on torch would
+# start threads for them, in each thread that hashes.
+AT_ONCE = 1 << 14
+IN_LOOPS = 1 << 16  # the same where torch does nothing with them
+HEX = 32  # digits of a hash that are kept: 128 bits
 Hash = Literal["sha256", "row_sums"]
 SHA256: Hash = "sha256"  # of the bytes in their order, as it was before
 ROW_SUMS: Hash = "row_sums"  # of the sums of their rows

@@ -16,8 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from nest_ssl.base.renaming import COMPILED
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{1,128}$")]  # of whatever kind another trainer takes
-# Of a tensor: see `recording.row_sums`; the SHA-256 of its bytes in recordings of before.
-Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{32}|[0-9a-f]{64})$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 StateDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 FileName = Annotated[
@@ -209,7 +207,7 @@ class StepFacts(_Strict):
     """
 
     training: dict[str, bool] = {}
-    gradients_before: dict[str, Literal["zero"] | Digest | None] | None = None
+    gradients_before: dict[str, Literal["zero"] | Sha256 | None] | None = None
     shared: list[list[str]] = []
     edited: list[str] = []
     schedulers: list[Scheduler] = []
@@ -218,7 +216,7 @@ class StepFacts(_Strict):
 class TensorEntry(_Strict):
     shape: list[Count]
     dtype: str
-    digest: Digest
+    digest: Sha256
 
 
 class FileEntry(_Strict):
@@ -309,7 +307,7 @@ class Index(_Strict):
     resumed_from: ResumedFrom | None = None
     data: Data = Data()
     flags: dict[str, Scalar] = {}
-    weights_at_end: dict[str, Digest] = {}
+    weights_at_end: dict[str, Sha256] = {}
     python: str = ""
     packages: dict[str, str] = {}
     sources: dict[str, Source] = {}

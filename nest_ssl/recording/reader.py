@@ -23,7 +23,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.files import is_regular, sha256_of
-from nest_ssl.base.nested import plain, tensors
+from nest_ssl.base.nested import plain
 from nest_ssl.base.progress import bar
 from nest_ssl.base.safe_load import load_tensors, load_yaml
 from nest_ssl.recording import contents, schema1
@@ -33,7 +33,7 @@ from nest_ssl.recording.damage import AGAIN, DAMAGED, RERUN, damage, read_bytes
 from nest_ssl.recording.evidence import LearningRates
 from nest_ssl.recording.index import Index, Structure, canonical
 from nest_ssl.recording.step_files import StepFiles
-from nest_ssl.recording.tensors import check_storable, describe_tensor, has_digest, mark_as_stored
+from nest_ssl.recording.tensors import check_storable, describe_tensors, mark_as_stored
 
 T = TypeVar("T")
 F = TypeVar("F", bound=BaseModel)
@@ -129,17 +129,12 @@ class Recording:
         with damage(path):
             value = load_tensors(path, mapped=True)
             check_storable(value, path.stat().st_size)
-            wanted, found = self.index.tensors.get(name, {}), dict(tensors(value))
+            digests = not self._verified and name not in self._compared
+            wanted, found = self.index.tensors.get(name, {}), describe_tensors(value, digests)
             if list(wanted) != list(found):
                 raise ValueError(f"its tensors are not those that {files.INDEX} lists")
-            hashed: set[tuple[int, str]] = set()  # one tensor may stand in many places: hash it once
-            for place, tensor in found.items():
-                entry, known = wanted[place], self._verified or name in self._compared
-                same = describe_tensor(tensor) == {"shape": entry.shape, "dtype": entry.dtype}
-                if same and not known and (key := (id(tensor), entry.digest)) not in hashed:
-                    same = has_digest(tensor, entry.digest)
-                    hashed.add(key)
-                if not same:
+            for place, facts in found.items():
+                if any(getattr(wanted[place], key) != fact for key, fact in facts.items()):
                     raise ValueError(f"{place}: it is not the tensor that {files.INDEX} lists")
             self._compared.add(name)
             if self._verified:

@@ -26,14 +26,9 @@ from torch import Tensor
 
 from nest_ssl.kernels.available import HASHES, loops
 
-HEX = 32  # digits of a tensor's hash that are kept: 128 bits
 WORDS, SUMS = 4096, 8  # of a row
 ROW = 2 * WORDS  # bytes
 FILL = 255  # each byte behind the end
-# Elements that are hashed and looked at while they are still in the processor's cache; from 1 << 15 on torch would
-# start threads for them, in each thread that hashes.
-AT_ONCE = 1 << 14
-IN_LOOPS = 1 << 16  # the same where torch does nothing with them
 # Keys are from -BOUND to BOUND - 1: as 256 a + b with signed bytes a and b, which units of devices multiply.
 BOUND = 127 * 256 + 128
 
@@ -81,15 +76,6 @@ def sums(part: Tensor) -> NDArray[np.int32]:
     made = np.empty((len(words) // WORDS, SUMS), np.int32)
     compiled.sums_of_rows(made, words, keys())
     return made
-
-
-def digest(flat: Tensor) -> str:
-    """The hash of a dense CPU tensor of one dimension."""
-    made = hashlib.sha256()
-    size = AT_ONCE if loops(HASHES) is None else IN_LOOPS
-    for part in torch.split(flat, size) if len(flat) else ():
-        made.update(sums(part).data)
-    return made.hexdigest()[:HEX]
 
 
 def facts(part: Tensor) -> NDArray[np.float64]:

@@ -8,22 +8,14 @@ from typing import Any, NamedTuple
 import torch
 
 from nest_ssl.base.nested import DEEPEST, tensors, to_builtins
-from nest_ssl.recording import row_sums
 
 ELSEWHERE = "a tensor that is not on the CPU"
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """The hash of a tensor's bytes in row-major order, see `row_sums`."""
-    return row_sums.digest(row_major(tensor.detach().cpu()))
-
-
-def has_digest(tensor: torch.Tensor, digest: str) -> bool:
-    """Whether that is its hash; of 64 digits it is the SHA-256 of its bytes, which recordings of before have."""
-    if len(digest) == row_sums.HEX:
-        return tensor_digest(tensor) == digest
+    """SHA-256 of a tensor's raw bytes in row-major order."""
     flat = row_major(tensor.detach().cpu())
-    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest() == digest
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
 
 
 class Stored(NamedTuple):
@@ -55,6 +47,17 @@ def row_major(tensor: torch.Tensor) -> torch.Tensor:
 def describe_tensor(tensor: torch.Tensor) -> dict[str, Any]:
     """Shape and dtype, e.g. ``{"shape": [2, 3], "dtype": "float32"}``."""
     return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def describe_tensors(value: Any, digests: bool = True) -> dict[str, dict[str, Any]]:
+    """Of every tensor in a nested value, by its path: shape, dtype and, if asked for, digest."""
+    described: dict[int, dict[str, Any]] = {}  # one tensor may stand in many places: hash it once
+    found = dict(tensors(value))
+    for tensor in found.values():
+        if id(tensor) not in described:
+            digest = {"digest": tensor_digest(tensor)} if digests else {}
+            described[id(tensor)] = {**describe_tensor(tensor), **digest}
+    return {path: described[id(tensor)] for path, tensor in found.items()}
 
 
 def storable(value: Any) -> Any:

@@ -25,7 +25,6 @@ from nest_ssl.base.errors import UserError, write_errors
 from nest_ssl.base.files import lock, partial_path, remove_leftovers, replace_folder, sha256_of, write_atomically
 from nest_ssl.base.nested import tensors
 from nest_ssl.base.safe_load import load_tensors
-from nest_ssl.kernels.available import HASHES, loops
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.index import Index, sealed
 from nest_ssl.recording.saving import after_what_is_queued, save
@@ -57,7 +56,6 @@ class RecordingWriter(AbstractContextManager["RecordingWriter"]):
 
     def __init__(self, target: Path | str, overwrite: bool = False, rank: int | None = None) -> None:
         self.target, self.rank = Path(target).absolute(), rank
-        loops(HASHES)  # before there is a model, see `kernels.available.load`
         with ExitStack() as held:
             self.folder = held.enter_context(reserved(self.target, overwrite))
             self._hasher = ThreadPoolExecutor(HASHERS, thread_name_prefix=f"{THREADS}hash")

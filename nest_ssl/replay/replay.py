@@ -17,7 +17,7 @@ from nest_ssl.recording.evidence import Replay, Unit, seal_of
 from nest_ssl.recording.index import of_another_kind
 from nest_ssl.recording.reader import Recording
 from nest_ssl.recording.step_files import StepFiles
-from nest_ssl.recording.tensors import has_digest
+from nest_ssl.recording.tensors import tensor_digest
 from nest_ssl.replay.calls import CallReplay, Draft, Precision
 from nest_ssl.replay.frames import Interception
 from nest_ssl.replay.gradients import Gradients
@@ -141,7 +141,7 @@ def gradients_before(recording: Recording, step: StepFiles, number: int) -> dict
         gradient, held = recorded.get(name), left.get(name)
         if content == "zero" and gradient is not None:
             before[name] = torch.zeros_like(gradient)
-        elif content is not None and held is not None and has_digest(held, content):
+        elif content is not None and held is not None and tensor_digest(held) == content:
             before[name] = held
     return before
 

@@ -19,7 +19,6 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from nest_ssl.base.nested import tensors
 from nest_ssl.compare import FixedTolerance, compare_recordings
 from nest_ssl.compare.comparison import Comparison
 from nest_ssl.compare.findings import Finding
@@ -28,7 +27,7 @@ from nest_ssl.recording import layout as files
 from nest_ssl.recording.address import Kind
 from nest_ssl.recording.index import sealed
 from nest_ssl.recording.reader import open_recording
-from nest_ssl.recording.tensors import describe_tensor, tensor_digest
+from nest_ssl.recording.tensors import describe_tensors
 from nest_ssl.recording.writer import RecordingWriter
 
 FEATURES, WIDTH, CODES, STRIDE = 4, 8, 5, 8
@@ -242,10 +241,7 @@ def reindex(recording: Path, name: str) -> None:
     def update(index: dict[str, Any]) -> None:
         index["files"][name] = entry
         if name in index["tensors"]:
-            index["tensors"][name] = {
-                place: {**describe_tensor(tensor), "digest": tensor_digest(tensor)}
-                for place, tensor in tensors(torch.load(recording / name, weights_only=True))
-            }
+            index["tensors"][name] = describe_tensors(torch.load(recording / name, weights_only=True))
 
     edit_index(recording, update)
 

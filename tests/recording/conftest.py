@@ -14,12 +14,11 @@ import torch
 
 from nest_ssl.base.errors import UserError
 from nest_ssl.base.nested import leaves
-from nest_ssl.base.nested import tensors as tensors_of
 from nest_ssl.recording import layout as files
 from nest_ssl.recording.index import sealed
 from nest_ssl.recording.layout import step_folder
 from nest_ssl.recording.reader import Recording, StepFiles, open_recording
-from nest_ssl.recording.tensors import describe_tensor, tensor_digest
+from nest_ssl.recording.tensors import describe_tensors, tensor_digest
 from nest_ssl.recording.writer import RecordingWriter
 
 SCHEMA1 = Path(__file__).parent / "schema1"
@@ -175,9 +174,7 @@ def replace(path: Path, name: str, content: bytes, tensors: Any = None) -> None:
     index = json.loads((path / files.INDEX).read_text())
     index["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     if tensors is not None:
-        index["tensors"][name] = {
-            place: {**describe_tensor(one), "digest": tensor_digest(one)} for place, one in tensors_of(tensors)
-        }
+        index["tensors"][name] = describe_tensors(tensors)
     seal(path, index)
 
 

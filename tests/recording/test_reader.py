@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import pickle
 from pathlib import Path
@@ -14,7 +12,6 @@ import torch
 from nest_ssl.base.errors import UserError
 from nest_ssl.recording import layout as files
 from nest_ssl.recording import reader
-from nest_ssl.recording.index import sealed
 from nest_ssl.recording.reader import load_builtins, open_recording, open_recordings
 from nest_ssl.recording.tensors import stored_alike, tensor_digest
 from nest_ssl.recording.writer import RecordingWriter
@@ -49,24 +46,6 @@ def test_files_of_the_same_bytes_hold_the_same_tensors(tmp_path: Path) -> None:
     assert not stored_alike(one["w"][:3], two["w"][:3]) and not stored_alike(one["w"].clone(), two["w"].clone())
     unchecked = open_recordings(paths[:2], verify=False)
     assert not stored_alike(*(recording.initial_weights()["w"] for recording in unchecked))
-
-
-@pytest.mark.parametrize("verify", [True, False])
-def test_tensors_hashed_as_before_are_read_and_checked(tmp_path: Path, verify: bool) -> None:
-    """By the SHA-256 of their bytes."""
-    path = write(tmp_path / "run")
-
-    def with_digest(of: torch.Tensor) -> None:
-        index = json.loads((path / files.INDEX).read_text())
-        index["tensors"][files.INITIAL_WEIGHTS]["w"]["digest"] = hashlib.sha256(of.numpy().tobytes()).hexdigest()
-        (path / files.INDEX).write_text(json.dumps(sealed(index)))
-
-    with_digest(torch.ones(3))
-    assert open_recording(path, verify).initial_weights()["w"].tolist() == [1.0, 1.0, 1.0]
-    with_digest(torch.zeros(3))
-    if not verify:  # else the file's own hash answers for it
-        with pytest.raises(UserError, match="w: it is not the tensor that recording.json lists"):
-            open_recording(path, verify).initial_weights()
 
 
 def test_whoever_stops_it_waits_for_no_more_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
