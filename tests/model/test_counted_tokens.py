@@ -199,6 +199,15 @@ def test_where_utterances_begin_between_vectors_all_is_multiplied(width: int, cl
     assert taken == ["whole"]
 
 
+@pytest.mark.parametrize("steps", [261, 265, 301])
+def test_of_more_tokens_than_codes_each_place_is_tried(steps: int, taken: list[str]) -> None:
+    """Each code tries one; MKL adds the last tokens of these lengths up by themselves."""
+    counts = torch.rand(6, steps, generator=torch.Generator().manual_seed(0)) < 0.3
+    counts[:, -4:] = True
+    assert Case(batch=6, steps=steps, width=48, classes=256, share=counts).differing() == []
+    assert taken == ["packed" if blocks_of_sums(256, 48, steps) else "whole"]
+
+
 def of_other_kind(case: Case) -> None:
     case.decoder.decoder_layers[0] = type("Other", (nn.Conv1d,), {})(64, 128, 1)
 
