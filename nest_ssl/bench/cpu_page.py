@@ -31,11 +31,16 @@ RECORDED = {"a bare step": "bare_clock", "recorded": "seconds", "until written":
 ABOUT_RECORDER = (
     "Seconds of one step by the clock: bare, and recorded by each level, until training goes on and until all of it is "
     "written and hashed; CPU time of a bare step, of the thread that trains while it is recorded, and with the threads "
-    "that write and hash; and what writing as many bytes to the disk takes alone. A bare step takes the fast path "
+    "that write and hash; what writing as many bytes to the disk takes alone; and the most memory of the process until "
+    "then, with what waits to be written. A bare step takes the fast path "
     "through a layer, which calls no module; levels that record every module take the one that does. Boundaries are "
     "the batch, the calls of the model, its parts and blocks, loss and gradients, and of the state weights, the "
     "optimizer's and the gradients that the update uses, before the step and behind it. Those without state are "
     "measured here, and no level to record by: the comparer needs to see the update."
+)
+ABOUT_REASONS = (
+    "Why those that are not met are not, and what was tried. These are people's words: what of them is in no table here "
+    "was measured by hand, on other days."
 )
 LARGE_ENOUGH = 100e6  # bytes, for a disk's rate
 DISK = (
@@ -56,7 +61,7 @@ GAINS = 3  # of which the numbers before and after are said
 CURVE = "benchmarks-curve.svg"
 CURVES = {"layers": "layers of the large model", "s": "seconds of audio, medium", "utterances": "utterances, medium"}
 ABOUT = (
-    "Written by the command below, not by hand. Both trainers train by turns, each time in a process of its own, "
+    "Written by the command below. Both trainers train by turns, each time in a process of its own, "
     "with the same constant batch, everything random on, one thread, and the same settings and allocator, which "
     "keeps what is freed (nest_ssl/run/allocator.py), but where a row says otherwise. Times are the process's CPU "
     "time, so that others on the machine disturb little. What of it the kernel takes, to give out pages of memory, "
@@ -160,9 +165,10 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
         yield Heading(("The recorder",))
         rates = [row["bytes"] / row["bytes_alone"] / 1e9 for row in recorded if row["bytes"] > LARGE_ENOUGH]
         yield Paragraph((ABOUT_RECORDER, DISK.format(min(rates), max(rates)) if rates else ""))
-        yield table(("level", "MB", *RECORDED), [
-            (_named(row, results), f"{row['bytes'] / 1e6:,.1f}", *(f"{row[key]:.3g}" for key in RECORDED.values()))
-            for row in recorded], right=1 + len(RECORDED))  # fmt: skip
+        yield table(("level", "MB", *RECORDED, "memory, MB"), [
+            (_named(row, results), f"{row['bytes'] / 1e6:,.1f}", *(f"{row[key]:.3g}" for key in RECORDED.values()),
+             f"{row['peak'] / 1e6:,.0f}" if row.get("peak") else "")
+            for row in recorded], right=2 + len(RECORDED))  # fmt: skip
     for row in results["recorder"]:
         if row.get("each"):
             yield from _said_of_each(row, results)
@@ -214,7 +220,7 @@ def _against_targets(results: dict[str, Any]) -> Iterator[Block]:
         if value is not None and value > target.most:
             missed.setdefault(target.why(results), []).append(target.what)
     if missed:
-        yield Paragraph(("Why those that are not met are not, and what was tried:",))
+        yield Paragraph((ABOUT_REASONS,))
         yield Bullets(tuple((f"{'; '.join(names)}: {reason}",) for reason, names in missed.items()))
 
 

@@ -131,9 +131,9 @@ PROFILED = (
     "that there are; for they are no faster: foreach; for the little that is gained: the products with those distances "
     "alone that a frame has, in forward (3 ms of a layer). "
     "Both sides keep what is freed, for NeMo gains most by it: where glibc gives it back, as it comes, "
-    "the kernel takes 2 to 9 s of NeMo's step on new pages (0.2 s of the port's), by the state of the machine's "
-    "memory. That was nearly all of the port's lead; the row of a NeMo that gives memory back shows it. Where it is"
-    " kept, what the port computes again in backward, to need half of the memory, costs what it saves elsewhere."
+    "the kernel takes 2 to 9 s of NeMo's step on new pages (0.3 s of the port's), by the state of the machine's "
+    "memory; the row of a NeMo that gives memory back has both. What the port computes again in backward, to need half "
+    "of the memory, is in its time."
 )
 FEW_FRAMES = (
     "Branches as one function each are slower here (5 % in a trial of 2 x 38 frames) and are left to their modules,"
@@ -156,8 +156,8 @@ BEFORE = (
     "waits until Hydra and OmegaConf have composed all (0.2 s more); torch and Lightning are not loaded."
 )
 HALVED = (
-    "on a processor without a matrix unit products are 2.3 times as fast in bfloat16 as in float32, so that they "
-    "alone take what the column of products alone says. Tried and kept: dropout's draws by a compiled loop, masked "
+    "on a processor without a matrix unit products are twice as fast in bfloat16 as in float32, so that they alone "
+    "take what the column of products alone says. Tried and kept: dropout's draws by a compiled loop, masked "
     "tokens alone, the fused AdamW, channels side by side, depthwise convolutions with float32 gradients, masks and"
     " ReLU in place. Tried and left: torch.compile with torch's own draws (a layer at 8 x 16 s in bfloat16 takes "
     "567 ms, and 547 as it is, after minutes of compiling), pointwise convolutions as linear layers (8 % of such a "
@@ -200,7 +200,7 @@ STATE = (
     "training. Left: to write without copies, or to compare beside training: a loop may edit its weights sooner."
 )
 COMPUTED = (
-    "no recorder can have written a step before it is computed: most of the number is the step itself, a bare one by "
+    "no recorder can have written a step before it is computed, and the step itself is in the number, a bare one by "
     "the column of that name. Without that it is the next target's."
 )
 HASHED_TWICE = (

@@ -74,7 +74,8 @@ def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
     results["steps"] = cpu_page.merge(first, [row("tiny", 0.5)])
     recorded = {"seconds": 3.0, "written": 5.0, "cpu": 6.0, "thread": 2.5, "bare": 1.0, "bytes_alone": 2.0}
     results["comparer"] = [{"name": "equal", "gbs": 2.5, "own_bytes": 2e8}, {"name": "cmp", "gbs": 2.0}]
-    results["recorder"] = [{"name": "modules", "bytes": 2e6, "bare_clock": 1.1, **recorded}]
+    results["recorder"] = [{"name": "modules", "bytes": 2e6, "bare_clock": 1.1, "peak": 5e9, **recorded}]
+    results["recorder"].append({"name": "before", "bytes": 2e6, "bare_clock": 1.1, **recorded})
     results["recorder"].append({"name": "recorded steps", "each": [[0.1, 2e6, 3e8], [0.2, 4e6, 5e8]]})
     results["start"] = [
         {"name": "nest-ssl --help", "seconds": 0.05},
@@ -85,7 +86,8 @@ def test_the_page_has_every_row_and_a_plot_for_a_curve(tmp_path: Path) -> None:
     cpu_page.save(results, tmp_path)
     text = (tmp_path / "benchmarks.md").read_text()
     assert "| tiny | 2 x 3 s | 3 | 0.50 (0.40 to 0.60) |" in text and "| tiny | 2 x 3 s | 3 | 0.90" not in text
-    assert "large: not had (no memory)" in text and "| modules | 2.0 | 1.1 | 3 | 5 | 1 | 2.5 | 6 | 2 |" in text
+    assert "large: not had (no memory)" in text and "| modules | 2.0 | 1.1 | 3 | 5 | 1 | 2.5 | 6 | 2 | 5,000 |" in text
+    assert "| before | 2.0 | 1.1 | 3 | 5 | 1 | 2.5 | 6 | 2 |  |" in text
     assert "| `make align` | 50.00 | 29.00 |" in text and "| reading audio | 4.00 | 2.00 | 0.50 |" in text
     assert "| 1 | 2.0 | 0.1 | 300 |" in text and "| 2 | 4.0 | 0.2 | 500 |" in text
     assert "| equal | 2.50 | 200 |" in text and "| cmp | 2.00 |  |" in text
