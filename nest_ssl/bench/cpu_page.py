@@ -39,8 +39,11 @@ ABOUT_RECORDER = (
     "measured here, and no level to record by: the comparer needs to see the update."
 )
 ABOUT_REASONS = (
-    "Why those that are not met are not, and what was tried. These are people's words: what of them is in no table here "
-    "was measured by hand, on other days."
+    "Why those that are not met are not, and what was tried. These are people's words: what of them is in no table here"
+    " was measured by hand, on other days."
+)
+ABOUT_COMPARER = (
+    "Bytes of one side a CPU second, files mapped from the disk's cache; the most memory of the process's own."
 )
 LARGE_ENOUGH = 100e6  # bytes, for a disk's rate
 DISK = (
@@ -86,7 +89,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         assert found["schema"] == "nest-ssl-bench/1"
-    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        list(page(found))  # nothing is measured behind what cannot be shown
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError) as error:
         raise UserError("not results of this command", str(path), "Name another folder, or delete it.") from error
     return dict(found)
 
@@ -165,20 +169,17 @@ def page(results: dict[str, Any]) -> Iterator[Block]:
         yield Heading(("The recorder",))
         rates = [row["bytes"] / row["bytes_alone"] / 1e9 for row in recorded if row["bytes"] > LARGE_ENOUGH]
         yield Paragraph((ABOUT_RECORDER, DISK.format(min(rates), max(rates)) if rates else ""))
-        yield table(("level", "MB", *RECORDED, "memory, MB"), [
+        cells = [
             (_named(row, results), f"{row['bytes'] / 1e6:,.1f}", *(f"{row[key]:.3g}" for key in RECORDED.values()),
-             f"{row['peak'] / 1e6:,.0f}" if row.get("peak") else "")
-            for row in recorded], right=2 + len(RECORDED))  # fmt: skip
+             f"{row['peak'] / 1e6:,.0f}" if row.get("peak") else "") for row in recorded]  # fmt: skip
+        yield table(("level", "MB", *RECORDED, "memory, MB"), cells, right=2 + len(RECORDED))
     for row in results["recorder"]:
         if row.get("each"):
             yield from _said_of_each(row, results)
     yield from _missing(results["recorder"])
     if results.get("comparer"):
         yield Heading(("The comparer",))
-        what = (
-            "Bytes of one side a CPU second, files mapped from the disk's cache; the most memory of the process's own."
-        )
-        yield Paragraph((what,))
+        yield Paragraph((ABOUT_COMPARER,))
         own = (f"{row['own_bytes'] / 1e6:.0f}" if row.get("own_bytes") else "" for row in results["comparer"])
         rates = [
             (_named(row, results), f"{row['gbs']:.2f}", most)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from itertools import chain
@@ -244,13 +243,6 @@ def test_where_nothing_can_be_written_nothing_is_measured(tmp_path: Path, monkey
     monkeypatch.setattr(cpu, "comparer", None)
     with pytest.raises(FileExistsError):
         main(["--only", "comparer", "--out", str(tmp_path / "file")])
-
-
-@pytest.mark.parametrize("content", ["no JSON", json.dumps({"schema": "other"}), "[]"])
-def test_what_others_wrote_is_left_alone(tmp_path: Path, content: str) -> None:
-    (tmp_path / "benchmarks.json").write_text(content)
-    with pytest.raises(UserError, match="not results of this command"):
-        cpu_page.load(tmp_path / "benchmarks.json")
 
 
 def test_losses_are_said_and_drawn(tmp_path: Path) -> None:
