@@ -105,6 +105,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "causal": ({"conv_context_size": "causal"}, (60, 37)),
     "dropped positions": ({"dropout_emb": 0.1}, (60, 37)),
     "a power of two": ({"d_model": 32}, (300, 260)),
+    "one head": ({"n_heads": 1, "d_model": 4}, (1600, 1200, 1600)),
 }
 
 
@@ -127,9 +128,9 @@ def test_layers_that_are_left_out_at_times_are_open(mode: str, taken: list[bool]
     assert set(taken) == {False} and differing(*both) == []
 
 
-def test_in_float64_too() -> None:
-    lengths = (60, 37)
-    both = [stepped(encoder(torch.float64), lengths, watched) for watched in (True, False)]
+@pytest.mark.parametrize(("options", "lengths"), [({}, (60, 37)), ({"n_heads": 1, "d_model": 96}, (800, 800, 700))])
+def test_in_float64_too(options: dict[str, Any], lengths: tuple[int, ...]) -> None:
+    both = [stepped(encoder(torch.float64, **options), lengths, watched) for watched in (True, False)]
     assert differing(*both) == []
 
 

@@ -171,7 +171,9 @@ def test_features_with_time_innermost_are_laid_out_once_for_all_channels() -> No
     assert found[0] == found[1] + 1
 
 
-@pytest.mark.parametrize("change", ["frozen", "few channels", "float64", "features", "dilated", "padded"])
+@pytest.mark.parametrize(
+    "change", ["frozen", "few channels", "float64", "features", "dilated", "padded", "channels last"]
+)
 def test_what_is_not_the_same_channel_by_channel_is_not_computed_so(change: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -184,6 +186,7 @@ def test_what_is_not_the_same_channel_by_channel_is_not_computed_so(change: str)
         layers[2].bias.requires_grad_(change != "frozen")
         layers[2].dilation = (2, 2) if change == "dilated" else (1, 1)
         layers[2].padding = (0, 0) if change == "padded" else layers[0].padding
+        layers.to(memory_format=torch.channels_last if change == "channels last" else torch.contiguous_format)  # type: ignore[call-overload]
         x = x.requires_grad_(change == "features").to(torch.float64 if change == "float64" else torch.float32)
         assert not may_go_by_channels(layers, x)
     finally:

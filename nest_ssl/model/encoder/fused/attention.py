@@ -136,7 +136,7 @@ def _rows(x_BTD: Tensor, heads: int, bias_hk: Tensor | None = None) -> Tensor:
 def _columns(x_BTD: Tensor, heads: int, batch: int) -> Tensor:
     """(B or 1, T, D) as N matrices (k, T), laid out as `torch.matmul` lays them out."""
     x_BhkT = x_BTD.view(*x_BTD.shape[:2], heads, -1).permute(0, 2, 3, 1)
-    if len(x_BTD) < batch:  # laid out once for all of the batch
+    if len(x_BTD) < batch and heads > 1:  # laid out once for all of the batch; of one head it stays as it lies
         x_BhkT = x_BhkT.contiguous()
     return x_BhkT.expand(batch, -1, -1, -1).reshape(-1, *x_BhkT.shape[2:])
 

@@ -99,7 +99,9 @@ def may_go_by_channels(layers: nn.Sequential, x_B1TF: Tensor) -> bool:
     same = all(each.groups == len(first.weight) for each in others) and set(settings) == {settings[0]}
     same = same and settings[0][2:] == ((1, 1), "zeros")
     trained = all(each.bias is not None for each in convs) and all(p.requires_grad for p in layers.parameters())
-    return depthwise and same and trained and len(first.weight) % CHANNELS == 0
+    # Strides say more than `is_contiguous`: a kernel of one channel is so either way, and read by its strides.
+    laid_out = all(p.stride() == torch.empty(p.shape, device="meta").stride() for p in layers.parameters())
+    return depthwise and same and trained and laid_out and len(first.weight) % CHANNELS == 0
 
 
 class ByChannels(torch.autograd.Function):
