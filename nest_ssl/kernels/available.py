@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 # Files beside this one.
 MERSENNE_TWISTER, ELEMENTWISE, MOMENTS, PAIRS = "mersenne_twister", "elementwise", "moments", "pairs"
-HASHES = "hashes"
+DEPTHWISE, HASHES = "depthwise", "hashes"
 
 
 def may_compute(x: Tensor) -> bool:
@@ -37,5 +37,5 @@ def loops(name: str) -> ModuleType | None:
 def load() -> None:
     """Import the loops of training now: before a model has its weights, for what numba allocates between those that are
     freed again keeps their memory from being used as a whole (0.3 GB at large)."""
-    for name in (MERSENNE_TWISTER, ELEMENTWISE, MOMENTS, PAIRS):
+    for name in (MERSENNE_TWISTER, ELEMENTWISE, MOMENTS, PAIRS, DEPTHWISE):
         loops(name)

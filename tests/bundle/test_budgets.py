@@ -57,7 +57,8 @@ WINGS = {
     # 60 for issue 11: products in place of pointwise convolutions, each shape tried; modes that open a layer.
     # 10 for issue 11: modes that see operators, and positions that are no layer's own, open it.
     # 30 for issue 11: loops over pairs of frames are tried, too.
-    "port": (6_600, "data model practice releases.py".split()),
+    # 40 for issue 11: gradients of a depthwise convolution by a compiled loop, each shape tried.
+    "port": (6_640, "data model practice releases.py".split()),
     # Noise floor, evidence runs and replay by command among it; 400 more for issue 12: import, maps, doctor, bisect;
     # 150 for issue 14: the settings of all variants of NeMo's model, and their matrix; 450 for issue 12: ranks, stalls;
     # 50 for issue 13: Lhotse's settings, inspect, features.
@@ -90,7 +91,8 @@ WINGS = {
     # 40 for issue 11: AdamW in one pass, with the square roots of torch's library.
     # 40 for issues 11 and 15: sums of rows and facts of numbers.
     # 50 more: attention's numbers of pairs of frames, and memory that is not filled.
-    "kernels": (420, ["kernels"]),  # for issue 11: compiled loops with torch's bits, each tried before it is used
+    # 60 more: gradients of a depthwise convolution.
+    "kernels": (480, ["kernels"]),  # for issue 11: compiled loops with torch's bits, each tried before it is used
     # On a GPU and on a CPU. 250 for issues 11 and 15: the fast mode beside both, where forward takes its time, a curve.
     # 200 for issue 11: the loader by stage, start-up, and each target as met or not.
     # 40 more: reasons that speak of the measured rows, every target, rows with their day and commit.

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nest_ssl.kernels.dropout import drop, drop_, unfilled
+from nest_ssl.kernels.available import DEPTHWISE, loops
+from nest_ssl.kernels.dropout import drop, drop_, loops_for, unfilled
 from nest_ssl.model.encoder.fused.pieces import draw_kept, normalise, normalise_backward
 
 SETTINGS = [1], [0], [1], False, [0]  # stride, padding, dilation, transposed, padding of the output
-SHAPES = 4096  # for which it is known whether products have the sums of convolutions
+SHAPES = 4096  # for which it is known whether products, or a loop, have the sums of convolutions
 
 
 class ConvolutionBranch(torch.autograd.Function):
@@ -50,7 +51,10 @@ class ConvolutionBranch(torch.autograd.Function):
         products = all(may_multiply(y_BTD.transpose(1, 2), weight) for weight in (w_in, w_out))
         gated_BXT = _pointwise(y_BTD.transpose(1, 2), w_in, b_in, products)
         del y_BTD
-        over_time_BDT = F.conv1d(_padded(gated_BXT, pad_mask_BT, context), w_time, b_time, groups=len(w_time))
+        padded_BDT = _padded(gated_BXT, pad_mask_BT, context)
+        over_time_BDT = F.conv1d(padded_BDT, w_time, b_time, groups=len(w_time))
+        looped = may_loop_over_time(padded_BDT, w_time, b_time)
+        del padded_BDT
         normed_BDT, *batch_stats = torch.native_batch_norm(
             over_time_BDT, batch_weight, batch_bias, *running, True, momentum, batch_eps
         )
@@ -58,7 +62,8 @@ class ConvolutionBranch(torch.autograd.Function):
         kept_BDT = draw_kept(out_BDT, rate)  # in this memory's order, as the transposed output's dropout draws
         made = (mean, rstd, gated_BXT, over_time_BDT, normed_BDT, *batch_stats, kept_BDT)
         ctx.save_for_backward(x_BTD, pad_mask_BT, *made, *weights)
-        ctx.numbers, ctx.context, ctx.running, ctx.products = (batch_eps, eps, rate), context, running, products
+        ctx.numbers, ctx.context, ctx.running = (batch_eps, eps, rate), context, running
+        ctx.products, ctx.looped = products, looped
         return x_BTD + drop_(out_BDT, kept_BDT, rate).transpose(1, 2)
 
     @staticmethod
@@ -72,14 +77,15 @@ class ConvolutionBranch(torch.autograd.Function):
         # A transposed view of what lies in the order of the gradient, as autograd has it: a bias adds it up as it lies.
         kept_BTD = None if kept_BDT is None else kept_BDT.transpose(1, 2).contiguous()
         d_BDT = drop(grad_BTD, kept_BTD, rate).transpose(1, 2)
-        products = ctx.products and torch.get_num_threads() == 1  # there may be more than in forward
+        alone = torch.get_num_threads() == 1  # there may be more threads than in forward
+        products, looped = ctx.products and alone, ctx.looped and alone
         d_BDT, *d_out = _pointwise_backward(d_BDT, F.silu(normed_BDT), w_out, b_out, products)
         torch.ops.aten.silu_backward.grad_input(d_BDT, normed_BDT, grad_input=d_BDT)
         d_BDT, *d_batch = torch.ops.aten.native_batch_norm_backward(
             d_BDT, over_time_BDT, batch_weight, *ctx.running, batch_mean, batch_rstd, True, batch_eps, [True] * 3
         )
         padded_BDT = _padded(gated_BXT, pad_mask_BT, ctx.context)
-        d_BDT, *d_time = _conv_backward(d_BDT, padded_BDT, w_time, b_time, groups=len(w_time))
+        d_BDT, *d_time = _over_time_backward(d_BDT, padded_BDT, w_time, b_time, looped)
         d_BDT = d_BDT.narrow(2, ctx.context[0], x_BTD.size(1)).clone(memory_format=torch.contiguous_format)
         if pad_mask_BT is not None:
             d_BDT.masked_fill_(pad_mask_BT.unsqueeze(1), 0.0)
@@ -163,6 +169,40 @@ def _pointwise_backward(
         torch.mm(weight_XD1.squeeze(2).t(), d_XT, out=d_x_DT)
         d_weight_XD.addmm_(d_XT, x_DT.t())
     return d_x_BDT, d_weight_XD.unsqueeze(2), None if bias_X is None else d_BXT.sum((0, 2))
+
+
+def may_loop_over_time(x_BDS: Tensor, weight_D1K: Tensor, bias_D: Tensor | None) -> bool:
+    """Whether a compiled loop gives the gradients of a depthwise convolution's weight and bias, on one thread."""
+    if bias_D is None or torch.get_num_threads() > 1 or not torch.backends.mkldnn.enabled:
+        return False
+    plain = torch.get_float32_matmul_precision() == "highest" and loops_for(x_BDS, DEPTHWISE) is not None
+    return plain and _loop_has_its_sums(*x_BDS.shape, weight_D1K.size(2))
+
+
+@lru_cache(SHAPES)
+def _loop_has_its_sums(batch: int, channels: int, read: int, taps: int) -> bool:
+    """Tried with zeros of either sign among the gradients."""
+    draws = torch.Generator().manual_seed(0)
+    sizes = (batch, channels, read - taps + 1), (batch, channels, read), (channels, 1, taps), (channels,)
+    d, x, weight, bias = (torch.randn(size, generator=draws, dtype=torch.float32, device="cpu") for size in sizes)
+    d[:, :1], d[:, 1:2] = 0.0, -0.0
+    ways = [_over_time_backward(d, x, weight, bias, looped) for looped in (False, True)]
+    return all(torch.equal(*(each.view(torch.int32) for each in both)) for both in zip(*ways, strict=True))  # type: ignore[union-attr]
+
+
+def _over_time_backward(
+    d_BDT: Tensor, x_BDS: Tensor, weight_D1K: Tensor, bias_D: Tensor | None, looped: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of input, weight and bias of a depthwise convolution; of the last two by a loop if `looped`."""
+    compiled = loops(DEPTHWISE) if looped and d_BDT.is_contiguous() and x_BDS.is_contiguous() else None
+    if compiled is None or bias_D is None:
+        return _conv_backward(d_BDT, x_BDS, weight_D1K, bias_D, groups=len(weight_D1K))
+    d_x_BDS, *_ = torch.ops.aten.convolution_backward(
+        d_BDT, x_BDS, weight_D1K, None, *SETTINGS, len(weight_D1K), [True, False, False]
+    )
+    d_weight_D1K, d_bias_D = unfilled(weight_D1K, *weight_D1K.shape), unfilled(bias_D, *bias_D.shape)
+    compiled.gradients(d_weight_D1K.squeeze(1).numpy(), d_bias_D.numpy(), d_BDT.numpy(), x_BDS.numpy())
+    return d_x_BDS, d_weight_D1K, d_bias_D
 
 
 def _conv_backward(
