@@ -6,20 +6,22 @@ round starts both trainers again and divides the port's numbers by NeMo's of the
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nest_ssl.base.errors import EXIT_BAD_INPUT, EXIT_OK
+from nest_ssl.base.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
 from nest_ssl.base.home import ROOT
 from nest_ssl.bench import loading, profiled
 from nest_ssl.bench.trainings import Bench
@@ -268,14 +270,17 @@ def comparer(bench: Bench, size: int = 1 << 28) -> list[Row]:
 
 def own_memory(command: Sequence[str]) -> tuple[str, int | None]:
     """What a command prints, and the most memory that it held, files that are mapped aside, seen every few ms."""
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     most = 0
-    while child.poll() is None:
-        with suppress(OSError, StopIteration):
-            lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
-            most = max(most, 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1]))
-        time.sleep(0.003)
-    return child.communicate()[0], most or None
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            while child.poll() is None:
+                with suppress(OSError, StopIteration):
+                    lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+                    most = max(most, 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1]))
+                time.sleep(0.003)
+            return child.communicate()[0], most or None
+        finally:
+            child.kill()  # where we are interrupted: what it reads is deleted then
 
 
 def loader(bench: Bench, batches: int) -> Row:
@@ -311,6 +316,7 @@ def start_up(bench: Bench, aligned: bool) -> list[Row]:
         seconds, clock, _ = took[len(took) // 2]
         error = next(({"error": f"exit code {code}"} for *_, code in took if code != expected), {})
         rows.append({"name": name, "seconds": seconds, "clock": clock, **error})
+    shutil.rmtree(bench.folder / "align", ignore_errors=True)
     for side, label in (("nemo", "NeMo"), ("nest", "the port")):
         row: Row = {"name": f"first batch of {label}, large"}
         before, started = _cpu_seconds(), time.perf_counter()
@@ -322,6 +328,23 @@ def start_up(bench: Bench, aligned: bool) -> list[Row]:
         except WorkerEnded as ended:
             rows.append({**row, "error": str(ended)})
     return rows
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """For recordings and logs.
+
+    Raises:
+        UserError: its disk is full.
+    """
+    with tempfile.TemporaryDirectory(prefix="nest-ssl-bench-") as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+                raise
+            fix = "Free some space, or set TMPDIR to a folder with 25 GB (3 with --quick)."
+            raise UserError("no space left on the disk", folder, fix) from error
 
 
 def matrix_rate(dtype: str = "float32", size: int = 1024) -> float:

@@ -5,6 +5,8 @@
     nest-ssl bench --only large                                           # cases of that name; the others stay
     nest-ssl bench --only curve                                           # or a part, as profile: minutes
 
+What is recorded, and deleted again, takes up to 25 GB in TMPDIR, with --quick 3.
+
 Exit codes: 0 all was measured; 1 something could not be had; 3 bad usage.
 """
 
@@ -15,7 +17,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from nest_ssl.base.arguments import Parser
 from nest_ssl.base.errors import UserError
+from nest_ssl.base.files import lock
 from nest_ssl.base.home import WORK
 from nest_ssl.base.spelling import did_you_mean
 
@@ -80,15 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("no NeMo in this Python", str(pythons["nemo"]), "Give --nemo-python; make setup makes one.")
     if options.rounds:
         cases = [replace(case, rounds=options.rounds) for case in cases]
-    cpu_page.save(cpu_page.load(options.out / "benchmarks.json"), options.out)  # it is known now whether it can be
-    header: dict[str, Any] = {}
-    if cases or parts != ["curve"]:  # what a curve learns is no matter of the machine
-        where, rate = machine(describe_run()), f"{cpu.matrix_rate():.0f} GFLOP/s in float32 matrix products"
-        header["machine"] = f"{where['card']}, {where['cores']} cores, {rate}, torch {where['torch']}"
-        header["day"] = cpu_page.today(where["commit"])
     sides = {name: Side(os.path.abspath(python), f"scripts/train_{name}.py") for name, python in pythons.items()}  # type: ignore[type-var]
-    with sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="nest-ssl-bench-") as folder:
-        bench = Bench(sides=sides, accelerator="cpu", size="tiny", folder=Path(folder))
+    # Two at once would measure each other.
+    with lock(options.out / ".benchmarks.lock", "bench"), sigterm_interrupts(), cpu.temporary_folder() as folder:
+        cpu_page.save(cpu_page.load(options.out / "benchmarks.json"), options.out)  # known now whether it can be
+        header: dict[str, Any] = {}
+        if cases or parts != ["curve"]:  # what a curve learns is no matter of the machine
+            where, rate = machine(describe_run()), f"{cpu.matrix_rate():.0f} GFLOP/s in float32 matrix products"
+            header["machine"] = f"{where['card']}, {where['cores']} cores, {rate}, torch {where['torch']}"
+            header["day"] = cpu_page.today(where["commit"])
+        bench = Bench(sides=sides, accelerator="cpu", size="tiny", folder=folder)
         return measure(bench, cases, parts, header, options)
 
 
