@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from nest_ssl.kernels.once import once_differentiable
 from nest_ssl.model.encoder.fused.choice import Methods, are_operators_seen
 from nest_ssl.model.heads import MultiSoftmaxDecoder
 from nest_ssl.model.loss import MLMLoss, MultiMLMLoss
@@ -182,7 +182,7 @@ class CountedLogits(torch.autograd.Function):
         return _by_rows(_tokens(encoded_BDS, places_K), weight_XD1.squeeze(2).t(), bias_X)[: len(places_K)]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_KX: Tensor) -> tuple[Tensor | None, ...]:
         encoded_BDS, places_K, weight_XD1 = ctx.saved_tensors
         batch, width, steps = encoded_BDS.shape

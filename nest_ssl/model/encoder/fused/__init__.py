@@ -6,7 +6,8 @@ but for pointwise convolutions and what attention does with pairs of frames: the
 compiled loops, stand in, tried before they are used. What they save is memory that is touched: dropout is kept as
 booleans, sums and products are written over what is no longer needed, and what is cheap (norms, most activations,
 dropout's products) is computed again in backward, not kept.
-A gradient that is to be differentiated again (`create_graph=True`) they refuse: any hook in the layer opens it.
+A gradient that is to be differentiated again (`create_graph=True`) they refuse, see `kernels/once.py`: any hook in the
+layer opens it.
 
 `tests/model/test_fused.py` holds output, gradients, buffers and generators of both ways to the last bit.
 """

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nest_ssl.kernels.available import PAIRS, loops
 from nest_ssl.kernels.dropout import drop, drop_, factor_of, loops_for, unfilled
+from nest_ssl.kernels.once import once_differentiable
 from nest_ssl.model.encoder.attention import MASKED_SCORE, by_pair
 from nest_ssl.model.encoder.fused.pieces import draw_kept, linear_backward, normalise, normalise_backward
 
@@ -75,7 +75,7 @@ class AttentionBranch(torch.autograd.Function):
         return drop_(out_BTD, branch_kept, branch_rate).add_(x_BTD)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, pos_1PD, mask_BTT, mean, rstd, *made_and_weights = ctx.saved_tensors
         p_1PD, by_content_NTk, by_distance_NTk, k_NkT, v_NTk, probabilities_NTT, *rest = made_and_weights

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nest_ssl.kernels.available import DEPTHWISE, loops
 from nest_ssl.kernels.dropout import drop, drop_, loops_for, unfilled
+from nest_ssl.kernels.once import once_differentiable
 from nest_ssl.model.encoder.fused.pieces import draw_kept, normalise, normalise_backward
 
 SETTINGS = [1], [0], [1], False, [0]  # stride, padding, dilation, transposed, padding of the output
@@ -67,7 +67,7 @@ class ConvolutionBranch(torch.autograd.Function):
         return x_BTD + drop_(out_BDT, kept_BDT, rate).transpose(1, 2)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, pad_mask_BT, mean, rstd, gated_BXT, over_time_BDT, normed_BDT, *rest = ctx.saved_tensors
         batch_mean, batch_rstd, kept_BDT, *weights = rest

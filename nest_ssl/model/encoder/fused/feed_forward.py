@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nest_ssl.kernels.dropout import drop_
+from nest_ssl.kernels.once import once_differentiable
 from nest_ssl.model.encoder.fused.pieces import draw_kept, linear_backward, normalise, normalise_backward
 
 
@@ -49,7 +49,7 @@ class FeedForwardBranch(torch.autograd.Function):
         return drop_(z_BTD, outer, outer_rate).mul_(0.5).add_(x_BTD)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, mean, rstd, linear_BTE, active_BTE, inner, outer, *weights = ctx.saved_tensors
         norm_weight, norm_bias, weight_ED, bias_E, weight_DE, bias_D = weights

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from nest_ssl.kernels.dropout import unfilled
+from nest_ssl.kernels.once import once_differentiable
 from nest_ssl.model.encoder.fused.choice import Methods, are_operators_seen, is_watched, shares_gradients
 
 CHANNELS = 16  # at a time: as many as a kernel of oneDNN takes together, so that its sums stay as they are
@@ -128,7 +128,7 @@ class ByChannels(torch.autograd.Function):
         return out_BCTF
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_BCTF: Tensor) -> tuple[Tensor | None, ...]:
         x_BCTF, *begun, weight, _ = ctx.saved_tensors
         settings, back = (*ctx.settings, (1, 1), False, (0, 0)), torch.ops.aten.convolution_backward
@@ -183,7 +183,7 @@ class Depthwise(torch.autograd.Function):
         return F.conv2d(x_BCTF, weight.to(x_BCTF.dtype), bias.to(x_BCTF.dtype), stride, padding, groups=len(weight))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_BCTF: Tensor) -> tuple[Tensor | None, ...]:
         x_BCTF, weight = ctx.saved_tensors
         d_x_BCTF, d_weights, d_biases = torch.empty_like(x_BCTF), [], []
@@ -208,7 +208,7 @@ class ReLUInPlace(torch.autograd.Function):
         return x_BCTF
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_BCTF: Tensor) -> Tensor:
         (x_BCTF,) = ctx.saved_tensors
         torch.ops.aten.threshold_backward.grad_input(d_BCTF, x_BCTF, 0, grad_input=d_BCTF)
@@ -225,7 +225,7 @@ class MaskInPlace(torch.autograd.Function):
         return _end_(x_BCTF, lengths)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_BCTF: Tensor) -> tuple[Tensor, None]:
         return _end_(d_BCTF, ctx.lengths), None
 
