@@ -92,7 +92,8 @@ WINGS = {
     # 40 for issues 11 and 15: sums of rows and facts of numbers.
     # 50 more: attention's numbers of pairs of frames, and memory that is not filled.
     # 60 more: gradients of a depthwise convolution.
-    "kernels": (480, ["kernels"]),  # for issue 11: compiled loops with torch's bits, each tried before it is used
+    # 10 more: backwards that are not differentiated again.
+    "kernels": (490, ["kernels"]),  # for issue 11: compiled loops with torch's bits, each tried before it is used
     # On a GPU and on a CPU. 250 for issues 11 and 15: the fast mode beside both, where forward takes its time, a curve.
     # 200 for issue 11: the loader by stage, start-up, and each target as met or not.
     # 40 more: reasons that speak of the measured rows, every target, rows with their day and commit.
