@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from nest_ssl.base.arguments import Parser
@@ -86,6 +87,10 @@ def report_on(options: argparse.Namespace, compare: Callable[[], tuple[Compariso
 
     comparison, report = _write(options, compare)
     print_summary(comparison, report)
+    levels = [side.index.level for side in (comparison.reference, comparison.candidate)]
+    if all(level is not None and level.record == "digest" for level in levels):
+        sides = f"--reference {quote(str(options.reference))} --candidate {quote(str(options.candidate))}"
+        print(f"note: of their steps both have hashes alone, which are compared by nest-ssl bisect {sides}")
     return comparison.exit_code
 
 

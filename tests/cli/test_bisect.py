@@ -11,7 +11,7 @@ import pytest
 from train_nest import NEST
 
 from nest_ssl.base.errors import UserError
-from nest_ssl.cli import bisect, explain
+from nest_ssl.cli import bisect, compare, explain
 from nest_ssl.compare.digests import compare_digests
 from nest_ssl.model.nest import NestModel
 from nest_ssl.recording.reader import open_recording
@@ -101,6 +101,19 @@ def test_hashes_of_a_loop_of_ones_own_are_compared_as_they_are(
     short = ["--reference", str(tmp_path / "one"), "--candidate", str(tmp_path / "short")]
     assert bisect.main([*short, "--out", str(tmp_path / "out")]) == 2
     assert "all 5 steps have the same bits" in (said := capsys.readouterr().out) and "only one side has hashes" in said
+
+
+def test_who_compares_hashes_is_told_what_compares_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.record.test_levels import train
+
+    one, other, whole = tmp_path / "one", tmp_path / "the other", tmp_path / "whole"
+    for path, level in ((one, "digest"), (other, "digest"), (whole, "modules")):
+        train(path, steps=2, record=level)
+    out = ["--out", str(tmp_path / "report")]
+    assert compare.main(["--reference", str(one), "--candidate", str(other), *out]) == 2
+    assert f"nest-ssl bisect --reference {one} --candidate '{other}'" in capsys.readouterr().out
+    compare.main(["--reference", str(whole), "--candidate", str(whole), *out])
+    assert "bisect" not in capsys.readouterr().out
 
 
 def test_what_an_earlier_search_recorded_is_not_taken_for_this_one(
