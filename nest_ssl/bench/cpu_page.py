@@ -32,7 +32,7 @@ ABOUT_RECORDER = (
     "Seconds of one step by the clock: bare, and recorded by each level, until training goes on and until all of it is "
     "written and hashed; CPU time of a bare step, of the thread that trains while it is recorded, and with the threads "
     "that write and hash; what writing as many bytes to the disk takes alone; and the most memory of the process until "
-    "then, with what waits to be written. A bare step takes the fast path "
+    "then: what waits to be written may take a quarter of what is free, or 1 GB. A bare step takes the fast path "
     "through a layer, which calls no module; levels that record every module take the one that does. Boundaries are "
     "the batch, the calls of the model, its parts and blocks, loss and gradients, and of the state weights, the "
     "optimizer's and the gradients that the update uses, before the step and behind it. Those without state are "
