@@ -58,6 +58,17 @@ def _nemo_is_imported() -> None:
     gc.set_threshold(10_000, 20, 20)  # what is left of a trainer goes at the end of a file, if not before
 
 
+@pytest.fixture(autouse=True)
+def _its_activation_trains() -> None:
+    """NeMo's feed-forward modules share one activation, a default argument made when their class is: a model that an
+    earlier test evaluated would have it evaluate in the next one, which starts training as it was built."""
+    if importlib.util.find_spec("nemo") is not None:
+        module = importlib.import_module("nemo.collections.asr.parts.submodules.conformer_modules")
+        shared = [each for each in module.ConformerFeedForward.__init__.__defaults__ if isinstance(each, nn.Module)]
+        for each in shared:
+            each.train()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _what_stays_is_no_garbage(_nemo_is_imported: None) -> None:
     """NeMo's models and loaders that outlive a file are hundreds of thousands of objects to look through again."""
