@@ -343,7 +343,7 @@ def temporary_folder() -> Iterator[Path]:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
                 raise
-            fix = "Free some space, or set TMPDIR to a folder with 25 GB (3 with --quick)."
+            fix = "Free some space, or set TMPDIR to a folder with 30 GB (6 with --quick)."
             raise UserError("no space left on the disk", folder, fix) from error
 
 

@@ -5,7 +5,7 @@
     nest-ssl bench --only large                                           # cases of that name; the others stay
     nest-ssl bench --only curve                                           # or a part, as profile: minutes
 
-What is recorded, and deleted again, takes up to 25 GB in TMPDIR, with --quick 3.
+What is recorded, and deleted again, takes up to 30 GB in TMPDIR, with --quick 6.
 
 Exit codes: 0 all was measured; 1 something could not be had; 3 bad usage.
 """
